@@ -1,0 +1,9 @@
+//! The agent: from Services and EndpointSlices to the BPF maps.
+//!
+//! ```text
+//! source (kube | manifests) -> state -> model -> install -> maps (trait) -> datapath
+//! ```
+//! Each module knows only those to its right; `datapath` is the only one that names aya.
+
+pub mod maps;
+pub mod object;

@@ -1,0 +1,2 @@
+//! Makes Kubernetes Services work with eBPF: see the README.
+fn main() {}

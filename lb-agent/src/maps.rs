@@ -1,0 +1,200 @@
+//! The maps as the agent sees them: rows without address families in their types, the operations on them, and the
+//! trait that the kernel's maps and the tests' maps implement.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use lb_common::layout::{BackendId, Frontend, ServiceId, Slot};
+
+/// An IP version.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
+pub enum Family {
+    /// IPv4
+    #[serde(rename = "IPv4")]
+    V4,
+    /// IPv6
+    #[serde(rename = "IPv6")]
+    V6,
+}
+
+impl Family {
+    /// Both families.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// A transport protocol that a Service port may have.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+}
+
+impl Protocol {
+    /// The number in the IP header.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => lb_common::layout::protocol::TCP,
+            Self::Udp => lb_common::layout::protocol::UDP,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// Key of a frontend row.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum FrontendKey {
+    /// An address, port (host byte order) and protocol that clients connect to.
+    Port(IpAddr, u16, Protocol),
+    /// The wildcard row of an address: it is a VIP.
+    Wildcard(IpAddr),
+}
+
+impl FrontendKey {
+    /// The address.
+    pub fn address(&self) -> IpAddr {
+        match *self {
+            Self::Port(address, ..) | Self::Wildcard(address) => address,
+        }
+    }
+}
+
+/// State of a backend row.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    /// No endpoint: flows to it end.
+    Gone,
+    /// Takes new flows.
+    Active,
+    /// Keeps the flows it has.
+    Draining,
+}
+
+/// A backend row. The family of the address is the family of the array it stands in.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Backend {
+    /// Address of the Pod.
+    pub address: IpAddr,
+    /// Port of the Pod, host byte order.
+    pub port: u16,
+    /// Whether it takes or keeps flows.
+    pub state: BackendState,
+    /// Whether it is on this node.
+    pub local: bool,
+    /// Counts the endpoints that this row has held; see [`lb_common::layout::Backend`].
+    pub generation: u32,
+    /// The service port it belongs to.
+    pub service: ServiceId,
+}
+
+/// One write to the maps.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum MapOp {
+    /// Writes one backend row.
+    SetBackend {
+        /// Index of the row, from 1.
+        id: BackendId,
+        /// The row.
+        backend: Backend,
+    },
+    /// Writes consecutive slots.
+    SetSlots {
+        /// Index of the first.
+        base: u32,
+        /// The slots.
+        slots: Vec<Slot>,
+    },
+    /// Writes one frontend row: this publishes.
+    SetFrontend {
+        /// Key of the row.
+        key: FrontendKey,
+        /// Value of the row.
+        value: Frontend,
+    },
+    /// Deletes one frontend row; a row that does not exist is success.
+    DeleteFrontend {
+        /// Key of the row.
+        key: FrontendKey,
+    },
+}
+
+/// How much the maps hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capacity {
+    /// Frontend rows per family.
+    pub frontends: u32,
+    /// Slots, shared by both families.
+    pub slots: u32,
+    /// Backend rows per family, row 0 (never used) included.
+    pub backends: u32,
+    /// Service ids, id 0 (never used) included.
+    pub services: u32,
+}
+
+/// What the maps hold.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct MapImage {
+    /// All frontend rows.
+    pub frontends: BTreeMap<FrontendKey, Frontend>,
+    /// The slots of every region that a frontend row points to, by index.
+    pub slots: BTreeMap<u32, Slot>,
+    /// All backend rows of IPv4 that were ever written (generation not 0), by id.
+    pub backends4: BTreeMap<BackendId, Backend>,
+    /// All backend rows of IPv6 that were ever written (generation not 0), by id.
+    pub backends6: BTreeMap<BackendId, Backend>,
+}
+
+/// Why a map operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// The map is full.
+    #[error("map {map} is full ({capacity} entries): start the agent with a larger {flag}")]
+    Full {
+        /// Name of the map.
+        map: &'static str,
+        /// Its capacity.
+        capacity: u32,
+        /// The option that enlarges it.
+        flag: &'static str,
+    },
+    /// The kernel refused.
+    #[error("map {map}: {operation}")]
+    Kernel {
+        /// Name of the map.
+        map: &'static str,
+        /// What was tried, with its operands.
+        operation: String,
+        /// What the kernel said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The maps: the kernel's (`datapath`), or those of a test.
+pub trait Maps {
+    /// How much they hold.
+    fn capacity(&self) -> Capacity;
+
+    /// Executes one operation. If it fails nothing is written, except that of `SetSlots` a first part may be.
+    fn apply(&mut self, operation: &MapOp) -> Result<(), MapError>;
+
+    /// Reads everything.
+    fn image(&self) -> Result<MapImage, MapError>;
+}

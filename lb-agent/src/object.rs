@@ -1,0 +1,98 @@
+//! The Kubernetes objects that the agent reads, and how a source reports them.
+
+use std::fmt;
+
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::ResourceExt;
+
+/// The kinds of objects that the agent reads.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Kind {
+    /// `v1/Service`
+    Service,
+    /// `discovery.k8s.io/v1/EndpointSlice`
+    EndpointSlice,
+    /// `v1/Node`
+    Node,
+    /// `v1/Pod`: only in manifests, where a Service's endpoints may be derived from Pods.
+    Pod,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+        })
+    }
+}
+
+/// Which object: kind, namespace (empty for a Node) and name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ObjectReference {
+    /// The object's kind.
+    pub kind: Kind,
+    /// The object's namespace; empty for a Node.
+    pub namespace: String,
+    /// The object's name.
+    pub name: String,
+}
+
+impl fmt::Display for ObjectReference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.namespace.as_str() {
+            "" => write!(formatter, "{} {}", self.kind, self.name),
+            namespace => write!(formatter, "{} {namespace}/{}", self.kind, self.name),
+        }
+    }
+}
+
+/// One object as its source has it.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Object {
+    /// A Service.
+    Service(Box<Service>),
+    /// A part of a Service's endpoints.
+    EndpointSlice(Box<EndpointSlice>),
+    /// A Node.
+    Node(Box<Node>),
+    /// A Pod.
+    Pod(Box<Pod>),
+}
+
+impl Object {
+    /// Kind, namespace and name. A namespaced object without a namespace is in `default`.
+    pub fn reference(&self) -> ObjectReference {
+        let (kind, namespace, name) = match self {
+            Self::Service(object) => (Kind::Service, object.namespace(), object.name_any()),
+            Self::EndpointSlice(object) => (Kind::EndpointSlice, object.namespace(), object.name_any()),
+            Self::Node(object) => (Kind::Node, Some(String::new()), object.name_any()),
+            Self::Pod(object) => (Kind::Pod, object.namespace(), object.name_any()),
+        };
+        ObjectReference {
+            kind,
+            namespace: namespace.unwrap_or_else(|| "default".to_owned()),
+            name,
+        }
+    }
+}
+
+/// What a source tells the state.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Change {
+    /// The object is new or changed.
+    Apply(Object),
+    /// The object is gone.
+    Delete(ObjectReference),
+    /// These are all objects of the kind: others of it are gone. The first `Replace` of a kind is its first
+    /// complete list; nothing is removed from the maps before every kind the source delivers has had one.
+    Replace {
+        /// The kind.
+        kind: Kind,
+        /// All of them.
+        objects: Vec<Object>,
+    },
+}

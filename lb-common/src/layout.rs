@@ -1,0 +1,478 @@
+//! Keys and values of the BPF maps.
+//!
+//! Every type is `repr(C)`, has no hidden bytes (padding is a named field that is zero) and a size asserted below,
+//! because the kernel compares keys byte by byte and the agent reads what another version of it wrote.
+//! Addresses and ports are in network byte order, everything else is in host byte order.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The version of these layouts: part of the pin path, so that an agent never reads maps of another layout.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Names of the maps, in the kernel and under the pin path.
+pub mod map {
+    /// Frontends of IPv4: [`super::FrontendKey`] to [`super::Frontend`].
+    pub const FRONTENDS4: &str = "FRONTENDS4";
+    /// Frontends of IPv6: [`super::FrontendKey`] to [`super::Frontend`].
+    pub const FRONTENDS6: &str = "FRONTENDS6";
+    /// Slots: index to [`super::Slot`].
+    pub const SLOTS: &str = "SLOTS";
+    /// Backends of IPv4: [`super::BackendId`] to [`super::Backend`].
+    pub const BACKENDS4: &str = "BACKENDS4";
+    /// Backends of IPv6: [`super::BackendId`] to [`super::Backend`].
+    pub const BACKENDS6: &str = "BACKENDS6";
+    /// Flows of IPv4: [`super::FlowKey`] to [`super::Flow`].
+    pub const FLOWS4: &str = "FLOWS4";
+    /// Flows of IPv6: [`super::FlowKey`] to [`super::Flow`].
+    pub const FLOWS6: &str = "FLOWS6";
+    /// Translated IPv4 sockets: [`super::SocketKey`] to [`super::Socket`].
+    pub const SOCKETS4: &str = "SOCKETS4";
+    /// Translated IPv6 sockets: [`super::SocketKey`] to [`super::Socket`].
+    pub const SOCKETS6: &str = "SOCKETS6";
+    /// Counters by service id: [`super::ServiceStats`] for each CPU.
+    pub const SERVICE_STATS: &str = "SERVICE_STATS";
+    /// Counters by [`crate::reason::Reason`]: `u64` for each CPU.
+    pub const REASONS: &str = "REASONS";
+}
+
+/// Small number of a service port; indexes the counters. 0 is never valid.
+pub type ServiceId = u32;
+/// Index of a row in the backends array of its family. 0 is never valid.
+pub type BackendId = u32;
+
+/// Transport protocol numbers of the IP header (IANA protocol numbers).
+pub mod protocol {
+    /// Transmission Control Protocol.
+    pub const TCP: u8 = 6;
+    /// User Datagram Protocol.
+    pub const UDP: u8 = 17;
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+}
+
+/// A port in network byte order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(transparent)]
+pub struct Port(u16);
+
+impl Port {
+    /// From a number in host byte order.
+    #[inline(always)]
+    pub const fn new(port: u16) -> Self {
+        Self(port.to_be())
+    }
+
+    /// The number in host byte order.
+    #[inline(always)]
+    pub const fn get(self) -> u16 {
+        u16::from_be(self.0)
+    }
+
+    /// From the two bytes of a header field.
+    #[inline(always)]
+    pub const fn from_bytes(bytes: [u8; 2]) -> Self {
+        Self(u16::from_ne_bytes(bytes))
+    }
+
+    /// The two bytes of a header field.
+    #[inline(always)]
+    pub const fn to_bytes(self) -> [u8; 2] {
+        self.0.to_ne_bytes()
+    }
+}
+
+/// An IPv4 address in network byte order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(transparent)]
+pub struct Address4(u32);
+
+/// An IPv6 address in network byte order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(transparent)]
+pub struct Address6([u32; 4]);
+
+impl Address4 {
+    /// From the four bytes of a header field.
+    #[inline(always)]
+    pub const fn from_bytes(bytes: [u8; 4]) -> Self {
+        Self(u32::from_ne_bytes(bytes))
+    }
+
+    /// The four bytes of a header field.
+    #[inline(always)]
+    pub const fn to_bytes(self) -> [u8; 4] {
+        self.0.to_ne_bytes()
+    }
+
+    /// From the word as the kernel's `bpf_sock_addr` holds it: network byte order.
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+
+    /// The word in network byte order.
+    #[inline(always)]
+    pub const fn to_word(self) -> u32 {
+        self.0
+    }
+}
+
+impl Address6 {
+    /// From the words as the kernel's `bpf_sock_addr` holds them: network byte order.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
+    /// The words in network byte order.
+    #[inline(always)]
+    pub const fn to_words(self) -> [u32; 4] {
+        self.0
+    }
+
+    /// The IPv4 address inside an IPv4-mapped IPv6 address (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2).
+    #[inline(always)]
+    pub const fn to_mapped(self) -> Option<Address4> {
+        if self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0xffff_u32.to_be() {
+            Some(Address4(self.0[3]))
+        } else {
+            None
+        }
+    }
+
+    /// The IPv4-mapped IPv6 address of an IPv4 address.
+    #[inline(always)]
+    pub const fn from_mapped(address: Address4) -> Self {
+        Self([0, 0, 0xffff_u32.to_be(), address.0])
+    }
+}
+
+impl From<Ipv4Addr> for Address4 {
+    #[inline(always)]
+    fn from(address: Ipv4Addr) -> Self {
+        Self::from_bytes(address.octets())
+    }
+}
+
+impl From<Address4> for Ipv4Addr {
+    fn from(address: Address4) -> Self {
+        Self::from(address.to_bytes())
+    }
+}
+
+impl From<Ipv6Addr> for Address6 {
+    fn from(address: Ipv6Addr) -> Self {
+        let mut words = [0; 4];
+        for (word, chunk) in words.iter_mut().zip(address.octets().chunks_exact(4)) {
+            let mut bytes = [0; 4];
+            bytes.copy_from_slice(chunk);
+            *word = u32::from_ne_bytes(bytes);
+        }
+        Self(words)
+    }
+}
+
+impl From<Address6> for Ipv6Addr {
+    fn from(address: Address6) -> Self {
+        let mut octets = [0; 16];
+        for (chunk, word) in octets.chunks_exact_mut(4).zip(address.0) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        Self::from(octets)
+    }
+}
+
+impl From<Address4> for IpAddr {
+    fn from(address: Address4) -> Self {
+        Self::V4(address.into())
+    }
+}
+
+impl From<Address6> for IpAddr {
+    fn from(address: Address6) -> Self {
+        Self::V6(address.into())
+    }
+}
+
+/// What clients connect to: key of the frontends map.
+///
+/// Port 0 is the wildcard row of an address: it says that the address is a VIP, so that an unknown port of it is
+/// rejected and not forwarded.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(C)]
+pub struct FrontendKey<A> {
+    /// The address that clients use.
+    pub address: A,
+    /// The port that clients use; 0 for the wildcard row.
+    pub port: Port,
+    /// One of [`protocol`]; 0 for the wildcard row.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// A contiguous part of the slots array.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(C)]
+pub struct Region {
+    /// Index of the first slot.
+    pub base: u32,
+    /// Number of slots; 0 if there is no usable backend.
+    pub length: u32,
+}
+
+/// What a packet to a frontend finds: value of the frontends map. Writing it publishes the Service.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(C)]
+pub struct Frontend {
+    /// The service port this address belongs to; 0 in a wildcard row.
+    pub service: ServiceId,
+    /// Bits of [`frontend_flags`].
+    pub flags: u32,
+    /// Backends of the whole cluster.
+    pub cluster: Region,
+    /// Backends of this node.
+    pub local: Region,
+    /// Seconds that a client stays with its backend; 0 without session affinity.
+    pub affinity_seconds: u32,
+}
+
+/// Bits of [`Frontend::flags`].
+pub mod frontend_flags {
+    /// Clients inside (Pods and processes of this node) use the `local` region.
+    pub const INSIDE_LOCAL: u32 = 1;
+    /// Clients outside use the `local` region.
+    pub const OUTSIDE_LOCAL: u32 = 1 << 1;
+    /// The wildcard row of a VIP: any port that has no row of its own is rejected.
+    pub const WILDCARD: u32 = 1 << 2;
+}
+
+/// One position of a region.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(C)]
+pub struct Slot {
+    /// The backend to send to.
+    pub backend: BackendId,
+    /// The generation that the backend row must have.
+    pub generation: u32,
+}
+
+/// An endpoint that the datapath may choose: value of the backends arrays.
+///
+/// A row belongs to one service port. `generation` grows each time the row is given to another endpoint, so whoever
+/// remembers a backend (slots, flows, sockets) notices that it is gone.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(C)]
+pub struct Backend<A> {
+    /// Address of the Pod.
+    pub address: A,
+    /// Port of the Pod.
+    pub port: Port,
+    /// One of [`backend_state`].
+    pub state: u8,
+    /// Bits of [`backend_flags`].
+    pub flags: u8,
+    /// Counts the endpoints that this row has held.
+    pub generation: u32,
+    /// The service port that the endpoint belongs to.
+    pub service: ServiceId,
+}
+
+/// Values of [`Backend::state`].
+pub mod backend_state {
+    /// No endpoint: flows to it end. The value of a row that was never written.
+    pub const GONE: u8 = 0;
+    /// Takes new flows.
+    pub const ACTIVE: u8 = 1;
+    /// Keeps the flows it has.
+    pub const DRAINING: u8 = 2;
+}
+
+/// Bits of [`Backend::flags`].
+pub mod backend_flags {
+    /// The endpoint is on this node.
+    pub const LOCAL: u8 = 1;
+}
+
+/// A packet's addresses and ports as seen on the wire, and the side on which it is seen: key of the flows maps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(C)]
+pub struct FlowKey<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// Source port.
+    pub source_port: Port,
+    /// Destination port.
+    pub destination_port: Port,
+    /// One of [`protocol`].
+    pub protocol: u8,
+    /// One of [`hook`].
+    pub hook: u8,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// Values of [`FlowKey::hook`].
+pub mod hook {
+    /// The packet enters the node's stack from a Pod or a network device.
+    pub const INGRESS: u8 = 0;
+    /// The packet leaves the node's stack towards a Pod or a network device.
+    pub const EGRESS: u8 = 1;
+}
+
+/// The remembered rewrite of one direction of a connection: value of the flows maps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(C)]
+pub struct Flow<A> {
+    /// Source address after the rewrite.
+    pub source: A,
+    /// Destination address after the rewrite.
+    pub destination: A,
+    /// Source port after the rewrite.
+    pub source_port: Port,
+    /// Destination port after the rewrite.
+    pub destination_port: Port,
+    /// The service port that the connection belongs to.
+    pub service: ServiceId,
+    /// The backend that was chosen.
+    pub backend: BackendId,
+    /// The backend row's generation when it was chosen.
+    pub generation: u32,
+    /// When a packet was last seen, in ticks (see [`crate::tables::Tables::now`]).
+    pub last_seen: u32,
+    /// Bits of [`flow_state`].
+    pub state: u8,
+    /// Bits of [`flow_flags`].
+    pub flags: u8,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// Bits of [`Flow::state`], kept in the entry of the request direction.
+pub mod flow_state {
+    /// The backend has answered.
+    pub const ANSWERED: u8 = 1;
+    /// The client has sent FIN.
+    pub const FIN_REQUEST: u8 = 1 << 1;
+    /// The backend has sent FIN.
+    pub const FIN_REPLY: u8 = 1 << 2;
+    /// Either side has sent RST.
+    pub const RESET: u8 = 1 << 3;
+}
+
+/// Bits of [`Flow::flags`].
+pub mod flow_flags {
+    /// The entry rewrites what the backend sends.
+    pub const REPLY: u8 = 1;
+    /// The client is the chosen backend: the packet goes back out of the device it came in on.
+    pub const HAIRPIN: u8 = 1 << 1;
+}
+
+/// A socket and an address it knows its peer by: key of the sockets maps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(C)]
+pub struct SocketKey<A> {
+    /// The kernel's socket cookie, low and high half (a `u64` would force padding for IPv4).
+    pub cookie: [u32; 2],
+    /// The backend's address, or a frontend's for an unconnected UDP socket.
+    pub address: A,
+    /// The port beside `address`.
+    pub port: Port,
+    /// One of [`protocol`].
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// The other side of a translation at a socket: value of the sockets maps.
+///
+/// Under a backend's address stands the frontend; under a frontend's address the backend that was chosen.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(C)]
+pub struct Socket<A> {
+    /// The other address.
+    pub address: A,
+    /// The other port.
+    pub port: Port,
+    /// Zero.
+    pub pad: u16,
+    /// The service port.
+    pub service: ServiceId,
+    /// The backend that was chosen.
+    pub backend: BackendId,
+    /// The backend row's generation when it was chosen.
+    pub generation: u32,
+}
+
+/// Counters of a service port: value of the per-CPU array of counters.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[repr(C)]
+pub struct ServiceStats {
+    /// Connections (or first packets of UDP flows, or translated sockets) sent to a backend.
+    pub connections: u64,
+    /// First packets that found no usable backend.
+    pub rejected: u64,
+}
+
+macro_rules! assert_layout {
+    ($($type:ty: $size:literal, align $align:literal;)*) => {
+        $(const _: () = assert!(size_of::<$type>() == $size && align_of::<$type>() == $align);)*
+    };
+}
+
+assert_layout! {
+    FrontendKey<Address4>: 8, align 4;
+    FrontendKey<Address6>: 20, align 4;
+    Frontend: 28, align 4;
+    Slot: 8, align 4;
+    Backend<Address4>: 16, align 4;
+    Backend<Address6>: 28, align 4;
+    FlowKey<Address4>: 16, align 4;
+    FlowKey<Address6>: 40, align 4;
+    Flow<Address4>: 32, align 4;
+    Flow<Address6>: 56, align 4;
+    SocketKey<Address4>: 16, align 4;
+    SocketKey<Address6>: 28, align 4;
+    Socket<Address4>: 20, align 4;
+    Socket<Address6>: 32, align 4;
+    ServiceStats: 16, align 8;
+}
+
+#[cfg(feature = "aya")]
+mod pod {
+    #![expect(
+        unsafe_code,
+        reason = "aya asks for the promise that these types are plain bytes"
+    )]
+
+    use super::*;
+
+    macro_rules! plain {
+        ($($type:ty),* $(,)?) => {
+            // SAFETY: `repr(C)` structs of integers; the sizes asserted above leave no room for padding.
+            $(unsafe impl aya::Pod for $type {})*
+        };
+    }
+
+    plain!(
+        FrontendKey<Address4>,
+        FrontendKey<Address6>,
+        Frontend,
+        Slot,
+        Backend<Address4>,
+        Backend<Address6>,
+        FlowKey<Address4>,
+        FlowKey<Address6>,
+        Flow<Address4>,
+        Flow<Address6>,
+        SocketKey<Address4>,
+        SocketKey<Address6>,
+        Socket<Address4>,
+        Socket<Address6>,
+        ServiceStats,
+    );
+}

@@ -1,0 +1,85 @@
+//! Why a packet was not simply translated: one numbered list, used by the kernel programs, the counters and the
+//! command line alike. Numbers are appended, never changed: a number is the index of its counter.
+
+/// Why a packet was rejected, dropped or passed untranslated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Reason {
+    /// Rejected: the Service has no usable endpoint.
+    NoEndpoint = 0,
+    /// Dropped: traffic policy `Local`, and every endpoint is on another node.
+    NoLocalEndpoint = 1,
+    /// Rejected: the address is a VIP, but no Service uses this port of it.
+    UnknownPort = 2,
+    /// Answered with RST: the connection's backend is gone.
+    BackendGone = 3,
+    /// Dropped: the slots named backends that were just replaced; a repeated packet finds the new ones.
+    StaleSlots = 4,
+    /// Dropped: no free source port was found for the connection.
+    NoSourcePort = 5,
+    /// Dropped: the flow table did not take the connection.
+    FlowTableFull = 6,
+    /// Dropped: the packet could not be rewritten completely.
+    RewriteFailed = 7,
+    /// Passed untouched: a fragment to a VIP.
+    Fragment = 8,
+    /// Dropped: the answer to a rejected packet could not be built.
+    AnswerFailed = 9,
+}
+
+impl Reason {
+    /// All reasons, in the order of their numbers.
+    pub const ALL: [Self; 10] = [
+        Self::NoEndpoint,
+        Self::NoLocalEndpoint,
+        Self::UnknownPort,
+        Self::BackendGone,
+        Self::StaleSlots,
+        Self::NoSourcePort,
+        Self::FlowTableFull,
+        Self::RewriteFailed,
+        Self::Fragment,
+        Self::AnswerFailed,
+    ];
+
+    /// The name in metrics, tables and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoEndpoint => "no_endpoint",
+            Self::NoLocalEndpoint => "no_local_endpoint",
+            Self::UnknownPort => "unknown_port",
+            Self::BackendGone => "backend_gone",
+            Self::StaleSlots => "stale_slots",
+            Self::NoSourcePort => "no_source_port",
+            Self::FlowTableFull => "flow_table_full",
+            Self::RewriteFailed => "rewrite_failed",
+            Self::Fragment => "fragment",
+            Self::AnswerFailed => "answer_failed",
+        }
+    }
+
+    /// The index of the reason's counter.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reason;
+
+    #[test]
+    fn numbers_are_positions_and_names_are_unique() {
+        for (position, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(usize::try_from(reason.index()), Ok(position));
+            assert_eq!(
+                Reason::ALL
+                    .iter()
+                    .filter(|other| other.name() == reason.name())
+                    .count(),
+                1
+            );
+        }
+    }
+}

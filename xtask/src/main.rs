@@ -1,0 +1,2 @@
+//! Developer and user tasks.
+fn main() {}
