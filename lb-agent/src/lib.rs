@@ -5,5 +5,6 @@
 //! ```
 //! Each module knows only those to its right; `datapath` is the only one that names aya.
 
+pub mod datapath;
 pub mod maps;
 pub mod object;

@@ -348,8 +348,8 @@ pub struct Flow<A> {
     pub state: u8,
     /// Bits of [`flow_flags`].
     pub flags: u8,
-    /// Zero.
-    pub pad: u16,
+    /// The ones' complement difference that the new addresses make to checksums, as it stands in memory.
+    pub difference: u16,
 }
 
 /// Bits of [`Flow::state`], kept in the entry of the request direction.
@@ -459,6 +459,8 @@ mod pod {
     }
 
     plain!(
+        Address4,
+        Address6,
         FrontendKey<Address4>,
         FrontendKey<Address6>,
         Frontend,

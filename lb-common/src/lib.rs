@@ -1,12 +1,33 @@
 //! What the kernel programs and the agent share: the layout of the maps, and the code that decides about a packet.
 //!
+//! ```text
+//! parse (headers to Parsed) -> ingress | egress (what to do) -> answer (RST, ICMP)      socket (connect, send, receive)
+//!            packet (trait: bytes)          tables (trait: maps, clock, chance)
+//! ```
 //! Nothing in here does I/O, asks for the time or draws a random number: what a decision needs from outside comes
-//! through the traits [`packet::Packet`] and [`tables::Tables`]. So the same code runs in the kernel, under
-//! `cargo test` and in the agent.
+//! through the traits [`packet::Packet`] and [`tables::Tables`]. So the same code runs in the kernel (XDP, TC,
+//! cgroup), under `cargo test` ([`host`]) and in the agent.
 #![no_std]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "header lengths are `usize` constants in network-types, and sums and random numbers are cut on purpose"
+)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
-#[cfg(test)]
+#[cfg(not(target_arch = "bpf"))]
 extern crate std;
 
+pub mod address;
+pub mod answer;
+pub mod checksum;
+pub mod egress;
+pub mod flow;
+#[cfg(not(target_arch = "bpf"))]
+pub mod host;
+pub mod ingress;
 pub mod layout;
+pub mod packet;
+pub mod parse;
 pub mod reason;
+pub mod socket;
+pub mod tables;

@@ -58,6 +58,21 @@ impl Reason {
         }
     }
 
+    /// Whether the sender of such a packet is told.
+    #[inline(always)]
+    pub const fn is_answered(self) -> bool {
+        match self {
+            Self::NoEndpoint | Self::UnknownPort | Self::BackendGone => true,
+            Self::NoLocalEndpoint
+            | Self::StaleSlots
+            | Self::NoSourcePort
+            | Self::FlowTableFull
+            | Self::RewriteFailed
+            | Self::Fragment
+            | Self::AnswerFailed => false,
+        }
+    }
+
     /// The index of the reason's counter.
     #[inline(always)]
     pub const fn index(self) -> u32 {

@@ -1,15 +1,143 @@
-//! The kernel programs.
+//! The kernel programs: each asks `lb-common` for a verdict and turns it into the action of its hook.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
-use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::macros::xdp;
-use aya_ebpf::programs::XdpContext;
+mod maps;
+mod packet;
+mod sockets;
+mod tables;
 
-/// Passes every packet: what an attached program costs at least.
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
+use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use lb_common::egress::egress;
+use lb_common::ingress::{Origin, Verdict, ingress};
+use lb_common::layout::hook;
+use lb_common::packet::Packet;
+use lb_common::parse::{self, Network};
+
+use crate::packet::{TcPacket, XdpPacket};
+use crate::tables::KernelTables;
+
+/// A network device's packets before the stack sees them.
+#[xdp]
+pub fn lb_xdp(context: XdpContext) -> u32 {
+    let mut packet = XdpPacket { context };
+    match enter(&mut packet, Origin::Outside) {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Bounce => xdp_action::XDP_TX,
+        Verdict::Drop => xdp_action::XDP_DROP,
+    }
+}
+
+/// A network device's packets that XDP did not take.
+#[classifier]
+pub fn lb_tc_from_network(context: TcContext) -> i32 {
+    from_device(context, Origin::Outside)
+}
+
+/// What leaves by a network device.
+#[classifier]
+pub fn lb_tc_to_network(context: TcContext) -> i32 {
+    to_device(context)
+}
+
+/// What a Pod sends.
+#[classifier]
+pub fn lb_tc_from_pod(context: TcContext) -> i32 {
+    from_device(context, Origin::Inside)
+}
+
+/// What a Pod receives.
+#[classifier]
+pub fn lb_tc_to_pod(context: TcContext) -> i32 {
+    to_device(context)
+}
+
+/// Passes every packet: the benchmark's measure of what any XDP program costs.
 #[xdp]
 pub fn lb_empty_xdp(_context: XdpContext) -> u32 {
     xdp_action::XDP_PASS
+}
+
+/// Passes every packet: the benchmark's measure of what any TC program costs.
+#[classifier]
+pub fn lb_empty_tc(_context: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
+#[inline(always)]
+fn from_device(context: TcContext, origin: Origin) -> i32 {
+    let mut packet = TcPacket::new(context);
+    match enter(&mut packet, origin) {
+        // Not the last word: programs of others on the same device run too.
+        Verdict::Pass => TC_ACT_UNSPEC,
+        // SAFETY: plain helper call.
+        Verdict::Bounce => unsafe { bpf_redirect(packet.device(), 0) as i32 },
+        Verdict::Drop => TC_ACT_SHOT,
+    }
+}
+
+#[inline(always)]
+fn to_device(context: TcContext) -> i32 {
+    let mut packet = TcPacket::new(context);
+    match leave(&mut packet) {
+        Verdict::Pass | Verdict::Bounce => TC_ACT_UNSPEC,
+        Verdict::Drop => TC_ACT_SHOT,
+    }
+}
+
+#[inline(always)]
+fn enter(packet: &mut impl Packet, origin: Origin) -> Verdict {
+    match parse::network(packet) {
+        Network::V4(offset) => enter4(packet, offset, origin),
+        Network::V6(offset) => enter6(packet, offset, origin),
+        Network::Other => Verdict::Pass,
+    }
+}
+
+// Each family has a function of its own, so that a packet of one does not need the stack of both.
+#[inline(never)]
+fn enter4(packet: &mut impl Packet, offset: u32, origin: Origin) -> Verdict {
+    match parse::ipv4(packet, offset, hook::INGRESS) {
+        Some(parsed) => ingress(packet, &KernelTables, &parsed, origin),
+        None => Verdict::Pass,
+    }
+}
+
+#[inline(never)]
+fn enter6(packet: &mut impl Packet, offset: u32, origin: Origin) -> Verdict {
+    match parse::ipv6(packet, offset, hook::INGRESS) {
+        Some(parsed) => ingress(packet, &KernelTables, &parsed, origin),
+        None => Verdict::Pass,
+    }
+}
+
+#[inline(always)]
+fn leave(packet: &mut impl Packet) -> Verdict {
+    match parse::network(packet) {
+        Network::V4(offset) => leave4(packet, offset),
+        Network::V6(offset) => leave6(packet, offset),
+        Network::Other => Verdict::Pass,
+    }
+}
+
+#[inline(never)]
+fn leave4(packet: &mut impl Packet, offset: u32) -> Verdict {
+    match parse::ipv4(packet, offset, hook::EGRESS) {
+        Some(parsed) => egress(packet, &KernelTables, &parsed),
+        None => Verdict::Pass,
+    }
+}
+
+#[inline(never)]
+fn leave6(packet: &mut impl Packet, offset: u32) -> Verdict {
+    match parse::ipv6(packet, offset, hook::EGRESS) {
+        Some(parsed) => egress(packet, &KernelTables, &parsed),
+        None => Verdict::Pass,
+    }
 }
 
 #[panic_handler]

@@ -1,0 +1,313 @@
+//! The kernel's maps as [`Maps`], opened where they are pinned.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use lb_common::layout::{
+    self, Address4, Address6, BackendId, Frontend, Port, ServiceId, ServiceStats, Slot, backend_flags,
+    backend_state, map, protocol,
+};
+use lb_common::reason::Reason;
+
+use crate::maps::{Backend, BackendState, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, Protocol};
+
+/// The maps that hold Services.
+pub struct KernelMaps {
+    frontends4: HashMap<MapData, layout::FrontendKey<Address4>, Frontend>,
+    frontends6: HashMap<MapData, layout::FrontendKey<Address6>, Frontend>,
+    slots: Array<MapData, Slot>,
+    backends4: Array<MapData, layout::Backend<Address4>>,
+    backends6: Array<MapData, layout::Backend<Address6>>,
+    capacity: Capacity,
+}
+
+impl KernelMaps {
+    /// Opens the maps pinned in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, MapError> {
+        let frontends4 = open(directory, map::FRONTENDS4)?;
+        let slots = open(directory, map::SLOTS)?;
+        let backends4 = open(directory, map::BACKENDS4)?;
+        let services = open(directory, map::SERVICE_STATS)?;
+        let capacity = Capacity {
+            frontends: max_entries(&frontends4, map::FRONTENDS4)?,
+            slots: max_entries(&slots, map::SLOTS)?,
+            backends: max_entries(&backends4, map::BACKENDS4)?,
+            services: max_entries(&services, map::SERVICE_STATS)?,
+        };
+        Ok(Self {
+            frontends4: typed(frontends4, map::FRONTENDS4)?,
+            frontends6: typed(open(directory, map::FRONTENDS6)?, map::FRONTENDS6)?,
+            slots: typed(slots, map::SLOTS)?,
+            backends4: typed(backends4, map::BACKENDS4)?,
+            backends6: typed(open(directory, map::BACKENDS6)?, map::BACKENDS6)?,
+            capacity,
+        })
+    }
+
+    fn set_backend(&mut self, id: BackendId, backend: &Backend) -> Result<(), MapError> {
+        let operation = || format!("write backend {id} ({}:{})", backend.address, backend.port);
+        match backend.address {
+            IpAddr::V4(address) => self
+                .backends4
+                .set(id, backend_row(backend, Address4::from(address)), 0)
+                .map_err(|error| kernel(map::BACKENDS4, operation(), error)),
+            IpAddr::V6(address) => self
+                .backends6
+                .set(id, backend_row(backend, Address6::from(address)), 0)
+                .map_err(|error| kernel(map::BACKENDS6, operation(), error)),
+        }
+    }
+
+    fn set_slots(&mut self, base: u32, slots: &[Slot]) -> Result<(), MapError> {
+        for (index, slot) in (base..).zip(slots) {
+            self.slots
+                .set(index, slot, 0)
+                .map_err(|error| kernel(map::SLOTS, format!("write slot {index}"), error))?;
+        }
+        Ok(())
+    }
+
+    fn set_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), MapError> {
+        let (name, result) = match key.address() {
+            IpAddr::V4(address) => (
+                map::FRONTENDS4,
+                self.frontends4
+                    .insert(frontend_row(key, Address4::from(address)), value, 0),
+            ),
+            IpAddr::V6(address) => (
+                map::FRONTENDS6,
+                self.frontends6
+                    .insert(frontend_row(key, Address6::from(address)), value, 0),
+            ),
+        };
+        result.map_err(|error| match &error {
+            aya::maps::MapError::SyscallError(error) if is(error, nix::errno::Errno::E2BIG) => {
+                MapError::Full {
+                    map: name,
+                    capacity: self.capacity.frontends,
+                    flag: "--max-frontends",
+                }
+            }
+            _ => kernel(name, format!("write frontend {key:?}"), error),
+        })
+    }
+
+    fn delete_frontend(&mut self, key: &FrontendKey) -> Result<(), MapError> {
+        let (name, result) = match key.address() {
+            IpAddr::V4(address) => (
+                map::FRONTENDS4,
+                self.frontends4
+                    .remove(&frontend_row(key, Address4::from(address))),
+            ),
+            IpAddr::V6(address) => (
+                map::FRONTENDS6,
+                self.frontends6
+                    .remove(&frontend_row(key, Address6::from(address))),
+            ),
+        };
+        match result {
+            Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+            Err(aya::maps::MapError::SyscallError(error)) if is(&error, nix::errno::Errno::ENOENT) => Ok(()),
+            result => result.map_err(|error| kernel(name, format!("delete frontend {key:?}"), error)),
+        }
+    }
+}
+
+impl Maps for KernelMaps {
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    fn apply(&mut self, operation: &MapOp) -> Result<(), MapError> {
+        match operation {
+            MapOp::SetBackend { id, backend } => self.set_backend(*id, backend),
+            MapOp::SetSlots { base, slots } => self.set_slots(*base, slots),
+            MapOp::SetFrontend { key, value } => self.set_frontend(key, value),
+            MapOp::DeleteFrontend { key } => self.delete_frontend(key),
+        }
+    }
+
+    fn image(&self) -> Result<MapImage, MapError> {
+        let mut image = MapImage::default();
+        for row in self.frontends4.iter() {
+            let (key, value) =
+                row.map_err(|error| kernel(map::FRONTENDS4, "read all rows".to_owned(), error))?;
+            image
+                .frontends
+                .extend(frontend_key(key.address.into(), key.port, key.protocol).map(|key| (key, value)));
+        }
+        for row in self.frontends6.iter() {
+            let (key, value) =
+                row.map_err(|error| kernel(map::FRONTENDS6, "read all rows".to_owned(), error))?;
+            image
+                .frontends
+                .extend(frontend_key(key.address.into(), key.port, key.protocol).map(|key| (key, value)));
+        }
+        for region in image
+            .frontends
+            .values()
+            .flat_map(|frontend| [frontend.cluster, frontend.local])
+        {
+            for index in region.base..region.base.saturating_add(region.length) {
+                if let std::collections::btree_map::Entry::Vacant(entry) = image.slots.entry(index) {
+                    let slot = self.slots.get(&index, 0);
+                    entry.insert(
+                        slot.map_err(|error| kernel(map::SLOTS, format!("read slot {index}"), error))?,
+                    );
+                }
+            }
+        }
+        for (id, row) in (0..).zip(self.backends4.iter()) {
+            let row = row.map_err(|error| kernel(map::BACKENDS4, format!("read backend {id}"), error))?;
+            image
+                .backends4
+                .extend(backend(row, row.address.into()).map(|backend| (id, backend)));
+        }
+        for (id, row) in (0..).zip(self.backends6.iter()) {
+            let row = row.map_err(|error| kernel(map::BACKENDS6, format!("read backend {id}"), error))?;
+            image
+                .backends6
+                .extend(backend(row, row.address.into()).map(|backend| (id, backend)));
+        }
+        Ok(image)
+    }
+}
+
+/// The counters of the kernel programs.
+pub struct Counters {
+    services: PerCpuArray<MapData, ServiceStats>,
+    reasons: PerCpuArray<MapData, u64>,
+}
+
+impl Counters {
+    /// Opens the counters pinned in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, MapError> {
+        Ok(Self {
+            services: typed(open(directory, map::SERVICE_STATS)?, map::SERVICE_STATS)?,
+            reasons: typed(open(directory, map::REASONS)?, map::REASONS)?,
+        })
+    }
+
+    /// The counters of a service port, summed over all CPUs.
+    pub fn service(&self, service: ServiceId) -> Result<ServiceStats, MapError> {
+        let values = self.services.get(&service, 0).map_err(|error| {
+            kernel(
+                map::SERVICE_STATS,
+                format!("read the counters of service {service}"),
+                error,
+            )
+        })?;
+        Ok(values
+            .iter()
+            .fold(ServiceStats::default(), |sum, value| ServiceStats {
+                connections: sum.connections + value.connections,
+                rejected: sum.rejected + value.rejected,
+            }))
+    }
+
+    /// How many packets were not simply translated for this reason, summed over all CPUs.
+    pub fn reason(&self, reason: Reason) -> Result<u64, MapError> {
+        let values = self.reasons.get(&reason.index(), 0).map_err(|error| {
+            kernel(
+                map::REASONS,
+                format!("read the counter of {}", reason.name()),
+                error,
+            )
+        })?;
+        Ok(values.iter().sum())
+    }
+}
+
+/// Opens a pinned map.
+fn open(directory: &Path, name: &'static str) -> Result<Map, MapError> {
+    let path = directory.join(name);
+    MapData::from_pin(&path)
+        .and_then(Map::from_map_data)
+        .map_err(|error| kernel(name, format!("open the pinned map {}", path.display()), error))
+}
+
+fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(map: Map, name: &'static str) -> Result<T, MapError> {
+    T::try_from(map).map_err(|error| kernel(name, "use it as the kind of map it should be".to_owned(), error))
+}
+
+fn max_entries(map: &Map, name: &'static str) -> Result<u32, MapError> {
+    let (Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data)) = map else {
+        return Err(kernel(
+            name,
+            "ask for its size".to_owned(),
+            aya::maps::MapError::InvalidMapType { map_type: 0 },
+        ));
+    };
+    let info = data
+        .info()
+        .map_err(|error| kernel(name, "ask for its size".to_owned(), error))?;
+    Ok(info.max_entries())
+}
+
+fn kernel(map: &'static str, operation: String, error: aya::maps::MapError) -> MapError {
+    MapError::Kernel {
+        map,
+        operation,
+        source: Box::new(error),
+    }
+}
+
+fn is(error: &aya::sys::SyscallError, errno: nix::errno::Errno) -> bool {
+    error.io_error.raw_os_error() == Some(errno as i32)
+}
+
+fn frontend_row<A>(key: &FrontendKey, address: A) -> layout::FrontendKey<A> {
+    let (port, protocol) = match key {
+        FrontendKey::Port(_, port, protocol) => (*port, protocol.number()),
+        FrontendKey::Wildcard(_) => (0, 0),
+    };
+    layout::FrontendKey {
+        address,
+        port: Port::new(port),
+        protocol,
+        pad: 0,
+    }
+}
+
+/// The key of a row; `None` for a protocol that this agent does not write.
+fn frontend_key(address: IpAddr, port: Port, number: u8) -> Option<FrontendKey> {
+    Some(match number {
+        0 => FrontendKey::Wildcard(address),
+        protocol::TCP => FrontendKey::Port(address, port.get(), Protocol::Tcp),
+        protocol::UDP => FrontendKey::Port(address, port.get(), Protocol::Udp),
+        _ => return None,
+    })
+}
+
+fn backend_row<A: Pod>(backend: &Backend, address: A) -> layout::Backend<A> {
+    layout::Backend {
+        address,
+        port: Port::new(backend.port),
+        state: match backend.state {
+            BackendState::Gone => backend_state::GONE,
+            BackendState::Active => backend_state::ACTIVE,
+            BackendState::Draining => backend_state::DRAINING,
+        },
+        flags: if backend.local { backend_flags::LOCAL } else { 0 },
+        generation: backend.generation,
+        service: backend.service,
+    }
+}
+
+/// A row that was written at least once.
+fn backend<A>(row: layout::Backend<A>, address: IpAddr) -> Option<Backend> {
+    (row.generation != 0).then(|| Backend {
+        address,
+        port: row.port.get(),
+        state: match row.state {
+            backend_state::ACTIVE => BackendState::Active,
+            backend_state::DRAINING => BackendState::Draining,
+            _ => BackendState::Gone,
+        },
+        local: row.flags & backend_flags::LOCAL != 0,
+        generation: row.generation,
+        service: row.service,
+    })
+}

@@ -1,0 +1,4 @@
+//! The kernel side: loads the programs, owns the maps, attaches and pins. The only module that names aya.
+
+pub mod maps;
+pub mod object;

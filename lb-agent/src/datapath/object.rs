@@ -1,0 +1,243 @@
+//! The kernel programs: embedded object, load-time settings, loading.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aya::maps::MapInfo;
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
+use lb_common::layout::{
+    Address4, Address6, Backend, Flow, FlowKey, Frontend, FrontendKey, ServiceStats, Slot, Socket, SocketKey,
+    map,
+};
+use lb_common::tables::{Lifetimes, TICK_SHIFT};
+use nix::time::{ClockId, clock_getres};
+
+use crate::maps::Capacity;
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
+
+/// Names of the kernel programs.
+pub mod program {
+    /// XDP on network devices.
+    pub const XDP: &str = "lb_xdp";
+    /// TC ingress of network devices.
+    pub const TC_FROM_NETWORK: &str = "lb_tc_from_network";
+    /// TC egress of network devices.
+    pub const TC_TO_NETWORK: &str = "lb_tc_to_network";
+    /// TC ingress of the host side of Pod devices.
+    pub const TC_FROM_POD: &str = "lb_tc_from_pod";
+    /// TC egress of the host side of Pod devices.
+    pub const TC_TO_POD: &str = "lb_tc_to_pod";
+    /// Programs that do nothing, for the benchmark.
+    pub const EMPTY_PREFIX: &str = "lb_empty_";
+}
+
+/// What is fixed when the programs are loaded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// The node's primary IPv4 address: replaces the client's in hairpin connections.
+    pub node_address4: Option<Ipv4Addr>,
+    /// The node's primary IPv6 address: replaces the client's in hairpin connections.
+    pub node_address6: Option<Ipv6Addr>,
+    /// With `Some`, only sockets of the network namespace with this cookie (`SO_NETNS_COOKIE`) are translated.
+    pub socket_namespace: Option<u64>,
+    /// Sizes of the maps.
+    pub capacity: Capacity,
+    /// Entries of each flow table; a connection takes two.
+    pub flows: u32,
+}
+
+/// Default sizes of the maps.
+pub const DEFAULT_CAPACITY: Capacity = Capacity {
+    frontends: 65_536,
+    slots: 1_048_576,
+    backends: 262_144,
+    services: 65_536,
+};
+/// Default size of each flow table.
+pub const DEFAULT_FLOWS: u32 = 262_144;
+
+/// Why the kernel programs could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The pin directory cannot be made.
+    #[error("cannot create {}: {source}; is a bpf file system mounted there? (`mount -t bpf bpf /sys/fs/bpf`)", path.display())]
+    PinDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The object was refused.
+    #[error("cannot create the BPF maps")]
+    Object(#[source] Box<aya::EbpfError>),
+    /// A program was refused.
+    #[error("the kernel refuses program {name}: {reason}")]
+    Program {
+        /// The program's name.
+        name: String,
+        /// The end of the verifier's log, or what else was wrong.
+        reason: String,
+    },
+    /// A pinned map has another layout.
+    #[error(
+        "pinned map {} has another layout than this agent's: run `lb-agent cleanup` with the agent that made it",
+        path.display()
+    )]
+    Layout {
+        /// The pinned map.
+        path: PathBuf,
+    },
+}
+
+/// All maps, with the sizes of their keys and values in bytes.
+const MAPS: [(&str, usize, usize); 11] = [
+    (
+        map::FRONTENDS4,
+        size_of::<FrontendKey<Address4>>(),
+        size_of::<Frontend>(),
+    ),
+    (
+        map::FRONTENDS6,
+        size_of::<FrontendKey<Address6>>(),
+        size_of::<Frontend>(),
+    ),
+    (map::SLOTS, size_of::<u32>(), size_of::<Slot>()),
+    (map::BACKENDS4, size_of::<u32>(), size_of::<Backend<Address4>>()),
+    (map::BACKENDS6, size_of::<u32>(), size_of::<Backend<Address6>>()),
+    (
+        map::FLOWS4,
+        size_of::<FlowKey<Address4>>(),
+        size_of::<Flow<Address4>>(),
+    ),
+    (
+        map::FLOWS6,
+        size_of::<FlowKey<Address6>>(),
+        size_of::<Flow<Address6>>(),
+    ),
+    (
+        map::SOCKETS4,
+        size_of::<SocketKey<Address4>>(),
+        size_of::<Socket<Address4>>(),
+    ),
+    (
+        map::SOCKETS6,
+        size_of::<SocketKey<Address6>>(),
+        size_of::<Socket<Address6>>(),
+    ),
+    (map::SERVICE_STATS, size_of::<u32>(), size_of::<ServiceStats>()),
+    (map::REASONS, size_of::<u32>(), size_of::<u64>()),
+];
+
+/// Creates the maps, pins them in `directory` and loads all programs. Maps that are pinned there are taken over.
+pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
+    let Settings { capacity, .. } = settings;
+    let lifetimes = Lifetimes::with_tick_rate(tick_rate());
+    let lifetimes = [
+        lifetimes.tcp_established,
+        lifetimes.tcp_opening,
+        lifetimes.tcp_closing,
+        lifetimes.udp_answered,
+        lifetimes.udp_unanswered,
+    ];
+    let address4 = Address4::from(settings.node_address4.unwrap_or(Ipv4Addr::UNSPECIFIED)).to_word();
+    let address6 = Address6::from(settings.node_address6.unwrap_or(Ipv6Addr::UNSPECIFIED)).to_words();
+    let socket_namespace = settings.socket_namespace.unwrap_or(0);
+
+    let mut loader = EbpfLoader::new();
+    loader
+        .verifier_log_level(VerifierLogLevel::STATS)
+        .override_global("LIFETIMES", &lifetimes, true)
+        .override_global("NODE_ADDRESS4", &address4, true)
+        .override_global("NODE_ADDRESS6", &address6, true)
+        .override_global("SOCKET_NAMESPACE", &socket_namespace, true)
+        .map_max_entries(map::FRONTENDS4, capacity.frontends)
+        .map_max_entries(map::FRONTENDS6, capacity.frontends)
+        .map_max_entries(map::SLOTS, capacity.slots)
+        .map_max_entries(map::BACKENDS4, capacity.backends)
+        .map_max_entries(map::BACKENDS6, capacity.backends)
+        .map_max_entries(map::SERVICE_STATS, capacity.services)
+        .map_max_entries(map::FLOWS4, settings.flows)
+        .map_max_entries(map::FLOWS6, settings.flows);
+    std::fs::create_dir_all(directory).map_err(|source| LoadError::PinDirectory {
+        path: directory.to_owned(),
+        source,
+    })?;
+    check_layouts(directory)?;
+    for (name, ..) in MAPS {
+        loader.map_pin_path(name, directory.join(name));
+    }
+    let mut ebpf = loader
+        .load(OBJECT)
+        .map_err(|error| LoadError::Object(Box::new(error)))?;
+    load_programs(&mut ebpf)?;
+    Ok(ebpf)
+}
+
+/// Checks that pinned maps are of this agent's layout: the kernel and aya do not.
+fn check_layouts(directory: &Path) -> Result<(), LoadError> {
+    for (name, key_size, value_size) in MAPS {
+        let path = directory.join(name);
+        if !path.exists() {
+            continue;
+        }
+        let matches = MapInfo::from_pin(&path).is_ok_and(|info| {
+            info.key_size() as usize == key_size && info.value_size() as usize == value_size
+        });
+        if !matches {
+            return Err(LoadError::Layout { path });
+        }
+    }
+    Ok(())
+}
+
+/// Loads every program that the agent attaches. The empty ones are the benchmark's.
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    for (name, program) in ebpf.programs_mut() {
+        let result = match program {
+            _ if name.starts_with(program::EMPTY_PREFIX) => continue,
+            Program::Xdp(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            _ => continue,
+        };
+        result.map_err(|error| LoadError::Program {
+            name: name.to_owned(),
+            reason: shorten(error),
+        })?;
+    }
+    Ok(())
+}
+
+/// The end of a verifier log says what is wrong; all of it is thousands of lines.
+fn shorten(error: ProgramError) -> String {
+    const LINES: usize = 12;
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+            let end = lines
+                .get(lines.len().saturating_sub(LINES)..)
+                .unwrap_or_default()
+                .join("\n");
+            format!("{io_error}\n{end}")
+        }
+        error => format!("{:#}", anyhow::Error::from(error)),
+    }
+}
+
+/// Ticks ([`TICK_SHIFT`]) per 1000 seconds: the coarse clocks of the kernel advance by one jiffy
+/// (`CLOCK_MONOTONIC_COARSE`, clock_getres(2)).
+fn tick_rate() -> u32 {
+    let jiffy =
+        clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::from_millis(4), Duration::from);
+    let jiffies_per_second = 1_000_000_000 / u64::try_from(jiffy.as_nanos()).unwrap_or(u64::MAX).max(1);
+    u32::try_from((jiffies_per_second * 1000) >> TICK_SHIFT)
+        .unwrap_or(u32::MAX)
+        .max(1)
+}

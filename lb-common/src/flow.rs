@@ -1,0 +1,143 @@
+//! Remembered rewrites: the state of a flow, and what a packet does to it.
+#![expect(
+    unsafe_code,
+    reason = "a flow entry is a pointer into a map that programs on other CPUs write too"
+)]
+
+use core::ptr::NonNull;
+
+use crate::checksum::Sum;
+use crate::layout::{Flow, FlowKey, flow_flags, flow_state, hook, protocol};
+use crate::parse::tcp_flags;
+use crate::tables::Lifetimes;
+
+/// An entry of the flow table, in place.
+///
+/// The kernel may give the entry to another flow while a program looks at it (LRU maps, `aya`'s contract of `get`),
+/// so everything is copied out at once and only single fields are written back.
+pub struct FlowEntry<A> {
+    flow: NonNull<Flow<A>>,
+}
+
+impl<A: Copy> FlowEntry<A> {
+    /// An entry at this place.
+    ///
+    /// # Safety
+    /// The pointer is valid for reads and writes while the value lives: for a map value until the program returns.
+    #[inline(always)]
+    pub const unsafe fn new(flow: NonNull<Flow<A>>) -> Self {
+        Self { flow }
+    }
+
+    /// A copy of the entry.
+    #[inline(always)]
+    pub fn get(&self) -> Flow<A> {
+        // SAFETY: valid for reads by the contract of `new`.
+        unsafe { self.flow.as_ptr().read() }
+    }
+
+    /// Notes when the flow was last seen.
+    #[inline(always)]
+    pub fn set_last_seen(&self, now: u32) {
+        // SAFETY: valid for writes by the contract of `new`.
+        unsafe { (&raw mut (*self.flow.as_ptr()).last_seen).write(now) }
+    }
+
+    /// Adds bits of [`flow_state`].
+    #[inline(always)]
+    pub fn add_state(&self, bits: u8) {
+        // SAFETY: valid for reads and writes by the contract of `new`.
+        unsafe {
+            let state = &raw mut (*self.flow.as_ptr()).state;
+            state.write(state.read() | bits);
+        }
+    }
+}
+
+impl<A: Copy + Eq> Flow<A> {
+    /// The key of the entry for the opposite direction.
+    #[inline(always)]
+    pub fn peer_key(&self, protocol: u8) -> FlowKey<A> {
+        let to_egress = self.flags & (flow_flags::REPLY | flow_flags::HAIRPIN) == 0;
+        FlowKey {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol,
+            hook: if to_egress { hook::EGRESS } else { hook::INGRESS },
+            pad: 0,
+        }
+    }
+
+    /// Source and destination port after the rewrite, as they follow each other in a header.
+    #[inline(always)]
+    pub fn ports_word(&self) -> u32 {
+        let ([a, b], [c, d]) = (self.source_port.to_bytes(), self.destination_port.to_bytes());
+        u32::from_ne_bytes([a, b, c, d])
+    }
+
+    /// Whether the entry rewrites what the backend sends.
+    #[inline(always)]
+    pub fn is_reply(&self) -> bool {
+        self.flags & flow_flags::REPLY != 0
+    }
+
+    /// What the new addresses add to the IPv4 header's checksum and to that of the transport header.
+    #[inline(always)]
+    pub fn address_difference(&self) -> Sum {
+        Sum::new().add(u32::from(self.difference))
+    }
+
+    /// Whether packets with this key get this flow's replies: the entry is that of the same connection.
+    #[inline(always)]
+    pub fn answers(&self, request: &FlowKey<A>) -> bool {
+        self.source == request.destination
+            && self.destination == request.source
+            && self.source_port == request.destination_port
+            && self.destination_port == request.source_port
+    }
+
+    /// Whether the connection has ended: a SYN on the same tuple begins a new one.
+    #[inline(always)]
+    pub fn is_closed(&self) -> bool {
+        const FIN_BOTH: u8 = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
+        self.state & flow_state::RESET != 0 || self.state & FIN_BOTH == FIN_BOTH
+    }
+
+    /// Whether the flow has been idle for longer than it lives.
+    #[inline(always)]
+    pub fn is_expired(&self, protocol: u8, now: u32, lifetimes: &Lifetimes) -> bool {
+        let answered = self.state & flow_state::ANSWERED != 0;
+        let lifetime = match (protocol, answered) {
+            (protocol::TCP, _) if self.is_closed() => lifetimes.tcp_closing,
+            (protocol::TCP, true) => lifetimes.tcp_established,
+            (protocol::TCP, false) => lifetimes.tcp_opening,
+            (_, true) => lifetimes.udp_answered,
+            (_, false) => lifetimes.udp_unanswered,
+        };
+        now.wrapping_sub(self.last_seen) > lifetime
+    }
+
+    /// The bits of [`flow_state`] that a packet adds to this flow.
+    #[inline(always)]
+    pub fn news(&self, tcp_flags: u8) -> u8 {
+        let mut bits = 0;
+        if self.is_reply() {
+            bits |= flow_state::ANSWERED;
+        }
+        if tcp_flags & (tcp_flags::FIN | tcp_flags::RST) != 0 {
+            if tcp_flags & tcp_flags::RST != 0 {
+                bits |= flow_state::RESET;
+            }
+            if tcp_flags & tcp_flags::FIN != 0 {
+                bits |= if self.is_reply() {
+                    flow_state::FIN_REPLY
+                } else {
+                    flow_state::FIN_REQUEST
+                };
+            }
+        }
+        bits & !self.state
+    }
+}

@@ -1,0 +1,207 @@
+//! The decision code's surroundings on the host: packets of plain bytes and tables of plain maps.
+#![expect(
+    unsafe_code,
+    reason = "hands out views and flow entries as the kernel programs do"
+)]
+
+use core::cell::{Cell, RefCell};
+use core::ptr::NonNull;
+use std::boxed::Box;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::vec;
+use std::vec::Vec;
+
+use crate::address::Address;
+use crate::flow::FlowEntry;
+use crate::layout::{
+    Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, ServiceStats, Slot,
+};
+use crate::packet::{DirectPacket, Packet, View, ViewMut, translate_directly};
+use crate::parse::Headers;
+use crate::reason::Reason;
+use crate::tables::{Lifetimes, Tables};
+
+/// A packet of plain bytes with complete checksums.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Bytes(pub Vec<u8>);
+
+impl Bytes {
+    fn part<const N: usize>(&self, offset: u32) -> Option<*const u8> {
+        let offset = usize::try_from(offset).ok()?;
+        self.0.get(offset..offset.checked_add(N)?).map(<[u8]>::as_ptr)
+    }
+}
+
+impl DirectPacket for Bytes {
+    fn view_mut<const N: usize>(&mut self, offset: u32) -> Option<ViewMut<'_, N>> {
+        let offset = usize::try_from(offset).ok()?;
+        let part = self.0.get_mut(offset..offset.checked_add(N)?)?;
+        // SAFETY: the slice has N bytes and stays mutably borrowed.
+        Some(unsafe { ViewMut::new(part.as_mut_ptr()) })
+    }
+}
+
+impl Packet for Bytes {
+    fn length(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+    }
+
+    fn view<const N: usize>(&self, offset: u32) -> Option<View<'_, N>> {
+        // SAFETY: `part` checks that N bytes are there; they stay borrowed.
+        self.part::<N>(offset).map(|start| unsafe { View::new(start) })
+    }
+
+    fn write<const N: usize>(&mut self, offset: u32, words: &[u32; N]) -> Option<()> {
+        let offset = usize::try_from(offset).ok()?;
+        let target = self.0.get_mut(offset..offset + N * 4)?;
+        for (part, word) in target.chunks_exact_mut(4).zip(words) {
+            part.copy_from_slice(&word.to_ne_bytes());
+        }
+        Some(())
+    }
+
+    fn translate<A: Address>(&mut self, headers: &Headers, old: &FlowKey<A>, new: &Flow<A>) -> Option<()> {
+        translate_directly(self, headers, old, new)
+    }
+
+    fn grow_head(&mut self, by: u32) -> Option<()> {
+        self.0.splice(0..0, vec![0; usize::try_from(by).ok()?]);
+        Some(())
+    }
+
+    fn cut(&mut self, length: u32) -> Option<()> {
+        self.0.truncate(usize::try_from(length).ok()?);
+        Some(())
+    }
+
+    fn checksum_is_partial(&mut self, _offset: u32) -> bool {
+        false
+    }
+}
+
+/// Tables in memory.
+#[expect(
+    missing_debug_implementations,
+    reason = "holds entries that are written through pointers"
+)]
+pub struct HostTables<A> {
+    /// Frontend rows.
+    pub frontends: HashMap<FrontendKey<A>, Frontend>,
+    /// Slots by index.
+    pub slots: HashMap<u32, Slot>,
+    /// Backend rows by id.
+    pub backends: HashMap<BackendId, Backend<A>>,
+    /// Replaces the client's address in hairpin connections.
+    pub node_address: A,
+    /// The clock.
+    pub now: Cell<u32>,
+    /// The next random numbers: each is the one before, times a constant, plus one.
+    pub random: Cell<u32>,
+    /// Idle lifetimes.
+    pub lifetimes: Lifetimes,
+    /// Connections and rejected packets by service.
+    pub stats: RefCell<HashMap<ServiceId, ServiceStats>>,
+    /// Packets by [`Reason::index`].
+    pub reasons: RefCell<HashMap<u32, u64>>,
+    flows: RefCell<HashMap<FlowKey<A>, Box<Flow<A>>>>,
+}
+
+impl<A: Address + Hash> Default for HostTables<A> {
+    fn default() -> Self {
+        Self {
+            frontends: HashMap::new(),
+            slots: HashMap::new(),
+            backends: HashMap::new(),
+            node_address: A::default(),
+            now: Cell::new(1),
+            random: Cell::new(1),
+            lifetimes: Lifetimes::with_tick_rate(1000),
+            stats: RefCell::default(),
+            reasons: RefCell::default(),
+            flows: RefCell::default(),
+        }
+    }
+}
+
+impl<A: Address + Hash> HostTables<A> {
+    /// The number of flow entries.
+    pub fn flow_count(&self) -> usize {
+        self.flows.borrow().len()
+    }
+
+    /// How often a reason was counted.
+    pub fn reason_count(&self, reason: Reason) -> u64 {
+        self.reasons.borrow().get(&reason.index()).copied().unwrap_or(0)
+    }
+
+    fn count(&self, service: ServiceId, add: impl FnOnce(&mut ServiceStats)) {
+        add(self.stats.borrow_mut().entry(service).or_default());
+    }
+}
+
+impl<A: Address + Hash> Tables<A> for HostTables<A> {
+    fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>> {
+        let mut flows = self.flows.borrow_mut();
+        let flow = flows.get_mut(key)?;
+        // SAFETY: the box keeps its place until the flow is removed; the decision code does not use an entry after
+        // removing or replacing its flow.
+        Some(unsafe { FlowEntry::new(NonNull::from(flow.as_mut())) })
+    }
+
+    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        self.flows.borrow_mut().insert(*key, Box::new(*flow));
+        true
+    }
+
+    fn remove_flow(&self, key: &FlowKey<A>) {
+        self.flows.borrow_mut().remove(key);
+    }
+
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend> {
+        self.frontends.get(key).copied()
+    }
+
+    fn slot(&self, index: u32) -> Option<Slot> {
+        self.slots.get(&index).copied()
+    }
+
+    fn backend(&self, id: BackendId) -> Option<Backend<A>> {
+        self.backends.get(&id).copied()
+    }
+
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+
+    fn random(&self) -> u32 {
+        // Constants of Numerical Recipes' generator: the whole period, and the high bits vary.
+        self.random.set(
+            self.random
+                .get()
+                .wrapping_mul(1_664_525)
+                .wrapping_add(1_013_904_223),
+        );
+        self.random.get()
+    }
+
+    fn lifetimes(&self) -> Lifetimes {
+        self.lifetimes
+    }
+
+    fn node_address(&self) -> A {
+        self.node_address
+    }
+
+    fn count_connection(&self, service: ServiceId) {
+        self.count(service, |stats| stats.connections += 1);
+    }
+
+    fn count_rejected(&self, service: ServiceId) {
+        self.count(service, |stats| stats.rejected += 1);
+    }
+
+    fn count_reason(&self, reason: Reason) {
+        *self.reasons.borrow_mut().entry(reason.index()).or_default() += 1;
+    }
+}

@@ -1,0 +1,236 @@
+//! Access to the bytes of a packet.
+//!
+//! A [`View`] proves with one bounds check that `N` bytes are there and then reads fields at constant offsets that
+//! the compiler checks. It borrows the packet, so that it cannot outlive a call that moves the packet's data.
+#![expect(
+    unsafe_code,
+    reason = "reads packet bytes behind a bounds check that the constructor's caller has made"
+)]
+
+use core::marker::PhantomData;
+use core::mem::offset_of;
+
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::tcp::TcpHdr;
+use network_types::udp::UdpHdr;
+
+use crate::address::Address;
+use crate::checksum::Sum;
+use crate::layout::{Flow, FlowKey, protocol};
+use crate::parse::Headers;
+
+/// `N` readable bytes of a packet.
+#[derive(Clone, Copy)]
+pub struct View<'packet, const N: usize> {
+    start: *const u8,
+    packet: PhantomData<&'packet [u8]>,
+}
+
+macro_rules! load {
+    ($name:ident, $type:ty, $size:literal) => {
+        /// The field at offset `AT`, in the byte order of the packet.
+        #[inline(always)]
+        pub fn $name<const AT: usize>(&self) -> $type {
+            const { assert!(AT + size_of::<$type>() <= N) };
+            // LLVM's BPF back end splits an unaligned read into single bytes; the kernel's verifier allows it whole.
+            #[cfg(target_arch = "bpf")]
+            {
+                let value: u64;
+                // SAFETY: the constant assertion keeps the read inside the N bytes that `new` vouches for.
+                unsafe {
+                    core::arch::asm!(
+                        concat!("{value} = *(", $size, " *)({start} + {at})"),
+                        value = lateout(reg) value,
+                        start = in(reg) self.start,
+                        at = const AT,
+                        options(pure, readonly, nostack, preserves_flags),
+                    );
+                }
+                value as $type
+            }
+            #[cfg(not(target_arch = "bpf"))]
+            {
+                // SAFETY: the constant assertion keeps the read inside the N bytes that `new` vouches for.
+                unsafe { self.start.add(AT).cast::<$type>().read_unaligned() }
+            }
+        }
+    };
+}
+
+impl<const N: usize> View<'_, N> {
+    /// A view of the bytes at `start`.
+    ///
+    /// # Safety
+    /// `N` bytes from `start` are readable while the returned value lives.
+    #[inline(always)]
+    pub unsafe fn new(start: *const u8) -> Self {
+        Self {
+            start,
+            packet: PhantomData,
+        }
+    }
+
+    load!(u8, u8, "u8");
+    load!(u16, u16, "u16");
+    load!(u32, u32, "u32");
+}
+
+/// `N` readable and writable bytes of a packet.
+pub struct ViewMut<'packet, const N: usize> {
+    start: *mut u8,
+    packet: PhantomData<&'packet mut [u8]>,
+}
+
+macro_rules! store {
+    ($name:ident, $type:ty, $size:literal) => {
+        /// Writes the field at offset `AT`; the value is in the byte order of the packet.
+        #[inline(always)]
+        pub fn $name<const AT: usize>(&mut self, value: $type) {
+            const { assert!(AT + size_of::<$type>() <= N) };
+            #[cfg(target_arch = "bpf")]
+            // SAFETY: the constant assertion keeps the write inside the N bytes that `new` vouches for.
+            unsafe {
+                core::arch::asm!(
+                    concat!("*(", $size, " *)({start} + {at}) = {value}"),
+                    value = in(reg) u64::from(value),
+                    start = in(reg) self.start,
+                    at = const AT,
+                    options(nostack, preserves_flags),
+                );
+            }
+            #[cfg(not(target_arch = "bpf"))]
+            // SAFETY: the constant assertion keeps the write inside the N bytes that `new` vouches for.
+            unsafe {
+                self.start.add(AT).cast::<$type>().write_unaligned(value);
+            }
+        }
+    };
+}
+
+impl<const N: usize> ViewMut<'_, N> {
+    /// A view of the bytes at `start`.
+    ///
+    /// # Safety
+    /// `N` bytes from `start` are readable, writable and not otherwise borrowed while the returned value lives.
+    #[inline(always)]
+    pub unsafe fn new(start: *mut u8) -> Self {
+        Self {
+            start,
+            packet: PhantomData,
+        }
+    }
+
+    /// The same bytes for reading.
+    #[inline(always)]
+    pub fn as_view(&self) -> View<'_, N> {
+        View {
+            start: self.start,
+            packet: PhantomData,
+        }
+    }
+
+    store!(set_u16, u16, "u16");
+    store!(set_u32, u32, "u32");
+}
+
+/// A packet, from its first header byte on. All offsets count from there.
+pub trait Packet {
+    /// The number of bytes, those outside the linear part included.
+    fn length(&self) -> u32;
+
+    /// `N` bytes at `offset`, or `None` if the packet ends before.
+    fn view<const N: usize>(&self, offset: u32) -> Option<View<'_, N>>;
+
+    /// Writes whole words (in packet byte order) at `offset`, leaving all checksums to the caller.
+    fn write<const N: usize>(&mut self, offset: u32, words: &[u32; N]) -> Option<()>;
+
+    /// Replaces addresses and ports and patches the checksums that cover them (IPv4 header, TCP, UDP).
+    ///
+    /// If it fails the packet may be half rewritten and must be dropped.
+    fn translate<A: Address>(&mut self, headers: &Headers, old: &FlowKey<A>, new: &Flow<A>) -> Option<()>;
+
+    /// Puts `by` bytes of any content in front of the packet.
+    fn grow_head(&mut self, by: u32) -> Option<()>;
+
+    /// Cuts the packet to `length` bytes.
+    fn cut(&mut self, length: u32) -> Option<()>;
+
+    /// Whether the transport checksum at `offset` is still to be completed by the device (`CHECKSUM_PARTIAL`), so
+    /// that the field holds the folded sum of the pseudo header only.
+    fn checksum_is_partial(&mut self, offset: u32) -> bool;
+}
+
+/// A packet whose bytes are written directly and whose checksums are complete: XDP, plain bytes.
+pub trait DirectPacket: Packet {
+    /// `N` bytes at `offset` for writing, or `None` if the packet ends before.
+    fn view_mut<const N: usize>(&mut self, offset: u32) -> Option<ViewMut<'_, N>>;
+}
+
+/// [`Packet::translate`] by direct writes.
+#[inline(always)]
+pub fn translate_directly<A: Address>(
+    packet: &mut impl DirectPacket,
+    headers: &Headers,
+    old: &FlowKey<A>,
+    new: &Flow<A>,
+) -> Option<()> {
+    let addresses = new.address_difference();
+    if A::IS_IPV6 {
+        set_ipv6(&mut packet.view_mut(headers.network)?, new);
+    } else {
+        set_ipv4(&mut packet.view_mut(headers.network)?, new, addresses);
+    }
+    let all = addresses.replace(old.ports_word(), new.ports_word());
+    if old.protocol == protocol::TCP {
+        set_tcp(&mut packet.view_mut(headers.transport)?, new, all);
+    } else {
+        set_udp(&mut packet.view_mut(headers.transport)?, new, all);
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn set_ipv4<A: Address>(header: &mut ViewMut<'_, { Ipv4Hdr::LEN }>, new: &Flow<A>, difference: Sum) {
+    const CHECKSUM: usize = offset_of!(Ipv4Hdr, check);
+    let checksum = header.as_view().u16::<CHECKSUM>();
+    header.set_u16::<CHECKSUM>(difference.update(checksum));
+    header.set_u32::<{ offset_of!(Ipv4Hdr, src_addr) }>(new.source.words()[0]);
+    header.set_u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>(new.destination.words()[0]);
+}
+
+#[inline(always)]
+fn set_ipv6<A: Address>(header: &mut ViewMut<'_, { Ipv6Hdr::LEN }>, new: &Flow<A>) {
+    const SOURCE: usize = offset_of!(Ipv6Hdr, src_addr);
+    const DESTINATION: usize = offset_of!(Ipv6Hdr, dst_addr);
+    let (source, destination) = (new.source.words(), new.destination.words());
+    header.set_u32::<SOURCE>(source[0]);
+    header.set_u32::<{ SOURCE + 4 }>(source[1]);
+    header.set_u32::<{ SOURCE + 8 }>(source[2]);
+    header.set_u32::<{ SOURCE + 12 }>(source[3]);
+    header.set_u32::<DESTINATION>(destination[0]);
+    header.set_u32::<{ DESTINATION + 4 }>(destination[1]);
+    header.set_u32::<{ DESTINATION + 8 }>(destination[2]);
+    header.set_u32::<{ DESTINATION + 12 }>(destination[3]);
+}
+
+#[inline(always)]
+fn set_tcp<A: Address>(header: &mut ViewMut<'_, { TcpHdr::LEN }>, new: &Flow<A>, difference: Sum) {
+    const CHECKSUM: usize = offset_of!(TcpHdr, check);
+    let checksum = header.as_view().u16::<CHECKSUM>();
+    header.set_u16::<CHECKSUM>(difference.update(checksum));
+    header.set_u32::<0>(new.ports_word());
+}
+
+#[inline(always)]
+fn set_udp<A: Address>(header: &mut ViewMut<'_, { UdpHdr::LEN }>, new: &Flow<A>, difference: Sum) {
+    const CHECKSUM: usize = offset_of!(UdpHdr, check);
+    header.set_u32::<0>(new.ports_word());
+    // 0 means "no checksum" (RFC 768), and a computed 0 is sent as its other form.
+    match header.as_view().u16::<CHECKSUM>() {
+        0 => {}
+        checksum => {
+            let updated = difference.update(checksum);
+            header.set_u16::<CHECKSUM>(if updated == 0 { 0xffff } else { updated });
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! From the first bytes of a frame to addresses, ports and offsets.
+//!
+//! What is not TCP or UDP over IP, is truncated, malformed or a fragment is not parsed: it is not ours.
+
+use core::mem::offset_of;
+
+use network_types::eth::{EthHdr, EtherType};
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::tcp::TcpHdr;
+use network_types::udp::UdpHdr;
+
+use crate::layout::{Address4, Address6, FlowKey, Port, protocol};
+use crate::packet::Packet;
+
+impl<A: Copy> FlowKey<A> {
+    /// Source and destination port as they follow each other in a header.
+    #[inline(always)]
+    pub fn ports_word(&self) -> u32 {
+        let ([a, b], [c, d]) = (self.source_port.to_bytes(), self.destination_port.to_bytes());
+        u32::from_ne_bytes([a, b, c, d])
+    }
+
+    /// The key of packets in the opposite direction, seen at `hook`.
+    #[inline(always)]
+    #[must_use]
+    pub fn reversed(&self, hook: u8) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+            hook,
+            pad: 0,
+        }
+    }
+}
+
+/// Where the headers of a packet lie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Headers {
+    /// Offset of the IP header: the length of the Ethernet header with its VLAN tags.
+    pub network: u32,
+    /// Offset of the TCP or UDP header.
+    pub transport: u32,
+    /// Length of IP header and payload in bytes, as the IP header says.
+    pub ip_length: u32,
+    /// [`tcp_flags`]; 0 for UDP.
+    pub tcp_flags: u8,
+}
+
+impl Headers {
+    /// Offset of the transport checksum.
+    #[inline(always)]
+    pub fn checksum_offset(&self, protocol: u8) -> u32 {
+        let field = match protocol {
+            protocol::TCP => offset_of!(TcpHdr, check),
+            _ => offset_of!(UdpHdr, check),
+        };
+        self.transport + field as u32
+    }
+}
+
+/// Bits of the TCP flags byte (RFC 9293 section 3.1).
+pub mod tcp_flags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 1;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 1 << 1;
+    /// Reset the connection.
+    pub const RST: u8 = 1 << 2;
+    /// The acknowledgement field counts.
+    pub const ACK: u8 = 1 << 4;
+}
+
+/// A TCP or UDP packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Parsed<A> {
+    /// Addresses and ports: the key of the packet's flow.
+    pub key: FlowKey<A>,
+    /// Offsets.
+    pub headers: Headers,
+}
+
+impl<A> Parsed<A> {
+    /// Whether the packet asks for a new TCP connection.
+    #[inline(always)]
+    pub fn is_syn(&self) -> bool {
+        self.headers.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+    }
+}
+
+/// What follows the Ethernet header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Network {
+    /// An IPv4 header at this offset.
+    V4(u32),
+    /// An IPv6 header at this offset.
+    V6(u32),
+    /// Something else.
+    Other,
+}
+
+const ETHERTYPE_IPV4: u16 = EtherType::Ipv4 as u16;
+const ETHERTYPE_IPV6: u16 = EtherType::Ipv6 as u16;
+const ETHERTYPE_VLAN: u16 = EtherType::Ieee8021q as u16;
+const ETHERTYPE_QINQ: u16 = EtherType::Ieee8021ad as u16;
+
+/// Length of a VLAN tag in bytes (IEEE 802.1Q): control information, then the next ethertype.
+const VLAN_TAG_LENGTH: u32 = 4;
+/// An outer and an inner tag.
+const VLAN_MAX_DEPTH: u32 = 2;
+
+/// The network layer behind an Ethernet header and up to two VLAN tags.
+#[inline(always)]
+pub fn network(packet: &impl Packet) -> Network {
+    let Some(ethernet) = packet.view::<{ EthHdr::LEN }>(0) else {
+        return Network::Other;
+    };
+    let mut ethertype = ethernet.u16::<{ offset_of!(EthHdr, ether_type) }>();
+    let mut offset = EthHdr::LEN as u32;
+    for _ in 0..VLAN_MAX_DEPTH {
+        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+            break;
+        }
+        let Some(tag) = packet.view::<{ VLAN_TAG_LENGTH as usize }>(offset) else {
+            return Network::Other;
+        };
+        ethertype = tag.u16::<2>();
+        offset += VLAN_TAG_LENGTH;
+    }
+    match ethertype {
+        ETHERTYPE_IPV4 => Network::V4(offset),
+        ETHERTYPE_IPV6 => Network::V6(offset),
+        _ => Network::Other,
+    }
+}
+
+/// More fragments, or an offset: bits of the fragment field of an IPv4 header.
+const FRAGMENT_BITS: u16 = 0x3fff_u16.to_be();
+
+/// Parses TCP or UDP over IPv4 at `offset` of a packet seen at `hook` (see [`crate::layout::hook`]).
+#[inline(always)]
+pub fn ipv4(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Address4>> {
+    let header = packet.view::<{ Ipv4Hdr::LEN }>(offset)?;
+    let version_and_length = header.u8::<{ offset_of!(Ipv4Hdr, vihl) }>();
+    let header_length = u32::from(version_and_length & 0xf) * 4;
+    if version_and_length >> 4 != 4 || header_length < Ipv4Hdr::LEN as u32 {
+        return None;
+    }
+    if header.u16::<{ offset_of!(Ipv4Hdr, frags) }>() & FRAGMENT_BITS != 0 {
+        return None;
+    }
+    let ip_length = u32::from(u16::from_be(header.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>()));
+    let room = ip_length.checked_sub(header_length)?;
+    let protocol = header.u8::<{ offset_of!(Ipv4Hdr, proto) }>();
+    let transport = transport(packet, offset + header_length, protocol, room)?;
+    Some(Parsed {
+        key: FlowKey {
+            source: Address4::from_word(header.u32::<{ offset_of!(Ipv4Hdr, src_addr) }>()),
+            destination: Address4::from_word(header.u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>()),
+            source_port: transport.source_port,
+            destination_port: transport.destination_port,
+            protocol,
+            hook,
+            pad: 0,
+        },
+        headers: Headers {
+            network: offset,
+            transport: offset + header_length,
+            ip_length,
+            tcp_flags: transport.tcp_flags,
+        },
+    })
+}
+
+/// Parses TCP or UDP over IPv6 at `offset`, behind extension headers if there are any, of a packet seen at `hook`.
+#[inline(always)]
+pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Address6>> {
+    let header = packet.view::<{ Ipv6Hdr::LEN }>(offset)?;
+    if header.u8::<0>() >> 4 != 6 {
+        return None;
+    }
+    let payload_length = u32::from(u16::from_be(header.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>()));
+    let (extensions, protocol) = match header.u8::<{ offset_of!(Ipv6Hdr, next_hdr) }>() {
+        next @ (protocol::TCP | protocol::UDP) => (0, next),
+        next => skip_extensions(packet, offset + Ipv6Hdr::LEN as u32, next).get()?,
+    };
+    let start = offset + Ipv6Hdr::LEN as u32 + extensions;
+    let transport = transport(packet, start, protocol, payload_length.checked_sub(extensions)?)?;
+    const SOURCE: usize = offset_of!(Ipv6Hdr, src_addr);
+    const DESTINATION: usize = offset_of!(Ipv6Hdr, dst_addr);
+    Some(Parsed {
+        key: FlowKey {
+            source: Address6::from_words([
+                header.u32::<SOURCE>(),
+                header.u32::<{ SOURCE + 4 }>(),
+                header.u32::<{ SOURCE + 8 }>(),
+                header.u32::<{ SOURCE + 12 }>(),
+            ]),
+            destination: Address6::from_words([
+                header.u32::<DESTINATION>(),
+                header.u32::<{ DESTINATION + 4 }>(),
+                header.u32::<{ DESTINATION + 8 }>(),
+                header.u32::<{ DESTINATION + 12 }>(),
+            ]),
+            source_port: transport.source_port,
+            destination_port: transport.destination_port,
+            protocol,
+            hook,
+            pad: 0,
+        },
+        headers: Headers {
+            network: offset,
+            transport: start,
+            ip_length: Ipv6Hdr::LEN as u32 + payload_length,
+            tcp_flags: transport.tcp_flags,
+        },
+    })
+}
+
+/// IPv6 extension headers that may stand before TCP or UDP (RFC 8200 section 4; AH: RFC 4302).
+mod extension {
+    pub(super) const HOP_BY_HOP: u8 = 0;
+    pub(super) const ROUTING: u8 = 43;
+    pub(super) const AUTHENTICATION: u8 = 51;
+    pub(super) const DESTINATION_OPTIONS: u8 = 60;
+    /// More than RFC 8200 expects in any packet (section 4.1 lists six, fragments among them).
+    pub(super) const MAX_DEPTH: u32 = 5;
+}
+
+/// What stands behind extension headers, in one number: a function of its own returns no more to the verifier.
+#[derive(Clone, Copy)]
+struct Behind(u32);
+
+impl Behind {
+    const NOTHING: Self = Self(0);
+
+    #[inline(always)]
+    fn new(length: u32, protocol: u8) -> Self {
+        Self(length << 8 | u32::from(protocol))
+    }
+
+    /// The length of the extension headers and the protocol behind them.
+    #[inline(always)]
+    fn get(self) -> Option<(u32, u8)> {
+        (self.0 != Self::NOTHING.0).then_some((self.0 >> 8, self.0 as u8))
+    }
+}
+
+/// Walks over extension headers. A fragment header ends the search.
+#[inline(never)]
+fn skip_extensions(packet: &impl Packet, offset: u32, first: u8) -> Behind {
+    let mut next = first;
+    let mut length = 0;
+    for _ in 0..extension::MAX_DEPTH {
+        let unit = match next {
+            extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION_OPTIONS => 8,
+            extension::AUTHENTICATION => 4,
+            _ => break,
+        };
+        let Some(header) = packet.view::<2>(offset + length) else {
+            return Behind::NOTHING;
+        };
+        next = header.u8::<0>();
+        // An authentication header counts words less 2, the others count 8 bytes less 1.
+        length += u32::from(header.u8::<1>()) * unit + 8;
+    }
+    match next {
+        protocol::TCP | protocol::UDP => Behind::new(length, next),
+        _ => Behind::NOTHING,
+    }
+}
+
+/// Ports and flags of a transport header.
+struct Transport {
+    source_port: Port,
+    destination_port: Port,
+    tcp_flags: u8,
+}
+
+/// Reads the transport header at `offset`, for which the IP header leaves `room` bytes.
+#[inline(always)]
+fn transport(packet: &impl Packet, offset: u32, protocol: u8, room: u32) -> Option<Transport> {
+    let (ports, tcp_flags) = match protocol {
+        protocol::TCP if room >= TcpHdr::LEN as u32 => {
+            let header = packet.view::<{ TcpHdr::LEN }>(offset)?;
+            ([header.u16::<0>(), header.u16::<2>()], header.u8::<TCP_FLAGS>())
+        }
+        protocol::UDP if room >= UdpHdr::LEN as u32 => {
+            let header = packet.view::<{ UdpHdr::LEN }>(offset)?;
+            ([header.u16::<0>(), header.u16::<2>()], 0)
+        }
+        _ => return None,
+    };
+    let [source_port, destination_port] = ports.map(|port| Port::from_bytes(port.to_ne_bytes()));
+    Some(Transport {
+        source_port,
+        destination_port,
+        tcp_flags,
+    })
+}
+
+/// Offset of the byte with the TCP flags.
+const TCP_FLAGS: usize = 13;

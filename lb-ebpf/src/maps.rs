@@ -1,0 +1,159 @@
+//! The maps. Capacities are the defaults of the agent, which sets its own when it loads the programs.
+
+use core::ptr::NonNull;
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use lb_common::flow::FlowEntry;
+use lb_common::layout::{
+    Address4, Address6, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, ServiceStats,
+    Slot, Socket, SocketKey,
+};
+use lb_common::reason::Reason;
+
+const FRONTENDS: u32 = 65_536;
+const BACKENDS: u32 = 262_144;
+const FLOWS: u32 = 262_144;
+const SOCKETS: u32 = 65_536;
+
+/// Frontend rows are few and seldom written. Unlike preallocated ones their memory is not given to another row
+/// while a program may still read it.
+#[map]
+static FRONTENDS4: HashMap<FrontendKey<Address4>, Frontend> =
+    HashMap::with_max_entries(FRONTENDS, BPF_F_NO_PREALLOC);
+#[map]
+static FRONTENDS6: HashMap<FrontendKey<Address6>, Frontend> =
+    HashMap::with_max_entries(FRONTENDS, BPF_F_NO_PREALLOC);
+#[map]
+static SLOTS: Array<Slot> = Array::with_max_entries(1_048_576, 0);
+#[map]
+static BACKENDS4: Array<Backend<Address4>> = Array::with_max_entries(BACKENDS, 0);
+#[map]
+static BACKENDS6: Array<Backend<Address6>> = Array::with_max_entries(BACKENDS, 0);
+#[map]
+static FLOWS4: LruHashMap<FlowKey<Address4>, Flow<Address4>> = LruHashMap::with_max_entries(FLOWS, 0);
+#[map]
+static FLOWS6: LruHashMap<FlowKey<Address6>, Flow<Address6>> = LruHashMap::with_max_entries(FLOWS, 0);
+#[map]
+static SOCKETS4: LruHashMap<SocketKey<Address4>, Socket<Address4>> = LruHashMap::with_max_entries(SOCKETS, 0);
+#[map]
+static SOCKETS6: LruHashMap<SocketKey<Address6>, Socket<Address6>> = LruHashMap::with_max_entries(SOCKETS, 0);
+#[map]
+static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::with_max_entries(65_536, 0);
+#[map]
+static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
+
+/// The maps that hold addresses of one family.
+pub trait FamilyMaps: Sized + Copy + 'static {
+    fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend>;
+    fn backends() -> &'static Array<Backend<Self>>;
+    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
+    fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>>;
+}
+
+impl FamilyMaps for Address4 {
+    #[inline(always)]
+    fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend> {
+        &FRONTENDS4
+    }
+
+    #[inline(always)]
+    fn backends() -> &'static Array<Backend<Self>> {
+        &BACKENDS4
+    }
+
+    #[inline(always)]
+    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &FLOWS4
+    }
+
+    #[inline(always)]
+    fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>> {
+        &SOCKETS4
+    }
+}
+
+impl FamilyMaps for Address6 {
+    #[inline(always)]
+    fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend> {
+        &FRONTENDS6
+    }
+
+    #[inline(always)]
+    fn backends() -> &'static Array<Backend<Self>> {
+        &BACKENDS6
+    }
+
+    #[inline(always)]
+    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &FLOWS6
+    }
+
+    #[inline(always)]
+    fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>> {
+        &SOCKETS6
+    }
+}
+
+/// The flow with this key.
+#[inline(always)]
+pub fn flow<A: FamilyMaps>(key: &FlowKey<A>) -> Option<FlowEntry<A>> {
+    let entry = NonNull::new(A::flows().get_ptr_mut(key)?)?;
+    // SAFETY: the kernel keeps a map value's memory readable and writable until the program returns.
+    Some(unsafe { FlowEntry::new(entry) })
+}
+
+/// The frontend row with this key.
+#[inline(always)]
+pub fn frontend<A: FamilyMaps>(key: &FrontendKey<A>) -> Option<Frontend> {
+    // SAFETY: the map does not preallocate, so a row's memory is not reused before the program returns.
+    unsafe { A::frontends().get(key) }.copied()
+}
+
+/// The slot at this index.
+#[inline(always)]
+pub fn slot(index: u32) -> Option<Slot> {
+    SLOTS.get(index).copied()
+}
+
+/// The backend row with this id.
+#[inline(always)]
+pub fn backend<A: FamilyMaps>(id: BackendId) -> Option<Backend<A>> {
+    A::backends().get(id).copied()
+}
+
+/// What is remembered of a socket.
+#[inline(always)]
+pub fn socket<A: FamilyMaps>(key: &SocketKey<A>) -> Option<Socket<A>> {
+    // SAFETY: copied at once; another program may give the row to another socket meanwhile, which `generation` and
+    // the next system call of that socket put right.
+    unsafe { A::sockets().get(key) }.copied()
+}
+
+/// Counts a connection of a Service.
+#[inline(always)]
+pub fn count_connection(service: ServiceId) {
+    if let Some(stats) = SERVICE_STATS.get_ptr_mut(service) {
+        // SAFETY: the value is this CPU's own.
+        unsafe { (*stats).connections += 1 }
+    }
+}
+
+/// Counts a first packet that found no usable backend.
+#[inline(always)]
+pub fn count_rejected(service: ServiceId) {
+    if let Some(stats) = SERVICE_STATS.get_ptr_mut(service) {
+        // SAFETY: the value is this CPU's own.
+        unsafe { (*stats).rejected += 1 }
+    }
+}
+
+/// Counts a packet by what kept it from being translated.
+#[inline(always)]
+pub fn count_reason(reason: Reason) {
+    if let Some(count) = REASONS.get_ptr_mut(reason.index()) {
+        // SAFETY: the value is this CPU's own.
+        unsafe { *count += 1 }
+    }
+}

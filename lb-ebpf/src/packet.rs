@@ -1,0 +1,301 @@
+//! Packets as XDP and TC programs see them.
+
+use core::mem::offset_of;
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::helpers::generated::{
+    bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use lb_common::address::Address;
+use lb_common::checksum::Sum;
+use lb_common::layout::{Address6, Flow, FlowKey, Port, protocol};
+use lb_common::packet::{DirectPacket, Packet, View, ViewMut, translate_directly};
+use lb_common::parse::Headers;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+/// No header that is read lies behind this offset: two VLAN tags, the largest IP header, TCP.
+const OFFSET_MAX: u32 = 0x3ff;
+
+/// A packet in an XDP program: every checksum in it is complete, unless the device is a veth.
+pub struct XdpPacket {
+    pub context: XdpContext,
+}
+
+impl XdpPacket {
+    /// The start of `length` bytes at `offset`, if they are there.
+    #[inline(always)]
+    fn part(&self, offset: u32, length: usize) -> Option<usize> {
+        part(self.context.data(), self.context.data_end(), offset, length)
+    }
+}
+
+/// The number of bytes between two packet pointers.
+#[inline(always)]
+fn distance(start: usize, end: usize) -> u32 {
+    let mut distance = (end - start) as u64;
+    // LLVM would subtract 32-bit halves, which the verifier prohibits for pointers ("32-bit pointer arithmetic
+    // prohibited", Linux 6.18): it must not see that only those are used.
+    // An empty text would give two source lines to one instruction, which the kernel refuses.
+    // SAFETY: copies a register onto itself.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) distance, options(pure, nomem, nostack, preserves_flags)) };
+    distance as u32
+}
+
+/// The start of `length` bytes at `offset`, if they lie between `data` and `data_end`.
+#[inline(always)]
+fn part(data: usize, data_end: usize, offset: u32, length: usize) -> Option<usize> {
+    // The verifier wants to see the bound of a variable offset before it is added.
+    if offset > OFFSET_MAX {
+        return None;
+    }
+    let start = data + offset as usize;
+    (start + length <= data_end).then_some(start)
+}
+
+impl Packet for XdpPacket {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        distance(self.context.data(), self.context.data_end())
+    }
+
+    #[inline(always)]
+    fn view<const N: usize>(&self, offset: u32) -> Option<View<'_, N>> {
+        // SAFETY: `part` checks that N bytes are there; `&self` keeps helpers that move data away.
+        self.part(offset, N).map(|start| unsafe { View::new(start as *const u8) })
+    }
+
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: u32, words: &[u32; N]) -> Option<()> {
+        let start = self.part(offset, N * 4)?;
+        for (index, word) in words.iter().enumerate() {
+            // SAFETY: `part` checks that N words are there.
+            let mut view = unsafe { ViewMut::<4>::new((start + index * 4) as *mut u8) };
+            view.set_u32::<0>(*word);
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn translate<A: Address>(&mut self, headers: &Headers, old: &FlowKey<A>, new: &Flow<A>) -> Option<()> {
+        translate_directly(self, headers, old, new)
+    }
+
+    #[inline(always)]
+    fn grow_head(&mut self, by: u32) -> Option<()> {
+        // SAFETY: plain helper call.
+        ok(unsafe { bpf_xdp_adjust_head(self.context.ctx, -(by as i32)) }.into())
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, length: u32) -> Option<()> {
+        let by = length as i32 - self.length() as i32;
+        // SAFETY: plain helper call.
+        ok(unsafe { bpf_xdp_adjust_tail(self.context.ctx, by) }.into())
+    }
+
+    #[inline(always)]
+    fn checksum_is_partial(&mut self, _offset: u32) -> bool {
+        false
+    }
+}
+
+impl DirectPacket for XdpPacket {
+    #[inline(always)]
+    fn view_mut<const N: usize>(&mut self, offset: u32) -> Option<ViewMut<'_, N>> {
+        // SAFETY: `part` checks that N bytes are there; `&mut self` keeps helpers that move data away.
+        self.part(offset, N).map(|start| unsafe { ViewMut::new(start as *mut u8) })
+    }
+}
+
+/// Whether a helper succeeded.
+#[inline(always)]
+fn ok(result: i64) -> Option<()> {
+    (result == 0).then_some(())
+}
+
+/// A packet in a TC program. Its checksums may be partial or mirrored in the kernel's books (`CHECKSUM_COMPLETE`),
+/// so all writes go through helpers that know; direct writes would also make the kernel copy every shared packet,
+/// ours or not, before the program starts.
+pub struct TcPacket {
+    pub context: TcContext,
+}
+
+impl TcPacket {
+    /// A packet whose headers are in the linear part, as far as the packet goes.
+    #[inline(always)]
+    pub fn new(context: TcContext) -> Self {
+        /// Two VLAN tags, the largest IPv4 header, TCP; or an IPv6 header with as many extensions.
+        const HEADERS_MAX: u32 = 22 + 60 + 20;
+        let linear = distance(context.data(), context.data_end());
+        if linear < HEADERS_MAX && linear < context.len() {
+            // If it fails (no memory) the packet parses as truncated.
+            // SAFETY: plain helper call; nothing borrows the packet yet.
+            unsafe { bpf_skb_pull_data(context.skb.skb, HEADERS_MAX.min(context.len())) };
+        }
+        Self { context }
+    }
+
+    /// The index of the device that the packet came in on or leaves by.
+    #[inline(always)]
+    pub fn device(&self) -> u32 {
+        // SAFETY: the kernel hands the program a valid context.
+        unsafe { (*self.context.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn store<T>(&mut self, offset: u32, value: &T, flags: u32) -> Option<()> {
+        let skb = self.context.skb.skb;
+        let value: *const T = value;
+        // SAFETY: the pointer and length are those of one readable value.
+        ok(unsafe { bpf_skb_store_bytes(skb, offset, value.cast(), size_of::<T>() as u32, flags.into()) })
+    }
+
+    /// Writes the first `length` bytes of a flow, which are no more than it has.
+    #[inline(always)]
+    fn store_start<A>(&mut self, offset: u32, flow: &Flow<A>, length: u32) -> Option<()> {
+        let skb = self.context.skb.skb;
+        let flow: *const Flow<A> = flow;
+        // SAFETY: the pointer is that of a readable value; the verifier checks the length.
+        ok(unsafe { bpf_skb_store_bytes(skb, offset, flow.cast(), length, 0) })
+    }
+
+    /// Patches the transport checksum at `offset`.
+    #[inline(always)]
+    fn patch_checksum(&mut self, offset: u32, difference: Sum, flags: u32) -> i64 {
+        // SAFETY: plain helper call.
+        unsafe {
+            bpf_l4_csum_replace(
+                self.context.skb.skb,
+                offset,
+                0,
+                difference.fold32().into(),
+                flags.into(),
+            )
+        }
+    }
+}
+
+/// Flag of `bpf_l4_csum_replace` since Linux 6.16 (include/uapi/linux/bpf.h); not in aya's bindings yet.
+const BPF_F_IPV6: u32 = 1 << 7;
+
+/// `EINVAL`
+const INVALID: i64 = -22;
+
+/// Consecutive fields of an IPv4 header without options and of the transport header behind it.
+#[repr(C)]
+struct Ipv4Fields {
+    checksum: u16,
+    rest: [u16; 6],
+}
+
+impl Packet for TcPacket {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.context.len()
+    }
+
+    #[inline(always)]
+    fn view<const N: usize>(&self, offset: u32) -> Option<View<'_, N>> {
+        let start = part(self.context.data(), self.context.data_end(), offset, N)?;
+        // SAFETY: `part` checks that N bytes are there; `&self` keeps helpers that move data away.
+        Some(unsafe { View::new(start as *const u8) })
+    }
+
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: u32, words: &[u32; N]) -> Option<()> {
+        self.store(offset, words, BPF_F_RECOMPUTE_CSUM)
+    }
+
+    #[inline(always)]
+    fn translate<A: Address>(&mut self, headers: &Headers, old: &FlowKey<A>, new: &Flow<A>) -> Option<()> {
+        let addresses = new.address_difference();
+        let checksum = headers.checksum_offset(old.protocol);
+        self.write_fields(headers, new, addresses)?;
+        // A UDP checksum of 0 means none and stays; a computed 0 is sent as 0xffff.
+        let udp = if old.protocol == protocol::UDP { BPF_F_MARK_MANGLED_0 } else { 0 };
+        // Ports are part of the data: a partial checksum does not cover them yet.
+        if old.ports_word() != new.ports_word() {
+            let ports = Sum::new().replace(old.ports_word(), new.ports_word());
+            ok(self.patch_checksum(checksum, ports, udp))?;
+        }
+        // Addresses are part of the pseudo header, which a partial checksum covers.
+        let flags = udp | BPF_F_PSEUDO_HDR;
+        if A::IS_IPV6 {
+            // Without this flag CHECKSUM_COMPLETE goes wrong, as IPv6 has no header checksum that balances the
+            // addresses; kernels before 6.16 do not know it.
+            match self.patch_checksum(checksum, addresses, flags | BPF_F_IPV6) {
+                INVALID => ok(self.patch_checksum(checksum, addresses, flags)),
+                result => ok(result),
+            }
+        } else {
+            ok(self.patch_checksum(checksum, addresses, flags))
+        }
+    }
+
+    #[inline(always)]
+    fn grow_head(&mut self, by: u32) -> Option<()> {
+        // SAFETY: plain helper call.
+        ok(unsafe { bpf_skb_change_head(self.context.skb.skb, by, 0) })
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, length: u32) -> Option<()> {
+        // SAFETY: plain helper call.
+        ok(unsafe { bpf_skb_change_tail(self.context.skb.skb, length, 0) })
+    }
+
+    #[inline(always)]
+    fn checksum_is_partial(&mut self, offset: u32) -> bool {
+        let Some(before) = self.view::<2>(offset).map(|field| field.u16::<0>()) else {
+            return false;
+        };
+        // A change of the data patches a complete checksum and leaves a partial one alone.
+        self.patch_checksum(offset, Sum::new().add(1), 0);
+        self.view::<2>(offset).is_some_and(|field| field.u16::<0>() == before)
+    }
+}
+
+impl TcPacket {
+    /// Writes addresses, ports and the checksum of an IPv4 header.
+    #[inline(always)]
+    fn write_fields<A: Address>(
+        &mut self,
+        headers: &Headers,
+        new: &Flow<A>,
+        difference: Sum,
+    ) -> Option<()> {
+        let (source, destination, ports) = (new.source.words(), new.destination.words(), new.ports_word());
+        let is_plain = headers.transport - headers.network == A::HEADER_LENGTH;
+        if A::IS_IPV6 {
+            // Addresses and ports follow each other in a flow as they do in the headers.
+            const SOURCE: u32 = offset_of!(Ipv6Hdr, src_addr) as u32;
+            const ADDRESSES: u32 = 2 * size_of::<Address6>() as u32;
+            const PORTS: u32 = 2 * size_of::<Port>() as u32;
+            let offset = headers.network + SOURCE;
+            if is_plain {
+                return self.store_start(offset, new, ADDRESSES + PORTS);
+            }
+            self.store_start(offset, new, ADDRESSES)?;
+        } else {
+            const CHECKSUM: usize = offset_of!(Ipv4Hdr, check);
+            let checksum = self.view::<{ Ipv4Hdr::LEN }>(headers.network)?.u16::<CHECKSUM>();
+            let checksum = difference.update(checksum);
+            let [[a, b], [c, d], [e, f]] = [halves(source[0]), halves(destination[0]), halves(ports)];
+            let offset = headers.network + CHECKSUM as u32;
+            if is_plain {
+                return self.store(offset, &Ipv4Fields { checksum, rest: [a, b, c, d, e, f] }, 0);
+            }
+            self.store(offset, &[checksum, a, b, c, d], 0)?;
+        }
+        self.store(headers.transport, &ports, 0)
+    }
+}
+
+/// The halves of a word in the order of memory.
+#[inline(always)]
+fn halves(word: u32) -> [u16; 2] {
+    let [a, b, c, d] = word.to_ne_bytes();
+    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
+}

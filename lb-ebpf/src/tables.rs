@@ -1,0 +1,136 @@
+//! The maps and helpers of the kernel as [`Tables`].
+
+use aya_ebpf::Global;
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
+use lb_common::address::Address;
+use lb_common::flow::FlowEntry;
+use lb_common::layout::{
+    Address4, Address6, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, Slot, Socket,
+    SocketKey,
+};
+use lb_common::reason::Reason;
+use lb_common::socket::SocketTables;
+use lb_common::tables::{Lifetimes, TICK_SHIFT, Tables};
+
+use crate::maps::{self, FamilyMaps};
+
+/// Idle lifetimes in ticks of this kernel, set by the agent.
+#[unsafe(no_mangle)]
+static LIFETIMES: Global<Lifetimes> = Global::new(Lifetimes::with_tick_rate(1000));
+
+/// The node's primary address of each family, set by the agent; zero if it has none.
+#[unsafe(no_mangle)]
+static NODE_ADDRESS4: Global<Address4> = Global::new(Address4::from_word(0));
+#[unsafe(no_mangle)]
+static NODE_ADDRESS6: Global<Address6> = Global::new(Address6::from_words([0; 4]));
+
+/// A family whose maps and settings this object holds.
+pub trait Family: Address + FamilyMaps {
+    fn node_address() -> Self;
+}
+
+impl Family for Address4 {
+    #[inline(always)]
+    fn node_address() -> Self {
+        NODE_ADDRESS4.load()
+    }
+}
+
+impl Family for Address6 {
+    #[inline(always)]
+    fn node_address() -> Self {
+        NODE_ADDRESS6.load()
+    }
+}
+
+/// The kernel's maps, clock and chance.
+pub struct KernelTables;
+
+impl<A: Family> Tables<A> for KernelTables {
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>> {
+        maps::flow(key)
+    }
+
+    #[inline(always)]
+    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        A::flows().insert(key, flow, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey<A>) {
+        // A flow that is gone already is what was wanted.
+        let _ = A::flows().remove(key);
+    }
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend> {
+        maps::frontend(key)
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<Slot> {
+        maps::slot(index)
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: BackendId) -> Option<Backend<A>> {
+        maps::backend(id)
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        now()
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: plain helper call.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn lifetimes(&self) -> Lifetimes {
+        LIFETIMES.load()
+    }
+
+    #[inline(always)]
+    fn node_address(&self) -> A {
+        A::node_address()
+    }
+
+    #[inline(always)]
+    fn count_connection(&self, service: ServiceId) {
+        maps::count_connection(service);
+    }
+
+    #[inline(always)]
+    fn count_rejected(&self, service: ServiceId) {
+        maps::count_rejected(service);
+    }
+
+    #[inline(always)]
+    fn count_reason(&self, reason: Reason) {
+        maps::count_reason(reason);
+    }
+}
+
+impl<A: Family> SocketTables<A> for KernelTables {
+    #[inline(always)]
+    fn socket(&self, key: &SocketKey<A>) -> Option<Socket<A>> {
+        maps::socket(key)
+    }
+
+    #[inline(always)]
+    fn insert_socket(&self, key: &SocketKey<A>, socket: &Socket<A>) {
+        // A full LRU map makes room; without memory the socket shows the backend as its peer.
+        let _ = A::sockets().insert(key, socket, 0);
+    }
+}
+
+/// The kernel's clock in ticks.
+#[inline(always)]
+fn now() -> u32 {
+    // SAFETY: plain helper call.
+    (unsafe { bpf_jiffies64() } >> TICK_SHIFT) as u32
+}

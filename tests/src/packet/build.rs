@@ -1,0 +1,379 @@
+//! Packets from a sentence (who sends what to whom), and back again with every checksum verified.
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{
+    EtherType, Ethernet2Header, IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options,
+    Ipv6Extensions, Ipv6Header, Ipv6RawExtHeader, LinkExtHeader, LinkHeader, NetHeaders, PacketHeaders,
+    PayloadSlice, TcpHeader, TransportHeader, UdpHeader, VlanId,
+};
+
+/// Link-layer address of whoever sends the packet.
+pub const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// Link-layer address of the node.
+pub const NODE: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// A packet to be built.
+#[derive(Clone, Debug)]
+pub struct Build {
+    source: SocketAddr,
+    destination: SocketAddr,
+    transport: Transport,
+    payload: Vec<u8>,
+    vlans: Vec<u16>,
+    options: Vec<u8>,
+    fragment: Option<(u16, bool)>,
+}
+
+#[derive(Clone, Debug)]
+enum Transport {
+    Tcp(Box<TcpHeader>),
+    Udp { checksum: bool },
+}
+
+/// A TCP segment without flags.
+pub fn tcp(source: SocketAddr, destination: SocketAddr) -> Build {
+    let header = TcpHeader::new(source.port(), destination.port(), 1000, 64_000);
+    Build::new(source, destination, Transport::Tcp(Box::new(header)))
+}
+
+/// A TCP segment that asks for a connection.
+pub fn syn(source: SocketAddr, destination: SocketAddr) -> Build {
+    tcp(source, destination).flags(|header| header.syn = true)
+}
+
+/// A TCP segment of an open connection.
+pub fn ack(source: SocketAddr, destination: SocketAddr) -> Build {
+    tcp(source, destination).flags(|header| {
+        header.ack = true;
+        header.acknowledgment_number = 2000;
+    })
+}
+
+/// A UDP datagram.
+pub fn udp(source: SocketAddr, destination: SocketAddr) -> Build {
+    Build::new(source, destination, Transport::Udp { checksum: true })
+}
+
+impl Build {
+    fn new(source: SocketAddr, destination: SocketAddr, transport: Transport) -> Self {
+        Self {
+            source,
+            destination,
+            transport,
+            payload: b"payload".to_vec(),
+            vlans: Vec::new(),
+            options: Vec::new(),
+            fragment: None,
+        }
+    }
+
+    /// Sets fields of the TCP header.
+    #[must_use]
+    pub fn flags(mut self, set: impl FnOnce(&mut TcpHeader)) -> Self {
+        match &mut self.transport {
+            Transport::Tcp(header) => set(header),
+            Transport::Udp { .. } => panic!("UDP has no flags"),
+        }
+        self
+    }
+
+    /// Sends a UDP datagram without checksum.
+    #[must_use]
+    pub fn without_checksum(mut self) -> Self {
+        self.transport = Transport::Udp { checksum: false };
+        self
+    }
+
+    /// Sets the payload.
+    #[must_use]
+    pub fn payload(mut self, payload: &[u8]) -> Self {
+        self.payload = payload.to_vec();
+        self
+    }
+
+    /// Puts VLAN tags before the IP header, the outer one first.
+    #[must_use]
+    pub fn vlans(mut self, vlans: &[u16]) -> Self {
+        self.vlans = vlans.to_vec();
+        self
+    }
+
+    /// Adds IPv4 options, or an IPv6 destination options header with this content.
+    #[must_use]
+    pub fn options(mut self, options: &[u8]) -> Self {
+        self.options = options.to_vec();
+        self
+    }
+
+    /// Makes it a fragment at this offset (in units of 8 bytes).
+    #[must_use]
+    pub fn fragment(mut self, offset: u16, more: bool) -> Self {
+        self.fragment = Some((offset, more));
+        self
+    }
+
+    /// The bytes of the frame.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut transport = Vec::new();
+        match &self.transport {
+            Transport::Tcp(header) => {
+                let mut header = header.as_ref().clone();
+                header.checksum = self.tcp_checksum(&header);
+                header.write(&mut transport).expect("a vector takes it");
+            }
+            Transport::Udp { checksum } => {
+                let header = self.udp_header(*checksum);
+                header.write(&mut transport).expect("a vector takes it");
+            }
+        }
+        transport.extend_from_slice(&self.payload);
+        let mut bytes = self.link();
+        self.network(transport.len())
+            .write(&mut bytes)
+            .expect("a vector takes it");
+        bytes.extend_from_slice(&transport);
+        bytes
+    }
+
+    fn link(&self) -> Vec<u8> {
+        let ethertype = if self.source.is_ipv4() {
+            EtherType::IPV4
+        } else {
+            EtherType::IPV6
+        };
+        let outer = if self.vlans.is_empty() {
+            ethertype
+        } else {
+            EtherType::VLAN_TAGGED_FRAME
+        };
+        let mut bytes = Vec::new();
+        let header = Ethernet2Header {
+            source: SENDER,
+            destination: NODE,
+            ether_type: outer,
+        };
+        header.write(&mut bytes).expect("a vector takes it");
+        for (depth, vlan) in self.vlans.iter().enumerate() {
+            let last = depth + 1 == self.vlans.len();
+            let header = etherparse::SingleVlanHeader {
+                vlan_id: VlanId::try_new(*vlan).expect("a VLAN id"),
+                ether_type: if last {
+                    ethertype
+                } else {
+                    EtherType::VLAN_TAGGED_FRAME
+                },
+                ..Default::default()
+            };
+            header.write(&mut bytes).expect("a vector takes it");
+        }
+        bytes
+    }
+
+    fn network(&self, length: usize) -> IpHeaders {
+        let number = match self.transport {
+            Transport::Tcp(_) => IpNumber::TCP,
+            Transport::Udp { .. } => IpNumber::UDP,
+        };
+        let (offset, more) = self.fragment.unwrap_or_default();
+        let offset = IpFragOffset::try_new(offset).expect("a fragment offset");
+        match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let length = u16::try_from(length).expect("fits");
+                let mut header =
+                    Ipv4Header::new(length, 64, number, source.octets(), destination.octets()).expect("fits");
+                header.options = Ipv4Options::try_from(self.options.as_slice()).expect("whole words");
+                header.set_payload_len(usize::from(length)).expect("fits");
+                header.fragment_offset = offset;
+                header.more_fragments = more;
+                header.dont_fragment = false;
+                header.header_checksum = header.calc_header_checksum();
+                IpHeaders::Ipv4(header, Ipv4Extensions::default())
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let mut extensions = Ipv6Extensions::default();
+                if !self.options.is_empty() {
+                    let content = Ipv6RawExtHeader::new_raw(number, &self.options).expect("6 + 8 n bytes");
+                    extensions.destination_options = Some(content);
+                }
+                if self.fragment.is_some() {
+                    extensions.fragment = Some(etherparse::Ipv6FragmentHeader::new(number, offset, more, 7));
+                }
+                let first = extensions.set_next_headers(number);
+                let header = Ipv6Header {
+                    traffic_class: 0,
+                    flow_label: Default::default(),
+                    payload_length: u16::try_from(extensions.header_len() + length).expect("fits"),
+                    next_header: first,
+                    hop_limit: 64,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                };
+                IpHeaders::Ipv6(header, extensions)
+            }
+            _ => panic!("addresses of two families"),
+        }
+    }
+
+    fn tcp_checksum(&self, header: &TcpHeader) -> u16 {
+        match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                header.calc_checksum_ipv4_raw(source.octets(), destination.octets(), &self.payload)
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                header.calc_checksum_ipv6_raw(source.octets(), destination.octets(), &self.payload)
+            }
+            _ => panic!("addresses of two families"),
+        }
+        .expect("fits")
+    }
+
+    fn udp_header(&self, checksum: bool) -> UdpHeader {
+        let (source, destination) = (self.source.port(), self.destination.port());
+        let mut header =
+            UdpHeader::without_ipv4_checksum(source, destination, self.payload.len()).expect("fits");
+        if checksum {
+            header.checksum = udp_checksum(&header, self.source.ip(), self.destination.ip(), &self.payload);
+        }
+        header
+    }
+}
+
+fn udp_checksum(header: &UdpHeader, source: IpAddr, destination: IpAddr, payload: &[u8]) -> u16 {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            header.calc_checksum_ipv4_raw(source.octets(), destination.octets(), payload)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            header.calc_checksum_ipv6_raw(source.octets(), destination.octets(), payload)
+        }
+        _ => panic!("addresses of two families"),
+    }
+    .expect("fits")
+}
+
+/// A packet taken apart. Its checksums are right.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// Link-layer source.
+    pub link_source: [u8; 6],
+    /// Link-layer destination.
+    pub link_destination: [u8; 6],
+    /// VLAN tags, the outer one first.
+    pub vlans: Vec<u16>,
+    /// Source address, and port for TCP and UDP.
+    pub source: SocketAddr,
+    /// Destination address, and port for TCP and UDP.
+    pub destination: SocketAddr,
+    /// The transport header.
+    pub transport: TransportHeader,
+    /// What is behind it.
+    pub payload: Vec<u8>,
+}
+
+impl Seen {
+    /// The TCP header; panics for other packets.
+    pub fn tcp(&self) -> &TcpHeader {
+        match &self.transport {
+            TransportHeader::Tcp(header) => header,
+            other => panic!("no TCP: {other:?}"),
+        }
+    }
+}
+
+/// Takes a packet apart and verifies its checksums; panics with the bytes if one is wrong.
+pub fn see(bytes: &[u8]) -> Seen {
+    let packet =
+        PacketHeaders::from_ethernet_slice(bytes).unwrap_or_else(|error| panic!("{error}: {bytes:02x?}"));
+    let Some(LinkHeader::Ethernet2(link)) = packet.link else {
+        panic!("no Ethernet header: {bytes:02x?}")
+    };
+    let vlans = packet.link_exts.iter().filter_map(|header| match header {
+        LinkExtHeader::Vlan(vlan) => Some(vlan.vlan_id.value()),
+        LinkExtHeader::Macsec(_) => None,
+    });
+    let (source, destination): (IpAddr, IpAddr) = match packet.net.expect("an IP header") {
+        NetHeaders::Ipv4(header, _) => {
+            assert_eq!(
+                header.header_checksum,
+                header.calc_header_checksum(),
+                "IPv4 checksum: {bytes:02x?}"
+            );
+            (header.source.into(), header.destination.into())
+        }
+        NetHeaders::Ipv6(header, _) => (header.source.into(), header.destination.into()),
+        NetHeaders::Arp(_) => panic!("ARP"),
+    };
+    let transport = packet
+        .transport
+        .unwrap_or_else(|| panic!("no transport header: {bytes:02x?}"));
+    let payload = match packet.payload {
+        PayloadSlice::Udp(payload) | PayloadSlice::Tcp(payload) => payload,
+        PayloadSlice::Icmpv4(payload) | PayloadSlice::Icmpv6(payload) => payload,
+        other => panic!("unexpected payload {other:?}: {bytes:02x?}"),
+    };
+    let ports = verify(&transport, source, destination, payload, bytes);
+    Seen {
+        link_source: link.source,
+        link_destination: link.destination,
+        vlans: vlans.collect(),
+        source: SocketAddr::new(source, ports.0),
+        destination: SocketAddr::new(destination, ports.1),
+        payload: payload.to_vec(),
+        transport,
+    }
+}
+
+/// Verifies the transport checksum and returns the ports.
+fn verify(
+    transport: &TransportHeader,
+    source: IpAddr,
+    destination: IpAddr,
+    payload: &[u8],
+    bytes: &[u8],
+) -> (u16, u16) {
+    match transport {
+        TransportHeader::Tcp(header) => {
+            let again = Build {
+                payload: payload.to_vec(),
+                ..tcp(
+                    SocketAddr::new(source, header.source_port),
+                    SocketAddr::new(destination, header.destination_port),
+                )
+            };
+            assert_eq!(
+                header.checksum,
+                again.tcp_checksum(header),
+                "TCP checksum: {bytes:02x?}"
+            );
+            (header.source_port, header.destination_port)
+        }
+        TransportHeader::Udp(header) => {
+            if header.checksum != 0 {
+                let checksum = udp_checksum(header, source, destination, payload);
+                assert_eq!(header.checksum, checksum, "UDP checksum: {bytes:02x?}");
+            }
+            (header.source_port, header.destination_port)
+        }
+        TransportHeader::Icmpv4(header) => {
+            assert_eq!(
+                header.checksum,
+                header.icmp_type.calc_checksum(payload),
+                "ICMP checksum: {bytes:02x?}"
+            );
+            (0, 0)
+        }
+        TransportHeader::Icmpv6(header) => {
+            let (IpAddr::V6(source), IpAddr::V6(destination)) = (source, destination) else {
+                panic!("not IPv6")
+            };
+            let checksum = header
+                .icmp_type
+                .calc_checksum(source.octets(), destination.octets(), payload)
+                .expect("fits");
+            assert_eq!(header.checksum, checksum, "ICMPv6 checksum: {bytes:02x?}");
+            (0, 0)
+        }
+        other => panic!("unexpected transport {other:?}"),
+    }
+}
