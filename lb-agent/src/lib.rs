@@ -5,5 +5,7 @@
 //! ```
 //! Each module knows only those to its right; `datapath` is the only one that names aya.
 
+pub mod devices;
 pub mod maps;
 pub mod object;
+pub mod output;
