@@ -9,3 +9,4 @@ pub mod devices;
 pub mod maps;
 pub mod object;
 pub mod output;
+pub mod privileges;
