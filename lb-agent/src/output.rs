@@ -53,6 +53,18 @@ impl std::fmt::Display for Table {
     }
 }
 
+/// Writes `value` to standard output, as [`write`] does. A reader that has seen enough, such as `head`, may close it.
+pub fn print<T: Serialize>(
+    format: OutputFormat,
+    value: &T,
+    table: impl FnOnce(&T) -> Table,
+) -> io::Result<()> {
+    match write(&mut io::stdout().lock(), format, value, table) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
 /// Writes `value` to `out`, as JSON or as the table that `table` makes of it.
 pub fn write<T: Serialize>(
     out: &mut impl Write,
