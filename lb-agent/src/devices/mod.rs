@@ -3,7 +3,7 @@
 //! ```text
 //! netlink -> events (what may have changed) -> dump (what is) -> Snapshot -> classify -> View
 //! ```
-//! [`classify`] is a pure function; only [`watch`] talks to the kernel.
+//! [`classify()`] is a pure function; only [`watch()`] talks to the kernel.
 
 mod classify;
 mod dump;
