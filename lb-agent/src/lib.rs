@@ -6,5 +6,10 @@
 //! Each module knows only those to its right; `datapath` is the only one that names aya.
 
 pub mod datapath;
+pub mod check;
+pub mod devices;
 pub mod maps;
+pub mod mounts;
 pub mod object;
+pub mod output;
+pub mod privileges;

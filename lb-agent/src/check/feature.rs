@@ -1,0 +1,165 @@
+//! What one line of `lb-agent check` says.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// Whether a feature is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It is.
+    Present,
+    /// It is not.
+    Absent,
+    /// It could not be found out.
+    Unknown,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Present => "present",
+            Self::Absent => "absent",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// Something that the agent uses of the kernel or of the host.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Feature {
+    /// What it is.
+    pub name: &'static str,
+    /// Whether the agent can do nothing without it.
+    pub required: bool,
+    /// The first kernel version that has it, if it is the kernel's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<&'static str>,
+    /// What the agent does with it.
+    pub needed_for: &'static str,
+    /// What happens without it.
+    pub without: &'static str,
+    /// Whether it is there.
+    pub state: State,
+    /// What was found, what is missing or why this cannot be told, and how to change that.
+    pub detail: String,
+}
+
+/// What a probe found.
+pub(super) struct Found {
+    pub(super) state: State,
+    pub(super) detail: String,
+}
+
+impl Found {
+    pub(super) fn present(detail: impl Into<String>) -> Self {
+        Self::new(State::Present, detail)
+    }
+
+    pub(super) fn absent(detail: impl Into<String>) -> Self {
+        Self::new(State::Absent, detail)
+    }
+
+    pub(super) fn unknown(error: impl Into<anyhow::Error>) -> Self {
+        Self::new(State::Unknown, format!("{:#}", error.into()))
+    }
+
+    fn new(state: State, detail: impl Into<String>) -> Self {
+        Self {
+            state,
+            detail: detail.into(),
+        }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<Result<bool, E>> for Found {
+    fn from(supported: Result<bool, E>) -> Self {
+        match supported {
+            Ok(true) => Self::present(""),
+            Ok(false) => Self::absent(""),
+            Err(error) => Self::unknown(error),
+        }
+    }
+}
+
+impl Feature {
+    /// One that the agent cannot do without.
+    pub(super) fn required(name: &'static str, needed_for: &'static str, found: Found) -> Self {
+        Self {
+            required: true,
+            ..Self::optional(name, needed_for, "the agent does not start", found)
+        }
+    }
+
+    /// One that it can do without, at a price.
+    pub(super) fn optional(
+        name: &'static str,
+        needed_for: &'static str,
+        without: &'static str,
+        found: Found,
+    ) -> Self {
+        Self {
+            name,
+            required: false,
+            since: None,
+            needed_for,
+            without,
+            state: found.state,
+            detail: found.detail,
+        }
+    }
+
+    pub(super) fn since(self, version: &'static str) -> Self {
+        Self {
+            since: Some(version),
+            ..self
+        }
+    }
+
+    /// Whether the agent cannot work because of it, as far as can be told.
+    pub(super) fn fatal(&self) -> bool {
+        self.required && self.state != State::Present
+    }
+
+    /// What a reader should know: details, and if it is missing also the consequence.
+    pub(super) fn note(&self) -> String {
+        match (self.state, self.detail.as_str()) {
+            (State::Present, detail) => detail.to_owned(),
+            (State::Absent, "") => format!("without it: {}", self.without),
+            (State::Absent, detail) => format!("without it: {}; {detail}", self.without),
+            (State::Unknown, detail) => format!("cannot tell: {detail}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feature(found: Found) -> Feature {
+        Feature::optional("a", "b", "slower", found)
+    }
+
+    #[test]
+    fn the_note_names_the_consequence_of_what_is_missing() {
+        assert_eq!(feature(Found::present("here")).note(), "here");
+        assert_eq!(feature(Found::absent("")).note(), "without it: slower");
+        assert_eq!(
+            feature(Found::absent("do this")).note(),
+            "without it: slower; do this"
+        );
+        let error = std::io::Error::other("no answer");
+        assert_eq!(feature(Found::unknown(error)).note(), "cannot tell: no answer");
+    }
+
+    #[test]
+    fn only_required_features_are_fatal() {
+        let error = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        assert!(!feature(Found::absent("")).fatal());
+        assert!(!Feature::required("a", "b", Found::present("")).fatal());
+        assert!(Feature::required("a", "b", Found::absent("")).fatal());
+        assert!(Feature::required("a", "b", Found::unknown(error)).fatal());
+    }
+}

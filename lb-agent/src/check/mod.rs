@@ -1,0 +1,46 @@
+//! `lb-agent check`: what this kernel and this host lack.
+
+mod feature;
+mod probes;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+pub use feature::{Feature, State};
+
+use crate::output::{self, OutputFormat, Table};
+
+/// What to check for.
+#[derive(Clone, Debug)]
+pub struct CheckOptions {
+    /// Directory that the agent pins maps, programs and links in.
+    pub pin_path: PathBuf,
+}
+
+/// Prints what there is and what is missing. Fails if anything is that the agent cannot do without.
+pub fn run(options: &CheckOptions, format: OutputFormat) -> anyhow::Result<ExitCode> {
+    let features = probes::features(options);
+    output::print(format, &features, |features| table(features)).context("cannot print the features")?;
+    Ok(match features.iter().any(Feature::fatal) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
+}
+
+fn table(features: &[Feature]) -> Table {
+    let mut table = Table::new(&["feature", "state", "required", "kernel", "needed for", "note"]);
+    for feature in features {
+        let required = if feature.required { "yes" } else { "no" };
+        table.row([
+            feature.name.to_owned(),
+            feature.state.to_string(),
+            required.to_owned(),
+            feature.since.unwrap_or("-").to_owned(),
+            feature.needed_for.to_owned(),
+            feature.note(),
+        ]);
+    }
+    table
+}

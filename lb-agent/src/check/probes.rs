@@ -1,0 +1,310 @@
+//! The features and how each is found.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::{fs, iter};
+
+use super::CheckOptions;
+use super::feature::{Feature, Found};
+use crate::datapath::probe::{self, Helper, Map, Program};
+use crate::mounts::{self, Mount};
+use crate::privileges;
+
+/// The number of the top directory of a cgroup hierarchy; a cgroup namespace shows another one as its top.
+const CGROUP_ROOT_INODE: u64 = 1;
+
+const NO_SOCKET_HOOKS: &str = "processes of this host reach no Service; Pods are served at their devices";
+
+/// Everything that the agent uses.
+pub(super) fn features(options: &CheckOptions) -> Vec<Feature> {
+    let mounts = mounts::mounts();
+    iter::empty()
+        .chain(basics(options, &mounts))
+        .chain(maps())
+        .chain(device_programs())
+        .chain(socket_programs(&mounts))
+        .chain(host())
+        .collect()
+}
+
+fn basics(options: &CheckOptions, mounts: &io::Result<Vec<Mount>>) -> [Feature; 3] {
+    [
+        Feature::required("kernel version", "all programs", kernel_version()).since("5.10"),
+        Feature::required("capabilities", "loading and attaching programs", capabilities()),
+        Feature::required(
+            "bpf file system",
+            "maps and programs that outlive the agent",
+            in_mounts(mounts, |mounts| bpf_file_system(mounts, &options.pin_path)),
+        )
+        .since("4.4"),
+    ]
+}
+
+fn maps() -> [Feature; 3] {
+    [
+        Feature::required(
+            "LRU hash maps",
+            "flows and affinity",
+            probe::map(Map::LruHash).into(),
+        )
+        .since("4.10"),
+        Feature::required(
+            "LPM tries",
+            "loadBalancerSourceRanges",
+            probe::map(Map::LpmTrie).into(),
+        )
+        .since("4.11"),
+        Feature::required(
+            "ring buffers",
+            "`lb-agent trace`",
+            probe::map(Map::RingBuffer).into(),
+        )
+        .since("5.8"),
+    ]
+}
+
+fn device_programs() -> [Feature; 7] {
+    let clock = probe::helper(Program::SchedClassifier, Helper::Jiffies64);
+    let lookup = probe::helper(Program::Xdp, Helper::FibLookup);
+    let peer = probe::helper(Program::SchedClassifier, Helper::RedirectPeer);
+    [
+        Feature::required(
+            "TC programs",
+            "translation at devices",
+            probe::program(Program::SchedClassifier).into(),
+        )
+        .since("4.1"),
+        Feature::required("bpf_jiffies64", "the age of flows", clock.into()).since("5.6"),
+        Feature::optional(
+            "TCX links",
+            "TC programs beside those of others, replaced in place",
+            "clsact filters through netlink",
+            version(6, 6),
+        )
+        .since("6.6"),
+        Feature::optional(
+            "bpf_redirect_peer",
+            "--local-redirect",
+            "that option cannot be used",
+            peer.into(),
+        )
+        .since("5.10"),
+        Feature::optional(
+            "XDP programs",
+            "traffic from outside, before the network stack",
+            "TC does it, at a higher price per packet",
+            probe::program(Program::Xdp).into(),
+        )
+        .since("4.8"),
+        Feature::optional(
+            "XDP links",
+            "XDP programs that are replaced in place",
+            "attachment through netlink",
+            version(5, 9),
+        )
+        .since("5.9"),
+        Feature::optional(
+            "bpf_fib_lookup",
+            "forwarding to Pods of other nodes at XDP",
+            "TC and the network stack do it, at a higher price per packet",
+            lookup.into(),
+        )
+        .since("4.18"),
+    ]
+}
+
+fn socket_programs(mounts: &io::Result<Vec<Mount>>) -> [Feature; 4] {
+    let cookie = probe::helper(Program::CgroupSockAddr, Helper::GetNetnsCookie);
+    let retval = probe::helper(Program::CgroupSockAddr, Helper::SetRetval);
+    [
+        Feature::optional(
+            "cgroup v2",
+            "translation at sockets",
+            NO_SOCKET_HOOKS,
+            in_mounts(mounts, cgroup2),
+        )
+        .since("4.5"),
+        Feature::optional(
+            "socket programs",
+            "translation at sockets",
+            NO_SOCKET_HOOKS,
+            probe::program(Program::CgroupSockAddr).into(),
+        )
+        .since("4.17"),
+        Feature::optional(
+            "bpf_get_netns_cookie",
+            "telling Pods from processes of this host at sockets",
+            NO_SOCKET_HOOKS,
+            cookie.into(),
+        )
+        .since("5.7"),
+        Feature::optional(
+            "bpf_set_retval",
+            "\"connection refused\" at once where there is no endpoint",
+            "connect fails with \"operation not permitted\" instead",
+            retval.into(),
+        )
+        .since("5.18"),
+    ]
+}
+
+fn host() -> [Feature; 4] {
+    [
+        Feature::optional(
+            "kernel BTF",
+            "diagnosis of programs and maps with bpftool",
+            "the agent works all the same",
+            kernel_btf(),
+        )
+        .since("5.4"),
+        Feature::optional(
+            "JIT compiler",
+            "programs as machine code",
+            "every packet costs several times as much",
+            sysctl("net.core.bpf_jit_enable"),
+        )
+        .since("4.1"),
+        Feature::optional(
+            "IPv4 forwarding",
+            "packets to and from Pods",
+            "the network stack drops IPv4 packets between devices",
+            sysctl("net.ipv4.ip_forward"),
+        ),
+        Feature::optional(
+            "IPv6 forwarding",
+            "packets to and from Pods",
+            "the network stack drops IPv6 packets between devices",
+            sysctl("net.ipv6.conf.all.forwarding"),
+        ),
+    ]
+}
+
+fn kernel_version() -> Found {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    match probe::kernel_at_least(5, 10) {
+        true => Found::present(release),
+        false => Found::absent(format!("this is {release}")),
+    }
+}
+
+/// For what the loader decides by the version too.
+fn version(major: u8, minor: u8) -> Found {
+    match probe::kernel_at_least(major, minor) {
+        true => Found::present(""),
+        false => Found::absent(""),
+    }
+}
+
+fn capabilities() -> Found {
+    match privileges::require("run", &privileges::DATAPATH) {
+        Ok(()) => Found::present(""),
+        Err(missing @ privileges::PrivilegeError::Missing { .. }) => Found::absent(missing.to_string()),
+        Err(error) => Found::unknown(error),
+    }
+}
+
+fn in_mounts(mounts: &io::Result<Vec<Mount>>, find: impl FnOnce(&[Mount]) -> Found) -> Found {
+    match mounts {
+        Ok(mounts) => find(mounts),
+        Err(error) => Found::unknown(anyhow::anyhow!("cannot tell what is mounted: {error}")),
+    }
+}
+
+fn bpf_file_system(mounts: &[Mount], pin_path: &Path) -> Found {
+    match mounts::mount_of(mounts, pin_path) {
+        Some(mount) if mount.kind == "bpf" => Found::present(format!("at {}", mount.point.display())),
+        _ => {
+            let point = pin_path.parent().unwrap_or(pin_path).display();
+            Found::absent(format!(
+                "{} is not in one: `mount -t bpf bpf {point}`",
+                pin_path.display()
+            ))
+        }
+    }
+}
+
+fn cgroup2(mounts: &[Mount]) -> Found {
+    let Some(point) = mounts::cgroup2(mounts) else {
+        return Found::absent("`mount -t cgroup2 none /sys/fs/cgroup`, or boot without cgroup v1");
+    };
+    let shown = point.display();
+    match fs::metadata(point).map(|root| root.ino()) {
+        Ok(CGROUP_ROOT_INODE) => Found::present(format!("at {shown}")),
+        Ok(_) => Found::absent(format!(
+            "{shown} is a part of the hierarchy only: give the container the host's cgroup namespace or its {shown}"
+        )),
+        Err(error) => Found::unknown(anyhow::anyhow!("cannot look at {shown}: {error}")),
+    }
+}
+
+fn kernel_btf() -> Found {
+    const PATH: &str = "/sys/kernel/btf/vmlinux";
+    match fs::exists(PATH) {
+        Ok(true) => Found::present(PATH),
+        Ok(false) => Found::absent("the kernel was built without CONFIG_DEBUG_INFO_BTF"),
+        Err(error) => Found::unknown(anyhow::anyhow!("cannot look for {PATH}: {error}")),
+    }
+}
+
+/// Whether a setting is on, that is, not 0.
+fn sysctl(name: &str) -> Found {
+    let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+    match fs::read_to_string(&path) {
+        Ok(value) if value.trim() == "0" => Found::absent(format!("`sysctl -w {name}=1`")),
+        Ok(value) => Found::present(format!("{name}={}", value.trim())),
+        Err(error) => Found::unknown(anyhow::anyhow!("cannot read {}: {error}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::State;
+
+    #[test]
+    fn the_pin_path_must_be_in_a_bpf_file_system() {
+        let mount = |point: &str, kind: &str| Mount {
+            point: point.into(),
+            kind: kind.to_owned(),
+        };
+        let mut mounts = vec![mount("/", "ext4"), mount("/sys", "sysfs")];
+        let pin_path = Path::new("/sys/fs/bpf/lb-agent");
+        let found = bpf_file_system(&mounts, pin_path);
+        assert_eq!(found.state, State::Absent);
+        assert_eq!(
+            found.detail,
+            "/sys/fs/bpf/lb-agent is not in one: `mount -t bpf bpf /sys/fs/bpf`"
+        );
+        mounts.push(mount("/sys/fs/bpf", "bpf"));
+        let found = bpf_file_system(&mounts, pin_path);
+        assert_eq!(
+            (found.state, found.detail.as_str()),
+            (State::Present, "at /sys/fs/bpf")
+        );
+    }
+
+    #[test]
+    fn settings_are_read_and_missing_ones_are_unknown() {
+        assert_eq!(sysctl("kernel.pid_max").state, State::Present);
+        assert_eq!(sysctl("lb.no_such_setting").state, State::Unknown);
+    }
+
+    #[test]
+    fn a_host_without_cgroup2_is_told_how_to_get_it() {
+        let found = cgroup2(&[]);
+        assert_eq!(found.state, State::Absent);
+        assert!(found.detail.contains("mount -t cgroup2"));
+    }
+
+    #[test]
+    fn every_feature_is_listed_once() {
+        let options = CheckOptions {
+            pin_path: "/sys/fs/bpf/lb-agent".into(),
+        };
+        let features = features(&options);
+        let names: std::collections::BTreeSet<_> = features.iter().map(|feature| feature.name).collect();
+        assert_eq!(names.len(), features.len());
+    }
+}

@@ -1,0 +1,235 @@
+//! Reads devices, addresses and default routes from the kernel.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+
+use futures::StreamExt;
+use rtnetlink::Handle;
+use rtnetlink::packet_core::{
+    ErrorMessage, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeader, AddressMessage, AddressScope,
+};
+use rtnetlink::packet_route::link::{
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::{Address, DefaultRoute, DeviceError, Link};
+use crate::maps::Family;
+
+/// How often a dump that changes interrupted is repeated. Each of those changes is an event too, so that the
+/// next round has another chance.
+const ATTEMPTS: usize = 5;
+
+/// The connection that dumps are asked for on.
+pub(super) struct Dumper {
+    handle: Handle,
+}
+
+impl Dumper {
+    /// Connects to the calling thread's network namespace.
+    pub(super) fn connect() -> Result<Self, DeviceError> {
+        let (mut connection, handle, _) = rtnetlink::new_connection().map_err(DeviceError::Open)?;
+        // Else a dump that broke off would look complete.
+        connection.set_forward_done(true);
+        // Ends when the handle is dropped.
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// All devices by index.
+    pub(super) async fn links(&mut self) -> Result<BTreeMap<u32, Link>, DeviceError> {
+        let mut request = LinkMessage::default();
+        let without_statistics = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+        request.attributes.push(without_statistics);
+        let links = self
+            .dump(
+                "devices",
+                RouteNetlinkMessage::GetLink(request),
+                |message| match message {
+                    RouteNetlinkMessage::NewLink(message) => vec![link(&message)],
+                    _ => Vec::new(),
+                },
+            )
+            .await?;
+        Ok(links.into_iter().map(|link| (link.index, link)).collect())
+    }
+
+    /// All addresses by index of their device.
+    pub(super) async fn addresses(&mut self) -> Result<BTreeMap<u32, Vec<Address>>, DeviceError> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let found = self
+            .dump("addresses", request, |message| match message {
+                RouteNetlinkMessage::NewAddress(message) => {
+                    let found = address(&message).map(|address| (message.header.index, address));
+                    found.into_iter().collect()
+                }
+                _ => Vec::new(),
+            })
+            .await?;
+        let mut addresses: BTreeMap<u32, Vec<Address>> = BTreeMap::new();
+        for (device, address) in found {
+            addresses.entry(device).or_default().push(address);
+        }
+        Ok(addresses)
+    }
+
+    /// The default routes of both families.
+    pub(super) async fn default_routes(&mut self) -> Result<Vec<DefaultRoute>, DeviceError> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            let request = RouteNetlinkMessage::GetRoute(request);
+            let found = self.dump("routes", request, |message| match message {
+                RouteNetlinkMessage::NewRoute(message) => default_routes(&message),
+                _ => Vec::new(),
+            });
+            routes.extend(found.await?);
+        }
+        Ok(routes)
+    }
+
+    async fn dump<T>(
+        &mut self,
+        what: &'static str,
+        request: RouteNetlinkMessage,
+        read: impl Fn(RouteNetlinkMessage) -> Vec<T>,
+    ) -> Result<Vec<T>, DeviceError> {
+        let mut found = Vec::new();
+        for _ in 0..ATTEMPTS {
+            let consistent;
+            (found, consistent) = self
+                .dump_once(request.clone(), &read)
+                .await
+                .map_err(|source| DeviceError::Dump { what, source })?;
+            if consistent {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Also tells whether the dump shows one moment rather than parts of several.
+    async fn dump_once<T>(
+        &mut self,
+        request: RouteNetlinkMessage,
+        read: &impl Fn(RouteNetlinkMessage) -> Vec<T>,
+    ) -> io::Result<(Vec<T>, bool)> {
+        let mut request = NetlinkMessage::from(request);
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let mut answers = self.handle.request(request).map_err(io::Error::other)?;
+        let (mut found, mut consistent) = (Vec::new(), true);
+        while let Some(answer) = answers.next().await {
+            consistent &= answer.header.flags & NLM_F_DUMP_INTR == 0;
+            match answer.payload {
+                NetlinkPayload::InnerMessage(message) => found.extend(read(message)),
+                NetlinkPayload::Done(_) => return Ok((found, consistent)),
+                NetlinkPayload::Error(ErrorMessage { code, .. }) => {
+                    return Err(io::Error::from_raw_os_error(code.map_or(0, |code| -code.get())));
+                }
+                _ => {}
+            }
+        }
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let header = &message.header;
+    let mut link = Link {
+        index: header.index,
+        up: header.flags.contains(LinkFlags::Up),
+        loopback: header.flags.contains(LinkFlags::Loopback),
+        ethernet: header.link_layer_type == LinkLayerType::Ether,
+        ..Link::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::LinkNetNsId(id) => link.link_netnsid = Some(*id),
+            LinkAttribute::Controller(master) => link.master = Some(*master),
+            LinkAttribute::LinkInfo(infos) => link.kind = kind(infos).unwrap_or_default(),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn kind(infos: &[LinkInfo]) -> Option<String> {
+    infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind.to_string()),
+        _ => None,
+    })
+}
+
+fn address(message: &AddressMessage) -> Option<Address> {
+    const UNSTABLE: AddressFlags = AddressFlags::Secondary
+        .union(AddressFlags::Deprecated)
+        .union(AddressFlags::Tentative)
+        .union(AddressFlags::Dadfailed);
+    let (mut own, mut peer_or_own) = (None, None);
+    let mut flags = header_flags(&message.header);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(address) => own = Some(*address),
+            AddressAttribute::Address(address) => peer_or_own = Some(*address),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    Some(Address {
+        // On a point-to-point device the other one is the peer's.
+        address: own.or(peer_or_own)?,
+        global: message.header.scope == AddressScope::Universe,
+        stable: !flags.intersects(UNSTABLE),
+    })
+}
+
+fn header_flags(header: &AddressHeader) -> AddressFlags {
+    AddressFlags::from_bits_retain(u32::from(header.flags.bits()))
+}
+
+/// The next hops of a route, if it is a default route that leads anywhere.
+fn default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
+    let header = &message.header;
+    let family = match header.address_family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return Vec::new(),
+    };
+    if header.destination_prefix_length != 0 || header.kind != RouteType::Unicast {
+        return Vec::new();
+    }
+    let mut route = DefaultRoute {
+        family,
+        main: header.table == RouteHeader::RT_TABLE_MAIN,
+        metric: 0,
+        device: 0,
+        preferred_source: None,
+    };
+    let mut devices = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(device) => devices.push(*device),
+            RouteAttribute::MultiPath(hops) => devices.extend(hops.iter().map(|hop| hop.interface_index)),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            RouteAttribute::PrefSource(source) => route.preferred_source = ip_address(source),
+            _ => {}
+        }
+    }
+    let hops = devices.into_iter();
+    hops.map(|device| DefaultRoute { device, ..route }).collect()
+}
+
+fn ip_address(address: &RouteAddress) -> Option<IpAddr> {
+    match *address {
+        RouteAddress::Inet(address) => Some(address.into()),
+        RouteAddress::Inet6(address) => Some(address.into()),
+        _ => None,
+    }
+}

@@ -1,0 +1,36 @@
+//! Which network devices carry which programs, as netlink tells.
+//!
+//! ```text
+//! netlink -> events (what may have changed) -> dump (what is) -> Snapshot -> classify -> View
+//! ```
+//! [`classify()`] is a pure function; only [`watch()`] talks to the kernel.
+
+mod classify;
+mod dump;
+mod events;
+mod snapshot;
+mod watch;
+
+pub use classify::{Attachment, DeviceArguments, DeviceOptions, Role, SkipReason, classify};
+pub use snapshot::{Address, DefaultRoute, Link, Snapshot, primary_addresses};
+pub use watch::{View, watch};
+
+/// Why the devices of this node cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// No netlink socket.
+    #[error("cannot open a netlink socket for devices, addresses and routes")]
+    Open(#[source] std::io::Error),
+    /// The socket that reports changes failed.
+    #[error("cannot read device events from netlink")]
+    Events(#[source] std::io::Error),
+    /// The kernel refused a dump.
+    #[error("cannot list the {what} of this network namespace through netlink")]
+    Dump {
+        /// What was to be listed.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+}
