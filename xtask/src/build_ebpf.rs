@@ -39,17 +39,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-/// Compiles the object, with further flags for rustc.
-pub(crate) fn compile(tools: &Tools, flags: &[&str]) -> Result<()> {
+/// Compiles the object, with further arguments for cargo.
+pub(crate) fn compile(tools: &Tools, arguments: &[&str]) -> Result<()> {
     let architecture = env::consts::ARCH;
-    let mut rustflags = vec![
+    let rustflags = [
         format!("--cfg=bpf_target_arch=\"{architecture}\""),
         "-Cdebuginfo=2".to_owned(),
         // Maps' layouts and function signatures, without which the kernel refuses out-of-line functions.
         "-Clink-arg=--btf".to_owned(),
         "-Ctarget-cpu=v3".to_owned(),
     ];
-    rustflags.extend(flags.iter().map(|&flag| flag.to_owned()));
     let mut cargo = tools.toolchain.cargo();
     cargo
         .current_dir(workspace::ebpf())
@@ -63,7 +62,8 @@ pub(crate) fn compile(tools: &Tools, flags: &[&str]) -> Result<()> {
             "-Zbuild-std=core",
         ])
         .arg("--target-dir")
-        .arg(workspace::root().join("target/ebpf"));
+        .arg(workspace::root().join("target/ebpf"))
+        .args(arguments);
     command::run(&mut cargo)
 }
 

@@ -1,10 +1,46 @@
 //! Running other programs.
 
 use std::env;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+
+/// Variables with which cargo's user says how crates are fetched. All others of cargo and rustup are meant for the
+/// build that started us, and would change this one.
+const KEPT: [&str; 5] = [
+    "CARGO_HOME",
+    "CARGO_HTTP_",
+    "CARGO_NET_",
+    "CARGO_REGISTR",
+    "CARGO_SOURCE_",
+];
+
+/// A command without what the cargo that started us, or rustup, has put into the environment.
+pub(crate) fn clean(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(is_inherited) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn is_inherited(name: &str) -> bool {
+    // `cargo run` points the dynamic linker at the other compiler's libraries.
+    let names = [
+        "CARGO",
+        "LD_LIBRARY_PATH",
+        "RUSTC",
+        "RUSTFLAGS",
+        "RUSTUP_TOOLCHAIN",
+    ];
+    names.contains(&name)
+        || name.starts_with("RUSTC_")
+        || name.starts_with("CARGO_") && !KEPT.iter().any(|kept| name.starts_with(kept))
+}
 
 /// Runs a command with its output on the terminal; its failure is an error.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
@@ -62,4 +98,31 @@ fn show(command: &Command) -> String {
         .map(|word| word.to_string_lossy())
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_how_crates_are_fetched_is_inherited() {
+        for name in [
+            "CARGO_HOME",
+            "CARGO_HTTP_CAINFO",
+            "CARGO_REGISTRIES_X_INDEX",
+            "PATH",
+            "HOME",
+        ] {
+            assert!(!is_inherited(name), "{name}");
+        }
+        for name in [
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_TARGET_DIR",
+            "CARGO",
+            "RUSTFLAGS",
+            "RUSTC_WRAPPER",
+        ] {
+            assert!(is_inherited(name), "{name}");
+        }
+    }
 }

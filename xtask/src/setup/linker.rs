@@ -12,7 +12,6 @@ use anyhow::{Context, Result};
 use object::elf;
 use object::read::elf::{Dyn, ElfFile64, FileHeader, SectionHeader};
 
-use super::toolchain;
 use crate::command;
 
 /// The version that is used.
@@ -37,7 +36,7 @@ pub(crate) fn find(llvm: u32) -> Option<PathBuf> {
 
 /// Builds bpf-linker with Debian's LLVM, into our directory.
 pub(crate) fn install(llvm: u32) -> Result<()> {
-    let mut cargo = toolchain::clean("cargo");
+    let mut cargo = command::clean("cargo");
     cargo
         .env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"))
         .args([

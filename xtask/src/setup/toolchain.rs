@@ -5,9 +5,9 @@
 //! - rustup's nightly with the component `rust-src`: what people who write Rust have;
 //! - Debian's `rustc-web`, which comes with sources and is told to allow unstable features: installed with apt-get alone.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fmt};
 
 use anyhow::{Context, Result};
 
@@ -25,16 +25,6 @@ const OLDEST: (u32, u32) = (1, 95);
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
-
-/// Variables with which cargo's user says how crates are fetched. All others of cargo and rustup are meant for the
-/// build that started us, and would change this one.
-const KEPT: [&str; 5] = [
-    "CARGO_HOME",
-    "CARGO_HTTP_",
-    "CARGO_NET_",
-    "CARGO_REGISTR",
-    "CARGO_SOURCE_",
-];
 
 /// Where a compiler comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,12 +72,12 @@ impl Toolchain {
     pub(crate) fn cargo(&self) -> Command {
         match self.origin {
             Origin::Rustup => {
-                let mut command = clean("rustup");
+                let mut command = command::clean("rustup");
                 command.args(["run", "nightly", "cargo"]);
                 command
             }
             Origin::Debian => {
-                let mut command = clean(DEBIAN_CARGO);
+                let mut command = command::clean(DEBIAN_CARGO);
                 command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
                 command
             }
@@ -122,39 +112,14 @@ fn has_sources(origin: Origin) -> bool {
 fn rustc(origin: Origin) -> Command {
     match origin {
         Origin::Rustup => {
-            let mut command = clean("rustup");
+            let mut command = command::clean("rustup");
             command
                 .args(["run", "nightly", "rustc"])
                 .env("RUSTUP_AUTO_INSTALL", "0");
             command
         }
-        Origin::Debian => clean(DEBIAN_RUSTC),
+        Origin::Debian => command::clean(DEBIAN_RUSTC),
     }
-}
-
-/// A command without what the cargo that started us, or rustup, has put into the environment.
-pub(crate) fn clean(program: &str) -> Command {
-    let mut command = Command::new(program);
-    for (name, _) in env::vars_os() {
-        if name.to_str().is_some_and(is_inherited) {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
-fn is_inherited(name: &str) -> bool {
-    // `cargo run` points the dynamic linker at the other compiler's libraries.
-    let names = [
-        "CARGO",
-        "LD_LIBRARY_PATH",
-        "RUSTC",
-        "RUSTFLAGS",
-        "RUSTUP_TOOLCHAIN",
-    ];
-    names.contains(&name)
-        || name.starts_with("RUSTC_")
-        || name.starts_with("CARGO_") && !KEPT.iter().any(|kept| name.starts_with(kept))
 }
 
 /// The value of a line of `rustc -vV`.
@@ -194,27 +159,5 @@ mod tests {
         assert!(is_recent("2.0.0"));
         assert!(!is_recent("1.94.1"));
         assert!(!is_recent("1.63.0"));
-    }
-
-    #[test]
-    fn only_how_crates_are_fetched_is_inherited() {
-        for name in [
-            "CARGO_HOME",
-            "CARGO_HTTP_CAINFO",
-            "CARGO_REGISTRIES_X_INDEX",
-            "PATH",
-            "HOME",
-        ] {
-            assert!(!is_inherited(name), "{name}");
-        }
-        for name in [
-            "CARGO_ENCODED_RUSTFLAGS",
-            "CARGO_TARGET_DIR",
-            "CARGO",
-            "RUSTFLAGS",
-            "RUSTC_WRAPPER",
-        ] {
-            assert!(is_inherited(name), "{name}");
-        }
     }
 }
