@@ -75,14 +75,14 @@ fn row(name: &'static str, stage: impl FnOnce() -> Result<Outcome>) -> Row {
     println!("=== {name}");
     let start = Instant::now();
     let outcome = stage().unwrap_or_else(|error| {
-        println!("error: {error:#}");
         let counts = Counts {
             failed: 1,
             ..Counts::default()
         };
+        println!("error: {error:#}");
         Outcome {
             counts,
-            ..Outcome::default()
+            remarks: vec![format!("{error:#}")],
         }
     });
     println!();
@@ -114,8 +114,8 @@ fn summarize(rows: &[Row], arguments: &Arguments) -> ExitCode {
     let mut sum = Counts::default();
     for row in rows {
         sum += row.outcome.counts;
-        for skip in &row.outcome.skips {
-            println!("skipped in {}: {skip}", row.name);
+        for remark in &row.outcome.remarks {
+            println!("{}: {remark}", row.name);
         }
     }
     println!("{}\n", table(rows));

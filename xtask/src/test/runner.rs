@@ -15,14 +15,14 @@ use crate::{command, workspace};
 pub(crate) struct Outcome {
     /// The sums.
     pub(crate) counts: Counts,
-    /// What to tell about skipped tests.
-    pub(crate) skips: Vec<String>,
+    /// What to tell about tests that did not pass.
+    pub(crate) remarks: Vec<String>,
 }
 
 impl Outcome {
     fn add(&mut self, other: Self) {
         self.counts += other.counts;
-        self.skips.extend(other.skips);
+        self.remarks.extend(other.remarks);
     }
 }
 
@@ -39,6 +39,9 @@ pub(crate) fn run(stage: Stage, targets: &[Target], filter: Option<&str>) -> Res
         if target.stage()? == built_for {
             selected.push(target);
         }
+    }
+    if selected.is_empty() {
+        println!("no tests");
     }
     let mut outcome = Outcome::default();
     for executable in build(&selected)? {
@@ -124,7 +127,7 @@ fn follow(command: &mut Command) -> Result<Outcome> {
     }
     Ok(Outcome {
         counts: transcript.finish(status.success()),
-        skips: transcript.reasons().to_vec(),
+        remarks: transcript.remarks().to_vec(),
     })
 }
 

@@ -45,7 +45,7 @@ pub(crate) struct Transcript {
     reported: Counts,
     has_result: bool,
     skipped: BTreeSet<String>,
-    reasons: Vec<String>,
+    remarks: Vec<String>,
 }
 
 impl Transcript {
@@ -64,6 +64,9 @@ impl Transcript {
         }
         if let Some(test) = parse_header(line) {
             test.clone_into(&mut self.test);
+        }
+        if let Some(test) = parse_failure(line) {
+            self.remarks.push(format!("{test} failed"));
         }
         match line.trim_start().strip_prefix("skipped: ") {
             // A failed test may have skipped a part; it still failed.
@@ -91,9 +94,9 @@ impl Transcript {
         counts
     }
 
-    /// Why tests were skipped, with the name of each.
-    pub(crate) fn reasons(&self) -> &[String] {
-        &self.reasons
+    /// Which tests failed, which were skipped, and why.
+    pub(crate) fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     fn skip(&mut self, reason: &str) {
@@ -102,7 +105,7 @@ impl Transcript {
             Part::Progress => format!("unnamed test {}", self.skipped.len() + 1),
             _ => self.test.clone(),
         };
-        self.reasons.push(format!("{name}: {reason}"));
+        self.remarks.push(format!("{name} skipped: {reason}"));
         self.skipped.insert(name);
     }
 }
@@ -119,6 +122,11 @@ fn parse_result(line: &str) -> Option<Counts> {
         failed: number("failed")?,
         skipped: number("ignored")?,
     })
+}
+
+/// Reads `test name ... FAILED`.
+fn parse_failure(line: &str) -> Option<&str> {
+    line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
 }
 
 /// Reads `---- name stdout ----`, which comes before what a test has written.
@@ -182,7 +190,12 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 7 filtered out; 
             skipped: 2,
         };
         assert_eq!(transcript.finish(false), counts);
-        assert_eq!(transcript.reasons(), ["dsr: needs root", "dsr: needs two CPUs"]);
+        let remarks = [
+            "icmp failed",
+            "dsr skipped: needs root",
+            "dsr skipped: needs two CPUs",
+        ];
+        assert_eq!(transcript.remarks(), remarks);
     }
 
     #[test]
