@@ -42,6 +42,9 @@ pub(crate) fn run(stage: Stage, targets: &[Target], filter: Option<&str>) -> Res
     }
     if selected.is_empty() {
         println!("no tests");
+    } else if stage.needs_agent() {
+        // Tests look for it beside themselves; cargo builds it unasked only for the tests of its own crate.
+        command::run(workspace::cargo().args(["build", "--workspace", "--bin=lb-agent"]))?;
     }
     let mut outcome = Outcome::default();
     for executable in build(&selected)? {

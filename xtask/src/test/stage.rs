@@ -54,6 +54,11 @@ impl Stage {
     pub(crate) fn needs_bpffs(self) -> bool {
         matches!(self, Self::Packets | Self::Api | Self::Lab)
     }
+
+    /// Whether its tests start the agent's program.
+    pub(crate) fn needs_agent(self) -> bool {
+        matches!(self, Self::Api | Self::Lab)
+    }
 }
 
 /// What cargo can build tests of.
