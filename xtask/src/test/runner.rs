@@ -28,11 +28,37 @@ impl Outcome {
 
 /// Builds a stage's tests and runs those whose name contains the filter.
 pub(crate) fn run(stage: Stage, targets: &[Target], filter: Option<&str>) -> Result<Outcome> {
-    // The plain user gets what is built for the unit stage.
-    let built_for = if stage == Stage::PlainUser {
-        Stage::Unit
-    } else {
-        stage
+    let selected = select(stage, targets)?;
+    if selected.is_empty() {
+        println!("no tests");
+        return Ok(Outcome::default());
+    }
+    if stage.needs_agent() {
+        // Tests look for it beside themselves; cargo builds it unasked only for the tests of its own crate.
+        command::run(workspace::cargo().args(["build", "--workspace", "--bin=lb-agent"]))?;
+    }
+    let mut outcome = Outcome::default();
+    for executable in build(&selected)? {
+        println!("--- {} {}", executable.target.package, executable.target.name);
+        outcome.add(follow(
+            program(stage, &executable).args(filter).arg("--show-output"),
+        )?);
+    }
+    if stage == Stage::Unit {
+        println!("--- documentation");
+        let mut cargo = workspace::cargo();
+        cargo
+            .args(["test", "--quiet", "--workspace", "--doc", "--"])
+            .args(filter);
+        outcome.add(follow(cargo.arg("--show-output"))?);
+    }
+    Ok(outcome)
+}
+
+fn select(stage: Stage, targets: &[Target]) -> Result<Vec<&Target>> {
+    let built_for = match stage {
+        Stage::PlainUser => Stage::Unit,
+        other => other,
     };
     let mut selected = Vec::new();
     for target in targets {
@@ -40,45 +66,24 @@ pub(crate) fn run(stage: Stage, targets: &[Target], filter: Option<&str>) -> Res
             selected.push(target);
         }
     }
-    if selected.is_empty() {
-        println!("no tests");
-    } else if stage.needs_agent() {
-        // Tests look for it beside themselves; cargo builds it unasked only for the tests of its own crate.
-        command::run(workspace::cargo().args(["build", "--workspace", "--bin=lb-agent"]))?;
-    }
-    let mut outcome = Outcome::default();
-    for executable in build(&selected)? {
-        println!("--- {} {}", executable.target.package, executable.target.name);
-        let mut command = match stage {
-            Stage::PlainUser => as_plain_user(&executable.program),
-            _ => command::clean(&executable.program),
-        };
-        command
-            .current_dir(&executable.directory)
-            .env("CARGO_MANIFEST_DIR", &executable.directory)
-            .args(filter)
-            .arg("--show-output");
-        outcome.add(follow(&mut command)?);
-    }
-    if stage == Stage::Unit {
-        for target in selected.iter().filter(|target| target.doctest) {
-            println!("--- {} documentation", target.package);
-            let mut cargo = workspace::cargo();
-            cargo
-                .args(["test", "--quiet", "--doc", "-p", &target.package, "--"])
-                .args(filter);
-            outcome.add(follow(cargo.arg("--show-output"))?);
-        }
-    }
-    Ok(outcome)
+    Ok(selected)
+}
+
+/// A test program as cargo would start it.
+fn program(stage: Stage, executable: &Executable) -> Command {
+    let mut command = match stage {
+        Stage::PlainUser => as_plain_user(&executable.program),
+        _ => command::clean(&executable.program),
+    };
+    command
+        .current_dir(&executable.directory)
+        .env("CARGO_MANIFEST_DIR", &executable.directory);
+    command
 }
 
 /// Builds the targets' tests. All crates of the workspace are named every time, so that every stage sees the
 /// dependencies with the same features and nothing is built twice.
 fn build(targets: &[&Target]) -> Result<Vec<Executable>> {
-    if targets.is_empty() {
-        return Ok(Vec::new());
-    }
     let mut selectors: Vec<_> = targets.iter().map(|target| target.selectors()).collect();
     selectors.sort();
     selectors.dedup();

@@ -70,8 +70,6 @@ pub(crate) struct Target {
     pub(crate) kind: String,
     /// Its name, for `test` that of the file.
     pub(crate) name: String,
-    /// Whether its documentation holds tests.
-    pub(crate) doctest: bool,
 }
 
 impl Target {
@@ -117,7 +115,6 @@ impl Target {
                 package: package.to_owned(),
                 kind: kind.to_owned(),
                 name: description["name"].as_str()?.to_owned(),
-                doctest: description["doctest"].as_bool().unwrap_or_default(),
             })
         })?
     }
@@ -185,7 +182,6 @@ mod tests {
             package: package.to_owned(),
             kind: kind.to_owned(),
             name: name.to_owned(),
-            doctest: false,
         }
     }
 
@@ -210,14 +206,11 @@ mod tests {
     #[test]
     fn metadata_lists_what_can_hold_tests() {
         let metadata = json!({"packages": [{"name": "lb-agent", "targets": [
-            {"kind": ["lib"], "name": "lb_agent", "doctest": true},
-            {"kind": ["custom-build"], "name": "build-script-build", "doctest": false},
-            {"kind": ["test"], "name": "golden", "doctest": false},
+            {"kind": ["lib"], "name": "lb_agent"},
+            {"kind": ["custom-build"], "name": "build-script-build"},
+            {"kind": ["test"], "name": "golden"},
         ]}]});
-        let library = Target {
-            doctest: true,
-            ..target("lb-agent", "lib", "lb_agent")
-        };
+        let library = target("lb-agent", "lib", "lb_agent");
         let golden = target("lb-agent", "test", "golden");
         assert_eq!(parse_metadata(&metadata), Some(vec![library, golden]));
     }
