@@ -1,2 +1,57 @@
-//! Developer and user tasks.
-fn main() {}
+//! Developer and user tasks: `cargo xtask help` lists them.
+
+mod build;
+mod build_ebpf;
+mod command;
+mod lint;
+mod setup;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Everything that is done with this checkout, from installing its tools to running its tests.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the other tasks need; what is there already is left alone
+    Setup,
+    /// Build the kernel programs, check the object and list its programs and maps
+    BuildEbpf(build_ebpf::Arguments),
+    /// Build the agent with the kernel programs inside
+    Build,
+    /// Check format, house rules, clippy's and the compiler's warnings, and the documentation
+    Lint,
+    /// Run the tests, stage by stage
+    Test(test::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
+        Task::Setup => setup::run(),
+        Task::BuildEbpf(arguments) => build_ebpf::run(&arguments),
+        Task::Build => build::run(),
+        Task::Lint => lint::run(),
+        Task::Test(arguments) => return test::run(&arguments),
+    };
+    exit_code(done)
+}
+
+/// Without a backtrace, which `RUST_BACKTRACE` would add: the message says what to do, not where we noticed.
+fn exit_code(done: anyhow::Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! `cargo xtask build-ebpf`: builds the kernel programs and checks the object before anything loads it.
+//!
+//! Cargo decides whether there is anything to build; the checks run every time.
+
+mod budget;
+mod inspect;
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+
+use anyhow::{Context, Result, bail};
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::setup::{self, Tools};
+use crate::{command, workspace};
+use inspect::Object;
+
+/// How `build-ebpf` is called.
+#[derive(clap::Args, Default)]
+pub(crate) struct Arguments {
+    /// Write down the present instruction counts as what the programs may have
+    #[arg(long)]
+    update_budget: bool,
+}
+
+/// Builds, lists what the object holds, and checks it.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    compile(&setup::require()?, &[])?;
+    let path = workspace::ebpf_object();
+    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let object = Object::parse(&bytes).with_context(|| format!("in {}", path.display()))?;
+    print(&object);
+    check(&object)?;
+    if arguments.update_budget {
+        budget::update(&object)
+    } else {
+        budget::check(&object)
+    }
+}
+
+/// Compiles the object, with further arguments for cargo.
+pub(crate) fn compile(tools: &Tools, arguments: &[&str]) -> Result<()> {
+    let architecture = env::consts::ARCH;
+    let rustflags = [
+        format!("--cfg=bpf_target_arch=\"{architecture}\""),
+        "-Cdebuginfo=2".to_owned(),
+        // Maps' layouts and function signatures, without which the kernel refuses out-of-line functions.
+        "-Clink-arg=--btf".to_owned(),
+        "-Ctarget-cpu=v3".to_owned(),
+    ];
+    let mut cargo = tools.toolchain.cargo();
+    cargo
+        .current_dir(workspace::ebpf())
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags.join("\x1f"))
+        .env("PATH", path_with_linker(tools)?)
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--target=bpfel-unknown-none",
+            "-Zbuild-std=core",
+        ])
+        .arg("--target-dir")
+        .arg(workspace::root().join("target/ebpf"))
+        .args(arguments);
+    command::run(&mut cargo)
+}
+
+/// rustc looks for the linker in `PATH`; ours comes first.
+fn path_with_linker(tools: &Tools) -> Result<OsString> {
+    let directory = tools.linker.parent().context("bpf-linker is in no directory")?;
+    let path = env::var_os("PATH").unwrap_or_default();
+    let directories = std::iter::once(directory.to_owned()).chain(env::split_paths(&path));
+    env::join_paths(directories).context("PATH cannot be extended")
+}
+
+fn check(object: &Object) -> Result<()> {
+    // The kernel has nothing to panic with: what is left of a panic does not load, with a misleading message.
+    let panics: Vec<_> = object.symbols_with("panic").collect();
+    if !panics.is_empty() {
+        bail!("the programs can panic, and must not: {}", panics.join(", "));
+    }
+    let license = object.license.as_deref().unwrap_or_default();
+    if !license.contains("GPL") {
+        bail!("the license is {license:?}: the helpers of GPL-compatible programs are refused");
+    }
+    Ok(())
+}
+
+fn print(object: &Object) {
+    let mut programs = table(&["program", "section", "instructions"], 2);
+    for function in &object.functions {
+        programs.add_row([
+            &function.name,
+            &function.section,
+            &function.instructions.to_string(),
+        ]);
+    }
+    println!("{programs}");
+    if object.maps.is_empty() {
+        println!("no maps");
+        return;
+    }
+    let mut maps = table(&["map", "kind", "key", "value", "entries"], 2);
+    for map in &object.maps {
+        let numbers = [map.key_size, map.value_size, map.max_entries].map(|number| number.to_string());
+        let [key, value, entries] = numbers;
+        maps.add_row([map.name.clone(), inspect::map_kind(map.kind), key, value, entries]);
+    }
+    println!("{maps}");
+}
+
+/// A table whose columns from the given one on hold numbers.
+fn table(header: &[&str], numbers_from: usize) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    for column in table.column_iter_mut().skip(numbers_from) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}

@@ -1,0 +1,128 @@
+//! Running other programs.
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// Variables with which cargo's user says how crates are fetched. All others of cargo and rustup are meant for the
+/// build that started us, and would change this one.
+const KEPT: [&str; 5] = [
+    "CARGO_HOME",
+    "CARGO_HTTP_",
+    "CARGO_NET_",
+    "CARGO_REGISTR",
+    "CARGO_SOURCE_",
+];
+
+/// A command without what the cargo that started us, or rustup, has put into the environment.
+pub(crate) fn clean(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(is_inherited) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn is_inherited(name: &str) -> bool {
+    // `cargo run` points the dynamic linker at the other compiler's libraries.
+    let names = [
+        "CARGO",
+        "LD_LIBRARY_PATH",
+        "RUSTC",
+        "RUSTFLAGS",
+        "RUSTUP_TOOLCHAIN",
+    ];
+    names.contains(&name)
+        || name.starts_with("RUSTC_")
+        || name.starts_with("CARGO_") && !KEPT.iter().any(|kept| name.starts_with(kept))
+}
+
+/// Runs a command with its output on the terminal; its failure is an error.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot start {}", show(command)))?;
+    if !status.success() {
+        bail!("failed ({status}): {}", show(command));
+    }
+    Ok(())
+}
+
+/// What a command writes to its standard output; its failure is an error with what it wrote to standard error.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {}", show(command)))?;
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        bail!(
+            "failed ({}): {}\n{}",
+            output.status,
+            show(command),
+            error.trim_end()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Whether a command runs and succeeds; nothing is shown.
+pub(crate) fn succeeds(command: &mut Command) -> bool {
+    output(command).is_ok()
+}
+
+/// The programs of this name in `PATH`, first the one that a shell would run.
+pub(crate) fn in_path(name: &str) -> Vec<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .map(|directory| directory.join(name))
+        .filter(|file| file.is_file())
+        .collect()
+}
+
+/// Whether this process is root's.
+pub(crate) fn is_root() -> Result<bool> {
+    Ok(output(Command::new("id").arg("-u"))?.trim() == "0")
+}
+
+/// A command as one would type it.
+fn show(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_how_crates_are_fetched_is_inherited() {
+        for name in [
+            "CARGO_HOME",
+            "CARGO_HTTP_CAINFO",
+            "CARGO_REGISTRIES_X_INDEX",
+            "PATH",
+            "HOME",
+        ] {
+            assert!(!is_inherited(name), "{name}");
+        }
+        for name in [
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_TARGET_DIR",
+            "CARGO",
+            "RUSTFLAGS",
+            "RUSTC_WRAPPER",
+        ] {
+            assert!(is_inherited(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! `cargo xtask setup`: installs what the other tasks need, and says what and why.
+
+pub(crate) mod debian;
+pub(crate) mod linker;
+pub(crate) mod toolchain;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{command, workspace};
+use toolchain::Toolchain;
+
+/// What builds the kernel programs.
+pub(crate) struct Tools {
+    /// Compiler and cargo.
+    pub(crate) toolchain: Toolchain,
+    /// bpf-linker, built for the compiler's LLVM.
+    pub(crate) linker: PathBuf,
+}
+
+/// The packages that the tests call programs of.
+const TEST_PACKAGES: [&str; 3] = ["ethtool", "iproute2", "util-linux"];
+
+/// Goes through all steps; says at the end whether anything had to be done.
+pub(crate) fn run() -> Result<()> {
+    let installed = [test_packages()?, rust_components()?, compiler()?, bpf_linker()?];
+    if installed.contains(&true) {
+        println!("\nsetup is complete");
+    } else {
+        println!("\nnothing to do: everything is there");
+    }
+    Ok(())
+}
+
+/// The tools of a machine that is set up; an error on any other.
+pub(crate) fn require() -> Result<Tools> {
+    let toolchain = Toolchain::find()?.context("no Rust compiler for eBPF: run `cargo xtask setup`")?;
+    let linker = linker::find(toolchain.llvm).with_context(|| {
+        format!(
+            "no bpf-linker {} for LLVM {}: run `cargo xtask setup`",
+            linker::VERSION,
+            toolchain.llvm
+        )
+    })?;
+    Ok(Tools { toolchain, linker })
+}
+
+fn test_packages() -> Result<bool> {
+    say(
+        "iproute2, ethtool, setpriv",
+        "the tests make network namespaces and drop privileges",
+    );
+    if command::in_path("ip").is_empty()
+        || command::in_path("ethtool").is_empty()
+        || command::in_path("setpriv").is_empty()
+    {
+        return install(|| debian::install(&TEST_PACKAGES.map(str::to_owned)));
+    }
+    there("")
+}
+
+fn rust_components() -> Result<bool> {
+    say("rustfmt, clippy", "`cargo xtask lint` calls them");
+    let available = |tool| command::succeeds(workspace::cargo().args([tool, "--version"]));
+    if available("fmt") && available("clippy") {
+        return there("");
+    }
+    if command::in_path("rustup").is_empty() {
+        println!("missing, and without rustup not installed from here: `lint` will fail");
+        return Ok(false);
+    }
+    let mut rustup = std::process::Command::new("rustup");
+    rustup.args(["component", "add", "rustfmt", "clippy"]);
+    install(|| command::run(rustup.current_dir(workspace::root())))
+}
+
+fn compiler() -> Result<bool> {
+    say(
+        "rustc for eBPF",
+        "compiles the kernel programs, with `core` from source",
+    );
+    if let Some(toolchain) = Toolchain::find()? {
+        return there(&toolchain.to_string());
+    }
+    install(|| debian::install(&toolchain::DEBIAN_PACKAGES.map(str::to_owned)))?;
+    if Toolchain::find()?.is_none() {
+        bail!("installed, but still not usable: {}", toolchain::NEEDED);
+    }
+    Ok(true)
+}
+
+fn bpf_linker() -> Result<bool> {
+    say(
+        "bpf-linker",
+        "links the kernel programs; must be built for the LLVM of that rustc",
+    );
+    let toolchain = Toolchain::find()?.context("the step before has installed it")?;
+    if let Some(linker) = linker::find(toolchain.llvm) {
+        return there(&format!("{}, LLVM {}", linker.display(), toolchain.llvm));
+    }
+    install(|| {
+        let missing = debian::missing(&linker::debian_packages(toolchain.llvm));
+        if !missing.is_empty() {
+            println!("  first {}, which it is linked with", missing.join(", "));
+            debian::install(&missing)?;
+        }
+        linker::install(toolchain.llvm)
+    })
+}
+
+/// The first half of a step's line: what it is about and what that is for.
+fn say(what: &str, why: &str) {
+    use std::io::Write;
+    print!("{what} ({why}): ");
+    // Installing takes a while and writes to standard error: the line must be seen before that.
+    std::io::stdout().flush().ok();
+}
+
+/// The other half of the line when there is nothing to do.
+fn there(detail: &str) -> Result<bool> {
+    match detail {
+        "" => println!("already there"),
+        detail => println!("already there, {detail}"),
+    }
+    Ok(false)
+}
+
+/// The other half of the line when there is.
+fn install(action: impl FnOnce() -> Result<()>) -> Result<bool> {
+    println!("installing…");
+    action()?;
+    Ok(true)
+}

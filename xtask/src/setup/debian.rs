@@ -1,0 +1,77 @@
+//! Packages of Debian and its relatives.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::command;
+
+/// Those of the packages that are not installed; all of them where there is no dpkg to ask.
+pub(crate) fn missing(packages: &[String]) -> Vec<String> {
+    let mut query = Command::new("dpkg-query");
+    query
+        .args(["-W", "-f", "${db:Status-Abbrev} ${Package}\n"])
+        .args(packages);
+    // It fails as soon as it does not know one of them, but lists the others all the same.
+    let list = query.output().map(|output| output.stdout).unwrap_or_default();
+    let list = String::from_utf8_lossy(&list).into_owned();
+    packages
+        .iter()
+        .filter(|package| !is_installed(&list, package))
+        .cloned()
+        .collect()
+}
+
+fn is_installed(list: &str, package: &str) -> bool {
+    list.lines()
+        .any(|line| line.starts_with("ii") && line.split_whitespace().last() == Some(package))
+}
+
+/// Installs packages with apt-get, as root or through a sudo that asks for nothing. Where neither is possible, the
+/// error says what to do by hand.
+pub(crate) fn install(packages: &[String]) -> Result<()> {
+    let packages = packages.join(" ");
+    if command::in_path("apt-get").is_empty() {
+        bail!("no apt-get on this machine: install by hand what these Debian packages hold: {packages}");
+    }
+    let install = format!("apt-get install --yes --no-install-recommends {packages}");
+    let Some(root) = root_command()? else {
+        bail!("this needs root; run\n  apt-get update\n  {install}\nas root, then `cargo xtask setup` again");
+    };
+    for step in ["apt-get update", &install] {
+        println!("  {step}");
+        let mut command = Command::new(root[0]);
+        command
+            .args(&root[1..])
+            .arg("DEBIAN_FRONTEND=noninteractive")
+            .args(step.split(' '));
+        command::run(&mut command)?;
+    }
+    Ok(())
+}
+
+/// What a command that needs root is put behind (with `env`'s manner of setting variables), if there is a way.
+fn root_command() -> Result<Option<&'static [&'static str]>> {
+    if command::is_root()? {
+        return Ok(Some(&["env"]));
+    }
+    let sudo: &[&str] = &["sudo", "-n", "env"];
+    let works = command::succeeds(Command::new(sudo[0]).args([sudo[1], "true"]));
+    Ok(works.then_some(sudo))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_fully_installed_packages_count() {
+        let list = "ii  libzstd-dev\nrc  rustc-web\nii  llvm-22-dev\n";
+        assert!(is_installed(list, "libzstd-dev"));
+        assert!(
+            !is_installed(list, "rustc-web"),
+            "removed, its configuration is left"
+        );
+        assert!(!is_installed(list, "zstd-dev"));
+    }
+}

@@ -1,0 +1,112 @@
+//! bpf-linker: which one to use, and how to build it.
+//!
+//! It must be linked with the LLVM that the compiler uses, and Debian moves its compiler on with security updates. A
+//! bpf-linker that the user has installed is used if it fits, and never replaced: ours goes into a directory of its own
+//! under cargo's, named by both versions, where all checkouts find it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Context, Result};
+use object::elf;
+use object::read::elf::{Dyn, ElfFile64, FileHeader, SectionHeader};
+
+use crate::command;
+
+/// The version that is used.
+pub(crate) const VERSION: &str = "0.13.0";
+
+/// The packages whose libraries it is linked with.
+pub(crate) fn debian_packages(llvm: u32) -> [String; 3] {
+    [
+        format!("llvm-{llvm}-dev"),
+        format!("libpolly-{llvm}-dev"),
+        "libzstd-dev".to_owned(),
+    ]
+}
+
+/// A bpf-linker of the right version and LLVM.
+pub(crate) fn find(llvm: u32) -> Option<PathBuf> {
+    let ours = install_root(llvm).ok()?.join("bin/bpf-linker");
+    let mut candidates = command::in_path("bpf-linker");
+    candidates.push(ours);
+    candidates.into_iter().find(|file| fits(file, llvm))
+}
+
+/// Builds bpf-linker with Debian's LLVM, into our directory.
+pub(crate) fn install(llvm: u32) -> Result<()> {
+    let mut cargo = command::clean("cargo");
+    cargo
+        .env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"))
+        .args([
+            "install",
+            "bpf-linker",
+            "--version",
+            VERSION,
+            "--locked",
+            "--no-default-features",
+        ])
+        .args(["--features", &format!("llvm-{llvm}"), "--root"])
+        .arg(install_root(llvm)?);
+    command::run(&mut cargo)?;
+    find(llvm)
+        .map(drop)
+        .with_context(|| format!("the bpf-linker just built does not run with LLVM {llvm}"))
+}
+
+fn install_root(llvm: u32) -> Result<PathBuf> {
+    let cargo = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
+    let root = cargo
+        .or_else(home)
+        .context("neither CARGO_HOME nor HOME is set")?;
+    Ok(root.join(format!("lb-agent/bpf-linker-{VERSION}-llvm-{llvm}")))
+}
+
+fn fits(file: &Path, llvm: u32) -> bool {
+    let linked = fs::read(file).is_ok_and(|binary| llvm_of(&binary) == Some(llvm));
+    linked
+        && command::output(Command::new(file).arg("--version"))
+            .is_ok_and(|text| text.trim() == format!("bpf-linker {VERSION}"))
+}
+
+/// The major version of the LLVM library that a program is linked with.
+fn llvm_of(binary: &[u8]) -> Option<u32> {
+    let file = ElfFile64::<object::Endianness>::parse(binary).ok()?;
+    let endian = file.endian();
+    let sections = file.elf_header().sections(endian, binary).ok()?;
+    let (entries, link) = sections
+        .iter()
+        .find_map(|section| section.dynamic(endian, binary).ok()?)?;
+    let strings = sections.strings(endian, binary, link).ok()?;
+    entries
+        .iter()
+        .filter(|entry| entry.tag(endian) == elf::DT_NEEDED)
+        .filter_map(|entry| entry.string(endian, strings).ok())
+        .find_map(|name| llvm_library(std::str::from_utf8(name).ok()?))
+}
+
+/// The major version in the name of LLVM's shared library, as of LLVM 18.
+fn llvm_library(name: &str) -> Option<u32> {
+    name.strip_prefix("libLLVM.so.")?.split('.').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_name_tells_the_llvm() {
+        assert_eq!(llvm_library("libLLVM.so.22.1"), Some(22));
+        assert_eq!(llvm_library("libLLVM-14.so.1"), None);
+        assert_eq!(llvm_library("libc.so.6"), None);
+    }
+
+    #[test]
+    fn what_is_not_linked_with_llvm_has_none() {
+        assert_eq!(llvm_of(b"no program"), None);
+        let this = fs::read(env::current_exe().expect("path of this test")).expect("this test's file");
+        assert_eq!(llvm_of(&this), None);
+    }
+}

@@ -1,0 +1,27 @@
+//! Where this checkout's parts are.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The checkout's top directory.
+pub(crate) fn root() -> &'static Path {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask)
+}
+
+/// The workspace of the kernel programs.
+pub(crate) fn ebpf() -> PathBuf {
+    root().join("lb-ebpf")
+}
+
+/// The object file with the kernel programs: `lb-agent/build.rs` takes it from there.
+pub(crate) fn ebpf_object() -> PathBuf {
+    root().join("target/ebpf/bpfel-unknown-none/release/lb-ebpf")
+}
+
+/// Cargo for the host's workspace, started in its directory.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(root());
+    command
+}
