@@ -5,8 +5,8 @@
 //! ```
 //! Each module knows only those to its right; `datapath` is the only one that names aya.
 
-pub mod datapath;
 pub mod check;
+pub mod datapath;
 pub mod devices;
 pub mod maps;
 pub mod mounts;
