@@ -10,6 +10,7 @@ pub mod datapath;
 pub mod devices;
 pub mod maps;
 pub mod mounts;
+pub mod namespace;
 pub mod object;
 pub mod output;
 pub mod privileges;

@@ -30,6 +30,17 @@ pub mod program {
     pub const TC_FROM_POD: &str = "lb_tc_from_pod";
     /// TC egress of the host side of Pod devices.
     pub const TC_TO_POD: &str = "lb_tc_to_pod";
+    /// The socket programs.
+    pub const SOCKETS: [&str; 8] = [
+        "lb_connect4",
+        "lb_connect6",
+        "lb_sendmsg4",
+        "lb_sendmsg6",
+        "lb_recvmsg4",
+        "lb_recvmsg6",
+        "lb_getpeername4",
+        "lb_getpeername6",
+    ];
     /// Programs that do nothing, for the benchmark.
     pub const EMPTY_PREFIX: &str = "lb_empty_";
 }

@@ -1,0 +1,37 @@
+//! The network namespace that the agent runs in.
+#![expect(unsafe_code, reason = "no library in use knows SO_NETNS_COOKIE")]
+
+use std::os::fd::AsRawFd;
+
+use nix::libc;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+/// The kernel's cookie of this thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14): what
+/// `bpf_get_netns_cookie` returns for its sockets.
+pub fn cookie() -> nix::Result<u64> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut cookie: u64 = 0;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(|_| nix::Error::EINVAL)?;
+    // SAFETY: the pointers are those of a value of `length` bytes and of its length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    nix::Error::result(result)?;
+    Ok(cookie)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_cookie_is_that_of_the_namespace() {
+        let cookie = super::cookie().unwrap();
+        assert_ne!(cookie, 0);
+        assert_eq!(super::cookie(), Ok(cookie));
+    }
+}
