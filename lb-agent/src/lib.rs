@@ -13,3 +13,4 @@ pub mod mounts;
 pub mod object;
 pub mod output;
 pub mod privileges;
+pub mod source;

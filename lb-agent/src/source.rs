@@ -1,0 +1,3 @@
+//! Where Services, EndpointSlices and Nodes come from. Every source sends [`crate::object::Change`]s.
+
+pub mod manifests;
