@@ -14,3 +14,4 @@ pub mod namespace;
 pub mod object;
 pub mod output;
 pub mod privileges;
+pub mod source;

@@ -1,3 +1,4 @@
 //! Test support.
 
+pub mod api_server;
 pub mod packet;

@@ -1,0 +1,149 @@
+//! A directory of ordinary YAML files as the source: `--manifests DIR`.
+//!
+//! Files `*.yaml`, `*.yml` and `*.json` hold Services, EndpointSlices, Nodes and Pods. An edit takes effect at once, and
+//! only the objects that it changes are reported. While a file is broken its last good content stays in force; while the
+//! directory is gone, everything does.
+
+mod directory;
+mod document;
+mod header;
+mod name;
+mod typed;
+mod watch;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use tokio::sync::{mpsc, watch as watch_channel};
+
+use self::directory::Directory;
+use self::watch::DirectoryWatch;
+use crate::object::Change;
+
+/// No file may be larger: it is taken for a mistake.
+const SIZE_LIMIT: u64 = 64 << 20;
+
+/// Why the source cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestsError {
+    /// There is no such directory.
+    #[error("directory of manifests {}: create it or name another one", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The thread that reads the files died.
+    #[error("reading the manifests")]
+    Reader(#[from] tokio::task::JoinError),
+}
+
+/// Something wrong with the manifests.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct Problem {
+    /// The file, or the directory.
+    pub file: PathBuf,
+    /// The line, from 1; `None` if it is about the file as a whole.
+    pub line: Option<usize>,
+    /// What is wrong, and what it means.
+    pub reason: String,
+}
+
+impl Problem {
+    fn new(file: &Path, line: Option<usize>, reason: String) -> Self {
+        Self {
+            file: file.to_owned(),
+            line,
+            reason,
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.display();
+        match self.line {
+            Some(line) => write!(formatter, "{file}:{line}: {}", self.reason),
+            None => write!(formatter, "{file}: {}", self.reason),
+        }
+    }
+}
+
+/// A directory of manifests.
+pub struct Manifests {
+    directory: Directory,
+    watch: DirectoryWatch,
+    problems: watch_channel::Sender<Vec<Problem>>,
+}
+
+impl Manifests {
+    /// Opens a directory. It must exist now; later it may go away and come back.
+    pub fn open(path: &Path) -> Result<Self, ManifestsError> {
+        Self::open_with_limit(path, SIZE_LIMIT)
+    }
+
+    fn open_with_limit(path: &Path, size_limit: u64) -> Result<Self, ManifestsError> {
+        std::fs::read_dir(path).map_err(|source| ManifestsError::Directory {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            directory: Directory::new(path.to_owned(), size_limit),
+            watch: DirectoryWatch::new(path.to_owned()),
+            problems: watch_channel::Sender::default(),
+        })
+    }
+
+    /// What is wrong with the manifests at present.
+    pub fn problems(&self) -> watch_channel::Receiver<Vec<Problem>> {
+        self.problems.subscribe()
+    }
+
+    /// Sends what the files hold and how it changes, until the receiver is closed.
+    pub async fn run(self, changes: mpsc::Sender<Change>) -> Result<(), ManifestsError> {
+        let Self {
+            mut directory,
+            mut watch,
+            problems,
+        } = self;
+        loop {
+            let being_written = watch.being_written();
+            let read = move || {
+                let changes = directory.refresh(&being_written);
+                (directory, changes)
+            };
+            let batch;
+            (directory, batch) = tokio::task::spawn_blocking(read).await?;
+            report(&problems, directory.problems());
+            for change in batch {
+                if changes.send(change).await.is_err() {
+                    return Ok(());
+                }
+            }
+            tokio::select! {
+                () = watch.changed() => {}
+                () = changes.closed() => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Publishes the problems, and logs those that are new.
+fn report(published: &watch_channel::Sender<Vec<Problem>>, problems: &[Problem]) {
+    published.send_if_modified(|published| {
+        for problem in problems.iter().filter(|problem| !published.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        if !published.is_empty() && problems.is_empty() {
+            tracing::info!("all manifests are sound again");
+        }
+        let modified = published != problems;
+        *published = problems.to_vec();
+        modified
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+//! The files of a directory and what is in force of them.
+
+use std::collections::btree_map::Entry as MapEntry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::Problem;
+use super::document::{self, Entry, Fault, Parsed};
+use crate::object::{Change, Kind, Object, ObjectReference};
+
+/// What keeps a file from being read.
+#[derive(Debug, thiserror::Error)]
+enum FileError {
+    #[error("cannot be read: {0}")]
+    Read(#[from] io::Error),
+    #[error("{size} bytes are more than the limit of {limit}: split the file")]
+    TooLarge { size: u64, limit: u64 },
+    #[error("not a regular file")]
+    NotRegular,
+    #[error("byte {0} is not UTF-8")]
+    NotUtf8(usize),
+}
+
+/// One file.
+#[derive(Default)]
+struct File {
+    /// Hash of the content that was parsed last; `None` if it could not be read.
+    digest: Option<u64>,
+    /// The objects in force.
+    entries: Vec<Entry>,
+    /// Whether they are a complete, sound file.
+    sound: bool,
+    problems: Vec<Problem>,
+}
+
+/// All files of a directory, and which objects of them were reported.
+pub(super) struct Directory {
+    path: PathBuf,
+    size_limit: u64,
+    files: BTreeMap<OsString, File>,
+    problems: Vec<Problem>,
+    /// `None` before the first report.
+    reported: Option<BTreeMap<ObjectReference, Arc<Object>>>,
+}
+
+impl Directory {
+    /// A directory of which nothing is read yet.
+    pub(super) fn new(path: PathBuf, size_limit: u64) -> Self {
+        Self {
+            path,
+            size_limit,
+            files: BTreeMap::new(),
+            problems: Vec::new(),
+            reported: None,
+        }
+    }
+
+    /// What is wrong.
+    pub(super) fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Reads what changed, except for the files that somebody is writing to, and returns the difference to what the
+    /// previous call returned. While the directory cannot be read, everything stays as it is.
+    pub(super) fn refresh(&mut self, being_written: &BTreeSet<OsString>) -> Vec<Change> {
+        let names = match list(&self.path) {
+            Ok(names) => names,
+            Err(error) => {
+                let reason = format!("cannot be read, what was read before stays in force: {error}");
+                self.problems = vec![Problem::new(&self.path, None, reason)];
+                return Vec::new();
+            }
+        };
+        self.files.retain(|name, _| names.contains(name));
+        for name in names {
+            if !being_written.contains(&name) {
+                let path = self.path.join(&name);
+                self.files
+                    .entry(name)
+                    .or_default()
+                    .refresh(&path, self.size_limit);
+            }
+        }
+        let objects = self.merge();
+        self.report(objects)
+    }
+
+    /// All objects of all files. Of an object that is there more than once, the first by file name is taken.
+    fn merge(&mut self) -> BTreeMap<ObjectReference, Arc<Object>> {
+        let mut objects = BTreeMap::new();
+        let mut places: BTreeMap<&ObjectReference, (&OsStr, usize)> = BTreeMap::new();
+        self.problems.clear();
+        for (name, file) in &self.files {
+            self.problems.extend(file.problems.iter().cloned());
+            for entry in &file.entries {
+                match places.entry(&entry.reference) {
+                    MapEntry::Vacant(vacant) => {
+                        vacant.insert((name, entry.line));
+                        objects.insert(entry.reference.clone(), entry.object.clone());
+                    }
+                    MapEntry::Occupied(first) => {
+                        let (file, line) = first.get();
+                        let first = format!("{}:{line}", file.display());
+                        let reason = format!("{} is ignored: it is already in {first}", entry.reference);
+                        self.problems
+                            .push(Problem::new(&self.path.join(name), Some(entry.line), reason));
+                    }
+                }
+            }
+        }
+        objects
+    }
+
+    fn report(&mut self, objects: BTreeMap<ObjectReference, Arc<Object>>) -> Vec<Change> {
+        let changes = match &self.reported {
+            None => replace_all(&objects),
+            Some(reported) => difference(reported, &objects),
+        };
+        self.reported = Some(objects);
+        changes
+    }
+}
+
+impl File {
+    fn refresh(&mut self, path: &Path, size_limit: u64) {
+        let text = match read(path, size_limit) {
+            Ok(text) => text,
+            Err(error) => {
+                self.digest = None;
+                self.problems = vec![Problem::new(path, None, self.stale(error.to_string()))];
+                return;
+            }
+        };
+        let digest = Some(digest(&text));
+        if self.digest == digest {
+            return;
+        }
+        self.digest = digest;
+        let Parsed {
+            entries,
+            broken,
+            ignored,
+        } = document::parse(&text);
+        let problem = |fault: Fault| (fault.line, fault.reason.to_string());
+        let mut faults: Vec<_> = ignored.into_iter().map(problem).collect();
+        let sound = broken.is_empty();
+        faults.extend(
+            broken
+                .into_iter()
+                .map(problem)
+                .map(|(line, reason)| (line, self.stale(reason))),
+        );
+        faults.sort_by_key(|(line, _)| *line);
+        let problem = |(line, reason)| Problem::new(path, Some(line), reason);
+        self.problems = faults.into_iter().map(problem).collect();
+        // Of a file that was never sound, what can be read is better than nothing: after a restart of the agent,
+        // one broken document must not take down the Services of all others.
+        if sound || !self.sound {
+            self.entries = entries;
+        }
+        self.sound |= sound;
+    }
+
+    /// A reason together with what it means for the objects of the file.
+    fn stale(&self, reason: String) -> String {
+        match self.sound {
+            true => format!("{reason} (the file's last good content stays in force)"),
+            false => reason,
+        }
+    }
+}
+
+/// Whether a file of this name is a manifest. Hidden files belong to editors and to ConfigMap volumes.
+pub(super) fn is_manifest(name: &OsStr) -> bool {
+    let extension = Path::new(name).extension().and_then(OsStr::to_str);
+    matches!(extension, Some("yaml" | "yml" | "json")) && !name.as_encoded_bytes().starts_with(b".")
+}
+
+fn list(path: &Path) -> io::Result<BTreeSet<OsString>> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(path)? {
+        names.insert(entry?.file_name());
+    }
+    names.retain(|name| is_manifest(name));
+    Ok(names)
+}
+
+fn read(path: &Path, limit: u64) -> Result<String, FileError> {
+    // Asked before it is opened: opening a FIFO waits for its writer.
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(FileError::NotRegular);
+    }
+    let size = metadata.len();
+    if size > limit {
+        return Err(FileError::TooLarge { size, limit });
+    }
+    String::from_utf8(fs::read(path)?).map_err(|error| FileError::NotUtf8(error.utf8_error().valid_up_to()))
+}
+
+fn digest(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn replace_all(objects: &BTreeMap<ObjectReference, Arc<Object>>) -> Vec<Change> {
+    let replace = |kind| Change::Replace {
+        kind,
+        objects: objects
+            .iter()
+            .filter(|(reference, _)| reference.kind == kind)
+            .map(|(_, object)| Object::clone(object))
+            .collect(),
+    };
+    [Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::Pod]
+        .map(replace)
+        .into()
+}
+
+fn difference(
+    old: &BTreeMap<ObjectReference, Arc<Object>>,
+    new: &BTreeMap<ObjectReference, Arc<Object>>,
+) -> Vec<Change> {
+    // Unchanged files keep their objects, so that most comparisons are of pointers.
+    let is_new = |reference: &ObjectReference, object: &Arc<Object>| {
+        old.get(reference)
+            .is_none_or(|old| !Arc::ptr_eq(old, object) && old != object)
+    };
+    let applied = new
+        .iter()
+        .filter(|(reference, object)| is_new(reference, object))
+        .map(|(_, object)| Change::Apply(Object::clone(object)));
+    let gone = old.keys().filter(|reference| !new.contains_key(reference));
+    applied.chain(gone.cloned().map(Change::Delete)).collect()
+}

@@ -1,0 +1,98 @@
+//! What a document says about itself.
+
+use k8s_openapi::Resource;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::Deserialize;
+
+use crate::object::Kind;
+
+use super::document::Reason;
+
+/// The part of a document that every Kubernetes object has.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default, expecting = "a Kubernetes object")]
+pub(super) struct Header {
+    api_version: Option<String>,
+    kind: Option<String>,
+    metadata: Option<Metadata>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, expecting = "the metadata of an object")]
+struct Metadata {
+    namespace: Option<String>,
+    name: Option<String>,
+}
+
+/// The headers of the items of a `List`.
+#[derive(Deserialize, Default)]
+#[serde(default, expecting = "a List")]
+pub(super) struct ListHeader {
+    pub(super) items: Option<Vec<Header>>,
+}
+
+/// What a document holds.
+pub(super) enum Content {
+    /// One object.
+    Object(Kind),
+    /// A list of objects: of this kind, if the list says so.
+    List(Option<Kind>),
+    /// None of our business.
+    Unknown(Reason),
+}
+
+impl Header {
+    /// What the document holds.
+    pub(super) fn content(&self) -> Result<Content, Reason> {
+        let api_version = self.api_version.as_deref().ok_or(Reason::Missing("apiVersion"))?;
+        let kind = self.kind.as_deref().ok_or(Reason::Missing("kind"))?;
+        if let Some(kind) = find(api_version, kind) {
+            return Ok(Content::Object(kind));
+        }
+        if let Some(item) = kind.strip_suffix("List") {
+            match find(api_version, item) {
+                Some(kind) => return Ok(Content::List(Some(kind))),
+                None if (api_version, item) == ("v1", "") => return Ok(Content::List(None)),
+                None => {}
+            }
+        }
+        Ok(Content::Unknown(Reason::UnknownKind {
+            object: format!("{api_version} {}", self.describe(kind)),
+        }))
+    }
+
+    /// Says of an item of a typed list, which need not say so itself, what it is.
+    pub(super) fn set_kind(&mut self, kind: Kind) {
+        self.api_version
+            .get_or_insert_with(|| api_version(kind).to_owned());
+        self.kind.get_or_insert_with(|| kind.to_string());
+    }
+
+    /// The object's kind, namespace and name as far as they are given, for messages.
+    pub(super) fn describe(&self, kind: &str) -> String {
+        let metadata = self.metadata.as_ref();
+        let name = metadata
+            .and_then(|metadata| metadata.name.as_deref())
+            .unwrap_or("without a name");
+        match metadata.and_then(|metadata| metadata.namespace.as_deref()) {
+            Some(namespace) => format!("{kind} {namespace}/{name}"),
+            None => format!("{kind} {name}"),
+        }
+    }
+}
+
+fn api_version(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Service => Service::API_VERSION,
+        Kind::EndpointSlice => EndpointSlice::API_VERSION,
+        Kind::Node => Node::API_VERSION,
+        Kind::Pod => Pod::API_VERSION,
+    }
+}
+
+fn find(version: &str, name: &str) -> Option<Kind> {
+    [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod]
+        .into_iter()
+        .find(|&kind| api_version(kind) == version && kind.to_string() == name)
+}

@@ -1,0 +1,196 @@
+//! When to look at the directory again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::directory::is_manifest;
+
+/// A burst of changes is over when nothing happened for so long. Long enough for the tools that replace a file by
+/// deleting it first, not noticeable as a delay.
+const QUIET: Duration = Duration::from_millis(10);
+
+/// No burst is awaited longer than so many quiet times.
+const MAX_BURST: u32 = 25;
+
+/// A file that was written to but not closed is read when nothing was written for so long.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often to look whether the directory is still the one being watched, and for what no event tells.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Watches a directory, also while it does not exist.
+pub(super) struct DirectoryWatch {
+    path: PathBuf,
+    /// `None` while it cannot be watched; then it is read at every tick.
+    watcher: Option<Watching>,
+    events: Arc<Events>,
+}
+
+struct Watching {
+    /// Device and inode of the directory.
+    identity: (u64, u64),
+    _watcher: RecommendedWatcher,
+}
+
+/// What was seen since it was last asked for.
+#[derive(Default)]
+struct Events {
+    changed: Notify,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// The directory itself was removed or renamed.
+    directory_moved: bool,
+    /// When a file was last written to that was not closed since.
+    writing: BTreeMap<OsString, Instant>,
+}
+
+impl DirectoryWatch {
+    /// Begins to watch, if the directory can be watched.
+    pub(super) fn new(path: PathBuf) -> Self {
+        let mut watch = Self {
+            path,
+            watcher: None,
+            events: Arc::default(),
+        };
+        watch.renew_or_poll();
+        watch
+    }
+
+    /// Waits until there may be something new to read.
+    pub(super) async fn changed(&mut self) {
+        loop {
+            if timeout(TICK, self.events.changed.notified()).await.is_ok() {
+                self.wait_until_quiet().await;
+                break;
+            }
+            if self.watcher.is_none() || self.is_moved() || self.is_being_written() {
+                break;
+            }
+        }
+        if self.watcher.is_none() || self.is_moved() {
+            self.renew_or_poll();
+        }
+    }
+
+    /// The files that are open for writing: half a file is not to be taken for the whole.
+    pub(super) fn being_written(&self) -> BTreeSet<OsString> {
+        let mut seen = self.events.lock();
+        seen.writing
+            .retain(|_, last_write| last_write.elapsed() < WRITE_TIMEOUT);
+        seen.writing.keys().cloned().collect()
+    }
+
+    fn is_being_written(&self) -> bool {
+        !self.events.lock().writing.is_empty()
+    }
+
+    async fn wait_until_quiet(&self) {
+        for _ in 0..MAX_BURST {
+            if timeout(QUIET, self.events.changed.notified()).await.is_err() {
+                break;
+            }
+        }
+    }
+
+    fn is_moved(&self) -> bool {
+        let watched = self.watcher.as_ref().map(|watcher| watcher.identity);
+        self.events.lock().directory_moved || identity(&self.path) != watched
+    }
+
+    fn renew_or_poll(&mut self) {
+        let was_polling = self.watcher.take().is_none();
+        *self.events.lock() = Seen::default();
+        // A directory that is not there is a problem that whoever reads it reports.
+        let Some(identity) = identity(&self.path) else {
+            return;
+        };
+        match self.watch(identity) {
+            Ok(watcher) => self.watcher = Some(watcher),
+            Err(error) if was_polling => {
+                tracing::debug!(directory = %self.path.display(), %error, "still cannot watch the manifests");
+            }
+            Err(error) => tracing::warn!(
+                directory = %self.path.display(),
+                %error,
+                "cannot watch the manifests, reading them every second: is fs.inotify.max_user_instances too low?"
+            ),
+        }
+    }
+
+    fn watch(&self, identity: (u64, u64)) -> notify::Result<Watching> {
+        let (events, directory) = (self.events.clone(), self.path.clone());
+        let mut watcher = notify::recommended_watcher(move |event| events.add(&directory, event))?;
+        watcher.watch(&self.path, RecursiveMode::NonRecursive)?;
+        Ok(Watching {
+            identity,
+            _watcher: watcher,
+        })
+    }
+}
+
+impl Events {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, directory: &Path, event: notify::Result<notify::Event>) {
+        // An error means that events are lost: whatever they were, reading the directory makes up for them.
+        let read = event.map_or(true, |event| self.note(directory, &event));
+        if read {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Takes note of an event and tells whether the directory is to be read now.
+    fn note(&self, directory: &Path, event: &notify::Event) -> bool {
+        let mut seen = self.lock();
+        let names = event
+            .paths
+            .iter()
+            .filter(|path| *path != directory)
+            .filter_map(|path| path.file_name());
+        match event.kind {
+            // Every write: the file is read when it is closed.
+            EventKind::Modify(ModifyKind::Data(_)) => {
+                let now = Instant::now();
+                seen.writing.extend(
+                    names
+                        .filter(|name| is_manifest(name))
+                        .map(|name| (name.to_owned(), now)),
+                );
+                return false;
+            }
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => {}
+            // Reading the files makes events, too.
+            EventKind::Access(_) => return false,
+            EventKind::Modify(ModifyKind::Metadata(_)) => return true,
+            EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {
+                seen.directory_moved |= event.paths.iter().any(|path| path == directory);
+            }
+            _ => {}
+        }
+        for name in names {
+            seen.writing.remove(name);
+        }
+        true
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path)
+        .ok()
+        .map(|metadata| (metadata.dev(), metadata.ino()))
+}

@@ -1,0 +1,238 @@
+//! A stand-in for the Kubernetes API server: lists and watches over TLS, as a real one answers them, with outages on
+//! request.
+
+mod answer;
+mod selector;
+mod serve;
+mod store;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context;
+use kube::Config;
+use kube::config::AuthInfo;
+use rcgen::CertifiedKey;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use self::store::Store;
+
+/// The server. It stops when it is dropped.
+pub struct ApiServer {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    certificate: CertificateDer<'static>,
+    acceptor: TlsAcceptor,
+    listening: Option<JoinHandle<()>>,
+}
+
+/// What the connections share.
+struct Shared {
+    state: Mutex<State>,
+    /// The newest version of the store.
+    version: watch::Sender<u64>,
+    /// Whether requests wait for their answer.
+    held: watch::Sender<bool>,
+    /// All requests so far, path and query.
+    requests: watch::Sender<Vec<String>>,
+    signals: broadcast::Sender<Signal>,
+}
+
+struct State {
+    store: Store,
+    token: String,
+    forbidden: BTreeSet<String>,
+}
+
+/// What happens to all watches or connections.
+#[derive(Clone, Copy, Debug)]
+enum Signal {
+    /// Watches tell how far they are.
+    Bookmark,
+    /// Watches end in good order.
+    EndWatches,
+    /// Watches send half an object, then their connections are cut.
+    CutWatches,
+    /// All connections are closed.
+    Close,
+}
+
+impl ApiServer {
+    /// Starts on a port of its own that accepts this token.
+    pub async fn start(token: &str) -> anyhow::Result<Self> {
+        let CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).context("certificate")?;
+        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
+        let certificate = cert.der().clone();
+        let tls = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key)?;
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let mut server = Self {
+            shared: Arc::new(Shared::new(token)),
+            address: listener.local_addr()?,
+            certificate,
+            acceptor: TlsAcceptor::from(Arc::new(tls)),
+            listening: None,
+        };
+        server.listen(listener);
+        Ok(server)
+    }
+
+    /// How a client reaches it, with the token in a file.
+    pub fn config(&self, token_file: &Path) -> anyhow::Result<Config> {
+        let mut config = Config::new(format!("https://{}", self.address).parse()?);
+        config.root_cert = Some(vec![self.certificate.to_vec()]);
+        config.auth_info = AuthInfo {
+            token_file: Some(token_file.to_str().context("name of the token file")?.to_owned()),
+            ..AuthInfo::default()
+        };
+        Ok(config)
+    }
+
+    /// Creates or changes objects.
+    pub fn apply<K: Serialize>(&self, object: &K) -> anyhow::Result<()> {
+        self.change(object, Store::apply)
+    }
+
+    /// Deletes an object: its kind, namespace and name count.
+    pub fn delete<K: Serialize>(&self, object: &K) -> anyhow::Result<()> {
+        self.change(object, |store, object| store.delete(&object))
+    }
+
+    fn change<K: Serialize>(&self, object: &K, change: impl FnOnce(&mut Store, Value)) -> anyhow::Result<()> {
+        let object = serde_json::to_value(object)?;
+        self.write(|store| change(store, object));
+        Ok(())
+    }
+
+    /// Makes all resource versions so far too old, as compaction does.
+    pub fn expire_versions(&self) {
+        self.write(Store::expire);
+    }
+
+    /// The newest resource version.
+    pub fn version(&self) -> u64 {
+        self.shared.lock().store.version()
+    }
+
+    /// Goes back to an earlier version, as if the store was restored from a backup.
+    pub fn restore(&self, version: u64) {
+        self.write(|store| store.restore(version));
+    }
+
+    fn write(&self, change: impl FnOnce(&mut Store)) {
+        let mut state = self.shared.lock();
+        change(&mut state.store);
+        self.shared.version.send_replace(state.store.version());
+    }
+
+    /// Accepts only this token from now on.
+    pub fn set_token(&self, token: &str) {
+        self.shared.lock().token = token.to_owned();
+    }
+
+    /// Answers 403 for a resource (`services`) or no longer.
+    pub fn set_forbidden(&self, resource: &str, forbidden: bool) {
+        let mut state = self.shared.lock();
+        match forbidden {
+            true => state.forbidden.insert(resource.to_owned()),
+            false => state.forbidden.remove(resource),
+        };
+    }
+
+    /// Lets requests wait for their answers, or no longer.
+    pub fn hold_answers(&self, hold: bool) {
+        self.shared.held.send_replace(hold);
+    }
+
+    /// Sends a bookmark on every watch.
+    pub fn send_bookmarks(&self) {
+        self.signal(Signal::Bookmark);
+    }
+
+    /// Ends every watch as its timeout would.
+    pub fn end_watches(&self) {
+        self.signal(Signal::EndWatches);
+    }
+
+    /// Cuts the connection of every watch in the middle of an object.
+    pub fn cut_watches(&self) {
+        self.signal(Signal::CutWatches);
+    }
+
+    fn signal(&self, signal: Signal) {
+        // Without a connection there is nobody to tell.
+        let _ = self.shared.signals.send(signal);
+    }
+
+    /// Stops listening and closes all connections.
+    pub async fn stop(&mut self) {
+        if let Some(listening) = self.listening.take() {
+            listening.abort();
+            // The port is free once the task is gone.
+            let _ = listening.await;
+        }
+        self.signal(Signal::Close);
+    }
+
+    /// Listens again, on the same port.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.stop().await;
+        let listener = TcpListener::bind(self.address).await.context("listening again")?;
+        self.listen(listener);
+        Ok(())
+    }
+
+    fn listen(&mut self, listener: TcpListener) {
+        self.listening = Some(tokio::spawn(serve::listen(
+            listener,
+            self.acceptor.clone(),
+            self.shared.clone(),
+        )));
+    }
+
+    /// All requests so far: path and query, decoded. Can be waited on.
+    pub fn requests(&self) -> watch::Receiver<Vec<String>> {
+        self.shared.requests.subscribe()
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        if let Some(listening) = self.listening.take() {
+            listening.abort();
+        }
+        self.signal(Signal::Close);
+    }
+}
+
+impl Shared {
+    fn new(token: &str) -> Self {
+        let store = Store::new();
+        Self {
+            version: watch::Sender::new(store.version()),
+            held: watch::Sender::new(false),
+            requests: watch::Sender::default(),
+            signals: broadcast::Sender::new(16),
+            state: Mutex::new(State {
+                store,
+                token: token.to_owned(),
+                forbidden: BTreeSet::new(),
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
