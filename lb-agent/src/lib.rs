@@ -5,5 +5,10 @@
 //! ```
 //! Each module knows only those to its right; `datapath` is the only one that names aya.
 
+pub mod controller;
+pub mod desired;
+pub mod install;
 pub mod maps;
+pub mod model;
 pub mod object;
+pub mod state;
