@@ -137,9 +137,10 @@ mod tests {
                                 held.push(region);
                             }
                         }
-                        None => prop_assert!(
-                            (0..SIZE).all(|base| !is_free(&held, Region { base, length }))
-                        ),
+                        None => {
+                            let fits = |base| is_free(&held, Region { base, length });
+                            prop_assert!(!(0..SIZE).any(fits));
+                        }
                     },
                     Step::Free(which) if !held.is_empty() => {
                         allocator.free(held.swap_remove(which % held.len()));
