@@ -1,5 +1,6 @@
 //! What one port of a Service has in the maps.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -53,12 +54,24 @@ pub(super) enum Want {
     Allocated(Region),
 }
 
-/// The backends of one family.
-pub(super) fn of_family(port: &DesiredPort, family: Family) -> &[DesiredBackend] {
-    let split = port.backends.partition_point(|backend| backend.address.is_ipv4());
+/// The backends of one family that a port gets: none, unless it has a frontend that could name them.
+pub(super) fn backends<'a>(
+    claims: &HashMap<FrontendKey, ServiceId>,
+    id: ServiceId,
+    port: &'a DesiredPort,
+    family: Family,
+) -> &'a [DesiredBackend] {
+    let mut keys = port.frontends.iter().map(|frontend| &frontend.key);
+    if !keys.any(|key| Family::of(key.address()) == family && claims.get(key) == Some(&id)) {
+        return &[];
+    }
+    // Sorted: IPv4 comes first.
+    let (of_v4, of_v6) = port
+        .backends
+        .split_at(port.backends.partition_point(|backend| backend.address.is_ipv4()));
     match family {
-        Family::V4 => &port.backends[..split],
-        Family::V6 => &port.backends[split..],
+        Family::V4 => of_v4,
+        Family::V6 => of_v6,
     }
 }
 

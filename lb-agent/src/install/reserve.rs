@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use lb_common::layout::{Region, ServiceId, map};
 
-use super::port::{FamilyPlan, Want, of_family};
+use super::port::{FamilyPlan, Want, backends};
 use super::tables::{Context, index};
 use super::{Entry, Installer};
 use crate::desired::{DesiredPort, DesiredService};
@@ -37,7 +37,7 @@ impl Installer {
             };
             for family in Family::ALL {
                 let plan = (family, &plan[index(family)]);
-                let backends = of_family(port, family);
+                let backends = backends(&self.claims, *id, port, family);
                 if !state.families[index(family)].reserve(&mut self.tables, backends, plan, context.now) {
                     return Err(self.full_backends(family));
                 }
@@ -50,9 +50,8 @@ impl Installer {
         let empty = super::Port::default();
         let state = self.ports.get(&id).unwrap_or(&empty);
         Family::ALL.map(|family| {
-            state
-                .family(family)
-                .plan(&self.tables, family, of_family(port, family))
+            let backends = backends(&self.claims, id, port, family);
+            state.family(family).plan(&self.tables, family, backends)
         })
     }
 

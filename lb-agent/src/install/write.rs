@@ -2,7 +2,7 @@
 
 use lb_common::layout::{Frontend, ServiceId};
 
-use super::port::of_family;
+use super::port::backends;
 use super::tables::{Context, WILDCARD, index};
 use super::{Entry, Installer};
 use crate::desired::{DesiredBackend, DesiredPort, DesiredService, NamespacedName};
@@ -43,7 +43,10 @@ impl Installer {
             for (port_name, id) in entry.ports.clone() {
                 let ports = desired.iter().flat_map(|desired| &desired.ports);
                 match ports.into_iter().find(|port| port.port == port_name) {
-                    Some(port) => installer.clear_backends(id, &port.backends_by_family(), context)?,
+                    Some(port) => {
+                        let wanted = Family::ALL.map(|family| backends(&installer.claims, id, port, family));
+                        installer.clear_backends(id, &wanted, context)?;
+                    }
                     None => {
                         installer.remove_port(id, context)?;
                         entry.ports.retain(|(_, other)| *other != id);
@@ -78,7 +81,7 @@ impl Installer {
             return Ok(());
         };
         for family in Family::ALL {
-            let backends = of_family(port, family);
+            let backends = backends(&self.claims, id, port, family);
             state.families[index(family)].write(&mut self.tables, context, id, backends)?;
         }
         for frontend in port
@@ -195,11 +198,5 @@ impl Installer {
             self.tables.retire_service(id, context.now);
         }
         Ok(())
-    }
-}
-
-impl DesiredPort {
-    fn backends_by_family(&self) -> [&[DesiredBackend]; 2] {
-        Family::ALL.map(|family| of_family(self, family))
     }
 }
