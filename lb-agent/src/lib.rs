@@ -6,12 +6,17 @@
 //! Each module knows only those to its right; `datapath` is the only one that names aya.
 
 pub mod check;
+pub mod controller;
 pub mod datapath;
+pub mod desired;
 pub mod devices;
+pub mod install;
 pub mod maps;
+pub mod model;
 pub mod mounts;
 pub mod namespace;
 pub mod object;
 pub mod output;
 pub mod privileges;
 pub mod source;
+pub mod state;

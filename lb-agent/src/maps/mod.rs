@@ -1,9 +1,14 @@
 //! The maps as the agent sees them: rows without address families in their types, the operations on them, and the
 //! trait that the kernel's maps and the tests' maps implement.
 
+mod dump;
+pub mod testing;
+
+pub use dump::dump;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::layout::{BackendId, Frontend, ServiceId, Slot};
 
@@ -44,6 +49,17 @@ impl Protocol {
         match self {
             Self::Tcp => lb_common::layout::protocol::TCP,
             Self::Udp => lb_common::layout::protocol::UDP,
+        }
+    }
+}
+
+impl fmt::Display for FrontendKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Port(address, port, protocol) => {
+                write!(formatter, "{}/{protocol}", SocketAddr::new(address, port))
+            }
+            Self::Wildcard(address) => address.fmt(formatter),
         }
     }
 }
@@ -159,6 +175,16 @@ pub struct MapImage {
     pub backends4: BTreeMap<BackendId, Backend>,
     /// All backend rows of IPv6 that were ever written (generation not 0), by id.
     pub backends6: BTreeMap<BackendId, Backend>,
+}
+
+impl MapImage {
+    /// The backend rows of a family.
+    pub fn backends(&self, family: Family) -> &BTreeMap<BackendId, Backend> {
+        match family {
+            Family::V4 => &self.backends4,
+            Family::V6 => &self.backends6,
+        }
+    }
 }
 
 /// Why a map operation failed.

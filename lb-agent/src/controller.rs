@@ -1,0 +1,260 @@
+//! The agent's pure core in one piece: changes of objects in, map operations out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::desired::{DesiredPort, NamespacedName, ServiceType};
+use crate::install::{InstalledService, Installer, Repaired};
+use crate::maps::{MapError, Maps, Protocol};
+use crate::model::{self, NodeConfig, Problem};
+use crate::object::{Change, Kind, ObjectReference};
+use crate::state::State;
+
+/// Keeps the maps as the objects ask for. Synchronous; the caller brings changes and the time.
+#[derive(Debug)]
+pub struct Controller<M> {
+    state: State,
+    installer: Installer,
+    maps: M,
+    is_synced: bool,
+    /// What cannot be used of each Service and its endpoints.
+    problems: BTreeMap<NamespacedName, Vec<Problem>>,
+}
+
+/// Counts of everything, for metrics and `status`.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct Status {
+    /// Whether everything was listed and installed once.
+    pub synced: bool,
+    /// Kinds that the source has not listed yet.
+    pub waiting_for: Vec<String>,
+    /// Service ports that are wanted.
+    pub service_ports: usize,
+    /// Service ports that are not in the maps as they ask.
+    pub failed: usize,
+    /// What cannot be used, sorted.
+    pub problems: Vec<String>,
+}
+
+/// One port of a Service, as `services` shows it.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct ServiceSummary {
+    /// The Service's namespace.
+    pub namespace: String,
+    /// The Service's name.
+    pub name: String,
+    /// The port's name; empty if it has none.
+    pub port: String,
+    /// The port's protocol.
+    pub protocol: Protocol,
+    /// The Service's type.
+    #[serde(rename = "type")]
+    pub service_type: ServiceType,
+    /// Addresses and ports that clients connect to.
+    pub frontends: Vec<String>,
+    /// How many endpoints there are.
+    pub endpoints: EndpointCounts,
+    /// Whether the maps are as it asks.
+    #[serde(flatten)]
+    pub state: ServiceState,
+}
+
+/// How many endpoints a port has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct EndpointCounts {
+    /// Those that take new connections.
+    pub ready: usize,
+    /// Those that only keep the connections they have.
+    pub draining: usize,
+    /// Those on this node that take new connections.
+    pub local: usize,
+}
+
+/// Whether the maps are as a port asks.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(tag = "state", content = "message", rename_all = "lowercase")]
+pub enum ServiceState {
+    /// They are.
+    Ok,
+    /// They are not: why.
+    Failed(String),
+}
+
+impl<M: Maps> Controller<M> {
+    /// Begins with what is in the maps. The source delivers `kinds`.
+    pub fn new(maps: M, node: NodeConfig, kinds: impl IntoIterator<Item = Kind>) -> Result<Self, MapError> {
+        Ok(Self {
+            installer: Installer::restore(&maps.image()?, maps.capacity()),
+            state: State::new(node, kinds),
+            maps,
+            is_synced: false,
+            problems: BTreeMap::new(),
+        })
+    }
+
+    /// Takes note of a change; the next [`Self::tick`] installs it. So many changes at once are one pass.
+    pub fn change(&mut self, change: Change) {
+        self.state.apply(change);
+    }
+
+    /// Changes the node's addresses or zone; the next [`Self::tick`] installs it.
+    pub fn set_node(&mut self, node: NodeConfig) {
+        self.state.set_node(node);
+    }
+
+    /// Installs what changed, and does what is due. Nothing is written before the source has listed every kind.
+    pub fn tick(&mut self, now: Instant) {
+        if !self.state.ready() {
+            return;
+        }
+        let dirty = self.state.take_dirty();
+        if self.is_synced {
+            for name in dirty {
+                let desired = self.desired(&name);
+                self.installer.set(&name, desired, &mut self.maps, now);
+            }
+        } else {
+            let desired = dirty
+                .into_iter()
+                .filter_map(|name| self.desired(&name).map(|desired| (name, desired)))
+                .collect();
+            self.installer.first_sync(desired, &mut self.maps, now);
+            self.is_synced = true;
+        }
+        self.installer.tick(&mut self.maps, now);
+    }
+
+    /// When [`Self::tick`] has something to do that no change announces.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.installer.next_due()
+    }
+
+    /// Compares the maps with what was written to them, and writes the difference.
+    pub fn repair(&mut self) -> Result<Repaired, MapError> {
+        if !self.is_synced {
+            return Ok(Repaired::default());
+        }
+        let image = self.maps.image()?;
+        Ok(self.installer.repair(&image, &mut self.maps))
+    }
+
+    /// The maps.
+    pub fn maps(&self) -> &M {
+        &self.maps
+    }
+
+    /// The maps, for what the controller does not write.
+    pub fn maps_mut(&mut self) -> &mut M {
+        &mut self.maps
+    }
+
+    /// The node, with what its object says.
+    pub fn node(&self) -> &NodeConfig {
+        self.state.node()
+    }
+
+    /// The whole in numbers, and what is wrong.
+    pub fn status(&self) -> Status {
+        let services = self.services();
+        Status {
+            synced: self.is_synced,
+            waiting_for: self.state.pending().map(|kind| kind.to_string()).collect(),
+            service_ports: services.len(),
+            failed: services
+                .iter()
+                .filter(|service| service.state != ServiceState::Ok)
+                .count(),
+            problems: self.problems().iter().map(Problem::to_string).collect(),
+        }
+    }
+
+    /// All ports of all Services, sorted.
+    pub fn services(&self) -> Vec<ServiceSummary> {
+        self.installer
+            .services()
+            .flat_map(|service| summaries(&service))
+            .collect()
+    }
+
+    /// Everything that cannot be used or was not installed, sorted.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.state.problems();
+        problems.extend(self.problems.values().flatten().cloned());
+        for service in self.installer.services() {
+            let failures = service.failure.map(str::to_owned).into_iter();
+            let messages = failures.chain(service.conflicts.iter().map(conflict));
+            problems.extend(messages.map(|message| service_problem(service.name, message)));
+        }
+        for (name, failure) in self.installer.failed_removals() {
+            problems.push(service_problem(name, format!("it is not removed yet: {failure}")));
+        }
+        problems.sort();
+        problems.dedup();
+        problems
+    }
+
+    /// What a Service asks for; also remembers what cannot be used of it.
+    fn desired(&mut self, name: &NamespacedName) -> Option<Arc<crate::desired::DesiredService>> {
+        let Some(service) = self.state.service(name) else {
+            self.problems.remove(name);
+            return None;
+        };
+        let (slices, mut problems) = self.state.slices(name);
+        let (desired, mut unusable) = model::desired(service, &slices, self.state.node());
+        problems.append(&mut unusable);
+        let known = self.problems.get(name).map(Vec::as_slice).unwrap_or_default();
+        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        if problems.is_empty() {
+            self.problems.remove(name);
+        } else {
+            self.problems.insert(name.clone(), problems);
+        }
+        desired.map(Arc::new)
+    }
+}
+
+fn service_problem(name: &NamespacedName, message: String) -> Problem {
+    let object = ObjectReference {
+        kind: Kind::Service,
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+    };
+    Problem { object, message }
+}
+
+fn conflict((key, holder): &(crate::maps::FrontendKey, &NamespacedName)) -> String {
+    format!("{key} is used by Service {holder}: give one of them another address or port")
+}
+
+fn summaries(service: &InstalledService<'_>) -> Vec<ServiceSummary> {
+    let summary = |port: &DesiredPort| {
+        let lost = service
+            .conflicts
+            .iter()
+            .find(|(key, _)| port.frontends.iter().any(|frontend| frontend.key == *key));
+        let failure = service.failure.map(str::to_owned).or_else(|| lost.map(conflict));
+        let active = || port.backends.iter().filter(|backend| backend.is_active());
+        ServiceSummary {
+            namespace: service.name.namespace.clone(),
+            name: service.name.name.clone(),
+            port: port.port.name.clone(),
+            protocol: port.port.protocol,
+            service_type: service.desired.service_type,
+            frontends: port
+                .frontends
+                .iter()
+                .map(|frontend| frontend.key.to_string())
+                .collect(),
+            endpoints: EndpointCounts {
+                ready: active().count(),
+                draining: port.backends.len() - active().count(),
+                local: active().filter(|backend| backend.local).count(),
+            },
+            state: failure.map_or(ServiceState::Ok, ServiceState::Failed),
+        }
+    };
+    service.desired.ports.iter().map(summary).collect()
+}

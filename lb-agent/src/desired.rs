@@ -1,0 +1,97 @@
+//! What a Service asks of the maps: the result of [`crate::model`] and the order to [`crate::install`].
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::maps::{FrontendKey, Protocol};
+
+/// Namespace and name of an object.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct NamespacedName {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl fmt::Display for NamespacedName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What tells the ports of one Service apart. The number does not: flows outlive its change.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PortName {
+    /// The port's name; empty if it has none.
+    pub name: String,
+    /// The port's protocol.
+    pub protocol: Protocol,
+}
+
+/// How far a Service reaches: `spec.type`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+pub enum ServiceType {
+    /// Only inside the cluster (and external IPs).
+    #[serde(rename = "ClusterIP")]
+    ClusterIp,
+    /// Also a port of every node.
+    NodePort,
+    /// Also addresses that a load balancer controller assigned.
+    LoadBalancer,
+}
+
+/// All that a Service asks of the maps.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DesiredService {
+    /// The Service's type.
+    pub service_type: ServiceType,
+    /// Seconds since 1970 at its creation: of two Services with the same address and port the older one wins.
+    pub created: Option<i64>,
+    /// Its ports, in their order.
+    pub ports: Vec<DesiredPort>,
+    /// Addresses that get a wildcard row.
+    pub vips: Vec<IpAddr>,
+}
+
+/// What one port of a Service asks of the maps.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DesiredPort {
+    /// Which port of the Service.
+    pub port: PortName,
+    /// Its frontends, each key once, cluster IPs first.
+    pub frontends: Vec<DesiredFrontend>,
+    /// Seconds that a client stays with its backend; 0 without session affinity.
+    pub affinity_seconds: u32,
+    /// Its backends, sorted by address (so IPv4 comes first), each address once.
+    pub backends: Vec<DesiredBackend>,
+}
+
+/// One frontend row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DesiredFrontend {
+    /// The key.
+    pub key: FrontendKey,
+    /// Bits of [`lb_common::layout::frontend_flags`].
+    pub flags: u32,
+}
+
+/// One backend row, and which regions name it. One that no region names is draining.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DesiredBackend {
+    /// Address and port of the endpoint.
+    pub address: SocketAddr,
+    /// Whether the endpoint is on this node.
+    pub local: bool,
+    /// Whether the `cluster` region names it.
+    pub in_cluster: bool,
+    /// Whether the `local` region names it.
+    pub in_local: bool,
+}
+
+impl DesiredBackend {
+    /// Whether new flows may go to it.
+    pub fn is_active(&self) -> bool {
+        self.in_cluster || self.in_local
+    }
+}

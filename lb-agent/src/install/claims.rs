@@ -1,0 +1,158 @@
+//! Who has the right to a frontend: each belongs to one port, whoever has it keeps it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use lb_common::layout::{ServiceId, map};
+
+use super::{Entry, Installer, age};
+use crate::desired::{DesiredPort, DesiredService, NamespacedName};
+use crate::maps::{FrontendKey, MapError};
+
+impl Installer {
+    /// Takes note of what a Service asks for, and gives up frontends that it does not ask for any more.
+    pub(super) fn order(&mut self, name: &NamespacedName, desired: Option<Arc<DesiredService>>) {
+        let mut entry = self.services.remove(name).unwrap_or_default();
+        self.stop_waiting(name, &mut entry);
+        let old = std::mem::replace(&mut entry.desired, desired);
+        if let Some(new) = entry.desired.clone() {
+            self.rename_ports(&mut entry, &new);
+        }
+
+        // Which port gets each frontend; `None`: one that has no id yet.
+        let mut wanted: HashMap<FrontendKey, Option<ServiceId>> = HashMap::new();
+        for port in entry.desired.iter().flat_map(|desired| &desired.ports) {
+            let id = entry.id(&port.port);
+            wanted.extend(port.frontends.iter().map(|frontend| (frontend.key, id)));
+        }
+        let own: HashSet<ServiceId> = entry.ports.iter().map(|(_, id)| *id).collect();
+        for frontend in old
+            .iter()
+            .flat_map(|old| &old.ports)
+            .flat_map(|port| &port.frontends)
+        {
+            let Some(holder) = self
+                .claims
+                .get(&frontend.key)
+                .filter(|holder| own.contains(holder))
+            else {
+                continue;
+            };
+            match wanted.get(&frontend.key) {
+                Some(Some(id)) if id == holder => {}
+                Some(_) => {
+                    self.claims.remove(&frontend.key);
+                }
+                None => {
+                    self.claims.remove(&frontend.key);
+                    self.wake_next(frontend.key);
+                }
+            }
+        }
+        self.services.insert(name.clone(), entry);
+    }
+
+    /// A port that only changed its name stays the same port: it keeps its id, its backends and so its flows.
+    fn rename_ports(&self, entry: &mut Entry, desired: &DesiredService) {
+        for port in &desired.ports {
+            if entry.id(&port.port).is_some() {
+                continue;
+            }
+            let holders: Vec<ServiceId> = port
+                .frontends
+                .iter()
+                .filter_map(|frontend| self.claims.get(&frontend.key).copied())
+                .collect();
+            let unnamed = entry.ports.iter_mut().find(|(name, id)| {
+                holders.contains(id) && desired.ports.iter().all(|other| other.port != *name)
+            });
+            if let Some((name, _)) = unnamed {
+                *name = port.port.clone();
+            }
+        }
+    }
+
+    /// Gives each port of a Service an id, and the frontends that nobody else has.
+    pub(super) fn claim(&mut self, name: &NamespacedName) -> Result<(), MapError> {
+        let Some(mut entry) = self.services.remove(name) else {
+            return Ok(());
+        };
+        self.stop_waiting(name, &mut entry);
+        let mut result = Ok(());
+        if let Some(desired) = entry.desired.clone() {
+            for port in &desired.ports {
+                result = self.claim_port(name, &mut entry, port, age(&desired));
+                if result.is_err() {
+                    break;
+                }
+            }
+        }
+        self.services.insert(name.clone(), entry);
+        result
+    }
+
+    fn claim_port(
+        &mut self,
+        name: &NamespacedName,
+        entry: &mut Entry,
+        port: &DesiredPort,
+        age: i64,
+    ) -> Result<(), MapError> {
+        let id = match entry.id(&port.port) {
+            Some(id) => id,
+            None => {
+                let orphan = self.orphan_of(port.frontends.iter().map(|frontend| frontend.key));
+                let id = orphan
+                    .or_else(|| self.tables.allocate_service())
+                    .ok_or(MapError::Full {
+                        map: map::SERVICE_STATS,
+                        capacity: self.tables.capacity().services,
+                        flag: "--max-services",
+                    })?;
+                self.assign(name, entry, port, id);
+                id
+            }
+        };
+        for frontend in &port.frontends {
+            let holder = *self.claims.entry(frontend.key).or_insert(id);
+            if holder != id {
+                entry.lost.push(frontend.key);
+                self.waiting
+                    .entry(frontend.key)
+                    .or_default()
+                    .insert((age, name.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a port the holder of an id.
+    pub(super) fn assign(
+        &mut self,
+        name: &NamespacedName,
+        entry: &mut Entry,
+        port: &DesiredPort,
+        id: ServiceId,
+    ) {
+        self.orphans.remove(&id);
+        self.ports.entry(id).or_default().owner = Some(name.clone());
+        entry.ports.push((port.port.clone(), id));
+    }
+
+    fn stop_waiting(&mut self, name: &NamespacedName, entry: &mut Entry) {
+        let age = entry.desired.as_deref().map_or(i64::MAX, age);
+        for key in entry.lost.drain(..) {
+            if let Some(waiting) = self.waiting.get_mut(&key) {
+                waiting.remove(&(age, name.clone()));
+                if waiting.is_empty() {
+                    self.waiting.remove(&key);
+                }
+            }
+        }
+    }
+
+    fn wake_next(&mut self, key: FrontendKey) {
+        let next = self.waiting.get(&key).and_then(|waiting| waiting.first());
+        self.woken.extend(next.map(|(_, name)| name.clone()));
+    }
+}

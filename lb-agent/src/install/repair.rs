@@ -1,0 +1,117 @@
+//! Finds and repairs what somebody else changed in the maps.
+
+use super::Installer;
+use super::tables::Tables;
+use crate::maps::{Backend, BackendState, Family, MapImage, MapOp, Maps};
+
+/// What a comparison with the maps found. All of it was written again unless `errors` says otherwise.
+#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct Repaired {
+    /// Frontend rows that were missing, wrong or foreign.
+    pub frontends: usize,
+    /// Regions whose slots were wrong.
+    pub regions: usize,
+    /// Backend rows that were missing, wrong or foreign.
+    pub backends: usize,
+    /// What could not be written; the next comparison finds it again.
+    pub errors: Vec<String>,
+}
+
+impl Repaired {
+    /// How many faults were found.
+    pub fn faults(&self) -> usize {
+        self.frontends + self.regions + self.backends
+    }
+}
+
+impl Installer {
+    /// Compares the maps as dumped in `image` with what was written to them, and writes the difference.
+    pub fn repair(&mut self, image: &MapImage, maps: &mut dyn Maps) -> Repaired {
+        let mut repaired = Repaired::default();
+        let backends = foreign_backends(&self.tables, image);
+        for (family, id, backend) in &backends {
+            // Its slots and flows, if any, are not ours: they end, and the row's next endpoint gets a new generation.
+            self.tables.note_backend(*family, *id, *backend);
+        }
+        let operations = [
+            backend_operations(&self.tables, image),
+            region_operations(&self.tables, image),
+            frontend_operations(&self.tables, image),
+        ];
+        let counts = [
+            &mut repaired.backends,
+            &mut repaired.regions,
+            &mut repaired.frontends,
+        ];
+        for (count, operations) in counts.into_iter().zip(operations) {
+            for operation in operations {
+                *count += 1;
+                if let Err(error) = maps.apply(&operation) {
+                    repaired.errors.push(super::describe(&error));
+                }
+            }
+        }
+        repaired
+    }
+}
+
+/// Rows that this agent never wrote, as they shall be.
+fn foreign_backends(tables: &Tables, image: &MapImage) -> Vec<(Family, u32, Backend)> {
+    let of_family = |family| {
+        let rows = image.backends(family).iter();
+        let foreign = rows.filter(move |(id, _)| !tables.backends(family).contains_key(id));
+        foreign.map(move |(id, backend)| {
+            (
+                family,
+                *id,
+                Backend {
+                    state: BackendState::Gone,
+                    ..*backend
+                },
+            )
+        })
+    };
+    Family::ALL.into_iter().flat_map(of_family).collect()
+}
+
+fn backend_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
+    let of_family = |family| {
+        let rows = tables.backends(family).iter();
+        let wrong = rows.filter(move |(id, backend)| image.backends(family).get(id) != Some(backend));
+        wrong.map(|(id, backend)| MapOp::SetBackend {
+            id: *id,
+            backend: *backend,
+        })
+    };
+    Family::ALL.into_iter().flat_map(of_family).collect()
+}
+
+/// The dump has only slots that some frontend names: a region whose rows are gone may be written needlessly.
+fn region_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
+    let wrong = tables.written_regions().filter(|(base, slots)| {
+        let found = (*base..).zip(slots.iter());
+        !found
+            .into_iter()
+            .all(|(index, slot)| image.slots.get(&index) == Some(slot))
+    });
+    wrong
+        .map(|(base, slots)| MapOp::SetSlots {
+            base,
+            slots: slots.to_vec(),
+        })
+        .collect()
+}
+
+fn frontend_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
+    let ours = tables.frontends();
+    let wrong = ours
+        .iter()
+        .filter(|(key, value)| image.frontends.get(key) != Some(value));
+    let set = wrong.map(|(key, value)| MapOp::SetFrontend {
+        key: *key,
+        value: *value,
+    });
+    let foreign = image.frontends.keys().filter(|key| !ours.contains_key(key));
+    set.chain(foreign.map(|key| MapOp::DeleteFrontend { key: *key }))
+        .collect()
+}

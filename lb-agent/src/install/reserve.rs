@@ -1,0 +1,140 @@
+//! The first step of a change: everything it needs is reserved in memory, or it is refused as a whole.
+
+use std::collections::HashSet;
+
+use lb_common::layout::{Region, ServiceId, map};
+
+use super::port::{FamilyPlan, Want, backends};
+use super::tables::{Context, index};
+use super::{Entry, Installer};
+use crate::desired::{DesiredPort, DesiredService};
+use crate::maps::{Family, FrontendKey, MapError};
+
+/// What is to be reserved for one port, by family.
+type PortPlan = [FamilyPlan; 2];
+
+impl Installer {
+    /// Reserves backends and regions for the ports of a Service.
+    pub(super) fn reserve(
+        &mut self,
+        entry: &Entry,
+        desired: &DesiredService,
+        context: &mut Context<'_>,
+    ) -> Result<(), MapError> {
+        self.reserve_frontends(entry, desired, context)?;
+        let ports: Vec<(ServiceId, &DesiredPort)> = entry.desired_ports(desired).collect();
+        let mut plans: Vec<PortPlan> = ports.iter().map(|(id, port)| self.plan(*id, port)).collect();
+        for family in Family::ALL {
+            let added: usize = plans.iter().map(|plan| plan[index(family)].added).sum();
+            if added > self.tables.available_backends(family) {
+                return Err(self.full_backends(family));
+            }
+        }
+        self.allocate_regions(&mut plans)?;
+        for ((id, port), plan) in ports.iter().zip(&plans) {
+            let Some(state) = self.ports.get_mut(id) else {
+                continue;
+            };
+            for family in Family::ALL {
+                let plan = (family, &plan[index(family)]);
+                let backends = backends(&self.claims, *id, port, family);
+                if !state.families[index(family)].reserve(&mut self.tables, backends, plan, context.now) {
+                    return Err(self.full_backends(family));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn plan(&self, id: ServiceId, port: &DesiredPort) -> PortPlan {
+        let empty = super::Port::default();
+        let state = self.ports.get(&id).unwrap_or(&empty);
+        Family::ALL.map(|family| {
+            let backends = backends(&self.claims, id, port, family);
+            state.family(family).plan(&self.tables, family, backends)
+        })
+    }
+
+    fn full_backends(&self, family: Family) -> MapError {
+        MapError::Full {
+            map: match family {
+                Family::V4 => map::BACKENDS4,
+                Family::V6 => map::BACKENDS6,
+            },
+            capacity: self.tables.capacity().backends,
+            flag: "--max-backends",
+        }
+    }
+
+    /// Finds room for all new regions, or for none.
+    fn allocate_regions(&mut self, plans: &mut [PortPlan]) -> Result<(), MapError> {
+        let mut allocated: Vec<Region> = Vec::new();
+        let wants = plans
+            .iter_mut()
+            .flatten()
+            .flat_map(|plan| [&mut plan.cluster, &mut plan.local]);
+        for want in wants {
+            let Want::New(length) = *want else {
+                continue;
+            };
+            let Some(region) = self.tables.allocate_region(length) else {
+                for region in allocated {
+                    self.tables.free_region(region);
+                }
+                let capacity = self.tables.capacity().slots;
+                return Err(MapError::Full {
+                    map: map::SLOTS,
+                    capacity,
+                    flag: "--max-slots",
+                });
+            };
+            allocated.push(region);
+            *want = Want::Allocated(region);
+        }
+        Ok(())
+    }
+
+    /// Checks that the frontend rows fit. If they do only in the place of the Service's old ones, those go first.
+    fn reserve_frontends(
+        &mut self,
+        entry: &Entry,
+        desired: &DesiredService,
+        context: &mut Context<'_>,
+    ) -> Result<(), MapError> {
+        let fits = |installer: &Self| {
+            Family::ALL
+                .into_iter()
+                .find(|family| installer.is_over(entry, desired, *family))
+        };
+        if fits(self).is_some() {
+            for (_, id) in &entry.ports {
+                self.delete_frontends(*id, context)?;
+            }
+        }
+        match fits(self) {
+            None => Ok(()),
+            Some(family) => Err(MapError::Full {
+                map: match family {
+                    Family::V4 => map::FRONTENDS4,
+                    Family::V6 => map::FRONTENDS6,
+                },
+                capacity: self.tables.capacity().frontends,
+                flag: "--max-frontends",
+            }),
+        }
+    }
+
+    fn is_over(&self, entry: &Entry, desired: &DesiredService, family: Family) -> bool {
+        let granted = entry.desired_ports(desired).flat_map(|(id, port)| {
+            let keys = port.frontends.iter().map(|frontend| frontend.key);
+            keys.filter(move |key| self.claims.get(key) == Some(&id))
+        });
+        let wildcards = desired.vips.iter().map(|address| FrontendKey::Wildcard(*address));
+        let added: HashSet<FrontendKey> = granted
+            .chain(wildcards)
+            .filter(|key| Family::of(key.address()) == family && self.tables.frontend(key).is_none())
+            .collect();
+        !added.is_empty()
+            && self.tables.n_frontends(family) + added.len() > self.tables.capacity().frontends as usize
+    }
+}

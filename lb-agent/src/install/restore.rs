@@ -1,0 +1,177 @@
+//! After a start: ids are read back from the maps, so flows keep their meaning and what is right stays unwritten.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use lb_common::layout::ServiceId;
+
+use super::port::Port;
+use super::tables::{Context, Tables, index};
+use super::{Installer, pause};
+use crate::desired::{DesiredService, NamespacedName};
+use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapError, MapImage};
+
+impl Installer {
+    /// Begins with what is in the maps. Nothing changes before [`Self::first_sync`].
+    pub fn restore(image: &MapImage, capacity: Capacity) -> Self {
+        let live = Family::ALL
+            .into_iter()
+            .flat_map(|family| image.backends(family).values());
+        let live = live.filter(|backend| backend.state != BackendState::Gone);
+        let ids: BTreeSet<ServiceId> = (live.map(|backend| backend.service))
+            .chain(image.frontends.values().map(|frontend| frontend.service))
+            .collect();
+        let mut installer = Self {
+            tables: Tables::restore(image, capacity, ids.iter().copied()),
+            services: BTreeMap::new(),
+            ports: ids.iter().map(|id| (*id, Port::default())).collect(),
+            claims: HashMap::new(),
+            waiting: HashMap::new(),
+            vips: HashMap::new(),
+            retries: BTreeSet::new(),
+            woken: BTreeSet::new(),
+            orphans: ids.into_iter().collect(),
+            strays: Vec::new(),
+            prune_retry: None,
+        };
+        installer.restore_members();
+        installer.restore_frontends();
+        installer
+    }
+
+    fn restore_members(&mut self) {
+        for family in Family::ALL {
+            let live = self.tables.backends(family).iter();
+            for (id, backend) in live.filter(|(_, backend)| backend.state != BackendState::Gone) {
+                let Some(port) = self.ports.get_mut(&backend.service) else {
+                    continue;
+                };
+                let address = SocketAddr::new(backend.address, backend.port);
+                port.families[index(family)].members.push((address, *id));
+            }
+        }
+        for port in self.ports.values_mut() {
+            for (family, state) in Family::ALL.into_iter().zip(&mut port.families) {
+                state.members.sort();
+                // Nobody writes an endpoint twice; if it was damaged so, the second row goes.
+                state.members.dedup_by(|second, first| {
+                    let is_same = second.0 == first.0;
+                    if is_same {
+                        self.strays.push((family, second.1));
+                    }
+                    is_same
+                });
+            }
+        }
+    }
+
+    fn restore_frontends(&mut self) {
+        let rows: BTreeMap<_, _> = self
+            .tables
+            .frontends()
+            .iter()
+            .map(|(key, row)| (*key, *row))
+            .collect();
+        for (key, row) in rows {
+            let Some(port) = self
+                .ports
+                .get_mut(&row.service)
+                .filter(|_| matches!(key, FrontendKey::Port(..)))
+            else {
+                continue;
+            };
+            port.frontends.push(key);
+            let family = &mut port.families[index(Family::of(key.address()))];
+            // The rows of a port name the same regions, unless its last change was cut off in between.
+            for (known, named) in [(&mut family.cluster, row.cluster), (&mut family.local, row.local)] {
+                if known.length == 0 && self.tables.acquire(named) {
+                    *known = named;
+                }
+            }
+        }
+    }
+
+    /// The port found in the maps that has one of these frontends, if nobody has claimed that.
+    pub(super) fn orphan_of(&self, keys: impl Iterator<Item = FrontendKey>) -> Option<ServiceId> {
+        let free = keys.filter(|key| !self.claims.contains_key(key));
+        let mut holders = free.filter_map(|key| self.tables.frontend(&key));
+        holders
+            .find(|row| self.orphans.contains(&row.service))
+            .map(|row| row.service)
+    }
+
+    /// Gives ports the ids that they had: by the frontends that only one Service asks for. So it is known who had
+    /// those that several ask for.
+    pub(super) fn adopt_all(&mut self, services: &[(NamespacedName, Arc<DesiredService>)]) {
+        let mut n_claimants: HashMap<FrontendKey, u32> = HashMap::new();
+        let frontends = services
+            .iter()
+            .flat_map(|(_, desired)| &desired.ports)
+            .flat_map(|port| &port.frontends);
+        for frontend in frontends {
+            *n_claimants.entry(frontend.key).or_default() += 1;
+        }
+        for (name, desired) in services {
+            let mut entry = self.services.remove(name).unwrap_or_default();
+            for port in &desired.ports {
+                let keys = || port.frontends.iter().map(|frontend| frontend.key);
+                let Some(id) = self.orphan_of(keys().filter(|key| n_claimants.get(key) == Some(&1))) else {
+                    continue;
+                };
+                self.assign(name, &mut entry, port, id);
+                let its = keys().filter(|key| self.tables.frontend(key).is_some_and(|row| row.service == id));
+                self.claims.extend(its.map(|key| (key, id)));
+            }
+            self.services.insert(name.clone(), entry);
+        }
+    }
+
+    /// Removes what nobody owns. What cannot be removed now is tried again.
+    pub(super) fn prune(&mut self, context: &mut Context<'_>) {
+        let attempts = self
+            .prune_retry
+            .take()
+            .map_or(0, |(attempts, _)| attempts.saturating_add(1));
+        if self.try_prune(context).is_err() {
+            self.prune_retry = Some((attempts, context.now + pause(attempts)));
+        }
+    }
+
+    fn try_prune(&mut self, context: &mut Context<'_>) -> Result<(), MapError> {
+        let vips: HashSet<_> = self
+            .services
+            .values()
+            .filter_map(|entry| entry.desired.as_ref())
+            .flat_map(|desired| &desired.vips)
+            .collect();
+        let mut unowned: Vec<FrontendKey> = (self.tables.frontends().iter())
+            .filter(|(key, row)| match key {
+                FrontendKey::Wildcard(address) => !vips.contains(address) && !self.vips.contains_key(address),
+                FrontendKey::Port(..) => {
+                    !self.claims.contains_key(key)
+                        && self
+                            .ports
+                            .get(&row.service)
+                            .is_none_or(|port| port.owner.is_none())
+                }
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        unowned.sort();
+        for key in unowned {
+            self.tables.delete_frontend(context, key)?;
+        }
+        let mut orphans: Vec<ServiceId> = self.orphans.iter().copied().collect();
+        orphans.sort_unstable();
+        for id in orphans {
+            self.remove_port(id, context)?;
+            self.orphans.remove(&id);
+        }
+        while let Some((family, id)) = self.strays.last().copied() {
+            self.tables.remove_backend(context, family, id)?;
+            self.strays.pop();
+        }
+        Ok(())
+    }
+}

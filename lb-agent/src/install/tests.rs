@@ -1,0 +1,581 @@
+//! Random histories of Services, with and without faults.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use lb_common::layout::{Region, frontend_flags};
+use proptest::prelude::*;
+
+use super::*;
+use crate::desired::{DesiredBackend, DesiredFrontend, ServiceType};
+use crate::maps::testing::{FakeMaps, FaultyMaps};
+use crate::maps::{BackendState, Capacity, MapImage, MapOp, Protocol, dump};
+
+const CAPACITY: Capacity = Capacity {
+    frontends: 100,
+    slots: 300,
+    backends: 100,
+    services: 30,
+};
+
+fn name(number: u8) -> NamespacedName {
+    NamespacedName {
+        namespace: "default".to_owned(),
+        name: format!("service-{number}"),
+    }
+}
+
+fn vip(number: u8) -> IpAddr {
+    match number % 4 {
+        3 => format!("fd00:96::{number}").parse().unwrap(),
+        _ => format!("10.96.0.{number}").parse().unwrap(),
+    }
+}
+
+fn endpoint(number: u8) -> SocketAddr {
+    match number % 3 {
+        2 => format!("[fd00:1::{number}]:8080").parse().unwrap(),
+        _ => format!("10.1.0.{number}:8080").parse().unwrap(),
+    }
+}
+
+fn backend(number: u8, kind: u8) -> DesiredBackend {
+    DesiredBackend {
+        address: endpoint(number),
+        local: kind & 4 != 0,
+        in_cluster: kind & 1 != 0,
+        in_local: kind & 2 != 0,
+    }
+}
+
+/// A port: its name, frontends as (address, port) and backends as (endpoint, what it does).
+type RandomPort = (u8, BTreeSet<(u8, u8)>, BTreeMap<u8, u8>);
+
+fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
+    let mut seen = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    let mut vips = BTreeSet::new();
+    let mut desired = Vec::new();
+    for (name, frontends, backends) in ports {
+        if !names.insert(name) {
+            continue;
+        }
+        let frontends: Vec<_> = frontends
+            .into_iter()
+            .filter(|key| seen.insert(*key))
+            .map(|(address, port)| {
+                vips.insert(vip(address));
+                DesiredFrontend {
+                    key: FrontendKey::Port(vip(address), 80 + u16::from(port), Protocol::Tcp),
+                    flags: if port == 0 {
+                        frontend_flags::OUTSIDE_LOCAL
+                    } else {
+                        0
+                    },
+                }
+            })
+            .collect();
+        let mut backends: Vec<_> = backends
+            .into_iter()
+            .map(|(number, kind)| backend(number, kind))
+            .collect();
+        backends.sort_by_key(|backend| backend.address);
+        desired.push(DesiredPort {
+            port: PortName {
+                name: format!("port-{name}"),
+                protocol: Protocol::Tcp,
+            },
+            frontends,
+            affinity_seconds: u32::from(name),
+            backends,
+        });
+    }
+    DesiredService {
+        service_type: ServiceType::ClusterIp,
+        created: Some(created),
+        ports: desired,
+        vips: vips.into_iter().collect(),
+    }
+}
+
+fn random_service() -> impl Strategy<Value = DesiredService> {
+    let port = (
+        0..3_u8,
+        prop::collection::btree_set((0..6_u8, 0..2_u8), 1..4),
+        prop::collection::btree_map(0..8_u8, 0..8_u8, 0..6),
+    );
+    (prop::collection::vec(port, 1..3), 0..3_i64).prop_map(|(ports, created)| service(ports, created))
+}
+
+fn history() -> impl Strategy<Value = Vec<(u8, Option<DesiredService>)>> {
+    prop::collection::vec((0..5_u8, prop::option::weighted(0.8, random_service())), 1..12)
+}
+
+/// An installer with its maps and clock.
+struct Bench {
+    installer: Installer,
+    maps: FaultyMaps<FakeMaps>,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(capacity: Capacity, percent: u64, seed: u64) -> Self {
+        let maps = FaultyMaps::new(FakeMaps::new(capacity), percent, seed);
+        let mut bench = Self {
+            installer: restored(&maps),
+            maps,
+            now: Instant::now(),
+        };
+        bench.installer.first_sync(Vec::new(), &mut bench.maps, bench.now);
+        bench
+    }
+
+    /// An agent that finds `maps`, and these Services.
+    fn restart(maps: FaultyMaps<FakeMaps>, services: &BTreeMap<u8, DesiredService>) -> Self {
+        let mut bench = Self {
+            installer: restored(&maps),
+            maps,
+            now: Instant::now(),
+        };
+        let services = services
+            .iter()
+            .map(|(number, desired)| (name(*number), Arc::new(desired.clone())));
+        bench
+            .installer
+            .first_sync(services.collect(), &mut bench.maps, bench.now);
+        bench
+    }
+
+    fn set(&mut self, number: u8, desired: Option<DesiredService>) {
+        self.installer
+            .set(&name(number), desired.map(Arc::new), &mut self.maps, self.now);
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            let Some(due) = self.installer.next_due() else {
+                return;
+            };
+            self.now = self.now.max(due);
+            self.installer.tick(&mut self.maps, self.now);
+        }
+        panic!("does not settle: {:?}", self.installer);
+    }
+
+    fn image(&self) -> MapImage {
+        self.maps.image().unwrap()
+    }
+
+    /// The maps hold what is asked for, and nothing else.
+    fn check(&self) {
+        let image = self.image();
+        let mut rows = BTreeSet::new();
+        let mut n_backends = 0;
+        for service in self.installer.services() {
+            assert_eq!(service.failure, None);
+            rows.extend(
+                service
+                    .desired
+                    .vips
+                    .iter()
+                    .map(|address| FrontendKey::Wildcard(*address)),
+            );
+            for port in &service.desired.ports {
+                let mut families = BTreeSet::new();
+                for frontend in &port.frontends {
+                    rows.insert(frontend.key);
+                    if service.conflicts.iter().all(|(key, _)| *key != frontend.key) {
+                        families.insert(Family::of(frontend.key.address()));
+                        check_row(&image, port, frontend);
+                    }
+                }
+                let used = |backend: &&DesiredBackend| families.contains(&Family::of(backend.address.ip()));
+                n_backends += port.backends.iter().filter(used).count();
+            }
+        }
+        assert_eq!(
+            rows,
+            image.frontends.keys().copied().collect(),
+            "{}",
+            dump(&image)
+        );
+        let live = Family::ALL
+            .into_iter()
+            .flat_map(|family| image.backends(family).values());
+        assert_eq!(
+            live.filter(|row| row.state != BackendState::Gone).count(),
+            n_backends,
+            "{}",
+            dump(&image)
+        );
+    }
+
+    /// Nothing is in use any more.
+    fn check_empty(&mut self) {
+        assert_eq!(dump(&self.image()), "");
+        assert!(self.installer.services.is_empty() && self.installer.ports.is_empty());
+        assert!(self.installer.claims.is_empty() && self.installer.waiting.is_empty());
+        assert!(self.installer.vips.is_empty() && self.installer.retries.is_empty());
+        let tables = &mut self.installer.tables;
+        for family in Family::ALL {
+            assert_eq!(tables.available_backends(family), CAPACITY.backends as usize - 1);
+        }
+        let all = Region {
+            base: 0,
+            length: CAPACITY.slots,
+        };
+        assert_eq!(tables.allocate_region(CAPACITY.slots as usize), Some(all));
+        let ids = std::iter::from_fn(|| tables.allocate_service()).count();
+        assert_eq!(ids, CAPACITY.services as usize - 1);
+    }
+}
+
+fn restored(maps: &FaultyMaps<FakeMaps>) -> Installer {
+    Installer::restore(&maps.image().unwrap(), maps.capacity())
+}
+
+fn check_row(image: &MapImage, port: &DesiredPort, frontend: &DesiredFrontend) {
+    let family = Family::of(frontend.key.address());
+    let row = image.frontends.get(&frontend.key).unwrap();
+    assert_eq!(
+        (row.flags, row.affinity_seconds),
+        (frontend.flags, port.affinity_seconds)
+    );
+    let backends = || {
+        port.backends
+            .iter()
+            .filter(|backend| Family::of(backend.address.ip()) == family)
+    };
+    let expected = |chosen: fn(&DesiredBackend) -> bool| -> Vec<_> {
+        backends()
+            .filter(|backend| chosen(backend))
+            .map(|backend| (backend.address, backend.local))
+            .collect()
+    };
+    let found = |region: Region| -> Vec<_> {
+        let slots = (region.base..region.base + region.length).map(|index| image.slots[&index]);
+        slots
+            .map(|slot| {
+                let backend = image.backends(family)[&slot.backend];
+                assert_eq!(
+                    (backend.generation, backend.state),
+                    (slot.generation, BackendState::Active)
+                );
+                assert_eq!(backend.service, row.service);
+                (SocketAddr::new(backend.address, backend.port), backend.local)
+            })
+            .collect()
+    };
+    assert_eq!(
+        found(row.cluster),
+        expected(|backend| backend.in_cluster),
+        "{}",
+        dump(image)
+    );
+    assert_eq!(
+        found(row.local),
+        expected(|backend| backend.in_local),
+        "{}",
+        dump(image)
+    );
+}
+
+/// Maps after each operation of a log.
+fn check_prefixes(log: &[MapOp]) {
+    let mut maps = FakeMaps::new(CAPACITY);
+    for operation in log {
+        maps.apply(operation).unwrap();
+        assert_eq!(maps.inconsistency(), None, "after {operation:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn maps_follow_and_nothing_leaks(history in history(), percent in 0..40_u64, seed: u64) {
+        let mut bench = Bench::new(CAPACITY, percent, seed);
+        let mut services = BTreeMap::new();
+        for (number, desired) in history {
+            match &desired {
+                Some(desired) => services.insert(number, desired.clone()),
+                None => services.remove(&number),
+            };
+            bench.set(number, desired);
+            if percent == 0 {
+                bench.check();
+            }
+        }
+        bench.settle();
+        bench.check();
+        check_prefixes(&bench.maps.inner.log);
+        for number in services.into_keys() {
+            bench.set(number, None);
+        }
+        bench.settle();
+        bench.check_empty();
+    }
+
+    #[test]
+    fn a_new_agent_writes_only_the_difference(
+        before in history(),
+        after in history(),
+        cut: prop::sample::Index,
+        seed: u64,
+    ) {
+        // The old agent dies after some write.
+        let mut bench = Bench::new(CAPACITY, 0, seed);
+        let mut services = BTreeMap::new();
+        for (number, desired) in before {
+            bench.set(number, desired);
+        }
+        let written = bench.maps.inner.log;
+        let mut maps = FakeMaps::new(CAPACITY);
+        for operation in &written[..cut.index(written.len() + 1)] {
+            maps.apply(operation).unwrap();
+        }
+        for (number, desired) in after {
+            match desired {
+                Some(desired) => services.insert(number, desired),
+                None => services.remove(&number),
+            };
+        }
+        let mut bench = Bench::restart(FaultyMaps::new(maps, 10, seed), &services);
+        bench.settle();
+        bench.check();
+        check_prefixes(&bench.maps.inner.log);
+
+        let n_written = bench.maps.inner.log.len();
+        let mut bench = Bench::restart(bench.maps, &services);
+        prop_assert_eq!(&bench.maps.inner.log[n_written..], &[]);
+        bench.check();
+
+        for number in services.into_keys() {
+            bench.set(number, None);
+        }
+        bench.settle();
+        bench.check_empty();
+    }
+
+    #[test]
+    fn damage_is_repaired(history in history(), damage in prop::collection::vec((0..6_u8, any::<prop::sample::Index>()), 1..5)) {
+        let mut bench = Bench::new(CAPACITY, 0, 0);
+        for (number, desired) in history {
+            bench.set(number, desired);
+        }
+        let before = dump(&bench.image());
+        for (kind, index) in damage {
+            self::damage(bench.maps.inner.rows_mut(), kind, index);
+        }
+        let image = bench.image();
+        let repaired = bench.installer.repair(&image, &mut bench.maps);
+        prop_assert_eq!(repaired.errors, Vec::<String>::new());
+        prop_assert_eq!(dump(&bench.image()), before);
+        bench.check();
+        let image = bench.image();
+        prop_assert_eq!(bench.installer.repair(&image, &mut bench.maps).faults(), 0);
+        bench.settle();
+        bench.check();
+    }
+
+    #[test]
+    fn a_new_agent_starts_on_damaged_maps(history in history(), damage in prop::collection::vec((0..6_u8, any::<prop::sample::Index>()), 1..5)) {
+        let mut bench = Bench::new(CAPACITY, 0, 0);
+        let mut services = BTreeMap::new();
+        for (number, desired) in history {
+            match &desired {
+                Some(desired) => services.insert(number, desired.clone()),
+                None => services.remove(&number),
+            };
+            bench.set(number, desired);
+        }
+        for (kind, index) in damage {
+            self::damage(bench.maps.inner.rows_mut(), kind, index);
+        }
+        let mut bench = Bench::restart(bench.maps, &services);
+        let image = bench.image();
+        bench.installer.repair(&image, &mut bench.maps);
+        bench.settle();
+        bench.check();
+    }
+}
+
+fn damage(rows: &mut MapImage, kind: u8, index: prop::sample::Index) {
+    let key = (!rows.frontends.is_empty()).then(|| *index.get(&rows.frontends.keys().collect::<Vec<_>>()));
+    let key = key.copied();
+    match (kind, key) {
+        (0, Some(key)) => {
+            rows.frontends.remove(&key);
+        }
+        (1, Some(key)) => {
+            let row = rows.frontends.get_mut(&key).unwrap();
+            row.cluster.base += 1;
+            row.service += 1;
+        }
+        (2, _) => {
+            let key = FrontendKey::Port(vip(200), 1, Protocol::Udp);
+            rows.frontends.insert(
+                key,
+                lb_common::layout::Frontend {
+                    service: 9,
+                    ..Default::default()
+                },
+            );
+        }
+        (3, _) if !rows.slots.is_empty() => {
+            let base = **index.get(&rows.slots.keys().collect::<Vec<_>>());
+            rows.slots.insert(
+                base,
+                lb_common::layout::Slot {
+                    backend: 7,
+                    generation: 7,
+                },
+            );
+        }
+        (4, _) if !rows.backends4.is_empty() => {
+            let id = **index.get(&rows.backends4.keys().collect::<Vec<_>>());
+            rows.backends4.get_mut(&id).unwrap().state = BackendState::Draining;
+        }
+        (5, _) => {
+            let address = endpoint(201).ip();
+            let state = BackendState::Active;
+            let row = crate::maps::Backend {
+                address,
+                port: 1,
+                state,
+                local: false,
+                generation: 3,
+                service: 2,
+            };
+            rows.backends4.insert(90, row);
+        }
+        _ => {}
+    }
+}
+
+fn one_port(frontends: &[(u8, u8)], backends: impl IntoIterator<Item = u8>) -> DesiredService {
+    let backends = backends.into_iter().map(|number| (number, 1)).collect();
+    service(vec![(0, frontends.iter().copied().collect(), backends)], 0)
+}
+
+fn failure(bench: &Bench, number: u8) -> String {
+    let name = name(number);
+    bench
+        .installer
+        .service(&name)
+        .unwrap()
+        .failure
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[test]
+fn what_does_not_fit_is_refused_as_a_whole_and_named() {
+    let full = |capacity: Capacity, flag: &str| {
+        let mut bench = Bench::new(capacity, 0, 0);
+        bench.set(0, Some(one_port(&[(0, 0)], [0, 1, 3])));
+        let before = (dump(&bench.image()), bench.maps.inner.log.len());
+        bench.set(1, Some(one_port(&[(1, 0)], [4, 6, 7])));
+        assert_eq!(
+            (dump(&bench.image()), bench.maps.inner.log.len()),
+            before,
+            "{flag}"
+        );
+        assert!(
+            failure(&bench, 1).contains(flag),
+            "{:?} names {flag}",
+            failure(&bench, 1)
+        );
+        assert_eq!(failure(&bench, 0), "");
+        // Room appears.
+        bench.set(0, None);
+        bench.settle();
+        bench.check();
+        assert_eq!(failure(&bench, 1), "");
+    };
+    full(
+        Capacity {
+            frontends: 3,
+            ..CAPACITY
+        },
+        "--max-frontends",
+    );
+    full(Capacity { slots: 5, ..CAPACITY }, "--max-slots");
+    full(
+        Capacity {
+            backends: 6,
+            ..CAPACITY
+        },
+        "--max-backends",
+    );
+    full(
+        Capacity {
+            services: 2,
+            ..CAPACITY
+        },
+        "--max-services",
+    );
+}
+
+#[test]
+fn a_full_frontends_map_takes_a_new_address_in_the_place_of_the_old_one() {
+    let mut bench = Bench::new(
+        Capacity {
+            frontends: 3,
+            ..CAPACITY
+        },
+        0,
+        0,
+    );
+    bench.set(0, Some(one_port(&[(0, 0), (0, 1)], [0])));
+    bench.set(0, Some(one_port(&[(0, 0), (0, 2)], [0])));
+    bench.check();
+}
+
+#[test]
+fn ids_rest_before_they_are_used_again_and_rows_get_a_new_generation() {
+    let mut bench = Bench::new(CAPACITY, 0, 0);
+    bench.set(0, Some(one_port(&[(0, 0)], [0])));
+    bench.set(0, Some(one_port(&[(0, 0)], [1])));
+    let image = bench.image();
+    assert_eq!(image.backends4[&1].state, BackendState::Gone);
+    assert_eq!(image.backends4[&2].address, endpoint(1).ip());
+    let key = FrontendKey::Port(vip(0), 80, Protocol::Tcp);
+    assert_eq!(image.frontends[&key].cluster.base, 1);
+
+    bench.now += tables::GRACE;
+    bench.set(0, Some(one_port(&[(0, 0)], [3])));
+    let image = bench.image();
+    assert_eq!(
+        (image.backends4[&1].address, image.backends4[&1].generation),
+        (endpoint(3).ip(), 2)
+    );
+    assert_eq!(image.frontends[&key].cluster.base, 0);
+}
+
+#[test]
+fn order_of_the_writes() {
+    let mut bench = Bench::new(CAPACITY, 0, 0);
+    bench.set(0, Some(one_port(&[(0, 0), (0, 1)], [0, 1])));
+    bench.maps.inner.log.clear();
+    bench.set(0, Some(one_port(&[(0, 0)], [1, 3])));
+    let names: Vec<&str> = bench
+        .maps
+        .inner
+        .log
+        .iter()
+        .map(|operation| match operation {
+            MapOp::SetBackend { backend, .. } if backend.state == BackendState::Gone => "gone",
+            MapOp::SetBackend { .. } => "backend",
+            MapOp::SetSlots { .. } => "slots",
+            MapOp::SetFrontend { .. } => "frontend",
+            MapOp::DeleteFrontend { .. } => "delete",
+        })
+        .collect();
+    assert_eq!(names, ["backend", "slots", "frontend", "delete", "gone"]);
+}
+
+#[test]
+fn pauses_grow_and_end() {
+    assert_eq!(pause(0), RETRY_FIRST);
+    assert_eq!(pause(1), 2 * RETRY_FIRST);
+    assert_eq!(pause(u32::MAX), RETRY_LAST);
+}

@@ -1,0 +1,202 @@
+//! The writes of a change, in their order.
+
+use lb_common::layout::{Frontend, ServiceId};
+
+use super::port::backends;
+use super::tables::{Context, WILDCARD, index};
+use super::{Entry, Installer};
+use crate::desired::{DesiredBackend, DesiredPort, DesiredService, NamespacedName};
+use crate::maps::{Family, FrontendKey, MapError};
+
+impl Installer {
+    /// Steps 1 to 3: after them packets see what the Service asks for.
+    pub(super) fn publish_service(
+        &mut self,
+        name: &NamespacedName,
+        context: &mut Context<'_>,
+    ) -> Result<(), MapError> {
+        self.claim(name)?;
+        self.with_entry(name, |installer, entry| {
+            let Some(desired) = entry.desired.clone() else {
+                return Ok(());
+            };
+            installer.reserve(entry, &desired, context)?;
+            for (id, port) in entry.desired_ports(&desired) {
+                installer.publish_port(id, port, context)?;
+            }
+            installer.publish_vips(entry, &desired, context)
+        })
+    }
+
+    /// Step 4: removes what the Service does not ask for any more.
+    pub(super) fn clear_service(
+        &mut self,
+        name: &NamespacedName,
+        context: &mut Context<'_>,
+    ) -> Result<(), MapError> {
+        self.with_entry(name, |installer, entry| {
+            for (_, id) in &entry.ports {
+                installer.delete_frontends(*id, context)?;
+            }
+            installer.delete_vips(entry, context)?;
+            let desired = entry.desired.clone();
+            for (port_name, id) in entry.ports.clone() {
+                let ports = desired.iter().flat_map(|desired| &desired.ports);
+                match ports.into_iter().find(|port| port.port == port_name) {
+                    Some(port) => {
+                        let wanted = Family::ALL.map(|family| backends(&installer.claims, id, port, family));
+                        installer.clear_backends(id, &wanted, context)?;
+                    }
+                    None => {
+                        installer.remove_port(id, context)?;
+                        entry.ports.retain(|(_, other)| *other != id);
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes the entry out while `action` works on it and the rest.
+    fn with_entry(
+        &mut self,
+        name: &NamespacedName,
+        action: impl FnOnce(&mut Self, &mut Entry) -> Result<(), MapError>,
+    ) -> Result<(), MapError> {
+        let Some(mut entry) = self.services.remove(name) else {
+            return Ok(());
+        };
+        let result = action(self, &mut entry);
+        self.services.insert(name.clone(), entry);
+        result
+    }
+
+    fn publish_port(
+        &mut self,
+        id: ServiceId,
+        port: &DesiredPort,
+        context: &mut Context<'_>,
+    ) -> Result<(), MapError> {
+        let Some(state) = self.ports.get_mut(&id) else {
+            return Ok(());
+        };
+        for family in Family::ALL {
+            let backends = backends(&self.claims, id, port, family);
+            state.families[index(family)].write(&mut self.tables, context, id, backends)?;
+        }
+        for frontend in port
+            .frontends
+            .iter()
+            .filter(|frontend| self.claims.get(&frontend.key) == Some(&id))
+        {
+            let family = state.family(Family::of(frontend.key.address()));
+            let value = Frontend {
+                service: id,
+                flags: frontend.flags,
+                cluster: family.cluster,
+                local: family.local,
+                affinity_seconds: port.affinity_seconds,
+            };
+            let is_new = self
+                .tables
+                .frontend(&frontend.key)
+                .is_none_or(|old| old.service != id);
+            self.tables.set_frontend(context, frontend.key, value)?;
+            if is_new {
+                state.frontends.push(frontend.key);
+            }
+        }
+        Ok(())
+    }
+
+    fn publish_vips(
+        &mut self,
+        entry: &mut Entry,
+        desired: &DesiredService,
+        context: &mut Context<'_>,
+    ) -> Result<(), MapError> {
+        for address in &desired.vips {
+            if !entry.vips.contains(address) {
+                self.tables
+                    .set_frontend(context, FrontendKey::Wildcard(*address), WILDCARD)?;
+                *self.vips.entry(*address).or_default() += 1;
+                entry.vips.push(*address);
+            }
+        }
+        Ok(())
+    }
+
+    fn delete_vips(&mut self, entry: &mut Entry, context: &mut Context<'_>) -> Result<(), MapError> {
+        for address in entry.vips.clone() {
+            if entry
+                .desired
+                .as_ref()
+                .is_some_and(|desired| desired.vips.contains(&address))
+            {
+                continue;
+            }
+            if self.vips.get(&address) == Some(&1) {
+                self.tables
+                    .delete_frontend(context, FrontendKey::Wildcard(address))?;
+                self.vips.remove(&address);
+            } else if let Some(users) = self.vips.get_mut(&address) {
+                *users -= 1;
+            }
+            entry.vips.retain(|other| *other != address);
+        }
+        Ok(())
+    }
+
+    /// Deletes the rows that a port has and has no right to any more.
+    pub(super) fn delete_frontends(
+        &mut self,
+        id: ServiceId,
+        context: &mut Context<'_>,
+    ) -> Result<(), MapError> {
+        let Some(state) = self.ports.get_mut(&id) else {
+            return Ok(());
+        };
+        let mut position = 0;
+        while let Some(key) = state.frontends.get(position).copied() {
+            // Another port may have overwritten the row: then it is that port's.
+            let is_its = self.tables.frontend(&key).is_some_and(|row| row.service == id);
+            if is_its && self.claims.get(&key) == Some(&id) {
+                position += 1;
+                continue;
+            }
+            if is_its {
+                self.tables.delete_frontend(context, key)?;
+            }
+            state.frontends.swap_remove(position);
+        }
+        Ok(())
+    }
+
+    fn clear_backends(
+        &mut self,
+        id: ServiceId,
+        backends: &[&[DesiredBackend]; 2],
+        context: &mut Context<'_>,
+    ) -> Result<(), MapError> {
+        let Some(state) = self.ports.get_mut(&id) else {
+            return Ok(());
+        };
+        for (family, backends) in Family::ALL.into_iter().zip(backends) {
+            state.families[index(family)].clear(&mut self.tables, context, (family, id), backends)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a port that has no frontend rows any more.
+    pub(super) fn remove_port(&mut self, id: ServiceId, context: &mut Context<'_>) -> Result<(), MapError> {
+        self.clear_backends(id, &[&[], &[]], context)?;
+        if let Some(state) = self.ports.remove(&id) {
+            for family in state.families {
+                self.tables.release_region(family.cluster, context.now);
+                self.tables.release_region(family.local, context.now);
+            }
+            self.tables.retire_service(id, context.now);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,87 @@
+//! The maps as sorted text: for tests, for people and for bug reports.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+use lb_common::layout::{BackendId, Region, Slot, frontend_flags};
+
+use super::{Backend, BackendState, Family, FrontendKey, MapImage};
+
+/// One line for each row, sorted. Regions are shown as the backends they name, so that the text does not depend on
+/// where they lie; rows without an endpoint are left out. What must never be (a slot that names no row) has a `!`.
+pub fn dump(image: &MapImage) -> String {
+    let mut lines = Vec::new();
+    for (key, value) in &image.frontends {
+        match key {
+            FrontendKey::Wildcard(address) => lines.push(format!("WILDCARD {address}")),
+            FrontendKey::Port(address, ..) => {
+                let family = Family::of(*address);
+                let mut line = format!(
+                    "FRONTEND {key} service={} cluster=[{}] local=[{}]",
+                    value.service,
+                    region(image, family, value.cluster),
+                    region(image, family, value.local),
+                );
+                let flags = flag_names(value.flags);
+                if !flags.is_empty() {
+                    // Writing to a String does not fail.
+                    let _ = write!(line, " flags={}", flags.join(","));
+                }
+                if value.affinity_seconds != 0 {
+                    let _ = write!(line, " affinity={}s", value.affinity_seconds);
+                }
+                lines.push(line);
+            }
+        }
+    }
+    for backend in image.backends4.values().chain(image.backends6.values()) {
+        let state = match backend.state {
+            BackendState::Gone => continue,
+            BackendState::Active => "active",
+            BackendState::Draining => "draining",
+        };
+        let local = if backend.local { " local" } else { "" };
+        let address = SocketAddr::new(backend.address, backend.port);
+        lines.push(format!(
+            "BACKEND {address} service={} state={state}{local}",
+            backend.service
+        ));
+    }
+    lines.sort();
+    lines
+        .into_iter()
+        .fold(String::new(), |text, line| text + &line + "\n")
+}
+
+fn flag_names(flags: u32) -> Vec<&'static str> {
+    [
+        (frontend_flags::INSIDE_LOCAL, "inside-local"),
+        (frontend_flags::OUTSIDE_LOCAL, "outside-local"),
+        (frontend_flags::WILDCARD, "wildcard"),
+    ]
+    .into_iter()
+    .filter(|(flag, _)| flags & flag != 0)
+    .map(|(_, name)| name)
+    .collect()
+}
+
+fn region(image: &MapImage, family: Family, region: Region) -> String {
+    let backends = image.backends(family);
+    let slots = (region.base..region.base.saturating_add(region.length)).map(|index| {
+        image
+            .slots
+            .get(&index)
+            .map_or_else(|| format!("!{index}"), |slot| self::slot(backends, *slot))
+    });
+    slots.collect::<Vec<_>>().join(" ")
+}
+
+fn slot(backends: &BTreeMap<BackendId, Backend>, slot: Slot) -> String {
+    match backends.get(&slot.backend) {
+        Some(backend) if backend.generation == slot.generation && backend.state != BackendState::Gone => {
+            SocketAddr::new(backend.address, backend.port).to_string()
+        }
+        _ => format!("!{}.{}", slot.backend, slot.generation),
+    }
+}

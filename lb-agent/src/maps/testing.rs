@@ -1,0 +1,223 @@
+//! Maps for tests: in memory, and with failing writes.
+
+use std::collections::BTreeMap;
+
+use lb_common::layout::{Region, Slot, map};
+
+use super::{Capacity, Family, MapError, MapImage, MapOp, Maps};
+
+/// Maps in memory.
+#[derive(Clone, Debug)]
+pub struct FakeMaps {
+    capacity: Capacity,
+    /// All that was written; of the slots also those that no frontend names.
+    written: MapImage,
+    /// Every operation that succeeded, in order.
+    pub log: Vec<MapOp>,
+}
+
+impl FakeMaps {
+    /// Empty maps.
+    pub fn new(capacity: Capacity) -> Self {
+        Self {
+            capacity,
+            written: MapImage::default(),
+            log: Vec::new(),
+        }
+    }
+
+    /// What is in the maps, for tests that damage it.
+    pub fn rows_mut(&mut self) -> &mut MapImage {
+        &mut self.written
+    }
+
+    /// What a packet could trip over: the first frontend that names a slot, or slot that names a backend, that was
+    /// not written before.
+    pub fn inconsistency(&self) -> Option<String> {
+        self.written.frontends.iter().find_map(|(key, frontend)| {
+            let backends = self.written.backends(Family::of(key.address()));
+            [frontend.cluster, frontend.local]
+                .into_iter()
+                .flat_map(indices)
+                .find_map(|index| {
+                    let Some(slot) = self.written.slots.get(&index) else {
+                        return Some(format!("{key} names slot {index}, which was never written"));
+                    };
+                    match backends.get(&slot.backend) {
+                        None => Some(format!(
+                            "{key} names backend {}, which was never written",
+                            slot.backend
+                        )),
+                        // Rows that became another endpoint's have a greater generation, dead ones a state.
+                        Some(backend) if backend.generation < slot.generation => Some(format!(
+                            "{key} names backend {} before it was written",
+                            slot.backend
+                        )),
+                        Some(backend)
+                            if backend.generation == slot.generation
+                                && backend.service != frontend.service =>
+                        {
+                            Some(format!("{key} names backend {} of another service", slot.backend))
+                        }
+                        Some(_) => None,
+                    }
+                })
+        })
+    }
+
+    fn full(&self, operation: &MapOp) -> Option<MapError> {
+        match operation {
+            MapOp::SetFrontend { key, .. } if !self.written.frontends.contains_key(key) => {
+                let family = Family::of(key.address());
+                let capacity = self.capacity.frontends;
+                // Counting costs; needless while both families together are below the limit.
+                let rows = match self.written.frontends.len() < capacity as usize {
+                    true => 0,
+                    false => self
+                        .written
+                        .frontends
+                        .keys()
+                        .filter(|other| Family::of(other.address()) == family)
+                        .count(),
+                };
+                let map = match family {
+                    Family::V4 => map::FRONTENDS4,
+                    Family::V6 => map::FRONTENDS6,
+                };
+                (rows >= capacity as usize).then_some(MapError::Full {
+                    map,
+                    capacity,
+                    flag: "--max-frontends",
+                })
+            }
+            MapOp::SetBackend { id, .. } if *id == 0 || *id >= self.capacity.backends => {
+                Some(MapError::Full {
+                    map: map::BACKENDS4,
+                    capacity: self.capacity.backends,
+                    flag: "--max-backends",
+                })
+            }
+            MapOp::SetSlots { base, slots }
+                if u64::from(*base) + slots.len() as u64 > u64::from(self.capacity.slots) =>
+            {
+                Some(MapError::Full {
+                    map: map::SLOTS,
+                    capacity: self.capacity.slots,
+                    flag: "--max-slots",
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
+fn indices(region: Region) -> impl Iterator<Item = u32> {
+    region.base..region.base.saturating_add(region.length)
+}
+
+fn set_slots(all: &mut BTreeMap<u32, Slot>, base: u32, slots: &[Slot]) {
+    all.extend((base..).zip(slots.iter().copied()));
+}
+
+impl Maps for FakeMaps {
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    fn apply(&mut self, operation: &MapOp) -> Result<(), MapError> {
+        if let Some(error) = self.full(operation) {
+            return Err(error);
+        }
+        match operation {
+            MapOp::SetBackend { id, backend } => {
+                let rows = match Family::of(backend.address) {
+                    Family::V4 => &mut self.written.backends4,
+                    Family::V6 => &mut self.written.backends6,
+                };
+                rows.insert(*id, *backend);
+            }
+            MapOp::SetSlots { base, slots } => set_slots(&mut self.written.slots, *base, slots),
+            MapOp::SetFrontend { key, value } => {
+                self.written.frontends.insert(*key, *value);
+            }
+            MapOp::DeleteFrontend { key } => {
+                self.written.frontends.remove(key);
+            }
+        }
+        self.log.push(operation.clone());
+        Ok(())
+    }
+
+    fn image(&self) -> Result<MapImage, MapError> {
+        let regions = self
+            .written
+            .frontends
+            .values()
+            .flat_map(|row| [row.cluster, row.local]);
+        let slots = regions
+            .flat_map(indices)
+            .filter_map(|index| Some((index, *self.written.slots.get(&index)?)));
+        Ok(MapImage {
+            slots: slots.collect(),
+            ..self.written.clone()
+        })
+    }
+}
+
+/// Maps of which a share of the writes fails, the same ones for the same seed.
+#[derive(Clone, Debug)]
+pub struct FaultyMaps<M> {
+    /// The maps behind.
+    pub inner: M,
+    percent: u64,
+    random: u64,
+}
+
+impl<M> FaultyMaps<M> {
+    /// Lets `percent` of the writes to `inner` fail.
+    pub fn new(inner: M, percent: u64, seed: u64) -> Self {
+        Self {
+            inner,
+            percent,
+            random: seed,
+        }
+    }
+
+    /// SplitMix64: enough for choosing faults, and no dependency.
+    fn next_random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+impl<M: Maps> Maps for FaultyMaps<M> {
+    fn capacity(&self) -> Capacity {
+        self.inner.capacity()
+    }
+
+    fn apply(&mut self, operation: &MapOp) -> Result<(), MapError> {
+        if self.next_random() % 100 >= self.percent {
+            return self.inner.apply(operation);
+        }
+        if let MapOp::SetSlots { base, slots } = operation {
+            // A bulk write may stop in the middle.
+            let part = slots[..slots.len() / 2].to_vec();
+            self.inner.apply(&MapOp::SetSlots {
+                base: *base,
+                slots: part,
+            })?;
+        }
+        Err(MapError::Kernel {
+            map: "FAULTY",
+            operation: format!("{operation:?}"),
+            source: "this write fails on purpose".into(),
+        })
+    }
+
+    fn image(&self) -> Result<MapImage, MapError> {
+        self.inner.image()
+    }
+}

@@ -1,0 +1,247 @@
+//! What clients of a Service connect to: its ports and addresses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use lb_common::layout::frontend_flags;
+
+use super::values::{is_dns_label, port_number, protocol, quoted, unicast_address};
+use super::{NodeConfig, Problems};
+use crate::desired::{DesiredFrontend, PortName, ServiceType};
+use crate::maps::FrontendKey;
+
+/// Seconds of session affinity if the Service does not say.
+const AFFINITY_DEFAULT: i32 = 10_800;
+/// The longest session affinity that Kubernetes allows.
+const AFFINITY_MAX: i32 = 86_400;
+
+/// The addresses of a Service.
+pub(super) struct Addresses {
+    service_type: ServiceType,
+    cluster: Vec<IpAddr>,
+    external: Vec<IpAddr>,
+    load_balancer: Vec<IpAddr>,
+    is_internal_local: bool,
+}
+
+impl Addresses {
+    pub(super) fn of(service: &Service, problems: &mut Problems) -> Self {
+        let default = ServiceSpec::default();
+        let spec = service.spec.as_ref().unwrap_or(&default);
+        let service_type = match spec.type_.as_deref() {
+            None | Some("" | "ClusterIP") => ServiceType::ClusterIp,
+            Some("NodePort") => ServiceType::NodePort,
+            Some("LoadBalancer") => ServiceType::LoadBalancer,
+            Some(other) => {
+                problems.add(format!(
+                    "spec.type {} is unknown and taken as ClusterIP: use ClusterIP, NodePort or LoadBalancer",
+                    quoted(other)
+                ));
+                ServiceType::ClusterIp
+            }
+        };
+        let cluster: Vec<&str> = match spec.cluster_ips.as_deref() {
+            Some(ips) if !ips.is_empty() => ips.iter().map(String::as_str).collect(),
+            _ => spec
+                .cluster_ip
+                .as_deref()
+                .filter(|ip| !ip.is_empty())
+                .into_iter()
+                .collect(),
+        };
+        let external = spec.external_ips.iter().flatten().map(String::as_str);
+        Self {
+            service_type,
+            cluster: addresses("spec.clusterIPs", cluster.into_iter(), problems),
+            external: addresses("spec.externalIPs", external, problems),
+            load_balancer: load_balancer(service, service_type, problems),
+            is_internal_local: is_internal_local(spec, problems),
+        }
+    }
+
+    pub(super) fn service_type(&self) -> ServiceType {
+        self.service_type
+    }
+
+    /// The frontends of one port, each key once.
+    pub(super) fn frontends(
+        &self,
+        port: &PortName,
+        number: u16,
+        node_port: Option<u16>,
+        node: &NodeConfig,
+    ) -> Vec<DesiredFrontend> {
+        let internal = match self.is_internal_local {
+            // The policy of a cluster IP holds wherever the client is.
+            true => frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL,
+            false => 0,
+        };
+        // Clients inside use the whole cluster whatever externalTrafficPolicy says: their traffic would otherwise
+        // depend on which node they are on. Clients outside would reach a Pod of another node only with source
+        // translation, which the datapath does not have yet: until then they get the Pods of this node under
+        // either policy.
+        let external = frontend_flags::OUTSIDE_LOCAL;
+
+        let node_ports = node_port.filter(|_| self.service_type != ServiceType::ClusterIp);
+        let addresses = (self.cluster.iter().map(|address| (*address, number, internal)))
+            .chain(node_ports.into_iter().flat_map(|node_port| {
+                node.addresses
+                    .iter()
+                    .map(move |address| (*address, node_port, external))
+            }))
+            .chain(
+                self.load_balancer
+                    .iter()
+                    .map(|address| (*address, number, external)),
+            )
+            .chain(self.external.iter().map(|address| (*address, number, external)));
+        let mut seen = BTreeSet::new();
+        addresses
+            .map(|(address, number, flags)| DesiredFrontend {
+                key: FrontendKey::Port(address, number, port.protocol),
+                flags,
+            })
+            .filter(|frontend| seen.insert(frontend.key))
+            .collect()
+    }
+
+    /// The addresses whose unknown ports are rejected: those that are not also the node's own.
+    pub(super) fn vips(&self, node: &NodeConfig) -> Vec<IpAddr> {
+        let all: BTreeSet<IpAddr> = [&self.cluster, &self.load_balancer, &self.external]
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect();
+        all.difference(&node.addresses).copied().collect()
+    }
+}
+
+fn addresses<'a>(field: &str, texts: impl Iterator<Item = &'a str>, problems: &mut Problems) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for text in texts {
+        match unicast_address(text) {
+            Ok(address) => addresses.push(address),
+            Err(fault) => problems.add(format!("{field}: {fault}")),
+        }
+    }
+    addresses
+}
+
+fn load_balancer(service: &Service, service_type: ServiceType, problems: &mut Problems) -> Vec<IpAddr> {
+    let status = service
+        .status
+        .as_ref()
+        .and_then(|status| status.load_balancer.as_ref());
+    let ingress = status
+        .and_then(|balancer| balancer.ingress.as_deref())
+        .filter(|_| service_type == ServiceType::LoadBalancer)
+        .unwrap_or_default();
+    // `ipMode: Proxy`: the load balancer wants the traffic itself. A host name is for DNS.
+    let texts = ingress
+        .iter()
+        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|ingress| ingress.ip.as_deref().filter(|ip| !ip.is_empty()));
+    addresses("status.loadBalancer.ingress", texts, problems)
+}
+
+fn is_internal_local(spec: &ServiceSpec, problems: &mut Problems) -> bool {
+    match spec.internal_traffic_policy.as_deref() {
+        None | Some("" | "Cluster") => false,
+        Some("Local") => true,
+        Some(other) => {
+            problems.add(format!(
+                "spec.internalTrafficPolicy {} is unknown and taken as Cluster: use Cluster or Local",
+                quoted(other)
+            ));
+            false
+        }
+    }
+}
+
+/// Seconds that a client stays with its backend; 0 without session affinity.
+pub(super) fn affinity_seconds(service: &Service, problems: &mut Problems) -> u32 {
+    let Some(spec) = &service.spec else {
+        return 0;
+    };
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => return 0,
+        Some("ClientIP") => {}
+        Some(other) => {
+            problems.add(format!(
+                "spec.sessionAffinity {} is unknown and taken as None: use None or ClientIP",
+                quoted(other)
+            ));
+            return 0;
+        }
+    }
+    let config = spec
+        .session_affinity_config
+        .as_ref()
+        .and_then(|config| config.client_ip.as_ref());
+    let seconds = config
+        .and_then(|config| config.timeout_seconds)
+        .unwrap_or(AFFINITY_DEFAULT);
+    let valid = u32::try_from(seconds)
+        .ok()
+        .filter(|_| (1..=AFFINITY_MAX).contains(&seconds));
+    valid.unwrap_or_else(|| {
+        problems.add(format!(
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds {seconds} is out of range and taken as \
+             {AFFINITY_DEFAULT}: use 1 to {AFFINITY_MAX}"
+        ));
+        AFFINITY_DEFAULT.unsigned_abs()
+    })
+}
+
+/// The usable ports of a Service: name, number and NodePort.
+pub(super) fn ports(service: &Service, problems: &mut Problems) -> Vec<(PortName, u16, Option<u16>)> {
+    let ports = service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.ports.as_deref())
+        .unwrap_or_default();
+    if ports.is_empty() {
+        problems.add("it has no ports: list at least one in spec.ports".to_owned());
+    }
+    let mut by_name = BTreeMap::new();
+    let mut usable = Vec::new();
+    for port in ports {
+        match check_port(port) {
+            Ok((name, number, node_port)) => {
+                if let Some(other) = by_name.insert(name.clone(), number) {
+                    problems.add(format!(
+                        "port {number}: port {other} has the same name {}: give each port its own name",
+                        quoted(&name.name)
+                    ));
+                } else {
+                    usable.push((name, number, node_port));
+                }
+            }
+            Err(fault) => {
+                let name = quoted(port.name.as_deref().unwrap_or_default());
+                problems.add(format!("port {name}: {fault}"));
+            }
+        }
+    }
+    usable
+}
+
+fn check_port(port: &ServicePort) -> Result<(PortName, u16, Option<u16>), String> {
+    let name = port.name.clone().unwrap_or_default();
+    if !name.is_empty() && !is_dns_label(&name) {
+        return Err(
+            "its name is not a DNS label: use at most 63 lower-case letters, digits and '-'".to_owned(),
+        );
+    }
+    let Some(protocol) = protocol(port.protocol.as_deref()) else {
+        let protocol = quoted(port.protocol.as_deref().unwrap_or_default());
+        return Err(format!("protocol {protocol} is not supported: use TCP or UDP"));
+    };
+    let number = port_number(port.port)?;
+    let node_port = match port.node_port {
+        None | Some(0) => None,
+        Some(number) => Some(port_number(number).map_err(|fault| format!("nodePort: {fault}"))?),
+    };
+    Ok((PortName { name, protocol }, number, node_port))
+}

@@ -1,0 +1,171 @@
+//! From a Service, its EndpointSlices and the node to what it asks of the maps: one pure function.
+
+mod endpoints;
+mod frontends;
+mod values;
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::ResourceExt;
+use lb_common::layout::frontend_flags;
+
+use crate::desired::{DesiredPort, DesiredService};
+use crate::object::{Kind, ObjectReference};
+
+pub(crate) use values::protocol;
+pub use values::{parse_address, quoted};
+
+/// Services with this label belong to another proxy.
+pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+
+/// What the model knows about the node it runs on.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeConfig {
+    /// The Node's name.
+    pub name: String,
+    /// The zone it is in.
+    pub zone: Option<String>,
+    /// The addresses that take NodePorts, of both families.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// Something in an object that cannot be used. The rest of the object is.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, thiserror::Error)]
+#[error("{object}: {message}")]
+pub struct Problem {
+    /// The object.
+    pub object: ObjectReference,
+    /// The value, what is wrong with it and what to do.
+    pub message: String,
+}
+
+/// A Service's EndpointSlices.
+#[derive(Clone, Debug)]
+pub struct Slices<'a> {
+    /// The slices, in the order of their names.
+    pub slices: Vec<Cow<'a, EndpointSlice>>,
+    /// What kind of object each stands for: `Pod` if it was derived from the Pod of its name.
+    pub origin: Kind,
+}
+
+/// What `service` asks of the maps, and what in it or its slices cannot be used. `None`: it is not to be proxied.
+pub fn desired(
+    service: &Service,
+    slices: &Slices<'_>,
+    node: &NodeConfig,
+) -> (Option<DesiredService>, Vec<Problem>) {
+    let mut problems = Problems::of(service);
+    if !is_proxied(service) {
+        return (None, problems.list);
+    }
+    for (what, name) in [("namespace", problems.namespace()), ("name", problems.name())] {
+        if !values::is_dns_label(&name) {
+            problems.add(format!(
+                "its {what} {} is not a DNS label: use at most 63 lower-case letters, digits and '-'",
+                quoted(&name)
+            ));
+            return (None, problems.list);
+        }
+    }
+    let addresses = frontends::Addresses::of(service, &mut problems);
+    let endpoints = endpoints::Endpoints::of(slices, &problems.namespace(), node);
+    problems.list.extend_from_slice(endpoints.problems());
+
+    let affinity_seconds = frontends::affinity_seconds(service, &mut problems);
+    let mut claimed = BTreeSet::new();
+    let mut ports = Vec::new();
+    for (port, number, node_port) in frontends::ports(service, &mut problems) {
+        let mut frontends = addresses.frontends(&port, number, node_port, node);
+        frontends.retain(|frontend| {
+            let is_new = claimed.insert(frontend.key);
+            if !is_new {
+                problems.add(format!(
+                    "port {}: its own other port or address already uses {}: remove one of them",
+                    quoted(&port.name),
+                    frontend.key
+                ));
+            }
+            is_new
+        });
+        let uses_local = frontends.iter().any(|frontend| {
+            frontend.flags & (frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL) != 0
+        });
+        let backends = endpoints.select(&port, uses_local, node);
+        ports.push(DesiredPort {
+            port,
+            frontends,
+            affinity_seconds,
+            backends,
+        });
+    }
+    if !ports.is_empty() && ports.iter().all(|port| port.frontends.is_empty()) {
+        problems.add(
+            "it has no usable address: give it a spec.clusterIP, a nodePort, an external IP or a load balancer IP"
+                .to_owned(),
+        );
+    }
+    let desired = DesiredService {
+        service_type: addresses.service_type(),
+        created: service
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|time| time.0.as_second()),
+        ports,
+        vips: addresses.vips(node),
+    };
+    (Some(desired), problems.list)
+}
+
+/// Whether a Service is for this proxy: ExternalName and headless ones and those of another proxy are not.
+fn is_proxied(service: &Service) -> bool {
+    let spec = service.spec.as_ref();
+    service.labels().get(PROXY_NAME_LABEL).is_none()
+        && spec.and_then(|spec| spec.type_.as_deref()) != Some("ExternalName")
+        && spec.and_then(|spec| spec.cluster_ip.as_deref()) != Some("None")
+        && !spec
+            .and_then(|spec| spec.cluster_ips.as_deref())
+            .is_some_and(|ips| ips.iter().any(|ip| ip == "None"))
+}
+
+/// The problems found in one Service.
+struct Problems {
+    object: ObjectReference,
+    list: Vec<Problem>,
+}
+
+impl Problems {
+    fn of(service: &Service) -> Self {
+        let object = ObjectReference {
+            kind: Kind::Service,
+            namespace: service.namespace().unwrap_or_else(|| "default".to_owned()),
+            name: service.name_any(),
+        };
+        Self {
+            object,
+            list: Vec::new(),
+        }
+    }
+
+    fn namespace(&self) -> String {
+        self.object.namespace.clone()
+    }
+
+    fn name(&self) -> String {
+        self.object.name.clone()
+    }
+
+    fn add(&mut self, message: String) {
+        self.list.push(Problem {
+            object: self.object.clone(),
+            message,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

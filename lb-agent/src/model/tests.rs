@@ -1,0 +1,242 @@
+//! Which endpoints take new flows, in tables.
+
+use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, ForNode, ForZone,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::*;
+use crate::desired::DesiredBackend;
+use crate::maps::FrontendKey;
+
+/// One endpoint: its last octet, then words: where it is, its conditions and its hints.
+fn endpoint(text: &str) -> Endpoint {
+    let mut words = text.split(' ');
+    let mut endpoint = Endpoint {
+        addresses: vec![format!("10.1.0.{}", words.next().unwrap())],
+        ..Endpoint::default()
+    };
+    let mut conditions = EndpointConditions::default();
+    let mut hints = EndpointHints::default();
+    for word in words {
+        match word.split_once('=') {
+            None if word == "here" => endpoint.node_name = Some("node-a".to_owned()),
+            None if word == "there" => endpoint.node_name = Some("node-b".to_owned()),
+            None if word == "unready" => conditions.ready = Some(false),
+            None if word == "unserving" => conditions.serving = Some(false),
+            None if word == "terminating" => conditions.terminating = Some(true),
+            Some(("zone", name)) => {
+                hints.for_zones.get_or_insert_default().push(ForZone {
+                    name: name.to_owned(),
+                });
+            }
+            Some(("node", name)) => {
+                hints.for_nodes.get_or_insert_default().push(ForNode {
+                    name: name.to_owned(),
+                });
+            }
+            _ => panic!("{word}"),
+        }
+    }
+    endpoint.conditions = Some(conditions);
+    endpoint.hints = Some(hints);
+    endpoint
+}
+
+fn slice(protocol: &str, endpoints: &[&str]) -> EndpointSlice {
+    EndpointSlice {
+        address_type: "IPv4".to_owned(),
+        endpoints: Some(endpoints.iter().map(|text| endpoint(text)).collect()),
+        metadata: ObjectMeta {
+            name: Some("slice".to_owned()),
+            ..ObjectMeta::default()
+        },
+        ports: Some(vec![EndpointPort {
+            name: Some(String::new()),
+            port: Some(8080),
+            protocol: Some(protocol.to_owned()),
+            app_protocol: None,
+        }]),
+    }
+}
+
+fn service(spec: ServiceSpec) -> Service {
+    Service {
+        metadata: ObjectMeta {
+            name: Some("web".to_owned()),
+            namespace: Some("default".to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(spec),
+        status: None,
+    }
+}
+
+fn spec(protocol: &str) -> ServiceSpec {
+    ServiceSpec {
+        cluster_ip: Some("10.96.0.1".to_owned()),
+        internal_traffic_policy: Some("Local".to_owned()),
+        ports: Some(vec![ServicePort {
+            port: 80,
+            protocol: Some(protocol.to_owned()),
+            node_port: Some(30080),
+            ..ServicePort::default()
+        }]),
+        ..ServiceSpec::default()
+    }
+}
+
+fn node() -> NodeConfig {
+    NodeConfig {
+        name: "node-a".to_owned(),
+        zone: Some("zone-a".to_owned()),
+        addresses: ["192.168.0.1", "fd00:168::1"]
+            .map(|text| text.parse().unwrap())
+            .into(),
+    }
+}
+
+fn desired_of(service: &Service, slices: &[EndpointSlice]) -> (Option<DesiredService>, Vec<Problem>) {
+    let slices = Slices {
+        slices: slices.iter().map(Cow::Borrowed).collect(),
+        origin: Kind::EndpointSlice,
+    };
+    desired(service, &slices, &node())
+}
+
+/// Cluster, local and draining endpoints as text: "1 2 | 1 | 3".
+fn selection(protocol: &str, slices: &[EndpointSlice]) -> String {
+    let (desired, problems) = desired_of(&service(spec(protocol)), slices);
+    assert_eq!(problems, []);
+    let ports = desired.unwrap().ports;
+    let list = |chosen: fn(&DesiredBackend) -> bool| {
+        let chosen = ports[0].backends.iter().filter(|backend| chosen(backend));
+        let octets = chosen.map(|backend| backend.address.ip().to_string().replace("10.1.0.", ""));
+        octets.collect::<Vec<_>>().join(" ")
+    };
+    format!(
+        "{}|{}|{}",
+        list(|backend| backend.in_cluster),
+        list(|backend| backend.in_local),
+        list(|backend| !backend.is_active())
+    )
+}
+
+#[test]
+fn which_endpoints_take_new_flows() {
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "||"),
+        (&["1 here", "2 there"], "1 2|1|"),
+        (&["2 there"], "2||"),
+        // Not ready, and terminating.
+        (&["1 here unready", "2 there"], "2||1"),
+        (&["1 here unready terminating", "2 there"], "2|1|"),
+        (&["1 here unready terminating", "2 there unready"], "1|1|2"),
+        (
+            &["1 here unready unserving terminating", "2 there unready"],
+            "||1 2",
+        ),
+        (&["1 here terminating"], "1|1|"),
+        (&["1 here unready terminating", "2 here"], "2|2|1"),
+        // Zones.
+        (&["1 here zone=zone-a", "2 there zone=zone-b"], "1|1|2"),
+        (&["1 here zone=zone-b", "2 there zone=zone-b"], "1 2|1|"),
+        (&["1 here zone=zone-b", "2 there zone=zone-b zone=zone-a"], "2|1|"),
+        (&["1 here", "2 there zone=zone-a"], "1 2|1|"),
+        (
+            &["1 here unready", "2 there zone=zone-a", "3 there zone=zone-b"],
+            "2||1 3",
+        ),
+        // Nodes win over zones.
+        (
+            &[
+                "1 here node=node-b zone=zone-a",
+                "2 there node=node-a zone=zone-b",
+            ],
+            "2|1|",
+        ),
+        (
+            &[
+                "1 here node=node-b zone=zone-a",
+                "2 there node=node-b zone=zone-b",
+            ],
+            "1|1|2",
+        ),
+        (&["1 here node=node-a", "2 there zone=zone-a"], "1 2|1|"),
+        // The fallback knows no topology.
+        (
+            &[
+                "1 here unready terminating zone=zone-b",
+                "2 there unready terminating zone=zone-a",
+            ],
+            "1 2|1|",
+        ),
+        // A ghost beside a running Pod.
+        (&["1 there unready terminating", "1 here"], "1|1|"),
+        (&["1 here", "1 there unready terminating"], "1|1|"),
+        (
+            &["1 there unready unserving", "1 here unready terminating"],
+            "1|1|",
+        ),
+    ];
+    for (endpoints, expected) in cases {
+        assert_eq!(
+            selection("TCP", &[slice("TCP", endpoints)]),
+            *expected,
+            "{endpoints:?}"
+        );
+    }
+}
+
+#[test]
+fn flows_of_udp_leave_endpoints_that_do_not_serve() {
+    let endpoints = ["1 here", "2 there unready unserving", "3 there unready"];
+    assert_eq!(selection("UDP", &[slice("UDP", &endpoints)]), "1|1|3");
+    assert_eq!(selection("TCP", &[slice("TCP", &endpoints)]), "1|1|2 3");
+}
+
+#[test]
+fn ports_of_another_protocol_do_not_match() {
+    assert_eq!(selection("TCP", &[slice("UDP", &["1 here"])]), "||");
+}
+
+#[test]
+fn frontends_and_their_policies() {
+    let local = frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL;
+    let mut spec = spec("TCP");
+    spec.type_ = Some("NodePort".to_owned());
+    // The node's own address is no VIP, and one that is given twice is one.
+    spec.external_ips = Some(vec!["192.168.0.1".to_owned(), "10.96.0.1".to_owned()]);
+    let (desired, problems) = desired_of(&service(spec), &[]);
+    assert_eq!(problems, []);
+    let desired = desired.unwrap();
+    let frontends: Vec<(FrontendKey, u32)> = desired.ports[0]
+        .frontends
+        .iter()
+        .map(|frontend| (frontend.key, frontend.flags))
+        .collect();
+    let key =
+        |address: &str, port| FrontendKey::Port(address.parse().unwrap(), port, crate::maps::Protocol::Tcp);
+    assert_eq!(
+        frontends,
+        [
+            (key("10.96.0.1", 80), local),
+            (key("192.168.0.1", 30080), frontend_flags::OUTSIDE_LOCAL),
+            (key("fd00:168::1", 30080), frontend_flags::OUTSIDE_LOCAL),
+            (key("192.168.0.1", 80), frontend_flags::OUTSIDE_LOCAL),
+        ]
+    );
+    assert_eq!(desired.vips, ["10.96.0.1".parse::<IpAddr>().unwrap()]);
+}
+
+#[test]
+fn huge_values_make_short_messages() {
+    let mut spec = spec("TCP");
+    spec.external_ips = Some(vec!["x".repeat(1_000_000)]);
+    let mut service = service(spec);
+    let (_, problems) = desired_of(&service, &[]);
+    assert!(problems[0].to_string().len() < 300, "{}", problems[0]);
+    service.metadata.name = Some("n".repeat(1_000_000));
+    assert_eq!(desired_of(&service, &[]).0, None);
+}

@@ -1,0 +1,132 @@
+//! Checks of single values.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::maps::Protocol;
+
+/// How much of a bad value a message shows.
+const SHOWN: usize = 80;
+
+/// A value as a message shows it: in quotes, special characters escaped, cut if long.
+pub fn quoted(value: &str) -> String {
+    match value.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{:?}... ({} bytes)", &value[..end], value.len()),
+        None => format!("{value:?}"),
+    }
+}
+
+/// Whether `name` is a DNS label (RFC 1123).
+pub(super) fn is_dns_label(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&name.len())
+        && name.bytes().all(inner)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+/// An address. Leading zeros of IPv4 are decimal: old objects have them, and Kubernetes reads them so.
+pub fn parse_address(text: &str) -> Option<IpAddr> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(address.to_canonical());
+    }
+    let mut octets = [0; 4];
+    let mut parts = text.split('.');
+    for octet in &mut octets {
+        let part = parts.next()?;
+        if part.is_empty() || !part.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        *octet = part.parse().ok()?;
+    }
+    parts
+        .next()
+        .is_none()
+        .then_some(IpAddr::V4(Ipv4Addr::from(octets)))
+}
+
+/// An address that a Service or an endpoint can have, or what is wrong with it.
+pub(super) fn unicast_address(text: &str) -> Result<IpAddr, String> {
+    let Some(address) = parse_address(text) else {
+        return Err(format!("{} is not an IP address: correct it", quoted(text)));
+    };
+    let fault = if address.is_unspecified() {
+        "is the unspecified address"
+    } else if address.is_loopback() {
+        "is a loopback address"
+    } else if address.is_multicast() {
+        "is a multicast address"
+    } else if address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        "is the broadcast address"
+    } else if matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()) {
+        "is a link-local address"
+    } else {
+        return Ok(address);
+    };
+    Err(format!(
+        "{} {fault}: use a unicast address that can be routed",
+        quoted(text)
+    ))
+}
+
+/// A port number, or what is wrong with it.
+pub(super) fn port_number(number: i32) -> Result<u16, String> {
+    match u16::try_from(number) {
+        Ok(number) if number != 0 => Ok(number),
+        _ => Err(format!("port number {number} is out of range: use 1 to 65535")),
+    }
+}
+
+/// A protocol by its name in an object (absent means TCP); `None` if it is not one that is translated.
+pub(crate) fn protocol(name: Option<&str>) -> Option<Protocol> {
+    match name {
+        None | Some("" | "TCP") => Some(Protocol::Tcp),
+        Some("UDP") => Some(Protocol::Udp),
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leading_zeros_are_decimal() {
+        for (text, address) in [
+            ("010.096.000.010", Some("10.96.0.10")),
+            ("10.96.0.10", Some("10.96.0.10")),
+            ("fd00::1", Some("fd00::1")),
+            ("::ffff:10.0.0.1", Some("10.0.0.1")),
+            ("10.96.0", None),
+            ("10.96.0.1.1", None),
+            ("10.96.0.256", None),
+            ("10.96.0.+1", None),
+            ("", None),
+        ] {
+            assert_eq!(
+                parse_address(text),
+                address.map(|address| address.parse().unwrap()),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn long_values_are_cut() {
+        assert_eq!(quoted("a"), "\"a\"");
+        assert!(quoted(&"\u{e9}".repeat(1000)).len() < 200);
+    }
+
+    #[test]
+    fn labels() {
+        for (name, valid) in [
+            ("web-1", true),
+            ("", false),
+            ("-a", false),
+            ("A", false),
+            ("a.b", false),
+        ] {
+            assert_eq!(is_dns_label(name), valid, "{name}");
+        }
+        assert!(!is_dns_label(&"a".repeat(64)));
+    }
+}

@@ -1,0 +1,75 @@
+//! Finds objects by their labels without looking at all of them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::desired::NamespacedName;
+
+/// Names of objects by namespace and a label.
+#[derive(Debug, Default)]
+pub(super) struct LabelIndex {
+    names: HashMap<String, HashMap<(String, String), BTreeSet<String>>>,
+}
+
+impl LabelIndex {
+    pub(super) fn insert(&mut self, name: &NamespacedName, (key, value): (&String, &String)) {
+        let namespace = self.names.entry(name.namespace.clone()).or_default();
+        namespace
+            .entry((key.clone(), value.clone()))
+            .or_default()
+            .insert(name.name.clone());
+    }
+
+    pub(super) fn remove(&mut self, name: &NamespacedName, (key, value): (&String, &String)) {
+        let Some(namespace) = self.names.get_mut(&name.namespace) else {
+            return;
+        };
+        let pair = (key.clone(), value.clone());
+        if let Some(names) = namespace.get_mut(&pair) {
+            names.remove(&name.name);
+            if names.is_empty() {
+                namespace.remove(&pair);
+            }
+        }
+        if namespace.is_empty() {
+            self.names.remove(&name.namespace);
+        }
+    }
+
+    /// The objects with this label.
+    pub(super) fn under(
+        &self,
+        namespace: &str,
+        (key, value): (&String, &String),
+    ) -> impl Iterator<Item = &String> {
+        let names = self
+            .names
+            .get(namespace)
+            .and_then(|names| names.get(&(key.clone(), value.clone())));
+        names.into_iter().flatten()
+    }
+
+    /// The objects with the rarest of these labels.
+    pub(super) fn candidates<'a>(
+        &'a self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> impl Iterator<Item = &'a String> + use<'a> {
+        let namespace = self.names.get(namespace);
+        let sets = labels
+            .iter()
+            .map(|(key, value)| namespace?.get(&(key.clone(), value.clone())));
+        // No object has a label that is not in the index: then there are none.
+        let rarest = sets.min_by_key(|names| names.map_or(0, BTreeSet::len)).flatten();
+        rarest.into_iter().flatten()
+    }
+}
+
+/// Whether `labels` have all pairs of `selector`.
+pub(super) fn matches(
+    selector: &BTreeMap<String, String>,
+    labels: Option<&BTreeMap<String, String>>,
+) -> bool {
+    selector
+        .iter()
+        .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+}

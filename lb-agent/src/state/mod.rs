@@ -1,0 +1,408 @@
+//! The objects as the source last told them, and which Services a change concerns.
+
+mod labels;
+mod pods;
+mod trim;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::desired::NamespacedName;
+use crate::model::{NodeConfig, Problem, Slices, parse_address};
+use crate::object::{Change, Kind, Object, ObjectReference};
+use labels::LabelIndex;
+
+/// The label that says which Service a slice belongs to.
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// The label that says which zone a Node is in.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+/// All objects, indexed by Service.
+#[derive(Debug)]
+pub struct State {
+    /// The node as the command line and the machine describe it.
+    configured: NodeConfig,
+    /// The same with what the Node object says.
+    node: NodeConfig,
+    /// Kinds that have not been listed yet.
+    pending: BTreeSet<Kind>,
+    services: BTreeMap<NamespacedName, Service>,
+    /// Slices by Service and name.
+    slices: BTreeMap<NamespacedName, BTreeMap<String, EndpointSlice>>,
+    /// The Service of each slice; `None`: its label is missing.
+    slice_owners: HashMap<NamespacedName, Option<NamespacedName>>,
+    /// Pods; stays empty unless the source delivers them.
+    pods: BTreeMap<NamespacedName, Pod>,
+    pods_by_label: LabelIndex,
+    /// Services with a selector, under the first pair of it.
+    selectors: LabelIndex,
+    node_object: Option<Node>,
+    dirty: BTreeSet<NamespacedName>,
+}
+
+impl State {
+    /// No objects yet. The source delivers `kinds`.
+    pub fn new(node: NodeConfig, kinds: impl IntoIterator<Item = Kind>) -> Self {
+        Self {
+            configured: node.clone(),
+            node,
+            pending: kinds.into_iter().collect(),
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            slice_owners: HashMap::new(),
+            pods: BTreeMap::new(),
+            pods_by_label: LabelIndex::default(),
+            selectors: LabelIndex::default(),
+            node_object: None,
+            dirty: BTreeSet::new(),
+        }
+    }
+
+    /// Whether every kind has been listed once: until then what is missing here may exist.
+    pub fn ready(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// The kinds that have not been listed yet.
+    pub fn pending(&self) -> impl Iterator<Item = Kind> {
+        self.pending.iter().copied()
+    }
+
+    /// Takes note of a change.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Apply(object) => self.put(object),
+            Change::Delete(reference) => self.remove(&reference),
+            Change::Replace { kind, objects } => {
+                let mut gone = self.names(kind);
+                for object in objects {
+                    let reference = object.reference();
+                    if reference.kind == kind {
+                        gone.remove(&NamespacedName {
+                            namespace: reference.namespace,
+                            name: reference.name,
+                        });
+                        self.put(object);
+                    }
+                }
+                for NamespacedName { namespace, name } in gone {
+                    self.remove(&ObjectReference {
+                        kind,
+                        namespace,
+                        name,
+                    });
+                }
+                self.pending.remove(&kind);
+            }
+        }
+    }
+
+    /// Changes the node's description.
+    pub fn set_node(&mut self, node: NodeConfig) {
+        self.configured = node;
+        self.node_changed();
+    }
+
+    /// The node with what its object says: its zone, and its primary address of each family.
+    pub fn node(&self) -> &NodeConfig {
+        &self.node
+    }
+
+    /// The Services that changed since the last call.
+    pub fn take_dirty(&mut self) -> BTreeSet<NamespacedName> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Whether there are Services that changed.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// A Service, if it exists.
+    pub fn service(&self, name: &NamespacedName) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// The slices of a Service, and what is wrong with the Pods from which they were derived if there are none.
+    pub fn slices(&self, name: &NamespacedName) -> (Slices<'_>, Vec<Problem>) {
+        if let Some(slices) = self.slices.get(name) {
+            let slices = slices.values().map(Cow::Borrowed).collect();
+            return (
+                Slices {
+                    slices,
+                    origin: Kind::EndpointSlice,
+                },
+                Vec::new(),
+            );
+        }
+        let mut problems = Vec::new();
+        let mut slices = Vec::new();
+        if let Some((service, selector)) = self
+            .services
+            .get(name)
+            .and_then(|service| Some((service, selector(service)?)))
+        {
+            for pod_name in self.pods_by_label.candidates(&name.namespace, selector) {
+                let pod = self.pods.get(&NamespacedName {
+                    namespace: name.namespace.clone(),
+                    name: pod_name.clone(),
+                });
+                if let Some(pod) = pod.filter(|pod| labels::matches(selector, pod.metadata.labels.as_ref())) {
+                    slices.extend(
+                        pods::slices(service, pod, &mut problems)
+                            .into_iter()
+                            .map(Cow::Owned),
+                    );
+                }
+            }
+        }
+        problems.dedup();
+        (
+            Slices {
+                slices,
+                origin: Kind::Pod,
+            },
+            problems,
+        )
+    }
+
+    /// What is wrong with objects that belong to no Service.
+    pub fn problems(&self) -> Vec<Problem> {
+        let unlabelled = self.slice_owners.iter().filter(|(_, owner)| owner.is_none());
+        let mut problems: Vec<Problem> = unlabelled
+            .map(|(name, _)| Problem {
+                object: ObjectReference {
+                    kind: Kind::EndpointSlice,
+                    namespace: name.namespace.clone(),
+                    name: name.name.clone(),
+                },
+                message: format!("it belongs to no Service: give it the label {SERVICE_NAME_LABEL}"),
+            })
+            .collect();
+        problems.sort();
+        problems
+    }
+
+    fn names(&self, kind: Kind) -> BTreeSet<NamespacedName> {
+        match kind {
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::EndpointSlice => self.slice_owners.keys().cloned().collect(),
+            Kind::Pod => self.pods.keys().cloned().collect(),
+            Kind::Node => self
+                .node_object
+                .iter()
+                .map(|_| NamespacedName {
+                    namespace: String::new(),
+                    name: self.configured.name.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    fn put(&mut self, object: Object) {
+        let ObjectReference { namespace, name, .. } = object.reference();
+        let name = NamespacedName { namespace, name };
+        match object {
+            Object::Service(service) => self.set_service(name, Some(trim::service(*service))),
+            Object::EndpointSlice(slice) => self.set_slice(name, Some(trim::slice(*slice))),
+            Object::Pod(pod) => self.set_pod(name, Some(trim::pod(*pod))),
+            Object::Node(node) if name.name == self.configured.name => {
+                self.node_object = Some(trim::node(*node));
+                self.node_changed();
+            }
+            Object::Node(_) => {}
+        }
+    }
+
+    fn remove(&mut self, reference: &ObjectReference) {
+        let name = NamespacedName {
+            namespace: reference.namespace.clone(),
+            name: reference.name.clone(),
+        };
+        match reference.kind {
+            Kind::Service => self.set_service(name, None),
+            Kind::EndpointSlice => self.set_slice(name, None),
+            Kind::Pod => self.set_pod(name, None),
+            Kind::Node if name.name == self.configured.name => {
+                self.node_object = None;
+                self.node_changed();
+            }
+            Kind::Node => {}
+        }
+    }
+
+    fn set_service(&mut self, name: NamespacedName, service: Option<Service>) {
+        if self.services.get(&name) == service.as_ref() {
+            return;
+        }
+        if let Some(pair) = self.services.get(&name).and_then(first_selector) {
+            self.selectors.remove(&name, pair);
+        }
+        if let Some(pair) = service.as_ref().and_then(first_selector) {
+            self.selectors.insert(&name, pair);
+        }
+        match service {
+            Some(service) => self.services.insert(name.clone(), service),
+            None => self.services.remove(&name),
+        };
+        self.dirty.insert(name);
+    }
+
+    fn set_slice(&mut self, name: NamespacedName, slice: Option<EndpointSlice>) {
+        let owner = slice.as_ref().map(|slice| {
+            let label = slice
+                .metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(SERVICE_NAME_LABEL));
+            label
+                .filter(|label| !label.is_empty())
+                .map(|label| NamespacedName {
+                    namespace: name.namespace.clone(),
+                    name: label.clone(),
+                })
+        });
+        let old_owner = match &owner {
+            Some(owner) => self.slice_owners.insert(name.clone(), owner.clone()).flatten(),
+            None => self.slice_owners.remove(&name).flatten(),
+        };
+        let owner = owner.flatten();
+        if old_owner != owner
+            && let Some(old_owner) = old_owner
+            && let Some(slices) = self.slices.get_mut(&old_owner)
+        {
+            slices.remove(&name.name);
+            if slices.is_empty() {
+                self.slices.remove(&old_owner);
+            }
+            self.dirty.insert(old_owner);
+        }
+        let (Some(owner), Some(slice)) = (owner, slice) else {
+            return;
+        };
+        let slices = self.slices.entry(owner.clone()).or_default();
+        if slices.get(&name.name) != Some(&slice) {
+            slices.insert(name.name, slice);
+            self.dirty.insert(owner);
+        }
+    }
+
+    fn set_pod(&mut self, name: NamespacedName, pod: Option<Pod>) {
+        if self.pods.get(&name) == pod.as_ref() {
+            return;
+        }
+        let old = match pod {
+            Some(pod) => {
+                self.pod_concerns(&name, &pod);
+                for pair in pod.metadata.labels.iter().flatten() {
+                    self.pods_by_label.insert(&name, pair);
+                }
+                self.pods.insert(name.clone(), pod)
+            }
+            None => self.pods.remove(&name),
+        };
+        let Some(old) = old else {
+            return;
+        };
+        self.pod_concerns(&name, &old);
+        let labels = self.pods.get(&name).and_then(|pod| pod.metadata.labels.as_ref());
+        for (key, value) in old.metadata.labels.iter().flatten() {
+            if labels.and_then(|labels| labels.get(key)) != Some(value) {
+                self.pods_by_label.remove(&name, (key, value));
+            }
+        }
+    }
+
+    /// The Services that select a Pod changed, unless they have slices.
+    fn pod_concerns(&mut self, name: &NamespacedName, pod: &Pod) {
+        let labels = pod.metadata.labels.as_ref();
+        for pair in labels.into_iter().flatten() {
+            for service in self.selectors.under(&name.namespace, pair) {
+                let service = NamespacedName {
+                    namespace: name.namespace.clone(),
+                    name: service.clone(),
+                };
+                let selector = self.services.get(&service).and_then(selector);
+                if selector.is_some_and(|selector| labels::matches(selector, labels))
+                    && !self.slices.contains_key(&service)
+                {
+                    self.dirty.insert(service);
+                }
+            }
+        }
+    }
+
+    fn node_changed(&mut self) {
+        let node = self.effective_node();
+        if node == self.node {
+            return;
+        }
+        let new_addresses = node.addresses != self.node.addresses;
+        let new_zone = node.zone != self.node.zone;
+        let new_name = node.name != self.node.name;
+        self.node = node;
+        // Rare: the node's address or zone changed.
+        let concerned = self.services.iter().filter(|(name, service)| {
+            let slices = self.slices.get(name);
+            new_name
+                || new_addresses && trim::depends_on_addresses(service)
+                || new_zone && slices.is_some_and(has_hints)
+        });
+        self.dirty.extend(concerned.map(|(name, _)| name.clone()));
+    }
+
+    fn effective_node(&self) -> NodeConfig {
+        let mut node = self.configured.clone();
+        let Some(object) = &self.node_object else {
+            return node;
+        };
+        if let Some(zone) = object
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(ZONE_LABEL))
+        {
+            node.zone = Some(zone.clone());
+        }
+        let addresses = object
+            .status
+            .as_ref()
+            .and_then(|status| status.addresses.as_deref())
+            .unwrap_or_default();
+        for is_family in [std::net::IpAddr::is_ipv4, std::net::IpAddr::is_ipv6] {
+            let of_type = |type_: &str| {
+                let typed = addresses.iter().filter(|address| address.type_ == type_);
+                typed
+                    .filter_map(|address| parse_address(&address.address))
+                    .find(is_family)
+            };
+            if let Some(primary) = of_type("InternalIP").or_else(|| of_type("ExternalIP")) {
+                node.addresses.retain(|address| !is_family(address));
+                node.addresses.insert(primary);
+            }
+        }
+        node
+    }
+}
+
+fn has_hints(slices: &BTreeMap<String, EndpointSlice>) -> bool {
+    slices
+        .values()
+        .flat_map(|slice| slice.endpoints.iter().flatten())
+        .any(|endpoint| endpoint.hints.is_some())
+}
+
+fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
+    let selector = service.spec.as_ref()?.selector.as_ref()?;
+    (!selector.is_empty()).then_some(selector)
+}
+
+fn first_selector(service: &Service) -> Option<(&String, &String)> {
+    selector(service)?.first_key_value()
+}
+
+#[cfg(test)]
+mod tests;

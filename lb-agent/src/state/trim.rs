@@ -1,0 +1,99 @@
+//! Keeps of each object only what the agent reads: less memory, and a change of anything else is no change.
+
+use k8s_openapi::api::core::v1::{Node, NodeStatus, Pod, PodSpec, PodStatus, Service, ServiceStatus};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+/// What is kept of every object.
+fn metadata(metadata: ObjectMeta) -> ObjectMeta {
+    ObjectMeta {
+        name: metadata.name,
+        namespace: metadata.namespace,
+        labels: metadata.labels,
+        creation_timestamp: metadata.creation_timestamp,
+        deletion_timestamp: metadata.deletion_timestamp,
+        ..ObjectMeta::default()
+    }
+}
+
+pub(super) fn service(service: Service) -> Service {
+    let load_balancer = service.status.and_then(|status| status.load_balancer);
+    Service {
+        metadata: metadata(service.metadata),
+        spec: service.spec,
+        status: load_balancer.map(|balancer| ServiceStatus {
+            load_balancer: Some(balancer),
+            conditions: None,
+        }),
+    }
+}
+
+pub(super) fn slice(mut slice: EndpointSlice) -> EndpointSlice {
+    for endpoint in slice.endpoints.iter_mut().flatten() {
+        endpoint.target_ref = None;
+        endpoint.hostname = None;
+        endpoint.deprecated_topology = None;
+    }
+    EndpointSlice {
+        metadata: metadata(slice.metadata),
+        ..slice
+    }
+}
+
+pub(super) fn node(node: Node) -> Node {
+    let addresses = node.status.and_then(|status| status.addresses);
+    Node {
+        metadata: metadata(node.metadata),
+        spec: None,
+        status: Some(NodeStatus {
+            addresses,
+            ..NodeStatus::default()
+        }),
+    }
+}
+
+pub(super) fn pod(mut pod: Pod) -> Pod {
+    let spec = pod.spec.take().map(|spec| PodSpec {
+        containers: spec.containers.into_iter().map(container).collect(),
+        init_containers: spec
+            .init_containers
+            .map(|containers| containers.into_iter().map(container).collect()),
+        node_name: spec.node_name,
+        host_network: spec.host_network,
+        ..PodSpec::default()
+    });
+    let status = pod.status.take().map(|status| PodStatus {
+        phase: status.phase,
+        pod_ip: status.pod_ip,
+        pod_ips: status.pod_ips,
+        host_ip: status.host_ip,
+        host_ips: status.host_ips,
+        conditions: status.conditions.map(|mut conditions| {
+            conditions.retain(|condition| condition.type_ == "Ready");
+            conditions
+        }),
+        ..PodStatus::default()
+    });
+    Pod {
+        metadata: metadata(pod.metadata),
+        spec,
+        status,
+    }
+}
+
+fn container(container: k8s_openapi::api::core::v1::Container) -> k8s_openapi::api::core::v1::Container {
+    k8s_openapi::api::core::v1::Container {
+        name: container.name,
+        ports: container.ports,
+        restart_policy: container.restart_policy,
+        ..Default::default()
+    }
+}
+
+/// Whether the node's addresses matter to a Service: it has NodePorts, or addresses that may be the node's own.
+pub(super) fn depends_on_addresses(service: &Service) -> bool {
+    let Some(spec) = &service.spec else {
+        return false;
+    };
+    !matches!(spec.type_.as_deref(), None | Some("" | "ClusterIP")) || spec.external_ips.is_some()
+}

@@ -1,0 +1,236 @@
+//! Scenarios: objects in, the maps as text out.
+//!
+//! A scenario is a directory of steps `NN-name.yaml`, objects to apply (`NN-name-delete.yaml`: to delete), each with
+//! the maps expected after it in `NN-name.maps` and the problems reported in `NN-name.problems`. Each scenario runs
+//! without faults, and with every tenth write failing; with `UPDATE_GOLDEN=1` the expectations are written anew.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic too")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use lb_agent::controller::Controller;
+use lb_agent::maps::testing::{FakeMaps, FaultyMaps};
+use lb_agent::maps::{Capacity, Maps, dump};
+use lb_agent::model::NodeConfig;
+use lb_agent::object::{Change, Kind, Object, ObjectReference};
+use serde::Deserialize;
+use serde_norway::Value;
+
+const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
+const CAPACITY: Capacity = Capacity {
+    frontends: 200,
+    slots: 500,
+    backends: 200,
+    services: 100,
+};
+
+type TestMaps = FaultyMaps<FakeMaps>;
+
+struct Step {
+    path: PathBuf,
+    is_delete: bool,
+    objects: Vec<Object>,
+}
+
+fn parse(path: &Path) -> Vec<Object> {
+    let text = fs::read_to_string(path).unwrap();
+    let mut objects = Vec::new();
+    for document in serde_norway::Deserializer::from_str(&text) {
+        let value = Value::deserialize(document).unwrap();
+        let object = match value.get("kind").and_then(Value::as_str) {
+            Some("Service") => Object::Service(Box::new(from::<Service>(value))),
+            Some("EndpointSlice") => Object::EndpointSlice(Box::new(from::<EndpointSlice>(value))),
+            Some("Node") => Object::Node(Box::new(from::<Node>(value))),
+            Some("Pod") => Object::Pod(Box::new(from::<Pod>(value))),
+            kind => panic!("{}: kind {kind:?}", path.display()),
+        };
+        objects.push(object);
+    }
+    objects
+}
+
+fn from<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_norway::from_value(value).unwrap()
+}
+
+fn steps(scenario: &Path) -> Vec<Step> {
+    let mut paths: Vec<PathBuf> = fs::read_dir(scenario)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    paths.sort();
+    paths
+        .into_iter()
+        .map(|path| Step {
+            is_delete: path.file_stem().unwrap().to_string_lossy().ends_with("-delete"),
+            objects: parse(&path),
+            path,
+        })
+        .collect()
+}
+
+fn node() -> NodeConfig {
+    NodeConfig {
+        name: "node-a".to_owned(),
+        zone: Some("zone-a".to_owned()),
+        addresses: ["192.168.0.10", "fd00:168::10"]
+            .map(|text| text.parse().unwrap())
+            .into(),
+    }
+}
+
+fn controller(maps: TestMaps) -> Controller<TestMaps> {
+    Controller::new(maps, node(), KINDS).unwrap()
+}
+
+/// All objects, as a source lists them.
+fn replace_all(controller: &mut Controller<TestMaps>, objects: &BTreeMap<ObjectReference, Object>) {
+    for kind in KINDS {
+        let of_kind = objects.iter().filter(|(reference, _)| reference.kind == kind);
+        controller.change(Change::Replace {
+            kind,
+            objects: of_kind.map(|(_, object)| object.clone()).collect(),
+        });
+    }
+}
+
+/// Lets the clock run until nothing is due.
+fn settle(controller: &mut Controller<TestMaps>, now: &mut Instant) {
+    for _ in 0..1000 {
+        controller.tick(*now);
+        match controller.next_due() {
+            Some(due) => *now = due.max(*now),
+            None => return,
+        }
+    }
+    panic!("does not settle: {:?}", controller.status());
+}
+
+/// A new agent finds nothing to write.
+fn check_restart(
+    controller: &Controller<TestMaps>,
+    objects: &BTreeMap<ObjectReference, Object>,
+    step: &Path,
+) {
+    let mut maps = controller.maps().clone();
+    maps.inner.log.clear();
+    let mut restarted = self::controller(maps);
+    replace_all(&mut restarted, objects);
+    restarted.tick(Instant::now());
+    assert_eq!(
+        restarted.maps().inner.log,
+        [],
+        "{}: a new agent writes",
+        step.display()
+    );
+    assert_eq!(restarted.services(), controller.services(), "{}", step.display());
+}
+
+/// Packets never saw a row that names something unwritten.
+fn check_order(controller: &Controller<TestMaps>, scenario: &Path) {
+    let mut maps = FakeMaps::new(CAPACITY);
+    for operation in &controller.maps().inner.log {
+        maps.apply(operation).unwrap();
+        if let Some(fault) = maps.inconsistency() {
+            panic!("{}: after {operation:?}: {fault}", scenario.display());
+        }
+    }
+}
+
+fn check_golden(path: &Path, found: &str, context: &str) {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        if found.is_empty() && path.extension().is_some_and(|extension| extension == "problems") {
+            let _ = fs::remove_file(path);
+        } else {
+            fs::write(path, found).unwrap();
+        }
+        return;
+    }
+    let expected = fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(found, expected, "{} differs {context}:\n{found}", path.display());
+}
+
+fn run(scenario: &Path, percent: u64, seed: u64) {
+    let mut now = Instant::now();
+    let mut objects: BTreeMap<ObjectReference, Object> = BTreeMap::new();
+    let mut controller = controller(FaultyMaps::new(FakeMaps::new(CAPACITY), percent, seed));
+    for (number, step) in steps(scenario).into_iter().enumerate() {
+        for object in step.objects {
+            let reference = object.reference();
+            let change = match step.is_delete {
+                true => {
+                    objects.remove(&reference).expect("deletes what exists");
+                    Change::Delete(reference)
+                }
+                false => {
+                    objects.insert(reference, object.clone());
+                    Change::Apply(object)
+                }
+            };
+            if number > 0 {
+                controller.change(change);
+            }
+        }
+        if number == 0 {
+            replace_all(&mut controller, &objects);
+        }
+        settle(&mut controller, &mut now);
+
+        let context = format!("with {percent} % faults, seed {seed}");
+        let text = dump(&controller.maps().image().unwrap());
+        check_golden(&step.path.with_extension("maps"), &text, &context);
+        let problems = controller
+            .problems()
+            .into_iter()
+            .map(|problem| format!("{problem}\n"));
+        check_golden(
+            &step.path.with_extension("problems"),
+            &problems.collect::<String>(),
+            &context,
+        );
+        if percent == 0 {
+            check_restart(&controller, &objects, &step.path);
+        }
+        assert_eq!(
+            controller.repair().unwrap().faults(),
+            0,
+            "{}: {context}",
+            step.path.display()
+        );
+        now += Duration::from_secs(60);
+    }
+    replace_all(&mut controller, &BTreeMap::new());
+    settle(&mut controller, &mut now);
+    let text = dump(&controller.maps().image().unwrap());
+    assert_eq!(
+        text,
+        "",
+        "{} leaves something behind, seed {seed}",
+        scenario.display()
+    );
+    check_order(&controller, scenario);
+}
+
+#[test]
+fn scenarios() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let seeds = std::env::var("GOLDEN_SEEDS").map_or(50, |text| text.parse().unwrap());
+    let mut scenarios: Vec<PathBuf> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    scenarios.sort();
+    assert!(!scenarios.is_empty());
+    for scenario in scenarios {
+        run(&scenario, 0, 0);
+        for seed in 1..=seeds {
+            run(&scenario, 10, seed);
+        }
+    }
+}
