@@ -1,3 +1,4 @@
 //! Test support.
 
+pub mod lab;
 pub mod packet;
