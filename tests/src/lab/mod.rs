@@ -26,6 +26,9 @@ mod link;
 mod machine;
 pub mod namespace;
 mod node;
+mod process;
+pub mod report;
+mod tool;
 mod wait;
 
 use std::fs;
@@ -42,6 +45,8 @@ pub use machine::Machine;
 pub use namespace::Namespace;
 pub use node::Node;
 use node::{Leaf, NodePlan};
+pub use process::Process;
+pub use tool::{Client, ClientBuilder, ServerBuilder, Talk};
 pub use wait::wait_for;
 
 /// Whether a lab can be made here; says on standard output that the test is skipped if not.
