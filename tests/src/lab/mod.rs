@@ -19,11 +19,14 @@
 //! when the [`Lab`] is dropped; what a killed process left behind is removed by the next lab.
 
 mod address;
+mod agent;
+pub mod capture;
 pub mod cgroup;
 mod directory;
 mod id;
 mod link;
 mod machine;
+mod manifest;
 pub mod namespace;
 mod node;
 mod process;
@@ -40,8 +43,11 @@ use anyhow::{Context, Result};
 use nix::unistd::Uid;
 
 pub use address::Addresses;
+pub use agent::{Agent, AgentOptions, SocketLb, Xdp};
+pub use capture::{Capture, CaptureReport};
 use id::LabId;
 pub use machine::Machine;
+pub use manifest::service_manifest;
 pub use namespace::Namespace;
 pub use node::Node;
 use node::{Leaf, NodePlan};
@@ -189,9 +195,12 @@ impl Lab {
             })
             .map(|address| format!(" nexthop via {address}"))
             .collect();
-        let family = if prefix.contains(':') { "-6" } else { "-4" };
-        self.fabric
-            .ip(&[format!("{family} route replace {prefix}{hops}")])
+        self.fabric.ip(&[format!("route replace {prefix}{hops}")])
+    }
+
+    /// Start of the names of its namespaces, control groups and directories.
+    pub fn name(&self) -> &str {
+        self.id.as_str()
     }
 
     /// Its nodes so far.

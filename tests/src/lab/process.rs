@@ -23,7 +23,7 @@ use super::wait::wait_for;
 const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a process may take to end after it was asked to, or to become ready.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How much of a log a message shows.
 const LOG_TAIL: usize = 4000;
@@ -78,21 +78,36 @@ impl Machine {
     }
 
     pub(super) fn spawn(&self, title: &str, command: Command) -> Result<Process> {
-        static SEQUENCE: AtomicU32 = AtomicU32::new(0);
-        let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed);
-        let file = |kind: &str| self.logs.join(format!("{}-{title}-{sequence}.{kind}", self.name));
+        let file = self.file(title);
         Process::spawn(
             format!("{title} in {}", self.name),
             command,
-            file("out"),
-            file("log"),
+            file.with_added_extension("out"),
+            file.with_added_extension("log"),
         )
+    }
+
+    /// The same of a program that may log to standard output or standard error.
+    pub(super) fn spawn_with_single_log(&self, title: &str, command: Command) -> Result<Process> {
+        let log = self.file(title).with_added_extension("log");
+        Process::spawn(format!("{title} in {}", self.name), command, log.clone(), log)
+    }
+
+    /// A file that no other process writes to, still without its extension.
+    fn file(&self, title: &str) -> PathBuf {
+        static SEQUENCE: AtomicU32 = AtomicU32::new(0);
+        let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed);
+        self.logs.join(format!("{}-{title}-{sequence}", self.name))
     }
 }
 
 impl Process {
     fn spawn(title: String, mut command: Command, output: PathBuf, log: PathBuf) -> Result<Self> {
-        let create = |path: &Path| File::create(path).with_context(|| format!("create {}", path.display()));
+        // Appending: standard output and standard error may be one file.
+        let create = |path: &Path| {
+            let file = File::options().create(true).append(true).open(path);
+            file.with_context(|| format!("create {}", path.display()))
+        };
         command
             .stdin(Stdio::piped())
             .stdout(create(&output)?)
@@ -114,6 +129,11 @@ impl Process {
     /// What it has written to standard output so far.
     pub fn output_so_far(&self) -> String {
         fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    /// Where it writes standard error to.
+    pub fn log_path(&self) -> &Path {
+        &self.log
     }
 
     /// What it has written to standard error so far.
