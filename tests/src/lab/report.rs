@@ -1,4 +1,4 @@
-//! What the clients of `lab-tool` report: one JSON object on standard output.
+//! What the clients of `lab-tool` report: one JSON object on standard output, after the line `ready`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

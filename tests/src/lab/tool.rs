@@ -139,15 +139,21 @@ impl<'a, Report: DeserializeOwned> ClientBuilder<'a, Report> {
     ///
     /// If the client cannot do its work at all. Requests that fail are part of the report.
     pub fn run(self) -> Result<Report> {
-        self.start()?.finish()
+        self.spawn()?.finish()
     }
 
-    /// Starts it beside what the test does meanwhile.
+    /// Starts it beside what the test does meanwhile, and waits until it has begun.
     ///
     /// # Errors
     ///
     /// If it cannot be started.
     pub fn start(self) -> Result<Client<Report>> {
+        let mut client = self.spawn()?;
+        client.process.wait_until_ready()?;
+        Ok(client)
+    }
+
+    fn spawn(self) -> Result<Client<Report>> {
         let mut command: Command = self.machine.tool(Some(TIME_LIMIT))?;
         command.arg(self.role).args(self.arguments);
         Ok(Client {
@@ -245,7 +251,8 @@ impl<Report: DeserializeOwned> Client<Report> {
     /// If the client fails as a whole.
     pub fn finish(self) -> Result<Report> {
         let output = self.process.output(TIME_LIMIT)?;
-        serde_json::from_str(&output).with_context(|| format!("read the report {output:?}"))
+        let report = output.lines().last().unwrap_or_default();
+        serde_json::from_str(report).with_context(|| format!("read the report {output:?}"))
     }
 
     /// Lets it finish the request it is at, and report.

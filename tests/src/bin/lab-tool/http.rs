@@ -79,6 +79,7 @@ struct Work {
 /// Sends the requests; SIGTERM ends it early.
 pub(crate) async fn run(options: Options) -> Result<HttpReport> {
     let mut terminate = signal(SignalKind::terminate())?;
+    println!("ready");
     let concurrency = options.concurrency;
     let work = Arc::new(Work {
         options,

@@ -35,6 +35,7 @@ pub(crate) async fn serve_connection(mut stream: TcpStream, name: String) -> Res
 /// Sends a stream and compares what comes back.
 pub(crate) async fn run(options: &Options) -> Result<StreamReport> {
     let bytes = u64::from(options.mebibytes) << 20;
+    println!("ready");
     let start = Instant::now();
     let mut stream = TcpStream::connect(options.to).await.context("connect")?;
     stream.write_u64(bytes).await?;

@@ -42,6 +42,7 @@ pub(crate) struct Options {
 /// Sends the datagrams, each after the answer to the one before it; SIGTERM ends it early.
 pub(crate) async fn run(options: &Options) -> Result<UdpReport> {
     let mut terminate = signal(SignalKind::terminate())?;
+    println!("ready");
     let mut report = UdpReport::default();
     tokio::select! {
         result = send_all(options, &mut report) => result?,

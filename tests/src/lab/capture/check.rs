@@ -5,6 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{EtherType, IpNumber, IpSlice, SlicedPacket};
 
+/// ICMPv6 types of multicast listeners (130 to 132 and 143) and neighbour discovery (133 to 137).
+const HOUSEKEEPING: [u8; 9] = [130, 131, 132, 133, 134, 135, 136, 137, 143];
+
 /// A frame as captured.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Frame<'a> {
@@ -33,8 +36,10 @@ pub enum Protocol {
     Udp,
     /// ICMP for IPv4
     Icmp,
-    /// ICMP for IPv6
+    /// ICMP for IPv6, but for what follows
     Icmpv6,
+    /// ICMP for IPv6 that devices send of themselves: neighbour discovery and multicast groups.
+    Housekeeping,
     /// A fragment of an IP packet, whatever it carries: its transport checksum is not looked at.
     Fragment,
     /// Anything else over IP.
@@ -105,7 +110,10 @@ fn check_ip(frame: Frame<'_>, start: usize) -> Result<Flow, Fault> {
         IpNumber::TCP => Protocol::Tcp,
         IpNumber::UDP => Protocol::Udp,
         IpNumber::ICMP => Protocol::Icmp,
-        IpNumber::IPV6_ICMP => Protocol::Icmpv6,
+        IpNumber::IPV6_ICMP => match payload.payload.first() {
+            Some(kind) if HOUSEKEEPING.contains(kind) => Protocol::Housekeeping,
+            _ => Protocol::Icmpv6,
+        },
         _ => Protocol::Other,
     };
     check_transport(&transport, protocol, payload_start, frame.unfinished)?;
@@ -158,7 +166,7 @@ fn check_transport(
     let (offset, pseudo_header) = match protocol {
         Protocol::Tcp => (16, transport.pseudo_header()),
         Protocol::Udp => (6, transport.pseudo_header()),
-        Protocol::Icmpv6 => (2, transport.pseudo_header()),
+        Protocol::Icmpv6 | Protocol::Housekeeping => (2, transport.pseudo_header()),
         Protocol::Icmp => (2, 0),
         Protocol::Fragment | Protocol::Other => return Ok(()),
     };

@@ -104,18 +104,22 @@ impl Capture {
             .map_err(|_| anyhow!("the capture's thread panicked"))?
     }
 
-    /// Ends it and insists that all it saw is good, and that it saw something.
+    /// Ends it and insists that all it saw is good, and that it saw more than [`Protocol::Housekeeping`].
     ///
     /// # Errors
     ///
-    /// If there was a bad frame, with its bytes, or no packet at all.
+    /// If there was a bad frame, with its bytes, or no packet.
     pub fn finish(self) -> Result<CaptureReport> {
         let report = self.stop()?;
         if report.bad_count > 0 {
             bail!("{report}");
         }
-        if report.seen.is_empty() {
-            bail!("no packet was captured");
+        if report
+            .seen
+            .keys()
+            .all(|seen| seen.flow.protocol == Protocol::Housekeeping)
+        {
+            bail!("no packet was captured, but for {report}");
         }
         Ok(report)
     }
