@@ -155,6 +155,24 @@ fn everyone_reaches_a_pod() {
 }
 
 #[test]
+fn the_first_packet_arrives() {
+    if !require_privileges() {
+        return;
+    }
+    // The second of a neighbour request comes after a second.
+    let timeout = Duration::from_millis(900);
+    for _ in 0..5 {
+        let small = Small::new("first");
+        for from in [&small.client, &small.other] {
+            for to in small.web.addresses().both() {
+                let udp = from.udp(to, UDP).timeout(timeout).run().unwrap();
+                assert_eq!(udp.answered(), 1, "{} to {to}: {udp:?}", from.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn pods_and_clients_reach_nodes() {
     if !require_privileges() {
         return;

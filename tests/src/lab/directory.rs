@@ -15,8 +15,8 @@ const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 pub(super) fn bpf_file_system() -> Result<&'static Path> {
     let path = Path::new(BPF_FILE_SYSTEM);
     // A second mount would hide the pins of the first: look and mount under a lock.
-    let lock = temporary().join("lb-lab.lock");
-    let lock = File::create(&lock).with_context(|| format!("create {}", lock.display()))?;
+    let lock = temporary();
+    let lock = File::open(&lock).with_context(|| format!("open {}", lock.display()))?;
     lock.lock().context("lock the mount of the BPF file system")?;
     if !is_bpf_file_system(path)? {
         mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>)

@@ -11,7 +11,7 @@ use super::address::{self, Addresses, GATEWAY, LEAF_GATEWAY, LEAF_GATEWAY_MAC, N
 use super::namespace::Namespace;
 
 /// The nodes' network, in the fabric.
-const BRIDGE: &str = "br0";
+pub(super) const BRIDGE: &str = "br0";
 
 /// Longest name of a device.
 const DEVICE_NAME_MAX: usize = 15;

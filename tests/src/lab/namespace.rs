@@ -5,9 +5,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, setns};
+
+use super::wait::wait_for;
 
 const DIRECTORY: &str = "/run/netns";
 
@@ -67,6 +72,27 @@ impl Namespace {
             settings.iter().try_for_each(|(path, value)| {
                 let path = Path::new("/proc/sys/net").join(path);
                 fs::write(&path, value).with_context(|| format!("write {value} to {}", path.display()))
+            })
+        })
+    }
+
+    /// Waits until devices send.
+    ///
+    /// The end of a link that was set up first learns that the other is up too by deferred work of the kernel. What it
+    /// is given to send until then is dropped, and if that was a neighbour request, it is repeated a second later.
+    pub(super) fn wait_until_running(&self, devices: &[&str]) -> Result<()> {
+        let is_running = |device: &str| {
+            getifaddrs().is_ok_and(|mut found| {
+                found.any(|found| {
+                    found.interface_name == device && found.flags.contains(InterfaceFlags::IFF_RUNNING)
+                })
+            })
+        };
+        self.run(|| {
+            devices.iter().try_for_each(|device| {
+                wait_for(&format!("device {device}"), Duration::from_secs(10), || {
+                    is_running(device).then_some(())
+                })
             })
         })
     }

@@ -52,12 +52,14 @@ impl Node {
         }
         plan.fabric.ip(&link::fabric_to_node(plan.index, &namespace))?;
         namespace.ip(&link::node(plan.index))?;
+        let far_device = link::node_far_device(plan.index);
+        plan.fabric.wait_until_running(&[&far_device, link::BRIDGE])?;
         let host = Machine {
             name: plan.name.to_owned(),
             namespace,
             cgroup: cgroup::create(&cgroup, "host")?,
             addresses: address::node(plan.index),
-            far_device: link::node_far_device(plan.index),
+            far_device,
             logs: plan.directory.to_owned(),
         };
         Ok(Self {
@@ -148,6 +150,7 @@ impl Leaf<'_> {
         self.host
             .ip(&link::host_to_leaf(&device, &namespace, self.addresses))?;
         namespace.ip(&link::leaf(self.addresses))?;
+        self.host.wait_until_running(&[&device])?;
         Ok(Machine {
             name: self.name.to_owned(),
             namespace,
