@@ -8,8 +8,8 @@
 //! let node = lab.node("node-1")?;
 //! let web = node.pod("web-1")?;
 //! let client = lab.outside_client("client-1")?;
-//! let server = web.serve().http(8080).start()?;
-//! let report = client.http(web.addresses().ipv4.into(), 8080).count(10).run()?;
+//! let _server = web.serve().http(8080).start()?;
+//! let report = client.http(web.addresses().ipv4, 8080).count(10).run()?;
 //! assert_eq!(report.answers["web-1"], 10);
 //! # Ok(())
 //! # }
