@@ -44,7 +44,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// If the client cannot be started. How the connection fares is told by [`Talk::next`].
+    /// If the client cannot be started. How the connection fares is told by [`Talk::next_event`].
     pub fn talk(&self, address: impl Into<IpAddr>, port: u16) -> Result<Talk> {
         let mut command = self.tool(Some(TIME_LIMIT))?;
         command.args(["talk", &SocketAddr::new(address.into(), port).to_string()]);
