@@ -1,4 +1,5 @@
 //! Test support.
 
 pub mod api_server;
+pub mod lab;
 pub mod packet;

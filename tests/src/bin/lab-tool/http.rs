@@ -1,0 +1,184 @@
+//! HTTP server and client.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Bytes;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Request, Response, client, server};
+use hyper_util::rt::TokioIo;
+use lb_tests::lab::report::{HttpReport, Latency};
+use tokio::net::TcpStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::reason;
+use crate::serve::Ending;
+
+/// In which header the server says which client it saw.
+const CLIENT_HEADER: HeaderName = HeaderName::from_static("x-client");
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Where to connect to
+    to: SocketAddr,
+    /// How many requests
+    #[arg(long, default_value_t = 1)]
+    count: u32,
+    /// How many at a time
+    #[arg(long, default_value_t = 1)]
+    concurrency: u32,
+    /// How long each of them waits before the next one
+    #[arg(long, default_value_t = 0)]
+    interval_ms: u64,
+    /// How long a request may take
+    #[arg(long, default_value_t = 2000)]
+    timeout_ms: u64,
+}
+
+/// Answers requests with the server's name.
+pub(crate) async fn serve_connection(
+    stream: TcpStream,
+    client: SocketAddr,
+    name: String,
+    mut ending: Ending,
+) -> Result<()> {
+    let client = HeaderValue::try_from(client.to_string())?;
+    let service = service_fn(|_| {
+        let mut response = Response::new(Full::new(Bytes::from(format!("{name}\n"))));
+        response.headers_mut().insert(CLIENT_HEADER, client.clone());
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let connection = server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => return Ok(result?),
+        _ = ending.wait_for(|ending| *ending) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    Ok(connection.await?)
+}
+
+/// What the workers share.
+struct Work {
+    options: Options,
+    started: AtomicU32,
+    stopped: AtomicBool,
+}
+
+/// Sends the requests; SIGTERM ends it early.
+pub(crate) async fn run(options: Options) -> Result<HttpReport> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    println!("ready");
+    let concurrency = options.concurrency;
+    let work = Arc::new(Work {
+        options,
+        started: AtomicU32::new(0),
+        stopped: AtomicBool::new(false),
+    });
+    let mut workers = JoinSet::new();
+    for _ in 0..concurrency {
+        workers.spawn(send_requests(Arc::clone(&work)));
+    }
+    let mut report = HttpReport::default();
+    let mut measured = Vec::new();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => work.stopped.store(true, Ordering::Relaxed),
+            worker = workers.join_next() => match worker {
+                Some(result) => merge(&mut report, &mut measured, result?),
+                None => break,
+            }
+        }
+    }
+    report.latency = Latency::of(measured);
+    Ok(report)
+}
+
+fn merge(report: &mut HttpReport, measured: &mut Vec<u64>, (part, latencies): (HttpReport, Vec<u64>)) {
+    for (name, count) in part.answers {
+        *report.answers.entry(name).or_default() += count;
+    }
+    for (reason, count) in part.errors {
+        *report.errors.entry(reason).or_default() += count;
+    }
+    report.clients.extend(part.clients);
+    measured.extend(latencies);
+}
+
+/// One worker: its part of the report, and how long each answer took.
+async fn send_requests(work: Arc<Work>) -> (HttpReport, Vec<u64>) {
+    let mut report = HttpReport::default();
+    let mut latencies = Vec::new();
+    let limit = Duration::from_millis(work.options.timeout_ms);
+    while !work.stopped.load(Ordering::Relaxed)
+        && work.started.fetch_add(1, Ordering::Relaxed) < work.options.count
+    {
+        let start = Instant::now();
+        match timeout(limit, request(work.options.to)).await {
+            Ok(Ok((name, client))) => {
+                latencies.push(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
+                *report.answers.entry(name).or_default() += 1;
+                report.clients.insert(client);
+            }
+            Ok(Err(reason)) => *report.errors.entry(reason).or_default() += 1,
+            Err(_) => *report.errors.entry("timeout".to_owned()).or_default() += 1,
+        }
+        sleep(Duration::from_millis(work.options.interval_ms)).await;
+    }
+    (report, latencies)
+}
+
+/// One request on a connection of its own: the server's name, and the client that the server saw.
+async fn request(to: SocketAddr) -> Result<(String, IpAddr), String> {
+    let stream = TcpStream::connect(to)
+        .await
+        .map_err(|error| reason("connect", &error))?;
+    exchange(stream, to).await.map_err(|error| {
+        match error
+            .downcast_ref::<hyper::Error>()
+            .and_then(Error::source)
+            .and_then(<dyn Error>::downcast_ref)
+        {
+            Some(error) => reason("request", error as &io::Error),
+            None => format!("request: {error}"),
+        }
+    })
+}
+
+async fn exchange(stream: TcpStream, to: SocketAddr) -> Result<(String, IpAddr)> {
+    let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::get("/")
+        .header("host", to.to_string())
+        .body(Empty::<Bytes>::new())?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let client = response
+            .headers()
+            .get(CLIENT_HEADER)
+            .context("the server does not say who asked")?;
+        let client: SocketAddr = client.to_str()?.parse()?;
+        let body = response.into_body().collect().await?.to_bytes();
+        Ok::<_, anyhow::Error>((String::from_utf8_lossy(&body).trim().to_owned(), client.ip()))
+    };
+    let mut answer = pin!(answer);
+    tokio::select! {
+        // First what is asked for: a server may close at once after its answer.
+        biased;
+        result = &mut answer => result,
+        result = connection => {
+            result?;
+            answer.await
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What runs in the places of a lab: puts itself there, then serves or asks. Every process ends by itself.
+
+mod http;
+mod serve;
+mod stream;
+mod talk;
+mod udp;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use lb_tests::lab::{cgroup, namespace};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::{alarm, getppid};
+use serde::Serialize;
+
+/// Enters a network namespace and a control group, then plays a role there.
+#[derive(Parser)]
+struct Options {
+    /// Name of the network namespace
+    #[arg(long)]
+    netns: Option<String>,
+    /// Path of the control group
+    #[arg(long)]
+    cgroup: Option<PathBuf>,
+    /// End when this process, which must be the parent, ends
+    #[arg(long)]
+    parent: Option<i32>,
+    /// End after so many seconds; 0 is never
+    #[arg(long, default_value_t = 300)]
+    time_limit: u32,
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Answer over HTTP, UDP and TCP; prints `ready`, ends gracefully on SIGTERM
+    Serve(serve::Options),
+    /// Send HTTP requests, each on a new connection, and report
+    Http(http::Options),
+    /// Send UDP datagrams and report
+    Udp(udp::Options),
+    /// Send a stream of bytes, receive as many and report
+    Stream(stream::Options),
+    /// Send the lines of standard input over TCP, print what happens as JSON
+    Talk(talk::Options),
+    /// Become another program
+    Exec {
+        /// The program and its arguments
+        #[arg(required = true, trailing_var_arg = true)]
+        command: Vec<OsString>,
+    },
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    take_place(&options)?;
+    if let Role::Exec { command } = &options.role {
+        let error = Command::new(&command[0]).args(&command[1..]).exec();
+        return Err(error).with_context(|| format!("execute {}", command[0].display()));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(play(options.role));
+    // Reading standard input blocks a thread: do not wait for it.
+    runtime.shutdown_background();
+    result
+}
+
+/// Must come before any thread: a namespace is entered by the calling thread only.
+fn take_place(options: &Options) -> Result<()> {
+    if let Some(parent) = options.parent {
+        prctl::set_pdeathsig(Signal::SIGKILL).context("ask for the end with the parent")?;
+        if getppid().as_raw() != parent {
+            bail!("process {parent} is not the parent: it has ended");
+        }
+    }
+    // Kept by another program after `exec`, as is the wish above.
+    match options.time_limit {
+        0 => None,
+        seconds => alarm::set(seconds),
+    };
+    if let Some(group) = &options.cgroup {
+        cgroup::join(group)?;
+    }
+    options.netns.as_deref().map_or(Ok(()), namespace::enter)
+}
+
+async fn play(role: Role) -> Result<()> {
+    match role {
+        Role::Serve(options) => serve::serve(options).await,
+        Role::Http(options) => print(&http::run(options).await?),
+        Role::Udp(options) => print(&udp::run(&options).await?),
+        Role::Stream(options) => print(&stream::run(&options).await?),
+        Role::Talk(options) => talk::run(&options).await,
+        Role::Exec { .. } => unreachable!("main did that"),
+    }
+}
+
+fn print(report: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(report)?);
+    Ok(())
+}
+
+/// The reason of a failure, as reports name it.
+fn reason(step: &str, error: &io::Error) -> String {
+    format!("{step}: {:?}", error.kind())
+}

@@ -1,0 +1,128 @@
+//! The servers.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use anyhow::{Context, Result};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::{http, stream};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// What to answer with; the last one counts
+    #[arg(long, overrides_with = "name")]
+    name: String,
+    /// Where to listen; by default at every address, IPv4 and IPv6
+    #[arg(long, default_value_t = Ipv6Addr::UNSPECIFIED.into())]
+    address: IpAddr,
+    /// Port for HTTP
+    #[arg(long)]
+    http: Option<u16>,
+    /// Port for UDP: every datagram is answered with name, client and the datagram
+    #[arg(long)]
+    udp: Option<u16>,
+    /// Port for TCP, echoing lines
+    #[arg(long)]
+    echo: Option<u16>,
+    /// Port for streams of bytes
+    #[arg(long)]
+    stream: Option<u16>,
+}
+
+/// Becomes true when the server is asked to end.
+pub(crate) type Ending = watch::Receiver<bool>;
+
+/// Serves until SIGTERM; then accepts nothing new and finishes what it has begun.
+pub(crate) async fn serve(options: Options) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let (end, ending) = watch::channel(false);
+    let Options { name, address, .. } = options;
+    let mut tasks = JoinSet::new();
+    if let Some(port) = options.http {
+        let (name, end) = (name.clone(), ending.clone());
+        let handler = move |stream, client| http::serve_connection(stream, client, name.clone(), end.clone());
+        tasks.spawn(accept(listen(address, port).await?, ending.clone(), handler));
+    }
+    if let Some(port) = options.echo {
+        let name = name.clone();
+        let handler = move |stream, _| echo(stream, name.clone());
+        tasks.spawn(accept(listen(address, port).await?, ending.clone(), handler));
+    }
+    if let Some(port) = options.stream {
+        let name = name.clone();
+        let handler = move |stream, _| stream::serve_connection(stream, name.clone());
+        tasks.spawn(accept(listen(address, port).await?, ending.clone(), handler));
+    }
+    if let Some(port) = options.udp {
+        let socket = UdpSocket::bind((address, port))
+            .await
+            .with_context(|| format!("UDP port {port}"))?;
+        tasks.spawn(answer_datagrams(socket, name, ending));
+    }
+    println!("ready");
+    terminate.recv().await;
+    end.send_replace(true);
+    tasks.join_all().await.into_iter().collect()
+}
+
+async fn listen(address: IpAddr, port: u16) -> Result<TcpListener> {
+    TcpListener::bind((address, port))
+        .await
+        .with_context(|| format!("TCP port {port}"))
+}
+
+/// Gives every connection to `handler`.
+async fn accept<F: Future<Output = Result<()>> + Send + 'static>(
+    listener: TcpListener,
+    mut ending: Ending,
+    handler: impl Fn(TcpStream, SocketAddr) -> F,
+) -> Result<()> {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (stream, client) = accepted?;
+                connections.spawn(handler(stream, canonical(client)));
+            }
+            // That a client went away is its own business.
+            Some(_) = connections.join_next() => {}
+            _ = ending.wait_for(|ending| *ending) => break,
+        }
+    }
+    drop(listener);
+    connections.join_all().await;
+    Ok(())
+}
+
+async fn echo(stream: TcpStream, name: String) -> Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut lines = BufReader::new(reader).lines();
+    while let Some(line) = lines.next_line().await? {
+        writer.write_all(format!("{name} {line}\n").as_bytes()).await?;
+    }
+    Ok(())
+}
+
+async fn answer_datagrams(socket: UdpSocket, name: String, mut ending: Ending) -> Result<()> {
+    let mut buffer = vec![0; 65536];
+    loop {
+        let received = tokio::select! {
+            received = socket.recv_from(&mut buffer) => received,
+            _ = ending.wait_for(|ending| *ending) => return Ok(()),
+        };
+        let (length, client) = received?;
+        let mut answer = format!("{name} {} ", canonical(client)).into_bytes();
+        answer.extend_from_slice(&buffer[..length]);
+        // A client that has gone is not the server's concern.
+        let _ = socket.send_to(&answer, client).await;
+    }
+}
+
+/// An IPv4 client of a socket for both families, as IPv4.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

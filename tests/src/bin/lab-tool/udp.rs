@@ -1,0 +1,129 @@
+//! UDP client.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lb_tests::lab::report::UdpReport;
+use tokio::net::UdpSocket;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::reason;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Where to send to
+    to: SocketAddr,
+    /// How many datagrams from each socket
+    #[arg(long, default_value_t = 1)]
+    count: u32,
+    /// How many sockets, one after the other
+    #[arg(long, default_value_t = 1)]
+    sockets: u32,
+    /// Use `connect` instead of `sendto`
+    #[arg(long)]
+    connected: bool,
+    /// The client's own port; 0 is any
+    #[arg(long, default_value_t = 0)]
+    source_port: u16,
+    /// Size of the payload
+    #[arg(long, default_value_t = 16)]
+    size: usize,
+    /// How long to wait before the next one
+    #[arg(long, default_value_t = 0)]
+    interval_ms: u64,
+    /// How long an answer may take
+    #[arg(long, default_value_t = 1000)]
+    timeout_ms: u64,
+}
+
+/// Sends the datagrams, each after the answer to the one before it; SIGTERM ends it early.
+pub(crate) async fn run(options: &Options) -> Result<UdpReport> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    println!("ready");
+    let mut report = UdpReport::default();
+    tokio::select! {
+        result = send_all(options, &mut report) => result?,
+        _ = terminate.recv() => {}
+    }
+    Ok(report)
+}
+
+async fn send_all(options: &Options, report: &mut UdpReport) -> Result<()> {
+    let local: IpAddr = match options.to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    for _ in 0..options.sockets {
+        let socket = UdpSocket::bind((local, options.source_port))
+            .await
+            .context("bind")?;
+        if options.connected
+            && let Err(error) = socket.connect(options.to).await
+        {
+            *report.errors.entry(reason("connect", &error)).or_default() += 1;
+            continue;
+        }
+        for number in 0..options.count {
+            match exchange(&socket, options, number).await {
+                Ok(answer) => {
+                    *report.answers.entry(answer.server).or_default() += 1;
+                    report.clients.insert(answer.client);
+                    report.sources.insert(answer.source);
+                }
+                Err(reason) => *report.errors.entry(reason).or_default() += 1,
+            }
+            sleep(Duration::from_millis(options.interval_ms)).await;
+        }
+    }
+    Ok(())
+}
+
+struct Answer {
+    server: String,
+    client: SocketAddr,
+    source: SocketAddr,
+}
+
+/// Sends one datagram and waits for the answer to it.
+async fn exchange(socket: &UdpSocket, options: &Options, number: u32) -> Result<Answer, String> {
+    let payload = format!("{number:0size$}", size = options.size);
+    let sent = match options.connected {
+        true => socket.send(payload.as_bytes()).await,
+        false => socket.send_to(payload.as_bytes(), options.to).await,
+    };
+    sent.map_err(|error| reason("send", &error))?;
+    let deadline = Instant::now() + Duration::from_millis(options.timeout_ms);
+    let mut buffer = vec![0; 65536];
+    loop {
+        let received = timeout_at(deadline, receive(socket, options, &mut buffer))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let (length, source) = received.map_err(|error| reason("receive", &error))?;
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        let (server, rest) = text.split_once(' ').ok_or("receive: not an answer")?;
+        let (client, echoed) = rest.split_once(' ').ok_or("receive: not an answer")?;
+        // The answer to an earlier datagram that was given up is late, not wrong.
+        if echoed == payload {
+            return Ok(Answer {
+                server: server.to_owned(),
+                client: client.parse().map_err(|_| "receive: not an answer")?,
+                source,
+            });
+        }
+    }
+}
+
+async fn receive(
+    socket: &UdpSocket,
+    options: &Options,
+    buffer: &mut [u8],
+) -> io::Result<(usize, SocketAddr)> {
+    if !options.connected {
+        return socket.recv_from(buffer).await;
+    }
+    let length = socket.recv(buffer).await?;
+    Ok((length, socket.peer_addr()?))
+}

@@ -1,0 +1,71 @@
+//! The addresses of a lab. All of them are private or documentation ranges, and the same in every lab: namespaces
+//! keep labs apart.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// IPv4 prefix length of the nodes' network.
+pub(super) const NODE_PREFIX4: u8 = 24;
+/// IPv6 prefix length of the nodes' network.
+pub(super) const NODE_PREFIX6: u8 = 64;
+
+/// The fabric's address in the nodes' network: their default gateway.
+pub(super) const GATEWAY: Addresses = Addresses {
+    ipv4: Ipv4Addr::new(172, 30, 0, 1),
+    ipv6: Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, 1),
+};
+
+/// The other end of the link of a Pod or an outside client: its default gateway.
+///
+/// As with Calico, the address exists nowhere; the machine has a fixed neighbour entry for it with [`LEAF_GATEWAY_MAC`].
+pub(super) const LEAF_GATEWAY: Addresses = Addresses {
+    ipv4: Ipv4Addr::new(169, 254, 1, 1),
+    ipv6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee),
+};
+
+/// Link-layer address of the other end of every Pod's and outside client's link, as with Calico.
+pub(super) const LEAF_GATEWAY_MAC: &str = "ee:ee:ee:ee:ee:ee";
+
+/// One address per family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Addresses {
+    /// IPv4
+    pub ipv4: Ipv4Addr,
+    /// IPv6
+    pub ipv6: Ipv6Addr,
+}
+
+impl Addresses {
+    /// Both, IPv4 first.
+    pub fn both(&self) -> [IpAddr; 2] {
+        [self.ipv4.into(), self.ipv6.into()]
+    }
+}
+
+/// The address of the `node`th node, from 1.
+pub(super) fn node(node: u8) -> Addresses {
+    Addresses {
+        ipv4: Ipv4Addr::new(172, 30, 0, 10 + node),
+        ipv6: Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, u16::from(10 + node)),
+    }
+}
+
+/// The `node`th node's Pod CIDRs.
+pub(super) fn pod_cidrs(node: u8) -> (String, String) {
+    (format!("10.244.{node}.0/24"), format!("fd00:244:{node:x}::/64"))
+}
+
+/// The address of the `pod`th Pod of a node, from 1.
+pub(super) fn pod(node: u8, pod: u8) -> Addresses {
+    Addresses {
+        ipv4: Ipv4Addr::new(10, 244, node, 1 + pod),
+        ipv6: Ipv6Addr::new(0xfd00, 0x244, u16::from(node), 0, 0, 0, 0, u16::from(1 + pod)),
+    }
+}
+
+/// The address of the `client`th outside client, from 1.
+pub(super) fn outside_client(client: u8) -> Addresses {
+    Addresses {
+        ipv4: Ipv4Addr::new(203, 0, 113, 9 + client),
+        ipv6: Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, u16::from(9 + client)),
+    }
+}

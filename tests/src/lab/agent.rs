@@ -1,0 +1,226 @@
+//! The agent of a node.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::node::Node;
+use super::process::{Process, built_binary};
+
+/// How long a command of the agent may take.
+const COMMAND_TIME_LIMIT: Duration = Duration::from_secs(30);
+
+/// What the agent logs once the maps hold everything that the manifests say.
+const READY: &str = "in sync";
+
+/// Whose sockets are translated at the socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SocketLb {
+    /// Those of the host and of all Pods.
+    All,
+    /// Those of the host.
+    Host,
+    /// Nobody's.
+    Off,
+}
+
+/// How XDP is attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Xdp {
+    /// As the driver can.
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the stack.
+    Generic,
+    /// Not at all.
+    Off,
+}
+
+impl fmt::Display for SocketLb {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::All => "all",
+            Self::Host => "host",
+            Self::Off => "off",
+        })
+    }
+}
+
+impl fmt::Display for Xdp {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Off => "off",
+        })
+    }
+}
+
+/// How an agent is started. What is not set is left to the agent's default.
+#[derive(Clone, Default, Debug)]
+pub struct AgentOptions {
+    /// The program, if it is not the one just built.
+    pub program: Option<PathBuf>,
+    /// `--socket-lb`
+    pub socket_lb: Option<SocketLb>,
+    /// `--xdp`
+    pub xdp: Option<Xdp>,
+    /// Further arguments.
+    pub arguments: Vec<String>,
+    /// How long it may run; unlimited if not set. It ends with the lab in any case.
+    pub time_limit: Option<Duration>,
+}
+
+impl AgentOptions {
+    fn arguments(&self) -> Vec<String> {
+        let socket_lb = self.socket_lb.map(|mode| format!("--socket-lb={mode}"));
+        let xdp = self.xdp.map(|mode| format!("--xdp={mode}"));
+        socket_lb
+            .into_iter()
+            .chain(xdp)
+            .chain(self.arguments.iter().cloned())
+            .collect()
+    }
+}
+
+/// A running agent. Dropping it kills it, which leaves its programs at work until the lab ends.
+#[derive(Debug)]
+pub struct Agent {
+    node: Node,
+    options: AgentOptions,
+    process: Process,
+}
+
+impl Node {
+    /// Starts the node's agent on the manifests of the lab, and waits until it is in sync.
+    ///
+    /// The program is `lb-agent` beside the running one; the environment variable `LB_AGENT` wins.
+    ///
+    /// # Errors
+    ///
+    /// If it does not get in sync; the message shows the end of its log.
+    pub fn start_agent(&self, options: &AgentOptions) -> Result<Agent> {
+        let mut agent = self.start_agent_unready(options)?;
+        agent.wait_until_logged(READY)?;
+        Ok(agent)
+    }
+
+    /// The same without waiting: for an agent that is to fail, or to be killed while it starts.
+    ///
+    /// # Errors
+    ///
+    /// If the program does not exist.
+    pub fn start_agent_unready(&self, options: &AgentOptions) -> Result<Agent> {
+        let program = options.program.clone().map_or_else(built_agent, Ok)?;
+        let mut command = self.host().tool(options.time_limit)?;
+        command
+            .args(["exec", "--"])
+            .arg(program)
+            .args(["run", "--node-name", self.name()])
+            .arg("--manifests")
+            .arg(&self.manifests)
+            .arg("--pin-path")
+            .arg(self.pin_path())
+            .arg("--cgroup")
+            .arg(self.cgroup())
+            .args(options.arguments())
+            .env("NO_COLOR", "1");
+        Ok(Agent {
+            node: self.clone(),
+            options: options.clone(),
+            process: self.host().spawn_with_single_log("lb-agent", command)?,
+        })
+    }
+
+    /// Runs another command of the agent (`status`, `services`, `cleanup` ...) on this node and returns what it writes
+    /// to standard output.
+    ///
+    /// # Errors
+    ///
+    /// If it fails, with what it wrote to standard error.
+    pub fn agent_command(&self, command: &str, arguments: &[&str]) -> Result<String> {
+        let program = built_agent()?;
+        let mut tool = self.host().tool(Some(COMMAND_TIME_LIMIT))?;
+        tool.args(["exec", "--"])
+            .arg(program)
+            .arg(command)
+            .arg("--pin-path")
+            .arg(self.pin_path())
+            .args(arguments);
+        self.host()
+            .spawn(&format!("lb-agent-{command}"), tool)?
+            .output(COMMAND_TIME_LIMIT)
+    }
+}
+
+impl Agent {
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Where it logs.
+    pub fn log_path(&self) -> &Path {
+        self.process.log_path()
+    }
+
+    /// Waits until it has logged a line with `text`.
+    ///
+    /// # Errors
+    ///
+    /// If it does not in time or ends first.
+    pub fn wait_until_logged(&mut self, text: &str) -> Result<()> {
+        self.process
+            .wait_until(&format!("{text:?} in its log"), |process| {
+                process
+                    .log()
+                    .lines()
+                    .any(|line| line.contains(text))
+                    .then_some(())
+            })
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Ends it as a crash does (SIGKILL).
+    pub fn kill(self) {
+        self.process.kill();
+    }
+
+    /// Ends it as an update does (SIGTERM).
+    ///
+    /// # Errors
+    ///
+    /// If it has not ended in time.
+    pub fn stop(self) -> Result<ExitStatus> {
+        self.process.stop()
+    }
+
+    /// Kills it and starts another in its place, with the same options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::start_agent`].
+    pub fn restart(self) -> Result<Self> {
+        let Self {
+            node,
+            options,
+            process,
+        } = self;
+        process.kill();
+        node.start_agent(&options)
+            .with_context(|| format!("restart the agent of {}", node.name()))
+    }
+}
+
+fn built_agent() -> Result<PathBuf> {
+    built_binary("lb-agent", "LB_AGENT")
+}

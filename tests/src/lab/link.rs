@@ -1,0 +1,121 @@
+//! The `ip` commands that connect the namespaces.
+//!
+//! ```text
+//!  node-1 (eth0) --- u1 -+
+//!                       br0 (gateway)   fabric   lxc-client-1 --- (eth0) client-1
+//!  node-2 (eth0) --- u2 -+
+//!    lxc-web-1 --- (eth0) web-1
+//! ```
+
+use super::address::{self, Addresses, GATEWAY, LEAF_GATEWAY, LEAF_GATEWAY_MAC, NODE_PREFIX4, NODE_PREFIX6};
+use super::namespace::Namespace;
+
+/// The nodes' network, in the fabric.
+pub(super) const BRIDGE: &str = "br0";
+
+/// Longest name of a device.
+const DEVICE_NAME_MAX: usize = 15;
+
+/// Variables below `/proc/sys/net` of every namespace, to be set before it has devices. Without duplicate address
+/// detection an IPv6 address can be used at once.
+pub(super) const SYSCTLS: [(&str, &str); 4] = [
+    ("ipv6/conf/all/accept_dad", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/all/accept_ra", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+];
+
+/// The same of whatever forwards.
+pub(super) const FORWARDING_SYSCTLS: [(&str, &str); 2] =
+    [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
+
+/// The same of a node: the strictest reverse-path filter, as many distributions set it.
+pub(super) const NODE_SYSCTLS: [(&str, &str); 2] = [
+    ("ipv4/conf/all/rp_filter", "1"),
+    ("ipv4/conf/default/rp_filter", "1"),
+];
+
+/// Name of the device on the other side of the link of a Pod or an outside client.
+pub(super) fn leaf_host_device(name: &str) -> Option<String> {
+    let device = format!("lxc-{name}");
+    (device.len() <= DEVICE_NAME_MAX).then_some(device)
+}
+
+/// Name of the fabric's end of a node's link.
+pub(super) fn node_far_device(index: u8) -> String {
+    format!("u{index}")
+}
+
+/// In the fabric: the network of the nodes.
+pub(super) fn fabric() -> Vec<String> {
+    vec![
+        "link set lo up".to_owned(),
+        format!("link add {BRIDGE} type bridge forward_delay 0 mcast_snooping 0"),
+        format!("address add {}/{NODE_PREFIX4} dev {BRIDGE}", GATEWAY.ipv4),
+        format!("address add {}/{NODE_PREFIX6} dev {BRIDGE} nodad", GATEWAY.ipv6),
+        format!("link set {BRIDGE} up"),
+    ]
+}
+
+/// In the fabric: the link to a new node, and the routes to its Pods.
+pub(super) fn fabric_to_node(index: u8, node: &Namespace) -> Vec<String> {
+    let device = node_far_device(index);
+    let mut lines = vec![
+        format!("link add {device} type veth peer name eth0 netns {}", node.name()),
+        format!("link set {device} master {BRIDGE} up"),
+    ];
+    lines.extend(routes_to_pods(index));
+    lines
+}
+
+/// In a new node: its address.
+pub(super) fn node(index: u8) -> Vec<String> {
+    let addresses = address::node(index);
+    vec![
+        "link set lo up".to_owned(),
+        "link set eth0 up".to_owned(),
+        format!("address add {}/{NODE_PREFIX4} dev eth0", addresses.ipv4),
+        format!("address add {}/{NODE_PREFIX6} dev eth0 nodad", addresses.ipv6),
+        format!("route add default via {} dev eth0", GATEWAY.ipv4),
+        format!("route add ::/0 via {} dev eth0", GATEWAY.ipv6),
+    ]
+}
+
+/// In the fabric and in the other nodes: the way to the Pods of a node.
+pub(super) fn routes_to_pods(node: u8) -> [String; 2] {
+    let (cidr4, cidr6) = address::pod_cidrs(node);
+    let Addresses { ipv4, ipv6 } = address::node(node);
+    [
+        format!("route add {cidr4} via {ipv4}"),
+        format!("route add {cidr6} via {ipv6}"),
+    ]
+}
+
+/// Where a Pod (on its node) or an outside client (in the fabric) hangs: a link and one route per family, no bridge.
+pub(super) fn host_to_leaf(device: &str, leaf: &Namespace, addresses: Addresses) -> Vec<String> {
+    vec![
+        format!(
+            "link add {device} address {LEAF_GATEWAY_MAC} type veth peer name eth0 netns {}",
+            leaf.name()
+        ),
+        format!("link set {device} up"),
+        format!("route add {} dev {device} scope link", addresses.ipv4),
+        format!("route add {} dev {device}", addresses.ipv6),
+    ]
+}
+
+/// In a Pod or an outside client.
+pub(super) fn leaf(addresses: Addresses) -> Vec<String> {
+    let Addresses { ipv4, ipv6 } = LEAF_GATEWAY;
+    vec![
+        "link set lo up".to_owned(),
+        "link set eth0 up".to_owned(),
+        format!("address add {}/32 dev eth0", addresses.ipv4),
+        format!("address add {}/128 dev eth0 nodad", addresses.ipv6),
+        format!("neighbour add {ipv4} lladdr {LEAF_GATEWAY_MAC} dev eth0 nud permanent"),
+        format!("neighbour add {ipv6} lladdr {LEAF_GATEWAY_MAC} dev eth0 nud permanent"),
+        format!("route add {ipv4} dev eth0 scope link"),
+        format!("route add default via {ipv4} dev eth0"),
+        format!("route add ::/0 via {ipv6} dev eth0"),
+    ]
+}

@@ -1,0 +1,256 @@
+//! A lab: nodes, Pods and outside clients as network namespaces of this machine, with real sockets between them.
+//!
+//! ```no_run
+//! use lb_tests::lab::Lab;
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let lab = Lab::new("example")?;
+//! let node = lab.node("node-1")?;
+//! let web = node.pod("web-1")?;
+//! let client = lab.outside_client("client-1")?;
+//! let _server = web.serve().http(8080).start()?;
+//! let report = client.http(web.addresses().ipv4, 8080).count(10).run()?;
+//! assert_eq!(report.answers["web-1"], 10);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The namespaces are linked only with each other: nothing reaches the machine's real network. Everything is removed
+//! when the [`Lab`] is dropped; what a killed process left behind is removed by the next lab.
+
+mod address;
+mod agent;
+pub mod capture;
+pub mod cgroup;
+mod directory;
+mod id;
+mod link;
+mod machine;
+mod manifest;
+pub mod namespace;
+mod node;
+mod process;
+pub mod report;
+mod tool;
+mod wait;
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result};
+use nix::unistd::Uid;
+
+pub use address::Addresses;
+pub use agent::{Agent, AgentOptions, SocketLb, Xdp};
+pub use capture::{Capture, CaptureReport};
+use id::LabId;
+pub use machine::Machine;
+pub use manifest::service_manifest;
+pub use namespace::Namespace;
+pub use node::Node;
+use node::{Leaf, NodePlan};
+pub use process::Process;
+pub use tool::{Client, ClientBuilder, ServerBuilder, Talk};
+pub use wait::wait_for;
+
+/// Whether a lab can be made here; says on standard output that the test is skipped if not.
+///
+/// ```no_run
+/// if !lb_tests::lab::require_privileges() {
+///     return;
+/// }
+/// ```
+pub fn require_privileges() -> bool {
+    let privileged = Uid::effective().is_root();
+    if !privileged {
+        println!("skipped: needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN)");
+    }
+    privileged
+}
+
+/// A lab. Dropping it removes everything that it made.
+#[derive(Debug)]
+pub struct Lab {
+    id: LabId,
+    fabric: Namespace,
+    cgroup_root: PathBuf,
+    /// The control group of the outside clients: no agent's programs are attached to it.
+    outside: PathBuf,
+    bpf_file_system: &'static Path,
+    directory: PathBuf,
+    manifests: PathBuf,
+    members: Mutex<Members>,
+}
+
+#[derive(Debug, Default)]
+struct Members {
+    nodes: Vec<Node>,
+    outside_clients: u8,
+}
+
+impl Lab {
+    /// Makes a lab without nodes; `title` appears in the name of its directory only.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses: see [`require_privileges`].
+    pub fn new(title: &str) -> Result<Self> {
+        Self::remove_leftovers()?;
+        let id = LabId::new();
+        let cgroup_root = cgroup::root()?;
+        let bpf_file_system = directory::bpf_file_system()?;
+        let directory = directory::temporary().join(id.part(title));
+        let manifests = directory.join("manifests");
+        fs::create_dir_all(&manifests).with_context(|| format!("create {}", manifests.display()))?;
+        // From here on a failure removes what was made.
+        let guard = Cleanup(Some(id.clone()));
+        let outside = cgroup::create(&cgroup_root, &id.part("outside"))?;
+        let fabric = Namespace::create(id.part("fabric"))?;
+        fabric.sysctl(&link::SYSCTLS)?;
+        fabric.sysctl(&link::FORWARDING_SYSCTLS)?;
+        fabric.ip(&link::fabric())?;
+        guard.disarm();
+        Ok(Self {
+            id,
+            fabric,
+            cgroup_root,
+            outside,
+            bpf_file_system,
+            directory,
+            manifests,
+            members: Mutex::default(),
+        })
+    }
+
+    /// Removes what labs of processes left behind that were killed.
+    ///
+    /// # Errors
+    ///
+    /// If something cannot be removed.
+    pub fn remove_leftovers() -> Result<()> {
+        remove(id::is_leftover)
+    }
+
+    /// Adds a node. It and the others route each other's Pods.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn node(&self, name: &str) -> Result<Node> {
+        let mut members = self.lock();
+        let node = Node::create(&NodePlan {
+            name,
+            index: u8::try_from(members.nodes.len() + 1).context("too many nodes")?,
+            lab: &self.id,
+            fabric: &self.fabric,
+            cgroup_root: &self.cgroup_root,
+            bpf_file_system: self.bpf_file_system,
+            directory: &self.directory,
+            manifests: &self.manifests,
+        })?;
+        for other in &members.nodes {
+            other.host().namespace().ip(&link::routes_to_pods(node.index))?;
+            node.host().namespace().ip(&link::routes_to_pods(other.index))?;
+        }
+        members.nodes.push(node.clone());
+        Ok(node)
+    }
+
+    /// Adds a client outside of the cluster. Its name has at most 11 characters.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses or the name is too long.
+    pub fn outside_client(&self, name: &str) -> Result<Machine> {
+        let mut members = self.lock();
+        let index = members.outside_clients + 1;
+        let leaf = Leaf {
+            name,
+            lab: &self.id,
+            addresses: address::outside_client(index),
+            host: &self.fabric,
+            cgroup: &self.outside,
+            logs: &self.directory,
+        };
+        let machine = leaf.create()?;
+        members.outside_clients = index;
+        Ok(machine)
+    }
+
+    /// Sends what outside clients address to `prefix` (of a load balancer's addresses) to these nodes, as a router
+    /// does that learned it from them: in equal shares if there are several.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn route(&self, prefix: &str, nodes: &[&Node]) -> Result<()> {
+        let hops: String = nodes
+            .iter()
+            .map(|node| node.host().addresses())
+            .map(|addresses| match prefix.contains(':') {
+                true => IpAddr::from(addresses.ipv6),
+                false => IpAddr::from(addresses.ipv4),
+            })
+            .map(|address| format!(" nexthop via {address}"))
+            .collect();
+        self.fabric.ip(&[format!("route replace {prefix}{hops}")])
+    }
+
+    /// Start of the names of its namespaces, control groups and directories.
+    pub fn name(&self) -> &str {
+        self.id.as_str()
+    }
+
+    /// Its nodes so far.
+    pub fn nodes(&self) -> Vec<Node> {
+        self.lock().nodes.clone()
+    }
+
+    /// The namespace in the middle: a switch between the nodes, and a router between them and the outside clients.
+    pub fn fabric(&self) -> &Namespace {
+        &self.fabric
+    }
+
+    /// The directory that every node's agent reads.
+    pub fn manifests(&self) -> &Path {
+        &self.manifests
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        drop(Cleanup(Some(self.id.clone())));
+    }
+}
+
+/// Removes a lab when dropped.
+struct Cleanup(Option<LabId>);
+
+impl Cleanup {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        let Some(id) = &self.0 else { return };
+        if let Err(error) = remove(|name| id.owns(name)) {
+            // A panic here would hide the one that may be the cause.
+            eprintln!("{} is not removed completely: {error:#}", id.as_str());
+        }
+    }
+}
+
+/// Removes everything whose name is `unwanted`: processes first, since they hold the rest.
+fn remove(unwanted: impl Fn(&str) -> bool) -> Result<()> {
+    cgroup::remove(&unwanted)?;
+    directory::remove(&unwanted)?;
+    namespace::remove(&unwanted)
+}

@@ -1,0 +1,163 @@
+//! Nodes and their Pods.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result};
+
+use super::address;
+use super::cgroup;
+use super::id::LabId;
+use super::link;
+use super::machine::Machine;
+use super::namespace::Namespace;
+
+/// A node with its Pods. A clone is the same node.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// From 1.
+    pub(super) index: u8,
+    host: Machine,
+    lab: LabId,
+    /// All processes of the node, those of its Pods included.
+    cgroup: PathBuf,
+    pub(super) pin_path: PathBuf,
+    pub(super) manifests: PathBuf,
+    pods: Arc<Mutex<Vec<Machine>>>,
+}
+
+/// Where a new node finds what belongs to its lab.
+pub(super) struct NodePlan<'a> {
+    pub(super) name: &'a str,
+    pub(super) index: u8,
+    pub(super) lab: &'a LabId,
+    pub(super) fabric: &'a Namespace,
+    pub(super) cgroup_root: &'a Path,
+    pub(super) bpf_file_system: &'a Path,
+    pub(super) directory: &'a Path,
+    pub(super) manifests: &'a Path,
+}
+
+impl Node {
+    pub(super) fn create(plan: &NodePlan<'_>) -> Result<Self> {
+        let part = plan.lab.part(plan.name);
+        let cgroup = cgroup::create(plan.cgroup_root, &part)?;
+        let namespace = Namespace::create(part.clone())?;
+        for settings in [
+            link::SYSCTLS.as_slice(),
+            &link::FORWARDING_SYSCTLS,
+            &link::NODE_SYSCTLS,
+        ] {
+            namespace.sysctl(settings)?;
+        }
+        plan.fabric.ip(&link::fabric_to_node(plan.index, &namespace))?;
+        namespace.ip(&link::node(plan.index))?;
+        let far_device = link::node_far_device(plan.index);
+        plan.fabric.wait_until_running(&[&far_device, link::BRIDGE])?;
+        let host = Machine {
+            name: plan.name.to_owned(),
+            namespace,
+            cgroup: cgroup::create(&cgroup, "host")?,
+            addresses: address::node(plan.index),
+            far_device,
+            logs: plan.directory.to_owned(),
+        };
+        Ok(Self {
+            index: plan.index,
+            host,
+            lab: plan.lab.clone(),
+            cgroup,
+            pin_path: plan.bpf_file_system.join(part),
+            manifests: plan.manifests.to_owned(),
+            pods: Arc::default(),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.host.name()
+    }
+
+    /// Where its own processes run, those in the host's network.
+    pub fn host(&self) -> &Machine {
+        &self.host
+    }
+
+    /// The control group of all its processes, those of its Pods included.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// Where its agent pins maps, programs and links. Removed with the lab.
+    pub fn pin_path(&self) -> &Path {
+        &self.pin_path
+    }
+
+    /// Its Pod CIDRs: IPv4, IPv6.
+    pub fn pod_cidrs(&self) -> (String, String) {
+        address::pod_cidrs(self.index)
+    }
+
+    /// Its Pods so far.
+    pub fn pods(&self) -> Vec<Machine> {
+        self.lock_pods().clone()
+    }
+
+    /// Adds a Pod. A name has at most 11 characters, since its device on the node is called after it.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses or the name is too long.
+    pub fn pod(&self, name: &str) -> Result<Machine> {
+        let mut pods = self.lock_pods();
+        let index = u8::try_from(pods.len() + 1).context("too many Pods")?;
+        let leaf = Leaf {
+            name,
+            lab: &self.lab,
+            addresses: address::pod(self.index, index),
+            host: self.host.namespace(),
+            cgroup: &self.cgroup,
+            logs: &self.host.logs,
+        };
+        let pod = leaf.create()?;
+        pods.push(pod.clone());
+        Ok(pod)
+    }
+
+    fn lock_pods(&self) -> MutexGuard<'_, Vec<Machine>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A new machine with a single link.
+pub(super) struct Leaf<'a> {
+    pub(super) name: &'a str,
+    pub(super) lab: &'a LabId,
+    pub(super) addresses: address::Addresses,
+    /// The other end of the link.
+    pub(super) host: &'a Namespace,
+    /// The group in which it gets one.
+    pub(super) cgroup: &'a Path,
+    pub(super) logs: &'a Path,
+}
+
+impl Leaf<'_> {
+    pub(super) fn create(&self) -> Result<Machine> {
+        let device = link::leaf_host_device(self.name)
+            .with_context(|| format!("the name {} is too long", self.name))?;
+        let namespace = Namespace::create(self.lab.part(self.name))?;
+        namespace.sysctl(&link::SYSCTLS)?;
+        self.host
+            .ip(&link::host_to_leaf(&device, &namespace, self.addresses))?;
+        namespace.ip(&link::leaf(self.addresses))?;
+        self.host.wait_until_running(&[&device])?;
+        Ok(Machine {
+            name: self.name.to_owned(),
+            namespace,
+            cgroup: cgroup::create(self.cgroup, self.name)?,
+            addresses: self.addresses,
+            far_device: device,
+            logs: self.logs.to_owned(),
+        })
+    }
+}

@@ -1,0 +1,314 @@
+//! Servers and clients of `lab-tool`, started in a place of a lab.
+
+use std::marker::PhantomData;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use serde::de::DeserializeOwned;
+
+use super::machine::Machine;
+use super::process::Process;
+use super::report::{HttpReport, StreamReport, TalkEvent, UdpReport};
+
+/// How long servers and clients may run.
+const TIME_LIMIT: Duration = Duration::from_secs(300);
+
+impl Machine {
+    /// A server here, which answers with the place's name.
+    pub fn serve(&self) -> ServerBuilder<'_> {
+        ServerBuilder {
+            machine: self,
+            arguments: Vec::new(),
+        }
+    }
+
+    /// HTTP requests from here.
+    pub fn http(&self, address: impl Into<IpAddr>, port: u16) -> ClientBuilder<'_, HttpReport> {
+        ClientBuilder::new(self, "http", address.into(), port)
+    }
+
+    /// UDP datagrams from here.
+    pub fn udp(&self, address: impl Into<IpAddr>, port: u16) -> ClientBuilder<'_, UdpReport> {
+        ClientBuilder::new(self, "udp", address.into(), port)
+    }
+
+    /// A stream of bytes from here and back.
+    pub fn stream(&self, address: impl Into<IpAddr>, port: u16) -> ClientBuilder<'_, StreamReport> {
+        ClientBuilder::new(self, "stream", address.into(), port)
+    }
+
+    /// A TCP connection from here to an echo server, for the test to use as it likes.
+    ///
+    /// # Errors
+    ///
+    /// If the client cannot be started. How the connection fares is told by [`Talk::next_event`].
+    pub fn talk(&self, address: impl Into<IpAddr>, port: u16) -> Result<Talk> {
+        let mut command = self.tool(Some(TIME_LIMIT))?;
+        command.args(["talk", &SocketAddr::new(address.into(), port).to_string()]);
+        Ok(Talk {
+            process: self.spawn("talk", command)?,
+            seen: 0,
+        })
+    }
+}
+
+/// What a server is to serve.
+#[derive(Debug)]
+pub struct ServerBuilder<'a> {
+    machine: &'a Machine,
+    arguments: Vec<String>,
+}
+
+impl ServerBuilder<'_> {
+    /// Answers HTTP requests.
+    pub fn http(self, port: u16) -> Self {
+        self.with("--http", port)
+    }
+
+    /// Answers each UDP datagram.
+    pub fn udp(self, port: u16) -> Self {
+        self.with("--udp", port)
+    }
+
+    /// Echoes lines on TCP connections, for [`Machine::talk`].
+    pub fn echo(self, port: u16) -> Self {
+        self.with("--echo", port)
+    }
+
+    /// Receives streams of bytes and sends them back, for [`Machine::stream`].
+    pub fn stream(self, port: u16) -> Self {
+        self.with("--stream", port)
+    }
+
+    /// Listens at one address instead of all, IPv4 and IPv6.
+    pub fn at(self, address: impl Into<IpAddr>) -> Self {
+        self.with("--address", address.into())
+    }
+
+    /// Answers with another name than the place's.
+    pub fn named(self, name: &str) -> Self {
+        self.with("--name", name)
+    }
+
+    /// Starts it, and waits until it listens. [`Process::stop`] lets it finish what it has begun.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot listen.
+    pub fn start(self) -> Result<Process> {
+        let mut command = self.machine.tool(Some(TIME_LIMIT))?;
+        command
+            .args(["serve", "--name", &self.machine.name])
+            .args(self.arguments);
+        let mut process = self.machine.spawn("server", command)?;
+        process.wait_until_ready()?;
+        Ok(process)
+    }
+
+    fn with(mut self, option: &str, value: impl ToString) -> Self {
+        self.arguments.extend([option.to_owned(), value.to_string()]);
+        self
+    }
+}
+
+/// What a client is to do, and then to report.
+#[derive(Debug)]
+pub struct ClientBuilder<'a, Report> {
+    machine: &'a Machine,
+    role: &'static str,
+    arguments: Vec<String>,
+    report: PhantomData<Report>,
+}
+
+impl<'a, Report: DeserializeOwned> ClientBuilder<'a, Report> {
+    fn new(machine: &'a Machine, role: &'static str, address: IpAddr, port: u16) -> Self {
+        Self {
+            machine,
+            role,
+            arguments: vec![SocketAddr::new(address, port).to_string()],
+            report: PhantomData,
+        }
+    }
+
+    /// Does it and reports.
+    ///
+    /// # Errors
+    ///
+    /// If the client cannot do its work at all. Requests that fail are part of the report.
+    pub fn run(self) -> Result<Report> {
+        self.spawn()?.finish()
+    }
+
+    /// Starts it beside what the test does meanwhile, and waits until it has begun.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn start(self) -> Result<Client<Report>> {
+        let mut client = self.spawn()?;
+        client.process.wait_until_ready()?;
+        Ok(client)
+    }
+
+    fn spawn(self) -> Result<Client<Report>> {
+        let mut command: Command = self.machine.tool(Some(TIME_LIMIT))?;
+        command.arg(self.role).args(self.arguments);
+        Ok(Client {
+            process: self.machine.spawn(self.role, command)?,
+            report: PhantomData,
+        })
+    }
+
+    fn with(mut self, option: &str, value: impl ToString) -> Self {
+        self.arguments.push(option.to_owned());
+        self.arguments.push(value.to_string());
+        self
+    }
+}
+
+impl ClientBuilder<'_, HttpReport> {
+    /// How many requests; 1 by default.
+    pub fn count(self, count: u32) -> Self {
+        self.with("--count", count)
+    }
+
+    /// How many at a time; 1 by default.
+    pub fn concurrency(self, concurrency: u32) -> Self {
+        self.with("--concurrency", concurrency)
+    }
+
+    /// How long each of them waits before the next request.
+    pub fn interval(self, interval: Duration) -> Self {
+        self.with("--interval-ms", interval.as_millis())
+    }
+
+    /// How long a request may take; 2 s by default.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.with("--timeout-ms", timeout.as_millis())
+    }
+}
+
+impl ClientBuilder<'_, UdpReport> {
+    /// How many datagrams from each socket; 1 by default.
+    pub fn count(self, count: u32) -> Self {
+        self.with("--count", count)
+    }
+
+    /// How many sockets, one after the other; 1 by default.
+    pub fn sockets(self, sockets: u32) -> Self {
+        self.with("--sockets", sockets)
+    }
+
+    /// Connects the socket, so that the kernel delivers only what comes from the peer.
+    pub fn connected(mut self) -> Self {
+        self.arguments.push("--connected".to_owned());
+        self
+    }
+
+    /// The client's own port.
+    pub fn source_port(self, port: u16) -> Self {
+        self.with("--source-port", port)
+    }
+
+    /// Size of a datagram's payload in bytes; the server's answer is somewhat larger.
+    pub fn size(self, bytes: u32) -> Self {
+        self.with("--size", bytes)
+    }
+
+    /// How long to wait before the next datagram.
+    pub fn interval(self, interval: Duration) -> Self {
+        self.with("--interval-ms", interval.as_millis())
+    }
+
+    /// How long an answer may take; 1 s by default.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.with("--timeout-ms", timeout.as_millis())
+    }
+}
+
+impl ClientBuilder<'_, StreamReport> {
+    /// How much in each direction; 1 MiB by default.
+    pub fn mebibytes(self, mebibytes: u32) -> Self {
+        self.with("--mebibytes", mebibytes)
+    }
+}
+
+/// A client at work.
+#[derive(Debug)]
+pub struct Client<Report> {
+    process: Process,
+    report: PhantomData<Report>,
+}
+
+impl<Report: DeserializeOwned> Client<Report> {
+    /// Waits until it has done everything.
+    ///
+    /// # Errors
+    ///
+    /// If the client fails as a whole.
+    pub fn finish(self) -> Result<Report> {
+        let output = self.process.output(TIME_LIMIT)?;
+        let report = output.lines().last().unwrap_or_default();
+        serde_json::from_str(report).with_context(|| format!("read the report {output:?}"))
+    }
+
+    /// Lets it finish the request it is at, and report.
+    ///
+    /// # Errors
+    ///
+    /// If the client fails as a whole.
+    pub fn stop(mut self) -> Result<Report> {
+        if !self.process.has_ended() {
+            self.process.signal(Signal::SIGTERM)?;
+        }
+        self.finish()
+    }
+}
+
+/// A TCP connection in the hands of a test.
+#[derive(Debug)]
+pub struct Talk {
+    process: Process,
+    /// How many events the test has seen.
+    seen: usize,
+}
+
+impl Talk {
+    /// Waits for what happens next.
+    ///
+    /// # Errors
+    ///
+    /// If nothing does for some seconds.
+    pub fn next_event(&mut self) -> Result<TalkEvent> {
+        let seen = self.seen;
+        let line = self.process.wait_until("next event", |process| {
+            let output = process.output_so_far();
+            let complete = output.rfind('\n').map_or("", |end| &output[..end]);
+            complete.lines().nth(seen).map(str::to_owned)
+        })?;
+        self.seen += 1;
+        serde_json::from_str(&line).with_context(|| format!("read the event {line:?}"))
+    }
+
+    /// Sends a line.
+    ///
+    /// # Errors
+    ///
+    /// If the client has ended.
+    pub fn send(&mut self, line: &str) -> Result<()> {
+        self.process.write_line(line)
+    }
+
+    /// Sends a line and waits for what happens next: its echo, if all is well.
+    ///
+    /// # Errors
+    ///
+    /// If nothing does for some seconds.
+    pub fn exchange(&mut self, line: &str) -> Result<TalkEvent> {
+        self.send(line)?;
+        self.next_event()
+    }
+}
