@@ -139,6 +139,11 @@ impl<M: Maps> Controller<M> {
         Ok(self.installer.repair(&image, &mut self.maps))
     }
 
+    /// Whether everything was listed and installed once.
+    pub fn is_synced(&self) -> bool {
+        self.is_synced
+    }
+
     /// The maps.
     pub fn maps(&self) -> &M {
         &self.maps

@@ -6,6 +6,8 @@
 //! Each module knows only those to its right; `datapath` is the only one that names aya.
 
 pub mod check;
+pub mod cleanup;
+pub mod cli;
 pub mod controller;
 pub mod datapath;
 pub mod desired;
@@ -18,5 +20,7 @@ pub mod namespace;
 pub mod object;
 pub mod output;
 pub mod privileges;
+pub mod run;
+pub mod show;
 pub mod source;
 pub mod state;

@@ -1,2 +1,26 @@
 //! Makes Kubernetes Services work with eBPF: see the README.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use lb_agent::cli::{Arguments, Command};
+use lb_agent::{check, cleanup, run, show};
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Status(arguments) => show::status(&arguments),
+        Command::Services(arguments) => show::services(&arguments),
+        Command::Check(arguments) => check::run(
+            &check::CheckOptions {
+                pin_path: arguments.pins.pin_path,
+            },
+            arguments.output,
+        ),
+        Command::Cleanup(arguments) => cleanup::run(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("lb-agent: {error:#}");
+        ExitCode::FAILURE
+    })
+}

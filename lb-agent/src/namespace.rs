@@ -9,7 +9,12 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 /// The kernel's cookie of this thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14): what
 /// `bpf_get_netns_cookie` returns for its sockets.
 pub fn cookie() -> nix::Result<u64> {
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     let mut cookie: u64 = 0;
     let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(|_| nix::Error::EINVAL)?;
     // SAFETY: the pointers are those of a value of `length` bytes and of its length.

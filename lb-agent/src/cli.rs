@@ -1,0 +1,133 @@
+//! The command line.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::datapath::attach::{TcAttach, XdpAttach};
+use crate::datapath::object::{DEFAULT_CAPACITY, DEFAULT_FLOWS};
+use crate::devices::DeviceArguments;
+use crate::output::OutputFormat;
+
+/// Makes Kubernetes Services work with eBPF.
+#[derive(Parser, Debug)]
+#[command(version, about, max_term_width = 100)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Keep the BPF maps and programs of this node as the Services ask for
+    Run(Box<RunArguments>),
+    /// Show what is attached, how full the maps are, and why packets were not translated
+    Status(ShowArguments),
+    /// Show the Services that the kernel holds, with their backends
+    Services(ShowArguments),
+    /// Say what this kernel and this host lack
+    Check(ShowArguments),
+    /// Detach all programs and remove every trace of the agent
+    Cleanup(PinArguments),
+}
+
+/// Where the agent pins.
+#[derive(Args, Clone, Debug)]
+pub struct PinArguments {
+    /// Directory in a bpf file system for maps and links, which outlive the agent
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/lb-agent")]
+    pub pin_path: PathBuf,
+}
+
+/// Arguments of the commands that show something.
+#[derive(Args, Clone, Debug)]
+pub struct ShowArguments {
+    /// Where the agent pins.
+    #[command(flatten)]
+    pub pins: PinArguments,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: OutputFormat,
+}
+
+/// Arguments of `run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArguments {
+    /// Where the objects come from.
+    #[command(flatten)]
+    pub source: SourceArguments,
+    /// Where the agent pins.
+    #[command(flatten)]
+    pub pins: PinArguments,
+    /// Name of this node's Node object; the host name by default
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Address of this node, one for each family; by default those of the Node object, else of the default route
+    #[arg(long, value_name = "ADDRESS")]
+    pub node_address: Vec<IpAddr>,
+    /// Translate at the sockets of all processes, of those in the host's network namespace only, or not at all
+    #[arg(long, value_enum, default_value_t)]
+    pub socket_lb: SocketLb,
+    /// Directory of the cgroup whose processes' sockets are translated; the root of cgroup v2 by default
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+    /// How to attach XDP to network devices
+    #[arg(long, value_enum, default_value_t)]
+    pub xdp: XdpAttach,
+    /// How to attach TC programs
+    #[arg(long, value_enum, default_value_t)]
+    pub tc: TcAttach,
+    /// Which devices.
+    #[command(flatten)]
+    pub devices: DeviceArguments,
+    /// Sizes of the maps.
+    #[command(flatten)]
+    pub sizes: SizeArguments,
+}
+
+/// Where the objects come from.
+#[derive(Args, Clone, Debug)]
+#[group(multiple = false)]
+pub struct SourceArguments {
+    /// Directory of YAML files with Services, EndpointSlices, Nodes and Pods
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// The Kubernetes API; the default inside a cluster
+    #[arg(long)]
+    pub kube: bool,
+}
+
+/// Whose sockets are translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum SocketLb {
+    /// Those of all processes, Pods included.
+    #[default]
+    All,
+    /// Those in the agent's own network namespace.
+    Host,
+    /// None: TC translates what Pods send.
+    Off,
+}
+
+/// Sizes of the maps. They count when the maps are made; maps that are pinned keep theirs.
+#[derive(Args, Clone, Debug)]
+pub struct SizeArguments {
+    /// Addresses and ports that clients connect to, for each family
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.frontends, value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_frontends: u32,
+    /// Slots in which the Services name their backends
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.slots, value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_slots: u32,
+    /// Backends, for each family
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.backends, value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_backends: u32,
+    /// Ports of Services
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.services, value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_services: u32,
+    /// Entries of each family's flow table; a connection takes two
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(64..))]
+    pub max_flows: u32,
+}
