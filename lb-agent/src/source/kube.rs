@@ -1,0 +1,90 @@
+//! The Kubernetes API as the source: `--kube`.
+//!
+//! Three watches, on Services, EndpointSlices and the agent's own Node: they need the right to `list` and `watch` these
+//! and nothing else.
+
+mod connection;
+mod watch;
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Config;
+use kube::runtime::watcher;
+use tokio::sync::mpsc;
+
+use self::watch::Watch;
+use crate::object::Change;
+
+/// A Service that has this label is left to the proxy of that name.
+const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+
+/// EndpointSlices of headless Services: nobody sends traffic through a proxy to these.
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
+/// Why the source cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum KubeError {
+    /// There is neither a kubeconfig nor a service account.
+    #[error("no way to the Kubernetes API: set KUBECONFIG, or run in a Pod with a service account")]
+    Config(#[source] Box<kube::config::InferConfigError>),
+    /// The configuration cannot be used.
+    #[error("client for the Kubernetes API at {url}")]
+    Client {
+        /// The API server.
+        url: String,
+        /// What is wrong.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+/// What to watch.
+#[derive(Clone, Debug)]
+pub struct KubeOptions {
+    /// Name of the agent's own Node.
+    pub node: String,
+    /// The `service-proxy-name` that the agent owns: it handles the Services with this name only. Without, it handles
+    /// the Services that have none.
+    pub service_proxy_name: Option<String>,
+}
+
+/// How to reach the API: from a kubeconfig if there is one, else with the Pod's service account.
+pub async fn infer_config() -> Result<Config, KubeError> {
+    Config::infer()
+        .await
+        .map_err(|error| KubeError::Config(Box::new(error)))
+}
+
+/// Sends the objects and how they change, until the receiver is closed. The API may be away at any time, also at the
+/// start.
+pub async fn run(
+    config: Config,
+    options: KubeOptions,
+    changes: mpsc::Sender<Change>,
+) -> Result<(), KubeError> {
+    let services = Watch::<Service>::new(&config, services(&options), changes.clone())?;
+    let slices = Watch::<EndpointSlice>::new(&config, slices(), changes.clone())?;
+    let node = Watch::<Node>::new(&config, node(&options), changes.clone())?;
+    tokio::select! {
+        _ = futures::future::join3(services.run(), slices.run(), node.run()) => {}
+        () = changes.closed() => {}
+    }
+    Ok(())
+}
+
+fn services(options: &KubeOptions) -> watcher::Config {
+    watcher::Config::default().labels(&match &options.service_proxy_name {
+        Some(name) => format!("{PROXY_NAME_LABEL}={name}"),
+        None => format!("!{PROXY_NAME_LABEL}"),
+    })
+}
+
+/// Whose proxy a slice is for is not asked: slices not made by the control plane need not repeat their Service's
+/// label, and when a Service comes from another proxy its slices are known already.
+fn slices() -> watcher::Config {
+    watcher::Config::default().labels(&format!("!{HEADLESS_LABEL}"))
+}
+
+fn node(options: &KubeOptions) -> watcher::Config {
+    watcher::Config::default().fields(&format!("metadata.name={}", options.node))
+}
