@@ -13,7 +13,7 @@ impl Installer {
     /// Takes note of what a Service asks for, and gives up frontends that it does not ask for any more.
     pub(super) fn order(&mut self, name: &NamespacedName, desired: Option<Arc<DesiredService>>) {
         let mut entry = self.services.remove(name).unwrap_or_default();
-        self.stop_waiting(name, &mut entry);
+        self.stop_waiting(name, &entry);
         let old = std::mem::replace(&mut entry.desired, desired);
         if let Some(new) = entry.desired.clone() {
             self.rename_ports(&mut entry, &new);
@@ -77,7 +77,8 @@ impl Installer {
         let Some(mut entry) = self.services.remove(name) else {
             return Ok(());
         };
-        self.stop_waiting(name, &mut entry);
+        self.stop_waiting(name, &entry);
+        let lost_before = std::mem::take(&mut entry.lost);
         let mut result = Ok(());
         if let Some(desired) = entry.desired.clone() {
             for port in &desired.ports {
@@ -86,6 +87,9 @@ impl Installer {
                     break;
                 }
             }
+        }
+        for key in entry.lost.iter().filter(|key| !lost_before.contains(key)) {
+            tracing::warn!(service = %name, frontend = %key, "another Service has this frontend");
         }
         self.services.insert(name.clone(), entry);
         result
@@ -139,13 +143,13 @@ impl Installer {
         entry.ports.push((port.port.clone(), id));
     }
 
-    fn stop_waiting(&mut self, name: &NamespacedName, entry: &mut Entry) {
+    fn stop_waiting(&mut self, name: &NamespacedName, entry: &Entry) {
         let age = entry.desired.as_deref().map_or(i64::MAX, age);
-        for key in entry.lost.drain(..) {
-            if let Some(waiting) = self.waiting.get_mut(&key) {
+        for key in &entry.lost {
+            if let Some(waiting) = self.waiting.get_mut(key) {
                 waiting.remove(&(age, name.clone()));
                 if waiting.is_empty() {
-                    self.waiting.remove(&key);
+                    self.waiting.remove(key);
                 }
             }
         }

@@ -239,6 +239,9 @@ impl Installer {
         };
         let before = entry.failure.take();
         if let Some(failure) = &before {
+            if result.is_ok() {
+                tracing::info!(service = %name, "installed after {} failures", failure.attempts.saturating_add(1));
+            }
             self.retries.remove(&(failure.due, name.clone()));
         }
         match result {
@@ -247,11 +250,15 @@ impl Installer {
             }
             Ok(()) => {}
             Err(error) => {
+                let message = describe(&error);
+                if before.as_ref().is_none_or(|failure| failure.message != message) {
+                    tracing::warn!(service = %name, "not installed yet: {message}");
+                }
                 let attempts = before.map_or(0, |failure| failure.attempts.saturating_add(1));
                 let due = now + pause(attempts);
                 self.retries.insert((due, name.clone()));
                 entry.failure = Some(Failure {
-                    message: describe(&error),
+                    message,
                     attempts,
                     due,
                 });
