@@ -12,7 +12,9 @@ use crate::privileges;
 
 /// Runs until SIGTERM or SIGINT. Programs, maps and links stay: traffic goes on without the agent.
 pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // The API client's crates warn at every retry; the source tells the transitions.
+    let quiet = "info,kube_runtime=error,kube_client=error";
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

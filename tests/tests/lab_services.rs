@@ -21,11 +21,17 @@ fn a_pod_reaches_a_cluster_ip() {
         let node = lab.node("node-1").unwrap();
         let client = node.pod("client").unwrap();
         let servers = [node.pod("web-1").unwrap(), node.pod("web-2").unwrap()];
-        let _processes: Vec<_> =
-            servers.iter().map(|server| server.serve().http(8080).udp(8081).start().unwrap()).collect();
+        let _processes: Vec<_> = servers
+            .iter()
+            .map(|server| server.serve().http(8080).udp(8081).start().unwrap())
+            .collect();
         lab.apply_nodes_and_pods().unwrap();
-        lab.apply("web.yaml", &service_manifest("web", &vips(), "TCP", 80, 8080)).unwrap();
-        let agent = node.start_agent(&AgentOptions { socket_lb: Some(socket_lb), ..AgentOptions::default() });
+        lab.apply("web.yaml", &service_manifest("web", &vips(), "TCP", 80, 8080))
+            .unwrap();
+        let agent = node.start_agent(&AgentOptions {
+            socket_lb: Some(socket_lb),
+            ..AgentOptions::default()
+        });
         let _agent = agent.unwrap();
         let capture = Capture::start(client.namespace()).unwrap();
         for vip in vips() {
