@@ -130,7 +130,9 @@ impl Installer {
     ) {
         let context = &mut Context { maps, now };
         let mut services = services;
-        services.sort_by_key(|(name, desired)| (age(desired), name.clone()));
+        services.sort_by(|(name, desired), (other_name, other)| {
+            age(desired).cmp(&age(other)).then_with(|| name.cmp(other_name))
+        });
         self.adopt_all(&services);
         let names: Vec<NamespacedName> = services
             .into_iter()
