@@ -1,15 +1,7 @@
 //! `lb-agent status` and `lb-agent services`: what the kernel holds, whether an agent is running or not.
 
-use std::process::ExitCode;
+mod services;
+mod status;
 
-use crate::cli::ShowArguments;
-
-/// Prints the state of the kernel side.
-pub fn status(_arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Prints the Services.
-pub fn services(_arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
-    Ok(ExitCode::SUCCESS)
-}
+pub use services::run as services;
+pub use status::run as status;

@@ -29,6 +29,8 @@ pub mod map {
     pub const SOCKETS4: &str = "SOCKETS4";
     /// Translated IPv6 sockets: [`super::SocketKey`] to [`super::Socket`].
     pub const SOCKETS6: &str = "SOCKETS6";
+    /// Names by service id: [`super::ServiceName`].
+    pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
     /// Counters by service id: [`super::ServiceStats`] for each CPU.
     pub const SERVICE_STATS: &str = "SERVICE_STATS";
     /// Counters by [`crate::reason::Reason`]: `u64` for each CPU.
@@ -408,6 +410,20 @@ pub struct Socket<A> {
     pub generation: u32,
 }
 
+/// The name of a service port: value of the service names map. No program reads it; it tells people, and the next
+/// agent, what a service id stands for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(C)]
+pub struct ServiceName {
+    /// `NAMESPACE/NAME/PORT/PROTOCOL` in UTF-8, then zeros. PORT is empty if the port has no name.
+    pub text: [u8; Self::LENGTH],
+}
+
+impl ServiceName {
+    /// Three DNS labels of at most 63 characters, a protocol of at most 4 and three slashes (196), rounded up.
+    pub const LENGTH: usize = 200;
+}
+
 /// Counters of a service port: value of the per-CPU array of counters.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
@@ -439,6 +455,7 @@ assert_layout! {
     SocketKey<Address6>: 28, align 4;
     Socket<Address4>: 20, align 4;
     Socket<Address6>: 32, align 4;
+    ServiceName: 200, align 1;
     ServiceStats: 16, align 8;
 }
 
@@ -475,6 +492,7 @@ mod pod {
         SocketKey<Address6>,
         Socket<Address4>,
         Socket<Address6>,
+        ServiceName,
         ServiceStats,
     );
 }

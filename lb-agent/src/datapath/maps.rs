@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use aya::Pod;
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use lb_common::layout::{
-    self, Address4, Address6, BackendId, Frontend, Port, ServiceId, ServiceStats, Slot, backend_flags,
-    backend_state, map, protocol,
+    self, Address4, Address6, BackendId, Frontend, Port, ServiceId, ServiceName, ServiceStats, Slot,
+    backend_flags, backend_state, map, protocol,
 };
 use lb_common::reason::Reason;
 
@@ -20,6 +20,8 @@ pub struct KernelMaps {
     slots: Array<MapData, Slot>,
     backends4: Array<MapData, layout::Backend<Address4>>,
     backends6: Array<MapData, layout::Backend<Address6>>,
+    names: HashMap<MapData, ServiceId, ServiceName>,
+    counters: Counters,
     capacity: Capacity,
 }
 
@@ -42,8 +44,37 @@ impl KernelMaps {
             slots: typed(slots, map::SLOTS)?,
             backends4: typed(backends4, map::BACKENDS4)?,
             backends6: typed(open(directory, map::BACKENDS6)?, map::BACKENDS6)?,
+            names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
+            counters: Counters::open(directory)?,
             capacity,
         })
+    }
+
+    fn set_name(&mut self, service: ServiceId, name: &str) -> Result<(), MapError> {
+        self.counters.reset(service)?;
+        self.names
+            .insert(service, service_name(name), 0)
+            .map_err(|error| {
+                kernel(
+                    map::SERVICE_NAMES,
+                    format!("write the name {name} of service {service}"),
+                    error,
+                )
+            })
+    }
+
+    fn delete_name(&mut self, service: ServiceId) -> Result<(), MapError> {
+        match self.names.remove(&service) {
+            Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+            Err(aya::maps::MapError::SyscallError(error)) if is(&error, nix::errno::Errno::ENOENT) => Ok(()),
+            result => result.map_err(|error| {
+                kernel(
+                    map::SERVICE_NAMES,
+                    format!("delete the name of service {service}"),
+                    error,
+                )
+            }),
+        }
     }
 
     fn set_backend(&mut self, id: BackendId, backend: &Backend) -> Result<(), MapError> {
@@ -90,7 +121,7 @@ impl KernelMaps {
                     flag: "--max-frontends",
                 }
             }
-            _ => kernel(name, format!("write frontend {key:?}"), error),
+            _ => kernel(name, format!("write frontend {key}"), error),
         })
     }
 
@@ -110,7 +141,7 @@ impl KernelMaps {
         match result {
             Err(aya::maps::MapError::KeyNotFound) => Ok(()),
             Err(aya::maps::MapError::SyscallError(error)) if is(&error, nix::errno::Errno::ENOENT) => Ok(()),
-            result => result.map_err(|error| kernel(name, format!("delete frontend {key:?}"), error)),
+            result => result.map_err(|error| kernel(name, format!("delete frontend {key}"), error)),
         }
     }
 }
@@ -122,6 +153,8 @@ impl Maps for KernelMaps {
 
     fn apply(&mut self, operation: &MapOp) -> Result<(), MapError> {
         match operation {
+            MapOp::SetName { service, name } => self.set_name(*service, name),
+            MapOp::DeleteName { service } => self.delete_name(*service),
             MapOp::SetBackend { id, backend } => self.set_backend(*id, backend),
             MapOp::SetSlots { base, slots } => self.set_slots(*base, slots),
             MapOp::SetFrontend { key, value } => self.set_frontend(key, value),
@@ -131,6 +164,11 @@ impl Maps for KernelMaps {
 
     fn image(&self) -> Result<MapImage, MapError> {
         let mut image = MapImage::default();
+        for row in self.names.iter() {
+            let (service, name) =
+                row.map_err(|error| kernel(map::SERVICE_NAMES, "read all rows".to_owned(), error))?;
+            image.names.insert(service, text_of(&name));
+        }
         for row in self.frontends4.iter() {
             let (key, value) =
                 row.map_err(|error| kernel(map::FRONTENDS4, "read all rows".to_owned(), error))?;
@@ -207,6 +245,23 @@ impl Counters {
             }))
     }
 
+    /// Sets the counters of a service port to 0.
+    fn reset(&mut self, service: ServiceId) -> Result<(), MapError> {
+        let zeros = aya::util::nr_cpus()
+            .map_err(|(_, error)| error)
+            .and_then(|cpus| PerCpuValues::try_from(vec![ServiceStats::default(); cpus]));
+        zeros
+            .map_err(aya::maps::MapError::from)
+            .and_then(|zeros| self.services.set(service, zeros, 0))
+            .map_err(|error| {
+                kernel(
+                    map::SERVICE_STATS,
+                    format!("reset the counters of service {service}"),
+                    error,
+                )
+            })
+    }
+
     /// How many packets were not simply translated for this reason, summed over all CPUs.
     pub fn reason(&self, reason: Reason) -> Result<u64, MapError> {
         let values = self.reasons.get(&reason.index(), 0).map_err(|error| {
@@ -218,6 +273,27 @@ impl Counters {
         })?;
         Ok(values.iter().sum())
     }
+}
+
+/// Name, entries and capacity of the maps that packets fill.
+pub fn map_sizes(directory: &Path) -> Result<Vec<(&'static str, usize, u32)>, MapError> {
+    let flows4 = size::<layout::FlowKey<Address4>, layout::Flow<Address4>>(directory, map::FLOWS4)?;
+    let flows6 = size::<layout::FlowKey<Address6>, layout::Flow<Address6>>(directory, map::FLOWS6)?;
+    let sockets4 = size::<layout::SocketKey<Address4>, layout::Socket<Address4>>(directory, map::SOCKETS4)?;
+    let sockets6 = size::<layout::SocketKey<Address6>, layout::Socket<Address6>>(directory, map::SOCKETS6)?;
+    Ok(vec![
+        ("flows IPv4", flows4.0, flows4.1),
+        ("flows IPv6", flows6.0, flows6.1),
+        ("sockets IPv4", sockets4.0, sockets4.1),
+        ("sockets IPv6", sockets6.0, sockets6.1),
+    ])
+}
+
+fn size<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<(usize, u32), MapError> {
+    let map = open(directory, name)?;
+    let capacity = max_entries(&map, name)?;
+    let map: HashMap<MapData, K, V> = typed(map, name)?;
+    Ok((map.keys().count(), capacity))
 }
 
 /// Opens a pinned map.
@@ -233,7 +309,7 @@ fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(map: Map, name: &'static 
 }
 
 fn max_entries(map: &Map, name: &'static str) -> Result<u32, MapError> {
-    let (Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data)) = map else {
+    let (Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data)) = map else {
         return Err(kernel(
             name,
             "ask for its size".to_owned(),
@@ -279,6 +355,20 @@ fn frontend_key(address: IpAddr, port: Port, number: u8) -> Option<FrontendKey> 
         protocol::UDP => FrontendKey::Port(address, port.get(), Protocol::Udp),
         _ => return None,
     })
+}
+
+/// A name that is too long, which Kubernetes does not let happen, is cut.
+fn service_name(name: &str) -> ServiceName {
+    let mut text = [0; ServiceName::LENGTH];
+    for (target, byte) in text.iter_mut().zip(name.bytes()) {
+        *target = byte;
+    }
+    ServiceName { text }
+}
+
+fn text_of(name: &ServiceName) -> String {
+    let text = name.text.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
 }
 
 fn backend_row<A: Pod>(backend: &Backend, address: A) -> layout::Backend<A> {

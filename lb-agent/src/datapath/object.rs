@@ -8,8 +8,8 @@ use aya::maps::MapInfo;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 use lb_common::layout::{
-    Address4, Address6, Backend, Flow, FlowKey, Frontend, FrontendKey, ServiceStats, Slot, Socket, SocketKey,
-    map,
+    Address4, Address6, Backend, Flow, FlowKey, Frontend, FrontendKey, ServiceName, ServiceStats, Slot,
+    Socket, SocketKey, map,
 };
 use lb_common::tables::{Lifetimes, TICK_SHIFT};
 use nix::time::{ClockId, clock_getres};
@@ -104,7 +104,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 11] = [
+const MAPS: [(&str, usize, usize); 12] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -138,6 +138,7 @@ const MAPS: [(&str, usize, usize); 11] = [
         size_of::<SocketKey<Address6>>(),
         size_of::<Socket<Address6>>(),
     ),
+    (map::SERVICE_NAMES, size_of::<u32>(), size_of::<ServiceName>()),
     (map::SERVICE_STATS, size_of::<u32>(), size_of::<ServiceStats>()),
     (map::REASONS, size_of::<u32>(), size_of::<u64>()),
 ];
@@ -169,6 +170,7 @@ pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
         .map_max_entries(map::SLOTS, capacity.slots)
         .map_max_entries(map::BACKENDS4, capacity.backends)
         .map_max_entries(map::BACKENDS6, capacity.backends)
+        .map_max_entries(map::SERVICE_NAMES, capacity.services)
         .map_max_entries(map::SERVICE_STATS, capacity.services)
         .map_max_entries(map::FLOWS4, settings.flows)
         .map_max_entries(map::FLOWS6, settings.flows);

@@ -7,7 +7,7 @@ use std::time::Instant;
 use lb_common::layout::{BackendId, Region, ServiceId, Slot};
 
 use super::tables::{Context, Tables, index};
-use crate::desired::{DesiredBackend, DesiredPort, NamespacedName};
+use crate::desired::{DesiredBackend, DesiredPort, NamespacedName, PortName};
 use crate::maps::{Backend, BackendState, Family, FrontendKey, MapError};
 
 /// What a port has: rows, ids and regions. Owned by a Service, or found in the maps after a start.
@@ -52,6 +52,12 @@ pub(super) enum Want {
     New(usize),
     /// It is replaced by this one.
     Allocated(Region),
+}
+
+/// What the maps call a port: `NAMESPACE/NAME/PORT/PROTOCOL`.
+pub(super) fn full_name(service: &NamespacedName, port: &PortName) -> String {
+    let PortName { name, protocol } = port;
+    format!("{service}/{name}/{protocol}")
 }
 
 /// The backends of one family that a port gets: none, unless it has a frontend that could name them.

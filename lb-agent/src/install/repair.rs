@@ -7,6 +7,8 @@ use crate::maps::{Backend, BackendState, Family, MapImage, MapOp, Maps};
 /// What a comparison with the maps found. All of it was written again unless `errors` says otherwise.
 #[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct Repaired {
+    /// Names of service ids that were missing, wrong or foreign.
+    pub names: usize,
     /// Frontend rows that were missing, wrong or foreign.
     pub frontends: usize,
     /// Regions whose slots were wrong.
@@ -20,7 +22,7 @@ pub struct Repaired {
 impl Repaired {
     /// How many faults were found.
     pub fn faults(&self) -> usize {
-        self.frontends + self.regions + self.backends
+        self.names + self.frontends + self.regions + self.backends
     }
 }
 
@@ -34,11 +36,13 @@ impl Installer {
             self.tables.note_backend(*family, *id, *backend);
         }
         let operations = [
+            name_operations(&self.tables, image),
             backend_operations(&self.tables, image),
             region_operations(&self.tables, image),
             frontend_operations(&self.tables, image),
         ];
         let counts = [
+            &mut repaired.names,
             &mut repaired.backends,
             &mut repaired.regions,
             &mut repaired.frontends,
@@ -72,6 +76,18 @@ fn foreign_backends(tables: &Tables, image: &MapImage) -> Vec<(Family, u32, Back
         })
     };
     Family::ALL.into_iter().flat_map(of_family).collect()
+}
+
+fn name_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
+    let ours = tables.names();
+    let wrong = ours.iter().filter(|(id, name)| image.names.get(id) != Some(name));
+    let set = wrong.map(|(id, name)| MapOp::SetName {
+        service: *id,
+        name: name.clone(),
+    });
+    let foreign = image.names.keys().filter(|id| !ours.contains_key(id));
+    set.chain(foreign.map(|id| MapOp::DeleteName { service: *id }))
+        .collect()
 }
 
 fn backend_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lb_common::layout::ServiceId;
 
-use super::port::Port;
+use super::port::{Port, full_name};
 use super::tables::{Context, Tables, index};
 use super::{Installer, pause};
 use crate::desired::{DesiredService, NamespacedName};
@@ -21,6 +21,7 @@ impl Installer {
         let live = live.filter(|backend| backend.state != BackendState::Gone);
         let ids: BTreeSet<ServiceId> = (live.map(|backend| backend.service))
             .chain(image.frontends.values().map(|frontend| frontend.service))
+            .chain(image.names.keys().copied())
             .collect();
         let mut installer = Self {
             tables: Tables::restore(image, capacity, ids.iter().copied()),
@@ -101,8 +102,8 @@ impl Installer {
             .map(|row| row.service)
     }
 
-    /// Gives ports the ids that they had: by the frontends that only one Service asks for. So it is known who had
-    /// those that several ask for.
+    /// Gives ports the ids that they had: by their names, or by the frontends that only one Service asks for. So it is
+    /// known who had those that several ask for.
     pub(super) fn adopt_all(&mut self, services: &[(NamespacedName, Arc<DesiredService>)]) {
         let mut n_claimants: HashMap<FrontendKey, u32> = HashMap::new();
         let frontends = services
@@ -112,11 +113,20 @@ impl Installer {
         for frontend in frontends {
             *n_claimants.entry(frontend.key).or_default() += 1;
         }
+        let named: HashMap<String, ServiceId> = self
+            .tables
+            .names()
+            .iter()
+            .map(|(id, name)| (name.clone(), *id))
+            .collect();
         for (name, desired) in services {
             let mut entry = self.services.remove(name).unwrap_or_default();
             for port in &desired.ports {
                 let keys = || port.frontends.iter().map(|frontend| frontend.key);
-                let Some(id) = self.orphan_of(keys().filter(|key| n_claimants.get(key) == Some(&1))) else {
+                let by_name = named.get(&full_name(name, &port.port)).copied();
+                let by_name = by_name.filter(|id| self.orphans.contains(id));
+                let by_frontend = || self.orphan_of(keys().filter(|key| n_claimants.get(key) == Some(&1)));
+                let Some(id) = by_name.or_else(by_frontend) else {
                     continue;
                 };
                 self.assign(name, &mut entry, port, id);

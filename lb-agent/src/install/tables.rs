@@ -55,6 +55,8 @@ pub(super) struct Tables {
     slots: SlotAllocator,
     backends: [BackendTable; 2],
     service_ids: Ids,
+    /// What the ids stand for.
+    names: BTreeMap<ServiceId, String>,
     retired: VecDeque<(Instant, Retired)>,
 }
 
@@ -101,6 +103,7 @@ impl Tables {
             slots: SlotAllocator::new(capacity.slots),
             backends,
             service_ids: Ids::new(capacity.services, service_ids),
+            names: image.names.clone(),
             retired: VecDeque::new(),
         };
         for (key, value) in &image.frontends {
@@ -389,6 +392,36 @@ impl Tables {
 
     pub(super) fn retire_service(&mut self, id: ServiceId, now: Instant) {
         self.retired.push_back((now + GRACE, Retired::Service(id)));
+    }
+
+    /// Says what an id stands for, unless it is said.
+    pub(super) fn set_name(
+        &mut self,
+        context: &mut Context<'_>,
+        id: ServiceId,
+        name: String,
+    ) -> Result<(), MapError> {
+        if self.names.get(&id) != Some(&name) {
+            let operation = MapOp::SetName { service: id, name };
+            context.maps.apply(&operation)?;
+            if let MapOp::SetName { name, .. } = operation {
+                self.names.insert(id, name);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete_name(&mut self, context: &mut Context<'_>, id: ServiceId) -> Result<(), MapError> {
+        if self.names.contains_key(&id) {
+            context.maps.apply(&MapOp::DeleteName { service: id })?;
+            self.names.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// What all ids stand for.
+    pub(super) fn names(&self) -> &BTreeMap<ServiceId, String> {
+        &self.names
     }
 
     // Time.

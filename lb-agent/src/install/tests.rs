@@ -568,6 +568,7 @@ fn order_of_the_writes() {
             MapOp::SetSlots { .. } => "slots",
             MapOp::SetFrontend { .. } => "frontend",
             MapOp::DeleteFrontend { .. } => "delete",
+            MapOp::SetName { .. } | MapOp::DeleteName { .. } => "name",
         })
         .collect();
     assert_eq!(names, ["backend", "slots", "frontend", "delete", "gone"]);

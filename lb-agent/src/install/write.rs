@@ -2,7 +2,7 @@
 
 use lb_common::layout::{Frontend, ServiceId};
 
-use super::port::backends;
+use super::port::{backends, full_name};
 use super::tables::{Context, WILDCARD, index};
 use super::{Entry, Installer};
 use crate::desired::{DesiredBackend, DesiredPort, DesiredService, NamespacedName};
@@ -80,6 +80,9 @@ impl Installer {
         let Some(state) = self.ports.get_mut(&id) else {
             return Ok(());
         };
+        if let Some(owner) = &state.owner {
+            self.tables.set_name(context, id, full_name(owner, &port.port))?;
+        }
         for family in Family::ALL {
             let backends = backends(&self.claims, id, port, family);
             state.families[index(family)].write(&mut self.tables, context, id, backends)?;
@@ -190,6 +193,7 @@ impl Installer {
     /// Removes a port that has no frontend rows any more.
     pub(super) fn remove_port(&mut self, id: ServiceId, context: &mut Context<'_>) -> Result<(), MapError> {
         self.clear_backends(id, &[&[], &[]], context)?;
+        self.tables.delete_name(context, id)?;
         if let Some(state) = self.ports.remove(&id) {
             for family in state.families {
                 self.tables.release_region(family.cluster, context.now);

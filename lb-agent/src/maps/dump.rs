@@ -35,6 +35,9 @@ pub fn dump(image: &MapImage) -> String {
             }
         }
     }
+    for (service, name) in &image.names {
+        lines.push(format!("SERVICE {service} {name}"));
+    }
     for backend in image.backends4.values().chain(image.backends6.values()) {
         let state = match backend.state {
             BackendState::Gone => continue,

@@ -33,6 +33,15 @@ impl Family {
     }
 }
 
+impl fmt::Display for Family {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
 /// A transport protocol that a Service port may have.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -123,6 +132,18 @@ pub struct Backend {
 /// One write to the maps.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MapOp {
+    /// Says which service port an id stands for, as `NAMESPACE/NAME/PORT/PROTOCOL`; its counters begin at 0.
+    SetName {
+        /// The id.
+        service: ServiceId,
+        /// The name.
+        name: String,
+    },
+    /// Forgets what an id stands for; one that stands for nothing is success.
+    DeleteName {
+        /// The id.
+        service: ServiceId,
+    },
     /// Writes one backend row.
     SetBackend {
         /// Index of the row, from 1.
@@ -167,6 +188,8 @@ pub struct Capacity {
 /// What the maps hold.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MapImage {
+    /// What service ids stand for.
+    pub names: BTreeMap<ServiceId, String>,
     /// All frontend rows.
     pub frontends: BTreeMap<FrontendKey, Frontend>,
     /// The slots of every region that a frontend row points to, by index.

@@ -143,6 +143,12 @@ impl Maps for FakeMaps {
             MapOp::DeleteFrontend { key } => {
                 self.written.frontends.remove(key);
             }
+            MapOp::SetName { service, name } => {
+                self.written.names.insert(*service, name.clone());
+            }
+            MapOp::DeleteName { service } => {
+                self.written.names.remove(service);
+            }
         }
         self.log.push(operation.clone());
         Ok(())

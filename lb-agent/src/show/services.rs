@@ -1,0 +1,243 @@
+//! The Services that the kernel holds.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use lb_common::layout::{ServiceId, ServiceStats, frontend_flags};
+use serde::Serialize;
+
+use crate::cli::ShowArguments;
+use crate::datapath::maps::{Counters, KernelMaps};
+use crate::datapath::pins::Pins;
+use crate::maps::{BackendState, Family, FrontendKey, MapImage, Maps as _};
+use crate::output::{self, Table};
+use crate::privileges;
+
+/// A service port in the kernel.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+struct ServicePort {
+    id: ServiceId,
+    namespace: String,
+    name: String,
+    /// Empty if the port has no name.
+    port: String,
+    protocol: String,
+    frontends: Vec<Frontend>,
+    backends: Vec<Backend>,
+    /// Connections and first packets of UDP flows that were sent to a backend.
+    connections: u64,
+    /// First packets that found no usable backend.
+    rejected: u64,
+}
+
+/// An address and port that clients connect to.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+struct Frontend {
+    address: String,
+    /// Whether clients inside see backends of this node only.
+    inside_local: bool,
+    /// Whether clients outside see backends of this node only.
+    outside_local: bool,
+    #[serde(skip_serializing_if = "is_zero")]
+    affinity_seconds: u32,
+}
+
+/// A backend of a service port.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+struct Backend {
+    address: SocketAddr,
+    state: BackendState,
+    /// Whether it is on this node.
+    local: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(seconds: &u32) -> bool {
+    *seconds == 0
+}
+
+/// Prints them.
+pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
+    privileges::require("services", &privileges::MAPS)?;
+    let directory = Pins::new(&arguments.pins.pin_path).maps();
+    let counters = Counters::open(&directory)?;
+    let mut services = service_ports(&KernelMaps::open(&directory)?.image()?);
+    for service in &mut services {
+        let ServiceStats {
+            connections,
+            rejected,
+        } = counters.service(service.id)?;
+        service.connections = connections;
+        service.rejected = rejected;
+    }
+    output::print(arguments.output, &services, |services| table(services))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The service ports of an image by name, without counters.
+fn service_ports(image: &MapImage) -> Vec<ServicePort> {
+    let mut ports: BTreeMap<ServiceId, ServicePort> = BTreeMap::new();
+    for (id, name) in &image.names {
+        ports.insert(*id, named(*id, name));
+    }
+    for (key, value) in &image.frontends {
+        if let FrontendKey::Port(address, port, _) = key {
+            let frontend = Frontend {
+                address: SocketAddr::new(*address, *port).to_string(),
+                inside_local: value.flags & frontend_flags::INSIDE_LOCAL != 0,
+                outside_local: value.flags & frontend_flags::OUTSIDE_LOCAL != 0,
+                affinity_seconds: value.affinity_seconds,
+            };
+            ports
+                .entry(value.service)
+                .or_insert_with(|| named(value.service, ""))
+                .frontends
+                .push(frontend);
+        }
+    }
+    for row in Family::ALL
+        .iter()
+        .flat_map(|family| image.backends(*family).values())
+    {
+        if row.state != BackendState::Gone {
+            let backend = Backend {
+                address: SocketAddr::new(row.address, row.port),
+                state: row.state,
+                local: row.local,
+            };
+            ports
+                .entry(row.service)
+                .or_insert_with(|| named(row.service, ""))
+                .backends
+                .push(backend);
+        }
+    }
+    let mut ports: Vec<ServicePort> = ports.into_values().collect();
+    for port in &mut ports {
+        port.backends.sort();
+    }
+    ports.sort_by(|a, b| (&a.namespace, &a.name, &a.port, a.id).cmp(&(&b.namespace, &b.name, &b.port, b.id)));
+    ports
+}
+
+/// A service port from its name `NAMESPACE/NAME/PORT/PROTOCOL`; one without a name shows its id.
+fn named(id: ServiceId, text: &str) -> ServicePort {
+    let mut parts = text.split('/').map(str::to_owned);
+    let mut part = || parts.next().unwrap_or_default();
+    let (namespace, name, port, protocol) = (part(), part(), part(), part());
+    let name = if name.is_empty() {
+        format!("(service {id})")
+    } else {
+        name
+    };
+    ServicePort {
+        id,
+        namespace,
+        name,
+        port,
+        protocol,
+        frontends: Vec::new(),
+        backends: Vec::new(),
+        connections: 0,
+        rejected: 0,
+    }
+}
+
+fn table(services: &[ServicePort]) -> Table {
+    let mut table = Table::new(&[
+        "namespace",
+        "name",
+        "port",
+        "protocol",
+        "frontends",
+        "active",
+        "draining",
+        "local",
+        "connections",
+        "rejected",
+    ]);
+    for service in services {
+        let count = |wanted: &dyn Fn(&Backend) -> bool| {
+            service
+                .backends
+                .iter()
+                .filter(|backend| wanted(backend))
+                .count()
+                .to_string()
+        };
+        let frontends: Vec<&str> = service
+            .frontends
+            .iter()
+            .map(|frontend| frontend.address.as_str())
+            .collect();
+        table.row([
+            service.namespace.clone(),
+            service.name.clone(),
+            if service.port.is_empty() {
+                "-".to_owned()
+            } else {
+                service.port.clone()
+            },
+            service.protocol.clone(),
+            frontends.join(","),
+            count(&|backend| backend.state == BackendState::Active),
+            count(&|backend| backend.state == BackendState::Draining),
+            count(&|backend| backend.local),
+            service.connections.to_string(),
+            service.rejected.to_string(),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::layout::Frontend as Row;
+
+    use super::*;
+    use crate::maps::{Backend as BackendRow, Protocol};
+
+    #[test]
+    fn names_frontends_and_backends_come_together_by_service_id() {
+        let mut image = MapImage::default();
+        image.names.insert(3, "default/web/http/TCP".to_owned());
+        let row = Row {
+            service: 3,
+            flags: frontend_flags::OUTSIDE_LOCAL,
+            ..Row::default()
+        };
+        let address = "10.96.0.1".parse().unwrap();
+        image
+            .frontends
+            .insert(FrontendKey::Port(address, 80, Protocol::Tcp), row);
+        image
+            .frontends
+            .insert(FrontendKey::Wildcard(address), Row::default());
+        let backend = |state, generation| BackendRow {
+            address: "10.1.0.2".parse().unwrap(),
+            port: 8080,
+            state,
+            local: true,
+            generation,
+            service: 3,
+        };
+        image.backends4.insert(1, backend(BackendState::Active, 1));
+        image.backends4.insert(2, backend(BackendState::Gone, 7));
+        let services = service_ports(&image);
+        assert_eq!(services.len(), 1, "{services:?}");
+        assert_eq!(
+            (
+                services[0].namespace.as_str(),
+                services[0].name.as_str(),
+                services[0].port.as_str()
+            ),
+            ("default", "web", "http")
+        );
+        assert_eq!(services[0].frontends[0].address, "10.96.0.1:80");
+        assert!(services[0].frontends[0].outside_local);
+        assert_eq!(services[0].backends.len(), 1);
+        let text = table(&services).to_string();
+        assert!(text.contains("default     web    http"), "{text}");
+    }
+}
