@@ -8,7 +8,7 @@ mod store;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
@@ -31,6 +31,7 @@ pub struct ApiServer {
     shared: Arc<Shared>,
     address: SocketAddr,
     certificate: CertificateDer<'static>,
+    certificate_pem: String,
     acceptor: TlsAcceptor,
     listening: Option<JoinHandle<()>>,
 }
@@ -73,6 +74,7 @@ impl ApiServer {
             rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).context("certificate")?;
         let key = PrivateKeyDer::try_from(signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
         let certificate = cert.der().clone();
+        let certificate_pem = cert.pem();
         let tls = ServerConfig::builder()
             .with_no_client_auth()
             .with_single_cert(vec![certificate.clone()], key)?;
@@ -81,6 +83,7 @@ impl ApiServer {
             shared: Arc::new(Shared::new(token)),
             address: listener.local_addr()?,
             certificate,
+            certificate_pem,
             acceptor: TlsAcceptor::from(Arc::new(tls)),
             listening: None,
         };
@@ -97,6 +100,28 @@ impl ApiServer {
             ..AuthInfo::default()
         };
         Ok(config)
+    }
+
+    /// The same for a program: writes a kubeconfig, with what it names beside it, into a directory.
+    pub fn write_kubeconfig(&self, directory: &Path, token: &str) -> anyhow::Result<PathBuf> {
+        let certificate = directory.join("ca.pem");
+        let token_file = directory.join("token");
+        let path = directory.join("kubeconfig");
+        std::fs::write(&certificate, &self.certificate_pem).context("certificate")?;
+        std::fs::write(&token_file, token).context("token")?;
+        let config = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "lab", "cluster": {
+                "server": format!("https://{}", self.address),
+                "certificate-authority": certificate,
+            }}],
+            "users": [{"name": "agent", "user": {"tokenFile": token_file}}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "agent"}}],
+            "current-context": "lab",
+        });
+        std::fs::write(&path, config.to_string()).context("kubeconfig")?;
+        Ok(path)
     }
 
     /// Creates or changes objects.

@@ -66,6 +66,8 @@ impl fmt::Display for Xdp {
 pub struct AgentOptions {
     /// The program, if it is not the one just built.
     pub program: Option<PathBuf>,
+    /// The Kubernetes API as the source, instead of the lab's manifests.
+    pub kubeconfig: Option<PathBuf>,
     /// `--socket-lb`
     pub socket_lb: Option<SocketLb>,
     /// `--xdp`
@@ -122,14 +124,16 @@ impl Node {
             .args(["exec", "--"])
             .arg(program)
             .args(["run", "--node-name", self.name()])
-            .arg("--manifests")
-            .arg(&self.manifests)
             .arg("--pin-path")
             .arg(self.pin_path())
             .arg("--cgroup")
             .arg(self.cgroup())
             .args(options.arguments())
             .env("NO_COLOR", "1");
+        match &options.kubeconfig {
+            Some(path) => command.arg("--kube").env("KUBECONFIG", path),
+            None => command.arg("--manifests").arg(&self.manifests),
+        };
         Ok(Agent {
             node: self.clone(),
             options: options.clone(),
