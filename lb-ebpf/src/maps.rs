@@ -7,8 +7,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
-    Address4, Address6, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, ServiceName, ServiceStats,
-    Slot, Socket, SocketKey,
+    Address4, Address6, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, ServiceName,
+    ServiceStats, Slot, Socket, SocketKey,
 };
 use lb_common::reason::Reason;
 

@@ -39,7 +39,9 @@ fn distance(start: usize, end: usize) -> u32 {
     // prohibited", Linux 6.18): it must not see that only those are used.
     // An empty text would give two source lines to one instruction, which the kernel refuses.
     // SAFETY: copies a register onto itself.
-    unsafe { core::arch::asm!("{0} = {0}", inout(reg) distance, options(pure, nomem, nostack, preserves_flags)) };
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) distance, options(pure, nomem, nostack, preserves_flags))
+    };
     distance as u32
 }
 
@@ -63,7 +65,8 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn view<const N: usize>(&self, offset: u32) -> Option<View<'_, N>> {
         // SAFETY: `part` checks that N bytes are there; `&self` keeps helpers that move data away.
-        self.part(offset, N).map(|start| unsafe { View::new(start as *const u8) })
+        self.part(offset, N)
+            .map(|start| unsafe { View::new(start as *const u8) })
     }
 
     #[inline(always)]
@@ -105,7 +108,8 @@ impl DirectPacket for XdpPacket {
     #[inline(always)]
     fn view_mut<const N: usize>(&mut self, offset: u32) -> Option<ViewMut<'_, N>> {
         // SAFETY: `part` checks that N bytes are there; `&mut self` keeps helpers that move data away.
-        self.part(offset, N).map(|start| unsafe { ViewMut::new(start as *mut u8) })
+        self.part(offset, N)
+            .map(|start| unsafe { ViewMut::new(start as *mut u8) })
     }
 }
 
@@ -214,7 +218,11 @@ impl Packet for TcPacket {
         let checksum = headers.checksum_offset(old.protocol);
         self.write_fields(headers, new, addresses)?;
         // A UDP checksum of 0 means none and stays; a computed 0 is sent as 0xffff.
-        let udp = if old.protocol == protocol::UDP { BPF_F_MARK_MANGLED_0 } else { 0 };
+        let udp = if old.protocol == protocol::UDP {
+            BPF_F_MARK_MANGLED_0
+        } else {
+            0
+        };
         // Ports are part of the data: a partial checksum does not cover them yet.
         if old.ports_word() != new.ports_word() {
             let ports = Sum::new().replace(old.ports_word(), new.ports_word());
@@ -253,19 +261,15 @@ impl Packet for TcPacket {
         };
         // A change of the data patches a complete checksum and leaves a partial one alone.
         self.patch_checksum(offset, Sum::new().add(1), 0);
-        self.view::<2>(offset).is_some_and(|field| field.u16::<0>() == before)
+        self.view::<2>(offset)
+            .is_some_and(|field| field.u16::<0>() == before)
     }
 }
 
 impl TcPacket {
     /// Writes addresses, ports and the checksum of an IPv4 header.
     #[inline(always)]
-    fn write_fields<A: Address>(
-        &mut self,
-        headers: &Headers,
-        new: &Flow<A>,
-        difference: Sum,
-    ) -> Option<()> {
+    fn write_fields<A: Address>(&mut self, headers: &Headers, new: &Flow<A>, difference: Sum) -> Option<()> {
         let (source, destination, ports) = (new.source.words(), new.destination.words(), new.ports_word());
         let is_plain = headers.transport - headers.network == A::HEADER_LENGTH;
         if A::IS_IPV6 {
@@ -285,7 +289,14 @@ impl TcPacket {
             let [[a, b], [c, d], [e, f]] = [halves(source[0]), halves(destination[0]), halves(ports)];
             let offset = headers.network + CHECKSUM as u32;
             if is_plain {
-                return self.store(offset, &Ipv4Fields { checksum, rest: [a, b, c, d, e, f] }, 0);
+                return self.store(
+                    offset,
+                    &Ipv4Fields {
+                        checksum,
+                        rest: [a, b, c, d, e, f],
+                    },
+                    0,
+                );
             }
             self.store(offset, &[checksum, a, b, c, d], 0)?;
         }

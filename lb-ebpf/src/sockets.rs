@@ -34,7 +34,11 @@ pub fn lb_connect4(context: SockAddrContext) -> i32 {
 /// `connect` of an IPv6 socket.
 #[cgroup_sock_addr(connect6)]
 pub fn lb_connect6(context: SockAddrContext) -> i32 {
-    translate6(&SocketAddress(context.sock_addr), socket::connect, socket::connect)
+    translate6(
+        &SocketAddress(context.sock_addr),
+        socket::connect,
+        socket::connect,
+    )
 }
 
 /// `sendmsg` and `sendto` of an unconnected IPv4 socket.
@@ -88,7 +92,10 @@ fn translate4(address: &SocketAddress, translate: Translate<Address4>) -> i32 {
 fn translate6(address: &SocketAddress, translate: Translate<Address6>, mapped: Translate<Address4>) -> i32 {
     let peer = address.peer6();
     if let Some(peer4) = peer.address.to_mapped() {
-        let Some(call) = address.call(Peer { address: peer4, port: peer.port }) else {
+        let Some(call) = address.call(Peer {
+            address: peer4,
+            port: peer.port,
+        }) else {
             return ALLOW;
         };
         return finish(mapped(&KernelTables, &call), |peer| address.set_peer6(map(peer)));
@@ -133,8 +140,10 @@ fn restore4(address: &SocketAddress) -> i32 {
 fn restore6(address: &SocketAddress) -> i32 {
     let peer = address.peer6();
     if let Some(peer4) = peer.address.to_mapped() {
-        if let Some(call) = address.call(Peer { address: peer4, port: peer.port })
-            && let Some(peer) = socket::restore(&KernelTables, &call)
+        if let Some(call) = address.call(Peer {
+            address: peer4,
+            port: peer.port,
+        }) && let Some(peer) = socket::restore(&KernelTables, &call)
         {
             address.set_peer6(map(peer));
         }
@@ -148,7 +157,10 @@ fn restore6(address: &SocketAddress) -> i32 {
 
 #[inline(always)]
 fn map(peer: Peer<Address4>) -> Peer<Address6> {
-    Peer { address: Address6::from_mapped(peer.address), port: peer.port }
+    Peer {
+        address: Address6::from_mapped(peer.address),
+        port: peer.port,
+    }
 }
 
 /// The address in a system call, as the kernel shows it to the program.
@@ -172,7 +184,11 @@ impl SocketAddress {
         }
         // SAFETY: as above.
         let cookie = unsafe { bpf_get_socket_cookie(self.0.cast()) };
-        Some(Call { cookie, protocol, peer })
+        Some(Call {
+            cookie,
+            protocol,
+            peer,
+        })
     }
 
     #[inline(always)]
@@ -194,7 +210,10 @@ impl SocketAddress {
     fn peer4(&self) -> Peer<Address4> {
         // SAFETY: as above.
         let address = Address4::from_word(unsafe { (*self.0).user_ip4 });
-        Peer { address, port: self.port() }
+        Peer {
+            address,
+            port: self.port(),
+        }
     }
 
     #[inline(always)]
@@ -213,7 +232,10 @@ impl SocketAddress {
             let word = |index: usize| address.cast::<u32>().add(index).read_volatile();
             [word(0), word(1), word(2), word(3)]
         };
-        Peer { address: Address6::from_words(words), port: self.port() }
+        Peer {
+            address: Address6::from_words(words),
+            port: self.port(),
+        }
     }
 
     #[inline(always)]
