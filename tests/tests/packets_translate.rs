@@ -182,9 +182,9 @@ const ROUTING: (u8, [u8; 6]) = (43, [4, 0, 0, 0, 0, 0]);
 const AUTHENTICATION: (u8, [u8; 10]) = (51, [0, 0, 0, 0, 0, 1, 0, 0, 0, 1]);
 
 fn extended(packet: Build, headers: &[(u8, &[u8])]) -> Build {
-    headers
-        .iter()
-        .fold(packet, |packet, (number, content)| packet.extension(*number, content))
+    headers.iter().fold(packet, |packet, (number, content)| {
+        packet.extension(*number, content)
+    })
 }
 
 #[test]

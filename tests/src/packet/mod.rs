@@ -4,13 +4,13 @@ pub mod build;
 pub mod world;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
-use aya::programs::{Program, TestRun as _, TestRunOptions};
+use aya::programs::{Program, ProgramError, TestRun as _, TestRunOptions};
 use aya::{Ebpf, Pod};
 use lb_agent::datapath::maps::{Counters, KernelMaps};
 use lb_agent::datapath::object::{self, Settings};
@@ -158,6 +158,16 @@ impl Datapath {
         );
     }
 
+    /// Lets the slots from `base` on name these backend rows.
+    pub fn set_slots(&mut self, base: u32, ids: &[u32]) {
+        let slots = ids.iter().map(|id| Slot {
+            backend: *id,
+            generation: self.backends[id].generation,
+        });
+        let slots = slots.collect();
+        self.apply(&MapOp::SetSlots { base, slots });
+    }
+
     /// The flow table of IPv4.
     pub fn flows4(&self) -> HashMap<MapData, FlowKey<Address4>, Flow<Address4>> {
         self.flows(map::FLOWS4)
@@ -180,18 +190,13 @@ impl Datapath {
 
     /// Makes all flows look as if they had been seen that many ticks earlier.
     pub fn age(&self, ticks: u32) {
-        fn age<K: Pod, A: Pod>(mut flows: HashMap<MapData, K, Flow<A>>, ticks: u32)
-        where
-            Flow<A>: Pod,
-        {
-            let rows: Vec<_> = flows.iter().map(|row| row.expect("a flow")).collect();
-            for (key, mut flow) in rows {
-                flow.last_seen = flow.last_seen.wrapping_sub(ticks);
-                flows.insert(key, flow, 0).expect("the map takes it");
-            }
-        }
-        age(self.flows4(), ticks);
-        age(self.flows6(), ticks);
+        self.age_if(ticks, |_, _| true);
+    }
+
+    /// Makes the flows between some sources and destinations look as if they had been seen that many ticks earlier.
+    pub fn age_if(&self, ticks: u32, which: impl Fn(SocketAddr, SocketAddr) -> bool) {
+        age(self.flows4(), ticks, &which);
+        age(self.flows6(), ticks, &which);
     }
 
     /// How often a reason was counted.
@@ -273,6 +278,21 @@ impl Datapath {
 
     /// Runs a program on the same packet again and again; `duration` is that of one run.
     pub fn repeat(&mut self, program: &str, packet: &[u8], repeat: u32) -> Outcome {
+        self.try_repeat(program, packet, repeat)
+            .unwrap_or_else(|error| panic!("{program}: {error}: {packet:02x?}"))
+    }
+
+    /// Runs a program on a packet that may be too short: `None` if the kernel does not take it for a test run
+    /// (`BPF_PROG_TEST_RUN` wants an Ethernet header, and for TC that of the IP version in it).
+    pub fn try_run(&mut self, program: &str, packet: &[u8]) -> Option<Outcome> {
+        match self.try_repeat(program, packet, 1) {
+            Ok(outcome) => Some(outcome),
+            Err(_) if packet.len() < 14 + 40 => None,
+            Err(error) => panic!("{program}: {error}: {packet:02x?}"),
+        }
+    }
+
+    fn try_repeat(&mut self, program: &str, packet: &[u8], repeat: u32) -> Result<Outcome, ProgramError> {
         let mut bytes = vec![0; packet.len() + 256];
         let options = TestRunOptions {
             data_in: Some(packet),
@@ -289,13 +309,13 @@ impl Datapath {
             Program::SchedClassifier(program) => program.test_run(options),
             _ => panic!("{program} is no packet program"),
         };
-        let result = result.unwrap_or_else(|error| panic!("{program}: {error}"));
+        let result = result?;
         bytes.truncate(usize::try_from(result.data_size_out).expect("fits"));
-        Outcome {
+        Ok(Outcome {
             action: result.return_value,
             bytes,
             duration: result.duration,
-        }
+        })
     }
 
     /// Loads a program that the agent does not attach (the benchmark's empty ones).
@@ -310,6 +330,25 @@ impl Datapath {
             _ => panic!("{program} is no packet program"),
         }
         .expect("the program loads");
+    }
+}
+
+fn age<A: Pod + Into<IpAddr>>(
+    mut flows: HashMap<MapData, FlowKey<A>, Flow<A>>,
+    ticks: u32,
+    which: impl Fn(SocketAddr, SocketAddr) -> bool,
+) where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let rows: Vec<_> = flows.iter().map(|row| row.expect("a flow")).collect();
+    for (key, mut flow) in rows {
+        let source = SocketAddr::new(key.source.into(), key.source_port.get());
+        let destination = SocketAddr::new(key.destination.into(), key.destination_port.get());
+        if which(source, destination) {
+            flow.last_seen = flow.last_seen.wrapping_sub(ticks);
+            flows.insert(key, flow, 0).expect("the map takes it");
+        }
     }
 }
 
