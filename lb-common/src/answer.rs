@@ -9,7 +9,7 @@ use crate::address::Address;
 use crate::checksum::Sum;
 use crate::layout::{FlowKey, hook, protocol};
 use crate::packet::Packet;
-use crate::parse::{Headers, Parsed, tcp_flags};
+use crate::parse::{Headers, Parsed, TCP_DATA_OFFSET, tcp_flags};
 
 /// Swaps the two link-layer addresses: the packet goes back to whom it came from.
 #[inline(always)]
@@ -129,7 +129,7 @@ fn reset<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Option<()>
     let segment = packet.view::<{ TcpHdr::LEN }>(transport)?;
     let sequence = u32::from_be(segment.u32::<{ offset_of!(TcpHdr, seq) }>());
     let acknowledged = segment.u32::<{ offset_of!(TcpHdr, ack_seq) }>();
-    let data_offset = u32::from(segment.u8::<12>() >> 4) * 4;
+    let data_offset = u32::from(segment.u8::<TCP_DATA_OFFSET>() >> 4) * 4;
 
     let payload = (ip_length + network).saturating_sub(transport + data_offset);
     let control = u32::from(flags & tcp_flags::SYN != 0) + u32::from(flags & tcp_flags::FIN != 0);

@@ -2,7 +2,7 @@
 //! frontend's address as their source.
 
 use crate::address::Address;
-use crate::ingress::{Verdict, note};
+use crate::ingress::{Verdict, is_idle, note};
 use crate::packet::Packet;
 use crate::parse::Parsed;
 use crate::reason::Reason;
@@ -16,7 +16,7 @@ pub fn egress<A: Address>(packet: &mut impl Packet, tables: &impl Tables<A>, par
     };
     let flow = entry.get();
     let now = tables.now();
-    if flow.is_expired(parsed.key.protocol, now, &tables.lifetimes()) {
+    if is_idle(tables, &parsed.key, &flow, now) {
         return Verdict::Pass;
     }
     note(tables, &entry, &flow, parsed, now);

@@ -89,13 +89,13 @@ impl<A: Copy + Eq> Flow<A> {
         Sum::new().add(u32::from(self.difference))
     }
 
-    /// Whether packets with this key get this flow's replies: the entry is that of the same connection.
+    /// Whether packets with this key and this flow's are the two directions of one connection.
     #[inline(always)]
-    pub fn answers(&self, request: &FlowKey<A>) -> bool {
-        self.source == request.destination
-            && self.destination == request.source
-            && self.source_port == request.destination_port
-            && self.destination_port == request.source_port
+    pub fn answers(&self, key: &FlowKey<A>) -> bool {
+        self.source == key.destination
+            && self.destination == key.source
+            && self.source_port == key.destination_port
+            && self.destination_port == key.source_port
     }
 
     /// Whether the connection has ended: a SYN on the same tuple begins a new one.

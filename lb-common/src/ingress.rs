@@ -90,7 +90,7 @@ fn remembered<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, flow: &mu
     };
     *flow = entry.get();
     let now = tables.now();
-    if (flow.is_closed() && parsed.is_syn()) || flow.is_expired(key.protocol, now, &tables.lifetimes()) {
+    if (flow.is_closed() && parsed.is_syn()) || is_idle(tables, key, flow, now) {
         return Step::Open;
     }
     if flow.is_reply() || backend_lives(tables, flow) {
@@ -106,10 +106,42 @@ fn remembered<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, flow: &mu
     }
 }
 
+/// Whether neither direction of a connection was seen for longer than it lives.
+#[inline(always)]
+pub(crate) fn is_idle<A: Address>(
+    tables: &impl Tables<A>,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    now: u32,
+) -> bool {
+    flow.is_expired(key.protocol, now, &tables.lifetimes()) && !peer_is_seen(tables, key, flow)
+}
+
+/// Whether the opposite direction of a flow was seen lately: much may be sent before anything is answered.
+#[inline(never)]
+fn peer_is_seen<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+    let Some(peer) = peer(tables, key, flow) else {
+        return false;
+    };
+    !peer
+        .get()
+        .is_expired(key.protocol, tables.now(), &tables.lifetimes())
+}
+
+/// The entry of the opposite direction, unless another connection has taken its place.
+#[inline(always)]
+fn peer<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) -> Option<FlowEntry<A>> {
+    tables
+        .flow(&flow.peer_key(key.protocol))
+        .filter(|peer| peer.get().answers(key))
+}
+
 /// Removes the entries of both directions.
 #[inline(never)]
 fn forget<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) {
-    tables.remove_flow(&flow.peer_key(key.protocol));
+    if peer(tables, key, flow).is_some() {
+        tables.remove_flow(&flow.peer_key(key.protocol));
+    }
     tables.remove_flow(key);
 }
 
@@ -128,14 +160,14 @@ pub(crate) fn note<A: Address>(
     let news = flow.news(parsed.headers.tcp_flags);
     if news != 0 {
         entry.add_state(news);
-        tell_peer(tables, flow, parsed.key.protocol, news);
+        tell_peer(tables, &parsed.key, flow, news);
     }
 }
 
 /// Adds bits to the entry of the opposite direction.
 #[inline(never)]
-fn tell_peer<A: Address>(tables: &impl Tables<A>, flow: &Flow<A>, protocol: u8, news: u8) {
-    if let Some(peer) = tables.flow(&flow.peer_key(protocol)) {
+fn tell_peer<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>, news: u8) {
+    if let Some(peer) = peer(tables, key, flow) {
         peer.add_state(news);
     }
 }

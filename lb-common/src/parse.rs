@@ -152,6 +152,9 @@ pub fn ipv4(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
         return None;
     }
     let ip_length = u32::from(u16::from_be(header.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>()));
+    if offset + ip_length > packet.length() {
+        return None;
+    }
     let room = ip_length.checked_sub(header_length)?;
     let protocol = header.u8::<{ offset_of!(Ipv4Hdr, proto) }>();
     let transport = transport(packet, offset + header_length, protocol, room)?;
@@ -182,6 +185,10 @@ pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
         return None;
     }
     let payload_length = u32::from(u16::from_be(header.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>()));
+    let ip_length = Ipv6Hdr::LEN as u32 + payload_length;
+    if offset + ip_length > packet.length() {
+        return None;
+    }
     let (extensions, protocol) = match header.u8::<{ offset_of!(Ipv6Hdr, next_hdr) }>() {
         next @ (protocol::TCP | protocol::UDP) => (0, next),
         next => skip_extensions(packet, offset + Ipv6Hdr::LEN as u32, next).get()?,
@@ -213,7 +220,7 @@ pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
         headers: Headers {
             network: offset,
             transport: start,
-            ip_length: Ipv6Hdr::LEN as u32 + payload_length,
+            ip_length,
             tcp_flags: transport.tcp_flags,
         },
     })
@@ -248,6 +255,9 @@ impl Behind {
     }
 }
 
+/// Offset of the number of segments left in a routing header (RFC 8200 section 4.4).
+const SEGMENTS_LEFT: usize = 3;
+
 /// Walks over extension headers. A fragment header ends the search.
 #[inline(never)]
 fn skip_extensions(packet: &impl Packet, offset: u32, first: u8) -> Behind {
@@ -259,9 +269,14 @@ fn skip_extensions(packet: &impl Packet, offset: u32, first: u8) -> Behind {
             extension::AUTHENTICATION => 4,
             _ => break,
         };
-        let Some(header) = packet.view::<2>(offset + length) else {
+        let Some(header) = packet.view::<4>(offset + length) else {
             return Behind::NOTHING;
         };
+        // Before the last segment the IPv6 header does not name the destination that checksums cover (RFC 8200
+        // section 8.1).
+        if next == extension::ROUTING && header.u8::<SEGMENTS_LEFT>() != 0 {
+            return Behind::NOTHING;
+        }
         next = header.u8::<0>();
         // An authentication header counts words less 2, the others count 8 bytes less 1.
         length += u32::from(header.u8::<1>()) * unit + 8;
@@ -285,6 +300,10 @@ fn transport(packet: &impl Packet, offset: u32, protocol: u8, room: u32) -> Opti
     let (ports, tcp_flags) = match protocol {
         protocol::TCP if room >= TcpHdr::LEN as u32 => {
             let header = packet.view::<{ TcpHdr::LEN }>(offset)?;
+            let length = u32::from(header.u8::<TCP_DATA_OFFSET>() >> 4) * 4;
+            if length < TcpHdr::LEN as u32 || length > room {
+                return None;
+            }
             ([header.u16::<0>(), header.u16::<2>()], header.u8::<TCP_FLAGS>())
         }
         protocol::UDP if room >= UdpHdr::LEN as u32 => {
@@ -301,5 +320,7 @@ fn transport(packet: &impl Packet, offset: u32, protocol: u8, room: u32) -> Opti
     })
 }
 
+/// Offset of the byte whose upper half is the length of the TCP header in words.
+pub(crate) const TCP_DATA_OFFSET: usize = 12;
 /// Offset of the byte with the TCP flags.
 const TCP_FLAGS: usize = 13;

@@ -22,6 +22,7 @@ pub struct Build {
     payload: Vec<u8>,
     vlans: Vec<u16>,
     options: Vec<u8>,
+    extensions: Vec<(u8, Vec<u8>)>,
     fragment: Option<(u16, bool)>,
 }
 
@@ -64,6 +65,7 @@ impl Build {
             payload: b"payload".to_vec(),
             vlans: Vec::new(),
             options: Vec::new(),
+            extensions: Vec::new(),
             fragment: None,
         }
     }
@@ -106,6 +108,23 @@ impl Build {
         self
     }
 
+    /// Adds an IPv6 extension header of this number; the content begins behind its length field.
+    #[must_use]
+    pub fn extension(mut self, number: u8, content: &[u8]) -> Self {
+        self.extensions.push((number, content.to_vec()));
+        self
+    }
+
+    /// The same packet between other addresses.
+    #[must_use]
+    pub fn between(mut self, source: SocketAddr, destination: SocketAddr) -> Self {
+        (self.source, self.destination) = (source, destination);
+        if let Transport::Tcp(header) = &mut self.transport {
+            (header.source_port, header.destination_port) = (source.port(), destination.port());
+        }
+        self
+    }
+
     /// Makes it a fragment at this offset (in units of 8 bytes).
     #[must_use]
     pub fn fragment(mut self, offset: u16, more: bool) -> Self {
@@ -129,11 +148,35 @@ impl Build {
         }
         transport.extend_from_slice(&self.payload);
         let mut bytes = self.link();
+        let network = bytes.len();
         self.network(transport.len())
             .write(&mut bytes)
             .expect("a vector takes it");
+        self.add_extensions(&mut bytes, network);
         bytes.extend_from_slice(&transport);
         bytes
+    }
+
+    /// Chains the extension headers behind an IPv6 header at the end of `bytes`.
+    fn add_extensions(&self, bytes: &mut Vec<u8>, network: usize) {
+        const PAYLOAD_LENGTH: usize = 4;
+        const NEXT_HEADER: usize = 6;
+        let mut link = network + NEXT_HEADER;
+        for (number, content) in &self.extensions {
+            let next = std::mem::replace(&mut bytes[link], *number);
+            link = bytes.len();
+            // An authentication header counts words less 2, the others 8 bytes less 1.
+            let length = match *number {
+                51 => (content.len() + 2) / 4 - 2,
+                _ => (content.len() + 2) / 8 - 1,
+            };
+            bytes.extend_from_slice(&[next, u8::try_from(length).expect("fits")]);
+            bytes.extend_from_slice(content);
+            let field = network + PAYLOAD_LENGTH;
+            let payload = u16::from_be_bytes([bytes[field], bytes[field + 1]]);
+            let payload = usize::from(payload) + content.len() + 2;
+            bytes[field..field + 2].copy_from_slice(&u16::try_from(payload).expect("fits").to_be_bytes());
+        }
     }
 
     fn link(&self) -> Vec<u8> {
@@ -272,6 +315,16 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// The type and code of an ICMP message of either version; panics for other packets.
+    pub fn icmp(&self) -> (u8, u8) {
+        let bytes = match &self.transport {
+            TransportHeader::Icmpv4(header) => header.to_bytes(),
+            TransportHeader::Icmpv6(header) => header.to_bytes().into_iter().collect(),
+            other => panic!("no ICMP: {other:?}"),
+        };
+        (bytes[0], bytes[1])
+    }
+
     /// The TCP header; panics for other packets.
     pub fn tcp(&self) -> &TcpHeader {
         match &self.transport {

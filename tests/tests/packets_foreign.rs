@@ -1,0 +1,315 @@
+//! What is not ours passes every program byte for byte; whatever comes, nothing is corrupted.
+
+use std::cell::RefCell;
+
+use lb_tests::packet::build::{Build, ack, syn, udp};
+use lb_tests::packet::world::{DEVICES, PROGRAMS, PROTOCOLS, World, at, first, keys, worlds};
+use lb_tests::packet::{Datapath, datapath};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+/// A Service of one Pod for each family, with flows open in both directions.
+fn prepared() -> Option<Datapath> {
+    let mut datapath = datapath()?;
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
+        for protocol in PROTOCOLS {
+            datapath.pass("lb_xdp", &first(protocol, world.client, world.vip).bytes());
+        }
+    }
+    Some(datapath)
+}
+
+/// Runs every packet program on a packet that none of them may touch.
+fn untouched(datapath: &mut Datapath, packet: &[u8]) {
+    for program in PROGRAMS {
+        datapath.untouched(program, packet);
+    }
+}
+
+/// A request to a frontend and the reply to it, which would be rewritten if nothing were wrong with them.
+fn ours(world: &World) -> [Build; 4] {
+    [
+        syn(world.client, world.vip),
+        ack(world.pod, world.client),
+        udp(world.client, world.vip),
+        udp(world.pod, world.client),
+    ]
+}
+
+/// Offset of the IP header.
+const NETWORK: usize = 14;
+
+#[test]
+fn other_protocols() {
+    let Some(mut datapath) = prepared() else { return };
+    for (world, field) in worlds().into_iter().zip([NETWORK + 9, NETWORK + 6]) {
+        for packet in ours(&world) {
+            for number in [1, 2, 4, 41, 47, 50, 58, 89, 132, 136, 255] {
+                let mut bytes = packet.bytes();
+                bytes[field] = number;
+                untouched(&mut datapath, &bytes);
+            }
+        }
+    }
+    assert_eq!(datapath.reasons(), []);
+}
+
+#[test]
+fn other_ethertypes() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        for packet in ours(&world) {
+            // A length (802.3), ARP, MPLS, PPPoE, LLDP, experimental.
+            for ethertype in [0x0040_u16, 0x0806, 0x8847, 0x8864, 0x88cc, 0x88b5] {
+                let mut bytes = packet.bytes();
+                bytes[12..14].copy_from_slice(&ethertype.to_be_bytes());
+                untouched(&mut datapath, &bytes);
+            }
+        }
+    }
+}
+
+#[test]
+fn more_vlan_tags_than_two() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        for packet in ours(&world) {
+            untouched(&mut datapath, &packet.vlans(&[1, 2, 3]).bytes());
+        }
+    }
+}
+
+#[test]
+fn fragments() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        for packet in ours(&world) {
+            for (offset, more) in [(0, true), (1, true), (100, true), (100, false)] {
+                untouched(&mut datapath, &packet.clone().fragment(offset, more).bytes());
+            }
+        }
+    }
+}
+
+#[test]
+fn truncated_anywhere() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        for packet in ours(&world) {
+            let options = packet.clone();
+            let options = if world.vip.is_ipv4() {
+                options.options(&[1; 12])
+            } else {
+                options.extension(60, &[0; 14])
+            };
+            for packet in [packet.clone(), packet.vlans(&[1, 2]), options.vlans(&[3])] {
+                let bytes = packet.bytes();
+                // The kernel runs no program on less than an Ethernet header.
+                for length in NETWORK..bytes.len() {
+                    // Nor a TC program on less than an IP header behind it.
+                    for program in PROGRAMS {
+                        if let Some(outcome) = datapath.try_run(program, &bytes[..length]) {
+                            assert_eq!(outcome.bytes, bytes[..length], "{program} {:02x?}", outcome.bytes);
+                            let pass = if program == "lb_xdp" { 2 } else { u32::MAX };
+                            assert_eq!(outcome.action, pass, "{program} {:02x?}", outcome.bytes);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(datapath.reasons(), []);
+}
+
+#[test]
+fn nonsense_in_the_ipv4_header() {
+    let Some(mut datapath) = prepared() else { return };
+    let [world, _] = worlds();
+    for packet in ours(&world) {
+        let good = packet.bytes();
+        let length = u16::from_be_bytes([good[16], good[17]]);
+        for version_and_length in [0x05, 0x35, 0x65, 0xf5, 0x40, 0x44, 0x4f] {
+            let mut bytes = good.clone();
+            bytes[NETWORK] = version_and_length;
+            untouched(&mut datapath, &bytes);
+        }
+        for total in [0, 19, 20, 27, length + 1, u16::MAX] {
+            let mut bytes = good.clone();
+            bytes[16..18].copy_from_slice(&total.to_be_bytes());
+            untouched(&mut datapath, &bytes);
+        }
+    }
+}
+
+#[test]
+fn nonsense_in_the_ipv6_header() {
+    let Some(mut datapath) = prepared() else { return };
+    let [_, world] = worlds();
+    for packet in ours(&world) {
+        let good = packet.bytes();
+        let length = u16::from_be_bytes([good[18], good[19]]);
+        for version in [0x00, 0x40, 0x50, 0x70] {
+            let mut bytes = good.clone();
+            bytes[NETWORK] = version;
+            untouched(&mut datapath, &bytes);
+        }
+        for total in [0, 7, length + 1, u16::MAX] {
+            let mut bytes = good.clone();
+            bytes[18..20].copy_from_slice(&total.to_be_bytes());
+            untouched(&mut datapath, &bytes);
+        }
+    }
+}
+
+#[test]
+fn nonsense_in_the_tcp_header() {
+    let Some(mut datapath) = prepared() else { return };
+    for (world, transport) in worlds().into_iter().zip([NETWORK + 20, NETWORK + 40]) {
+        for packet in [syn(world.client, world.vip), ack(world.pod, world.client)] {
+            // 20 bytes of header and 7 of payload: no room for two more words.
+            for words in [0, 1, 4, 7, 15] {
+                let mut bytes = packet.bytes();
+                bytes[transport + 12] = words << 4;
+                untouched(&mut datapath, &bytes);
+            }
+        }
+    }
+}
+
+#[test]
+fn other_addresses_and_ports() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        for protocol in PROTOCOLS {
+            for (source, destination) in [
+                (world.client, world.pod),
+                (world.client, world.vip2),
+                (world.vip, world.client),
+                (world.pod, world.client_at(39_999)),
+                (world.pod2, world.client),
+            ] {
+                untouched(&mut datapath, &first(protocol, source, destination).bytes());
+            }
+        }
+    }
+}
+
+#[test]
+fn requests_at_egress_and_replies_at_ingress() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        for device in DEVICES {
+            for protocol in PROTOCOLS {
+                datapath.untouched(device.egress, &first(protocol, world.client, world.vip).bytes());
+                datapath.untouched(device.ingress, &first(protocol, world.pod, world.client).bytes());
+            }
+        }
+    }
+}
+
+/// A packet of ours with bytes changed and the end cut off or padded.
+fn damaged() -> impl Strategy<Value = Vec<u8>> {
+    let packets: Vec<_> = worlds()
+        .iter()
+        .flat_map(ours)
+        .flat_map(|packet| {
+            [
+                packet.bytes(),
+                packet.clone().vlans(&[7]).bytes(),
+                packet.vlans(&[7, 8]).bytes(),
+            ]
+        })
+        .collect();
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+    (prop::sample::select(packets), changes, 0_usize..120).prop_map(|(mut bytes, changes, length)| {
+        for (at, value) in changes {
+            let at = at.index(bytes.len().min(70));
+            bytes[at] = value;
+        }
+        match length {
+            // Mostly whole: what is cut is not parsed at all.
+            ..20 => bytes.truncate(NETWORK.max(bytes.len() - length)),
+            20..40 => bytes.resize(bytes.len() + length, 0xa5),
+            _ => {}
+        }
+        bytes
+    })
+}
+
+/// Frames of random bytes behind the ethertypes that are looked at.
+fn random() -> impl Strategy<Value = Vec<u8>> {
+    let ethertype = prop::sample::select(vec![0x0800_u16, 0x86dd, 0x8100, 0x88a8]);
+    (ethertype, prop::collection::vec(any::<u8>(), 0..200)).prop_map(|(ethertype, rest)| {
+        let mut bytes = vec![2; 12];
+        bytes.extend_from_slice(&ethertype.to_be_bytes());
+        bytes.extend_from_slice(&rest);
+        bytes
+    })
+}
+
+#[test]
+fn nothing_is_corrupted() {
+    let Some(datapath) = prepared() else { return };
+    let datapath = RefCell::new(datapath);
+    let config = Config {
+        cases: 3000,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let result = TestRunner::new(config).run(&prop_oneof![4 => damaged(), 1 => random()], |packet| {
+        let mut datapath = datapath.borrow_mut();
+        for program in PROGRAMS {
+            let Some(outcome) = datapath.try_run(program, &packet) else {
+                continue;
+            };
+            prop_assert!(
+                residuals(&packet) == residuals(&outcome.bytes) && packet.len() == outcome.bytes.len(),
+                "{}: {:02x?} -> {:02x?}",
+                program,
+                &packet,
+                &outcome.bytes
+            );
+            let action = if program == "lb_xdp" { 2 } else { u32::MAX };
+            prop_assert_eq!(outcome.action, action, "{}: {:02x?}", program, &packet);
+        }
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// By how much the checksums of a packet are wrong: that of the IPv4 header, and the sum of the addresses and all
+/// that follows the IP header, whose other parts no program changes. Right stays right, and wrong as wrong as it was.
+fn residuals(bytes: &[u8]) -> [u32; 2] {
+    let mut network = NETWORK;
+    while matches!(bytes.get(network - 2..network), Some([0x81, 0x00] | [0x88, 0xa8])) {
+        network += 4;
+    }
+    let ethertype = bytes.get(network - 2..network).unwrap_or_default();
+    let (protocol, addresses, header, checksummed) = match ethertype {
+        [0x08, 0x00] => {
+            let length = usize::from(bytes.get(network).unwrap_or(&0) & 0xf) * 4;
+            (9, 12, length, length)
+        }
+        _ => (6, 8, 40, 0),
+    };
+    let part = |from: usize, to: usize| {
+        bytes.get((network + from).min(bytes.len())..(network + to).min(bytes.len()))
+    };
+    let is_udp = part(protocol, protocol + 1) == Some(&[17]);
+    let rest = match part(header + 6, header + 8) {
+        // A UDP checksum of 0 is none.
+        Some([0, 0]) if is_udp => 0,
+        _ => sum(part(addresses, bytes.len())),
+    };
+    [sum(part(0, checksummed)), rest]
+}
+
+/// The ones' complement sum of big-endian halves of words.
+fn sum(bytes: Option<&[u8]>) -> u32 {
+    let halves = bytes.unwrap_or_default().chunks(2);
+    let sum: u32 = halves
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)))
+        .sum();
+    sum % 0xffff
+}

@@ -1,0 +1,185 @@
+//! One core, every hook: XDP, TC and the host build make the same bytes of the same packet.
+
+use std::hash::Hash;
+use std::net::SocketAddr;
+
+use lb_common::address::Address;
+use lb_common::egress::egress;
+use lb_common::host::{Bytes, HostTables};
+use lb_common::ingress::{Origin, Verdict, ingress};
+use lb_common::layout::{
+    Address4, Address6, Backend, Frontend, FrontendKey, Port, Region, Slot, backend_state, hook, protocol,
+};
+use lb_common::parse::{self, Network};
+use lb_tests::packet::build::{Build, ack, syn, tcp, udp};
+use lb_tests::packet::world::{DEVICES, World, at, keys, worlds};
+use lb_tests::packet::{Datapath, datapath};
+
+/// The host build of both families.
+struct Host {
+    tables4: HostTables<Address4>,
+    tables6: HostTables<Address6>,
+}
+
+impl Host {
+    /// A Service of one Pod at `vip`, and one without at `vip2`, for each family.
+    fn new() -> Self {
+        let [world4, world6] = worlds();
+        let ip4 = |socket: SocketAddr| match socket {
+            SocketAddr::V4(socket) => Address4::from(*socket.ip()),
+            SocketAddr::V6(_) => panic!("not IPv4"),
+        };
+        let ip6 = |socket: SocketAddr| match socket {
+            SocketAddr::V6(socket) => Address6::from(*socket.ip()),
+            SocketAddr::V4(_) => panic!("not IPv6"),
+        };
+        Self {
+            tables4: tables(&world4, ip4),
+            tables6: tables(&world6, ip6),
+        }
+    }
+
+    /// What happens to a packet at a hook.
+    fn run(&self, hook: u8, packet: &[u8]) -> (Verdict, Vec<u8>) {
+        let mut bytes = Bytes(packet.to_vec());
+        let verdict = match parse::network(&bytes) {
+            Network::V4(offset) => {
+                parse::ipv4(&bytes, offset, hook).map(|parsed| decide(&mut bytes, &self.tables4, &parsed))
+            }
+            Network::V6(offset) => {
+                parse::ipv6(&bytes, offset, hook).map(|parsed| decide(&mut bytes, &self.tables6, &parsed))
+            }
+            Network::Other => None,
+        };
+        (verdict.unwrap_or(Verdict::Pass), bytes.0)
+    }
+}
+
+fn decide<A: Address + Hash>(
+    bytes: &mut Bytes,
+    tables: &HostTables<A>,
+    parsed: &parse::Parsed<A>,
+) -> Verdict {
+    if parsed.key.hook == hook::INGRESS {
+        ingress(bytes, tables, parsed, Origin::Outside)
+    } else {
+        egress(bytes, tables, parsed)
+    }
+}
+
+fn tables<A: Address + Hash>(world: &World, ip: impl Fn(SocketAddr) -> A) -> HostTables<A> {
+    let mut tables = HostTables::default();
+    for (service, vip, length) in [(1, world.vip, 1), (2, world.vip2, 0)] {
+        let region = Region { base: 1, length };
+        for protocol in [protocol::TCP, protocol::UDP] {
+            let key = FrontendKey {
+                address: ip(vip),
+                port: Port::new(vip.port()),
+                protocol,
+                pad: 0,
+            };
+            let frontend = Frontend {
+                service,
+                cluster: region,
+                local: region,
+                ..Frontend::default()
+            };
+            tables.frontends.insert(key, frontend);
+        }
+    }
+    let backend = Backend {
+        address: ip(world.pod),
+        port: Port::new(world.pod.port()),
+        state: backend_state::ACTIVE,
+        flags: 0,
+        generation: 1,
+        service: 1,
+    };
+    tables.backends.insert(1, backend);
+    tables.slots.insert(
+        1,
+        Slot {
+            backend: 1,
+            generation: 1,
+        },
+    );
+    tables
+}
+
+/// The same Services in the kernel.
+fn kernel(datapath: &mut Datapath) {
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
+        datapath.service(service + 10, &keys(world.vip2), &[]);
+    }
+}
+
+/// A packet with what may stand around it.
+fn variants(packet: &Build, is_ipv4: bool) -> Vec<Vec<u8>> {
+    let optional = packet.clone().vlans(&[5]);
+    let optional = if is_ipv4 {
+        optional.options(&[1; 8])
+    } else {
+        optional.extension(60, &[0; 6])
+    };
+    vec![
+        packet.bytes(),
+        packet.clone().vlans(&[5]).bytes(),
+        packet.clone().vlans(&[5, 6]).bytes(),
+        packet.clone().payload(&[]).bytes(),
+        packet.clone().payload(&[0xff; 33]).bytes(),
+        packet.clone().fragment(0, true).bytes(),
+        optional.bytes(),
+        [packet.bytes(), vec![0; 9]].concat(),
+    ]
+}
+
+#[test]
+fn every_hook_makes_the_same_bytes() {
+    let Some(mut datapath) = datapath() else { return };
+    kernel(&mut datapath);
+    let host = Host::new();
+    for world in worlds() {
+        let (client, vip) = (world.client, world.vip);
+        let requests = [
+            syn(client, vip),
+            udp(client, vip),
+            udp(client, vip).without_checksum(),
+            ack(client, vip),
+            ack(client, vip).flags(|header| header.fin = true),
+            syn(client, world.vip2),
+            ack(client, world.vip2),
+            tcp(client, world.vip2).flags(|header| header.fin = true),
+            tcp(client, world.vip2).flags(|header| header.rst = true),
+            udp(client, world.vip2),
+            syn(client, world.pod2),
+        ];
+        let replies = [
+            ack(world.pod, client),
+            udp(world.pod, client),
+            udp(world.pod, client).without_checksum(),
+            udp(world.pod2, client),
+        ];
+        for (hook, packets) in [(hook::INGRESS, &requests[..]), (hook::EGRESS, &replies)] {
+            for packet in packets.iter().flat_map(|packet| variants(packet, vip.is_ipv4())) {
+                let (verdict, bytes) = host.run(hook, &packet);
+                for device in DEVICES {
+                    let program = if hook == hook::INGRESS {
+                        device.ingress
+                    } else {
+                        device.egress
+                    };
+                    let (in_kernel, kernel_bytes) = datapath.verdict(program, &packet);
+                    assert_eq!(in_kernel, verdict, "{program}: {packet:02x?}");
+                    // A dropped packet's bytes are nobody's.
+                    if verdict != Verdict::Drop {
+                        assert_eq!(
+                            kernel_bytes, bytes,
+                            "{program}: {packet:02x?} -> {kernel_bytes:02x?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
