@@ -1,3 +1,4 @@
 //! Test support.
 
+pub mod bench;
 pub mod packet;
