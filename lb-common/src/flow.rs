@@ -4,6 +4,7 @@
     reason = "a flow entry is a pointer into a map that programs on other CPUs write too"
 )]
 
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use crate::checksum::Sum;
@@ -32,8 +33,16 @@ impl<A: Copy> FlowEntry<A> {
     /// A copy of the entry.
     #[inline(always)]
     pub fn get(&self) -> Flow<A> {
-        // SAFETY: valid for reads by the contract of `new`.
-        unsafe { self.flow.as_ptr().read() }
+        const { assert!(size_of::<Flow<A>>().is_multiple_of(size_of::<u32>())) };
+        let mut copy = MaybeUninit::<Flow<A>>::uninit();
+        let (from, to) = (self.flow.as_ptr().cast::<u32>(), copy.as_mut_ptr().cast::<u32>());
+        for word in 0..size_of::<Flow<A>>() / size_of::<u32>() {
+            // Each word is read once. Left to itself LLVM calls memcpy, which copies bytes.
+            // SAFETY: valid for reads by the contract of `new`; a flow consists of whole words.
+            unsafe { to.add(word).write(from.add(word).read_volatile()) }
+        }
+        // SAFETY: all words are written.
+        unsafe { copy.assume_init() }
     }
 
     /// Notes when the flow was last seen.

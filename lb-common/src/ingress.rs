@@ -1,5 +1,8 @@
 //! A packet enters the node's stack, from a Pod or from a network device: requests to frontends get the address of
 //! a backend; replies of hairpin connections, which come back the same way, get their frontend's address.
+#![expect(unsafe_code, reason = "a flow on the stack is not written before it is known")]
+
+use core::mem::MaybeUninit;
 
 use crate::address::Address;
 use crate::answer;
@@ -65,13 +68,15 @@ pub fn ingress<A: Address>(
     parsed: &Parsed<A>,
     origin: Origin,
 ) -> Verdict {
-    let mut flow = Flow::default();
+    // Zeroing it would cost more than the lookup of a flow: it becomes a call of memset, which counts bytes.
+    let mut flow = MaybeUninit::uninit();
     let mut step = remembered(tables, parsed, &mut flow);
     if step == Step::Open {
         step = open(tables, parsed, origin, &mut flow);
     }
     let outcome = match step {
-        Step::Translate => apply(packet, parsed, &flow),
+        // SAFETY: whoever says so has written the flow.
+        Step::Translate => apply(packet, parsed, unsafe { flow.assume_init_ref() }),
         Step::Open | Step::Pass => return Verdict::Pass,
         Step::Stop(reason) => stop(packet, tables, parsed, reason),
     };
@@ -83,12 +88,16 @@ pub fn ingress<A: Address>(
 
 /// Finds the live flow of a packet.
 #[inline(always)]
-fn remembered<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, flow: &mut Flow<A>) -> Step {
+fn remembered<A: Address>(
+    tables: &impl Tables<A>,
+    parsed: &Parsed<A>,
+    flow: &mut MaybeUninit<Flow<A>>,
+) -> Step {
     let key = &parsed.key;
     let Some(entry) = tables.flow(key) else {
         return Step::Open;
     };
-    *flow = entry.get();
+    let flow = flow.write(entry.get());
     let now = tables.now();
     if (flow.is_closed() && parsed.is_syn()) || is_idle(tables, key, flow, now) {
         return Step::Open;
@@ -200,7 +209,12 @@ fn apply<A: Address>(
 ///
 /// Out of line: an established flow does not pay for its stack.
 #[inline(never)]
-fn open<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, origin: Origin, flow: &mut Flow<A>) -> Step {
+fn open<A: Address>(
+    tables: &impl Tables<A>,
+    parsed: &Parsed<A>,
+    origin: Origin,
+    flow: &mut MaybeUninit<Flow<A>>,
+) -> Step {
     let key = &parsed.key;
     let Some(frontend) = find_frontend(tables, key.destination, key.destination_port, key.protocol) else {
         if parsed.is_syn() {
@@ -275,7 +289,7 @@ fn connect<A: Address>(
     key: &FlowKey<A>,
     service: ServiceId,
     region: Region,
-    flow: &mut Flow<A>,
+    flow: &mut MaybeUninit<Flow<A>>,
 ) -> Step {
     let mut step = Step::Stop(Reason::StaleSlots);
     for attempt in 0..ATTEMPTS {
@@ -283,7 +297,7 @@ fn connect<A: Address>(
             continue;
         };
         let hairpin = backend.address == key.source;
-        *flow = Flow {
+        let flow = flow.write(Flow {
             source: key.source,
             destination: backend.address,
             source_port: key.source_port,
@@ -295,7 +309,7 @@ fn connect<A: Address>(
             state: 0,
             flags: if hairpin { flow_flags::HAIRPIN } else { 0 },
             difference: 0,
-        };
+        });
         step = Step::Stop(Reason::NoSourcePort);
         if hairpin {
             flow.source = tables.node_address();

@@ -1,5 +1,6 @@
 //! Test support.
 
 pub mod api_server;
+pub mod bench;
 pub mod lab;
 pub mod packet;

@@ -1,5 +1,6 @@
 //! Developer and user tasks: `cargo xtask help` lists them.
 
+mod bench;
 mod build;
 mod build_ebpf;
 mod command;
@@ -32,6 +33,9 @@ enum Task {
     Lint,
     /// Run the tests, stage by stage
     Test(test::Arguments),
+    /// Measure how fast it is
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf(arguments) => build_ebpf::run(&arguments),
         Task::Build => build::run(),
         Task::Lint => lint::run(),
+        Task::Bench(bench) => bench::run(&bench),
         Task::Test(arguments) => return test::run(&arguments),
     };
     exit_code(done)

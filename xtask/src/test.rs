@@ -94,7 +94,7 @@ fn row(name: &'static str, stage: impl FnOnce() -> Result<Outcome>) -> Row {
 }
 
 /// The agent pins its maps and programs there; not every machine has it mounted.
-fn mount_bpffs() -> Result<()> {
+pub(crate) fn mount_bpffs() -> Result<()> {
     let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
     if is_bpffs_mounted(&mounts) {
         return Ok(());

@@ -16,7 +16,16 @@ pub(crate) fn ebpf() -> PathBuf {
 
 /// The object file with the kernel programs: `lb-agent/build.rs` takes it from there.
 pub(crate) fn ebpf_object() -> PathBuf {
-    root().join("target/ebpf/bpfel-unknown-none/release/lb-ebpf")
+    ebpf_release().join("lb-ebpf")
+}
+
+/// The object file with the benchmark's packet generator.
+pub(crate) fn ebpf_bench_object() -> PathBuf {
+    ebpf_release().join("lb-ebpf-bench")
+}
+
+fn ebpf_release() -> PathBuf {
+    root().join("target/ebpf/bpfel-unknown-none/release")
 }
 
 /// Cargo for the host's workspace, started in its directory.

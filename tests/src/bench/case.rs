@@ -1,0 +1,325 @@
+//! What is measured: which program, which packets, and what they must have become.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use lb_agent::datapath::object::program;
+use lb_agent::maps::{Family, Protocol};
+
+use super::plan::{EndAt, Order, Plan};
+use crate::packet::build::{self, Build};
+
+/// The number of random flows; a power of two.
+pub(super) const ALL_FLOWS: u32 = 1 << 20;
+/// Entries of the flow tables: two for each random flow, and room for those that are opened while measuring.
+pub(super) const FLOW_ENTRIES: u32 = 4 * ALL_FLOWS;
+/// The number of Services; a power of two.
+pub(super) const SERVICES: u32 = 1 << 10;
+
+/// Last words of addresses: blocks of clients, VIPs, their Pods, and of addresses that are no Service's.
+pub(super) mod block {
+    /// Clients of the flows that exist.
+    pub(in crate::bench) const CLIENTS: u32 = 0x0a40_0000;
+    /// Clients of flows that are opened while measuring, one block for XDP and one for TC.
+    pub(in crate::bench) const NEW_CLIENTS: [u32; 2] = [0x0a50_0000, 0x0a60_0000];
+    /// VIPs.
+    pub(in crate::bench) const VIPS: u32 = 0xac10_0000;
+    /// Pods: that of a Service has the same number as its VIP.
+    pub(in crate::bench) const PODS: u32 = 0xac14_0000;
+    /// Neither.
+    pub(in crate::bench) const FOREIGN: u32 = 0x6440_0000;
+}
+/// The port of the Services.
+pub(super) const VIP_PORT: u16 = 80;
+/// The port of the Pods.
+pub(super) const POD_PORT: u16 = 8080;
+
+/// The program that is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hook {
+    /// XDP of a network device.
+    Xdp,
+    /// TC of a Pod's device: what the Pod sends.
+    FromPod,
+    /// TC of a Pod's device: what the Pod receives.
+    ToPod,
+}
+
+impl Hook {
+    /// The program's name.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Xdp => program::XDP,
+            Self::FromPod => program::TC_FROM_POD,
+            Self::ToPod => program::TC_TO_POD,
+        }
+    }
+
+    /// The empty program's name.
+    pub fn empty(self) -> &'static str {
+        match self {
+            Self::Xdp => "lb_empty_xdp",
+            Self::FromPod | Self::ToPod => "lb_empty_tc",
+        }
+    }
+}
+
+/// The packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Traffic {
+    /// Of flows that exist: requests, or replies where the program sees those.
+    Established,
+    /// The first packets of flows.
+    New,
+    /// Of no Service and no flow.
+    Foreign,
+}
+
+/// How many flows take turns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flows {
+    /// One: everything is in the cache.
+    One,
+    /// [`ALL_FLOWS`], in random order: nothing of a flow is.
+    Million,
+}
+
+impl Flows {
+    /// The number of flows.
+    pub(super) fn count(self) -> u32 {
+        match self {
+            Self::One => 1,
+            Self::Million => ALL_FLOWS,
+        }
+    }
+
+    /// What is measured of this traffic; a flow can be opened but once.
+    pub(super) fn of(traffic: Traffic) -> impl Iterator<Item = Self> {
+        [Self::One, Self::Million]
+            .into_iter()
+            .filter(move |flows| (traffic, *flows) != (Traffic::New, Self::One))
+    }
+}
+
+/// One kind of packet at one program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Case {
+    /// The program.
+    pub hook: Hook,
+    /// The packets.
+    pub traffic: Traffic,
+    /// Their transport protocol.
+    pub protocol: Protocol,
+    /// Their IP version.
+    pub family: Family,
+}
+
+/// TCP, which everything is measured for.
+const TCP_CASES: &[(Hook, Traffic)] = &[
+    (Hook::Xdp, Traffic::Established),
+    (Hook::Xdp, Traffic::New),
+    (Hook::Xdp, Traffic::Foreign),
+    (Hook::FromPod, Traffic::Established),
+    (Hook::FromPod, Traffic::New),
+    (Hook::FromPod, Traffic::Foreign),
+    (Hook::ToPod, Traffic::Established),
+    (Hook::ToPod, Traffic::Foreign),
+];
+/// UDP differs in how checksums are treated.
+const UDP_CASES: &[(Hook, Traffic)] = &[
+    (Hook::Xdp, Traffic::Established),
+    (Hook::Xdp, Traffic::New),
+    (Hook::FromPod, Traffic::Established),
+    (Hook::ToPod, Traffic::Established),
+];
+
+impl Case {
+    /// The cases of a protocol.
+    pub(super) fn all(protocol: Protocol) -> impl Iterator<Item = Self> {
+        let cases = match protocol {
+            Protocol::Tcp => TCP_CASES,
+            Protocol::Udp => UDP_CASES,
+        };
+        let family_cases = move |family| {
+            let case = move |&(hook, traffic)| Self {
+                hook,
+                traffic,
+                protocol,
+                family,
+            };
+            cases.iter().map(case)
+        };
+        Family::ALL.into_iter().flat_map(family_cases)
+    }
+
+    /// What opens the flows that exist in the measurements, and what then answers each.
+    pub(super) fn openings(protocol: Protocol) -> impl Iterator<Item = [(Self, Plan); 2]> {
+        Family::ALL.into_iter().map(move |family| {
+            let case = |hook, traffic| Self {
+                hook,
+                traffic,
+                protocol,
+                family,
+            };
+            let (opening, answer) = (
+                case(Hook::Xdp, Traffic::New),
+                case(Hook::ToPod, Traffic::Established),
+            );
+            let plan = Plan {
+                client: block::CLIENTS,
+                ..opening.plan(Flows::Million)
+            };
+            [(opening, plan), (answer, answer.plan(Flows::Million))]
+        })
+    }
+
+    /// What the issue asks for, in nanoseconds over the empty program.
+    pub fn limit(&self, flows: Flows) -> Option<u32> {
+        match (self.hook, self.traffic, flows) {
+            (Hook::Xdp, Traffic::Established, Flows::One) => Some(70),
+            (Hook::Xdp, Traffic::Established, Flows::Million) => Some(560),
+            (Hook::Xdp, Traffic::New, _) => Some(1000),
+            (Hook::FromPod, Traffic::Established, Flows::One) => Some(200),
+            (_, Traffic::Foreign, _) => Some(60),
+            _ => None,
+        }
+    }
+
+    /// The packets that are sent.
+    pub(super) fn plan(&self, flows: Flows) -> Plan {
+        let (service, service_port) = self.service_end();
+        let addresses = match self.traffic {
+            Traffic::Foreign => ALL_FLOWS,
+            Traffic::Established | Traffic::New => SERVICES,
+        };
+        let [source, destination] = self.ends_at();
+        let (client_at, service_at) = match self.hook {
+            Hook::Xdp | Hook::FromPod => (source, destination),
+            Hook::ToPod => (destination, source),
+        };
+        Plan {
+            state: 0,
+            order: self.order(),
+            flow_mask: flows.count() - 1,
+            service_mask: addresses - 1,
+            client: self.clients(),
+            service,
+            service_port,
+            pad: 0,
+            client_at,
+            service_at,
+        }
+    }
+
+    /// The last word of the first client's address.
+    fn clients(&self) -> u32 {
+        match (self.traffic, self.hook) {
+            (Traffic::New, Hook::Xdp) => block::NEW_CLIENTS[0],
+            (Traffic::New, Hook::FromPod | Hook::ToPod) => block::NEW_CLIENTS[1],
+            (Traffic::Established | Traffic::Foreign, _) => block::CLIENTS,
+        }
+    }
+
+    /// The flows are opened in another order than they are used in: entries that were made one after the other are
+    /// neighbours, which the processor would fetch in advance.
+    fn order(&self) -> Order {
+        match self.traffic {
+            Traffic::New => Order {
+                multiplier: 22_695_477,
+                increment: 1,
+            },
+            Traffic::Established | Traffic::Foreign => Order {
+                multiplier: 1_664_525,
+                increment: 1_013_904_223,
+            },
+        }
+    }
+
+    /// The first address on the service's end, and its port, in the packet before the program.
+    fn service_end(&self) -> (u32, u16) {
+        match (self.traffic, self.hook) {
+            (Traffic::Foreign, _) => (block::FOREIGN, VIP_PORT),
+            (_, Hook::ToPod) => (block::PODS, POD_PORT),
+            _ => (block::VIPS, VIP_PORT),
+        }
+    }
+
+    /// The same after the program.
+    pub(super) fn translated_end(&self) -> (u32, u16) {
+        match (self.traffic, self.hook) {
+            (Traffic::Foreign, _) => self.service_end(),
+            (_, Hook::ToPod) => (block::VIPS, VIP_PORT),
+            _ => (block::PODS, POD_PORT),
+        }
+    }
+
+    /// The action that all of the packets must get: on into the stack.
+    pub(super) fn action(&self) -> u32 {
+        match self.hook {
+            // XDP_PASS (include/uapi/linux/bpf.h)
+            Hook::Xdp => 2,
+            // TC_ACT_UNSPEC (include/uapi/linux/pkt_cls.h)
+            Hook::FromPod | Hook::ToPod => u32::MAX,
+        }
+    }
+
+    /// A packet of this kind; the generator writes addresses and ports into it.
+    pub(super) fn template(&self) -> Vec<u8> {
+        let end = |last| SocketAddr::new(address(self.family, last), 1);
+        let (source, destination) = (end(block::CLIENTS), end(block::VIPS));
+        let packet: Build = match (self.protocol, self.traffic) {
+            (Protocol::Udp, _) => build::udp(source, destination),
+            (Protocol::Tcp, Traffic::New) => build::syn(source, destination),
+            (Protocol::Tcp, _) => build::ack(source, destination),
+        };
+        packet.bytes()
+    }
+
+    /// Offsets of the source's and the destination's fields.
+    fn ends_at(&self) -> [EndAt; 2] {
+        match self.family {
+            Family::V4 => [
+                EndAt {
+                    address: 26,
+                    port: 34,
+                },
+                EndAt {
+                    address: 30,
+                    port: 36,
+                },
+            ],
+            Family::V6 => [
+                EndAt {
+                    address: 34,
+                    port: 54,
+                },
+                EndAt {
+                    address: 50,
+                    port: 56,
+                },
+            ],
+        }
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match (self.traffic, self.hook) {
+            (Traffic::Established, Hook::ToPod) => "reply",
+            (Traffic::Established, _) => "established",
+            (Traffic::New, _) => "new flow",
+            (Traffic::Foreign, Hook::ToPod) => "not a reply",
+            (Traffic::Foreign, _) => "not a Service",
+        };
+        write!(formatter, "{} {what}", self.protocol)
+    }
+}
+
+/// The address of a family that ends in this word. All have the same beginning.
+pub(super) fn address(family: Family, last: u32) -> IpAddr {
+    let last = Ipv4Addr::from_bits(last);
+    match family {
+        Family::V4 => last.into(),
+        Family::V6 => Ipv6Addr::from_bits((0xfd00 << 112) | u128::from(last.to_bits())).into(),
+    }
+}

@@ -1,0 +1,123 @@
+//! The packet generator: hands out its orders, runs it, looks at what came out.
+#![expect(unsafe_code, reason = "aya asks for the promise that a plan is plain bytes")]
+
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::maps::{Array, MapData, ProgramArray};
+use aya::programs::{Program, ProgramFd, TestRun as _, TestRunOptions, TestRunResult};
+
+use super::case::{Case, Hook};
+use super::plan::{End, EndAt, Plan};
+
+// SAFETY: `repr(C)`, only integers inside, and no room between them.
+unsafe impl aya::Pod for Plan {}
+
+/// The programs of the generator and their maps.
+pub(super) struct Generator {
+    ebpf: Ebpf,
+    plan: Array<MapData, Plan>,
+    xdp_target: ProgramArray<MapData>,
+    tc_target: ProgramArray<MapData>,
+}
+
+impl Generator {
+    /// Loads the generator.
+    pub(super) fn new(object: &Path) -> Self {
+        let mut ebpf =
+            Ebpf::load_file(object).unwrap_or_else(|error| panic!("{}: {error}", object.display()));
+        for (name, program) in ebpf.programs_mut() {
+            match program {
+                Program::Xdp(program) => program.load(),
+                Program::SchedClassifier(program) => program.load(),
+                _ => panic!("{name} is no packet program"),
+            }
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        let mut map = |name| ebpf.take_map(name).expect("the object has the map");
+        let (plan, xdp, tc) = (map("PLAN"), map("XDP_TARGET"), map("TC_TARGET"));
+        Self {
+            plan: plan.try_into().expect("an array"),
+            xdp_target: xdp.try_into().expect("a program array"),
+            tc_target: tc.try_into().expect("a program array"),
+            ebpf,
+        }
+    }
+
+    /// Chooses the program that the packets go to.
+    pub(super) fn aim(&mut self, hook: Hook, program: &ProgramFd) {
+        let target = match hook {
+            Hook::Xdp => &mut self.xdp_target,
+            Hook::FromPod | Hook::ToPod => &mut self.tc_target,
+        };
+        target.set(0, program, 0).expect("a program of the array's type");
+    }
+
+    /// Sends the next `packets` packets of a plan; returns the nanoseconds that one took.
+    pub(super) fn run(&mut self, case: &Case, plan: &mut Plan, packets: u32) -> u32 {
+        let result = self.test_run(case, plan, packets, &mut []);
+        result
+            .duration
+            .as_nanos()
+            .try_into()
+            .expect("a packet takes less than four seconds")
+    }
+
+    /// Sends the next packet of a plan and checks what became of it.
+    pub(super) fn expect_translation(&mut self, case: &Case, plan: &mut Plan) {
+        let mut bytes = case.template();
+        self.test_run(case, plan, 1, &mut bytes);
+        let (first, port) = case.translated_end();
+        let service = End {
+            address: plan.service().address - plan.service + first,
+            port,
+        };
+        assert_eq!(
+            end(&bytes, plan.client_at),
+            plan.client(),
+            "the client's end: {case}"
+        );
+        assert_eq!(end(&bytes, plan.service_at), service, "the service's end: {case}");
+    }
+
+    fn test_run(&mut self, case: &Case, plan: &mut Plan, repeat: u32, out: &mut [u8]) -> TestRunResult {
+        let packet = case.template();
+        self.plan.set(0, *plan, 0).expect("the array has the row");
+        let options = TestRunOptions {
+            data_in: Some(&packet),
+            data_out: (!out.is_empty()).then_some(out),
+            repeat,
+            ..TestRunOptions::new()
+        };
+        let program = match case.hook {
+            Hook::Xdp => "lb_bench_xdp",
+            Hook::FromPod | Hook::ToPod => "lb_bench_tc",
+        };
+        let result = match self
+            .ebpf
+            .program_mut(program)
+            .expect("the object has the program")
+        {
+            Program::Xdp(program) => program.test_run(options),
+            Program::SchedClassifier(program) => program.test_run(options),
+            _ => panic!("{program} is no packet program"),
+        };
+        let result = result.unwrap_or_else(|error| panic!("{program}: {error}"));
+        assert_eq!(result.return_value, case.action(), "the action of {case}");
+        *plan = self.plan.get(&0, 0).expect("the array has the row");
+        result
+    }
+}
+
+/// The end whose fields are there.
+fn end(bytes: &[u8], at: EndAt) -> End {
+    End {
+        address: u32::from_be_bytes(field(bytes, at.address)),
+        port: u16::from_be_bytes(field(bytes, at.port)),
+    }
+}
+
+fn field<const N: usize>(bytes: &[u8], at: u32) -> [u8; N] {
+    let at = usize::try_from(at).expect("fits");
+    bytes[at..at + N].try_into().expect("N bytes")
+}

@@ -1,0 +1,152 @@
+//! The result of a benchmark: figures, and where and when they were taken.
+
+use std::{fs, io};
+
+use k8s_openapi::jiff::Timestamp;
+use lb_agent::maps::Family;
+use lb_agent::output::{self, OutputFormat, Table};
+use serde::Serialize;
+
+use super::Turn;
+use super::case::{Case, Flows};
+
+/// All figures of a run.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The processor and how many of it.
+    pub machine: String,
+    /// Release of the kernel.
+    pub kernel: String,
+    /// When the figures were taken.
+    pub date: String,
+    /// The figures.
+    pub figures: Vec<Figure>,
+}
+
+/// What one kind of packet costs, in nanoseconds.
+#[derive(Debug, Serialize)]
+pub struct Figure {
+    /// The kernel program.
+    pub program: &'static str,
+    /// The kind of packet.
+    pub packet: String,
+    /// Its IP version.
+    pub family: Family,
+    /// How many flows the packets belonged to.
+    pub flows: u32,
+    /// The empty program, with the packet generator: median.
+    pub empty: u32,
+    /// Over the empty program: median.
+    pub over_empty: i64,
+    /// Over the empty program: the best round.
+    pub min: i64,
+    /// Over the empty program: the worst round.
+    pub max: i64,
+    /// What `over_empty` may be.
+    pub limit: Option<u32>,
+}
+
+impl Figure {
+    /// Makes a figure of all turns of a case.
+    pub(super) fn new(case: &Case, flows: Flows, turns: &[Turn]) -> Self {
+        let over = sorted(
+            turns
+                .iter()
+                .map(|turn| i64::from(turn.program) - i64::from(turn.empty)),
+        );
+        let empty = sorted(turns.iter().map(|turn| turn.empty));
+        Self {
+            program: case.hook.program(),
+            packet: case.to_string(),
+            family: case.family,
+            flows: flows.count(),
+            empty: empty[empty.len() / 2],
+            over_empty: over[over.len() / 2],
+            min: over[0],
+            max: over[over.len() - 1],
+            limit: case.limit(flows),
+        }
+    }
+
+    /// How much the figure is above its limit.
+    fn missed_by(&self) -> Option<i64> {
+        let missed = self.over_empty - i64::from(self.limit?);
+        (missed > 0).then_some(missed)
+    }
+}
+
+fn sorted<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut values: Vec<T> = values.collect();
+    values.sort();
+    values
+}
+
+impl Report {
+    /// A report of figures that were taken just now.
+    pub(super) fn new(figures: Vec<Figure>) -> Self {
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").expect("Linux tells its release");
+        Self {
+            machine: machine(),
+            kernel: kernel.trim_end().to_owned(),
+            date: Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
+            figures,
+        }
+    }
+
+    /// Prints the report; for people with a heading.
+    pub fn print(&self, format: OutputFormat) -> io::Result<()> {
+        if format == OutputFormat::Table {
+            println!("{}, Linux {}, {}", self.machine, self.kernel, self.date);
+            println!(
+                "nanoseconds per packet, medians of the rounds; the packet generator is part of the empty program\n"
+            );
+        }
+        output::print(format, self, Self::table)
+    }
+
+    /// The figures as rows.
+    fn table(&self) -> Table {
+        let mut table = Table::new(&[
+            "program",
+            "packet",
+            "family",
+            "flows",
+            "empty",
+            "over empty",
+            "min..max",
+            "limit",
+            "",
+        ]);
+        for figure in &self.figures {
+            let verdict = match (figure.limit, figure.missed_by()) {
+                (None, _) => String::new(),
+                (Some(_), None) => "ok".to_owned(),
+                (Some(_), Some(by)) => format!("missed by {by}"),
+            };
+            table.row([
+                figure.program.to_owned(),
+                figure.packet.clone(),
+                format!("{:?}", figure.family),
+                figure.flows.to_string(),
+                figure.empty.to_string(),
+                figure.over_empty.to_string(),
+                format!("{}..{}", figure.min, figure.max),
+                figure.limit.map_or_else(String::new, |limit| limit.to_string()),
+                verdict,
+            ]);
+        }
+        table
+    }
+}
+
+/// The processor's name and count.
+fn machine() -> String {
+    let information = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let fields = information.lines().filter_map(|line| line.split_once(':'));
+    let name = fields
+        .clone()
+        .find(|(field, _)| field.trim() == "model name")
+        .map(|(_, name)| name.trim());
+    let count = fields.filter(|(field, _)| field.trim() == "processor").count();
+    format!("{count} x {}", name.unwrap_or(std::env::consts::ARCH))
+}
