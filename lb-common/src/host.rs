@@ -141,6 +141,10 @@ impl<A: Address + Hash> HostTables<A> {
 }
 
 impl<A: Address + Hash> Tables<A> for HostTables<A> {
+    fn concerns(&self, _destination: A) -> bool {
+        true
+    }
+
     fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>> {
         let mut flows = self.flows.borrow_mut();
         let flow = flows.get_mut(key)?;

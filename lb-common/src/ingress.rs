@@ -68,6 +68,12 @@ pub fn ingress<A: Address>(
     parsed: &Parsed<A>,
     origin: Origin,
 ) -> Verdict {
+    if !tables.concerns(parsed.key.destination) {
+        if parsed.is_syn() {
+            forget_stale_reply(tables, &parsed.key);
+        }
+        return Verdict::Pass;
+    }
     // Zeroing it would cost more than the lookup of a flow: it becomes a call of memset, which counts bytes.
     let mut flow = MaybeUninit::uninit();
     let mut step = remembered(tables, parsed, &mut flow);

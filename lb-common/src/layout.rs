@@ -15,6 +15,8 @@ pub mod map {
     pub const FRONTENDS4: &str = "FRONTENDS4";
     /// Frontends of IPv6: [`super::FrontendKey`] to [`super::Frontend`].
     pub const FRONTENDS6: &str = "FRONTENDS6";
+    /// Which destination addresses to look up: `u64` words of [`crate::filter`].
+    pub const FILTER: &str = "FILTER";
     /// Slots: index to [`super::Slot`].
     pub const SLOTS: &str = "SLOTS";
     /// Backends of IPv4: [`super::BackendId`] to [`super::Backend`].

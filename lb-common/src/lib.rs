@@ -21,6 +21,7 @@ pub mod address;
 pub mod answer;
 pub mod checksum;
 pub mod egress;
+pub mod filter;
 pub mod flow;
 #[cfg(not(target_arch = "bpf"))]
 pub mod host;

@@ -7,6 +7,9 @@ use crate::reason::Reason;
 
 /// The maps of one address family and what goes with them.
 pub trait Tables<A: Address> {
+    /// Whether packets to this address may have a flow or a frontend; if not, they are not looked up (see
+    /// [`crate::filter`]).
+    fn concerns(&self, destination: A) -> bool;
     /// The flow with this key.
     fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>>;
     /// Adds or replaces a flow; `false` if the table did not take it.

@@ -5,6 +5,8 @@ use core::ptr::NonNull;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use lb_common::address::Address;
+use lb_common::filter::{self, Position};
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
     Address4, Address6, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, ServiceName,
@@ -25,6 +27,8 @@ static FRONTENDS4: HashMap<FrontendKey<Address4>, Frontend> =
 #[map]
 static FRONTENDS6: HashMap<FrontendKey<Address6>, Frontend> =
     HashMap::with_max_entries(FRONTENDS, BPF_F_NO_PREALLOC);
+#[map]
+static FILTER: Array<u64> = Array::with_max_entries(filter::WORDS, 0);
 #[map]
 static SLOTS: Array<Slot> = Array::with_max_entries(1_048_576, 0);
 #[map]
@@ -96,6 +100,15 @@ impl FamilyMaps for Address6 {
     fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>> {
         &SOCKETS6
     }
+}
+
+/// Whether an address's bit in the filter is set.
+#[inline(always)]
+pub fn filter<A: FamilyMaps + Address>(address: A) -> bool {
+    let position = Position::of(address);
+    FILTER
+        .get(position.word)
+        .is_some_and(|word| word & position.bit != 0)
 }
 
 /// The flow with this key.

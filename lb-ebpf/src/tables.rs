@@ -48,6 +48,12 @@ pub struct KernelTables;
 
 impl<A: Family> Tables<A> for KernelTables {
     #[inline(always)]
+    fn concerns(&self, destination: A) -> bool {
+        // Replies of hairpin connections come to the node's address.
+        maps::filter(destination) || destination == A::node_address()
+    }
+
+    #[inline(always)]
     fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>> {
         maps::flow(key)
     }

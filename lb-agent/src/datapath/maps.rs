@@ -5,6 +5,7 @@ use std::path::Path;
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use lb_common::filter::{self, Position};
 use lb_common::layout::{
     self, Address4, Address6, BackendId, Frontend, Port, ServiceId, ServiceName, ServiceStats, Slot,
     backend_flags, backend_state, map, protocol,
@@ -17,6 +18,7 @@ use crate::maps::{Backend, BackendState, Capacity, FrontendKey, MapError, MapIma
 pub struct KernelMaps {
     frontends4: HashMap<MapData, layout::FrontendKey<Address4>, Frontend>,
     frontends6: HashMap<MapData, layout::FrontendKey<Address6>, Frontend>,
+    filter: Array<MapData, u64>,
     slots: Array<MapData, Slot>,
     backends4: Array<MapData, layout::Backend<Address4>>,
     backends6: Array<MapData, layout::Backend<Address6>>,
@@ -41,6 +43,7 @@ impl KernelMaps {
         Ok(Self {
             frontends4: typed(frontends4, map::FRONTENDS4)?,
             frontends6: typed(open(directory, map::FRONTENDS6)?, map::FRONTENDS6)?,
+            filter: typed(open(directory, map::FILTER)?, map::FILTER)?,
             slots: typed(slots, map::SLOTS)?,
             backends4: typed(backends4, map::BACKENDS4)?,
             backends6: typed(open(directory, map::BACKENDS6)?, map::BACKENDS6)?,
@@ -100,7 +103,38 @@ impl KernelMaps {
         Ok(())
     }
 
+    /// Lets the programs look up packets to an address. The bit stays when the last row of the address goes, for the
+    /// sake of its flows, until [`Self::renew_filter`].
+    fn set_filter(&mut self, address: IpAddr) -> Result<(), MapError> {
+        let Position { word, bit } = filter_position(address);
+        let failed = |error| kernel(map::FILTER, format!("set the bit of {address}"), error);
+        let old = self.filter.get(&word, 0).map_err(failed)?;
+        if old & bit == 0 {
+            self.filter.set(word, old | bit, 0).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Clears the bits of addresses that have no frontend (any more).
+    pub fn renew_filter(&mut self) -> Result<(), MapError> {
+        let mut wanted = vec![0_u64; filter::WORDS as usize];
+        for key in self.image()?.frontends.keys() {
+            let Position { word, bit } = filter_position(key.address());
+            if let Some(word) = wanted.get_mut(word as usize) {
+                *word |= bit;
+            }
+        }
+        for (index, wanted) in (0..filter::WORDS).zip(wanted) {
+            let failed = |error| kernel(map::FILTER, format!("renew word {index}"), error);
+            if self.filter.get(&index, 0).map_err(failed)? != wanted {
+                self.filter.set(index, wanted, 0).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     fn set_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), MapError> {
+        self.set_filter(key.address())?;
         let (name, result) = match key.address() {
             IpAddr::V4(address) => (
                 map::FRONTENDS4,
@@ -355,6 +389,13 @@ fn frontend_key(address: IpAddr, port: Port, number: u8) -> Option<FrontendKey> 
         protocol::UDP => FrontendKey::Port(address, port.get(), Protocol::Udp),
         _ => return None,
     })
+}
+
+fn filter_position(address: IpAddr) -> Position {
+    match address {
+        IpAddr::V4(address) => Position::of(Address4::from(address)),
+        IpAddr::V6(address) => Position::of(Address6::from(address)),
+    }
 }
 
 /// A name that is too long, which Kubernetes does not let happen, is cut.

@@ -104,7 +104,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 12] = [
+const MAPS: [(&str, usize, usize); 13] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -115,6 +115,7 @@ const MAPS: [(&str, usize, usize); 12] = [
         size_of::<FrontendKey<Address6>>(),
         size_of::<Frontend>(),
     ),
+    (map::FILTER, size_of::<u32>(), size_of::<u64>()),
     (map::SLOTS, size_of::<u32>(), size_of::<Slot>()),
     (map::BACKENDS4, size_of::<u32>(), size_of::<Backend<Address4>>()),
     (map::BACKENDS6, size_of::<u32>(), size_of::<Backend<Address6>>()),

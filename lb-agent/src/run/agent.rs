@@ -89,7 +89,8 @@ impl Agent {
         };
         let maps_directory = pins.maps();
         let datapath = Datapath::load(settings, pins, attach)?;
-        let maps = KernelMaps::open(&maps_directory)?;
+        let mut maps = KernelMaps::open(&maps_directory)?;
+        maps.renew_filter()?;
         warn_of_other_sizes(&maps, &datapath.settings().capacity);
 
         let (sender, changes) = mpsc::channel(CHANGES);
