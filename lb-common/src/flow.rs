@@ -150,3 +150,127 @@ impl<A: Copy + Eq> Flow<A> {
         bits & !self.state
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::layout::{Address4, Flow, Port, flow_flags, flow_state, hook, protocol};
+    use crate::parse::tcp_flags;
+    use crate::tables::Lifetimes;
+    use proptest::prelude::*;
+
+    const LIFETIMES: Lifetimes = Lifetimes {
+        tcp_established: 50,
+        tcp_opening: 40,
+        tcp_closing: 10,
+        udp_answered: 30,
+        udp_unanswered: 20,
+    };
+
+    fn flow(state: u8, flags: u8) -> Flow<Address4> {
+        Flow {
+            source: Address4::from_bytes([10, 0, 0, 1]),
+            destination: Address4::from_bytes([10, 0, 0, 2]),
+            source_port: Port::new(1),
+            destination_port: Port::new(2),
+            state,
+            flags,
+            ..Flow::default()
+        }
+    }
+
+    const BOTH: u8 = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
+
+    #[test]
+    fn closed_by_both_or_reset() {
+        for (state, closed) in [
+            (0, false),
+            (flow_state::ANSWERED, false),
+            (flow_state::FIN_REQUEST, false),
+            (flow_state::FIN_REPLY, false),
+            (BOTH, true),
+            (flow_state::RESET, true),
+            (flow_state::ANSWERED | flow_state::RESET, true),
+        ] {
+            assert_eq!(flow(state, 0).is_closed(), closed, "{state}");
+        }
+    }
+
+    #[test]
+    fn lifetime_follows_from_state() {
+        for (protocol, state, lifetime) in [
+            (protocol::TCP, 0, 40),
+            (protocol::TCP, flow_state::ANSWERED, 50),
+            (protocol::TCP, flow_state::ANSWERED | BOTH, 10),
+            (protocol::TCP, flow_state::RESET, 10),
+            (protocol::UDP, 0, 20),
+            (protocol::UDP, flow_state::ANSWERED, 30),
+        ] {
+            // The clock wraps.
+            for seen in [0, 1000, u32::MAX - 5] {
+                let flow = Flow {
+                    last_seen: seen,
+                    ..flow(state, 0)
+                };
+                assert!(
+                    !flow.is_expired(protocol, seen.wrapping_add(lifetime), &LIFETIMES),
+                    "{protocol} {state}"
+                );
+                assert!(
+                    flow.is_expired(protocol, seen.wrapping_add(lifetime + 1), &LIFETIMES),
+                    "{protocol} {state}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn news_are_what_is_not_known_yet() {
+        let reply = flow_flags::REPLY;
+        for (state, flags, tcp_flags, news) in [
+            (0, 0, tcp_flags::SYN, 0),
+            (0, 0, tcp_flags::FIN | tcp_flags::ACK, flow_state::FIN_REQUEST),
+            (0, 0, tcp_flags::RST, flow_state::RESET),
+            (flow_state::FIN_REQUEST, 0, tcp_flags::FIN, 0),
+            (0, reply, tcp_flags::SYN | tcp_flags::ACK, flow_state::ANSWERED),
+            (flow_state::ANSWERED, reply, tcp_flags::ACK, 0),
+            (flow_state::ANSWERED, reply, tcp_flags::FIN, flow_state::FIN_REPLY),
+            (0, reply, tcp_flags::RST, flow_state::ANSWERED | flow_state::RESET),
+        ] {
+            assert_eq!(
+                flow(state, flags).news(tcp_flags),
+                news,
+                "{state} {flags} {tcp_flags}"
+            );
+        }
+    }
+
+    #[test]
+    fn peer_is_seen_at_the_other_end_of_the_stack() {
+        for (flags, at) in [
+            (0, hook::EGRESS),
+            (flow_flags::REPLY, hook::INGRESS),
+            (flow_flags::HAIRPIN, hook::INGRESS),
+            (flow_flags::HAIRPIN | flow_flags::REPLY, hook::INGRESS),
+        ] {
+            assert_eq!(flow(0, flags).peer_key(protocol::TCP).hook, at, "{flags}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn peer_key_is_that_of_the_answer(source: [u8; 4], destination: [u8; 4], ports: [u16; 2]) {
+            let flow: Flow<Address4> = Flow {
+                source: Address4::from_bytes(source),
+                destination: Address4::from_bytes(destination),
+                source_port: Port::new(ports[0]),
+                destination_port: Port::new(ports[1]),
+                ..Flow::default()
+            };
+            let key = flow.peer_key(protocol::UDP);
+            prop_assert!(flow.answers(&key));
+            let back = key.reversed(hook::INGRESS);
+            prop_assert_eq!((back.source, back.destination), (flow.source, flow.destination));
+            prop_assert_eq!(back.ports_word(), flow.ports_word());
+        }
+    }
+}

@@ -408,7 +408,7 @@ fn is_taken<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, key: &F
         return false;
     };
     let reply = entry.get();
-    let is_over = reply.is_closed() || reply.is_expired(key.protocol, tables.now(), &tables.lifetimes());
+    let is_over = reply.is_closed() || is_idle(tables, reply_key, &reply, tables.now());
     !reply.answers(key) && !is_over
 }
 
@@ -438,4 +438,263 @@ fn stop<A: Address>(
     tables.count_reason(reason);
     answer::reject(packet, parsed).ok_or(Reason::AnswerFailed)?;
     Ok(Verdict::Bounce)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+
+    use super::{Origin, Verdict, ingress, region};
+    use crate::egress::egress;
+    use crate::host::{Bytes, HostTables};
+    use crate::layout::{
+        Address4, Backend, FlowKey, Frontend, FrontendKey, Port, Region, Slot, backend_state, frontend_flags,
+        hook, protocol,
+    };
+    use crate::parse::{self, tcp_flags};
+    use crate::reason::Reason;
+    use proptest::prelude::*;
+
+    type End = (Address4, Port);
+
+    fn end(last: u8, port: u16) -> End {
+        (Address4::from_bytes([10, 0, 0, last]), Port::new(port))
+    }
+
+    /// Two frontends, 10.0.0.1 and 10.0.0.2, that share the Pods 10.0.0.11 to 10.0.0.13.
+    fn tables() -> HostTables<Address4> {
+        let mut tables = HostTables::default();
+        tables.node_address = end(99, 0).0;
+        for (service, last) in [(1, 1), (2, 2)] {
+            let base = service * 10;
+            let key = FrontendKey {
+                address: end(last, 0).0,
+                port: Port::new(80),
+                protocol: protocol::TCP,
+                pad: 0,
+            };
+            let cluster = Region { base, length: 3 };
+            tables.frontends.insert(
+                key,
+                Frontend {
+                    service,
+                    cluster,
+                    ..Frontend::default()
+                },
+            );
+            for pod in 0..3 {
+                let (address, port) = end(11 + pod, 8080);
+                let id = base + u32::from(pod);
+                let backend = Backend {
+                    address,
+                    port,
+                    state: backend_state::ACTIVE,
+                    flags: 0,
+                    generation: 1,
+                    service,
+                };
+                tables.backends.insert(id, backend);
+                tables.slots.insert(
+                    id,
+                    Slot {
+                        backend: id,
+                        generation: 1,
+                    },
+                );
+            }
+        }
+        tables
+    }
+
+    /// A TCP segment without payload; its checksums are nobody's concern here.
+    fn segment(source: End, destination: End, flags: u8) -> Bytes {
+        let mut bytes = vec![0; 14 + 40];
+        bytes[12] = 8;
+        bytes[14] = 0x45;
+        bytes[17] = 40;
+        bytes[23] = protocol::TCP;
+        bytes[26..30].copy_from_slice(&source.0.to_bytes());
+        bytes[30..34].copy_from_slice(&destination.0.to_bytes());
+        bytes[34..36].copy_from_slice(&source.1.to_bytes());
+        bytes[36..38].copy_from_slice(&destination.1.to_bytes());
+        bytes[46] = 0x50;
+        bytes[47] = flags;
+        Bytes(bytes)
+    }
+
+    fn key(packet: &Bytes) -> FlowKey<Address4> {
+        parse::ipv4(packet, 14, hook::INGRESS).unwrap().key
+    }
+
+    /// Where a segment that enters comes from and goes to afterwards.
+    fn enter(tables: &HostTables<Address4>, source: End, destination: End, flags: u8) -> (Verdict, End, End) {
+        let mut packet = segment(source, destination, flags);
+        let parsed = parse::ipv4(&packet, 14, hook::INGRESS).unwrap();
+        let verdict = ingress(&mut packet, tables, &parsed, Origin::Inside);
+        let key = key(&packet);
+        (
+            verdict,
+            (key.source, key.source_port),
+            (key.destination, key.destination_port),
+        )
+    }
+
+    /// Where a segment that leaves comes from and goes to afterwards.
+    fn leave(tables: &HostTables<Address4>, source: End, destination: End, flags: u8) -> (End, End) {
+        let mut packet = segment(source, destination, flags);
+        let parsed = parse::ipv4(&packet, 14, hook::EGRESS).unwrap();
+        assert_eq!(egress(&mut packet, tables, &parsed), Verdict::Pass);
+        let key = key(&packet);
+        (
+            (key.source, key.source_port),
+            (key.destination, key.destination_port),
+        )
+    }
+
+    #[test]
+    fn region_follows_from_origin_and_policy() {
+        let (cluster, local) = (Region { base: 1, length: 2 }, Region { base: 5, length: 1 });
+        let none = Region::default();
+        let both = frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL;
+        for (flags, local, origin, expected) in [
+            (0, local, Origin::Inside, Ok(cluster)),
+            (0, local, Origin::Outside, Ok(cluster)),
+            (frontend_flags::INSIDE_LOCAL, local, Origin::Inside, Ok(local)),
+            (frontend_flags::INSIDE_LOCAL, local, Origin::Outside, Ok(cluster)),
+            (frontend_flags::OUTSIDE_LOCAL, local, Origin::Inside, Ok(cluster)),
+            (frontend_flags::OUTSIDE_LOCAL, local, Origin::Outside, Ok(local)),
+            (both, none, Origin::Inside, Err(Reason::NoLocalEndpoint)),
+            (both, none, Origin::Outside, Err(Reason::NoLocalEndpoint)),
+        ] {
+            let frontend = Frontend {
+                flags,
+                cluster,
+                local,
+                ..Frontend::default()
+            };
+            assert_eq!(region(&frontend, origin), expected, "{flags} {origin:?}");
+        }
+        let empty = Frontend {
+            flags: both,
+            ..Frontend::default()
+        };
+        assert_eq!(region(&empty, Origin::Inside), Err(Reason::NoEndpoint));
+    }
+
+    #[test]
+    fn source_ports_of_hairpin_connections_differ() {
+        let tables = tables();
+        let mut sources = vec![];
+        for port in 1000..1100 {
+            // Each Pod is chosen for itself now and then.
+            let (verdict, source, destination) = enter(&tables, end(11, port), end(1, 80), tcp_flags::SYN);
+            if verdict == Verdict::Bounce {
+                assert_eq!((source.0, destination), (end(99, 0).0, end(11, 8080)));
+                assert!(!sources.contains(&source));
+                sources.push(source);
+                let (verdict, source, destination) = enter(&tables, destination, source, tcp_flags::ACK);
+                assert_eq!(
+                    (verdict, source, destination),
+                    (Verdict::Bounce, end(1, 80), end(11, port))
+                );
+            }
+        }
+        assert!(sources.len() > 10);
+    }
+
+    #[test]
+    fn port_is_not_given_away_while_only_one_side_sends() {
+        let mut tables = tables();
+        tables.backends.retain(|id, _| id % 10 == 0);
+        tables.slots.extend(
+            [0, 1, 2]
+                .map(|at| {
+                    [10, 20].map(|base| {
+                        (
+                            base + at,
+                            Slot {
+                                backend: base,
+                                generation: 1,
+                            },
+                        )
+                    })
+                })
+                .into_iter()
+                .flatten(),
+        );
+        let client = end(50, 1000);
+        enter(&tables, client, end(1, 80), tcp_flags::SYN);
+        // Longer than what is not answered lives.
+        for _ in 0..4 {
+            tables.now.set(tables.now.get() + 50);
+            enter(&tables, client, end(1, 80), tcp_flags::SYN);
+        }
+        let (_, source, _) = enter(&tables, client, end(2, 80), tcp_flags::SYN);
+        assert_ne!(source, client);
+        let reply = leave(&tables, end(11, 8080), client, tcp_flags::SYN | tcp_flags::ACK);
+        assert_eq!(reply, (end(1, 80), client));
+    }
+
+    /// What happens next in a random history.
+    #[derive(Clone, Debug)]
+    enum Event {
+        /// A client's port opens, or uses, its connection to a frontend, and is answered.
+        Talk { port: u16, vip: u8 },
+        /// The same, and both sides close it.
+        Close { port: u16, vip: u8 },
+        /// Time passes.
+        Wait(u32),
+        /// A backend row changes its state.
+        State { row: u32, state: u8 },
+        /// A backend row is given to another endpoint, and the slots follow.
+        Replace { row: u32 },
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let row = || (0_u32..2, 0_u32..3).prop_map(|(service, at)| 10 + service * 10 + at);
+        prop_oneof![
+            8 => (1_u16..4, 1_u8..3).prop_map(|(port, vip)| Event::Talk { port, vip }),
+            2 => (1_u16..4, 1_u8..3).prop_map(|(port, vip)| Event::Close { port, vip }),
+            1 => (1_u32..10_000).prop_map(Event::Wait),
+            2 => (row(), 0_u8..3).prop_map(|(row, state)| Event::State { row, state }),
+            1 => row().prop_map(|row| Event::Replace { row }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn replies_come_from_the_frontend_that_was_asked(events in prop::collection::vec(event(), 1..60)) {
+            let mut tables = tables();
+            for event in events {
+                match event {
+                    Event::Talk { port, vip } | Event::Close { port, vip } => {
+                        let (client, vip) = (end(50, port), end(vip, 80));
+                        let (verdict, source, pod) = enter(&tables, client, vip, tcp_flags::SYN);
+                        if verdict != Verdict::Pass {
+                            continue;
+                        }
+                        let lives = tables.backends.values().any(|backend| {
+                            (backend.address, backend.port) == pod && backend.state != backend_state::GONE
+                        });
+                        prop_assert!(lives, "{pod:?}");
+                        prop_assert_eq!(leave(&tables, pod, source, tcp_flags::ACK), (vip, client));
+                        prop_assert_eq!(enter(&tables, client, vip, tcp_flags::ACK), (Verdict::Pass, source, pod));
+                        if matches!(event, Event::Close { .. }) {
+                            enter(&tables, client, vip, tcp_flags::FIN | tcp_flags::ACK);
+                            leave(&tables, pod, source, tcp_flags::FIN | tcp_flags::ACK);
+                        }
+                    }
+                    Event::Wait(ticks) => tables.now.set(tables.now.get() + ticks),
+                    Event::State { row, state } => {
+                        tables.backends.get_mut(&row).unwrap().state = state;
+                    }
+                    Event::Replace { row } => {
+                        let backend = tables.backends.get_mut(&row).unwrap();
+                        backend.generation += 1;
+                        tables.slots.get_mut(&row).unwrap().generation += 1;
+                    }
+                }
+            }
+        }
+    }
 }

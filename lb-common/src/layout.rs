@@ -498,3 +498,58 @@ mod pod {
         ServiceStats,
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use core::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::{Address4, Address6, Port};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn port(number: u16) {
+            let port = Port::new(number);
+            prop_assert_eq!(port.get(), number);
+            prop_assert_eq!(port.to_bytes(), number.to_be_bytes());
+            prop_assert_eq!(Port::from_bytes(number.to_be_bytes()), port);
+        }
+
+        #[test]
+        fn address4(octets: [u8; 4]) {
+            let address = Address4::from(Ipv4Addr::from(octets));
+            prop_assert_eq!(address.to_bytes(), octets);
+            prop_assert_eq!(address.to_word().to_ne_bytes(), octets);
+            prop_assert_eq!(Address4::from_word(address.to_word()), address);
+            prop_assert_eq!(Ipv4Addr::from(address).octets(), octets);
+        }
+
+        #[test]
+        fn address6(octets: [u8; 16]) {
+            let address = Address6::from(Ipv6Addr::from(octets));
+            prop_assert_eq!(address.to_words()[1].to_ne_bytes(), [octets[4], octets[5], octets[6], octets[7]]);
+            prop_assert_eq!(Address6::from_words(address.to_words()), address);
+            prop_assert_eq!(Ipv6Addr::from(address).octets(), octets);
+        }
+
+        #[test]
+        fn mapped(octets: [u8; 4]) {
+            let address = Address4::from_bytes(octets);
+            let mapped = Address6::from_mapped(address);
+            prop_assert_eq!(Ipv6Addr::from(mapped), Ipv4Addr::from(octets).to_ipv6_mapped());
+            prop_assert_eq!(mapped.to_mapped(), Some(address));
+        }
+
+        #[test]
+        fn mapped_as_the_standard_library_has_it(octets: [u8; 16], zeros in 0_usize..16) {
+            let mut octets = octets;
+            octets[..zeros.min(10)].fill(0);
+            if zeros > 12 {
+                octets[10..12].fill(0xff);
+            }
+            let address = Ipv6Addr::from(octets);
+            let expected = address.to_ipv4_mapped().map(Address4::from);
+            prop_assert_eq!(Address6::from(address).to_mapped(), expected);
+        }
+    }
+}

@@ -324,3 +324,246 @@ fn transport(packet: &impl Packet, offset: u32, protocol: u8, room: u32) -> Opti
 pub(crate) const TCP_DATA_OFFSET: usize = 12;
 /// Offset of the byte with the TCP flags.
 const TCP_FLAGS: usize = 13;
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::{Network, Parsed, ipv4, ipv6, network, tcp_flags};
+    use crate::host::Bytes;
+    use crate::layout::{Address4, Address6, FlowKey, Port, hook, protocol};
+    use proptest::prelude::*;
+
+    /// Behind a header: ports 1 and 2, a TCP header of five words with SYN, and four bytes.
+    const TCP: [u8; 24] = [
+        0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9,
+    ];
+
+    fn packet4(transport: &[u8], protocol: u8) -> Vec<u8> {
+        let length = u8::try_from(20 + transport.len()).unwrap();
+        let mut bytes = vec![
+            0x45, 0, 0, length, 0, 0, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+        ];
+        bytes.extend_from_slice(transport);
+        bytes
+    }
+
+    fn packet6(payload: &[u8], next: u8) -> Vec<u8> {
+        let length = u8::try_from(payload.len()).unwrap();
+        let mut bytes = vec![0x60, 0, 0, 0, 0, length, next, 64];
+        bytes.extend_from_slice(&[1; 16]);
+        bytes.extend_from_slice(&[2; 16]);
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    fn parse4(bytes: &[u8]) -> Option<Parsed<Address4>> {
+        ipv4(&Bytes(bytes.to_vec()), 0, hook::EGRESS)
+    }
+
+    fn parse6(bytes: &[u8]) -> Option<Parsed<Address6>> {
+        ipv6(&Bytes(bytes.to_vec()), 0, hook::INGRESS)
+    }
+
+    #[test]
+    fn tcp_over_ipv4() {
+        let parsed = parse4(&packet4(&TCP, protocol::TCP)).unwrap();
+        let key = FlowKey {
+            source: Address4::from_bytes([10, 0, 0, 1]),
+            destination: Address4::from_bytes([10, 0, 0, 2]),
+            source_port: Port::new(1),
+            destination_port: Port::new(2),
+            protocol: protocol::TCP,
+            hook: hook::EGRESS,
+            pad: 0,
+        };
+        assert_eq!(parsed.key, key);
+        assert_eq!((parsed.headers.transport, parsed.headers.ip_length), (20, 44));
+        assert_eq!(parsed.headers.tcp_flags, tcp_flags::SYN);
+        assert!(parsed.is_syn());
+    }
+
+    #[test]
+    fn udp_over_ipv6() {
+        let parsed = parse6(&packet6(&TCP[..8], protocol::UDP)).unwrap();
+        assert_eq!(
+            parsed.key.source,
+            Address6::from_words([u32::from_ne_bytes([1; 4]); 4])
+        );
+        assert_eq!(
+            parsed.key.destination,
+            Address6::from_words([u32::from_ne_bytes([2; 4]); 4])
+        );
+        assert_eq!(
+            (parsed.key.source_port.get(), parsed.key.destination_port.get()),
+            (1, 2)
+        );
+        assert_eq!((parsed.headers.transport, parsed.headers.ip_length), (40, 48));
+        assert_eq!(parsed.headers.tcp_flags, 0);
+    }
+
+    #[test]
+    fn syn_with_ack_asks_for_no_connection() {
+        let mut bytes = packet4(&TCP, protocol::TCP);
+        bytes[33] = tcp_flags::SYN | tcp_flags::ACK;
+        assert!(!parse4(&bytes).unwrap().is_syn());
+    }
+
+    #[test]
+    fn ipv4_options_move_the_transport_header() {
+        let mut bytes = packet4(&TCP, protocol::TCP);
+        bytes[0] = 0x46;
+        bytes[3] += 4;
+        bytes.splice(20..20, [1; 4]);
+        assert_eq!(parse4(&bytes).unwrap().headers.transport, 24);
+    }
+
+    #[test]
+    fn whole_packets_only() {
+        for bytes in [packet4(&TCP, protocol::TCP), packet4(&TCP[..8], protocol::UDP)] {
+            assert!(parse4(&bytes).is_some());
+            for length in 0..bytes.len() {
+                assert_eq!(parse4(&bytes[..length]), None, "{length}");
+            }
+        }
+        for bytes in [packet6(&TCP, protocol::TCP), packet6(&TCP[..8], protocol::UDP)] {
+            assert!(parse6(&bytes).is_some());
+            for length in 0..bytes.len() {
+                assert_eq!(parse6(&bytes[..length]), None, "{length}");
+            }
+        }
+    }
+
+    #[test]
+    fn malformed_ipv4() {
+        // Byte and a value that makes the packet none of ours: version, header length, total length, fragment
+        // offset, more fragments, protocol, TCP header length.
+        let cases = [
+            (0, 0x65),
+            (0, 0x44),
+            (0, 0x4f),
+            (2, 1),
+            (3, 19),
+            (3, 39),
+            (7, 1),
+            (6, 0x20),
+            (9, 1),
+            (32, 0x40),
+            (32, 0x70),
+        ];
+        for (at, value) in cases {
+            let mut bytes = packet4(&TCP, protocol::TCP);
+            bytes[at] = value;
+            assert_eq!(parse4(&bytes), None, "{at} {value}");
+        }
+    }
+
+    #[test]
+    fn do_not_fragment_is_no_fragment() {
+        let mut bytes = packet4(&TCP, protocol::TCP);
+        bytes[6] = 0x40;
+        assert!(parse4(&bytes).is_some());
+    }
+
+    #[test]
+    fn malformed_ipv6() {
+        for (at, value) in [
+            (0, 0x40),
+            (4, 1),
+            (5, 19),
+            (6, 59),
+            (6, 44),
+            (52, 0x40),
+            (52, 0x70),
+        ] {
+            let mut bytes = packet6(&TCP, protocol::TCP);
+            bytes[at] = value;
+            assert_eq!(parse6(&bytes), None, "{at} {value}");
+        }
+    }
+
+    /// Extension headers of eight bytes, each with the number of the next, before a TCP header.
+    fn extended(numbers: &[u8]) -> Vec<u8> {
+        let mut payload = Vec::new();
+        for next in numbers.iter().skip(1).chain([&protocol::TCP]) {
+            payload.extend_from_slice(&[*next, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        payload.extend_from_slice(&TCP);
+        packet6(&payload, numbers[0])
+    }
+
+    #[test]
+    fn extension_headers() {
+        for numbers in [&[0][..], &[43], &[60], &[0, 60, 43, 60, 60]] {
+            let headers = parse6(&extended(numbers)).unwrap().headers;
+            assert_eq!(headers.transport, 40 + 8 * u32::try_from(numbers.len()).unwrap());
+        }
+        // Too many, a fragment, encrypted, nothing behind.
+        for numbers in [&[60; 6][..], &[0, 44], &[50], &[59]] {
+            assert_eq!(parse6(&extended(numbers)), None, "{numbers:?}");
+        }
+    }
+
+    #[test]
+    fn routing_header_with_segments_left_is_passed() {
+        let mut bytes = extended(&[43]);
+        bytes[43] = 1;
+        assert_eq!(parse6(&bytes), None);
+        // The same byte of destination options is content.
+        bytes[6] = 60;
+        assert!(parse6(&bytes).is_some());
+    }
+
+    #[test]
+    fn authentication_header_counts_words() {
+        // 12 bytes of fixed fields and one word of check value, which is 4 words less 2.
+        let mut payload = vec![protocol::TCP, 2, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 7, 7, 7, 7];
+        payload.extend_from_slice(&TCP);
+        assert_eq!(parse6(&packet6(&payload, 51)).unwrap().headers.transport, 40 + 16);
+    }
+
+    fn frame(tags: &[u16], ethertype: u16) -> Bytes {
+        let mut bytes = vec![0; 12];
+        for tag in tags {
+            bytes.extend_from_slice(&tag.to_be_bytes());
+            bytes.extend_from_slice(&[0, 7]);
+        }
+        bytes.extend_from_slice(&ethertype.to_be_bytes());
+        Bytes(bytes)
+    }
+
+    #[test]
+    fn vlan_tags() {
+        assert_eq!(network(&frame(&[], 0x0800)), Network::V4(14));
+        assert_eq!(network(&frame(&[0x8100], 0x0800)), Network::V4(18));
+        assert_eq!(network(&frame(&[0x88a8, 0x8100], 0x86dd)), Network::V6(22));
+        assert_eq!(network(&frame(&[0x88a8, 0x8100, 0x8100], 0x0800)), Network::Other);
+        assert_eq!(network(&frame(&[], 0x0806)), Network::Other);
+        assert_eq!(network(&Bytes(vec![0; 13])), Network::Other);
+        assert_eq!(
+            network(&Bytes(frame(&[0x8100], 0x0800).0[..17].to_vec())),
+            Network::Other
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_parsed_lies_inside(bytes in prop::collection::vec(any::<u8>(), 0..120), version in prop::sample::select(vec![0x45_u8, 0x46, 0x60]), next in prop::sample::select(vec![0_u8, 6, 17, 43, 60])) {
+            let mut bytes = bytes;
+            for (at, value) in [(0, version), (2, 0), (4, 0), (6, if version == 0x60 { next } else { 0 }), (9, next)] {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            let length = u32::try_from(bytes.len()).unwrap();
+            let headers = match version {
+                0x60 => parse6(&bytes).map(|parsed| parsed.headers),
+                _ => parse4(&bytes).map(|parsed| parsed.headers),
+            };
+            if let Some(headers) = headers {
+                prop_assert!(headers.transport + 8 <= headers.ip_length && headers.ip_length <= length);
+            }
+        }
+    }
+}
