@@ -153,6 +153,10 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
         Some(unsafe { FlowEntry::new(NonNull::from(flow.as_mut())) })
     }
 
+    fn add_flow(&self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        !self.flows.borrow().contains_key(key) && self.insert_flow(key, flow)
+    }
+
     fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
         self.flows.borrow_mut().insert(*key, Box::new(*flow));
         true

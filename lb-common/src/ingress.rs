@@ -330,26 +330,29 @@ fn connect<A: Address>(
         }
         let addresses = key.source.difference(flow.source, Sum::new());
         flow.difference = key.destination.difference(flow.destination, addresses).fold16();
-        let reply_key = flow.peer_key(key.protocol);
-        if is_taken(tables, &reply_key, key) {
-            continue;
+        match remember(tables, key, flow) {
+            Remembered::Both => return Step::Translate,
+            Remembered::Taken => {}
+            Remembered::Neither => return Step::Stop(Reason::FlowTableFull),
         }
-        if remember(tables, key, &reply_key, flow) {
-            return Step::Translate;
-        }
-        return Step::Stop(Reason::FlowTableFull);
     }
     step
 }
 
+/// Whether the entries of a new flow were written.
+enum Remembered {
+    /// Those of both directions.
+    Both,
+    /// Another live connection already receives its replies under the reply's key.
+    Taken,
+    /// The table is full.
+    Neither,
+}
+
 /// Writes the entries of both directions, that of the request last: a packet that finds it finds the reply's too.
 #[inline(always)]
-fn remember<A: Address>(
-    tables: &impl Tables<A>,
-    key: &FlowKey<A>,
-    reply_key: &FlowKey<A>,
-    flow: &mut Flow<A>,
-) -> bool {
+fn remember<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &mut Flow<A>) -> Remembered {
+    let reply_key = flow.peer_key(key.protocol);
     // In place, for the sake of the stack.
     let (source, source_port, flags) = (flow.source, flow.source_port, flow.flags);
     flow.source = key.destination;
@@ -358,14 +361,26 @@ fn remember<A: Address>(
     flow.destination_port = key.source_port;
     flow.flags |= flow_flags::REPLY;
     flow.difference = !flow.difference;
-    let remembered = tables.insert_flow(reply_key, flow);
+    // Nearly always there is no entry, and looking for one first would be one lookup more.
+    if !tables.add_flow(&reply_key, flow) {
+        if is_taken(tables, &reply_key, key) {
+            return Remembered::Taken;
+        }
+        if !tables.insert_flow(&reply_key, flow) {
+            return Remembered::Neither;
+        }
+    }
     flow.source = source;
     flow.source_port = source_port;
     flow.destination = reply_key.source;
     flow.destination_port = reply_key.source_port;
     flow.flags = flags;
     flow.difference = !flow.difference;
-    remembered && tables.insert_flow(key, flow)
+    if tables.insert_flow(key, flow) {
+        Remembered::Both
+    } else {
+        Remembered::Neither
+    }
 }
 
 /// A random backend of a region; tried again where a slot and its row disagree, which they do for an instant when

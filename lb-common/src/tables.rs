@@ -12,6 +12,8 @@ pub trait Tables<A: Address> {
     fn concerns(&self, destination: A) -> bool;
     /// The flow with this key.
     fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>>;
+    /// Adds a flow; `false` if there is one with this key, or the table did not take it.
+    fn add_flow(&self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
     /// Adds or replaces a flow; `false` if the table did not take it.
     fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
     /// Removes a flow if it exists.

@@ -1,6 +1,7 @@
 //! The maps and helpers of the kernel as [`Tables`].
 
 use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
 use lb_common::address::Address;
 use lb_common::flow::FlowEntry;
@@ -56,6 +57,11 @@ impl<A: Family> Tables<A> for KernelTables {
     #[inline(always)]
     fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>> {
         maps::flow(key)
+    }
+
+    #[inline(always)]
+    fn add_flow(&self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        A::flows().insert(key, flow, BPF_NOEXIST.into()).is_ok()
     }
 
     #[inline(always)]
