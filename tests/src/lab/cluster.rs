@@ -251,7 +251,12 @@ pub fn options(socket_lb: SocketLb, arguments: &[&str]) -> AgentOptions {
     ];
     AgentOptions {
         socket_lb: Some(socket_lb),
-        arguments: small.iter().chain(arguments).copied().map(str::to_owned).collect(),
+        arguments: small
+            .iter()
+            .chain(arguments)
+            .copied()
+            .map(str::to_owned)
+            .collect(),
         ..AgentOptions::default()
     }
 }

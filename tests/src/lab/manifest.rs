@@ -196,5 +196,7 @@ fn port_manifest(port: &ServicePort) -> String {
         node_port,
     } = port;
     let node_port = node_port.map_or_else(String::new, |number| format!(", nodePort: {number}"));
-    format!("  - {{name: {name}, protocol: {protocol}, port: {port}, targetPort: {target_port}{node_port}}}\n")
+    format!(
+        "  - {{name: {name}, protocol: {protocol}, port: {port}, targetPort: {target_port}{node_port}}}\n"
+    )
 }
