@@ -34,6 +34,7 @@ mod process;
 pub mod report;
 mod tool;
 mod wait;
+mod xdp_peer;
 
 use std::fs;
 use std::net::IpAddr;
@@ -56,6 +57,7 @@ use node::{Leaf, NodePlan};
 pub use process::Process;
 pub use tool::{Client, ClientBuilder, ServerBuilder, Talk};
 pub use wait::wait_for;
+pub use xdp_peer::XdpPeer;
 
 /// Whether a lab can be made here; says on standard output that the test is skipped if not.
 ///
