@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use lb_agent::datapath::maps::KernelMaps;
 use lb_agent::datapath::pins::Pins;
-use lb_agent::maps::{BackendState, FrontendKey, MapImage, Maps};
+use lb_agent::maps::{BackendState, FrontendKey, MapImage, Maps, Protocol};
 
 use super::agent::{Agent, AgentOptions};
 use super::machine::Machine;
@@ -87,6 +87,8 @@ pub struct Cluster {
     pub outside: Machine,
     /// The nodes.
     pub nodes: [Node; 2],
+    /// How many servers were ever added.
+    added: usize,
     // Last: goes when nothing uses it any more.
     /// The lab.
     pub lab: Lab,
@@ -116,6 +118,7 @@ impl Cluster {
             client: nodes[0].pod("client")?,
             outside: lab.outside_client("outside")?,
             nodes,
+            added: 0,
             lab,
         };
         cluster.lab.apply_nodes_and_pods()?;
@@ -133,7 +136,8 @@ impl Cluster {
     /// If the kernel refuses.
     pub fn add_server(&mut self, node: usize) -> Result<&Server> {
         let node = self.nodes[node].clone();
-        let pod = node.pod(&format!("{SERVICE}-{}", self.servers.len() + 1))?;
+        self.added += 1;
+        let pod = node.pod(&format!("{SERVICE}-{}", self.added))?;
         let process = pod
             .serve()
             .http(HTTP.target_port)
@@ -197,6 +201,21 @@ impl Cluster {
             .map(|server| (*server, BackendState::Active))
             .collect();
         self.wait_for_states(&active)
+    }
+
+    /// Waits until the first node's maps have a row for this TCP port of the Service.
+    ///
+    /// # Errors
+    ///
+    /// If they do not in time.
+    pub fn wait_for_frontend(&self, port: u16) -> Result<()> {
+        let keys = vips().map(|vip| FrontendKey::Port(vip, port, Protocol::Tcp));
+        wait_for(&format!("{keys:?} in the maps"), PATIENCE, || {
+            let image = self.nodes[0].map_image().ok()?;
+            keys.iter()
+                .all(|key| image.frontends.contains_key(key))
+                .then_some(())
+        })
     }
 
     /// Waits until the first node's maps hold exactly these Pods in these states.
