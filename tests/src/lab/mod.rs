@@ -20,6 +20,7 @@
 
 mod address;
 mod agent;
+mod attached;
 pub mod capture;
 pub mod cgroup;
 pub mod cluster;
@@ -46,6 +47,7 @@ use nix::unistd::Uid;
 
 pub use address::Addresses;
 pub use agent::{Agent, AgentOptions, SocketLb, Xdp};
+pub use attached::Attached;
 pub use capture::{Capture, CaptureReport};
 pub use cluster::Cluster;
 use id::LabId;
