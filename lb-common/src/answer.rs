@@ -4,6 +4,7 @@ use core::mem::offset_of;
 
 use network_types::eth::EthHdr;
 use network_types::tcp::TcpHdr;
+use network_types::udp::UdpHdr;
 
 use crate::address::Address;
 use crate::checksum::Sum;
@@ -207,6 +208,7 @@ fn unreachable<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Opti
         tags.u32::<16>(),
         tags.u32::<20>(),
     ];
+    settle_checksum(packet, parsed)?;
     let quotation = A::sum_quotation(packet, network)?;
     let growth = A::HEADER_LENGTH + ICMP_LENGTH;
     packet.grow_head(growth)?;
@@ -222,4 +224,29 @@ fn unreachable<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Opti
         network + A::HEADER_LENGTH,
         &[(unreachable | u32::from(u16::from_be(checksum))).to_be(), 0],
     )
+}
+
+/// Makes finishing the checksum of a UDP header that is about to be quoted change nothing.
+///
+/// Whoever sends a packet with a partial checksum at last still finishes it there, in the middle of the quotation, which
+/// the checksum of the ICMP message covers: the client would drop the message.
+#[inline(always)]
+fn settle_checksum<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Option<()> {
+    const LENGTH: u32 = offset_of!(UdpHdr, len) as u32;
+    let offset = parsed.headers.transport + LENGTH;
+    let (length, checksum) = {
+        let header = packet.view::<4>(offset)?;
+        (header.u16::<0>(), header.u16::<2>())
+    };
+    let checksum = if packet.checksum_is_partial(parsed.headers.checksum_offset(protocol::UDP)) {
+        // What is finished is the sum over the eight quoted bytes. The field for which that is the field itself:
+        // x = -(x + rest), so x = -rest / 2, where half of a number is its bits rotated.
+        let rest = Sum::new()
+            .add(parsed.key.reversed(hook::EGRESS).ports_word())
+            .add(u32::from(length));
+        rest.finish().rotate_right(1)
+    } else {
+        checksum
+    };
+    packet.write(offset, &[pair(length, checksum)])
 }

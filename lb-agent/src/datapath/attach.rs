@@ -15,6 +15,7 @@ use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
 };
 use nix::errno::Errno;
+use nix::net::if_::{if_indextoname, if_nameindex};
 
 use super::object::program;
 use super::pins::Pins;
@@ -109,6 +110,8 @@ enum Direction {
 }
 
 impl Direction {
+    const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+
     fn attach_type(self) -> TcAttachType {
         match self {
             Self::Ingress => TcAttachType::Ingress,
@@ -117,7 +120,24 @@ impl Direction {
     }
 }
 
+impl XdpModeName {
+    fn other(self) -> Self {
+        match self {
+            Self::Native => Self::Generic,
+            Self::Generic => Self::Native,
+        }
+    }
+}
+
 impl DeviceProgram {
+    /// Where in TC it is.
+    fn place(&self) -> Option<(u32, Direction)> {
+        match self.kind {
+            Hook::Xdp(_) => None,
+            Hook::Tc(direction) => Some((self.index, direction)),
+        }
+    }
+
     fn pin_name(&self) -> String {
         let Self { index, program, kind } = self;
         match kind {
@@ -135,6 +155,8 @@ pub struct Attacher {
     options: AttachOptions,
     /// What this agent has attached its programs to, with the device's instance.
     devices: BTreeMap<DeviceProgram, u64>,
+    /// Whether the clsact filters of an earlier agent that are not wanted were removed.
+    swept: bool,
     sockets: bool,
 }
 
@@ -146,6 +168,7 @@ impl Attacher {
             pins,
             options,
             devices: BTreeMap::new(),
+            swept: false,
             sockets: false,
         })
     }
@@ -153,6 +176,7 @@ impl Attacher {
     /// Forgets what is attached, so that the next calls attach the programs of a new object in its place.
     pub fn renew(&mut self) {
         self.devices.clear();
+        self.swept = false;
     }
 
     /// Attaches to these devices and to no others. Errors do not keep other devices from being attached; what
@@ -224,10 +248,16 @@ impl Attacher {
         }
     }
 
-    /// Removes the links of devices that are not wanted (any more), those of an earlier agent included.
+    /// Removes the links and filters that are not wanted (any more), those of an earlier agent included, which may have
+    /// attached the same programs in another way.
     fn detach_others(&mut self, wanted: &BTreeSet<DeviceProgram>) -> Result<(), AttachError> {
-        let names: BTreeSet<String> = wanted.iter().map(DeviceProgram::pin_name).collect();
+        let (filters, links): (Vec<_>, Vec<_>) = wanted
+            .iter()
+            .partition(|program| matches!(program.kind, Hook::Tc(_)) && self.uses_clsact());
+        self.remove_other_filters(&filters.into_iter().filter_map(DeviceProgram::place).collect());
         self.devices.retain(|program, _| wanted.contains(program));
+
+        let names: BTreeSet<String> = links.into_iter().map(DeviceProgram::pin_name).collect();
         let pinned = self
             .pins
             .link_names()
@@ -243,10 +273,34 @@ impl Attacher {
         Ok(())
     }
 
+    /// Removes our clsact filters from all places but these. Filters have no pins that would tell where an earlier
+    /// agent left some: the first time all devices are looked at.
+    fn remove_other_filters(&mut self, wanted: &BTreeSet<(u32, Direction)>) {
+        let candidates: BTreeSet<(u32, Direction)> = if self.swept {
+            if !self.uses_clsact() {
+                return;
+            }
+            self.devices.keys().filter_map(DeviceProgram::place).collect()
+        } else {
+            let Ok(devices) = if_nameindex() else { return };
+            devices
+                .iter()
+                .flat_map(|device| Direction::BOTH.map(|direction| (device.index(), direction)))
+                .collect()
+        };
+        self.swept = true;
+        for (index, direction) in candidates.difference(wanted) {
+            // A device that is gone has taken its filters along.
+            if let Ok(device) = if_indextoname(*index) {
+                remove_filter(&device.to_string_lossy(), *direction);
+            }
+        }
+    }
+
     fn attach(&self, ebpf: &mut Ebpf, program: &DeviceProgram, device: &str) -> Result<(), AttachError> {
         let name = program.pin_name();
         let result = match program.kind {
-            Hook::Xdp(mode) => self.attach_xdp(ebpf, &name, device, mode),
+            Hook::Xdp(mode) => self.attach_xdp(ebpf, program, device, mode),
             Hook::Tc(direction) if self.uses_clsact() => {
                 attach_clsact(ebpf, program.program, device, direction)
             }
@@ -266,12 +320,12 @@ impl Attacher {
     fn attach_xdp(
         &self,
         ebpf: &mut Ebpf,
-        name: &str,
+        program: &DeviceProgram,
         device: &str,
         mode: XdpModeName,
     ) -> Result<(), Failure> {
         let xdp: &mut Xdp = find(ebpf, program::XDP)?;
-        let path = self.pins.link(name);
+        let path = self.pins.link(&program.pin_name());
         if let Some(old) = pinned(&path)? {
             match XdpLink::try_from(old)
                 .map_err(Failure::from)
@@ -282,6 +336,12 @@ impl Attacher {
                 Err(error) => return Err(error),
             }
         }
+        // A device has one XDP program, whatever the mode; until the new one is there TC takes its packets.
+        let other = DeviceProgram {
+            kind: Hook::Xdp(mode.other()),
+            ..program.clone()
+        };
+        self.pins.remove_link(&other.pin_name())?;
         let mode = match mode {
             XdpModeName::Native => XdpMode::Driver,
             XdpModeName::Generic => XdpMode::Skb,
@@ -397,11 +457,15 @@ fn attach_clsact(ebpf: &mut Ebpf, program: &str, device: &str, direction: Direct
 
 /// Removes our clsact filters of a device; returns how many there were.
 pub fn remove_clsact(device: &str) -> usize {
-    [Direction::Ingress, Direction::Egress]
+    Direction::BOTH
         .into_iter()
-        .filter_map(|direction| clsact_link(device, direction).ok())
-        .filter_map(|link| aya::programs::links::Link::detach(link).ok())
+        .filter(|direction| remove_filter(device, *direction))
         .count()
+}
+
+/// Removes our clsact filter of one direction; returns whether there was one.
+fn remove_filter(device: &str, direction: Direction) -> bool {
+    clsact_link(device, direction).is_ok_and(|link| aya::programs::links::Link::detach(link).is_ok())
 }
 
 /// Closes a link that is pinned: the pin keeps it.

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use aya::programs::links::PinnedLink;
 use lb_common::layout::LAYOUT_VERSION;
 
 /// The directories under a pin path.
@@ -57,7 +58,11 @@ impl Pins {
 
     /// Removes a link's file, which detaches its program. One that is gone already is success.
     pub fn remove_link(&self, name: &str) -> io::Result<()> {
-        remove(|| std::fs::remove_file(self.link(name)))
+        let path = self.link(name);
+        // Open meanwhile: the kernel detaches at once when a link's last file is closed, but some time after its last
+        // pin was removed, and until then nothing else can be attached there.
+        let _link = PinnedLink::from_pin(&path);
+        remove(|| std::fs::remove_file(path))
     }
 
     /// Removes everything, links first: no program runs without its maps. Other layout versions go too.

@@ -121,19 +121,51 @@ status:
     }
 }
 
+/// A port of a Service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ServicePort {
+    /// Its name.
+    pub name: &'static str,
+    /// `TCP` or `UDP`.
+    pub protocol: &'static str,
+    /// Where clients connect to.
+    pub port: u16,
+    /// Where the Pods listen.
+    pub target_port: u16,
+    /// The NodePort, if it has one.
+    pub node_port: Option<u16>,
+}
+
 /// A Service with one port that selects the Pods of an `app`, as [`Node::pod_manifest`] labels them.
 pub fn service_manifest(
     name: &str,
     addresses: &[IpAddr],
-    protocol: &str,
+    protocol: &'static str,
     port: u16,
     target_port: u16,
 ) -> String {
+    let port = ServicePort {
+        name: "port",
+        protocol,
+        port,
+        target_port,
+        node_port: None,
+    };
+    service_manifest_with_ports(name, addresses, &[port])
+}
+
+/// The same with any number of ports; of type NodePort if one of them has a NodePort.
+pub fn service_manifest_with_ports(name: &str, addresses: &[IpAddr], ports: &[ServicePort]) -> String {
     let list: Vec<String> = addresses.iter().map(|address| format!("'{address}'")).collect();
     let families: Vec<&str> = addresses
         .iter()
         .map(|address| if address.is_ipv4() { "IPv4" } else { "IPv6" })
         .collect();
+    let kind = match ports.iter().any(|port| port.node_port.is_some()) {
+        true => "NodePort",
+        false => "ClusterIP",
+    };
+    let ports: String = ports.iter().map(port_manifest).collect();
     format!(
         "apiVersion: v1
 kind: Service
@@ -141,17 +173,30 @@ metadata:
   name: {name}
   namespace: default
 spec:
-  type: ClusterIP
+  type: {kind}
   clusterIP: {first}
   clusterIPs: [{list}]
   ipFamilies: [{families}]
   selector:
     app: {name}
   ports:
-  - {{protocol: {protocol}, port: {port}, targetPort: {target_port}}}
-",
+{ports}",
         first = list.first().map_or("None", String::as_str),
         list = list.join(", "),
         families = families.join(", "),
+    )
+}
+
+fn port_manifest(port: &ServicePort) -> String {
+    let ServicePort {
+        name,
+        protocol,
+        port,
+        target_port,
+        node_port,
+    } = port;
+    let node_port = node_port.map_or_else(String::new, |number| format!(", nodePort: {number}"));
+    format!(
+        "  - {{name: {name}, protocol: {protocol}, port: {port}, targetPort: {target_port}{node_port}}}\n"
     )
 }

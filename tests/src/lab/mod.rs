@@ -20,8 +20,10 @@
 
 mod address;
 mod agent;
+mod attached;
 pub mod capture;
 pub mod cgroup;
+pub mod cluster;
 mod directory;
 mod id;
 mod link;
@@ -33,6 +35,7 @@ mod process;
 pub mod report;
 mod tool;
 mod wait;
+mod xdp_peer;
 
 use std::fs;
 use std::net::IpAddr;
@@ -44,16 +47,19 @@ use nix::unistd::Uid;
 
 pub use address::Addresses;
 pub use agent::{Agent, AgentOptions, SocketLb, Xdp};
+pub use attached::Attached;
 pub use capture::{Capture, CaptureReport};
+pub use cluster::Cluster;
 use id::LabId;
 pub use machine::Machine;
-pub use manifest::service_manifest;
+pub use manifest::{ServicePort, service_manifest, service_manifest_with_ports};
 pub use namespace::Namespace;
 pub use node::Node;
 use node::{Leaf, NodePlan};
 pub use process::Process;
 pub use tool::{Client, ClientBuilder, ServerBuilder, Talk};
 pub use wait::wait_for;
+pub use xdp_peer::XdpPeer;
 
 /// Whether a lab can be made here; says on standard output that the test is skipped if not.
 ///

@@ -174,6 +174,12 @@ fn check_transport(
         return Err(Fault("the UDP length is not that of the IP header".to_owned()));
     }
     let found = transport.field(offset)?;
+    // Of a packet that was turned into the error about itself the kernel still takes its checksum for unfinished.
+    let unfinished = unfinished.filter(|unfinished| {
+        let is_error = matches!(protocol, Protocol::Icmp | Protocol::Icmpv6);
+        let quoted = transport.bytes.get(unfinished.start.saturating_sub(start)..);
+        !(is_error && quoted.is_some_and(|quoted| is_settled(quoted, unfinished.offset)))
+    });
     match unfinished {
         Some(unfinished) if unfinished != Unfinished { start, offset } => Err(Fault(format!(
             "the unfinished checksum is said to be at {unfinished:?}, the header is at {start}"
@@ -193,6 +199,14 @@ fn check_transport(
         }
         None => Ok(()),
     }
+}
+
+/// Whether finishing a checksum at `offset`, which covers `bytes`, changes nothing.
+fn is_settled(bytes: &[u8], offset: usize) -> bool {
+    let Some(&[high, low]) = bytes.get(offset..offset + 2) else {
+        return false;
+    };
+    !fold(sum(bytes)) % u16::MAX == u16::from_be_bytes([high, low]) % u16::MAX
 }
 
 /// Sum of the 16-bit words; an odd byte at the end is the high half of one.

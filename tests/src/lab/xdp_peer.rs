@@ -1,0 +1,66 @@
+//! The other end of a link on which XDP runs.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use aya::Ebpf;
+use aya::programs::{Xdp, XdpMode};
+use lb_agent::datapath::object::{self, Settings};
+use lb_agent::maps::Capacity;
+
+use super::Lab;
+use super::node::Node;
+
+/// Passes every packet.
+const PROGRAM: &str = "lb_empty_xdp";
+
+/// A link made ready for XDP, until this is dropped.
+#[derive(Debug)]
+pub struct XdpPeer {
+    /// Detaches its program when dropped.
+    _ebpf: Ebpf,
+}
+
+impl Lab {
+    /// Makes the far end of a node's link such that XDP can do its work on the node's end.
+    ///
+    /// It finishes the checksums of what it sends, since XDP cannot know of partial ones. And it has an XDP program,
+    /// without which a veth takes nothing that the other end's program sends.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn prepare_for_xdp(&self, node: &Node) -> Result<XdpPeer> {
+        let device = node.host().far_device();
+        self.fabric.offload(device, &["tx", "off", "gro", "on"])?;
+
+        let settings = Settings {
+            node_address4: None,
+            node_address6: None,
+            socket_namespace: None,
+            capacity: Capacity {
+                frontends: 2,
+                slots: 2,
+                backends: 2,
+                services: 2,
+            },
+            flows: 64,
+        };
+        let pins = self
+            .bpf_file_system
+            .join(self.id.part(&format!("{device}-xdp-peer")));
+        let mut ebpf = object::load(&settings, &pins)?;
+        // Nobody else needs these maps.
+        fs::remove_dir_all(&pins).with_context(|| format!("remove {}", pins.display()))?;
+        let program: &mut Xdp = ebpf
+            .program_mut(PROGRAM)
+            .with_context(|| format!("the agent's object has no {PROGRAM}"))?
+            .try_into()?;
+        self.fabric.run(|| {
+            program.load()?;
+            program.attach(device, XdpMode::Driver)?;
+            Ok(())
+        })?;
+        Ok(XdpPeer { _ebpf: ebpf })
+    }
+}

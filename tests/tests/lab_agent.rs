@@ -1,0 +1,401 @@
+//! The life of the agent: it dies, is replaced, follows devices, cleans up, lacks privileges, has neighbours.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Duration;
+
+use lb_agent::datapath::pins::Pins;
+use lb_agent::maps::BackendState;
+use lb_tests::lab::cluster::{ECHO, HTTP, STREAM, UDP, options, vips};
+use lb_tests::lab::report::{HttpReport, TalkEvent};
+use lb_tests::lab::{
+    AgentOptions, Attached, Client, Cluster, Machine, Node, SocketLb, Talk, Xdp, require_privileges, wait_for,
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The agent's program, as the lab finds it.
+fn agent_program() -> std::path::PathBuf {
+    let running = std::env::current_exe().unwrap();
+    running.ancestors().nth(2).unwrap().join("lb-agent")
+}
+
+/// HTTP, UDP and a stream to every VIP; all are answered.
+#[track_caller]
+fn assert_works(from: &Machine) {
+    for vip in vips() {
+        let report = from.http(vip, HTTP.port).count(10).run().unwrap();
+        assert_eq!(report.answered(), 10, "{vip}: {report:?}");
+        let report = from.udp(vip, UDP.port).sockets(5).count(2).run().unwrap();
+        assert_eq!(report.answered(), 10, "{vip}: {report:?}");
+        let report = from.stream(vip, STREAM.port).run().unwrap();
+        assert_eq!(report.bytes, 1 << 20);
+    }
+}
+
+fn connect(cluster: &Cluster) -> [Talk; 2] {
+    vips().map(|vip| {
+        let mut talk = cluster.client.talk(vip, ECHO.port).unwrap();
+        assert!(matches!(talk.next_event().unwrap(), TalkEvent::Connected { .. }));
+        talk
+    })
+}
+
+#[track_caller]
+fn assert_lives(talks: &mut [Talk; 2]) {
+    for talk in talks {
+        assert!(matches!(talk.exchange("hello").unwrap(), TalkEvent::Line(_)));
+    }
+}
+
+fn load(from: &Machine) -> [Client<HttpReport>; 2] {
+    vips().map(|vip| {
+        from.http(vip, HTTP.port)
+            .count(1_000_000)
+            .concurrency(2)
+            .interval(Duration::from_millis(2))
+            .start()
+            .unwrap()
+    })
+}
+
+#[track_caller]
+fn assert_none_failed(clients: impl IntoIterator<Item = Client<HttpReport>>) {
+    for client in clients {
+        let report = client.stop().unwrap();
+        assert!(report.errors.is_empty(), "{report:?}");
+        assert_ne!(report.answered(), 0);
+    }
+}
+
+fn links(node: &Node) -> BTreeSet<String> {
+    Pins::new(node.pin_path()).link_names().unwrap()
+}
+
+fn attached(cluster: &Cluster, device: &str) -> Attached {
+    let host = cluster.nodes[0].host().namespace();
+    host.attached(device).unwrap()
+}
+
+#[test]
+fn traffic_goes_on_without_the_agent() {
+    if !require_privileges() {
+        return;
+    }
+    for socket_lb in [SocketLb::Off, SocketLb::All] {
+        let cluster = Cluster::new("killed", &[0, 1]).unwrap();
+        let agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        let mut talks = connect(&cluster);
+        assert_lives(&mut talks);
+        let before = cluster.nodes[0].map_image().unwrap();
+        let links_before = links(&cluster.nodes[0]);
+
+        agent.kill();
+        assert_lives(&mut talks);
+        assert_works(&cluster.client);
+
+        // Nothing changed meanwhile: the next agent writes nothing.
+        let agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        assert_eq!(cluster.nodes[0].map_image().unwrap(), before);
+        assert_eq!(links(&cluster.nodes[0]), links_before);
+        assert_lives(&mut talks);
+        assert_works(&cluster.client);
+
+        let status = agent.stop().unwrap();
+        assert!(status.success(), "{status}");
+        assert_lives(&mut talks);
+        assert_works(&cluster.client);
+
+        // What changes while it is away takes effect when it is back; the connections stay.
+        let [first, second] = &cluster.servers[..] else {
+            panic!("two servers");
+        };
+        cluster.set_ready(first, false).unwrap();
+        let _agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        cluster
+            .wait_for_states(&[(first, BackendState::Draining), (second, BackendState::Active)])
+            .unwrap();
+        assert_lives(&mut talks);
+        for vip in vips() {
+            let report = cluster.client.http(vip, HTTP.port).count(20).run().unwrap();
+            assert_eq!(report.answers[second.pod.name()], 20);
+        }
+    }
+}
+
+#[test]
+fn no_request_fails_while_the_agent_is_replaced() {
+    if !require_privileges() {
+        return;
+    }
+    for arguments in [&[][..], &["--tc=clsact"]] {
+        let cluster = Cluster::new("upgrade", &[0, 1]).unwrap();
+        let mut agent = cluster.start_agent(SocketLb::Off, arguments).unwrap();
+        let inside = load(&cluster.client);
+        let nodes = cluster.nodes[0].host().addresses().both();
+        let outside = nodes.map(|node| {
+            cluster
+                .outside
+                .http(node, HTTP.node_port.unwrap())
+                .count(1_000_000)
+                .interval(Duration::from_millis(2))
+                .start()
+                .unwrap()
+        });
+        for _ in 0..5 {
+            agent = agent.restart().unwrap();
+        }
+        assert_none_failed(inside.into_iter().chain(outside));
+    }
+}
+
+/// The same at the sockets of Pods and of the node.
+#[test]
+fn no_connect_fails_while_the_agent_is_replaced() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("upgrade-sockets", &[0, 1]).unwrap();
+    let mut agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
+    let clients = [&cluster.client, cluster.nodes[0].host()].map(load);
+    for _ in 0..5 {
+        agent = agent.restart().unwrap();
+    }
+    assert_none_failed(clients.into_iter().flatten());
+}
+
+#[test]
+fn devices_come_and_go() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("devices", &[0]).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    let node = &cluster.nodes[0];
+    let host = node.host().namespace();
+    let others = ["tap0", "bridge0", "inner0", "inner1"];
+    host.ip(&[
+        "tuntap add tap0 mode tap",
+        "link add bridge0 type bridge",
+        // Both ends are in the node's namespace: not a Pod's.
+        "link add inner0 type veth peer name inner1",
+        "link set inner0 master bridge0 up",
+        "link set tap0 up",
+        "link set bridge0 up",
+    ])
+    .unwrap();
+    let before = links(node);
+
+    let late = node.pod("late").unwrap();
+    let prefix = format!("{}-", host.device_index(late.far_device()).unwrap());
+    let own = || -> usize {
+        links(node)
+            .iter()
+            .filter(|name| name.starts_with(&prefix))
+            .count()
+    };
+    wait_for("programs at the new device", PATIENCE, || {
+        (own() == 2).then_some(())
+    })
+    .unwrap();
+    assert_eq!(attached(&cluster, late.far_device()), Attached::TCX);
+    assert_works(&late);
+    for device in others {
+        assert_eq!(attached(&cluster, device), Attached::NOTHING, "{device}");
+    }
+
+    host.ip(&[format!("link delete {}", late.far_device())]).unwrap();
+    wait_for("that its links are gone", PATIENCE, || (own() == 0).then_some(())).unwrap();
+    assert_eq!(links(node), before);
+    assert_works(&cluster.client);
+}
+
+#[test]
+fn clsact_filters() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("clsact", &[0, 1]).unwrap();
+    let client = cluster.client.far_device();
+    let agent = cluster.start_agent(SocketLb::Off, &["--tc=clsact"]).unwrap();
+    assert_works(&cluster.client);
+    let mut talks = connect(&cluster);
+    for device in [client, "eth0"] {
+        assert_eq!(attached(&cluster, device), Attached::CLSACT, "{device}");
+    }
+    let agent = agent.restart().unwrap();
+    for device in [client, "eth0"] {
+        assert_eq!(attached(&cluster, device), Attached::CLSACT, "{device}");
+    }
+    assert_lives(&mut talks);
+    assert_works(&cluster.client);
+
+    // A new Pod is served too, and one that goes leaves nothing in the way.
+    let late = cluster.nodes[0].pod("late").unwrap();
+    wait_for("filters at the new device", PATIENCE, || {
+        (attached(&cluster, late.far_device()) == Attached::CLSACT).then_some(())
+    })
+    .unwrap();
+    assert_works(&late);
+    agent.kill();
+    assert_works(&late);
+}
+
+/// An update may change how programs are attached: what was attached the other way goes.
+#[test]
+fn attaching_in_another_way_replaces_the_old_one() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("other-way", &[0, 1]).unwrap();
+    let _peer = cluster.lab.prepare_for_xdp(&cluster.nodes[0]).unwrap();
+    let client = cluster.client.far_device();
+    let clients = load(&cluster.client);
+    let start = |tc: &str, xdp| {
+        let options = AgentOptions {
+            xdp: Some(xdp),
+            ..options(SocketLb::Off, &[tc])
+        };
+        cluster.nodes[0].start_agent(&options).unwrap()
+    };
+    // Only the first start is without service.
+    let agent = start("--tc=auto", Xdp::Generic);
+    drop(clients);
+    let clients = load(&cluster.client);
+    agent.kill();
+    for (tc, xdp, expected) in [
+        ("--tc=clsact", Xdp::Native, Attached::CLSACT),
+        ("--tc=auto", Xdp::Generic, Attached::TCX),
+        ("--tc=clsact", Xdp::Off, Attached::CLSACT),
+        ("--tc=auto", Xdp::Native, Attached::TCX),
+    ] {
+        let agent = start(tc, xdp);
+        for device in [client, "eth0"] {
+            assert_eq!(attached(&cluster, device), expected, "{tc}: {device}");
+        }
+        let xdp_links: Vec<_> = links(&cluster.nodes[0])
+            .into_iter()
+            .filter(|name| name.contains("xdp"))
+            .collect();
+        let expected = usize::from(xdp != Xdp::Off);
+        assert_eq!(xdp_links.len(), expected, "{xdp}: {xdp_links:?}");
+        agent.kill();
+    }
+    assert_none_failed(clients);
+}
+
+#[test]
+fn cleanup_leaves_nothing() {
+    if !require_privileges() {
+        return;
+    }
+    for tc in ["--tc=auto", "--tc=clsact"] {
+        let cluster = Cluster::new("cleanup", &[0, 1]).unwrap();
+        let node = &cluster.nodes[0];
+        let agent = cluster.start_agent(SocketLb::All, &[tc]).unwrap();
+        assert_works(&cluster.client);
+        agent.kill();
+        node.agent_command("cleanup", &[]).unwrap();
+
+        assert!(!node.pin_path().exists());
+        for device in [cluster.client.far_device(), "eth0"] {
+            assert_eq!(attached(&cluster, device), Attached::NOTHING, "{tc}: {device}");
+        }
+        for server in &cluster.servers {
+            for pod in server.pod.addresses().both() {
+                let client = cluster.client.http(pod, HTTP.target_port);
+                assert_eq!(client.count(5).run().unwrap().answered(), 5);
+            }
+        }
+        for vip in vips() {
+            let report = cluster.client.http(vip, HTTP.port).run().unwrap();
+            assert_eq!(report.answered(), 0, "{tc}: {report:?}");
+        }
+        // Once more: there is nothing to clean up, which is no error.
+        node.agent_command("cleanup", &[]).unwrap();
+        let _agent = cluster.start_agent(SocketLb::All, &[tc]).unwrap();
+        assert_works(&cluster.client);
+    }
+}
+
+#[test]
+fn commands_say_which_capabilities_they_lack() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("unprivileged", &[]).unwrap();
+    let node = &cluster.nodes[0];
+    let program = agent_program();
+    let manifests = cluster.lab.manifests().to_str().unwrap();
+    for (command, arguments, lacks) in [
+        ("run", vec!["--manifests", manifests], "CAP_NET_ADMIN"),
+        ("cleanup", vec![], "CAP_NET_ADMIN"),
+    ] {
+        let unprivileged = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        let program = [program.to_str().unwrap(), command];
+        let arguments: Vec<&str> = [&unprivileged[..], &program, &arguments].concat();
+        let error = node.host().exec("setpriv", &arguments).unwrap_err().to_string();
+        assert!(error.contains(lacks), "{command}: {error}");
+        assert!(error.contains(&format!("lb-agent {command}")), "{error}");
+    }
+    assert!(!node.pin_path().exists());
+}
+
+#[test]
+fn the_agent_gives_up_what_it_does_not_need() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("capabilities", &[0]).unwrap();
+    let mut agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.process().pid())).unwrap();
+    let set = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        u64::from_str_radix(value.trim(), 16).unwrap()
+    };
+    // Numbers of CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF.
+    let expected = 1 << 12 | 1 << 38 | 1 << 39;
+    for name in ["CapEff:", "CapPrm:", "CapBnd:"] {
+        assert_eq!(set(name), expected, "{name}");
+    }
+    assert_eq!(set("CapInh:"), 0);
+    assert_eq!(set("CapAmb:"), 0);
+}
+
+#[test]
+fn agents_of_two_nodes_do_not_disturb_each_other() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("neighbours", &[0, 1]).unwrap();
+    let other = cluster.nodes[1].pod("other").unwrap();
+    let [first, second] = &cluster.nodes;
+    for socket_lb in [SocketLb::Off, SocketLb::All] {
+        let agents = [first, second].map(|node| node.start_agent(&options(socket_lb, &[])).unwrap());
+        assert_works(&cluster.client);
+        assert_works(&other);
+        for node in &cluster.nodes {
+            for address in node.host().addresses().both() {
+                let port = HTTP.node_port.unwrap();
+                let report = cluster.outside.http(address, port).count(10).run().unwrap();
+                assert_eq!(report.answered(), 10, "{report:?}");
+                assert_eq!(report.answers.len(), 1, "{report:?}");
+            }
+        }
+        // The NodePort of another node is that node's business.
+        for address in second.host().addresses().both() {
+            let port = HTTP.node_port.unwrap();
+            let report = cluster.client.http(address, port).count(10).run().unwrap();
+            assert_eq!(report.answered(), 10, "{report:?}");
+        }
+
+        let clients = load(&other);
+        let [agent, _other_agent] = agents;
+        agent.kill();
+        first.agent_command("cleanup", &[]).unwrap();
+        let _agent = first.start_agent(&options(socket_lb, &[])).unwrap();
+        assert_none_failed(clients);
+        assert_works(&cluster.client);
+    }
+}

@@ -1,0 +1,310 @@
+//! Pods and Services come and go while clients are at work.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::fs;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use lb_agent::maps::BackendState;
+use lb_tests::lab::cluster::{ECHO, HTTP, PORTS, SERVICE, SERVICE_FILE, Server, UDP, UNKNOWN_PORT, vips};
+use lb_tests::lab::report::TalkEvent;
+use lb_tests::lab::{
+    Cluster, Machine, ServicePort, SocketLb, Talk, require_privileges, service_manifest_with_ports, wait_for,
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A connection to the echo port, and the name of the Pod at its other end.
+fn connect(from: &Machine, vip: IpAddr) -> (Talk, String) {
+    let mut talk = from.talk(vip, ECHO.port).unwrap();
+    assert!(matches!(talk.next_event().unwrap(), TalkEvent::Connected { .. }));
+    let server = server_of(&mut talk);
+    (talk, server)
+}
+
+/// Says something and returns who answered.
+#[track_caller]
+fn server_of(talk: &mut Talk) -> String {
+    match talk.exchange("hello").unwrap() {
+        TalkEvent::Line(line) => line.split(' ').next().unwrap().to_owned(),
+        other => panic!("not answered: {other:?}"),
+    }
+}
+
+/// Says something and finds the connection reset.
+#[track_caller]
+fn assert_reset(talk: &mut Talk) {
+    assert_eq!(
+        talk.exchange("hello").unwrap(),
+        TalkEvent::Error("read: ConnectionReset".to_owned())
+    );
+}
+
+/// One connection to each of the Pods.
+fn connect_to_all(cluster: &Cluster, vip: IpAddr) -> Vec<Talk> {
+    let connect_to = |server: &Server| loop {
+        let (talk, name) = connect(&cluster.client, vip);
+        if name == server.pod.name() {
+            return talk;
+        }
+    };
+    cluster.servers.iter().map(connect_to).collect()
+}
+
+/// How many datagrams a Pod has received.
+fn datagrams(pod: &Machine) -> u64 {
+    pod.namespace()
+        .run(|| {
+            let ipv4 = fs::read_to_string("/proc/thread-self/net/snmp")?;
+            let ipv6 = fs::read_to_string("/proc/thread-self/net/snmp6")?;
+            // The second line of a protocol has the numbers, the first of them what we look for.
+            let ipv4 = ipv4.lines().filter(|line| line.starts_with("Udp:")).nth(1);
+            let ipv6 = ipv6.lines().find(|line| line.starts_with("Udp6InDatagrams"));
+            let number = |line: Option<&str>| -> u64 {
+                let word = line.and_then(|line| line.split_whitespace().nth(1));
+                word.unwrap().parse().unwrap()
+            };
+            Ok(number(ipv4) + number(ipv6))
+        })
+        .unwrap()
+}
+
+#[test]
+fn connections_to_a_removed_pod_are_reset_and_no_others() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("removed", &[0, 1]).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    let mut talks = vips().map(|vip| connect_to_all(&cluster, vip));
+
+    let [gone, stays] = &cluster.servers[..] else {
+        panic!("two servers");
+    };
+    cluster.remove_manifest(gone).unwrap();
+    cluster.wait_for_active(&[stays]).unwrap();
+    for talks in &mut talks {
+        assert_reset(&mut talks[0]);
+        assert_eq!(server_of(&mut talks[1]), stays.pod.name());
+    }
+    // The same addresses again are other backends: a connection of before would not be theirs.
+    cluster.set_ready(gone, true).unwrap();
+    cluster.wait_for_active(&[gone, stays]).unwrap();
+    for talks in &mut talks {
+        assert_eq!(server_of(&mut talks[1]), stays.pod.name());
+    }
+
+    cluster.lab.remove(SERVICE_FILE).unwrap();
+    cluster.wait_for_active(&[]).unwrap();
+    for talks in &mut talks {
+        assert_reset(&mut talks[1]);
+    }
+}
+
+#[test]
+fn a_pod_that_is_not_ready_keeps_its_connections_and_gets_no_others() {
+    if !require_privileges() {
+        return;
+    }
+    for socket_lb in [SocketLb::Off, SocketLb::All] {
+        let cluster = Cluster::new("not-ready", &[0, 1]).unwrap();
+        let _agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        let mut talks = vips().map(|vip| connect_to_all(&cluster, vip));
+        let [draining, ready] = &cluster.servers[..] else {
+            panic!("two servers");
+        };
+        cluster.set_ready(draining, false).unwrap();
+        cluster
+            .wait_for_states(&[(draining, BackendState::Draining), (ready, BackendState::Active)])
+            .unwrap();
+        for (vip, talks) in vips().into_iter().zip(&mut talks) {
+            assert_eq!(server_of(&mut talks[0]), draining.pod.name());
+            assert_eq!(server_of(&mut talks[1]), ready.pod.name());
+            let report = cluster.client.http(vip, HTTP.port).count(30).run().unwrap();
+            assert_eq!(report.answers[ready.pod.name()], 30, "{report:?}");
+        }
+        cluster.set_ready(draining, true).unwrap();
+        cluster.wait_for_active(&[draining, ready]).unwrap();
+        for talks in &mut talks {
+            assert_eq!(server_of(&mut talks[0]), draining.pod.name());
+        }
+    }
+}
+
+#[test]
+fn datagrams_of_a_socket_go_elsewhere_when_their_pod_is_removed() {
+    if !require_privileges() {
+        return;
+    }
+    for (socket_lb, connected) in [
+        (SocketLb::Off, false),
+        (SocketLb::Off, true),
+        (SocketLb::All, false),
+    ] {
+        for vip in vips() {
+            let cluster = Cluster::new("removed-udp", &[0, 1]).unwrap();
+            let _agent = cluster.start_agent(socket_lb, &[]).unwrap();
+            let client = cluster
+                .client
+                .udp(vip, UDP.port)
+                .count(100_000)
+                .interval(Duration::from_millis(3));
+            let client = if connected { client.connected() } else { client };
+            let client = client.start().unwrap();
+            let is_used = |server: &&Server| datagrams(&server.pod) > 0;
+            let gone = wait_for("the first datagram", PATIENCE, || {
+                cluster.servers.iter().find(is_used)
+            })
+            .unwrap();
+            let stays = cluster
+                .servers
+                .iter()
+                .find(|server| server.pod.name() != gone.pod.name())
+                .unwrap();
+            cluster.remove_manifest(gone).unwrap();
+            wait_for("datagrams elsewhere", PATIENCE, || is_used(&stays).then_some(())).unwrap();
+            let before = datagrams(&gone.pod);
+            let report = client.stop().unwrap();
+            assert!(report.errors.is_empty(), "{socket_lb} {vip}: {report:?}");
+            assert_eq!(report.answers.len(), 2, "{socket_lb} {vip}: {report:?}");
+            assert_eq!(datagrams(&gone.pod), before);
+        }
+    }
+}
+
+#[test]
+fn the_last_pod_goes() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("last", &[0]).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    let mut talks = vips().map(|vip| connect(&cluster.client, vip).0);
+    let udp = |vip| cluster.client.udp(vip, UDP.port).connected().source_port(40_000);
+    for vip in vips() {
+        assert_eq!(udp(vip).run().unwrap().answered(), 1);
+    }
+    cluster.remove_manifest(&cluster.servers[0]).unwrap();
+    cluster.wait_for_active(&[]).unwrap();
+    for (vip, talk) in vips().into_iter().zip(&mut talks) {
+        assert_reset(talk);
+        let report = udp(vip).run().unwrap();
+        assert!(
+            report.errors.contains_key("receive: ConnectionRefused"),
+            "{report:?}"
+        );
+    }
+    cluster.set_ready(&cluster.servers[0], true).unwrap();
+    cluster.wait_for_active(&[&cluster.servers[0]]).unwrap();
+    for vip in vips() {
+        assert_eq!(udp(vip).run().unwrap().answered(), 1);
+        connect(&cluster.client, vip);
+    }
+}
+
+/// Pods are replaced one by one, as a Deployment does it, and no request fails.
+#[test]
+fn pods_are_replaced_under_load() {
+    if !require_privileges() {
+        return;
+    }
+    for socket_lb in [SocketLb::Off, SocketLb::All] {
+        let mut cluster = Cluster::new("replaced", &[0, 1]).unwrap();
+        let _agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        let clients = vips().map(|vip| {
+            cluster
+                .client
+                .http(vip, HTTP.port)
+                .count(1_000_000)
+                .concurrency(2)
+                .interval(Duration::from_millis(2))
+                .start()
+                .unwrap()
+        });
+        for round in 0..4 {
+            cluster.add_server(round % 2).unwrap();
+            cluster
+                .wait_for_active(&cluster.servers.iter().collect::<Vec<_>>())
+                .unwrap();
+            let old = cluster.servers.remove(0);
+            cluster.set_ready(&old, false).unwrap();
+            let states: Vec<_> = cluster
+                .servers
+                .iter()
+                .map(|server| (server, BackendState::Active))
+                .chain([(&old, BackendState::Draining)])
+                .collect();
+            cluster.wait_for_states(&states).unwrap();
+            // It answers what it has been asked.
+            let manifest = old.manifest_file();
+            old.stop().unwrap();
+            cluster.lab.remove(&manifest).unwrap();
+            cluster
+                .wait_for_active(&cluster.servers.iter().collect::<Vec<_>>())
+                .unwrap();
+        }
+        for client in clients {
+            let report = client.stop().unwrap();
+            assert!(report.errors.is_empty(), "{socket_lb}: {report:?}");
+            assert!(report.answers.len() >= 4, "{socket_lb}: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_broken_manifest_changes_nothing() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("broken", &[0]).unwrap();
+    let mut agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    let assert_works = |port: u16| {
+        for vip in vips() {
+            let report = cluster.client.http(vip, port).count(5).run().unwrap();
+            assert_eq!(report.answered(), 5, "{report:?}");
+        }
+    };
+    let mut ports = PORTS.to_vec();
+    ports.push(ServicePort {
+        name: "new",
+        port: UNKNOWN_PORT,
+        node_port: None,
+        ..HTTP
+    });
+    let fixed = service_manifest_with_ports(SERVICE, &vips(), &ports);
+    let line = fixed.lines().position(|line| line.contains("selector:")).unwrap();
+    let broken = fixed.replace("selector:", "selector: ]");
+    cluster.lab.apply(SERVICE_FILE, &broken).unwrap();
+    agent
+        .wait_until_logged(&format!("{SERVICE_FILE}:{}:", line + 1))
+        .unwrap();
+    assert_works(HTTP.port);
+
+    cluster.lab.apply(SERVICE_FILE, &fixed).unwrap();
+    agent.wait_until_logged("all manifests are sound again").unwrap();
+    cluster.wait_for_frontend(UNKNOWN_PORT).unwrap();
+    assert_works(UNKNOWN_PORT);
+    assert_works(HTTP.port);
+}
+
+#[test]
+fn a_bad_service_is_named_and_the_one_beside_it_works() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("bad-service", &[0]).unwrap();
+    let bad = ServicePort { port: 0, ..HTTP };
+    let address = [IpAddr::from([10, 96, 0, 66])];
+    let bad = service_manifest_with_ports("bad", &address, &[bad]);
+    let good = service_manifest_with_ports(SERVICE, &vips(), &PORTS);
+    cluster
+        .lab
+        .apply(SERVICE_FILE, &format!("{bad}---\n{good}"))
+        .unwrap();
+    let mut agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    agent.wait_until_logged("default/bad").unwrap();
+    for vip in vips() {
+        let report = cluster.client.http(vip, HTTP.port).count(5).run().unwrap();
+        assert_eq!(report.answered(), 5, "{report:?}");
+    }
+}

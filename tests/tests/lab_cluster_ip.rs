@@ -1,0 +1,278 @@
+//! ClusterIPs with real sockets: through TC and through the sockets, from Pods and from processes of the node.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use lb_tests::lab::cluster::{ECHO, HTTP, SERVICE_FILE, STREAM, UDP, UNKNOWN_PORT, vips};
+use lb_tests::lab::report::TalkEvent;
+use lb_tests::lab::{Capture, CaptureReport, Cluster, Machine, SocketLb, require_privileges};
+
+/// Captures wherever the traffic of a cluster passes.
+struct Captures {
+    client: Capture,
+    host: Capture,
+    servers: Vec<Capture>,
+}
+
+/// What they saw; every checksum was right.
+struct Captured {
+    client: CaptureReport,
+    host: CaptureReport,
+    servers: Vec<CaptureReport>,
+}
+
+impl Captures {
+    fn start(cluster: &Cluster) -> Self {
+        let start = |machine: &Machine| Capture::start(machine.namespace()).unwrap();
+        Self {
+            client: start(&cluster.client),
+            host: start(cluster.nodes[0].host()),
+            servers: cluster.servers.iter().map(|server| start(&server.pod)).collect(),
+        }
+    }
+
+    fn finish(self) -> Captured {
+        Captured {
+            client: self.client.finish().unwrap(),
+            host: self.host.finish().unwrap(),
+            servers: self
+                .servers
+                .into_iter()
+                .map(|capture| capture.finish().unwrap())
+                .collect(),
+        }
+    }
+}
+
+/// The devices at which an address was seen.
+fn devices_with(report: &CaptureReport, address: IpAddr) -> BTreeSet<&str> {
+    report
+        .with_address(address)
+        .map(|(seen, _)| seen.device.as_str())
+        .collect()
+}
+
+fn own_address(machine: &Machine, like: IpAddr) -> IpAddr {
+    let [ipv4, ipv6] = machine.addresses().both();
+    if like.is_ipv4() { ipv4 } else { ipv6 }
+}
+
+/// Uses every port of the Service from here in every way, and finds all of its Pods.
+#[track_caller]
+fn use_service(cluster: &Cluster, from: &Machine) {
+    let all: BTreeSet<_> = cluster
+        .servers
+        .iter()
+        .map(|server| server.pod.name().to_owned())
+        .collect();
+    for vip in vips() {
+        let own = own_address(from, vip);
+        let report = from.http(vip, HTTP.port).count(80).concurrency(4).run().unwrap();
+        assert_eq!(report.answered(), 80, "{vip}: {report:?}");
+        assert_eq!(report.answers.into_keys().collect::<BTreeSet<_>>(), all, "{vip}");
+        assert_eq!(report.clients, BTreeSet::from([own]), "{vip}");
+        use_udp(from, vip, &all);
+
+        let report = from.stream(vip, STREAM.port).mebibytes(4).run().unwrap();
+        assert_eq!(report.bytes, 4 << 20);
+
+        let mut talk = from.talk(vip, ECHO.port).unwrap();
+        let TalkEvent::Connected { local, peer } = talk.next_event().unwrap() else {
+            panic!("{vip}: no connection");
+        };
+        assert_eq!((local.ip(), peer), (own, SocketAddr::new(vip, ECHO.port)));
+        let TalkEvent::Line(line) = talk.exchange("hello").unwrap() else {
+            panic!("{vip}: no echo");
+        };
+        assert!(line.ends_with(" hello"), "{line}");
+    }
+}
+
+#[track_caller]
+fn use_udp(from: &Machine, vip: IpAddr, all: &BTreeSet<String>) {
+    for connected in [false, true] {
+        let client = || match connected {
+            true => from.udp(vip, UDP.port).connected(),
+            false => from.udp(vip, UDP.port),
+        };
+        let report = client().sockets(60).run().unwrap();
+        assert_eq!(report.answered(), 60, "{vip}: {report:?}");
+        assert_eq!(report.answers.into_keys().collect::<BTreeSet<_>>(), *all, "{vip}");
+        assert_eq!(
+            report.sources,
+            BTreeSet::from([SocketAddr::new(vip, UDP.port)]),
+            "{vip}"
+        );
+
+        // What one socket sends belongs together. The size makes every other one span several segments.
+        for size in [16, 1400] {
+            let report = client().count(12).size(size).run().unwrap();
+            assert_eq!(report.answered(), 12, "{vip}: {report:?}");
+            assert_eq!(report.answers.len(), 1, "{vip}: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pod_through_tc() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("through-tc", &[0, 0, 1]).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    let captures = Captures::start(&cluster);
+    use_service(&cluster, &cluster.client);
+    let captured = captures.finish();
+    for vip in vips() {
+        assert_eq!(devices_with(&captured.client, vip), BTreeSet::from(["eth0"]));
+        // The stack of the node sees real addresses only: the VIP is at the client's device and nowhere else.
+        assert_eq!(
+            devices_with(&captured.host, vip),
+            BTreeSet::from([cluster.client.far_device()])
+        );
+        for server in &captured.servers {
+            assert_eq!(devices_with(server, vip), BTreeSet::new());
+        }
+    }
+}
+
+#[test]
+fn everybody_through_the_sockets() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("sockets", &[0, 0, 1]).unwrap();
+    let _agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
+    let captures = Captures::start(&cluster);
+    use_service(&cluster, &cluster.client);
+    use_service(&cluster, cluster.nodes[0].host());
+    let captured = captures.finish();
+    for report in [captured.client, captured.host].iter().chain(&captured.servers) {
+        for vip in vips() {
+            assert_eq!(devices_with(report, vip), BTreeSet::new());
+        }
+    }
+}
+
+#[test]
+fn processes_of_the_node_through_the_sockets_and_pods_through_tc() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("host-sockets", &[0, 1]).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Host, &[]).unwrap();
+    let captures = Captures::start(&cluster);
+    use_service(&cluster, cluster.nodes[0].host());
+    use_service(&cluster, &cluster.client);
+    let captured = captures.finish();
+    for vip in vips() {
+        assert_eq!(
+            devices_with(&captured.host, vip),
+            BTreeSet::from([cluster.client.far_device()])
+        );
+    }
+}
+
+/// With the default sizes of the maps and the agent's default for everything else.
+#[test]
+fn an_agent_without_options() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("defaults", &[0, 1]).unwrap();
+    let _agent = cluster.nodes[0].start_agent(&Default::default()).unwrap();
+    use_service(&cluster, &cluster.client);
+}
+
+#[test]
+fn a_pod_reaches_itself() {
+    if !require_privileges() {
+        return;
+    }
+    for socket_lb in [SocketLb::Off, SocketLb::All] {
+        let cluster = Cluster::new("hairpin", &[0]).unwrap();
+        let _agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        let captures = Captures::start(&cluster);
+        let pod = &cluster.servers[0].pod;
+        for vip in vips() {
+            let report = pod.http(vip, HTTP.port).count(10).run().unwrap();
+            assert_eq!(report.answered(), 10, "{socket_lb} {vip}: {report:?}");
+            for connected in [false, true] {
+                let client = pod.udp(vip, UDP.port).sockets(3).count(3);
+                let client = if connected { client.connected() } else { client };
+                let report = client.run().unwrap();
+                assert_eq!(report.answered(), 9, "{socket_lb} {vip}: {report:?}");
+                assert_eq!(report.sources, BTreeSet::from([SocketAddr::new(vip, UDP.port)]));
+            }
+            let report = pod.stream(vip, STREAM.port).mebibytes(4).run().unwrap();
+            assert_eq!(report.bytes, 4 << 20);
+        }
+        let Captures { servers, client, .. } = captures;
+        drop(client);
+        for capture in servers {
+            capture.finish().unwrap();
+        }
+    }
+}
+
+/// Tries TCP and UDP; both are refused at once.
+#[track_caller]
+fn assert_refused(from: &Machine, to: IpAddr, port: u16, udp_port: u16) {
+    let report = from.http(to, port).count(3).run().unwrap();
+    let errors: Vec<_> = report.errors.into_iter().collect();
+    assert_eq!(errors, [("connect: ConnectionRefused".to_owned(), 3)], "{to}");
+
+    let report = from.udp(to, udp_port).connected().sockets(3).run().unwrap();
+    let refused: u64 = report
+        .errors
+        .iter()
+        .filter(|(error, _)| error.ends_with("ConnectionRefused"))
+        .map(|(_, count)| count)
+        .sum();
+    assert_eq!(refused, 3, "{to}: {report:?}");
+}
+
+#[test]
+fn nobody_there() {
+    if !require_privileges() {
+        return;
+    }
+    for socket_lb in [SocketLb::Off, SocketLb::All] {
+        let mut cluster = Cluster::new("nobody", &[]).unwrap();
+        let _agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        let host = cluster.nodes[0].host();
+        // The second time the kernel finishes the checksums of the answers, as it does for devices that cannot.
+        for transmit_checksums in ["on", "off"] {
+            host.namespace()
+                .offload(cluster.client.far_device(), &["tx", transmit_checksums])
+                .unwrap();
+            let captures =
+                [&cluster.client, host].map(|machine| Capture::start(machine.namespace()).unwrap());
+            for vip in vips() {
+                assert_refused(&cluster.client, vip, HTTP.port, UDP.port);
+                assert_refused(&cluster.client, vip, UNKNOWN_PORT, UNKNOWN_PORT);
+                // A port of the other protocol is as unknown.
+                assert_refused(&cluster.client, vip, UDP.port, HTTP.port);
+                if socket_lb == SocketLb::All {
+                    assert_refused(host, vip, HTTP.port, UDP.port);
+                    assert_refused(host, vip, UNKNOWN_PORT, UNKNOWN_PORT);
+                }
+            }
+            for report in captures.map(|capture| capture.stop().unwrap()) {
+                assert_eq!(report.bad_count, 0, "{:?}", report.bad);
+            }
+        }
+
+        cluster.add_server(0).unwrap();
+        cluster.wait_for_active(&[&cluster.servers[0]]).unwrap();
+        use_service(&cluster, &cluster.client);
+        for vip in vips() {
+            assert_refused(&cluster.client, vip, UNKNOWN_PORT, UNKNOWN_PORT);
+        }
+        cluster.lab.remove(SERVICE_FILE).unwrap();
+        cluster.wait_for_active(&[]).unwrap();
+        // Not even that the addresses are VIPs is left.
+        assert!(cluster.nodes[0].map_image().unwrap().frontends.is_empty());
+    }
+}

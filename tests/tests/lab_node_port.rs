@@ -1,0 +1,177 @@
+//! NodePorts with real sockets: from outside through TC and XDP, from Pods and processes of the node.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use lb_tests::lab::cluster::{ECHO, HTTP, STREAM, UDP, options};
+use lb_tests::lab::report::TalkEvent;
+use lb_tests::lab::{AgentOptions, Capture, Cluster, Machine, SocketLb, Xdp, require_privileges};
+
+/// A port in the range of NodePorts that no Service has.
+const FREE_NODE_PORT: u16 = 31_999;
+
+/// Pairs of the node's address and the other's address of the same family.
+fn to_node(cluster: &Cluster, from: &Machine) -> Vec<(IpAddr, IpAddr)> {
+    let node = cluster.nodes[0].host().addresses().both();
+    node.into_iter().zip(from.addresses().both()).collect()
+}
+
+fn names(cluster: &Cluster, node: usize) -> BTreeSet<String> {
+    let node = cluster.nodes[node].name();
+    let servers = cluster.servers.iter().filter(|server| server.node.name() == node);
+    servers.map(|server| server.pod.name().to_owned()).collect()
+}
+
+/// Uses every NodePort from here. `expected` are the Pods that answer.
+#[track_caller]
+fn use_node_ports(cluster: &Cluster, from: &Machine, expected: &BTreeSet<String>) {
+    for (node, own) in to_node(cluster, from) {
+        let port = HTTP.node_port.unwrap();
+        let report = from.http(node, port).count(80).concurrency(4).run().unwrap();
+        assert_eq!(report.answered(), 80, "{node}: {report:?}");
+        assert_eq!(report.answers.into_keys().collect::<BTreeSet<_>>(), *expected);
+        assert_eq!(report.clients, BTreeSet::from([own]));
+
+        let port = UDP.node_port.unwrap();
+        for connected in [false, true] {
+            let client = from.udp(node, port).sockets(30).count(2).size(1400);
+            let client = if connected { client.connected() } else { client };
+            let report = client.run().unwrap();
+            assert_eq!(report.answered(), 60, "{node}: {report:?}");
+            assert_eq!(report.answers.into_keys().collect::<BTreeSet<_>>(), *expected);
+            assert_eq!(report.sources, BTreeSet::from([SocketAddr::new(node, port)]));
+        }
+
+        let port = STREAM.node_port.unwrap();
+        let report = from.stream(node, port).mebibytes(4).run().unwrap();
+        assert_eq!(report.bytes, 4 << 20);
+
+        let port = ECHO.node_port.unwrap();
+        let mut talk = from.talk(node, port).unwrap();
+        let TalkEvent::Connected { peer, .. } = talk.next_event().unwrap() else {
+            panic!("{node}: no connection");
+        };
+        assert_eq!(peer, SocketAddr::new(node, port));
+        assert!(matches!(talk.exchange("hello").unwrap(), TalkEvent::Line(_)));
+    }
+}
+
+#[track_caller]
+fn assert_refused(from: &Machine, to: IpAddr, http: u16, udp: u16) {
+    let report = from.http(to, http).count(3).run().unwrap();
+    let errors: Vec<_> = report.errors.into_iter().collect();
+    assert_eq!(errors, [("connect: ConnectionRefused".to_owned(), 3)], "{to}");
+    let report = from.udp(to, udp).connected().sockets(3).run().unwrap();
+    let errors: Vec<_> = report.errors.into_iter().collect();
+    assert_eq!(errors, [("receive: ConnectionRefused".to_owned(), 3)], "{to}");
+}
+
+/// From an outside client, with XDP in this mode.
+fn from_outside(title: &str, xdp: Option<Xdp>) {
+    if !require_privileges() {
+        return;
+    }
+    let mut cluster = Cluster::new(title, &[]).unwrap();
+    let _peer = xdp.map(|_| cluster.lab.prepare_for_xdp(&cluster.nodes[0]).unwrap());
+    let options = AgentOptions {
+        xdp,
+        ..options(SocketLb::Off, &[])
+    };
+    let _agent = cluster.nodes[0].start_agent(&options).unwrap();
+    let capture = |machine: &Machine| Capture::start(machine.namespace()).unwrap();
+    let outside = capture(&cluster.outside);
+    let host = capture(cluster.nodes[0].host());
+
+    for (node, _) in to_node(&cluster, &cluster.outside) {
+        let (http, udp) = (HTTP.node_port.unwrap(), UDP.node_port.unwrap());
+        assert_refused(&cluster.outside, node, http, udp);
+    }
+    for node in [0, 0, 1] {
+        cluster.add_server(node).unwrap();
+    }
+    cluster
+        .wait_for_active(&cluster.servers.iter().collect::<Vec<_>>())
+        .unwrap();
+    let server = capture(&cluster.servers[0].pod);
+    // A Pod of another node is not used: its replies would not come back this way.
+    use_node_ports(&cluster, &cluster.outside, &names(&cluster, 0));
+    for (node, _) in to_node(&cluster, &cluster.outside) {
+        // Not a Service's: the node itself refuses.
+        assert_refused(&cluster.outside, node, FREE_NODE_PORT, FREE_NODE_PORT);
+    }
+
+    outside.finish().unwrap();
+    let host = host.finish().unwrap();
+    let server = server.finish().unwrap();
+    for (node, client) in to_node(&cluster, &cluster.outside) {
+        // XDP translates before anything sees the packet, TC just after.
+        let node_port = SocketAddr::new(node, HTTP.node_port.unwrap());
+        let before = host
+            .seen
+            .keys()
+            .any(|seen| !seen.outgoing && seen.flow.destination == node_port);
+        assert_eq!(before, xdp.is_none(), "{node_port}");
+        assert_eq!(server.with_address(node).count(), 0);
+        assert_ne!(server.with_address(client).count(), 0);
+    }
+}
+
+#[test]
+fn from_outside_through_tc() {
+    from_outside("node-port-tc", None);
+}
+
+#[test]
+fn from_outside_through_generic_xdp() {
+    from_outside("node-port-generic", Some(Xdp::Generic));
+}
+
+#[test]
+fn from_outside_through_native_xdp() {
+    from_outside("node-port-native", Some(Xdp::Native));
+}
+
+#[test]
+fn from_inside() {
+    if !require_privileges() {
+        return;
+    }
+    for socket_lb in [SocketLb::Off, SocketLb::All] {
+        let mut cluster = Cluster::new("node-port-inside", &[]).unwrap();
+        let _agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        let (http, udp) = (HTTP.node_port.unwrap(), UDP.node_port.unwrap());
+        let host = cluster.nodes[0].host().clone();
+        for (node, _) in to_node(&cluster, &cluster.client) {
+            let report = cluster.client.http(node, http).run().unwrap();
+            assert!(
+                report.errors.contains_key("connect: ConnectionRefused"),
+                "{report:?}"
+            );
+            let report = cluster.client.udp(node, udp).connected().run().unwrap();
+            assert_eq!(report.answered(), 0);
+            assert!(
+                report
+                    .errors
+                    .keys()
+                    .all(|error| error.ends_with("ConnectionRefused"))
+            );
+        }
+        for node in [0, 1] {
+            cluster.add_server(node).unwrap();
+        }
+        cluster
+            .wait_for_active(&cluster.servers.iter().collect::<Vec<_>>())
+            .unwrap();
+        let captures = [&cluster.client, &host].map(|machine| Capture::start(machine.namespace()).unwrap());
+        // From inside Pods of all nodes count.
+        let all = &names(&cluster, 0) | &names(&cluster, 1);
+        use_node_ports(&cluster, &cluster.client, &all);
+        if socket_lb == SocketLb::All {
+            use_node_ports(&cluster, &host, &all);
+        }
+        for capture in captures {
+            capture.finish().unwrap();
+        }
+    }
+}
