@@ -1,0 +1,78 @@
+//! `cargo xtask demo`: a Service between network namespaces, with real connections, while Pods and agents come and go.
+//!
+//! ```no_run
+//! use lb_tests::demo::{Plan, Screen, Stop, run};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let outcome = run(&Plan::default(), &Screen::new()?, &Stop::never())?;
+//! assert!(outcome.failures.is_empty());
+//! # Ok(())
+//! # }
+//! ```
+
+mod cluster;
+mod explore;
+mod load;
+mod phases;
+mod screen;
+mod stop;
+mod summary;
+mod table;
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+pub use screen::Screen;
+pub use stop::{Interrupted, Stop};
+pub use summary::Outcome;
+
+/// How the demo is run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How many requests each client sends, at least, in each phase.
+    pub requests: u64,
+    /// How long each client waits between two.
+    pub interval: Duration,
+    /// Whether the lab stays until somebody presses Enter.
+    pub keep: bool,
+    /// A Pod without a server, for those who want to see the demo fail.
+    pub silent: Option<String>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            requests: 150,
+            interval: Duration::from_millis(40),
+            keep: false,
+            silent: None,
+        }
+    }
+}
+
+/// Runs the demo. What does not go as it should is part of the outcome.
+///
+/// # Errors
+///
+/// If the lab cannot be made, or the demo was told to stop ([`Interrupted`]).
+pub fn run(plan: &Plan, screen: &Screen, stop: &Stop) -> Result<Outcome> {
+    let mut cluster = phases::build(plan, screen)?;
+    stop.pause(Duration::ZERO)?;
+    phases::start_agents(&mut cluster, screen)?;
+    let mut stage = phases::Stage::new(plan, screen, stop, cluster)?;
+    let failure = stage.play().err();
+    if let Some(error) = failure {
+        if error.is::<Interrupted>() {
+            return Err(error);
+        }
+        stage.note_failure(&error);
+    }
+    let (mut cluster, load, failures) = stage.end();
+    let outcome = summary::summarize(&mut cluster, load, failures, screen)?;
+    if plan.keep {
+        explore::print(&cluster, screen);
+        stop.wait_for_enter()?;
+    }
+    Ok(outcome)
+}
