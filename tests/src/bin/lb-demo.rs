@@ -16,7 +16,7 @@ struct Arguments {
     keep: bool,
     /// How many requests each client sends in each phase, at least
     #[arg(long, hide = true)]
-    requests: Option<u64>,
+    requests: Option<u32>,
     /// How long each client waits between two
     #[arg(long, hide = true)]
     interval_ms: Option<u64>,

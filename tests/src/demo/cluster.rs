@@ -1,9 +1,8 @@
 //! What the demo runs on: two nodes with their agents, the Pods of a Service, and those who will ask it.
 
 use std::collections::BTreeMap;
-use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::lab::{Agent, AgentOptions, Capture, Lab, Machine, Node, Process};
 
@@ -160,11 +159,33 @@ impl Cluster {
         for node in &self.nodes {
             self.captures.push(Capture::start(node.host().namespace())?);
         }
-        for node in &self.nodes {
-            self.agents
-                .push(Some(node.start_agent(&AgentOptions::default())?));
+        for node in 0..self.nodes.len() {
+            let agent = self.start_agent(node)?;
+            self.agents.push(Some(agent));
         }
         Ok(())
+    }
+
+    /// Starts the agent of a node. It takes a while to get in sync: the kernel checks its programs.
+    pub(super) fn start_agent(&self, node: usize) -> Result<Agent> {
+        self.nodes[node].start_agent_unready(&AgentOptions::default())
+    }
+
+    /// Whether all agents that were not killed are in sync.
+    ///
+    /// # Errors
+    ///
+    /// If one has ended by itself.
+    pub(super) fn agents_in_sync(&mut self) -> Result<bool> {
+        let mut all = true;
+        for (name, agent) in NODES.iter().zip(&mut self.agents) {
+            let Some(agent) = agent else { continue };
+            if agent.process().has_ended() {
+                bail!("the agent of {name} has ended");
+            }
+            all &= agent.is_in_sync();
+        }
+        Ok(all)
     }
 
     /// Names of the Pods that connections to a node's NodePort, or to a ClusterIP (`None`), are to be spread over.
@@ -181,7 +202,7 @@ impl Cluster {
         let mut text = String::new();
         for (name, agent) in NODES.iter().zip(&self.agents) {
             let Some(agent) = agent else { continue };
-            let log = fs::read_to_string(agent.log_path()).unwrap_or_default();
+            let log = agent.log();
             let lines: Vec<&str> = log.lines().collect();
             let tail = &lines[lines.len().saturating_sub(LINES)..];
             text += &format!("the agent of {name} logged last:\n{}\n", tail.join("\n"));

@@ -14,6 +14,7 @@ mod cluster;
 mod explore;
 mod load;
 mod phases;
+mod prepare;
 mod screen;
 mod stop;
 mod summary;
@@ -27,11 +28,14 @@ pub use screen::Screen;
 pub use stop::{Interrupted, Stop};
 pub use summary::Outcome;
 
+/// How often the screen is redrawn, and conditions are looked at.
+const REFRESH: Duration = Duration::from_millis(100);
+
 /// How the demo is run.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// How many requests each client sends, at least, in each phase.
-    pub requests: u64,
+    pub requests: u32,
     /// How long each client waits between two.
     pub interval: Duration,
     /// Whether the lab stays until somebody presses Enter.
@@ -57,9 +61,8 @@ impl Default for Plan {
 ///
 /// If the lab cannot be made, or the demo was told to stop ([`Interrupted`]).
 pub fn run(plan: &Plan, screen: &Screen, stop: &Stop) -> Result<Outcome> {
-    let mut cluster = phases::build(plan, screen)?;
-    stop.pause(Duration::ZERO)?;
-    phases::start_agents(&mut cluster, screen)?;
+    let mut cluster = prepare::build(plan, screen)?;
+    prepare::start_agents(&mut cluster, screen, stop)?;
     let mut stage = phases::Stage::new(plan, screen, stop, cluster)?;
     let failure = stage.play().err();
     if let Some(error) = failure {

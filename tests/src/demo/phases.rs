@@ -1,17 +1,13 @@
-//! The phases of the demo: what happens, what to look at, and what must be true before the next one begins.
+//! The phases under load: what happens, what to look at, and what must be true before the next one begins.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::cluster::{Cluster, NODES, SERVICE, SERVICE_FILE};
+use super::cluster::{Cluster, NODES};
 use super::load::{Load, failed, requests};
-use super::{Plan, Screen, Stop};
+use super::{Plan, REFRESH, Screen, Stop};
 use crate::lab::report::HttpReport;
-use crate::lab::{AgentOptions, Machine};
-
-/// How often the table is redrawn.
-const REFRESH: Duration = Duration::from_millis(100);
 
 /// How long a phase may take beyond the time that its requests need.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,52 +21,6 @@ const NEWCOMER: &str = "web-5";
 /// The node of both.
 const NODE: usize = 0;
 
-/// The first phase.
-pub(super) fn build(plan: &Plan, screen: &Screen) -> Result<Cluster> {
-    screen.heading("1/7  Two nodes, Pods and clients: network namespaces, linked only with each other");
-    let cluster = Cluster::build(plan.silent.as_deref())?;
-    for (index, node) in cluster.nodes.iter().enumerate() {
-        let pods = node.pods();
-        let pods: Vec<&str> = pods.iter().map(Machine::name).collect();
-        screen.print(&format!(
-            "{}  Pods: {}",
-            place(NODES[index], node.host()),
-            pods.join(", ")
-        ));
-    }
-    screen.print(&place("outside", &cluster.outside));
-    Ok(cluster)
-}
-
-fn place(name: &str, machine: &Machine) -> String {
-    let addresses = machine.addresses();
-    format!(
-        "{name:8} {:13} {:13}",
-        addresses.ipv4.to_string(),
-        addresses.ipv6.to_string()
-    )
-    .trim_end()
-    .to_owned()
-}
-
-/// The second phase.
-pub(super) fn start_agents(cluster: &mut Cluster, screen: &Screen) -> Result<()> {
-    screen.heading("2/7  An lb-agent on each node, which reads ordinary Kubernetes YAML");
-    let path = cluster.lab.manifests().join(SERVICE_FILE);
-    screen.print(&format!("{}:", path.display()));
-    for line in SERVICE.lines() {
-        screen.print(&format!("    {line}"));
-    }
-    cluster.apply_all()?;
-    let start = Instant::now();
-    cluster.start_agents()?;
-    let seconds = start.elapsed().as_secs_f32();
-    screen.print(&format!(
-        "Both are in sync after {seconds:.1} s: their programs and maps are in the kernel."
-    ));
-    Ok(())
-}
-
 /// What must be true for a phase to end.
 type Condition<'a> = &'a dyn Fn(&Stage<'_>) -> bool;
 
@@ -81,6 +31,8 @@ pub(super) struct Stage<'a> {
     stop: &'a Stop,
     cluster: Cluster,
     load: Load,
+    /// Whether all agents that are alive are in sync.
+    in_sync: bool,
     failures: Vec<String>,
 }
 
@@ -93,6 +45,7 @@ impl<'a> Stage<'a> {
             stop,
             load: Load::start(&cluster, plan.interval)?,
             cluster,
+            in_sync: true,
             failures: Vec::new(),
         })
     }
@@ -118,9 +71,9 @@ impl<'a> Stage<'a> {
 
     fn spread(&mut self) -> Result<()> {
         self.begin(
-            "3/7  Requests to the Service, each on a connection of its own",
-            "Look at the Pods that answer: all of them from inside, the node's own from outside\n\
-             (externalTrafficPolicy: Local).",
+            "3/7  HTTP requests to the Service, each on a connection of its own",
+            "Look at which Pods answer: all of them to clients inside, those of the node itself to\n\
+             clients at a NodePort (externalTrafficPolicy: Local). Median: since the start.",
         )?;
         self.finish(&|stage| stage.all_answer())
     }
@@ -128,7 +81,7 @@ impl<'a> Stage<'a> {
     fn add_pod(&mut self) -> Result<()> {
         self.begin(
             &format!("4/7  A Pod is added under load: {NEWCOMER} on {}", NODES[NODE]),
-            "Look at its column: it gets its share as soon as its manifest is there.",
+            "Look at its column: it gets its share from the moment that its manifest is there.",
         )?;
         self.cluster.create_pod(NEWCOMER, NODE)?;
         self.cluster.start_server(NEWCOMER)?;
@@ -139,8 +92,8 @@ impl<'a> Stage<'a> {
     fn remove_pod(&mut self) -> Result<()> {
         self.begin(
             &format!("5/7  A Pod is removed under load: {LEAVER}"),
-            "Look at its column, which stops, and at the errors: its server ends only when new\n\
-             connections go elsewhere, so there are none.",
+            "Look at its column, which stops, and at the errors: there are none, since its server\n\
+             finishes what it has begun while new connections go elsewhere.",
         )?;
         self.cluster.apply_deletion(LEAVER)?;
         self.wait_until_quiet(LEAVER)?;
@@ -155,8 +108,8 @@ impl<'a> Stage<'a> {
                 "6/7  The agent of {} is killed (SIGKILL), then {LEAVER} returns",
                 NODES[NODE]
             ),
-            "Look at the clients of that node: their requests succeed, since programs and maps stay\n\
-             in the kernel. Only the other node's agent can tell its clients of the Pod that is back.",
+            "Look at the clients of that node: their requests succeed, since programs and maps\n\
+             stay in the kernel. That the Pod is back, only the other node's clients learn.",
         )?;
         let agent = self.cluster.agents[NODE].take();
         agent.context("there is no agent to kill")?.kill();
@@ -167,12 +120,11 @@ impl<'a> Stage<'a> {
 
     fn restart_agent(&mut self) -> Result<()> {
         self.begin(
-            "     It is started again",
-            &format!("Look at {LEAVER}: a new agent takes over what is in the kernel and catches up."),
+            &format!("     The agent of {} is started again", NODES[NODE]),
+            &format!("Look at {LEAVER}: the agent takes over what is in the kernel, and catches up."),
         )?;
-        let agent = self.cluster.nodes[NODE].start_agent_unready(&AgentOptions::default())?;
-        self.cluster.agents[NODE] = Some(agent);
-        self.finish(&|stage| stage.agents_in_sync() && stage.all_answer())
+        self.cluster.agents[NODE] = Some(self.cluster.start_agent(NODE)?);
+        self.finish(&|stage| stage.in_sync && stage.all_answer())
     }
 
     /// Starts a phase.
@@ -220,16 +172,18 @@ impl<'a> Stage<'a> {
 
     /// Shows the table until a condition holds.
     fn wait(&mut self, condition: Condition<'_>) -> Result<()> {
-        let needed = self.plan.interval.as_secs_f64() * self.plan.requests as f64;
-        let deadline = Instant::now() + PATIENCE + Duration::from_secs_f64(2.0 * needed);
+        let needed = self.plan.interval * self.plan.requests;
+        let limit = PATIENCE + 2 * needed;
+        let deadline = Instant::now() + limit;
         loop {
             self.load.update()?;
+            self.in_sync = self.cluster.agents_in_sync()?;
             self.screen.show(self.load.table(&self.cluster));
             if condition(self) {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("not every client was answered by every Pod in time");
+                bail!("not every client was answered by every Pod that it should reach, within {limit:?}");
             }
             self.stop.pause(REFRESH)?;
         }
@@ -237,7 +191,7 @@ impl<'a> Stage<'a> {
 
     fn all_have_asked(&self) -> bool {
         let mut phase = self.load.phase();
-        phase.all(|(_, report)| requests(report) >= self.plan.requests)
+        phase.all(|(_, report)| requests(report) >= u64::from(self.plan.requests))
     }
 
     fn has_errors(&self) -> bool {
@@ -258,10 +212,5 @@ impl<'a> Stage<'a> {
             .phase()
             .filter(|(route, _)| self.cluster.agents[route.agent].is_some() && route.reaches(NODE))
             .all(|(_, report)| report.answers.contains_key(LEAVER))
-    }
-
-    fn agents_in_sync(&self) -> bool {
-        let mut agents = self.cluster.agents.iter().flatten();
-        agents.all(|agent| agent.is_in_sync())
     }
 }
