@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: builds what the demo needs, then becomes the demo.
 
+use std::env;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -29,8 +30,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let programs = PROGRAMS.map(|name| format!("--bin={name}"));
     // All crates are named, so that the tests find the dependencies built with the same features.
     command::run(workspace::cargo().args(["build", "--workspace"]).args(programs))?;
-    println!("\n=== demo (a minute at most)");
-    demo.arg(workspace::root().join("target/debug/lb-demo"));
+    println!("\n=== demo (about a minute)");
+    // Where cargo put this program, it puts the others too.
+    demo.arg(env::current_exe()?.with_file_name("lb-demo"));
     if arguments.keep {
         demo.arg("--keep");
     }

@@ -166,7 +166,7 @@ fn routes(cluster: &Cluster) -> Result<Vec<Route>> {
         .collect::<Result<Vec<IpAddr>>>()?;
     for &vip in &vips {
         routes.push(Route {
-            from: "client Pod",
+            from: "Pod of node-1",
             machine: cluster.client.clone(),
             to: SocketAddr::new(vip, PORT),
             agent: 0,
@@ -176,7 +176,7 @@ fn routes(cluster: &Cluster) -> Result<Vec<Route>> {
     }
     for vip in vips {
         routes.push(Route {
-            from: "host process",
+            from: "host of node-2",
             machine: cluster.nodes[1].host().clone(),
             to: SocketAddr::new(vip, PORT),
             agent: 1,

@@ -72,8 +72,8 @@ impl<'a> Stage<'a> {
     fn spread(&mut self) -> Result<()> {
         self.begin(
             "3/7  HTTP requests to the Service, each on a connection of its own",
-            "Look at which Pods answer: all of them to clients inside, those of the node itself to\n\
-             clients at a NodePort (externalTrafficPolicy: Local). Median: since the start.",
+            "Look at which Pods answer: all of them at the ClusterIP, the node's own at a\n\
+             NodePort (externalTrafficPolicy: Local). The median is that since the start.",
         )?;
         self.finish(&|stage| stage.all_answer())
     }
@@ -81,7 +81,7 @@ impl<'a> Stage<'a> {
     fn add_pod(&mut self) -> Result<()> {
         self.begin(
             &format!("4/7  A Pod is added under load: {NEWCOMER} on {}", NODES[NODE]),
-            "Look at its column: it gets its share from the moment that its manifest is there.",
+            "Look at its column: it gets its share as soon as its manifest is there.",
         )?;
         self.cluster.create_pod(NEWCOMER, NODE)?;
         self.cluster.start_server(NEWCOMER)?;
@@ -92,8 +92,8 @@ impl<'a> Stage<'a> {
     fn remove_pod(&mut self) -> Result<()> {
         self.begin(
             &format!("5/7  A Pod is removed under load: {LEAVER}"),
-            "Look at its column, which stops, and at the errors: there are none, since its server\n\
-             finishes what it has begun while new connections go elsewhere.",
+            "Look at its column, which stops, and at the errors: there are none. New\n\
+             connections go elsewhere before its server ends.",
         )?;
         self.cluster.apply_deletion(LEAVER)?;
         self.wait_until_quiet(LEAVER)?;
@@ -108,8 +108,8 @@ impl<'a> Stage<'a> {
                 "6/7  The agent of {} is killed (SIGKILL), then {LEAVER} returns",
                 NODES[NODE]
             ),
-            "Look at the clients of that node: their requests succeed, since programs and maps\n\
-             stay in the kernel. That the Pod is back, only the other node's clients learn.",
+            "Look at the Pod of node-1 and its NodePort: traffic goes on, by programs and maps\n\
+             that stay in the kernel. Only node-2 learns that the Pod is back.",
         )?;
         let agent = self.cluster.agents[NODE].take();
         agent.context("there is no agent to kill")?.kill();
@@ -121,7 +121,7 @@ impl<'a> Stage<'a> {
     fn restart_agent(&mut self) -> Result<()> {
         self.begin(
             &format!("     The agent of {} is started again", NODES[NODE]),
-            &format!("Look at {LEAVER}: the agent takes over what is in the kernel, and catches up."),
+            &format!("Look at {LEAVER}: the agent takes over what is in the kernel and catches up."),
         )?;
         self.cluster.agents[NODE] = Some(self.cluster.start_agent(NODE)?);
         self.finish(&|stage| stage.in_sync && stage.all_answer())

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Makes the lab.
 pub(super) fn build(plan: &Plan, screen: &Screen) -> Result<Cluster> {
-    screen.heading("1/7  Two nodes, Pods and clients: network namespaces, linked only with each other");
+    screen.heading("1/7  Two nodes, Pods and clients, each a network namespace of this machine");
     let cluster = Cluster::build(plan.silent.as_deref())?;
     for (name, node) in NODES.iter().zip(&cluster.nodes) {
         let pods = node.pods();
@@ -49,7 +49,7 @@ pub(super) fn start_agents(cluster: &mut Cluster, screen: &Screen, stop: &Stop) 
         stop.pause(REFRESH)?;
     }
     screen.keep(&format!(
-        "Both are in sync after {:.1} s: programs and maps are in the kernel, and pinned.",
+        "In sync after {:.1} s: programs and maps are in the kernel, and pinned.",
         start.elapsed().as_secs_f32()
     ));
     Ok(())
