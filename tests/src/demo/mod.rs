@@ -61,17 +61,22 @@ impl Default for Plan {
 ///
 /// If the lab cannot be made, or the demo was told to stop ([`Interrupted`]).
 pub fn run(plan: &Plan, screen: &Screen, stop: &Stop) -> Result<Outcome> {
+    perform(plan, screen, stop).map_err(|error| stop.cause(error))
+}
+
+fn perform(plan: &Plan, screen: &Screen, stop: &Stop) -> Result<Outcome> {
     let mut cluster = prepare::build(plan, screen)?;
     prepare::start_agents(&mut cluster, screen, stop)?;
     let mut stage = phases::Stage::new(plan, screen, stop, cluster)?;
-    let failure = stage.play().err();
-    if let Some(error) = failure {
-        if error.is::<Interrupted>() {
-            return Err(error);
+    let mut failures = Vec::new();
+    if let Err(error) = stage.play() {
+        let cause = stop.cause(error);
+        if cause.is::<Interrupted>() {
+            return Err(cause);
         }
-        stage.note_failure(&error);
+        failures.push(format!("{cause:#}"));
     }
-    let (mut cluster, load, failures) = stage.end();
+    let (mut cluster, load) = stage.end();
     let outcome = summary::summarize(&mut cluster, load, failures, screen)?;
     if plan.keep {
         explore::print(&cluster, screen);

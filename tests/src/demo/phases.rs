@@ -33,7 +33,6 @@ pub(super) struct Stage<'a> {
     load: Load,
     /// Whether all agents that are alive are in sync.
     in_sync: bool,
-    failures: Vec<String>,
 }
 
 impl<'a> Stage<'a> {
@@ -46,7 +45,6 @@ impl<'a> Stage<'a> {
             load: Load::start(&cluster, plan.interval)?,
             cluster,
             in_sync: true,
-            failures: Vec::new(),
         })
     }
 
@@ -59,14 +57,9 @@ impl<'a> Stage<'a> {
         self.restart_agent()
     }
 
-    /// Remembers why it did not go on.
-    pub(super) fn note_failure(&mut self, error: &anyhow::Error) {
-        self.failures.push(format!("{error:#}"));
-    }
-
     /// What is left when all is done.
-    pub(super) fn end(self) -> (Cluster, Load, Vec<String>) {
-        (self.cluster, self.load, self.failures)
+    pub(super) fn end(self) -> (Cluster, Load) {
+        (self.cluster, self.load)
     }
 
     fn spread(&mut self) -> Result<()> {

@@ -9,6 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
+/// How much later than others this process may notice a signal.
+const GRACE: Duration = Duration::from_millis(200);
+
 /// Tells that the demo is to end.
 #[derive(Debug)]
 pub struct Stop {
@@ -77,6 +80,14 @@ impl Stop {
         match self.wishes.recv_timeout(time) {
             Err(RecvTimeoutError::Timeout) => Ok(()),
             _ => Err(Interrupted.into()),
+        }
+    }
+
+    /// The cause of an error. Ctrl-C reaches what runs in the lab too: that it has ended is then no failure.
+    pub(super) fn cause(&self, error: anyhow::Error) -> anyhow::Error {
+        match error.is::<Interrupted>() {
+            true => error,
+            false => self.pause(GRACE).err().unwrap_or(error),
         }
     }
 
