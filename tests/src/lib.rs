@@ -2,5 +2,6 @@
 
 pub mod api_server;
 pub mod bench;
+pub mod demo;
 pub mod lab;
 pub mod packet;

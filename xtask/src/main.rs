@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod command;
+mod demo;
 mod lint;
 mod setup;
 mod test;
@@ -29,6 +30,8 @@ enum Task {
     BuildEbpf(build_ebpf::Arguments),
     /// Build the agent with the kernel programs inside
     Build,
+    /// Show Services at work between network namespaces of this machine, without a cluster
+    Demo(demo::Arguments),
     /// Check format, house rules, clippy's and the compiler's warnings, and the documentation
     Lint,
     /// Run the tests, stage by stage
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::BuildEbpf(arguments) => build_ebpf::run(&arguments),
         Task::Build => build::run(),
+        Task::Demo(arguments) => demo::run(&arguments),
         Task::Lint => lint::run(),
         Task::Bench(bench) => bench::run(&bench),
         Task::Test(arguments) => return test::run(&arguments),

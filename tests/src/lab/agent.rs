@@ -173,6 +173,11 @@ impl Agent {
         self.process.log_path()
     }
 
+    /// Whether the maps hold everything that the manifests said when it started.
+    pub fn is_in_sync(&self) -> bool {
+        self.log().contains(READY)
+    }
+
     /// Waits until it has logged a line with `text`.
     ///
     /// # Errors

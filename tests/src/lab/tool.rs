@@ -22,6 +22,7 @@ impl Machine {
         ServerBuilder {
             machine: self,
             arguments: Vec::new(),
+            time_limit: Some(TIME_LIMIT),
         }
     }
 
@@ -60,6 +61,7 @@ impl Machine {
 pub struct ServerBuilder<'a> {
     machine: &'a Machine,
     arguments: Vec<String>,
+    time_limit: Option<Duration>,
 }
 
 impl ServerBuilder<'_> {
@@ -93,13 +95,19 @@ impl ServerBuilder<'_> {
         self.with("--name", name)
     }
 
+    /// Lets it run as long as the lab, for a person to try.
+    pub fn without_time_limit(mut self) -> Self {
+        self.time_limit = None;
+        self
+    }
+
     /// Starts it, and waits until it listens. [`Process::stop`] lets it finish what it has begun.
     ///
     /// # Errors
     ///
     /// If it cannot listen.
     pub fn start(self) -> Result<Process> {
-        let mut command = self.machine.tool(Some(TIME_LIMIT))?;
+        let mut command = self.machine.tool(self.time_limit)?;
         command
             .args(["serve", "--name", &self.machine.name])
             .args(self.arguments);
@@ -189,6 +197,11 @@ impl ClientBuilder<'_, HttpReport> {
     pub fn timeout(self, timeout: Duration) -> Self {
         self.with("--timeout-ms", timeout.as_millis())
     }
+
+    /// How often it reports what it has done so far, for [`Client::so_far`]; by default only at the end.
+    pub fn progress(self, interval: Duration) -> Self {
+        self.with("--progress-ms", interval.as_millis())
+    }
 }
 
 impl ClientBuilder<'_, UdpReport> {
@@ -244,6 +257,20 @@ pub struct Client<Report> {
 }
 
 impl<Report: DeserializeOwned> Client<Report> {
+    /// Its last report, if there is one already.
+    ///
+    /// # Errors
+    ///
+    /// If it wrote something else.
+    pub fn so_far(&self) -> Result<Option<Report>> {
+        let output = self.process.output_so_far();
+        let complete = output.rfind('\n').map_or("", |end| &output[..end]);
+        let report = complete.lines().last().filter(|line| *line != "ready");
+        report
+            .map(|report| serde_json::from_str(report).with_context(|| format!("read the report {report:?}")))
+            .transpose()
+    }
+
     /// Waits until it has done everything.
     ///
     /// # Errors

@@ -5,8 +5,8 @@ use std::error::Error;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -20,10 +20,10 @@ use lb_tests::lab::report::{HttpReport, Latency};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 
-use crate::reason;
 use crate::serve::Ending;
+use crate::{print, reason};
 
 /// In which header the server says which client it saw.
 const CLIENT_HEADER: HeaderName = HeaderName::from_static("x-client");
@@ -44,6 +44,9 @@ pub(crate) struct Options {
     /// How long a request may take
     #[arg(long, default_value_t = 2000)]
     timeout_ms: u64,
+    /// How often to print a report of everything so far, before that at the end; 0 is never
+    #[arg(long, default_value_t = 0)]
+    progress_ms: u64,
 }
 
 /// Answers requests with the server's name.
@@ -74,6 +77,29 @@ struct Work {
     options: Options,
     started: AtomicU32,
     stopped: AtomicBool,
+    results: Mutex<Results>,
+}
+
+/// How the requests so far went.
+#[derive(Default)]
+struct Results {
+    report: HttpReport,
+    /// How long each answer took, in microseconds.
+    latencies: Vec<u64>,
+}
+
+impl Work {
+    fn results(&self) -> MutexGuard<'_, Results> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn report(&self) -> HttpReport {
+        let results = self.results();
+        HttpReport {
+            latency: Latency::of(results.latencies.clone()),
+            ..results.report.clone()
+        }
+    }
 }
 
 /// Sends the requests; SIGTERM ends it early.
@@ -81,62 +107,58 @@ pub(crate) async fn run(options: Options) -> Result<HttpReport> {
     let mut terminate = signal(SignalKind::terminate())?;
     println!("ready");
     let concurrency = options.concurrency;
+    let shows_progress = options.progress_ms > 0;
+    let mut progress = interval(Duration::from_millis(options.progress_ms.max(1)));
     let work = Arc::new(Work {
         options,
         started: AtomicU32::new(0),
         stopped: AtomicBool::new(false),
+        results: Mutex::default(),
     });
     let mut workers = JoinSet::new();
     for _ in 0..concurrency {
         workers.spawn(send_requests(Arc::clone(&work)));
     }
-    let mut report = HttpReport::default();
-    let mut measured = Vec::new();
     loop {
         tokio::select! {
             _ = terminate.recv() => work.stopped.store(true, Ordering::Relaxed),
+            _ = progress.tick(), if shows_progress => print(&work.report())?,
             worker = workers.join_next() => match worker {
-                Some(result) => merge(&mut report, &mut measured, result?),
+                Some(result) => result?,
                 None => break,
             }
         }
     }
-    report.latency = Latency::of(measured);
-    Ok(report)
+    Ok(work.report())
 }
 
-fn merge(report: &mut HttpReport, measured: &mut Vec<u64>, (part, latencies): (HttpReport, Vec<u64>)) {
-    for (name, count) in part.answers {
-        *report.answers.entry(name).or_default() += count;
-    }
-    for (reason, count) in part.errors {
-        *report.errors.entry(reason).or_default() += count;
-    }
-    report.clients.extend(part.clients);
-    measured.extend(latencies);
-}
-
-/// One worker: its part of the report, and how long each answer took.
-async fn send_requests(work: Arc<Work>) -> (HttpReport, Vec<u64>) {
-    let mut report = HttpReport::default();
-    let mut latencies = Vec::new();
+/// One worker.
+async fn send_requests(work: Arc<Work>) {
     let limit = Duration::from_millis(work.options.timeout_ms);
     while !work.stopped.load(Ordering::Relaxed)
         && work.started.fetch_add(1, Ordering::Relaxed) < work.options.count
     {
         let start = Instant::now();
-        match timeout(limit, request(work.options.to)).await {
-            Ok(Ok((name, client))) => {
-                latencies.push(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
-                *report.answers.entry(name).or_default() += 1;
-                report.clients.insert(client);
-            }
-            Ok(Err(reason)) => *report.errors.entry(reason).or_default() += 1,
-            Err(_) => *report.errors.entry("timeout".to_owned()).or_default() += 1,
-        }
+        let result = timeout(limit, request(work.options.to))
+            .await
+            .unwrap_or_else(|_| Err("timeout".to_owned()));
+        work.results().add(result, start.elapsed());
         sleep(Duration::from_millis(work.options.interval_ms)).await;
     }
-    (report, latencies)
+}
+
+impl Results {
+    fn add(&mut self, result: Result<(String, IpAddr), String>, elapsed: Duration) {
+        match result {
+            Ok((name, client)) => {
+                let microseconds = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+                self.latencies.push(microseconds);
+                *self.report.answers.entry(name).or_default() += 1;
+                self.report.clients.insert(client);
+            }
+            Err(reason) => *self.report.errors.entry(reason).or_default() += 1,
+        }
+    }
 }
 
 /// One request on a connection of its own: the server's name, and the client that the server saw.

@@ -1,0 +1,86 @@
+//! `cargo xtask demo`: a Service between network namespaces, with real connections, while Pods and agents come and go.
+//!
+//! ```no_run
+//! use lb_tests::demo::{Plan, Screen, Stop, run};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let outcome = run(&Plan::default(), &Screen::new()?, &Stop::never())?;
+//! assert!(outcome.failures.is_empty());
+//! # Ok(())
+//! # }
+//! ```
+
+mod cluster;
+mod explore;
+mod load;
+mod phases;
+mod prepare;
+mod screen;
+mod stop;
+mod summary;
+mod table;
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+pub use screen::Screen;
+pub use stop::{Interrupted, Stop};
+pub use summary::Outcome;
+
+/// How often the screen is redrawn, and conditions are looked at.
+const REFRESH: Duration = Duration::from_millis(100);
+
+/// How the demo is run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How many requests each client sends, at least, in each phase.
+    pub requests: u32,
+    /// How long each client waits between two.
+    pub interval: Duration,
+    /// Whether the lab stays until somebody presses Enter.
+    pub keep: bool,
+    /// A Pod without a server, for those who want to see the demo fail.
+    pub silent: Option<String>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            requests: 150,
+            interval: Duration::from_millis(40),
+            keep: false,
+            silent: None,
+        }
+    }
+}
+
+/// Runs the demo. What does not go as it should is part of the outcome.
+///
+/// # Errors
+///
+/// If the lab cannot be made, or the demo was told to stop ([`Interrupted`]).
+pub fn run(plan: &Plan, screen: &Screen, stop: &Stop) -> Result<Outcome> {
+    perform(plan, screen, stop).map_err(|error| stop.cause(error))
+}
+
+fn perform(plan: &Plan, screen: &Screen, stop: &Stop) -> Result<Outcome> {
+    let mut cluster = prepare::build(plan, screen)?;
+    prepare::start_agents(&mut cluster, screen, stop)?;
+    let mut stage = phases::Stage::new(plan, screen, stop, cluster)?;
+    let mut failures = Vec::new();
+    if let Err(error) = stage.play() {
+        let cause = stop.cause(error);
+        if cause.is::<Interrupted>() {
+            return Err(cause);
+        }
+        failures.push(format!("{cause:#}"));
+    }
+    let (mut cluster, load) = stage.end();
+    let outcome = summary::summarize(&mut cluster, load, failures, screen)?;
+    if plan.keep {
+        explore::print(&cluster, screen);
+        stop.wait_for_enter()?;
+    }
+    Ok(outcome)
+}
