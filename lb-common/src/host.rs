@@ -15,11 +15,13 @@ use std::vec::Vec;
 use crate::address::Address;
 use crate::flow::FlowEntry;
 use crate::layout::{
-    Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, ServiceStats, Slot,
+    Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, ServiceStats, Slot, Socket,
+    SocketKey,
 };
 use crate::packet::{DirectPacket, Packet, View, ViewMut, translate_directly};
 use crate::parse::Headers;
 use crate::reason::Reason;
+use crate::socket::SocketTables;
 use crate::tables::{Lifetimes, Tables};
 
 /// A packet of plain bytes with complete checksums.
@@ -104,6 +106,8 @@ pub struct HostTables<A> {
     pub stats: RefCell<HashMap<ServiceId, ServiceStats>>,
     /// Packets by [`Reason::index`].
     pub reasons: RefCell<HashMap<u32, u64>>,
+    /// Translated sockets.
+    pub sockets: RefCell<HashMap<SocketKey<A>, Socket<A>>>,
     flows: RefCell<HashMap<FlowKey<A>, Box<Flow<A>>>>,
 }
 
@@ -119,6 +123,7 @@ impl<A: Address + Hash> Default for HostTables<A> {
             lifetimes: Lifetimes::with_tick_rate(1000),
             stats: RefCell::default(),
             reasons: RefCell::default(),
+            sockets: RefCell::default(),
             flows: RefCell::default(),
         }
     }
@@ -211,5 +216,15 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
 
     fn count_reason(&self, reason: Reason) {
         *self.reasons.borrow_mut().entry(reason.index()).or_default() += 1;
+    }
+}
+
+impl<A: Address + Hash> SocketTables<A> for HostTables<A> {
+    fn socket(&self, key: &SocketKey<A>) -> Option<Socket<A>> {
+        self.sockets.borrow().get(key).copied()
+    }
+
+    fn insert_socket(&self, key: &SocketKey<A>, socket: &Socket<A>) {
+        self.sockets.borrow_mut().insert(*key, *socket);
     }
 }

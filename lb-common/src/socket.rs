@@ -139,76 +139,14 @@ fn backend_for<A: Address>(
 
 #[cfg(test)]
 mod tests {
-    use core::cell::RefCell;
-    use std::collections::HashMap;
 
-    use super::{Call, Peer, SocketTables, connect, restore, send};
-    use crate::flow::FlowEntry;
+    use super::{Call, Peer, connect, restore, send};
     use crate::host::HostTables;
     use crate::layout::{
-        Address4, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Port, Region, ServiceId,
-        ServiceStats, Slot, Socket, SocketKey, backend_state, frontend_flags, protocol,
+        Address4, Backend, Frontend, FrontendKey, Port, Region, ServiceId, ServiceStats, Slot, backend_state,
+        frontend_flags, protocol,
     };
     use crate::reason::Reason;
-    use crate::tables::{Lifetimes, Tables};
-
-    /// [`HostTables`] with sockets.
-    #[derive(Default)]
-    struct Double {
-        tables: HostTables<Address4>,
-        sockets: RefCell<HashMap<SocketKey<Address4>, Socket<Address4>>>,
-    }
-
-    impl Tables<Address4> for Double {
-        fn flow(&self, key: &FlowKey<Address4>) -> Option<FlowEntry<Address4>> {
-            self.tables.flow(key)
-        }
-        fn insert_flow(&self, key: &FlowKey<Address4>, flow: &Flow<Address4>) -> bool {
-            self.tables.insert_flow(key, flow)
-        }
-        fn remove_flow(&self, key: &FlowKey<Address4>) {
-            self.tables.remove_flow(key);
-        }
-        fn frontend(&self, key: &FrontendKey<Address4>) -> Option<Frontend> {
-            self.tables.frontend(key)
-        }
-        fn slot(&self, index: u32) -> Option<Slot> {
-            self.tables.slot(index)
-        }
-        fn backend(&self, id: BackendId) -> Option<Backend<Address4>> {
-            self.tables.backend(id)
-        }
-        fn now(&self) -> u32 {
-            self.tables.now()
-        }
-        fn random(&self) -> u32 {
-            self.tables.random()
-        }
-        fn lifetimes(&self) -> Lifetimes {
-            self.tables.lifetimes()
-        }
-        fn node_address(&self) -> Address4 {
-            self.tables.node_address()
-        }
-        fn count_connection(&self, service: ServiceId) {
-            self.tables.count_connection(service);
-        }
-        fn count_rejected(&self, service: ServiceId) {
-            self.tables.count_rejected(service);
-        }
-        fn count_reason(&self, reason: Reason) {
-            self.tables.count_reason(reason);
-        }
-    }
-
-    impl SocketTables<Address4> for Double {
-        fn socket(&self, key: &SocketKey<Address4>) -> Option<Socket<Address4>> {
-            self.sockets.borrow().get(key).copied()
-        }
-        fn insert_socket(&self, key: &SocketKey<Address4>, socket: &Socket<Address4>) {
-            self.sockets.borrow_mut().insert(*key, *socket);
-        }
-    }
 
     fn peer(last: u8, port: u16) -> Peer<Address4> {
         Peer {
@@ -224,9 +162,8 @@ mod tests {
     }
 
     /// A Service of two backends, 10.0.0.11 and 10.0.0.12, and the wildcard row of its address.
-    fn double() -> Double {
-        let mut double = Double::default();
-        let tables = &mut double.tables;
+    fn tables() -> HostTables<Address4> {
+        let mut tables = HostTables::<Address4>::default();
         for id in [1, 2] {
             let Peer { address, port } = peer(10 + u8::try_from(id).unwrap(), 5353);
             let backend = Backend {
@@ -246,7 +183,7 @@ mod tests {
                 },
             );
         }
-        publish(tables, 2, 0);
+        publish(&mut tables, 2, 0);
         let wildcard = FrontendKey {
             address: vip().address,
             port: Port::new(0),
@@ -260,7 +197,7 @@ mod tests {
                 ..Frontend::default()
             },
         );
-        double
+        tables
     }
 
     fn publish(tables: &mut HostTables<Address4>, length: u32, flags: u32) {
@@ -289,14 +226,14 @@ mod tests {
 
     #[test]
     fn connect_and_restore() {
-        let double = double();
-        let to = connect(&double, &call(7, vip())).unwrap().unwrap();
+        let tables = tables();
+        let to = connect(&tables, &call(7, vip())).unwrap().unwrap();
         assert!([peer(11, 5353), peer(12, 5353)].contains(&to));
-        assert_eq!(restore(&double, &call(7, to)), Some(vip()));
+        assert_eq!(restore(&tables, &call(7, to)), Some(vip()));
         // Another socket talks to the Pod itself.
-        assert_eq!(restore(&double, &call(8, to)), None);
-        assert_eq!(restore(&double, &call(7 + (1 << 32), to)), None);
-        let counted = double.tables.stats.borrow()[&SERVICE];
+        assert_eq!(restore(&tables, &call(8, to)), None);
+        assert_eq!(restore(&tables, &call(7 + (1 << 32), to)), None);
+        let counted = tables.stats.borrow()[&SERVICE];
         assert_eq!(
             counted,
             ServiceStats {
@@ -308,49 +245,49 @@ mod tests {
 
     #[test]
     fn other_peers_are_left_alone() {
-        let double = double();
-        assert_eq!(connect(&double, &call(7, peer(99, 53))), Ok(None));
-        assert_eq!(send(&double, &call(7, peer(99, 53))), Ok(None));
-        assert!(double.sockets.borrow().is_empty());
+        let tables = tables();
+        assert_eq!(connect(&tables, &call(7, peer(99, 53))), Ok(None));
+        assert_eq!(send(&tables, &call(7, peer(99, 53))), Ok(None));
+        assert!(tables.sockets.borrow().is_empty());
     }
 
     #[test]
     fn datagrams_of_a_socket_stay_with_their_backend() {
-        let mut double = double();
-        let to = send(&double, &call(7, vip())).unwrap();
+        let mut tables = tables();
+        let to = send(&tables, &call(7, vip())).unwrap();
         for _ in 0..20 {
-            assert_eq!(send(&double, &call(7, vip())), Ok(to));
+            assert_eq!(send(&tables, &call(7, vip())), Ok(to));
         }
-        assert_eq!(double.tables.stats.borrow()[&SERVICE].connections, 1);
-        assert_eq!(restore(&double, &call(7, to.unwrap())), Some(vip()));
+        assert_eq!(tables.stats.borrow()[&SERVICE].connections, 1);
+        assert_eq!(restore(&tables, &call(7, to.unwrap())), Some(vip()));
 
         // Draining keeps what it has.
         let id = if to == Some(peer(11, 5353)) { 1 } else { 2 };
-        double.tables.backends.get_mut(&id).unwrap().state = backend_state::DRAINING;
-        assert_eq!(send(&double, &call(7, vip())), Ok(to));
+        tables.backends.get_mut(&id).unwrap().state = backend_state::DRAINING;
+        assert_eq!(send(&tables, &call(7, vip())), Ok(to));
         // Gone does not.
-        double.tables.backends.get_mut(&id).unwrap().state = backend_state::GONE;
-        double.tables.slots.insert(
+        tables.backends.get_mut(&id).unwrap().state = backend_state::GONE;
+        tables.slots.insert(
             id,
             Slot {
                 backend: 3 - id,
                 generation: 1,
             },
         );
-        let other = send(&double, &call(7, vip())).unwrap();
+        let other = send(&tables, &call(7, vip())).unwrap();
         assert_ne!(other, to);
-        assert_eq!(send(&double, &call(7, vip())), Ok(other));
+        assert_eq!(send(&tables, &call(7, vip())), Ok(other));
     }
 
     #[test]
     fn row_of_a_backend_given_to_another_endpoint_is_noticed() {
-        let mut double = double();
-        let to = send(&double, &call(7, vip())).unwrap();
+        let mut tables = tables();
+        let to = send(&tables, &call(7, vip())).unwrap();
         for id in [1, 2] {
-            let backend = double.tables.backends.get_mut(&id).unwrap();
+            let backend = tables.backends.get_mut(&id).unwrap();
             backend.address = Address4::from_bytes([10, 0, 0, 99]);
             backend.generation = 2;
-            double.tables.slots.insert(
+            tables.slots.insert(
                 id,
                 Slot {
                     backend: id,
@@ -358,47 +295,47 @@ mod tests {
                 },
             );
         }
-        assert_ne!(send(&double, &call(7, vip())).unwrap(), to);
+        assert_ne!(send(&tables, &call(7, vip())).unwrap(), to);
     }
 
     #[test]
     fn no_endpoint() {
-        let mut double = double();
-        publish(&mut double.tables, 0, 0);
-        assert_eq!(connect(&double, &call(7, vip())), Err(Reason::NoEndpoint));
-        assert_eq!(send(&double, &call(7, vip())), Err(Reason::NoEndpoint));
-        assert_eq!(double.tables.reason_count(Reason::NoEndpoint), 2);
-        assert_eq!(double.tables.stats.borrow()[&SERVICE].rejected, 2);
+        let mut tables = tables();
+        publish(&mut tables, 0, 0);
+        assert_eq!(connect(&tables, &call(7, vip())), Err(Reason::NoEndpoint));
+        assert_eq!(send(&tables, &call(7, vip())), Err(Reason::NoEndpoint));
+        assert_eq!(tables.reason_count(Reason::NoEndpoint), 2);
+        assert_eq!(tables.stats.borrow()[&SERVICE].rejected, 2);
     }
 
     #[test]
     fn sockets_are_inside() {
-        let mut double = double();
-        publish(&mut double.tables, 2, frontend_flags::OUTSIDE_LOCAL);
-        assert!(connect(&double, &call(7, vip())).unwrap().is_some());
-        publish(&mut double.tables, 2, frontend_flags::INSIDE_LOCAL);
-        assert_eq!(connect(&double, &call(7, vip())), Err(Reason::NoLocalEndpoint));
+        let mut tables = tables();
+        publish(&mut tables, 2, frontend_flags::OUTSIDE_LOCAL);
+        assert!(connect(&tables, &call(7, vip())).unwrap().is_some());
+        publish(&mut tables, 2, frontend_flags::INSIDE_LOCAL);
+        assert_eq!(connect(&tables, &call(7, vip())), Err(Reason::NoLocalEndpoint));
     }
 
     #[test]
     fn unknown_port_belongs_to_no_service() {
-        let double = double();
+        let tables = tables();
         let unknown = Peer {
             port: Port::new(9),
             ..vip()
         };
-        assert_eq!(connect(&double, &call(7, unknown)), Err(Reason::UnknownPort));
-        assert_eq!(double.tables.reason_count(Reason::UnknownPort), 1);
-        assert!(double.tables.stats.borrow().is_empty());
+        assert_eq!(connect(&tables, &call(7, unknown)), Err(Reason::UnknownPort));
+        assert_eq!(tables.reason_count(Reason::UnknownPort), 1);
+        assert!(tables.stats.borrow().is_empty());
     }
 
     #[test]
     fn stale_slots_fail_the_call() {
-        let mut double = double();
-        for backend in double.tables.backends.values_mut() {
+        let mut tables = tables();
+        for backend in tables.backends.values_mut() {
             backend.generation = 2;
         }
-        assert_eq!(connect(&double, &call(7, vip())), Err(Reason::StaleSlots));
-        assert!(double.sockets.borrow().is_empty());
+        assert_eq!(connect(&tables, &call(7, vip())), Err(Reason::StaleSlots));
+        assert!(tables.sockets.borrow().is_empty());
     }
 }

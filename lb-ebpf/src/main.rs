@@ -3,13 +3,14 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod helpers;
 mod maps;
 mod packet;
+mod socket_address;
 mod sockets;
 mod tables;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
-use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::egress::egress;
@@ -74,8 +75,7 @@ fn from_device(context: TcContext, origin: Origin) -> i32 {
     match enter(&mut packet, origin) {
         // Not the last word: programs of others on the same device run too.
         Verdict::Pass => TC_ACT_UNSPEC,
-        // SAFETY: plain helper call.
-        Verdict::Bounce => unsafe { bpf_redirect(packet.device(), 0) as i32 },
+        Verdict::Bounce => helpers::send_out_of(packet.device()),
         Verdict::Drop => TC_ACT_SHOT,
     }
 }

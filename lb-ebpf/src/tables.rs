@@ -2,7 +2,6 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
 use lb_common::address::Address;
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
@@ -13,6 +12,7 @@ use lb_common::reason::Reason;
 use lb_common::socket::SocketTables;
 use lb_common::tables::{Lifetimes, TICK_SHIFT, Tables};
 
+use crate::helpers;
 use crate::maps::{self, FamilyMaps};
 
 /// Idle lifetimes in ticks of this kernel, set by the agent.
@@ -97,8 +97,7 @@ impl<A: Family> Tables<A> for KernelTables {
 
     #[inline(always)]
     fn random(&self) -> u32 {
-        // SAFETY: plain helper call.
-        unsafe { bpf_get_prandom_u32() }
+        helpers::random()
     }
 
     #[inline(always)]
@@ -143,6 +142,5 @@ impl<A: Family> SocketTables<A> for KernelTables {
 /// The kernel's clock in ticks.
 #[inline(always)]
 fn now() -> u32 {
-    // SAFETY: plain helper call.
-    (unsafe { bpf_jiffies64() } >> TICK_SHIFT) as u32
+    (helpers::jiffies() >> TICK_SHIFT) as u32
 }

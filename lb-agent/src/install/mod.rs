@@ -6,7 +6,7 @@
 //! 3. frontend rows are written, each by one atomic operation;
 //! 4. frontend rows nobody wants are deleted, then removed backends are marked gone and others draining.
 //!
-//! What went out of use is used again after [`tables::GRACE`], a region never before its last row is gone. If a
+//! What went out of use is used again after `tables::GRACE`, a region never before its last row is gone. If a
 //! write fails, the Service stays where it is and goes on from there at its next attempt.
 
 mod claims;

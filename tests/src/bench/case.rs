@@ -80,7 +80,7 @@ pub enum Traffic {
 pub enum Flows {
     /// One: everything is in the cache.
     One,
-    /// [`ALL_FLOWS`], in random order: nothing of a flow is.
+    /// `ALL_FLOWS`, in random order: nothing of a flow is.
     Million,
 }
 

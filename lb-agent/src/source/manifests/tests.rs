@@ -1,3 +1,5 @@
+//! Files as they come and go, good and broken.
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;

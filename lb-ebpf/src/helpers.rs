@@ -1,0 +1,31 @@
+//! Kernel helpers that need no more care than their arguments' types ask for.
+
+use aya_ebpf::helpers::generated;
+
+/// The clock of the kernel's timers.
+#[inline(always)]
+pub fn jiffies() -> u64 {
+    // SAFETY: the helper has no arguments.
+    unsafe { generated::bpf_jiffies64() }
+}
+
+/// A random number.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: the helper has no arguments.
+    unsafe { generated::bpf_get_prandom_u32() }
+}
+
+/// The action of a TC program that sends the packet out of a device.
+#[inline(always)]
+pub fn send_out_of(device: u32) -> i32 {
+    // SAFETY: the kernel checks the index.
+    unsafe { generated::bpf_redirect(device, 0) as i32 }
+}
+
+/// Sets the error that the system call of a cgroup program fails with.
+#[inline(always)]
+pub fn set_error(error: i32) {
+    // SAFETY: the kernel checks the number. One before 5.18 does not have the helper, and the call fails with EPERM.
+    unsafe { generated::bpf_set_retval(-error) };
+}

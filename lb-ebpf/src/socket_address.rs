@@ -1,0 +1,110 @@
+//! The address in a system call of a socket.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
+use aya_ebpf::programs::SockAddrContext;
+use lb_common::layout::{Address4, Address6, Port, protocol};
+use lb_common::socket::{Call, Peer};
+
+use crate::tables::Family;
+
+/// If not zero, only sockets of the network namespace with this cookie are translated; set by the agent.
+#[unsafe(no_mangle)]
+static SOCKET_NAMESPACE: Global<u64> = Global::new(0);
+
+/// The address in a system call, as the kernel shows it to the program.
+pub struct SocketAddress(*mut bpf_sock_addr);
+
+impl SocketAddress {
+    /// That of the call which the program is asked about.
+    #[inline(always)]
+    pub fn of(context: &SockAddrContext) -> Self {
+        Self(context.sock_addr)
+    }
+
+    /// The call, if it is one that the agent translates.
+    #[inline(always)]
+    pub fn call<A: Family>(&self, peer: Peer<A>) -> Option<Call<A>> {
+        // SAFETY: the kernel hands the program a valid context.
+        let number = unsafe { (*self.0).protocol };
+        let protocol = match number {
+            number if number == u32::from(protocol::TCP) => protocol::TCP,
+            number if number == u32::from(protocol::UDP) => protocol::UDP,
+            _ => return None,
+        };
+        let namespace = SOCKET_NAMESPACE.load();
+        // SAFETY: plain helper calls with the context.
+        if namespace != 0 && unsafe { bpf_get_netns_cookie(self.0.cast()) } != namespace {
+            return None;
+        }
+        // SAFETY: as above.
+        let cookie = unsafe { bpf_get_socket_cookie(self.0.cast()) };
+        Some(Call {
+            cookie,
+            protocol,
+            peer,
+        })
+    }
+
+    #[inline(always)]
+    fn port(&self) -> Port {
+        // The field is 32 bits wide and holds the port in network byte order in its first two.
+        // SAFETY: the kernel hands the program a valid context.
+        let [a, b, ..] = unsafe { (*self.0).user_port }.to_ne_bytes();
+        Port::from_bytes([a, b])
+    }
+
+    #[inline(always)]
+    fn set_port(&self, port: Port) {
+        let [a, b] = port.to_bytes();
+        // SAFETY: as above; the kernel allows the write.
+        unsafe { (*self.0).user_port = u32::from_ne_bytes([a, b, 0, 0]) };
+    }
+
+    #[inline(always)]
+    pub fn peer4(&self) -> Peer<Address4> {
+        // SAFETY: as above.
+        let address = Address4::from_word(unsafe { (*self.0).user_ip4 });
+        Peer {
+            address,
+            port: self.port(),
+        }
+    }
+
+    #[inline(always)]
+    pub fn set_peer4(&self, peer: Peer<Address4>) {
+        // SAFETY: as above.
+        unsafe { (*self.0).user_ip4 = peer.address.to_word() };
+        self.set_port(peer.port);
+    }
+
+    #[inline(always)]
+    pub fn peer6(&self) -> Peer<Address6> {
+        // One load for each word: the kernel rewrites loads of context fields one by one.
+        // SAFETY: as above.
+        let words = unsafe {
+            let address = &raw const (*self.0).user_ip6;
+            let word = |index: usize| address.cast::<u32>().add(index).read_volatile();
+            [word(0), word(1), word(2), word(3)]
+        };
+        Peer {
+            address: Address6::from_words(words),
+            port: self.port(),
+        }
+    }
+
+    #[inline(always)]
+    pub fn set_peer6(&self, peer: Peer<Address6>) {
+        let [a, b, c, d] = peer.address.to_words();
+        // SAFETY: as above.
+        unsafe {
+            let address = (&raw mut (*self.0).user_ip6).cast::<u32>();
+            address.write_volatile(a);
+            address.add(1).write_volatile(b);
+            address.add(2).write_volatile(c);
+            address.add(3).write_volatile(d);
+        }
+        self.set_port(peer.port);
+    }
+}
