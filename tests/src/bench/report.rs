@@ -126,7 +126,11 @@ impl Report {
             table.row([
                 figure.program.to_owned(),
                 figure.packet.clone(),
-                format!("{:?}", figure.family),
+                match figure.family {
+                    Family::V4 => "IPv4",
+                    Family::V6 => "IPv6",
+                }
+                .to_owned(),
                 figure.flows.to_string(),
                 figure.empty.to_string(),
                 figure.over_empty.to_string(),
