@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use serde_json::Value;
 
 use super::Screen;
 use super::cluster::{Cluster, NODES};
 use super::load::{Load, Route, failed, requests};
 use super::table::milliseconds;
+use crate::lab::Node;
 use crate::lab::report::HttpReport;
 
 /// How the demo went.
@@ -40,8 +42,7 @@ pub(super) fn summarize(
         );
         failures.extend(wrong_source(route, report));
     }
-    check_packets(cluster, screen, &mut failures)?;
-    print_services(cluster, screen)?;
+    check_nodes(cluster, &reports, screen, &mut failures)?;
     let mut answers = BTreeMap::new();
     for (pod, count) in reports.iter().flat_map(|(_, report)| &report.answers) {
         *answers.entry(pod.clone()).or_default() += count;
@@ -76,33 +77,47 @@ fn wrong_source(route: &Route, report: &HttpReport) -> Option<String> {
     ))
 }
 
-fn check_packets(cluster: &mut Cluster, screen: &Screen, failures: &mut Vec<String>) -> Result<()> {
-    for (name, capture) in NODES.iter().zip(cluster.captures.drain(..)) {
-        let report = capture.stop()?;
-        let good: u64 = report.seen.values().sum();
+/// What happened in each node's kernel: packets as captured, and connections as the programs counted them.
+fn check_nodes(
+    cluster: &mut Cluster,
+    reports: &[(Route, HttpReport)],
+    screen: &Screen,
+    failures: &mut Vec<String>,
+) -> Result<()> {
+    let captures: Vec<_> = cluster.captures.drain(..).collect();
+    for (index, capture) in captures.into_iter().enumerate() {
+        let name = NODES[index];
+        let captured = capture.stop()?;
+        let packets = captured.seen.values().sum::<u64>() + captured.bad_count;
+        let translated = translated_connections(&cluster.nodes[index])?;
+        let through_it = reports.iter().filter(|(route, _)| route.agent == index);
+        let sent: u64 = through_it.map(|(_, report)| requests(report)).sum();
         screen.print(&format!(
-            "{name}: {} packets at its devices, {} with a wrong checksum",
-            good + report.bad_count,
-            report.bad_count
+            "{name}: {translated} connections translated in the kernel for {sent} requests\n\
+             {name}: {packets} packets at its devices, {} with a wrong checksum",
+            captured.bad_count
         ));
-        if report.bad_count > 0 {
-            failures.push(format!("{name}: {report}"));
+        if translated < sent {
+            failures.push(format!(
+                "{name}: only {translated} of {sent} connections went through the programs"
+            ));
+        }
+        if captured.bad_count > 0 {
+            failures.push(format!("{name}: {captured}"));
         }
     }
     Ok(())
 }
 
-/// What the kernel of the first node holds, in the agent's words.
-fn print_services(cluster: &Cluster, screen: &Screen) -> Result<()> {
-    let services = cluster.nodes[0].agent_command("services", &[])?;
-    if !services.trim().is_empty() {
-        screen.print(&format!(
-            "\nlb-agent services, on {}:\n{}",
-            NODES[0],
-            services.trim_end()
-        ));
-    }
-    Ok(())
+/// How many connections the programs of a node have sent to a Pod, as `lb-agent services` tells.
+fn translated_connections(node: &Node) -> Result<u64> {
+    let services = node.agent_command("services", &["-o", "json"])?;
+    let services: Value = serde_json::from_str(&services).context("read what lb-agent services prints")?;
+    let services = services.as_array().context("lb-agent services prints no list")?;
+    Ok(services
+        .iter()
+        .filter_map(|service| service["connections"].as_u64())
+        .sum())
 }
 
 fn print_verdict(outcome: &Outcome, cluster: &Cluster, screen: &Screen) {
