@@ -28,11 +28,9 @@ impl Position {
         let [a, b, c, d] = address.words();
         let high = u64::from(a) << 32 | u64::from(b);
         let low = u64::from(c) << 32 | u64::from(d);
-        let hash = high
-            .wrapping_mul(SPREAD)
-            .rotate_left(32)
-            .wrapping_add(low)
-            .wrapping_mul(SPREAD);
+        // The fold between lets the upper bits of a word, where the last byte of an address is, count too.
+        let hash = (high.wrapping_mul(SPREAD).rotate_left(32) ^ low).wrapping_mul(SPREAD);
+        let hash = (hash ^ hash >> 32).wrapping_mul(SPREAD);
         let position = hash >> (64 - POSITION_BITS);
         Self {
             word: (position >> 6) as u32,

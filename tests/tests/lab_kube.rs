@@ -1,5 +1,4 @@
 //! A real agent with the Kubernetes API as its source: a stand-in API server in the node's network namespace.
-#![expect(clippy::unwrap_used, reason = "a test panics when something is wrong")]
 
 use std::net::IpAddr;
 use std::time::Duration;
