@@ -4,7 +4,6 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::checksum::Sum;
 use crate::layout::{Address4, Address6};
-use crate::packet::Packet;
 
 /// An address of either IP version.
 pub trait Address: Copy + Eq + Default {
@@ -21,9 +20,6 @@ pub trait Address: Copy + Eq + Default {
 
     /// The words of the address, those of IPv4 followed by zeros.
     fn words(self) -> [u32; 4];
-
-    /// Sums a plain IP header at `offset` and the first eight bytes behind it: what an ICMP error quotes.
-    fn sum_quotation(packet: &impl Packet, offset: u32) -> Option<Sum>;
 
     /// The address is all zeros.
     #[inline(always)]
@@ -50,17 +46,6 @@ impl Address for Address4 {
     fn words(self) -> [u32; 4] {
         [self.to_word(), 0, 0, 0]
     }
-
-    #[inline(always)]
-    fn sum_quotation(packet: &impl Packet, offset: u32) -> Option<Sum> {
-        let quoted = packet.view::<{ Ipv4Hdr::LEN + 8 }>(offset)?;
-        let sum = Sum::new()
-            .add(quoted.u32::<0>())
-            .add(quoted.u32::<4>())
-            .add(quoted.u32::<8>());
-        let sum = sum.add(quoted.u32::<12>()).add(quoted.u32::<16>());
-        Some(sum.add(quoted.u32::<20>()).add(quoted.u32::<24>()))
-    }
 }
 
 impl Address for Address6 {
@@ -85,27 +70,5 @@ impl Address for Address6 {
     #[inline(always)]
     fn words(self) -> [u32; 4] {
         self.to_words()
-    }
-
-    #[inline(always)]
-    fn sum_quotation(packet: &impl Packet, offset: u32) -> Option<Sum> {
-        let quoted = packet.view::<{ Ipv6Hdr::LEN + 8 }>(offset)?;
-        let sum = Sum::new()
-            .add(quoted.u32::<0>())
-            .add(quoted.u32::<4>())
-            .add(quoted.u32::<8>());
-        let sum = sum
-            .add(quoted.u32::<12>())
-            .add(quoted.u32::<16>())
-            .add(quoted.u32::<20>());
-        let sum = sum
-            .add(quoted.u32::<24>())
-            .add(quoted.u32::<28>())
-            .add(quoted.u32::<32>());
-        Some(
-            sum.add(quoted.u32::<36>())
-                .add(quoted.u32::<40>())
-                .add(quoted.u32::<44>()),
-        )
     }
 }

@@ -3,14 +3,15 @@
 use core::mem::offset_of;
 
 use network_types::eth::EthHdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
 
 use crate::address::Address;
 use crate::checksum::Sum;
 use crate::layout::{FlowKey, hook, protocol};
-use crate::packet::Packet;
-use crate::parse::{Headers, Parsed, TCP_DATA_OFFSET, tcp_flags};
+use crate::packet::{Headers, Packet};
+use crate::parse::{Parsed, TCP_DATA_OFFSET, tcp_flags};
 
 /// Swaps the two link-layer addresses: the packet goes back to whom it came from.
 #[inline(always)]
@@ -209,7 +210,7 @@ fn unreachable<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Opti
         tags.u32::<20>(),
     ];
     settle_checksum(packet, parsed)?;
-    let quotation = A::sum_quotation(packet, network)?;
+    let quotation = sum_quotation::<A>(packet, network)?;
     let growth = A::HEADER_LENGTH + ICMP_LENGTH;
     packet.grow_head(growth)?;
     packet.cut(network + growth + quoted)?;
@@ -249,4 +250,37 @@ fn settle_checksum<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> 
         checksum
     };
     packet.write(offset, &[pair(length, checksum)])
+}
+
+/// Sums a plain IP header at `offset` and the transport header's bytes that an ICMP error quotes.
+#[inline(always)]
+fn sum_quotation<A: Address>(packet: &impl Packet, offset: u32) -> Option<Sum> {
+    if A::IS_IPV6 {
+        let quoted = packet.view::<{ Ipv6Hdr::LEN + QUOTED_TRANSPORT as usize }>(offset)?;
+        let sum = Sum::new()
+            .add(quoted.u32::<0>())
+            .add(quoted.u32::<4>())
+            .add(quoted.u32::<8>());
+        let sum = sum
+            .add(quoted.u32::<12>())
+            .add(quoted.u32::<16>())
+            .add(quoted.u32::<20>());
+        let sum = sum
+            .add(quoted.u32::<24>())
+            .add(quoted.u32::<28>())
+            .add(quoted.u32::<32>());
+        Some(
+            sum.add(quoted.u32::<36>())
+                .add(quoted.u32::<40>())
+                .add(quoted.u32::<44>()),
+        )
+    } else {
+        let quoted = packet.view::<{ Ipv4Hdr::LEN + QUOTED_TRANSPORT as usize }>(offset)?;
+        let sum = Sum::new()
+            .add(quoted.u32::<0>())
+            .add(quoted.u32::<4>())
+            .add(quoted.u32::<8>());
+        let sum = sum.add(quoted.u32::<12>()).add(quoted.u32::<16>());
+        Some(sum.add(quoted.u32::<20>()).add(quoted.u32::<24>()))
+    }
 }

@@ -10,7 +10,6 @@ use core::ptr::NonNull;
 use crate::checksum::Sum;
 use crate::layout::{Flow, FlowKey, flow_flags, flow_state, hook, protocol};
 use crate::parse::tcp_flags;
-use crate::tables::Lifetimes;
 
 /// An entry of the flow table, in place.
 ///
@@ -59,6 +58,39 @@ impl<A: Copy> FlowEntry<A> {
         unsafe {
             let state = &raw mut (*self.flow.as_ptr()).state;
             state.write(state.read() | bits);
+        }
+    }
+}
+
+/// How long idle flows live, in ticks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Lifetimes {
+    /// TCP, answered.
+    pub tcp_established: u32,
+    /// TCP, not yet answered.
+    pub tcp_opening: u32,
+    /// TCP, closed or reset.
+    pub tcp_closing: u32,
+    /// UDP, answered.
+    pub udp_answered: u32,
+    /// UDP, not yet answered.
+    pub udp_unanswered: u32,
+}
+
+impl Lifetimes {
+    /// The defaults of `semantics.md` section 6 (Linux conntrack's, but for the shorter closing time), for a tick
+    /// rate of `ticks_per_1000_seconds`.
+    pub const fn with_tick_rate(ticks_per_1000_seconds: u32) -> Self {
+        const fn ticks(seconds: u32, rate: u32) -> u32 {
+            (seconds as u64 * rate as u64).div_ceil(1000) as u32
+        }
+        Self {
+            tcp_established: ticks((2 * 60 + 13) * 60, ticks_per_1000_seconds),
+            tcp_opening: ticks(60, ticks_per_1000_seconds),
+            tcp_closing: ticks(10, ticks_per_1000_seconds),
+            udp_answered: ticks(180, ticks_per_1000_seconds),
+            udp_unanswered: ticks(60, ticks_per_1000_seconds),
         }
     }
 }
@@ -153,9 +185,9 @@ impl<A: Copy + Eq> Flow<A> {
 
 #[cfg(test)]
 mod tests {
+    use super::Lifetimes;
     use crate::layout::{Address4, Flow, Port, flow_flags, flow_state, hook, protocol};
     use crate::parse::tcp_flags;
-    use crate::tables::Lifetimes;
     use proptest::prelude::*;
 
     const LIFETIMES: Lifetimes = Lifetimes {

@@ -13,16 +13,16 @@ use std::vec;
 use std::vec::Vec;
 
 use crate::address::Address;
-use crate::flow::FlowEntry;
+use crate::flow::{FlowEntry, Lifetimes};
 use crate::layout::{
     Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, ServiceStats, Slot, Socket,
     SocketKey,
 };
+use crate::packet::Headers;
 use crate::packet::{DirectPacket, Packet, View, ViewMut, translate_directly};
-use crate::parse::Headers;
 use crate::reason::Reason;
 use crate::socket::SocketTables;
-use crate::tables::{Lifetimes, Tables};
+use crate::tables::Tables;
 
 /// A packet of plain bytes with complete checksums.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -17,7 +17,6 @@ use network_types::udp::UdpHdr;
 use crate::address::Address;
 use crate::checksum::Sum;
 use crate::layout::{Flow, FlowKey, protocol};
-use crate::parse::Headers;
 
 /// `N` readable bytes of a packet.
 #[derive(Clone, Copy)]
@@ -131,6 +130,31 @@ impl<const N: usize> ViewMut<'_, N> {
 
     store!(set_u16, u16, "u16");
     store!(set_u32, u32, "u32");
+}
+
+/// Where the headers of a packet lie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Headers {
+    /// Offset of the IP header: the length of the Ethernet header with its VLAN tags.
+    pub network: u32,
+    /// Offset of the TCP or UDP header.
+    pub transport: u32,
+    /// Length of IP header and payload in bytes, as the IP header says.
+    pub ip_length: u32,
+    /// [`crate::parse::tcp_flags`]; 0 for UDP.
+    pub tcp_flags: u8,
+}
+
+impl Headers {
+    /// Offset of the transport checksum.
+    #[inline(always)]
+    pub fn checksum_offset(&self, protocol: u8) -> u32 {
+        let field = match protocol {
+            protocol::TCP => offset_of!(TcpHdr, check),
+            _ => offset_of!(UdpHdr, check),
+        };
+        self.transport + field as u32
+    }
 }
 
 /// A packet, from its first header byte on. All offsets count from there.

@@ -10,7 +10,7 @@ use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
 
 use crate::layout::{Address4, Address6, FlowKey, Port, protocol};
-use crate::packet::Packet;
+use crate::packet::{Headers, Packet};
 
 impl<A: Copy> FlowKey<A> {
     /// Source and destination port as they follow each other in a header.
@@ -33,31 +33,6 @@ impl<A: Copy> FlowKey<A> {
             hook,
             pad: 0,
         }
-    }
-}
-
-/// Where the headers of a packet lie.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Headers {
-    /// Offset of the IP header: the length of the Ethernet header with its VLAN tags.
-    pub network: u32,
-    /// Offset of the TCP or UDP header.
-    pub transport: u32,
-    /// Length of IP header and payload in bytes, as the IP header says.
-    pub ip_length: u32,
-    /// [`tcp_flags`]; 0 for UDP.
-    pub tcp_flags: u8,
-}
-
-impl Headers {
-    /// Offset of the transport checksum.
-    #[inline(always)]
-    pub fn checksum_offset(&self, protocol: u8) -> u32 {
-        let field = match protocol {
-            protocol::TCP => offset_of!(TcpHdr, check),
-            _ => offset_of!(UdpHdr, check),
-        };
-        self.transport + field as u32
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the decision code asks for outside the packet: maps, clock, chance, settings.
 
 use crate::address::Address;
-use crate::flow::FlowEntry;
+use crate::flow::{FlowEntry, Lifetimes};
 use crate::layout::{Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, Slot};
 use crate::reason::Reason;
 
@@ -45,39 +45,6 @@ pub trait Tables<A: Address> {
 /// A tick is `jiffies >> TICK_SHIFT`: 2.56 s at 100 Hz, 1.02 s at 250 Hz, 0.26 s at 1000 Hz. Coarse, so that the
 /// entry of a busy flow is written about once a second and not with each packet.
 pub const TICK_SHIFT: u32 = 8;
-
-/// How long idle flows live, in ticks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
-pub struct Lifetimes {
-    /// TCP, answered.
-    pub tcp_established: u32,
-    /// TCP, not yet answered.
-    pub tcp_opening: u32,
-    /// TCP, closed or reset.
-    pub tcp_closing: u32,
-    /// UDP, answered.
-    pub udp_answered: u32,
-    /// UDP, not yet answered.
-    pub udp_unanswered: u32,
-}
-
-impl Lifetimes {
-    /// The defaults of `semantics.md` section 6 (Linux conntrack's, but for the shorter closing time), for a tick
-    /// rate of `ticks_per_1000_seconds`.
-    pub const fn with_tick_rate(ticks_per_1000_seconds: u32) -> Self {
-        const fn ticks(seconds: u32, rate: u32) -> u32 {
-            (seconds as u64 * rate as u64).div_ceil(1000) as u32
-        }
-        Self {
-            tcp_established: ticks((2 * 60 + 13) * 60, ticks_per_1000_seconds),
-            tcp_opening: ticks(60, ticks_per_1000_seconds),
-            tcp_closing: ticks(10, ticks_per_1000_seconds),
-            udp_answered: ticks(180, ticks_per_1000_seconds),
-            udp_unanswered: ticks(60, ticks_per_1000_seconds),
-        }
-    }
-}
 
 /// Source ports that the datapath gives out when it must replace one: outside the default
 /// `ip_local_port_range` (32768..60999) and the NodePort range (30000..32767), so that they never meet a socket of

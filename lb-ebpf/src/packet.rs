@@ -11,8 +11,8 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::address::Address;
 use lb_common::checksum::Sum;
 use lb_common::layout::{Address6, Flow, FlowKey, Port, protocol};
+use lb_common::packet::Headers;
 use lb_common::packet::{DirectPacket, Packet, View, ViewMut, translate_directly};
-use lb_common::parse::Headers;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 /// No header that is read lies behind this offset: two VLAN tags, the largest IP header, TCP.

@@ -3,14 +3,14 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use lb_common::address::Address;
-use lb_common::flow::FlowEntry;
+use lb_common::flow::{FlowEntry, Lifetimes};
 use lb_common::layout::{
     Address4, Address6, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, Slot, Socket,
     SocketKey,
 };
 use lb_common::reason::Reason;
 use lb_common::socket::SocketTables;
-use lb_common::tables::{Lifetimes, TICK_SHIFT, Tables};
+use lb_common::tables::{TICK_SHIFT, Tables};
 
 use crate::helpers;
 use crate::maps::{self, FamilyMaps};

@@ -7,11 +7,12 @@ use std::time::Duration;
 use aya::maps::MapInfo;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
+use lb_common::flow::Lifetimes;
 use lb_common::layout::{
     Address4, Address6, Backend, Flow, FlowKey, Frontend, FrontendKey, ServiceName, ServiceStats, Slot,
     Socket, SocketKey, map,
 };
-use lb_common::tables::{Lifetimes, TICK_SHIFT};
+use lb_common::tables::TICK_SHIFT;
 use nix::time::{ClockId, clock_getres};
 
 use crate::maps::Capacity;
