@@ -34,10 +34,12 @@ fn server_of(talk: &mut Talk) -> String {
 /// Says something and finds the connection reset.
 #[track_caller]
 fn assert_reset(talk: &mut Talk) {
-    assert_eq!(
-        talk.exchange("hello").unwrap(),
-        TalkEvent::Error("read: ConnectionReset".to_owned())
-    );
+    // The next packet may have been an acknowledgement that was put off, and the client be gone by now.
+    let _ = talk.send("hello");
+    match talk.next_event().unwrap() {
+        TalkEvent::Error(error) => assert!(error.ends_with(": ConnectionReset"), "{error}"),
+        other => panic!("not reset: {other:?}"),
+    }
 }
 
 /// One connection to each of the Pods.
