@@ -27,7 +27,7 @@ pub struct Datapath {
     /// The counters.
     pub counters: Counters,
     backends: BTreeMap<u32, Backend>,
-    directory: PathBuf,
+    pins: Pins,
 }
 
 /// What became of a packet.
@@ -74,6 +74,8 @@ impl Datapath {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = PathBuf::from(format!("/sys/fs/bpf/lb-packets-{}-{number}", std::process::id()));
+        // Before anything can fail: pinned maps of a dead test keep their memory.
+        let pins = Pins(directory.clone());
         let settings = Settings {
             node_address4,
             node_address6,
@@ -94,7 +96,7 @@ impl Datapath {
             maps,
             counters,
             backends: BTreeMap::new(),
-            directory,
+            pins,
         }
     }
 
@@ -179,7 +181,7 @@ impl Datapath {
     }
 
     fn flows<K: Pod, V: Pod>(&self, name: &str) -> HashMap<MapData, K, V> {
-        let map = MapData::from_pin(self.directory.join(name)).and_then(Map::from_map_data);
+        let map = MapData::from_pin(self.pins.0.join(name)).and_then(Map::from_map_data);
         HashMap::try_from(map.expect("the map is pinned")).expect("a hash map")
     }
 
@@ -352,10 +354,13 @@ fn age<A: Pod + Into<IpAddr>>(
     }
 }
 
-impl Drop for Datapath {
+/// Where the maps of one [`Datapath`] are pinned.
+struct Pins(PathBuf);
+
+impl Drop for Pins {
     fn drop(&mut self) {
         // Nothing to do about a pin that is gone already.
-        let _ = std::fs::remove_dir_all(&self.directory);
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
