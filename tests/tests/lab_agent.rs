@@ -331,13 +331,18 @@ fn commands_say_which_capabilities_they_lack() {
     for (command, arguments, lacks) in [
         ("run", vec!["--manifests", manifests], "CAP_NET_ADMIN"),
         ("cleanup", vec![], "CAP_NET_ADMIN"),
+        ("status", vec![], "CAP_BPF"),
+        ("services", vec![], "CAP_BPF"),
+        ("check", vec![], "CAP_NET_ADMIN"),
     ] {
         let unprivileged = ["--reuid=65534", "--regid=65534", "--clear-groups"];
         let program = [program.to_str().unwrap(), command];
         let arguments: Vec<&str> = [&unprivileged[..], &program, &arguments].concat();
-        let error = node.host().exec("setpriv", &arguments).unwrap_err().to_string();
-        assert!(error.contains(lacks), "{command}: {error}");
-        assert!(error.contains(&format!("lb-agent {command}")), "{error}");
+        let mut process = node.host().start("setpriv", &arguments).unwrap();
+        let status = process.wait(PATIENCE).unwrap();
+        let said = process.output_so_far() + &process.log();
+        assert_eq!(status.code(), Some(1), "{command}: {said}");
+        assert!(said.contains(lacks), "{command}: {said}");
     }
     assert!(!node.pin_path().exists());
 }

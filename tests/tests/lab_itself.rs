@@ -498,10 +498,10 @@ fn an_agent_gets_its_own_directories_and_is_waited_for() {
     };
     let agent = node.start_agent(&options).unwrap();
     let expected = format!(
-        "run --node-name node-1 --manifests {} --pin-path {} --cgroup {} --socket-lb=host --xdp=off\n",
-        lab.manifests().display(),
+        "run --node-name node-1 --pin-path {} --cgroup {} --socket-lb=host --xdp=off --manifests {}\n",
         node.pin_path().display(),
         node.cgroup().display(),
+        lab.manifests().display(),
     );
     assert!(agent.log().starts_with(&expected), "{}", agent.log());
     let agent = agent.restart().unwrap();
