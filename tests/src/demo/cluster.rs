@@ -181,7 +181,7 @@ impl Cluster {
         for (name, agent) in NODES.iter().zip(&mut self.agents) {
             let Some(agent) = agent else { continue };
             if agent.process().has_ended() {
-                bail!("the agent of {name} has ended");
+                bail!("the agent of {name} has ended\n{}", log_tail(name, agent));
             }
             all &= agent.is_in_sync();
         }
@@ -198,16 +198,10 @@ impl Cluster {
 
     /// The end of each agent's log, for those who look for the cause of a failure.
     pub(super) fn log_tails(&self) -> String {
-        const LINES: usize = 8;
-        let mut text = String::new();
-        for (name, agent) in NODES.iter().zip(&self.agents) {
-            let Some(agent) = agent else { continue };
-            let log = agent.log();
-            let lines: Vec<&str> = log.lines().collect();
-            let tail = &lines[lines.len().saturating_sub(LINES)..];
-            text += &format!("the agent of {name} logged last:\n{}\n", tail.join("\n"));
-        }
-        text
+        let agents = NODES.iter().zip(&self.agents);
+        agents
+            .filter_map(|(name, agent)| Some(log_tail(name, agent.as_ref()?)))
+            .collect()
     }
 
     fn pod(&mut self, name: &str) -> Result<&mut WebPod> {
@@ -227,4 +221,12 @@ impl Cluster {
 
 fn pod_file(name: &str) -> String {
     format!("pod-{name}.yaml")
+}
+
+fn log_tail(node: &str, agent: &Agent) -> String {
+    const LINES: usize = 8;
+    let log = agent.log();
+    let lines: Vec<&str> = log.lines().collect();
+    let tail = &lines[lines.len().saturating_sub(LINES)..];
+    format!("the agent of {node} logged last:\n{}\n", tail.join("\n"))
 }
