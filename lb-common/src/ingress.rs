@@ -53,13 +53,6 @@ enum Step {
 
 const _: () = assert!(size_of::<Step>() == size_of::<u32>());
 
-impl From<Reason> for Step {
-    #[inline(always)]
-    fn from(reason: Reason) -> Self {
-        Self::Stop(reason)
-    }
-}
-
 /// Decides about a packet that enters the stack, and rewrites it.
 #[inline(always)]
 pub fn ingress<A: Address>(

@@ -1,7 +1,7 @@
 //! Why a packet was not simply translated: one numbered list, used by the kernel programs, the counters and the
 //! command line alike. Numbers are appended, never changed: a number is the index of its counter.
 
-/// Why a packet was rejected, dropped or passed untranslated.
+/// Why a packet was rejected or dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Reason {
@@ -21,15 +21,13 @@ pub enum Reason {
     FlowTableFull = 6,
     /// Dropped: the packet could not be rewritten completely.
     RewriteFailed = 7,
-    /// Passed untouched: a fragment to a VIP.
-    Fragment = 8,
     /// Dropped: the answer to a rejected packet could not be built.
-    AnswerFailed = 9,
+    AnswerFailed = 8,
 }
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 9] = [
         Self::NoEndpoint,
         Self::NoLocalEndpoint,
         Self::UnknownPort,
@@ -38,7 +36,6 @@ impl Reason {
         Self::NoSourcePort,
         Self::FlowTableFull,
         Self::RewriteFailed,
-        Self::Fragment,
         Self::AnswerFailed,
     ];
 
@@ -53,7 +50,6 @@ impl Reason {
             Self::NoSourcePort => "no_source_port",
             Self::FlowTableFull => "flow_table_full",
             Self::RewriteFailed => "rewrite_failed",
-            Self::Fragment => "fragment",
             Self::AnswerFailed => "answer_failed",
         }
     }
@@ -68,7 +64,6 @@ impl Reason {
             | Self::NoSourcePort
             | Self::FlowTableFull
             | Self::RewriteFailed
-            | Self::Fragment
             | Self::AnswerFailed => false,
         }
     }

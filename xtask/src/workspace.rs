@@ -32,5 +32,19 @@ fn ebpf_release() -> PathBuf {
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(root());
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(is_of_this_program) {
+            command.env_remove(name);
+        }
+    }
     command
+}
+
+/// Whether cargo has set this variable for the program that it started: build scripts that look at it would run again
+/// whenever a task follows a plain cargo command.
+fn is_of_this_program(name: &str) -> bool {
+    name == "CARGO"
+        || ["CARGO_MANIFEST_", "CARGO_PKG_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
 }

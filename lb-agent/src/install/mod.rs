@@ -252,7 +252,7 @@ impl Installer {
             }
             Ok(()) => {}
             Err(error) => {
-                let message = describe(&error);
+                let message = crate::describe(&error);
                 if before.as_ref().is_none_or(|failure| failure.message != message) {
                     tracing::warn!(service = %name, "not installed yet: {message}");
                 }
@@ -283,17 +283,6 @@ fn age(desired: &DesiredService) -> i64 {
 /// The pause after a number of failures in a row.
 fn pause(attempts: u32) -> Duration {
     RETRY_FIRST.saturating_mul(1 << attempts.min(16)).min(RETRY_LAST)
-}
-
-/// An error with its causes.
-fn describe(error: &MapError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

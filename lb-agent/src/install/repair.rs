@@ -51,7 +51,7 @@ impl Installer {
             for operation in operations {
                 *count += 1;
                 if let Err(error) = maps.apply(&operation) {
-                    repaired.errors.push(super::describe(&error));
+                    repaired.errors.push(crate::describe(&error));
                 }
             }
         }

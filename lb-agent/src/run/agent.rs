@@ -23,7 +23,7 @@ use crate::model::NodeConfig;
 use crate::object::{Change, Kind};
 use crate::source::kube::{self, KubeOptions};
 use crate::source::manifests::Manifests;
-use crate::{mounts, namespace};
+use crate::{describe, mounts, namespace};
 
 /// Changes that may wait while the maps are written.
 const CHANGES: usize = 1024;
@@ -185,7 +185,7 @@ impl Agent {
         let view = self.view.borrow_and_update().clone();
         let errors = self.datapath.set_devices(&view.attachments);
         for error in &errors {
-            tracing::warn!("{:#}; trying again", anyhow::Error::msg(describe(error)));
+            tracing::warn!("{}; trying again", describe(error));
         }
         self.attach_retry = (!errors.is_empty()).then(|| now + ATTACH_RETRY);
         if !self.attached {
@@ -209,16 +209,6 @@ impl Agent {
             Err(error) => tracing::warn!("cannot compare the maps: {:#}", anyhow::Error::from(error)),
         }
     }
-}
-
-fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 fn node_name(arguments: &RunArguments) -> anyhow::Result<String> {
