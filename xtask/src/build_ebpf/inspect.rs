@@ -7,7 +7,7 @@ use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 const INSTRUCTION: u64 = 8;
 
 /// The section of functions that programs call; every other section with code holds programs.
-const SUBPROGRAMS: &str = ".text";
+pub(super) const SUBPROGRAMS: &str = ".text";
 
 /// The section of `bpf_map_def` records.
 const MAPS: &str = "maps";
@@ -80,7 +80,8 @@ fn functions(file: &object::File<'_>) -> Result<Vec<Function>> {
             continue;
         };
         functions.push(Function {
-            name: symbol.name()?.to_owned(),
+            // The alternate form leaves out hashes, which differ from compiler to compiler.
+            name: format!("{:#}", rustc_demangle::demangle(symbol.name()?)),
             section: file.section_by_index(index)?.name()?.to_owned(),
             instructions: symbol.size() / INSTRUCTION,
         });
