@@ -351,8 +351,7 @@ enum Remembered {
 #[inline(always)]
 fn remember<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &mut Flow<A>) -> Remembered {
     let reply_key = flow.peer_key(key.protocol);
-    // In place, for the sake of the stack.
-    let (source, source_port, flags) = (flow.source, flow.source_port, flow.flags);
+    // In place, for the sake of the stack: the reply's key has what is written over.
     flow.source = key.destination;
     flow.source_port = key.destination_port;
     flow.destination = key.source;
@@ -368,11 +367,11 @@ fn remember<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &mut Fl
             return Remembered::Neither;
         }
     }
-    flow.source = source;
-    flow.source_port = source_port;
+    flow.source = reply_key.destination;
+    flow.source_port = reply_key.destination_port;
     flow.destination = reply_key.source;
     flow.destination_port = reply_key.source_port;
-    flow.flags = flags;
+    flow.flags &= !flow_flags::REPLY;
     flow.difference = !flow.difference;
     if tables.insert_flow(key, flow) {
         Remembered::Both
