@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::fs;
-use std::io::{BufRead, BufReader, stdin};
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -84,9 +84,7 @@ fn what_a_killed_process_left_is_removed() {
     if !require_privileges() {
         return;
     }
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "makes_a_lab_and_waits", "--ignored", "--nocapture"])
-        .env("LAB_TO_BE_KILLED", "1")
+    let mut child = Command::new(env!("CARGO_BIN_EXE_held-lab"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -108,18 +106,6 @@ fn what_a_killed_process_left_is_removed() {
     })
     .unwrap();
     assert!(!runs(server));
-}
-
-#[test]
-#[ignore = "run by what_a_killed_process_left_is_removed"]
-fn makes_a_lab_and_waits() {
-    if std::env::var_os("LAB_TO_BE_KILLED").is_none() {
-        return;
-    }
-    let small = Small::new("killed");
-    fs::create_dir_all(small.nodes[0].pin_path()).unwrap();
-    println!("made {} {}", small.lab.name(), small.server.pid());
-    stdin().read_line(&mut String::new()).unwrap();
 }
 
 #[test]
