@@ -1,7 +1,5 @@
 //! The programs that are measured, with Services in their maps.
 
-use std::path::PathBuf;
-
 use aya::Ebpf;
 use aya::programs::{Program, ProgramFd};
 use lb_agent::datapath::maps::{Counters, KernelMaps};
@@ -11,6 +9,7 @@ use lb_common::layout::{Frontend, Region, Slot, frontend_flags};
 
 use super::case::Hook;
 use super::case::{FLOW_ENTRIES, POD_PORT, SERVICES, VIP_PORT, address, block};
+use crate::lab::PinDirectory;
 use crate::packet::{NODE4, NODE6};
 
 /// The programs, their maps and counters.
@@ -18,13 +17,14 @@ pub(super) struct Subject {
     ebpf: Ebpf,
     counters: Counters,
     connections: u64,
-    directory: PathBuf,
+    _pins: PinDirectory,
 }
 
 impl Subject {
     /// Loads the programs and writes [`SERVICES`] Services with one Pod each.
     pub(super) fn new() -> Self {
-        let directory = PathBuf::from(format!("/sys/fs/bpf/lb-bench-{}", std::process::id()));
+        let pins = PinDirectory::new("bench").expect("a bpf file system");
+        let directory = pins.path();
         let settings = Settings {
             node_address4: Some(NODE4),
             node_address6: Some(NODE6),
@@ -32,20 +32,20 @@ impl Subject {
             capacity: DEFAULT_CAPACITY,
             flows: FLOW_ENTRIES,
         };
-        let mut ebpf = object::load(&settings, &directory).expect("the programs load");
+        let mut ebpf = object::load(&settings, directory).expect("the programs load");
         for name in [Hook::Xdp.empty(), Hook::FromPod.empty()] {
             load(&mut ebpf, name);
         }
-        let mut maps = KernelMaps::open(&directory).expect("the maps are pinned");
+        let mut maps = KernelMaps::open(directory).expect("the maps are pinned");
         for service in 0..SERVICES {
             write_service(&mut maps, service);
         }
-        let counters = Counters::open(&directory).expect("the counters are pinned");
+        let counters = Counters::open(directory).expect("the counters are pinned");
         Self {
             ebpf,
             counters,
             connections: 0,
-            directory,
+            _pins: pins,
         }
     }
 
@@ -69,13 +69,6 @@ impl Subject {
             u64::from(expected),
             "connections of {after}"
         );
-    }
-}
-
-impl Drop for Subject {
-    fn drop(&mut self) {
-        // Nothing to do about a pin that is gone already.
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 

@@ -5,8 +5,6 @@ pub mod world;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
@@ -19,6 +17,8 @@ use lb_common::ingress::Verdict;
 use lb_common::layout::{Address4, Address6, Flow, FlowKey, Frontend, Region, ServiceStats, Slot, map};
 use lb_common::reason::Reason;
 
+use crate::lab::PinDirectory;
+
 /// The programs with maps of their own.
 pub struct Datapath {
     ebpf: Ebpf,
@@ -27,7 +27,7 @@ pub struct Datapath {
     /// The counters.
     pub counters: Counters,
     backends: BTreeMap<u32, Backend>,
-    pins: Pins,
+    pins: PinDirectory,
 }
 
 /// What became of a packet.
@@ -71,11 +71,9 @@ impl Datapath {
     }
 
     fn with_addresses(flows: u32, node_address4: Option<Ipv4Addr>, node_address6: Option<Ipv6Addr>) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let directory = PathBuf::from(format!("/sys/fs/bpf/lb-packets-{}-{number}", std::process::id()));
         // Before anything can fail: pinned maps of a dead test keep their memory.
-        let pins = Pins(directory.clone());
+        let pins = PinDirectory::new("packets").expect("a bpf file system");
+        let directory = pins.path();
         let settings = Settings {
             node_address4,
             node_address6,
@@ -88,9 +86,9 @@ impl Datapath {
             },
             flows,
         };
-        let ebpf = object::load(&settings, &directory).expect("the programs load");
-        let maps = KernelMaps::open(&directory).expect("the maps are pinned");
-        let counters = Counters::open(&directory).expect("the counters are pinned");
+        let ebpf = object::load(&settings, directory).expect("the programs load");
+        let maps = KernelMaps::open(directory).expect("the maps are pinned");
+        let counters = Counters::open(directory).expect("the counters are pinned");
         Self {
             ebpf,
             maps,
@@ -181,7 +179,7 @@ impl Datapath {
     }
 
     fn flows<K: Pod, V: Pod>(&self, name: &str) -> HashMap<MapData, K, V> {
-        let map = MapData::from_pin(self.pins.0.join(name)).and_then(Map::from_map_data);
+        let map = MapData::from_pin(self.pins.path().join(name)).and_then(Map::from_map_data);
         HashMap::try_from(map.expect("the map is pinned")).expect("a hash map")
     }
 
@@ -351,16 +349,6 @@ fn age<A: Pod + Into<IpAddr>>(
             flow.last_seen = flow.last_seen.wrapping_sub(ticks);
             flows.insert(key, flow, 0).expect("the map takes it");
         }
-    }
-}
-
-/// Where the maps of one [`Datapath`] are pinned.
-struct Pins(PathBuf);
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        // Nothing to do about a pin that is gone already.
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
