@@ -256,3 +256,33 @@ fn tick_rate() -> u32 {
         .unwrap_or(u32::MAX)
         .max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel allocates at once: arrays and LRU maps; frontends and names grow with their use. An element of
+    /// a hash has a header of 48 bytes (`struct htab_elem`, kernel/bpf/hashtab.c, Linux 6.18), values are rounded up
+    /// to 8 bytes, and there is a 16-byte bucket for each element.
+    #[test]
+    fn the_default_sizes_take_about_a_hundred_megabytes() {
+        const SOCKETS: u32 = 65_536;
+        let entries = |name| match name {
+            map::SLOTS => DEFAULT_CAPACITY.slots,
+            map::BACKENDS4 | map::BACKENDS6 => DEFAULT_CAPACITY.backends,
+            map::FLOWS4 | map::FLOWS6 => DEFAULT_FLOWS,
+            map::SOCKETS4 | map::SOCKETS6 => SOCKETS,
+            _ => 0,
+        };
+        let element = |key: usize, value: usize| match key {
+            4 => value.next_multiple_of(8),
+            key => 48 + key.next_multiple_of(8) + value.next_multiple_of(8) + 16,
+        };
+        let bytes: usize = MAPS
+            .iter()
+            .map(|(name, key, value)| entries(*name) as usize * element(*key, *value))
+            .sum();
+        assert!(bytes < 110_000_000, "{bytes}");
+        assert!(bytes > 90_000_000, "{bytes}: say it in the README");
+    }
+}
