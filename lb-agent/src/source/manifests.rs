@@ -6,6 +6,7 @@
 
 mod directory;
 mod document;
+mod fault;
 mod header;
 mod name;
 mod typed;

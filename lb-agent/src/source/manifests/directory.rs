@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Problem;
-use super::document::{self, Entry, Fault, Parsed};
+use super::document::{self, Entry, Parsed};
+use super::fault::Fault;
 use crate::object::{Change, Kind, Object, ObjectReference};
 
 /// What keeps a file from being read.

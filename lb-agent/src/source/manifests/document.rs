@@ -8,13 +8,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeSeed;
 use serde_norway::Deserializer;
 
+use super::fault::{Fault, MAX_BROKEN_DOCUMENTS, Reason};
 use super::header::{Content, Header, ListHeader};
 use super::name;
 use super::typed::{Typed, TypedList};
 use crate::object::{Kind, Object, ObjectReference};
-
-/// After so many broken documents the rest of a file is not read: it is no manifest.
-const MAX_BROKEN_DOCUMENTS: usize = 100;
 
 /// One object of a file.
 #[derive(Clone, Debug)]
@@ -25,41 +23,6 @@ pub(super) struct Entry {
     pub(super) reference: ObjectReference,
     /// The object.
     pub(super) object: Arc<Object>,
-}
-
-/// Something wrong with a document.
-#[derive(Debug)]
-pub(super) struct Fault {
-    /// The line, from 1.
-    pub(super) line: usize,
-    /// What is wrong.
-    pub(super) reason: Reason,
-}
-
-/// What can be wrong with a document.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Reason {
-    #[error("{0}")]
-    Yaml(String),
-    #[error("{object}: {fault}")]
-    Object { object: String, fault: String },
-    #[error("no Kubernetes object: {0} is missing")]
-    Missing(&'static str),
-    #[error("{0} without metadata.name: give it a name")]
-    Unnamed(Kind),
-    #[error("{kind} with the {what} {name:?}: it {fault}")]
-    Name {
-        kind: Kind,
-        what: &'static str,
-        name: String,
-        fault: &'static str,
-    },
-    #[error("{object} is ignored: only v1 Service, Node, Pod and discovery.k8s.io/v1 EndpointSlice are read")]
-    UnknownKind { object: String },
-    #[error("a List within a List: put its items into the outer one")]
-    NestedList,
-    #[error("{MAX_BROKEN_DOCUMENTS} broken documents: the rest of the file is not read")]
-    TooManyBroken,
 }
 
 /// What a file holds.

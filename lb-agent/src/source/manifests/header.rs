@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::object::Kind;
 
-use super::document::Reason;
+use super::fault::Reason;
 
 /// The part of a document that every Kubernetes object has.
 #[derive(Deserialize, Default)]

@@ -1,0 +1,41 @@
+//! What can be wrong with the documents of a file.
+
+use crate::object::Kind;
+
+/// After so many broken documents the rest of a file is not read: it is no manifest.
+pub(super) const MAX_BROKEN_DOCUMENTS: usize = 100;
+
+/// Something wrong with a document.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// The line, from 1.
+    pub(super) line: usize,
+    /// What is wrong.
+    pub(super) reason: Reason,
+}
+
+/// What can be wrong with a document.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Reason {
+    #[error("{0}")]
+    Yaml(String),
+    #[error("{object}: {fault}")]
+    Object { object: String, fault: String },
+    #[error("no Kubernetes object: {0} is missing")]
+    Missing(&'static str),
+    #[error("{0} without metadata.name: give it a name")]
+    Unnamed(Kind),
+    #[error("{kind} with the {what} {name:?}: it {fault}")]
+    Name {
+        kind: Kind,
+        what: &'static str,
+        name: String,
+        fault: &'static str,
+    },
+    #[error("{object} is ignored: only v1 Service, Node, Pod and discovery.k8s.io/v1 EndpointSlice are read")]
+    UnknownKind { object: String },
+    #[error("a List within a List: put its items into the outer one")]
+    NestedList,
+    #[error("{MAX_BROKEN_DOCUMENTS} broken documents: the rest of the file is not read")]
+    TooManyBroken,
+}
