@@ -23,9 +23,6 @@ pub const DATAPATH: [Capability; 3] = [
 /// To read and write pinned maps.
 pub const MAPS: [Capability; 1] = [Capability::CAP_BPF];
 
-/// To enter the network namespaces of Pods through `/proc` (CAP_SYS_PTRACE finds them, CAP_SYS_ADMIN enters).
-pub const POD_NAMESPACES: [Capability; 2] = [Capability::CAP_SYS_PTRACE, Capability::CAP_SYS_ADMIN];
-
 /// Why a command cannot do its work or give up what it does not need.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivilegeError {

@@ -41,33 +41,12 @@ fn basics(options: &CheckOptions, mounts: &io::Result<Vec<Mount>>) -> [Feature; 
     ]
 }
 
-fn maps() -> [Feature; 3] {
-    [
-        Feature::required(
-            "LRU hash maps",
-            "flows and affinity",
-            probe::map(Map::LruHash).into(),
-        )
-        .since("4.10"),
-        Feature::required(
-            "LPM tries",
-            "loadBalancerSourceRanges",
-            probe::map(Map::LpmTrie).into(),
-        )
-        .since("4.11"),
-        Feature::required(
-            "ring buffers",
-            "`lb-agent trace`",
-            probe::map(Map::RingBuffer).into(),
-        )
-        .since("5.8"),
-    ]
+fn maps() -> [Feature; 1] {
+    [Feature::required("LRU hash maps", "flows", probe::map(Map::LruHash).into()).since("4.10")]
 }
 
-fn device_programs() -> [Feature; 7] {
+fn device_programs() -> [Feature; 5] {
     let clock = probe::helper(Program::SchedClassifier, Helper::Jiffies64);
-    let lookup = probe::helper(Program::Xdp, Helper::FibLookup);
-    let peer = probe::helper(Program::SchedClassifier, Helper::RedirectPeer);
     [
         Feature::required(
             "TC programs",
@@ -84,13 +63,6 @@ fn device_programs() -> [Feature; 7] {
         )
         .since("6.6"),
         Feature::optional(
-            "bpf_redirect_peer",
-            "--local-redirect",
-            "that option cannot be used",
-            peer.into(),
-        )
-        .since("5.10"),
-        Feature::optional(
             "XDP programs",
             "traffic from outside, before the network stack",
             "TC does it, at a higher price per packet",
@@ -104,13 +76,6 @@ fn device_programs() -> [Feature; 7] {
             version(5, 9),
         )
         .since("5.9"),
-        Feature::optional(
-            "bpf_fib_lookup",
-            "forwarding to Pods of other nodes at XDP",
-            "TC and the network stack do it, at a higher price per packet",
-            lookup.into(),
-        )
-        .since("4.18"),
     ]
 }
 

@@ -157,7 +157,6 @@ pub struct Attacher {
     devices: BTreeMap<DeviceProgram, u64>,
     /// Whether the clsact filters of an earlier agent that are not wanted were removed.
     swept: bool,
-    sockets: bool,
 }
 
 impl Attacher {
@@ -169,7 +168,6 @@ impl Attacher {
             options,
             devices: BTreeMap::new(),
             swept: false,
-            sockets: false,
         })
     }
 
@@ -392,7 +390,6 @@ impl Attacher {
                     .remove_link(name)
                     .map_err(|source| pins_error(&self.pins, source))?;
             }
-            self.sockets = false;
             return Ok(());
         };
         for program in program::SOCKETS {
@@ -403,7 +400,6 @@ impl Attacher {
                     source: source.into(),
                 })?;
         }
-        self.sockets = true;
         Ok(())
     }
 

@@ -21,10 +21,6 @@ pub enum Program {
 pub enum Map {
     /// Hash table that evicts the least recently used entry.
     LruHash,
-    /// Longest prefix match.
-    LpmTrie,
-    /// Ring buffer.
-    RingBuffer,
 }
 
 /// A helper function that programs call.
@@ -32,10 +28,6 @@ pub enum Map {
 pub enum Helper {
     /// `bpf_jiffies64`
     Jiffies64,
-    /// `bpf_fib_lookup`
-    FibLookup,
-    /// `bpf_redirect_peer`
-    RedirectPeer,
     /// `bpf_get_netns_cookie`
     GetNetnsCookie,
     /// `bpf_set_retval`
@@ -80,8 +72,6 @@ pub fn program(program: Program) -> Result<bool, ProbeError> {
 pub fn map(map: Map) -> Result<bool, ProbeError> {
     Ok(is_map_supported(match map {
         Map::LruHash => MapType::LruHash,
-        Map::LpmTrie => MapType::LpmTrie,
-        Map::RingBuffer => MapType::RingBuf,
     })?)
 }
 
@@ -89,8 +79,6 @@ pub fn map(map: Map) -> Result<bool, ProbeError> {
 pub fn helper(program: Program, helper: Helper) -> Result<bool, ProbeError> {
     let function = match helper {
         Helper::Jiffies64 => BpfHelper::BPF_FUNC_jiffies64,
-        Helper::FibLookup => BpfHelper::BPF_FUNC_fib_lookup,
-        Helper::RedirectPeer => BpfHelper::BPF_FUNC_redirect_peer,
         Helper::GetNetnsCookie => BpfHelper::BPF_FUNC_get_netns_cookie,
         Helper::SetRetval => BpfHelper::BPF_FUNC_set_retval,
     };
