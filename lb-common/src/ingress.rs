@@ -314,6 +314,7 @@ fn connect<A: Address>(
             flags: if hairpin { flow_flags::HAIRPIN } else { 0 },
             difference: 0,
         });
+        let was_taken = step == Step::Stop(Reason::NoSourcePort);
         step = Step::Stop(Reason::NoSourcePort);
         if hairpin {
             flow.source = tables.node_address();
@@ -323,7 +324,7 @@ fn connect<A: Address>(
         }
         // The last attempt does not look for another backend but for another source port: a Service with one
         // backend has no other.
-        if hairpin || attempt == ATTEMPTS - 1 {
+        if hairpin || (was_taken && attempt == ATTEMPTS - 1) {
             flow.source_port = translated_port(tables);
         }
         let addresses = key.source.difference(flow.source, Sum::new());

@@ -333,6 +333,8 @@ fn backends_that_were_replaced_are_not_chosen() {
             if verdict == lb_common::ingress::Verdict::Pass {
                 passed += 1;
                 assert_eq!(see(&bytes).destination, world.pod2);
+                // Nobody has taken it: a stale slot is no reason to give the client another port.
+                assert_eq!(see(&bytes).source, world.client_at(1000 + port));
             } else {
                 unchanged(&bytes, &packet);
             }
