@@ -7,7 +7,7 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The version of these layouts: part of the pin path, so that an agent never reads maps of another layout.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Names of the maps, in the kernel and under the pin path.
 pub mod map {
@@ -31,6 +31,20 @@ pub mod map {
     pub const SOCKETS4: &str = "SOCKETS4";
     /// Translated IPv6 sockets: [`super::SocketKey`] to [`super::Socket`].
     pub const SOCKETS6: &str = "SOCKETS6";
+    /// Which client goes to which backend of an IPv4 Service: [`super::AffinityKey`] to [`super::Affinity`].
+    pub const AFFINITY4: &str = "AFFINITY4";
+    /// Which client goes to which backend of an IPv6 Service: [`super::AffinityKey`] to [`super::Affinity`].
+    pub const AFFINITY6: &str = "AFFINITY6";
+    /// Clients that may use a load balancer's IPv4 addresses: [`super::SourceRange`] to `u32`.
+    pub const SOURCE_RANGES4: &str = "SOURCE_RANGES4";
+    /// Clients that may use a load balancer's IPv6 addresses: [`super::SourceRange`] to `u32`.
+    pub const SOURCE_RANGES6: &str = "SOURCE_RANGES6";
+    /// Ports of IPv4 datagrams in fragments: [`super::FragmentKey`] to [`super::Fragment`].
+    pub const FRAGMENTS4: &str = "FRAGMENTS4";
+    /// Ports of IPv6 datagrams in fragments: [`super::FragmentKey`] to [`super::Fragment`].
+    pub const FRAGMENTS6: &str = "FRAGMENTS6";
+    /// Devices that packets to Pods of other nodes leave by: interface index to [`super::Device`].
+    pub const DEVICES: &str = "DEVICES";
     /// Names by service id: [`super::ServiceName`].
     pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
     /// Counters by service id: [`super::ServiceStats`] for each CPU.
@@ -50,6 +64,8 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// User Datagram Protocol.
     pub const UDP: u8 = 17;
+    /// Stream Control Transmission Protocol.
+    pub const SCTP: u8 = 132;
     /// ICMP for IPv4.
     pub const ICMP: u8 = 1;
     /// ICMP for IPv6.
@@ -202,8 +218,8 @@ impl From<Address6> for IpAddr {
 
 /// What clients connect to: key of the frontends map.
 ///
-/// Port 0 is the wildcard row of an address: it says that the address is a VIP, so that an unknown port of it is
-/// rejected and not forwarded.
+/// Port 0 is the wildcard row of an address: it says that the address is a VIP, and what becomes of packets to it that
+/// are for no port of a Service.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct FrontendKey<A> {
@@ -239,6 +255,10 @@ pub struct Frontend {
     pub cluster: Region,
     /// Backends of this node.
     pub local: Region,
+    /// The Maglev table of the backends that clients outside choose from; empty if they use a list like the others.
+    pub maglev: Region,
+    /// The set of [`SourceRange`] rows that clients must be in; 0 if all may come.
+    pub source_ranges: u32,
     /// Seconds that a client stays with its backend; 0 without session affinity.
     pub affinity_seconds: u32,
 }
@@ -249,8 +269,31 @@ pub mod frontend_flags {
     pub const INSIDE_LOCAL: u32 = 1;
     /// Clients outside use the `local` region.
     pub const OUTSIDE_LOCAL: u32 = 1 << 1;
-    /// The wildcard row of a VIP: any port that has no row of its own is rejected.
+    /// The wildcard row of a VIP.
     pub const WILDCARD: u32 = 1 << 2;
+    /// In a wildcard row: ports that have no row of their own are not rejected but left to the node.
+    pub const PASS_UNKNOWN: u32 = 1 << 3;
+    /// In a wildcard row: ICMP echo requests are answered.
+    pub const ECHO: u32 = 1 << 4;
+    /// In a row with source ranges: processes of the node itself may come, as one of its addresses is in a range.
+    pub const NODE_ALLOWED: u32 = 1 << 5;
+}
+
+/// Clients that may use an address with `loadBalancerSourceRanges`: key of the source ranges maps.
+///
+/// They find the longest prefix; the length of a key's prefix is [`SourceRange::SET_BITS`] and that of the network's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(C)]
+pub struct SourceRange<A> {
+    /// Which set the network belongs to: [`Frontend::source_ranges`].
+    pub set: u32,
+    /// Address of the network.
+    pub network: A,
+}
+
+impl<A> SourceRange<A> {
+    /// Length of `set` in bits.
+    pub const SET_BITS: u32 = u32::BITS;
 }
 
 /// One position of a region.
@@ -298,6 +341,10 @@ pub mod backend_state {
 pub mod backend_flags {
     /// The endpoint is on this node.
     pub const LOCAL: u8 = 1;
+    /// The `cluster` region names it.
+    pub const IN_CLUSTER: u8 = 1 << 1;
+    /// The `local` region names it.
+    pub const IN_LOCAL: u8 = 1 << 2;
 }
 
 /// A packet's addresses and ports as seen on the wire, and the side on which it is seen: key of the flows maps.
@@ -374,6 +421,8 @@ pub mod flow_flags {
     pub const REPLY: u8 = 1;
     /// The client is the chosen backend: the packet goes back out of the device it came in on.
     pub const HAIRPIN: u8 = 1 << 1;
+    /// The client is outside and the backend on another node: the packet is sent on without the node's stack.
+    pub const FORWARD: u8 = 1 << 2;
 }
 
 /// A socket and an address it knows its peer by: key of the sockets maps.
@@ -412,6 +461,79 @@ pub struct Socket<A> {
     pub generation: u32,
 }
 
+/// A client and the service port that it uses: key of the affinity maps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(C)]
+pub struct AffinityKey<A> {
+    /// The client's address; unspecified if it is known by `namespace`.
+    pub client: A,
+    /// The cookie of the client's network namespace, low and high half, if it was translated at its socket, where its
+    /// address is not known; 0 otherwise.
+    pub namespace: [u32; 2],
+    /// The service port.
+    pub service: ServiceId,
+}
+
+/// The backend that a client stays with: value of the affinity maps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(C)]
+pub struct Affinity {
+    /// The backend.
+    pub backend: BackendId,
+    /// The backend row's generation when it was chosen.
+    pub generation: u32,
+    /// When the client last opened a connection, in jiffies (see [`crate::tables::Tables::jiffies`]).
+    pub last_used: u64,
+}
+
+/// A datagram that travels in fragments: key of the fragments maps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(C)]
+pub struct FragmentKey<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// The identification of the datagram as it stands in the header; that of IPv4 has 16 bits.
+    pub identification: u32,
+    /// One of [`protocol`].
+    pub protocol: u8,
+    /// One of [`hook`].
+    pub hook: u8,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// What only the first fragment of a datagram says: value of the fragments maps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(C)]
+pub struct Fragment {
+    /// Source port.
+    pub source_port: Port,
+    /// Destination port.
+    pub destination_port: Port,
+    /// When the first fragment was seen, in ticks (see [`crate::tables::Tables::now`]).
+    pub seen: u32,
+}
+
+/// A device that packets to Pods of other nodes leave by: value of the devices map.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(C)]
+pub struct Device {
+    /// The address that replaces a client's in IPv4; unspecified if the device has none and the node's is used.
+    pub address4: Address4,
+    /// The address that replaces a client's in IPv6; unspecified if the device has none and the node's is used.
+    pub address6: Address6,
+    /// Bits of [`device_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`Device::flags`].
+pub mod device_flags {
+    /// XDP programs of other devices can send through it.
+    pub const XDP_TRANSMIT: u32 = 1;
+}
+
 /// The name of a service port: value of the service names map. No program reads it; it tells people, and the next
 /// agent, what a service id stands for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -445,7 +567,9 @@ macro_rules! assert_layout {
 assert_layout! {
     FrontendKey<Address4>: 8, align 4;
     FrontendKey<Address6>: 20, align 4;
-    Frontend: 28, align 4;
+    Frontend: 40, align 4;
+    SourceRange<Address4>: 8, align 4;
+    SourceRange<Address6>: 20, align 4;
     Slot: 8, align 4;
     Backend<Address4>: 16, align 4;
     Backend<Address6>: 28, align 4;
@@ -457,6 +581,13 @@ assert_layout! {
     SocketKey<Address6>: 28, align 4;
     Socket<Address4>: 20, align 4;
     Socket<Address6>: 32, align 4;
+    AffinityKey<Address4>: 16, align 4;
+    AffinityKey<Address6>: 28, align 4;
+    Affinity: 16, align 8;
+    FragmentKey<Address4>: 16, align 4;
+    FragmentKey<Address6>: 40, align 4;
+    Fragment: 8, align 4;
+    Device: 24, align 4;
     ServiceName: 200, align 1;
     ServiceStats: 16, align 8;
 }
@@ -494,6 +625,15 @@ mod pod {
         SocketKey<Address6>,
         Socket<Address4>,
         Socket<Address6>,
+        SourceRange<Address4>,
+        SourceRange<Address6>,
+        AffinityKey<Address4>,
+        AffinityKey<Address6>,
+        Affinity,
+        FragmentKey<Address4>,
+        FragmentKey<Address6>,
+        Fragment,
+        Device,
         ServiceName,
         ServiceStats,
     );

@@ -4,13 +4,15 @@ use core::ptr::NonNull;
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::address::Address;
 use lb_common::filter::{self, Position};
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
-    Address4, Address6, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, ServiceName,
-    ServiceStats, Slot, Socket, SocketKey,
+    Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Fragment,
+    FragmentKey, Frontend, FrontendKey, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey,
+    SourceRange,
 };
 use lb_common::reason::Reason;
 
@@ -18,6 +20,10 @@ const FRONTENDS: u32 = 65_536;
 const BACKENDS: u32 = 262_144;
 const FLOWS: u32 = 262_144;
 const SOCKETS: u32 = 65_536;
+const AFFINITIES: u32 = 65_536;
+const SOURCE_RANGES: u32 = 65_536;
+const FRAGMENTS: u32 = 8_192;
+const DEVICES_MAX: u32 = 1_024;
 
 /// Frontend rows are few and seldom written. Unlike preallocated ones their memory is not given to another row
 /// while a program may still read it.
@@ -43,6 +49,20 @@ static FLOWS6: LruHashMap<FlowKey<Address6>, Flow<Address6>> = LruHashMap::with_
 static SOCKETS4: LruHashMap<SocketKey<Address4>, Socket<Address4>> = LruHashMap::with_max_entries(SOCKETS, 0);
 #[map]
 static SOCKETS6: LruHashMap<SocketKey<Address6>, Socket<Address6>> = LruHashMap::with_max_entries(SOCKETS, 0);
+#[map]
+static AFFINITY4: LruHashMap<AffinityKey<Address4>, Affinity> = LruHashMap::with_max_entries(AFFINITIES, 0);
+#[map]
+static AFFINITY6: LruHashMap<AffinityKey<Address6>, Affinity> = LruHashMap::with_max_entries(AFFINITIES, 0);
+#[map]
+static SOURCE_RANGES4: LpmTrie<SourceRange<Address4>, u32> = LpmTrie::with_max_entries(SOURCE_RANGES, 0);
+#[map]
+static SOURCE_RANGES6: LpmTrie<SourceRange<Address6>, u32> = LpmTrie::with_max_entries(SOURCE_RANGES, 0);
+#[map]
+static FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment> = LruHashMap::with_max_entries(FRAGMENTS, 0);
+#[map]
+static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment> = LruHashMap::with_max_entries(FRAGMENTS, 0);
+#[map]
+static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, BPF_F_NO_PREALLOC);
 #[map]
 static SERVICE_NAMES: HashMap<ServiceId, ServiceName> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map]

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aya::maps::MapInfo;
+use aya::maps::lpm_trie::Key;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 use lb_common::flow::Lifetimes;
 use lb_common::layout::{
-    Address4, Address6, Backend, Flow, FlowKey, Frontend, FrontendKey, ServiceName, ServiceStats, Slot,
-    Socket, SocketKey, map,
+    Address4, Address6, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Fragment, FragmentKey,
+    Frontend, FrontendKey, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange, map,
 };
 use lb_common::tables::TICK_SHIFT;
 use nix::time::{ClockId, clock_getres};
@@ -105,7 +106,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 13] = [
+const MAPS: [(&str, usize, usize); 20] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -140,6 +141,37 @@ const MAPS: [(&str, usize, usize); 13] = [
         size_of::<SocketKey<Address6>>(),
         size_of::<Socket<Address6>>(),
     ),
+    (
+        map::AFFINITY4,
+        size_of::<AffinityKey<Address4>>(),
+        size_of::<Affinity>(),
+    ),
+    (
+        map::AFFINITY6,
+        size_of::<AffinityKey<Address6>>(),
+        size_of::<Affinity>(),
+    ),
+    (
+        map::SOURCE_RANGES4,
+        size_of::<Key<SourceRange<Address4>>>(),
+        size_of::<u32>(),
+    ),
+    (
+        map::SOURCE_RANGES6,
+        size_of::<Key<SourceRange<Address6>>>(),
+        size_of::<u32>(),
+    ),
+    (
+        map::FRAGMENTS4,
+        size_of::<FragmentKey<Address4>>(),
+        size_of::<Fragment>(),
+    ),
+    (
+        map::FRAGMENTS6,
+        size_of::<FragmentKey<Address6>>(),
+        size_of::<Fragment>(),
+    ),
+    (map::DEVICES, size_of::<u32>(), size_of::<Device>()),
     (map::SERVICE_NAMES, size_of::<u32>(), size_of::<ServiceName>()),
     (map::SERVICE_STATS, size_of::<u32>(), size_of::<ServiceStats>()),
     (map::REASONS, size_of::<u32>(), size_of::<u64>()),
@@ -265,13 +297,14 @@ mod tests {
     /// a hash has a header of 48 bytes (`struct htab_elem`, kernel/bpf/hashtab.c, Linux 6.18), values are rounded up
     /// to 8 bytes, and there is a 16-byte bucket for each element.
     #[test]
-    fn the_default_sizes_take_about_a_hundred_megabytes() {
+    fn the_default_sizes_take_what_the_readme_says() {
         const SOCKETS: u32 = 65_536;
         let entries = |name| match name {
             map::SLOTS => DEFAULT_CAPACITY.slots,
             map::BACKENDS4 | map::BACKENDS6 => DEFAULT_CAPACITY.backends,
             map::FLOWS4 | map::FLOWS6 => DEFAULT_FLOWS,
-            map::SOCKETS4 | map::SOCKETS6 => SOCKETS,
+            map::SOCKETS4 | map::SOCKETS6 | map::AFFINITY4 | map::AFFINITY6 => SOCKETS,
+            map::FRAGMENTS4 | map::FRAGMENTS6 => 8_192,
             _ => 0,
         };
         let element = |key: usize, value: usize| match key {
@@ -282,7 +315,7 @@ mod tests {
             .iter()
             .map(|(name, key, value)| entries(*name) as usize * element(*key, *value))
             .sum();
-        assert!(bytes < 110_000_000, "{bytes}");
-        assert!(bytes > 90_000_000, "{bytes}: say it in the README");
+        assert!(bytes < 125_000_000, "{bytes}");
+        assert!(bytes > 105_000_000, "{bytes}: say it in the README");
     }
 }

@@ -74,6 +74,8 @@ pub(super) const WILDCARD: Frontend = Frontend {
     flags: frontend_flags::WILDCARD,
     cluster: Region { base: 0, length: 0 },
     local: Region { base: 0, length: 0 },
+    maglev: Region { base: 0, length: 0 },
+    source_ranges: 0,
     affinity_seconds: 0,
 };
 

@@ -1,6 +1,6 @@
 //! The writes of a change, in their order.
 
-use lb_common::layout::{Frontend, ServiceId};
+use lb_common::layout::{Frontend, Region, ServiceId};
 
 use super::port::{backends, full_name};
 use super::tables::{Context, WILDCARD, index};
@@ -98,6 +98,8 @@ impl Installer {
                 flags: frontend.flags,
                 cluster: family.cluster,
                 local: family.local,
+                maglev: Region::default(),
+                source_ranges: 0,
                 affinity_seconds: port.affinity_seconds,
             };
             let is_new = self
