@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lb_common::flow::Lifetimes;
 
 use crate::datapath::attach::{TcAttach, XdpAttach};
 use crate::datapath::object::{DEFAULT_CAPACITY, DEFAULT_FLOWS};
@@ -74,6 +75,9 @@ pub struct RunArguments {
     /// Directory of the cgroup whose processes' sockets are translated; the root of cgroup v2 by default
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
+    /// What happens to TCP connections whose backend was removed
+    #[arg(long, value_enum, default_value_t)]
+    pub on_removed_backend: OnRemovedBackend,
     /// How to attach XDP to network devices
     #[arg(long, value_enum, default_value_t)]
     pub xdp: XdpAttach,
@@ -86,6 +90,19 @@ pub struct RunArguments {
     /// Sizes of the maps.
     #[command(flatten)]
     pub sizes: SizeArguments,
+    /// Lifetimes of idle flows.
+    #[command(flatten)]
+    pub lifetimes: LifetimeArguments,
+}
+
+/// What happens to TCP connections whose backend was removed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum OnRemovedBackend {
+    /// Their next packet is answered with RST.
+    #[default]
+    Reset,
+    /// Their packets go on to the backend as long as it is there.
+    Forward,
 }
 
 /// Where the objects come from.
@@ -130,4 +147,42 @@ pub struct SizeArguments {
     /// Entries of each family's flow table; a connection takes two
     #[arg(long, value_name = "N", default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(64..))]
     pub max_flows: u32,
+}
+
+/// How long flows are remembered without a packet.
+#[derive(Args, Clone, Debug)]
+pub struct LifetimeArguments {
+    /// Seconds that an idle TCP connection is remembered
+    #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_established, value_parser = lifetime())]
+    pub tcp_established_timeout: u32,
+    /// Seconds that a TCP connection is remembered whose backend has not answered
+    #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_opening, value_parser = lifetime())]
+    pub tcp_opening_timeout: u32,
+    /// Seconds that a closed TCP connection is remembered
+    #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_closing, value_parser = lifetime())]
+    pub tcp_closing_timeout: u32,
+    /// Seconds that an idle UDP flow is remembered whose backend has answered
+    #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.udp_answered, value_parser = lifetime())]
+    pub udp_answered_timeout: u32,
+    /// Seconds that an idle UDP flow is remembered whose backend has not answered
+    #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.udp_unanswered, value_parser = lifetime())]
+    pub udp_unanswered_timeout: u32,
+}
+
+/// A second to a month: the clock of the flows wraps after years.
+fn lifetime() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=2_592_000)
+}
+
+impl LifetimeArguments {
+    /// All of them, in seconds.
+    pub fn seconds(&self) -> Lifetimes {
+        Lifetimes {
+            tcp_established: self.tcp_established_timeout,
+            tcp_opening: self.tcp_opening_timeout,
+            tcp_closing: self.tcp_closing_timeout,
+            udp_answered: self.udp_answered_timeout,
+            udp_unanswered: self.udp_unanswered_timeout,
+        }
+    }
 }

@@ -19,6 +19,7 @@ pub mod mounts;
 pub mod namespace;
 pub mod object;
 pub mod output;
+pub mod ports;
 pub mod privileges;
 pub mod run;
 pub mod show;

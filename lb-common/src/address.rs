@@ -1,9 +1,13 @@
 //! What the decision code needs to know of an IP version.
 
+use core::mem::offset_of;
+
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::checksum::Sum;
-use crate::layout::{Address4, Address6};
+use crate::layout::{Address4, Address6, protocol};
+use crate::packet::Packet;
+use crate::parse::{self, FragmentHeader, Parsed};
 
 /// An address of either IP version.
 pub trait Address: Copy + Eq + Default {
@@ -11,6 +15,12 @@ pub trait Address: Copy + Eq + Default {
     const IS_IPV6: bool;
     /// Length of the fixed IP header in bytes.
     const HEADER_LENGTH: u32;
+    /// Offset of the source address in the IP header; the destination follows it.
+    const SOURCE_OFFSET: u32;
+    /// Offset of the destination address in the IP header.
+    const DESTINATION_OFFSET: u32;
+    /// The protocol number of ICMP for this IP version.
+    const ICMP: u8;
 
     /// Adds the address to a checksum.
     fn sum(self, sum: Sum) -> Sum;
@@ -20,6 +30,18 @@ pub trait Address: Copy + Eq + Default {
 
     /// The words of the address, those of IPv4 followed by zeros.
     fn words(self) -> [u32; 4];
+
+    /// Parses a whole packet with its IP header at `network`, seen at `hook` (see [`crate::layout::hook`]).
+    fn parse(packet: &impl Packet, network: u32, hook: u8) -> Option<Parsed<Self>>;
+
+    /// Parses a fragment with its IP header at `network`.
+    fn parse_fragment(packet: &impl Packet, network: u32) -> Option<FragmentHeader>;
+
+    /// The address at `offset` of a packet.
+    fn read(packet: &impl Packet, offset: u32) -> Option<Self>;
+
+    /// Writes the address at `offset` of a packet, leaving all checksums to the caller.
+    fn write(self, packet: &mut impl Packet, offset: u32) -> Option<()>;
 
     /// The address is all zeros.
     #[inline(always)]
@@ -31,6 +53,9 @@ pub trait Address: Copy + Eq + Default {
 impl Address for Address4 {
     const IS_IPV6: bool = false;
     const HEADER_LENGTH: u32 = Ipv4Hdr::LEN as u32;
+    const SOURCE_OFFSET: u32 = offset_of!(Ipv4Hdr, src_addr) as u32;
+    const DESTINATION_OFFSET: u32 = offset_of!(Ipv4Hdr, dst_addr) as u32;
+    const ICMP: u8 = protocol::ICMP;
 
     #[inline(always)]
     fn sum(self, sum: Sum) -> Sum {
@@ -46,11 +71,34 @@ impl Address for Address4 {
     fn words(self) -> [u32; 4] {
         [self.to_word(), 0, 0, 0]
     }
+
+    #[inline(always)]
+    fn parse(packet: &impl Packet, network: u32, hook: u8) -> Option<Parsed<Self>> {
+        parse::ipv4(packet, network, hook)
+    }
+
+    #[inline(always)]
+    fn parse_fragment(packet: &impl Packet, network: u32) -> Option<FragmentHeader> {
+        parse::fragment4(packet, network)
+    }
+
+    #[inline(always)]
+    fn read(packet: &impl Packet, offset: u32) -> Option<Self> {
+        Some(Self::from_word(packet.view::<4>(offset)?.u32::<0>()))
+    }
+
+    #[inline(always)]
+    fn write(self, packet: &mut impl Packet, offset: u32) -> Option<()> {
+        packet.write(offset, &[self.to_word()])
+    }
 }
 
 impl Address for Address6 {
     const IS_IPV6: bool = true;
     const HEADER_LENGTH: u32 = Ipv6Hdr::LEN as u32;
+    const SOURCE_OFFSET: u32 = offset_of!(Ipv6Hdr, src_addr) as u32;
+    const DESTINATION_OFFSET: u32 = offset_of!(Ipv6Hdr, dst_addr) as u32;
+    const ICMP: u8 = protocol::ICMPV6;
 
     #[inline(always)]
     fn sum(self, sum: Sum) -> Sum {
@@ -70,5 +118,31 @@ impl Address for Address6 {
     #[inline(always)]
     fn words(self) -> [u32; 4] {
         self.to_words()
+    }
+
+    #[inline(always)]
+    fn parse(packet: &impl Packet, network: u32, hook: u8) -> Option<Parsed<Self>> {
+        parse::ipv6(packet, network, hook)
+    }
+
+    #[inline(always)]
+    fn parse_fragment(packet: &impl Packet, network: u32) -> Option<FragmentHeader> {
+        parse::fragment6(packet, network)
+    }
+
+    #[inline(always)]
+    fn read(packet: &impl Packet, offset: u32) -> Option<Self> {
+        let view = packet.view::<16>(offset)?;
+        Some(Self::from_words([
+            view.u32::<0>(),
+            view.u32::<4>(),
+            view.u32::<8>(),
+            view.u32::<12>(),
+        ]))
+    }
+
+    #[inline(always)]
+    fn write(self, packet: &mut impl Packet, offset: u32) -> Option<()> {
+        packet.write(offset, &self.to_words())
     }
 }

@@ -1,21 +1,32 @@
-//! Answers that a packet is turned into: TCP RST, ICMP port unreachable.
+//! Answers that a packet is turned into: TCP RST, ICMP errors.
 
 use core::mem::offset_of;
 
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
-use network_types::udp::UdpHdr;
 
 use crate::address::Address;
 use crate::checksum::Sum;
 use crate::layout::{FlowKey, hook, protocol};
 use crate::packet::{Headers, Packet};
 use crate::parse::{Parsed, TCP_DATA_OFFSET, tcp_flags};
+use crate::reason::Reason;
 
-/// Swaps the two link-layer addresses: the packet goes back to whom it came from.
+/// The sum of the words at these offsets of a view.
+macro_rules! sum {
+    ($view:ident, $($offset:literal)+) => {
+        Sum::new()$(.add($view.u32::<$offset>()))+
+    };
+}
+
+/// Swaps the two link-layer addresses, if there are any before the IP header at `network`: the packet goes back to whom
+/// it came from.
 #[inline(always)]
-pub fn swap_link_addresses(packet: &mut impl Packet) -> Option<()> {
+pub fn swap_link_addresses(packet: &mut impl Packet, network: u32) -> Option<()> {
+    if network == 0 {
+        return Some(());
+    }
     let [first, middle, last] = link_words(packet)?.swapped();
     packet.write(0, &[first, middle, last])
 }
@@ -52,20 +63,37 @@ fn pair(first: u16, second: u16) -> u32 {
     u32::from_ne_bytes([a, b, c, d])
 }
 
-/// Turns a packet into the answer that nobody takes it: RST for TCP, ICMP port unreachable for UDP.
+/// Turns a packet into the answer that says why it goes no further: RST for TCP that nobody takes, else an ICMP error.
+/// `mtu` is that of the route which the packet is too big for.
 ///
-/// Out of line: it is large and rare, and its stack is not added to that of every packet.
-#[inline(never)]
-pub fn reject<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Option<()> {
-    if parsed.key.protocol == protocol::TCP {
-        reset(packet, parsed)
+/// What builds an answer is out of line: it is large and rare, and its stack is not added to that of every packet, nor
+/// that of one answer to that of another.
+#[inline(always)]
+pub fn answer<A: Address>(
+    packet: &mut impl Packet,
+    parsed: &Parsed<A>,
+    reason: Reason,
+    mtu: u32,
+) -> Option<()> {
+    let is_tcp = parsed.key.protocol == protocol::TCP;
+    let error = match reason {
+        Reason::TooBig if A::IS_IPV6 => [TOO_BIG6, mtu.to_be()],
+        Reason::TooBig => [TOO_BIG4, mtu.to_be()],
+        Reason::HopLimit if A::IS_IPV6 => [HOP_LIMIT6, 0],
+        Reason::HopLimit => [HOP_LIMIT4, 0],
+        _ if is_tcp => return reset(packet, parsed),
+        _ if A::IS_IPV6 => [PORT_UNREACHABLE6, 0],
+        _ => [PORT_UNREACHABLE4, 0],
+    };
+    if is_tcp {
+        error_about::<A, QUOTED_TCP>(packet, parsed, &error)
     } else {
-        unreachable(packet, parsed)
+        error_about::<A, QUOTED_OTHER>(packet, parsed, &error)
     }
 }
 
 /// Hop limit of packets that this node makes: Linux' default.
-const HOP_LIMIT: u32 = 64;
+pub(crate) const HOP_LIMIT: u8 = 64;
 
 /// The words of an IP header, followed by those that the checksum of the transport header covers beside it.
 struct IpHeader {
@@ -85,14 +113,14 @@ fn ip_header<A: Address>(key: &FlowKey<A>, protocol: u8, payload_length: u32) ->
     let (source, destination) = (key.destination.words(), key.source.words());
     if A::IS_IPV6 {
         words[0] = 0x6000_0000_u32.to_be();
-        words[1] = (payload_length << 16 | u32::from(protocol) << 8 | HOP_LIMIT).to_be();
+        words[1] = (payload_length << 16 | u32::from(protocol) << 8 | u32::from(HOP_LIMIT)).to_be();
         words[2..6].copy_from_slice(&source);
         words[6..10].copy_from_slice(&destination);
     } else {
         words[0] = (0x4500_0000 | (A::HEADER_LENGTH + payload_length)).to_be();
         // Identification 0, "don't fragment".
         words[1] = 0x0000_4000_u32.to_be();
-        let rest = HOP_LIMIT << 24 | u32::from(protocol) << 16;
+        let rest = u32::from(HOP_LIMIT) << 24 | u32::from(protocol) << 16;
         let sum = Sum::new()
             .add(words[0])
             .add(words[1])
@@ -118,7 +146,7 @@ fn write_ip_header<A: Address>(packet: &mut impl Packet, offset: u32, header: &I
 }
 
 /// Turns a TCP segment into the RST that answers it (RFC 9293 section 3.10.7.1).
-#[inline(always)]
+#[inline(never)]
 fn reset<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Option<()> {
     const LENGTH: u32 = TcpHdr::LEN as u32;
     let Headers {
@@ -126,6 +154,7 @@ fn reset<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Option<()>
         transport,
         ip_length,
         tcp_flags: flags,
+        ..
     } = parsed.headers;
     let checksum_offset = parsed.headers.checksum_offset(protocol::TCP);
     let segment = packet.view::<{ TcpHdr::LEN }>(transport)?;
@@ -162,7 +191,7 @@ fn reset<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Option<()>
     };
 
     packet.cut(network + A::HEADER_LENGTH + LENGTH)?;
-    swap_link_addresses(packet)?;
+    swap_link_addresses(packet, network)?;
     write_ip_header::<A>(packet, network, &header)?;
     packet.write(
         network + A::HEADER_LENGTH,
@@ -171,116 +200,125 @@ fn reset<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Option<()>
 }
 
 /// Length of the ICMP header of an error (RFC 792, RFC 4443).
-const ICMP_LENGTH: u32 = 8;
-/// The transport header bytes that an ICMP error quotes at least (RFC 792).
-const QUOTED_TRANSPORT: u32 = 8;
+pub(crate) const ICMP_LENGTH: u32 = 8;
+/// The bytes of a transport header that an ICMP error quotes at least (RFC 792).
+const QUOTED_OTHER: usize = 8;
+/// The whole TCP header is quoted: who finishes the checksum of a packet at last must find the field.
+const QUOTED_TCP: usize = TcpHdr::LEN;
 /// Type and code of "destination unreachable, port unreachable".
-const PORT_UNREACHABLE4: u32 = 3 << 24 | 3 << 16;
+const PORT_UNREACHABLE4: u32 = (3_u32 << 24 | 3 << 16).to_be();
 /// Type and code of "destination unreachable, port unreachable".
-const PORT_UNREACHABLE6: u32 = 1 << 24 | 4 << 16;
+const PORT_UNREACHABLE6: u32 = (1_u32 << 24 | 4 << 16).to_be();
+/// Type and code of "destination unreachable, fragmentation needed".
+const TOO_BIG4: u32 = (3_u32 << 24 | 4 << 16).to_be();
+/// Type and code of "packet too big".
+const TOO_BIG6: u32 = (2_u32 << 24).to_be();
+/// Type and code of "time exceeded in transit".
+const HOP_LIMIT4: u32 = (11_u32 << 24).to_be();
+/// Type and code of "hop limit exceeded in transit".
+const HOP_LIMIT6: u32 = (3_u32 << 24).to_be();
 
-/// Turns a packet into the ICMP error that its port is unreachable.
+/// Turns a packet into an ICMP error about it, whose header begins with the words `error`. So many bytes (`QUOTED`) of the
+/// transport header are quoted.
 ///
 /// The new headers go before the packet, so the quotation is in place; the old link-layer header is overwritten.
 /// Packets with IP options or extension headers are not answered: quoting them would make the program a hundred
 /// times as expensive to verify, for packets that nobody sends.
-#[inline(always)]
-fn unreachable<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Option<()> {
+#[inline(never)]
+fn error_about<A: Address, const QUOTED: usize>(
+    packet: &mut impl Packet,
+    parsed: &Parsed<A>,
+    error: &[u32; 2],
+) -> Option<()> {
     let Headers {
         network, transport, ..
     } = parsed.headers;
-    let quoted = A::HEADER_LENGTH + QUOTED_TRANSPORT;
+    let quoted = A::HEADER_LENGTH + QUOTED as u32;
     if transport - network != A::HEADER_LENGTH {
         return None;
     }
-    let (protocol, unreachable) = if A::IS_IPV6 {
-        (protocol::ICMPV6, PORT_UNREACHABLE6)
-    } else {
-        (protocol::ICMP, PORT_UNREACHABLE4)
-    };
-    // Up to 22 bytes of link-layer header with its VLAN tags; what is behind is overwritten by the IP header.
+    // What is behind the 14 bytes of the link-layer header, all of it if there is none, is overwritten by the IP header.
     let [first, middle, last] = link_words(packet)?.swapped();
-    let tags = packet.view::<{ EthHdr::LEN + 10 }>(0)?;
-    let link = [
-        first,
-        middle,
-        last,
-        tags.u32::<12>(),
-        tags.u32::<16>(),
-        tags.u32::<20>(),
-    ];
-    settle_checksum(packet, parsed)?;
-    let quotation = sum_quotation::<A>(packet, network)?;
+    let ethertype = packet.view::<16>(0)?.u32::<12>();
+    let link = [first, middle, last, ethertype];
+    settle_checksum::<A, QUOTED>(packet, parsed)?;
+    let quotation = sum_header::<A>(packet, network)?.join(sum_transport::<QUOTED>(packet, transport)?);
     let growth = A::HEADER_LENGTH + ICMP_LENGTH;
     packet.grow_head(growth)?;
     packet.cut(network + growth + quoted)?;
 
-    let header = ip_header(&parsed.key, protocol, ICMP_LENGTH + quoted);
+    let header = ip_header(&parsed.key, A::ICMP, ICMP_LENGTH + quoted);
     // ICMP of IPv4 has no pseudo header (RFC 792), that of IPv6 has (RFC 4443 section 2.3).
     let pseudo = if A::IS_IPV6 { header.pseudo } else { Sum::new() };
-    let checksum = quotation.join(pseudo).add(unreachable.to_be()).finish();
+    let checksum = quotation.join(pseudo).add(error[0]).add(error[1]).finish();
     packet.write(0, &link)?;
     write_ip_header::<A>(packet, network, &header)?;
+    let [kind, code, ..] = error[0].to_ne_bytes();
     packet.write(
         network + A::HEADER_LENGTH,
-        &[(unreachable | u32::from(u16::from_be(checksum))).to_be(), 0],
+        &[pair(u16::from_ne_bytes([kind, code]), checksum), error[1]],
     )
 }
 
-/// Makes finishing the checksum of a UDP header that is about to be quoted change nothing.
+/// Makes finishing the checksum of a transport header that is about to be quoted change nothing.
 ///
 /// Whoever sends a packet with a partial checksum at last still finishes it there, in the middle of the quotation, which
 /// the checksum of the ICMP message covers: the client would drop the message.
 #[inline(always)]
-fn settle_checksum<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Option<()> {
-    const LENGTH: u32 = offset_of!(UdpHdr, len) as u32;
-    let offset = parsed.headers.transport + LENGTH;
-    let (length, checksum) = {
-        let header = packet.view::<4>(offset)?;
-        (header.u16::<0>(), header.u16::<2>())
+fn settle_checksum<A: Address, const QUOTED: usize>(
+    packet: &mut impl Packet,
+    parsed: &Parsed<A>,
+) -> Option<()> {
+    // SCTP's is none of this kind.
+    if parsed.key.protocol == protocol::SCTP {
+        return Some(());
+    }
+    let field = parsed.headers.checksum_offset(parsed.key.protocol);
+    // The field is the second half of UDP's second word, and the first half of TCP's fifth.
+    let is_tcp = QUOTED == QUOTED_TCP;
+    let offset = if is_tcp { field } else { field - 2 };
+    let (first, second) = {
+        let word = packet.view::<4>(offset)?;
+        (word.u16::<0>(), word.u16::<2>())
     };
-    let checksum = if packet.checksum_is_partial(parsed.headers.checksum_offset(protocol::UDP)) {
-        // What is finished is the sum over the eight quoted bytes. The field for which that is the field itself:
+    let (old, other) = if is_tcp { (first, second) } else { (second, first) };
+    let all = sum_transport::<QUOTED>(packet, parsed.headers.transport)?;
+    // To find out may change the field, so it is written in any case.
+    let checksum = if packet.checksum_is_partial(field) {
+        // What is finished is the sum over the quoted bytes. The field for which that is the field itself:
         // x = -(x + rest), so x = -rest / 2, where half of a number is its bits rotated.
-        let rest = Sum::new()
-            .add(parsed.key.reversed(hook::EGRESS).ports_word())
-            .add(u32::from(length));
-        rest.finish().rotate_right(1)
+        all.replace(u32::from(old), 0).finish().rotate_right(1)
     } else {
-        checksum
+        old
     };
-    packet.write(offset, &[pair(length, checksum)])
+    let word = if is_tcp {
+        pair(checksum, other)
+    } else {
+        pair(other, checksum)
+    };
+    packet.write(offset, &[word])
 }
 
-/// Sums a plain IP header at `offset` and the transport header's bytes that an ICMP error quotes.
+/// Sums a plain IP header.
 #[inline(always)]
-fn sum_quotation<A: Address>(packet: &impl Packet, offset: u32) -> Option<Sum> {
+fn sum_header<A: Address>(packet: &impl Packet, offset: u32) -> Option<Sum> {
     if A::IS_IPV6 {
-        let quoted = packet.view::<{ Ipv6Hdr::LEN + QUOTED_TRANSPORT as usize }>(offset)?;
-        let sum = Sum::new()
-            .add(quoted.u32::<0>())
-            .add(quoted.u32::<4>())
-            .add(quoted.u32::<8>());
-        let sum = sum
-            .add(quoted.u32::<12>())
-            .add(quoted.u32::<16>())
-            .add(quoted.u32::<20>());
-        let sum = sum
-            .add(quoted.u32::<24>())
-            .add(quoted.u32::<28>())
-            .add(quoted.u32::<32>());
-        Some(
-            sum.add(quoted.u32::<36>())
-                .add(quoted.u32::<40>())
-                .add(quoted.u32::<44>()),
-        )
+        let header = packet.view::<{ Ipv6Hdr::LEN }>(offset)?;
+        Some(sum!(header, 0 4 8 12 16 20 24 28 32 36))
     } else {
-        let quoted = packet.view::<{ Ipv4Hdr::LEN + QUOTED_TRANSPORT as usize }>(offset)?;
-        let sum = Sum::new()
-            .add(quoted.u32::<0>())
-            .add(quoted.u32::<4>())
-            .add(quoted.u32::<8>());
-        let sum = sum.add(quoted.u32::<12>()).add(quoted.u32::<16>());
-        Some(sum.add(quoted.u32::<20>()).add(quoted.u32::<24>()))
+        let header = packet.view::<{ Ipv4Hdr::LEN }>(offset)?;
+        Some(sum!(header, 0 4 8 12 16))
+    }
+}
+
+/// Sums the bytes of a transport header that are quoted.
+#[inline(always)]
+fn sum_transport<const QUOTED: usize>(packet: &impl Packet, offset: u32) -> Option<Sum> {
+    if QUOTED == QUOTED_TCP {
+        let header = packet.view::<QUOTED_TCP>(offset)?;
+        Some(sum!(header, 0 4 8 12 16))
+    } else {
+        let header = packet.view::<QUOTED_OTHER>(offset)?;
+        Some(sum!(header, 0 4))
     }
 }

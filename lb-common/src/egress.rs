@@ -2,15 +2,19 @@
 //! frontend's address as their source.
 
 use crate::address::Address;
-use crate::ingress::{Verdict, is_idle, note};
-use crate::packet::Packet;
+use crate::ingress::{is_idle, note};
+use crate::packet::{Packet, Verdict};
 use crate::parse::Parsed;
 use crate::reason::Reason;
 use crate::tables::Tables;
 
 /// Decides about a packet that leaves the stack, and rewrites it.
 #[inline(always)]
-pub fn egress<A: Address>(packet: &mut impl Packet, tables: &impl Tables<A>, parsed: &Parsed<A>) -> Verdict {
+pub(crate) fn egress<A: Address>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    parsed: &Parsed<A>,
+) -> Verdict {
     let Some(entry) = tables.flow(&parsed.key) else {
         return Verdict::Pass;
     };

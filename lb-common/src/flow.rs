@@ -62,7 +62,7 @@ impl<A: Copy> FlowEntry<A> {
     }
 }
 
-/// How long idle flows live, in ticks.
+/// How long idle flows live, in ticks (or in seconds, before they are given to the programs).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Lifetimes {
@@ -79,18 +79,29 @@ pub struct Lifetimes {
 }
 
 impl Lifetimes {
-    /// The defaults of `semantics.md` section 6 (Linux conntrack's, but for the shorter closing time), for a tick
-    /// rate of `ticks_per_1000_seconds`.
-    pub const fn with_tick_rate(ticks_per_1000_seconds: u32) -> Self {
+    /// The defaults of Linux conntrack in seconds (sysctls `net.netfilter.nf_conntrack_*_timeout*`), but for shorter established and
+    /// closing times.
+    pub const DEFAULT_SECONDS: Self = Self {
+        tcp_established: (2 * 60 + 13) * 60,
+        tcp_opening: 60,
+        tcp_closing: 10,
+        udp_answered: 180,
+        udp_unanswered: 60,
+    };
+
+    /// From seconds to ticks of this rate.
+    #[must_use]
+    pub const fn to_ticks(self, ticks_per_1000_seconds: u32) -> Self {
         const fn ticks(seconds: u32, rate: u32) -> u32 {
             (seconds as u64 * rate as u64).div_ceil(1000) as u32
         }
+        let rate = ticks_per_1000_seconds;
         Self {
-            tcp_established: ticks((2 * 60 + 13) * 60, ticks_per_1000_seconds),
-            tcp_opening: ticks(60, ticks_per_1000_seconds),
-            tcp_closing: ticks(10, ticks_per_1000_seconds),
-            udp_answered: ticks(180, ticks_per_1000_seconds),
-            udp_unanswered: ticks(60, ticks_per_1000_seconds),
+            tcp_established: ticks(self.tcp_established, rate),
+            tcp_opening: ticks(self.tcp_opening, rate),
+            tcp_closing: ticks(self.tcp_closing, rate),
+            udp_answered: ticks(self.udp_answered, rate),
+            udp_unanswered: ticks(self.udp_unanswered, rate),
         }
     }
 }
@@ -99,7 +110,8 @@ impl<A: Copy + Eq> Flow<A> {
     /// The key of the entry for the opposite direction.
     #[inline(always)]
     pub fn peer_key(&self, protocol: u8) -> FlowKey<A> {
-        let to_egress = self.flags & (flow_flags::REPLY | flow_flags::HAIRPIN) == 0;
+        const TO_INGRESS: u8 = flow_flags::REPLY | flow_flags::HAIRPIN | flow_flags::FORWARD;
+        let to_egress = self.flags & TO_INGRESS == 0;
         FlowKey {
             source: self.destination,
             destination: self.source,
@@ -151,9 +163,9 @@ impl<A: Copy + Eq> Flow<A> {
     pub fn is_expired(&self, protocol: u8, now: u32, lifetimes: &Lifetimes) -> bool {
         let answered = self.state & flow_state::ANSWERED != 0;
         let lifetime = match (protocol, answered) {
-            (protocol::TCP, _) if self.is_closed() => lifetimes.tcp_closing,
-            (protocol::TCP, true) => lifetimes.tcp_established,
-            (protocol::TCP, false) => lifetimes.tcp_opening,
+            (protocol::TCP | protocol::SCTP, _) if self.is_closed() => lifetimes.tcp_closing,
+            (protocol::TCP | protocol::SCTP, true) => lifetimes.tcp_established,
+            (protocol::TCP | protocol::SCTP, false) => lifetimes.tcp_opening,
             (_, true) => lifetimes.udp_answered,
             (_, false) => lifetimes.udp_unanswered,
         };
@@ -283,6 +295,8 @@ mod tests {
             (flow_flags::REPLY, hook::INGRESS),
             (flow_flags::HAIRPIN, hook::INGRESS),
             (flow_flags::HAIRPIN | flow_flags::REPLY, hook::INGRESS),
+            (flow_flags::FORWARD, hook::INGRESS),
+            (flow_flags::FORWARD | flow_flags::REPLY, hook::INGRESS),
         ] {
             assert_eq!(flow(0, flags).peer_key(protocol::TCP).hook, at, "{flags}");
         }

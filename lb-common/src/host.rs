@@ -15,14 +15,14 @@ use std::vec::Vec;
 use crate::address::Address;
 use crate::flow::{FlowEntry, Lifetimes};
 use crate::layout::{
-    Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, ServiceStats, Slot, Socket,
-    SocketKey,
+    Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
+    ServiceId, ServiceStats, Slot, Socket, SocketKey,
 };
 use crate::packet::Headers;
-use crate::packet::{DirectPacket, Packet, View, ViewMut, translate_directly};
+use crate::packet::{DirectPacket, Hop, Packet, Route, Verdict, View, ViewMut, translate_directly};
 use crate::reason::Reason;
 use crate::socket::SocketTables;
-use crate::tables::Tables;
+use crate::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS, Tables};
 
 /// A packet of plain bytes with complete checksums.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,6 +63,13 @@ impl Packet for Bytes {
         Some(())
     }
 
+    fn write_half(&mut self, offset: u32, half: u16) -> Option<()> {
+        let offset = usize::try_from(offset).ok()?;
+        let target = self.0.get_mut(offset..offset + 2)?;
+        target.copy_from_slice(&half.to_ne_bytes());
+        Some(())
+    }
+
     fn translate<A: Address>(&mut self, headers: &Headers, old: &FlowKey<A>, new: &Flow<A>) -> Option<()> {
         translate_directly(self, headers, old, new)
     }
@@ -77,10 +84,31 @@ impl Packet for Bytes {
         Some(())
     }
 
+    fn route<A: Address>(&self, _source: A, _destination: A, _length: u32, hop: &mut Hop) -> Route {
+        *hop = HOP;
+        Route::Ready
+    }
+
+    fn can_send(&self, _network: u32, _route: Route, _hop: &Hop) -> bool {
+        true
+    }
+
+    fn send(&mut self, hop: &Hop) -> Option<Verdict> {
+        self.write(0, &hop.link)?;
+        Some(Verdict::Redirect)
+    }
+
     fn checksum_is_partial(&mut self, _offset: u32) -> bool {
         false
     }
 }
+
+/// The next hop of all packets of plain bytes.
+pub const HOP: Hop = Hop {
+    device: 1,
+    mtu: 0,
+    link: [0x0202_0202, 0x0202_0202, 0x0202_0202],
+};
 
 /// Tables in memory.
 #[expect(
@@ -106,6 +134,16 @@ pub struct HostTables<A> {
     pub stats: RefCell<HashMap<ServiceId, ServiceStats>>,
     /// Packets by [`Reason::index`].
     pub reasons: RefCell<HashMap<u32, u64>>,
+    /// Which client stays with which backend.
+    pub affinities: RefCell<HashMap<AffinityKey<A>, Affinity>>,
+    /// Clients that a set of source ranges holds.
+    pub allowed: Vec<(u32, A)>,
+    /// Ports of datagrams in fragments.
+    pub fragments: RefCell<HashMap<FragmentKey<A>, Fragment>>,
+    /// Replaces the client's address in packets that are sent on.
+    pub device_address: A,
+    /// Whether connections to removed backends go on.
+    pub keeps_removed: bool,
     /// Translated sockets.
     pub sockets: RefCell<HashMap<SocketKey<A>, Socket<A>>>,
     flows: RefCell<HashMap<FlowKey<A>, Box<Flow<A>>>>,
@@ -120,9 +158,14 @@ impl<A: Address + Hash> Default for HostTables<A> {
             node_address: A::default(),
             now: Cell::new(1),
             random: Cell::new(1),
-            lifetimes: Lifetimes::with_tick_rate(1000),
+            lifetimes: Lifetimes::DEFAULT_SECONDS,
             stats: RefCell::default(),
             reasons: RefCell::default(),
+            affinities: RefCell::default(),
+            allowed: Vec::new(),
+            fragments: RefCell::default(),
+            device_address: A::default(),
+            keeps_removed: false,
             sockets: RefCell::default(),
             flows: RefCell::default(),
         }
@@ -181,6 +224,47 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
 
     fn backend(&self, id: BackendId) -> Option<Backend<A>> {
         self.backends.get(&id).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity> {
+        self.affinities.borrow().get(key).copied()
+    }
+
+    fn insert_affinity(&self, key: &AffinityKey<A>, affinity: &Affinity) {
+        self.affinities.borrow_mut().insert(*key, *affinity);
+    }
+
+    fn allows(&self, set: u32, client: A) -> bool {
+        self.allowed.contains(&(set, client))
+    }
+
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn insert_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+
+    fn device_address(&self, _device: u32) -> A {
+        self.device_address
+    }
+
+    fn jiffies(&self) -> u64 {
+        u64::from(self.now.get()) << TICK_SHIFT
+    }
+
+    fn jiffies_per_second(&self) -> u32 {
+        // As many as a tick has: a tick is a second here.
+        1 << TICK_SHIFT
+    }
+
+    fn translated_ports(&self) -> PortRange {
+        TRANSLATED_PORTS
+    }
+
+    fn keeps_removed(&self) -> bool {
+        self.keeps_removed
     }
 
     fn now(&self) -> u32 {

@@ -141,11 +141,31 @@ pub struct Headers {
     pub transport: u32,
     /// Length of IP header and payload in bytes, as the IP header says.
     pub ip_length: u32,
-    /// [`crate::parse::tcp_flags`]; 0 for UDP.
+    /// [`crate::parse::tcp_flags`]; for SCTP those that mean the same, for UDP 0.
     pub tcp_flags: u8,
+    /// Which part of a datagram the packet is.
+    pub part: Part,
+}
+
+/// Which part of a datagram a packet is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The first of several fragments: the only one with a transport header.
+    First,
+    /// Another fragment; `transport` is where its payload begins.
+    Later,
 }
 
 impl Headers {
+    /// Whether ports and a checksum that covers addresses are in the packet: SCTP's covers none (RFC 9260 section 6.8),
+    /// and its ports stay, because it would have to be computed anew over the whole packet.
+    #[inline(always)]
+    pub fn is_transport_rewritten(&self, protocol: u8) -> bool {
+        protocol != protocol::SCTP && self.part != Part::Later
+    }
+
     /// Offset of the transport checksum.
     #[inline(always)]
     pub fn checksum_offset(&self, protocol: u8) -> u32 {
@@ -168,6 +188,9 @@ pub trait Packet {
     /// Writes whole words (in packet byte order) at `offset`, leaving all checksums to the caller.
     fn write<const N: usize>(&mut self, offset: u32, words: &[u32; N]) -> Option<()>;
 
+    /// Writes half a word (in packet byte order) at `offset`, leaving all checksums to the caller.
+    fn write_half(&mut self, offset: u32, half: u16) -> Option<()>;
+
     /// Replaces addresses and ports and patches the checksums that cover them (IPv4 header, TCP, UDP).
     ///
     /// If it fails the packet may be half rewritten and must be dropped.
@@ -179,9 +202,60 @@ pub trait Packet {
     /// Cuts the packet to `length` bytes.
     fn cut(&mut self, length: u32) -> Option<()>;
 
+    /// Asks the node's routing tables for the way of a packet from `source` to `destination` of so many bytes (IP header
+    /// and payload; 0 if any length will do), and says it in `hop` as far as it is known.
+    fn route<A: Address>(&self, source: A, destination: A, length: u32, hop: &mut Hop) -> Route;
+
+    /// Whether this hook can send the packet along a route that is [`Route::Ready`] or [`Route::Unresolved`]. One that
+    /// cannot leaves the packet to the next hook.
+    fn can_send(&self, network: u32, route: Route, hop: &Hop) -> bool;
+
+    /// Sends the packet to its next hop.
+    fn send(&mut self, hop: &Hop) -> Option<Verdict>;
+
     /// Whether the transport checksum at `offset` is still to be completed by the device (`CHECKSUM_PARTIAL`), so
     /// that the field holds the folded sum of the pseudo header only.
     fn checksum_is_partial(&mut self, offset: u32) -> bool;
+}
+
+/// What to do with a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Goes on, translated or untouched.
+    Pass,
+    /// Goes back out of the device it came in on.
+    Bounce,
+    /// Goes where [`Packet::send`] has sent it.
+    Redirect,
+    /// Ends here.
+    Drop,
+}
+
+/// The next hop of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Hop {
+    /// Index of the device that leads to it; 0 if there is none.
+    pub device: u32,
+    /// The largest packet that the route takes, in bytes, if [`Route::TooBig`].
+    pub mtu: u32,
+    /// Destination and source address of the link layer, if [`Route::Ready`], as they follow each other in memory.
+    pub link: [u32; 3],
+}
+
+/// What the routing tables say of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Route {
+    /// The next hop is known.
+    Ready,
+    /// The next hop's link-layer address is not known yet.
+    Unresolved,
+    /// The packet is larger than the route takes.
+    TooBig,
+    /// The destination is the node itself.
+    Local,
+    /// There is no way.
+    None,
 }
 
 /// A packet whose bytes are written directly and whose checksums are complete: XDP, plain bytes.
@@ -203,6 +277,9 @@ pub fn translate_directly<A: Address>(
         set_ipv6(&mut packet.view_mut(headers.network)?, new);
     } else {
         set_ipv4(&mut packet.view_mut(headers.network)?, new, addresses);
+    }
+    if !headers.is_transport_rewritten(old.protocol) {
+        return Some(());
     }
     let all = addresses.replace(old.ports_word(), new.ports_word());
     if old.protocol == protocol::TCP {

@@ -1,6 +1,7 @@
 //! From the first bytes of a frame to addresses, ports and offsets.
 //!
-//! What is not TCP or UDP over IP, is truncated, malformed or a fragment is not parsed: it is not ours.
+//! What is not TCP, UDP or SCTP over IP, is truncated or malformed is not parsed: it is not ours. Fragments have a
+//! parser of their own, for the sake of the packets that are none.
 
 use core::mem::offset_of;
 
@@ -10,7 +11,7 @@ use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
 
 use crate::layout::{Address4, Address6, FlowKey, Port, protocol};
-use crate::packet::{Headers, Packet};
+use crate::packet::{Headers, Packet, Part};
 
 impl<A: Copy> FlowKey<A> {
     /// Source and destination port as they follow each other in a header.
@@ -48,7 +49,7 @@ pub mod tcp_flags {
     pub const ACK: u8 = 1 << 4;
 }
 
-/// A TCP or UDP packet.
+/// A TCP, UDP or SCTP packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Parsed<A> {
     /// Addresses and ports: the key of the packet's flow.
@@ -68,53 +69,45 @@ impl<A> Parsed<A> {
 /// What follows the Ethernet header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Network {
-    /// An IPv4 header at this offset.
-    V4(u32),
-    /// An IPv6 header at this offset.
-    V6(u32),
+    /// An IPv4 header.
+    V4,
+    /// An IPv6 header.
+    V6,
     /// Something else.
     Other,
 }
 
-const ETHERTYPE_IPV4: u16 = EtherType::Ipv4 as u16;
-const ETHERTYPE_IPV6: u16 = EtherType::Ipv6 as u16;
-const ETHERTYPE_VLAN: u16 = EtherType::Ieee8021q as u16;
-const ETHERTYPE_QINQ: u16 = EtherType::Ieee8021ad as u16;
+/// Where the IP header is in packets with an Ethernet header.
+pub const BEHIND_ETHERNET: u32 = EthHdr::LEN as u32;
 
-/// Length of a VLAN tag in bytes (IEEE 802.1Q): control information, then the next ethertype.
-const VLAN_TAG_LENGTH: u32 = 4;
-/// An outer and an inner tag.
-const VLAN_MAX_DEPTH: u32 = 2;
-
-/// The network layer behind an Ethernet header and up to two VLAN tags.
+/// The network layer of an ethertype in network byte order.
 #[inline(always)]
-pub fn network(packet: &impl Packet) -> Network {
-    let Some(ethernet) = packet.view::<{ EthHdr::LEN }>(0) else {
-        return Network::Other;
-    };
-    let mut ethertype = ethernet.u16::<{ offset_of!(EthHdr, ether_type) }>();
-    let mut offset = EthHdr::LEN as u32;
-    for _ in 0..VLAN_MAX_DEPTH {
-        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
-            break;
-        }
-        let Some(tag) = packet.view::<{ VLAN_TAG_LENGTH as usize }>(offset) else {
-            return Network::Other;
-        };
-        ethertype = tag.u16::<2>();
-        offset += VLAN_TAG_LENGTH;
-    }
+pub fn network_of(ethertype: u16) -> Network {
+    const IPV4: u16 = EtherType::Ipv4 as u16;
+    const IPV6: u16 = EtherType::Ipv6 as u16;
     match ethertype {
-        ETHERTYPE_IPV4 => Network::V4(offset),
-        ETHERTYPE_IPV6 => Network::V6(offset),
+        IPV4 => Network::V4,
+        IPV6 => Network::V6,
         _ => Network::Other,
     }
+}
+
+/// The network layer behind an Ethernet header.
+///
+/// Packets with VLAN tags are none of ours: they belong to a VLAN device, whose programs see them without the tags.
+#[inline(always)]
+pub fn network(packet: &impl Packet) -> Network {
+    packet
+        .view::<{ EthHdr::LEN }>(0)
+        .map_or(Network::Other, |ethernet| {
+            network_of(ethernet.u16::<{ offset_of!(EthHdr, ether_type) }>())
+        })
 }
 
 /// More fragments, or an offset: bits of the fragment field of an IPv4 header.
 const FRAGMENT_BITS: u16 = 0x3fff_u16.to_be();
 
-/// Parses TCP or UDP over IPv4 at `offset` of a packet seen at `hook` (see [`crate::layout::hook`]).
+/// Parses a transport header over IPv4 at `offset` of a packet seen at `hook` (see [`crate::layout::hook`]).
 #[inline(always)]
 pub fn ipv4(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Address4>> {
     let header = packet.view::<{ Ipv4Hdr::LEN }>(offset)?;
@@ -123,7 +116,7 @@ pub fn ipv4(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
     if version_and_length >> 4 != 4 || header_length < Ipv4Hdr::LEN as u32 {
         return None;
     }
-    if header.u16::<{ offset_of!(Ipv4Hdr, frags) }>() & FRAGMENT_BITS != 0 {
+    if is_fragment4(header.u16::<{ offset_of!(Ipv4Hdr, frags) }>()) {
         return None;
     }
     let ip_length = u32::from(u16::from_be(header.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>()));
@@ -148,11 +141,12 @@ pub fn ipv4(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
             transport: offset + header_length,
             ip_length,
             tcp_flags: transport.tcp_flags,
+            part: Part::Whole,
         },
     })
 }
 
-/// Parses TCP or UDP over IPv6 at `offset`, behind extension headers if there are any, of a packet seen at `hook`.
+/// Parses a transport header over IPv6 at `offset`, behind extension headers if there are any, of a packet seen at `hook`.
 #[inline(always)]
 pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Address6>> {
     let header = packet.view::<{ Ipv6Hdr::LEN }>(offset)?;
@@ -165,7 +159,7 @@ pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
         return None;
     }
     let (extensions, protocol) = match header.u8::<{ offset_of!(Ipv6Hdr, next_hdr) }>() {
-        next @ (protocol::TCP | protocol::UDP) => (0, next),
+        next @ (protocol::TCP | protocol::UDP | protocol::SCTP) => (0, next),
         next => skip_extensions(packet, offset + Ipv6Hdr::LEN as u32, next).get()?,
     };
     let start = offset + Ipv6Hdr::LEN as u32 + extensions;
@@ -197,14 +191,108 @@ pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
             transport: start,
             ip_length,
             tcp_flags: transport.tcp_flags,
+            part: Part::Whole,
         },
     })
 }
 
+/// A fragment of a datagram.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FragmentHeader {
+    /// What the fragments of a datagram have in common, as it stands in the header.
+    pub identification: u32,
+    /// Protocol of the datagram.
+    pub protocol: u8,
+    /// Which fragment.
+    pub part: Part,
+    /// Offset of the fragment's content.
+    pub content: u32,
+    /// Length of the fragment's content.
+    pub room: u32,
+    /// Length of IP header and payload.
+    pub ip_length: u32,
+}
+
+/// Bits of an IPv4 header's fragment field that say how much of the datagram goes before.
+const FRAGMENT_OFFSET: u16 = 0x1fff_u16.to_be();
+
+/// The fragment in an IPv4 packet at `offset`. Those with options are not parsed.
+#[inline(always)]
+pub fn fragment4(packet: &impl Packet, offset: u32) -> Option<FragmentHeader> {
+    const LENGTH: u32 = Ipv4Hdr::LEN as u32;
+    let header = packet.view::<{ Ipv4Hdr::LEN }>(offset)?;
+    let fragment = header.u16::<{ offset_of!(Ipv4Hdr, frags) }>();
+    if header.u8::<{ offset_of!(Ipv4Hdr, vihl) }>() != PLAIN_IPV4 || !is_fragment4(fragment) {
+        return None;
+    }
+    let ip_length = u32::from(u16::from_be(header.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>()));
+    if offset + ip_length > packet.length() {
+        return None;
+    }
+    Some(FragmentHeader {
+        identification: u32::from(header.u16::<{ offset_of!(Ipv4Hdr, id) }>()),
+        protocol: header.u8::<{ offset_of!(Ipv4Hdr, proto) }>(),
+        part: part(fragment & FRAGMENT_OFFSET),
+        content: offset + LENGTH,
+        room: ip_length.checked_sub(LENGTH)?,
+        ip_length,
+    })
+}
+
+/// The fragment in an IPv6 packet at `offset`. Those with other extension headers before that of the fragment are not
+/// parsed.
+#[inline(always)]
+pub fn fragment6(packet: &impl Packet, offset: u32) -> Option<FragmentHeader> {
+    const LENGTH: u32 = Ipv6Hdr::LEN as u32;
+    let header = packet.view::<{ Ipv6Hdr::LEN }>(offset)?;
+    if header.u8::<0>() >> 4 != 6 || header.u8::<{ offset_of!(Ipv6Hdr, next_hdr) }>() != extension::FRAGMENT {
+        return None;
+    }
+    let payload_length = u32::from(u16::from_be(header.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>()));
+    let ip_length = LENGTH + payload_length;
+    if offset + ip_length > packet.length() {
+        return None;
+    }
+    let extension = packet.view::<{ FRAGMENT_LENGTH as usize }>(offset + LENGTH)?;
+    Some(FragmentHeader {
+        identification: extension.u32::<4>(),
+        protocol: extension.u8::<0>(),
+        part: part(extension.u16::<2>() & FRAGMENT6_OFFSET),
+        content: offset + LENGTH + FRAGMENT_LENGTH,
+        room: payload_length.checked_sub(FRAGMENT_LENGTH)?,
+        ip_length,
+    })
+}
+
+/// Version and length of an IPv4 header without options.
+pub(crate) const PLAIN_IPV4: u8 = 0x45;
+/// Length of an IPv6 fragment header (RFC 8200 section 4.5).
+pub(crate) const FRAGMENT_LENGTH: u32 = 8;
+/// Bits of an IPv6 fragment header that say how much of the datagram goes before.
+pub(crate) const FRAGMENT6_OFFSET: u16 = 0xfff8_u16.to_be();
+
+/// Whether the fragment field of an IPv4 header is that of a fragment.
+#[inline(always)]
+pub(crate) fn is_fragment4(field: u16) -> bool {
+    field & FRAGMENT_BITS != 0
+}
+
+/// Whether the fragment field of an IPv4 header is that of a fragment other than the first.
+#[inline(always)]
+pub(crate) fn is_later_fragment4(field: u16) -> bool {
+    field & FRAGMENT_OFFSET != 0
+}
+
+#[inline(always)]
+fn part(before: u16) -> Part {
+    if before == 0 { Part::First } else { Part::Later }
+}
+
 /// IPv6 extension headers that may stand before TCP or UDP (RFC 8200 section 4; AH: RFC 4302).
-mod extension {
+pub(crate) mod extension {
     pub(super) const HOP_BY_HOP: u8 = 0;
     pub(super) const ROUTING: u8 = 43;
+    pub(crate) const FRAGMENT: u8 = 44;
     pub(super) const AUTHENTICATION: u8 = 51;
     pub(super) const DESTINATION_OPTIONS: u8 = 60;
     /// More than RFC 8200 expects in any packet (section 4.1 lists six, fragments among them).
@@ -257,21 +345,21 @@ fn skip_extensions(packet: &impl Packet, offset: u32, first: u8) -> Behind {
         length += u32::from(header.u8::<1>()) * unit + 8;
     }
     match next {
-        protocol::TCP | protocol::UDP => Behind::new(length, next),
+        protocol::TCP | protocol::UDP | protocol::SCTP => Behind::new(length, next),
         _ => Behind::NOTHING,
     }
 }
 
 /// Ports and flags of a transport header.
-struct Transport {
-    source_port: Port,
-    destination_port: Port,
-    tcp_flags: u8,
+pub(crate) struct Transport {
+    pub(crate) source_port: Port,
+    pub(crate) destination_port: Port,
+    pub(crate) tcp_flags: u8,
 }
 
 /// Reads the transport header at `offset`, for which the IP header leaves `room` bytes.
 #[inline(always)]
-fn transport(packet: &impl Packet, offset: u32, protocol: u8, room: u32) -> Option<Transport> {
+pub(crate) fn transport(packet: &impl Packet, offset: u32, protocol: u8, room: u32) -> Option<Transport> {
     let (ports, tcp_flags) = match protocol {
         protocol::TCP if room >= TcpHdr::LEN as u32 => {
             let header = packet.view::<{ TcpHdr::LEN }>(offset)?;
@@ -285,6 +373,15 @@ fn transport(packet: &impl Packet, offset: u32, protocol: u8, room: u32) -> Opti
             let header = packet.view::<{ UdpHdr::LEN }>(offset)?;
             ([header.u16::<0>(), header.u16::<2>()], 0)
         }
+        protocol::SCTP if room >= SCTP_LENGTH => {
+            let header = packet.view::<{ SCTP_LENGTH as usize }>(offset)?;
+            let flags = match header.u8::<SCTP_CHUNK_TYPE>() {
+                sctp_chunk::INIT => tcp_flags::SYN,
+                sctp_chunk::ABORT | sctp_chunk::SHUTDOWN_COMPLETE => tcp_flags::RST,
+                _ => 0,
+            };
+            ([header.u16::<0>(), header.u16::<2>()], flags)
+        }
         _ => return None,
     };
     let [source_port, destination_port] = ports.map(|port| Port::from_bytes(port.to_ne_bytes()));
@@ -293,6 +390,18 @@ fn transport(packet: &impl Packet, offset: u32, protocol: u8, room: u32) -> Opti
         destination_port,
         tcp_flags,
     })
+}
+
+/// Length of the SCTP header and of the first chunk's (RFC 9260 section 3).
+const SCTP_LENGTH: u32 = 12 + 4;
+/// Offset of the first chunk's type.
+const SCTP_CHUNK_TYPE: usize = 12;
+
+/// Types of SCTP chunks that begin or end an association (RFC 9260 section 3.2).
+mod sctp_chunk {
+    pub(super) const INIT: u8 = 1;
+    pub(super) const ABORT: u8 = 6;
+    pub(super) const SHUTDOWN_COMPLETE: u8 = 14;
 }
 
 /// Offset of the byte whose upper half is the length of the TCP header in words.
@@ -498,28 +607,15 @@ mod tests {
         assert_eq!(parse6(&packet6(&payload, 51)).unwrap().headers.transport, 40 + 16);
     }
 
-    fn frame(tags: &[u16], ethertype: u16) -> Bytes {
-        let mut bytes = vec![0; 12];
-        for tag in tags {
-            bytes.extend_from_slice(&tag.to_be_bytes());
-            bytes.extend_from_slice(&[0, 7]);
-        }
-        bytes.extend_from_slice(&ethertype.to_be_bytes());
-        Bytes(bytes)
-    }
-
     #[test]
-    fn vlan_tags() {
-        assert_eq!(network(&frame(&[], 0x0800)), Network::V4(14));
-        assert_eq!(network(&frame(&[0x8100], 0x0800)), Network::V4(18));
-        assert_eq!(network(&frame(&[0x88a8, 0x8100], 0x86dd)), Network::V6(22));
-        assert_eq!(network(&frame(&[0x88a8, 0x8100, 0x8100], 0x0800)), Network::Other);
-        assert_eq!(network(&frame(&[], 0x0806)), Network::Other);
+    fn network_layer() {
+        let frame = |ethertype: u16| Bytes([vec![0; 12], ethertype.to_be_bytes().to_vec()].concat());
+        assert_eq!(network(&frame(0x0800)), Network::V4);
+        assert_eq!(network(&frame(0x86dd)), Network::V6);
+        for other in [0x0806, 0x8100, 0x88a8] {
+            assert_eq!(network(&frame(other)), Network::Other);
+        }
         assert_eq!(network(&Bytes(vec![0; 13])), Network::Other);
-        assert_eq!(
-            network(&Bytes(frame(&[0x8100], 0x0800).0[..17].to_vec())),
-            Network::Other
-        );
     }
 
     proptest! {

@@ -23,11 +23,21 @@ pub enum Reason {
     RewriteFailed = 7,
     /// Dropped: the answer to a rejected packet could not be built.
     AnswerFailed = 8,
+    /// Dropped: the client is outside of the Service's `loadBalancerSourceRanges`.
+    SourceRange = 9,
+    /// Dropped: the node has no route to the backend, which is on another node, or back to the client.
+    NoRoute = 10,
+    /// Answered with ICMP: the packet does not fit into the link towards the backend on another node.
+    TooBig = 11,
+    /// Answered with ICMP: the packet's hop limit ends at this node.
+    HopLimit = 12,
+    /// Dropped: a fragment to a VIP whose first fragment was not seen.
+    UnknownFragment = 13,
 }
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 14] = [
         Self::NoEndpoint,
         Self::NoLocalEndpoint,
         Self::UnknownPort,
@@ -37,6 +47,11 @@ impl Reason {
         Self::FlowTableFull,
         Self::RewriteFailed,
         Self::AnswerFailed,
+        Self::SourceRange,
+        Self::NoRoute,
+        Self::TooBig,
+        Self::HopLimit,
+        Self::UnknownFragment,
     ];
 
     /// The name in metrics, tables and logs.
@@ -51,6 +66,11 @@ impl Reason {
             Self::FlowTableFull => "flow_table_full",
             Self::RewriteFailed => "rewrite_failed",
             Self::AnswerFailed => "answer_failed",
+            Self::SourceRange => "source_range",
+            Self::NoRoute => "no_route",
+            Self::TooBig => "too_big",
+            Self::HopLimit => "hop_limit",
+            Self::UnknownFragment => "unknown_fragment",
         }
     }
 
@@ -58,13 +78,16 @@ impl Reason {
     #[inline(always)]
     pub const fn is_answered(self) -> bool {
         match self {
-            Self::NoEndpoint | Self::UnknownPort | Self::BackendGone => true,
+            Self::NoEndpoint | Self::UnknownPort | Self::BackendGone | Self::TooBig | Self::HopLimit => true,
             Self::NoLocalEndpoint
             | Self::StaleSlots
             | Self::NoSourcePort
             | Self::FlowTableFull
             | Self::RewriteFailed
-            | Self::AnswerFailed => false,
+            | Self::AnswerFailed
+            | Self::SourceRange
+            | Self::NoRoute
+            | Self::UnknownFragment => false,
         }
     }
 

@@ -2,9 +2,10 @@
 //! before there is a packet.
 
 use crate::address::Address;
-use crate::ingress::{Origin, choose_again, find_frontend, region};
+use crate::choose::{Origin, affine, choose, find_frontend, region, stay};
 use crate::layout::{
-    Backend, BackendId, Frontend, Port, ServiceId, Socket, SocketKey, backend_state, frontend_flags,
+    AffinityKey, Backend, BackendId, Frontend, Port, ServiceId, Socket, SocketKey, backend_state,
+    frontend_flags,
 };
 use crate::reason::Reason;
 use crate::tables::Tables;
@@ -35,6 +36,10 @@ pub struct Call<A> {
     pub protocol: u8,
     /// The peer that the call names.
     pub peer: Peer<A>,
+    /// The cookie of the socket's network namespace; 0 if the kernel does not say.
+    pub namespace: u64,
+    /// Whether that is the node's own.
+    pub is_node: bool,
 }
 
 impl<A: Address> Call<A> {
@@ -56,10 +61,14 @@ pub fn connect<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Res
     let Some(frontend) = find_frontend(tables, call.peer.address, call.peer.port, call.protocol) else {
         return Ok(None);
     };
-    let (id, backend) = backend_for(tables, &frontend).inspect_err(|reason| {
+    // The address of a Pod's client is not known here: its packets are filtered at the Pod's device.
+    let is_filtered = frontend.source_ranges != 0;
+    if frontend.flags & frontend_flags::PASS_UNKNOWN != 0 || (is_filtered && !call.is_node) {
+        return Ok(None);
+    }
+    let (id, backend) = backend_for(tables, call, &frontend).inspect_err(|reason| {
         tables.count_reason(*reason);
-        // The wildcard row belongs to no Service.
-        if *reason != Reason::UnknownPort {
+        if matches!(reason, Reason::NoEndpoint | Reason::NoLocalEndpoint) {
             tables.count_rejected(frontend.service);
         }
     })?;
@@ -129,12 +138,34 @@ fn row<A: Address>(peer: Peer<A>, service: ServiceId, id: BackendId, backend: &B
 #[inline(always)]
 fn backend_for<A: Address>(
     tables: &impl Tables<A>,
+    call: &Call<A>,
     frontend: &Frontend,
 ) -> Result<(BackendId, Backend<A>), Reason> {
     if frontend.flags & frontend_flags::WILDCARD != 0 {
         return Err(Reason::UnknownPort);
     }
-    choose_again(tables, region(frontend, Origin::Inside)?).ok_or(Reason::StaleSlots)
+    if frontend.source_ranges != 0 && frontend.flags & frontend_flags::NODE_ALLOWED == 0 {
+        return Err(Reason::SourceRange);
+    }
+    let region = region(frontend, Origin::Inside)?;
+    let affinity = AffinityKey {
+        client: A::default(),
+        namespace: [call.namespace as u32, (call.namespace >> 32) as u32],
+        service: frontend.service,
+    };
+    let has_affinity = frontend.affinity_seconds != 0;
+    let mut id = 0;
+    if has_affinity {
+        id = affine(tables, &affinity, frontend, Origin::Inside);
+    }
+    if id == 0 {
+        id = choose(tables, &region, tables.random());
+    }
+    let backend = tables.backend(id).filter(|_| id != 0).ok_or(Reason::StaleSlots)?;
+    if has_affinity {
+        stay(tables, &affinity, id, backend.generation);
+    }
+    Ok((id, backend))
 }
 
 #[cfg(test)]
@@ -220,6 +251,8 @@ mod tests {
         Call {
             cookie,
             protocol: protocol::UDP,
+            namespace: 7,
+            is_node: false,
             peer,
         }
     }

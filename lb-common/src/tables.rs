@@ -2,7 +2,10 @@
 
 use crate::address::Address;
 use crate::flow::{FlowEntry, Lifetimes};
-use crate::layout::{Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, Slot};
+use crate::layout::{
+    Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
+    ServiceId, Slot,
+};
 use crate::reason::Reason;
 
 /// The maps of one address family and what goes with them.
@@ -25,14 +28,36 @@ pub trait Tables<A: Address> {
     /// The backend row with this id.
     fn backend(&self, id: BackendId) -> Option<Backend<A>>;
 
+    /// The backend that a client stays with.
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity>;
+    /// Remembers the backend that a client stays with. A full table forgets another one.
+    fn insert_affinity(&self, key: &AffinityKey<A>, affinity: &Affinity);
+    /// Whether a set of source ranges holds a client.
+    fn allows(&self, set: u32, client: A) -> bool;
+    /// The ports of a datagram in fragments.
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment>;
+    /// Remembers the ports of a datagram in fragments. A full table forgets another one.
+    fn insert_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment);
+    /// The address that replaces a client's in packets that leave by this device; unspecified if there is none.
+    fn device_address(&self, device: u32) -> A;
+
     /// The time in ticks: a counter of about a second's resolution ([`TICK_SHIFT`]) that wraps after years.
     fn now(&self) -> u32;
+    /// The time in jiffies, since about the start of the kernel.
+    fn jiffies(&self) -> u64;
+    /// How many jiffies a second has.
+    fn jiffies_per_second(&self) -> u32;
     /// A random number.
     fn random(&self) -> u32;
     /// How long idle flows live.
     fn lifetimes(&self) -> Lifetimes;
     /// The address of this node that replaces the client's in hairpin connections; unspecified if there is none.
     fn node_address(&self) -> A;
+
+    /// Source ports that the datapath gives out when it must replace one.
+    fn translated_ports(&self) -> PortRange;
+    /// Whether connections to removed backends go on as if nothing had happened.
+    fn keeps_removed(&self) -> bool;
 
     /// Counts a connection of a Service.
     fn count_connection(&self, service: ServiceId);
@@ -46,7 +71,28 @@ pub trait Tables<A: Address> {
 /// entry of a busy flow is written about once a second and not with each packet.
 pub const TICK_SHIFT: u32 = 8;
 
-/// Source ports that the datapath gives out when it must replace one: outside the default
+/// Ports that follow each other, in host byte order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct PortRange {
+    /// The first.
+    pub first: u16,
+    /// How many.
+    pub count: u16,
+}
+
+impl PortRange {
+    /// Whether a port (host byte order) is one of them.
+    pub fn contains(&self, port: u16) -> bool {
+        port.checked_sub(self.first)
+            .is_some_and(|offset| offset < self.count)
+    }
+}
+
+/// Source ports that the datapath gives out where the agent does not know better: outside the defaults of
 /// `ip_local_port_range` (32768..60999) and the NodePort range (30000..32767), so that they never meet a socket of
 /// the node.
-pub const TRANSLATED_PORTS: core::ops::RangeInclusive<u16> = 61000..=65535;
+pub const TRANSLATED_PORTS: PortRange = PortRange {
+    first: 61_000,
+    count: 4_536,
+};

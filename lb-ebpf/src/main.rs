@@ -6,18 +6,19 @@
 mod helpers;
 mod maps;
 mod packet;
+mod routes;
 mod socket_address;
 mod sockets;
 mod tables;
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use lb_common::egress::egress;
-use lb_common::ingress::{Origin, Verdict, ingress};
-use lb_common::layout::hook;
-use lb_common::packet::Packet;
-use lb_common::parse::{self, Network};
+use lb_common::choose::Origin;
+use lb_common::decide;
+use lb_common::layout::{Address4, Address6};
+use lb_common::packet::{Packet, Verdict};
+use lb_common::parse::{self, BEHIND_ETHERNET, Network};
 
 use crate::packet::{TcPacket, XdpPacket};
 use crate::tables::KernelTables;
@@ -29,6 +30,7 @@ pub fn lb_xdp(context: XdpContext) -> u32 {
     match enter(&mut packet, Origin::Outside) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Bounce => xdp_action::XDP_TX,
+        Verdict::Redirect => xdp_action::XDP_REDIRECT,
         Verdict::Drop => xdp_action::XDP_DROP,
     }
 }
@@ -76,6 +78,7 @@ fn from_device(context: TcContext, origin: Origin) -> i32 {
         // Not the last word: programs of others on the same device run too.
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Bounce => helpers::send_out_of(packet.device()),
+        Verdict::Redirect => TC_ACT_REDIRECT,
         Verdict::Drop => TC_ACT_SHOT,
     }
 }
@@ -84,7 +87,7 @@ fn from_device(context: TcContext, origin: Origin) -> i32 {
 fn to_device(context: TcContext) -> i32 {
     let mut packet = TcPacket::new(context);
     match leave(&mut packet) {
-        Verdict::Pass | Verdict::Bounce => TC_ACT_UNSPEC,
+        Verdict::Pass | Verdict::Bounce | Verdict::Redirect => TC_ACT_UNSPEC,
         Verdict::Drop => TC_ACT_SHOT,
     }
 }
@@ -92,51 +95,18 @@ fn to_device(context: TcContext) -> i32 {
 #[inline(always)]
 fn enter(packet: &mut impl Packet, origin: Origin) -> Verdict {
     match parse::network(packet) {
-        Network::V4(offset) => enter4(packet, offset, origin),
-        Network::V6(offset) => enter6(packet, offset, origin),
+        Network::V4 => decide::enter::<Address4>(packet, &KernelTables, BEHIND_ETHERNET, origin),
+        Network::V6 => decide::enter::<Address6>(packet, &KernelTables, BEHIND_ETHERNET, origin),
         Network::Other => Verdict::Pass,
-    }
-}
-
-// Each family has a function of its own, so that a packet of one does not need the stack of both.
-#[inline(never)]
-fn enter4(packet: &mut impl Packet, offset: u32, origin: Origin) -> Verdict {
-    match parse::ipv4(packet, offset, hook::INGRESS) {
-        Some(parsed) => ingress(packet, &KernelTables, &parsed, origin),
-        None => Verdict::Pass,
-    }
-}
-
-#[inline(never)]
-fn enter6(packet: &mut impl Packet, offset: u32, origin: Origin) -> Verdict {
-    match parse::ipv6(packet, offset, hook::INGRESS) {
-        Some(parsed) => ingress(packet, &KernelTables, &parsed, origin),
-        None => Verdict::Pass,
     }
 }
 
 #[inline(always)]
 fn leave(packet: &mut impl Packet) -> Verdict {
     match parse::network(packet) {
-        Network::V4(offset) => leave4(packet, offset),
-        Network::V6(offset) => leave6(packet, offset),
+        Network::V4 => decide::leave::<Address4>(packet, &KernelTables, BEHIND_ETHERNET),
+        Network::V6 => decide::leave::<Address6>(packet, &KernelTables, BEHIND_ETHERNET),
         Network::Other => Verdict::Pass,
-    }
-}
-
-#[inline(never)]
-fn leave4(packet: &mut impl Packet, offset: u32) -> Verdict {
-    match parse::ipv4(packet, offset, hook::EGRESS) {
-        Some(parsed) => egress(packet, &KernelTables, &parsed),
-        None => Verdict::Pass,
-    }
-}
-
-#[inline(never)]
-fn leave6(packet: &mut impl Packet, offset: u32) -> Verdict {
-    match parse::ipv6(packet, offset, hook::EGRESS) {
-        Some(parsed) => egress(packet, &KernelTables, &parsed),
-        None => Verdict::Pass,
     }
 }
 

@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::lpm_trie::LpmTrie;
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::address::Address;
 use lb_common::filter::{self, Position};
@@ -12,7 +12,7 @@ use lb_common::flow::FlowEntry;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Fragment,
     FragmentKey, Frontend, FrontendKey, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey,
-    SourceRange,
+    SourceRange, device_flags,
 };
 use lb_common::reason::Reason;
 
@@ -76,6 +76,11 @@ pub trait FamilyMaps: Sized + Copy + 'static {
     fn backends() -> &'static Array<Backend<Self>>;
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
     fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>>;
+    fn affinity() -> &'static LruHashMap<AffinityKey<Self>, Affinity>;
+    fn source_ranges() -> &'static LpmTrie<SourceRange<Self>, u32>;
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment>;
+    /// The address of this family in a device's row.
+    fn of_device(device: &Device) -> Self;
 }
 
 impl FamilyMaps for Address4 {
@@ -98,6 +103,26 @@ impl FamilyMaps for Address4 {
     fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>> {
         &SOCKETS4
     }
+
+    #[inline(always)]
+    fn affinity() -> &'static LruHashMap<AffinityKey<Self>, Affinity> {
+        &AFFINITY4
+    }
+
+    #[inline(always)]
+    fn source_ranges() -> &'static LpmTrie<SourceRange<Self>, u32> {
+        &SOURCE_RANGES4
+    }
+
+    #[inline(always)]
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment> {
+        &FRAGMENTS4
+    }
+
+    #[inline(always)]
+    fn of_device(device: &Device) -> Self {
+        device.address4
+    }
 }
 
 impl FamilyMaps for Address6 {
@@ -119,6 +144,26 @@ impl FamilyMaps for Address6 {
     #[inline(always)]
     fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>> {
         &SOCKETS6
+    }
+
+    #[inline(always)]
+    fn affinity() -> &'static LruHashMap<AffinityKey<Self>, Affinity> {
+        &AFFINITY6
+    }
+
+    #[inline(always)]
+    fn source_ranges() -> &'static LpmTrie<SourceRange<Self>, u32> {
+        &SOURCE_RANGES6
+    }
+
+    #[inline(always)]
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment> {
+        &FRAGMENTS6
+    }
+
+    #[inline(always)]
+    fn of_device(device: &Device) -> Self {
+        device.address6
     }
 }
 
@@ -164,6 +209,45 @@ pub fn socket<A: FamilyMaps>(key: &SocketKey<A>) -> Option<Socket<A>> {
     // SAFETY: copied at once; another program may give the row to another socket meanwhile, which `generation` and
     // the next system call of that socket put right.
     unsafe { A::sockets().get(key) }.copied()
+}
+
+/// The backend that a client stays with.
+#[inline(always)]
+pub fn affinity<A: FamilyMaps>(key: &AffinityKey<A>) -> Option<Affinity> {
+    // SAFETY: copied at once; if the row goes to another client meanwhile, this one gets that client's backend once.
+    unsafe { A::affinity().get(key) }.copied()
+}
+
+/// Whether a set of source ranges holds an address.
+#[inline(always)]
+pub fn allows<A: FamilyMaps>(set: u32, address: A) -> bool {
+    let bits = SourceRange::<A>::SET_BITS + 8 * size_of::<A>() as u32;
+    let range = SourceRange {
+        set,
+        network: address,
+    };
+    A::source_ranges().get(Key::new(bits, range)).is_some()
+}
+
+/// The ports of a datagram in fragments.
+#[inline(always)]
+pub fn fragment<A: FamilyMaps>(key: &FragmentKey<A>) -> Option<Fragment> {
+    // SAFETY: copied at once; if the row goes to another datagram meanwhile, this fragment has its ports: the
+    // receiver's reassembly drops it.
+    unsafe { A::fragments().get(key) }.copied()
+}
+
+/// What is known of a device.
+#[inline(always)]
+pub fn device(index: u32) -> Option<Device> {
+    // SAFETY: the map does not preallocate, so a row's memory is not reused before the program returns.
+    unsafe { DEVICES.get(&index) }.copied()
+}
+
+/// Whether XDP programs of other devices can send through a device.
+#[inline(always)]
+pub fn transmits(index: u32) -> bool {
+    device(index).is_some_and(|device| device.flags & device_flags::XDP_TRANSMIT != 0)
 }
 
 /// Counts a connection of a Service.

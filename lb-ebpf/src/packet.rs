@@ -2,18 +2,24 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::bindings::{
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_REDIRECT, xdp_action,
+};
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
-    bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_change_tail,
+    bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::address::Address;
 use lb_common::checksum::Sum;
 use lb_common::layout::{Address6, Flow, FlowKey, Port, protocol};
 use lb_common::packet::Headers;
-use lb_common::packet::{DirectPacket, Packet, View, ViewMut, translate_directly};
+use lb_common::packet::{DirectPacket, Hop, Packet, Route, Verdict, View, ViewMut, translate_directly};
+use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::maps;
+use crate::routes::{self, Query};
 
 /// No header that is read lies behind this offset: two VLAN tags, the largest IP header, TCP.
 const OFFSET_MAX: u32 = 0x3ff;
@@ -24,6 +30,13 @@ pub struct XdpPacket {
 }
 
 impl XdpPacket {
+    /// The index of the device that the packet came in on.
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // SAFETY: the kernel hands the program a valid context.
+        unsafe { (*self.context.ctx).ingress_ifindex }
+    }
+
     /// The start of `length` bytes at `offset`, if they are there.
     #[inline(always)]
     fn part(&self, offset: u32, length: usize) -> Option<usize> {
@@ -96,6 +109,48 @@ impl Packet for XdpPacket {
         let by = length as i32 - self.length() as i32;
         // SAFETY: plain helper call.
         ok(unsafe { bpf_xdp_adjust_tail(self.context.ctx, by) }.into())
+    }
+
+    #[inline(always)]
+    fn write_half(&mut self, offset: u32, half: u16) -> Option<()> {
+        let start = self.part(offset, size_of::<u16>())?;
+        // SAFETY: `part` checks that the bytes are there.
+        unsafe { ViewMut::<2>::new(start as *mut u8) }.set_u16::<0>(half);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn route<A: Address>(&self, source: A, destination: A, length: u32, hop: &mut Hop) -> Route {
+        let device = self.device();
+        routes::look_up(
+            self.context.ctx.cast(),
+            &Query {
+                device,
+                source,
+                destination,
+                length,
+            },
+            hop,
+        )
+    }
+
+    #[inline(always)]
+    fn can_send(&self, network: u32, route: Route, hop: &Hop) -> bool {
+        // A tagged packet belongs to another device than that which it came in on; the kernel knows which.
+        route == Route::Ready
+            && network == EthHdr::LEN as u32
+            && (hop.device == self.device() || maps::transmits(hop.device))
+    }
+
+    #[inline(always)]
+    fn send(&mut self, hop: &Hop) -> Option<Verdict> {
+        self.write(0, &hop.link)?;
+        if hop.device == self.device() {
+            return Some(Verdict::Bounce);
+        }
+        // SAFETY: plain helper call.
+        let action = unsafe { bpf_redirect(hop.device, 0) };
+        (action == xdp_action::XDP_REDIRECT.into()).then_some(Verdict::Redirect)
     }
 
     #[inline(always)]
@@ -216,7 +271,11 @@ impl Packet for TcPacket {
     fn translate<A: Address>(&mut self, headers: &Headers, old: &FlowKey<A>, new: &Flow<A>) -> Option<()> {
         let addresses = new.address_difference();
         let checksum = headers.checksum_offset(old.protocol);
-        self.write_fields(headers, new, addresses)?;
+        let is_rewritten = headers.is_transport_rewritten(old.protocol);
+        self.write_fields(headers, new, addresses, is_rewritten)?;
+        if !is_rewritten {
+            return Some(());
+        }
         // A UDP checksum of 0 means none and stays; a computed 0 is sent as 0xffff.
         let udp = if old.protocol == protocol::UDP {
             BPF_F_MARK_MANGLED_0
@@ -255,6 +314,47 @@ impl Packet for TcPacket {
     }
 
     #[inline(always)]
+    fn write_half(&mut self, offset: u32, half: u16) -> Option<()> {
+        self.store(offset, &half, BPF_F_RECOMPUTE_CSUM)
+    }
+
+    #[inline(always)]
+    fn route<A: Address>(&self, source: A, destination: A, length: u32, hop: &mut Hop) -> Route {
+        // What is segmented later is not as long as it looks.
+        // SAFETY: the kernel hands the program a valid context.
+        let length = if unsafe { (*self.context.skb.skb).gso_size } == 0 {
+            length
+        } else {
+            0
+        };
+        let device = self.device();
+        routes::look_up(
+            self.context.skb.skb.cast(),
+            &Query {
+                device,
+                source,
+                destination,
+                length,
+            },
+            hop,
+        )
+    }
+
+    #[inline(always)]
+    fn can_send(&self, network: u32, _route: Route, _hop: &Hop) -> bool {
+        // A packet with its tags in front belongs to another device, whose program sends it.
+        network <= EthHdr::LEN as u32
+    }
+
+    #[inline(always)]
+    fn send(&mut self, hop: &Hop) -> Option<Verdict> {
+        // The kernel asks for the neighbour's address if it does not know it, and keeps the packet meanwhile.
+        // SAFETY: plain helper call.
+        let action = unsafe { bpf_redirect_neigh(hop.device, core::ptr::null_mut(), 0, 0) };
+        (action == TC_ACT_REDIRECT.into()).then_some(Verdict::Redirect)
+    }
+
+    #[inline(always)]
     fn checksum_is_partial(&mut self, offset: u32) -> bool {
         let Some(before) = self.view::<2>(offset).map(|field| field.u16::<0>()) else {
             return false;
@@ -267,11 +367,17 @@ impl Packet for TcPacket {
 }
 
 impl TcPacket {
-    /// Writes addresses, ports and the checksum of an IPv4 header.
+    /// Writes addresses, ports if they are rewritten, and the checksum of an IPv4 header.
     #[inline(always)]
-    fn write_fields<A: Address>(&mut self, headers: &Headers, new: &Flow<A>, difference: Sum) -> Option<()> {
+    fn write_fields<A: Address>(
+        &mut self,
+        headers: &Headers,
+        new: &Flow<A>,
+        difference: Sum,
+        with_ports: bool,
+    ) -> Option<()> {
         let (source, destination, ports) = (new.source.words(), new.destination.words(), new.ports_word());
-        let is_plain = headers.transport - headers.network == A::HEADER_LENGTH;
+        let is_plain = with_ports && headers.transport - headers.network == A::HEADER_LENGTH;
         if A::IS_IPV6 {
             // Addresses and ports follow each other in a flow as they do in the headers.
             const SOURCE: u32 = offset_of!(Ipv6Hdr, src_addr) as u32;
@@ -300,7 +406,10 @@ impl TcPacket {
             }
             self.store(offset, &[checksum, a, b, c, d], 0)?;
         }
-        self.store(headers.transport, &ports, 0)
+        if with_ports {
+            self.store(headers.transport, &ports, 0)?;
+        }
+        Some(())
     }
 }
 

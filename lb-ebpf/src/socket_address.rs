@@ -9,9 +9,13 @@ use lb_common::socket::{Call, Peer};
 
 use crate::tables::Family;
 
-/// If not zero, only sockets of the network namespace with this cookie are translated; set by the agent.
+/// The cookie of the node's own network namespace; set by the agent.
 #[unsafe(no_mangle)]
-static SOCKET_NAMESPACE: Global<u64> = Global::new(0);
+static NODE_NAMESPACE: Global<u64> = Global::new(0);
+
+/// Not zero if only sockets of the node's own network namespace are translated; set by the agent.
+#[unsafe(no_mangle)]
+static ONLY_NODE: Global<u32> = Global::new(0);
 
 /// The address in a system call, as the kernel shows it to the program.
 pub struct SocketAddress(*mut bpf_sock_addr);
@@ -33,9 +37,10 @@ impl SocketAddress {
             number if number == u32::from(protocol::UDP) => protocol::UDP,
             _ => return None,
         };
-        let namespace = SOCKET_NAMESPACE.load();
-        // SAFETY: plain helper calls with the context.
-        if namespace != 0 && unsafe { bpf_get_netns_cookie(self.0.cast()) } != namespace {
+        // SAFETY: plain helper call with the context.
+        let namespace = unsafe { bpf_get_netns_cookie(self.0.cast()) };
+        let is_node = namespace == NODE_NAMESPACE.load();
+        if ONLY_NODE.load() != 0 && !is_node {
             return None;
         }
         // SAFETY: as above.
@@ -44,6 +49,8 @@ impl SocketAddress {
             cookie,
             protocol,
             peer,
+            namespace,
+            is_node,
         })
     }
 

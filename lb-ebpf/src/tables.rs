@@ -5,25 +5,37 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use lb_common::address::Address;
 use lb_common::flow::{FlowEntry, Lifetimes};
 use lb_common::layout::{
-    Address4, Address6, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, ServiceId, Slot, Socket,
-    SocketKey,
+    Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey,
+    Frontend, FrontendKey, ServiceId, Slot, Socket, SocketKey,
 };
 use lb_common::reason::Reason;
 use lb_common::socket::SocketTables;
-use lb_common::tables::{TICK_SHIFT, Tables};
+use lb_common::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS, Tables};
 
 use crate::helpers;
 use crate::maps::{self, FamilyMaps};
 
 /// Idle lifetimes in ticks of this kernel, set by the agent.
 #[unsafe(no_mangle)]
-static LIFETIMES: Global<Lifetimes> = Global::new(Lifetimes::with_tick_rate(1000));
+static LIFETIMES: Global<Lifetimes> = Global::new(Lifetimes::DEFAULT_SECONDS);
 
 /// The node's primary address of each family, set by the agent; zero if it has none.
 #[unsafe(no_mangle)]
 static NODE_ADDRESS4: Global<Address4> = Global::new(Address4::from_word(0));
 #[unsafe(no_mangle)]
 static NODE_ADDRESS6: Global<Address6> = Global::new(Address6::from_words([0; 4]));
+
+/// The kernel's clock rate, set by the agent.
+#[unsafe(no_mangle)]
+static JIFFIES_PER_SECOND: Global<u32> = Global::new(250);
+
+/// Source ports that the programs give out, set by the agent.
+#[unsafe(no_mangle)]
+static PORTS: Global<PortRange> = Global::new(TRANSLATED_PORTS);
+
+/// Not zero if connections to removed backends go on; set by the agent.
+#[unsafe(no_mangle)]
+static KEEP_REMOVED: Global<u32> = Global::new(0);
 
 /// A family whose maps and settings this object holds.
 pub trait Family: Address + FamilyMaps {
@@ -91,8 +103,60 @@ impl<A: Family> Tables<A> for KernelTables {
     }
 
     #[inline(always)]
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity> {
+        maps::affinity(key)
+    }
+
+    #[inline(always)]
+    fn insert_affinity(&self, key: &AffinityKey<A>, affinity: &Affinity) {
+        // Without memory the client's next connection may get another backend.
+        let _ = A::affinity().insert(key, affinity, 0);
+    }
+
+    #[inline(always)]
+    fn allows(&self, set: u32, client: A) -> bool {
+        maps::allows(set, client)
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment> {
+        maps::fragment(key)
+    }
+
+    #[inline(always)]
+    fn insert_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment) {
+        // Without memory the other fragments are lost, as on any network.
+        let _ = A::fragments().insert(key, fragment, 0);
+    }
+
+    #[inline(always)]
+    fn device_address(&self, device: u32) -> A {
+        maps::device(device).map_or(A::default(), |device| A::of_device(&device))
+    }
+
+    #[inline(always)]
     fn now(&self) -> u32 {
         now()
+    }
+
+    #[inline(always)]
+    fn jiffies(&self) -> u64 {
+        helpers::jiffies()
+    }
+
+    #[inline(always)]
+    fn jiffies_per_second(&self) -> u32 {
+        JIFFIES_PER_SECOND.load()
+    }
+
+    #[inline(always)]
+    fn translated_ports(&self) -> PortRange {
+        PORTS.load()
+    }
+
+    #[inline(always)]
+    fn keeps_removed(&self) -> bool {
+        KEEP_REMOVED.load() != 0
     }
 
     #[inline(always)]

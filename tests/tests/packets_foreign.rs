@@ -70,22 +70,25 @@ fn other_ethertypes() {
     }
 }
 
+/// They belong to a VLAN device, whose programs see them without the tags.
 #[test]
-fn more_vlan_tags_than_two() {
+fn vlan_tags() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for packet in ours(&world) {
-            untouched(&mut datapath, &packet.vlans(&[1, 2, 3]).bytes());
+            for tags in [&[1][..], &[1, 2], &[1, 2, 3]] {
+                untouched(&mut datapath, &packet.clone().vlans(tags).bytes());
+            }
         }
     }
 }
 
 #[test]
-fn fragments() {
+fn fragments_without_the_first() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for packet in ours(&world) {
-            for (offset, more) in [(0, true), (1, true), (100, true), (100, false)] {
+            for (offset, more) in [(1, true), (100, true), (100, false)] {
                 untouched(&mut datapath, &packet.clone().fragment(offset, more).bytes());
             }
         }
@@ -103,7 +106,7 @@ fn truncated_anywhere() {
             } else {
                 options.extension(60, &[0; 14])
             };
-            for packet in [packet.clone(), packet.vlans(&[1, 2]), options.vlans(&[3])] {
+            for packet in [packet, options] {
                 let bytes = packet.bytes();
                 // The kernel runs no program on less than an Ethernet header.
                 for length in NETWORK..bytes.len() {

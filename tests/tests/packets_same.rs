@@ -4,13 +4,15 @@ use std::hash::Hash;
 use std::net::SocketAddr;
 
 use lb_common::address::Address;
-use lb_common::egress::egress;
+use lb_common::choose::Origin;
+use lb_common::decide;
 use lb_common::host::{Bytes, HostTables};
-use lb_common::ingress::{Origin, Verdict, ingress};
 use lb_common::layout::{
-    Address4, Address6, Backend, Frontend, FrontendKey, Port, Region, Slot, backend_state, hook, protocol,
+    Address4, Address6, Backend, Frontend, FrontendKey, Port, Region, Slot, backend_flags, backend_state,
+    hook, protocol,
 };
-use lb_common::parse::{self, Network};
+use lb_common::packet::Verdict;
+use lb_common::parse::{self, BEHIND_ETHERNET, Network};
 use lb_tests::packet::build::{Build, ack, syn, tcp, udp};
 use lb_tests::packet::world::{DEVICES, World, at, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
@@ -43,27 +45,19 @@ impl Host {
     fn run(&self, hook: u8, packet: &[u8]) -> (Verdict, Vec<u8>) {
         let mut bytes = Bytes(packet.to_vec());
         let verdict = match parse::network(&bytes) {
-            Network::V4(offset) => {
-                parse::ipv4(&bytes, offset, hook).map(|parsed| decide(&mut bytes, &self.tables4, &parsed))
-            }
-            Network::V6(offset) => {
-                parse::ipv6(&bytes, offset, hook).map(|parsed| decide(&mut bytes, &self.tables6, &parsed))
-            }
-            Network::Other => None,
+            Network::V4 => decide(&mut bytes, &self.tables4, hook),
+            Network::V6 => decide(&mut bytes, &self.tables6, hook),
+            Network::Other => Verdict::Pass,
         };
-        (verdict.unwrap_or(Verdict::Pass), bytes.0)
+        (verdict, bytes.0)
     }
 }
 
-fn decide<A: Address + Hash>(
-    bytes: &mut Bytes,
-    tables: &HostTables<A>,
-    parsed: &parse::Parsed<A>,
-) -> Verdict {
-    if parsed.key.hook == hook::INGRESS {
-        ingress(bytes, tables, parsed, Origin::Outside)
+fn decide<A: Address + Hash>(bytes: &mut Bytes, tables: &HostTables<A>, hook: u8) -> Verdict {
+    if hook == hook::INGRESS {
+        decide::enter(bytes, tables, BEHIND_ETHERNET, Origin::Outside)
     } else {
-        egress(bytes, tables, parsed)
+        decide::leave(bytes, tables, BEHIND_ETHERNET)
     }
 }
 
@@ -91,7 +85,7 @@ fn tables<A: Address + Hash>(world: &World, ip: impl Fn(SocketAddr) -> A) -> Hos
         address: ip(world.pod),
         port: Port::new(world.pod.port()),
         state: backend_state::ACTIVE,
-        flags: 0,
+        flags: backend_flags::LOCAL,
         generation: 1,
         service: 1,
     };

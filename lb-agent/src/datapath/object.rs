@@ -13,7 +13,7 @@ use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Fragment, FragmentKey,
     Frontend, FrontendKey, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange, map,
 };
-use lb_common::tables::TICK_SHIFT;
+use lb_common::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS};
 use nix::time::{ClockId, clock_getres};
 
 use crate::maps::Capacity;
@@ -54,12 +54,36 @@ pub struct Settings {
     pub node_address4: Option<Ipv4Addr>,
     /// The node's primary IPv6 address: replaces the client's in hairpin connections.
     pub node_address6: Option<Ipv6Addr>,
-    /// With `Some`, only sockets of the network namespace with this cookie (`SO_NETNS_COOKIE`) are translated.
-    pub socket_namespace: Option<u64>,
+    /// The cookie of the node's own network namespace (`SO_NETNS_COOKIE`).
+    pub node_namespace: u64,
+    /// Whether only sockets of that namespace are translated.
+    pub only_node_sockets: bool,
+    /// Whether TCP connections to removed backends go on, instead of being reset.
+    pub keeps_removed: bool,
+    /// Source ports that the datapath gives out.
+    pub translated_ports: PortRange,
+    /// How long idle flows live, in seconds.
+    pub lifetimes: Lifetimes,
     /// Sizes of the maps.
     pub capacity: Capacity,
     /// Entries of each flow table; a connection takes two.
     pub flows: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            node_address4: None,
+            node_address6: None,
+            node_namespace: 0,
+            only_node_sockets: false,
+            keeps_removed: false,
+            translated_ports: TRANSLATED_PORTS,
+            lifetimes: Lifetimes::DEFAULT_SECONDS,
+            capacity: DEFAULT_CAPACITY,
+            flows: DEFAULT_FLOWS,
+        }
+    }
 }
 
 /// Default sizes of the maps.
@@ -180,7 +204,8 @@ const MAPS: [(&str, usize, usize); 20] = [
 /// Creates the maps, pins them in `directory` and loads all programs. Maps that are pinned there are taken over.
 pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let Settings { capacity, .. } = settings;
-    let lifetimes = Lifetimes::with_tick_rate(tick_rate());
+    let jiffies_per_second = jiffies_per_second();
+    let lifetimes = settings.lifetimes.to_ticks(tick_rate(jiffies_per_second));
     let lifetimes = [
         lifetimes.tcp_established,
         lifetimes.tcp_opening,
@@ -190,7 +215,9 @@ pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     ];
     let address4 = Address4::from(settings.node_address4.unwrap_or(Ipv4Addr::UNSPECIFIED)).to_word();
     let address6 = Address6::from(settings.node_address6.unwrap_or(Ipv6Addr::UNSPECIFIED)).to_words();
-    let socket_namespace = settings.socket_namespace.unwrap_or(0);
+    let only_node = u32::from(settings.only_node_sockets);
+    let keep_removed = u32::from(settings.keeps_removed);
+    let ports = [settings.translated_ports.first, settings.translated_ports.count];
 
     let mut loader = EbpfLoader::new();
     loader
@@ -198,7 +225,11 @@ pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
         .override_global("LIFETIMES", &lifetimes, true)
         .override_global("NODE_ADDRESS4", &address4, true)
         .override_global("NODE_ADDRESS6", &address6, true)
-        .override_global("SOCKET_NAMESPACE", &socket_namespace, true)
+        .override_global("JIFFIES_PER_SECOND", &jiffies_per_second, true)
+        .override_global("NODE_NAMESPACE", &settings.node_namespace, true)
+        .override_global("ONLY_NODE", &only_node, true)
+        .override_global("KEEP_REMOVED", &keep_removed, true)
+        .override_global("PORTS", &ports, true)
         .map_max_entries(map::FRONTENDS4, capacity.frontends)
         .map_max_entries(map::FRONTENDS6, capacity.frontends)
         .map_max_entries(map::SLOTS, capacity.slots)
@@ -278,15 +309,18 @@ fn shorten(error: ProgramError) -> String {
     }
 }
 
-/// Ticks ([`TICK_SHIFT`]) per 1000 seconds: the coarse clocks of the kernel advance by one jiffy
-/// (`CLOCK_MONOTONIC_COARSE`, clock_getres(2)).
-fn tick_rate() -> u32 {
+/// The rate of the kernel's clock: its coarse clocks advance by one jiffy (`CLOCK_MONOTONIC_COARSE`, clock_getres(2)).
+fn jiffies_per_second() -> u32 {
     let jiffy =
         clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::from_millis(4), Duration::from);
-    let jiffies_per_second = 1_000_000_000 / u64::try_from(jiffy.as_nanos()).unwrap_or(u64::MAX).max(1);
-    u32::try_from((jiffies_per_second * 1000) >> TICK_SHIFT)
-        .unwrap_or(u32::MAX)
-        .max(1)
+    let rate = 1_000_000_000 / jiffy.as_nanos().max(1);
+    u32::try_from(rate).unwrap_or(u32::MAX).max(1)
+}
+
+/// Ticks ([`TICK_SHIFT`]) per 1000 seconds.
+fn tick_rate(jiffies_per_second: u32) -> u32 {
+    let rate = (u64::from(jiffies_per_second) * 1000) >> TICK_SHIFT;
+    u32::try_from(rate).unwrap_or(u32::MAX).max(1)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::cli::{RunArguments, SocketLb, SourceArguments};
+use crate::cli::{OnRemovedBackend, RunArguments, SocketLb, SourceArguments};
 use crate::controller::Controller;
 use crate::datapath::Datapath;
 use crate::datapath::attach::AttachOptions;
@@ -23,7 +23,7 @@ use crate::model::NodeConfig;
 use crate::object::{Change, Kind};
 use crate::source::kube::{self, KubeOptions};
 use crate::source::manifests::Manifests;
-use crate::{describe, mounts, namespace};
+use crate::{describe, mounts, namespace, ports};
 
 /// Changes that may wait while the maps are written.
 const CHANGES: usize = 1024;
@@ -239,16 +239,15 @@ fn cgroup(arguments: &RunArguments) -> anyhow::Result<Option<PathBuf>> {
 
 fn settings(arguments: &RunArguments, addresses: &BTreeSet<IpAddr>) -> anyhow::Result<Settings> {
     let sizes = &arguments.sizes;
-    let socket_namespace = match arguments.socket_lb {
-        SocketLb::Host => {
-            Some(namespace::cookie().context("cannot tell this network namespace from others")?)
-        }
-        SocketLb::All | SocketLb::Off => None,
-    };
+    let node_namespace = namespace::cookie().context("cannot tell this network namespace from others")?;
     Ok(Settings {
         node_address4: first_ipv4(addresses),
         node_address6: first_ipv6(addresses),
-        socket_namespace,
+        node_namespace,
+        only_node_sockets: arguments.socket_lb == SocketLb::Host,
+        keeps_removed: arguments.on_removed_backend == OnRemovedBackend::Forward,
+        translated_ports: ports::translated(),
+        lifetimes: arguments.lifetimes.seconds(),
         capacity: Capacity {
             frontends: sizes.max_frontends,
             slots: sizes.max_slots,

@@ -28,9 +28,9 @@ impl Subject {
         let settings = Settings {
             node_address4: Some(NODE4),
             node_address6: Some(NODE6),
-            socket_namespace: None,
             capacity: DEFAULT_CAPACITY,
             flows: FLOW_ENTRIES,
+            ..Settings::default()
         };
         let mut ebpf = object::load(&settings, directory).expect("the programs load");
         for name in [Hook::Xdp.empty(), Hook::FromPod.empty()] {

@@ -35,9 +35,6 @@ impl Lab {
         self.fabric.offload(device, &["tx", "off", "gro", "on"])?;
 
         let settings = Settings {
-            node_address4: None,
-            node_address6: None,
-            socket_namespace: None,
             capacity: Capacity {
                 frontends: 2,
                 slots: 2,
@@ -45,6 +42,7 @@ impl Lab {
                 services: 2,
             },
             flows: 64,
+            ..Settings::default()
         };
         let pins = self
             .bpf_file_system

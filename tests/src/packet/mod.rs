@@ -13,8 +13,8 @@ use aya::{Ebpf, Pod};
 use lb_agent::datapath::maps::{Counters, KernelMaps};
 use lb_agent::datapath::object::{self, Settings};
 use lb_agent::maps::{Backend, BackendState, Capacity, FrontendKey, MapOp, Maps as _, Protocol};
-use lb_common::ingress::Verdict;
 use lb_common::layout::{Address4, Address6, Flow, FlowKey, Frontend, Region, ServiceStats, Slot, map};
+use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 
 use crate::lab::PinDirectory;
@@ -77,7 +77,6 @@ impl Datapath {
         let settings = Settings {
             node_address4,
             node_address6,
-            socket_namespace: None,
             capacity: Capacity {
                 frontends: 16_384,
                 slots: 65_536,
@@ -85,6 +84,7 @@ impl Datapath {
                 services: 16_384,
             },
             flows,
+            ..Settings::default()
         };
         let ebpf = object::load(&settings, directory).expect("the programs load");
         let maps = KernelMaps::open(directory).expect("the maps are pinned");

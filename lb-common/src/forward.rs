@@ -1,0 +1,134 @@
+//! Packets between a client outside and a backend on another node: they are sent on without the node's stack, which
+//! would take neither for its own.
+
+use core::mem::offset_of;
+
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::address::Address;
+use crate::checksum::Sum;
+use crate::layout::Flow;
+use crate::packet::{Hop, Packet, Route};
+use crate::reason::Reason;
+
+/// What becomes of a packet that is to be sent on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// This hook sends it.
+    Send,
+    /// It stays as it is: the next hook sends it.
+    Leave,
+    /// It cannot be sent.
+    Stop(Reason),
+}
+
+/// Looks for the way of a packet with an IP header at `network`, whose addresses `flow` says. Nothing is changed yet.
+#[inline(always)]
+pub fn way<A: Address>(
+    packet: &impl Packet,
+    network: u32,
+    length: u32,
+    flow: &Flow<A>,
+    hop: &mut Hop,
+) -> Way {
+    match hop_limit::<A>(packet, network) {
+        None => return Way::Leave,
+        Some(0 | 1) => return Way::Stop(Reason::HopLimit),
+        Some(_) => {}
+    }
+    match packet.route(flow.source, flow.destination, length, hop) {
+        route @ (Route::Ready | Route::Unresolved) if packet.can_send(network, route, hop) => Way::Send,
+        Route::Ready | Route::Unresolved => Way::Leave,
+        Route::TooBig => Way::Stop(Reason::TooBig),
+        Route::Local | Route::None => Way::Stop(Reason::NoRoute),
+    }
+}
+
+/// Offset of the word with the hop limit, which is its first byte in IPv4 and its last in IPv6.
+#[inline(always)]
+fn hop_limit_word<A: Address>() -> u32 {
+    if A::IS_IPV6 {
+        offset_of!(Ipv6Hdr, payload_len) as u32
+    } else {
+        offset_of!(Ipv4Hdr, ttl) as u32
+    }
+}
+
+#[inline(always)]
+fn hop_limit<A: Address>(packet: &impl Packet, network: u32) -> Option<u8> {
+    let word = packet.view::<4>(network + hop_limit_word::<A>())?;
+    Some(if A::IS_IPV6 {
+        word.u8::<3>()
+    } else {
+        word.u8::<0>()
+    })
+}
+
+/// Takes one from the hop limit.
+#[inline(always)]
+pub fn decrement_hop_limit<A: Address>(packet: &mut impl Packet, network: u32) -> Option<()> {
+    let limit = hop_limit::<A>(packet, network)?;
+    set_hop_limit::<A>(packet, network, limit.wrapping_sub(1))
+}
+
+/// Sets the hop limit.
+#[inline(always)]
+pub(crate) fn set_hop_limit<A: Address>(packet: &mut impl Packet, network: u32, limit: u8) -> Option<()> {
+    let offset = network + hop_limit_word::<A>();
+    let [a, b, c, d] = packet.view::<4>(offset)?.u32::<0>().to_ne_bytes();
+    if A::IS_IPV6 {
+        return packet.write(offset, &[u32::from_ne_bytes([a, b, c, limit])]);
+    }
+    // Hop limit, protocol, checksum.
+    let half = |limit| u32::from(u16::from_ne_bytes([limit, b]));
+    let checksum = Sum::new()
+        .replace(half(a), half(limit))
+        .update(u16::from_ne_bytes([c, d]));
+    let [c, d] = checksum.to_ne_bytes();
+    packet.write(offset, &[u32::from_ne_bytes([limit, b, c, d])])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::decrement_hop_limit;
+    use crate::checksum::Sum;
+    use crate::host::Bytes;
+    use crate::layout::{Address4, Address6};
+    use proptest::prelude::*;
+
+    fn sum(bytes: &[u8]) -> u16 {
+        let words = bytes.chunks_exact(4);
+        words
+            .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
+            .fold(Sum::new(), Sum::add)
+            .fold16()
+    }
+
+    proptest! {
+        #[test]
+        fn ipv4_checksum_stays_right(mut header in prop::collection::vec(any::<u8>(), 20), limit in 1..=255_u8) {
+            header[8] = limit;
+            header[10..12].fill(0);
+            let checksum = !sum(&header);
+            header[10..12].copy_from_slice(&checksum.to_ne_bytes());
+            let mut packet = Bytes(header.clone());
+            decrement_hop_limit::<Address4>(&mut packet, 0).unwrap();
+            prop_assert_eq!(packet.0[8], limit - 1);
+            prop_assert_eq!(sum(&packet.0), 0xffff);
+            header[8] -= 1;
+            header[10..12].copy_from_slice(&packet.0[10..12]);
+            prop_assert_eq!(packet.0, header);
+        }
+    }
+
+    #[test]
+    fn ipv6_has_no_checksum() {
+        let mut packet = Bytes(vec![0x60, 0, 0, 0, 1, 0, 6, 64]);
+        decrement_hop_limit::<Address6>(&mut packet, 0).unwrap();
+        let expected: Vec<u8> = vec![0x60, 0, 0, 0, 1, 0, 6, 63];
+        assert_eq!(packet.0, expected);
+    }
+}

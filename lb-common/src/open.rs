@@ -1,0 +1,248 @@
+//! New flows: which frontend, which backend, which source address and port; then the entries of both directions.
+//!
+//! The stages are called one after the other and not by each other, because the kernel sums the stack of a call chain.
+//! What a stage decides it leaves in the flow.
+#![expect(unsafe_code, reason = "a flow on the stack is not written before it is known")]
+
+use core::mem::MaybeUninit;
+
+use crate::address::Address;
+use crate::checksum::Sum;
+use crate::choose::{Origin, affine, choose, find_frontend, region, stay};
+use crate::hash;
+use crate::layout::{
+    AffinityKey, Flow, FlowKey, Frontend, Port, backend_flags, flow_flags, frontend_flags, protocol,
+};
+use crate::packet::{Hop, Packet, Route};
+use crate::reason::Reason;
+use crate::step::Step;
+use crate::tables::Tables;
+
+/// How often another backend is tried where the source port is taken.
+const ATTEMPTS: u32 = 2;
+/// How many source ports each of them tries where it must be replaced.
+const PORTS: u32 = 4;
+
+/// Opens a flow for a packet to a frontend. With [`Step::Translate`] the flow is written.
+#[inline(always)]
+pub(crate) fn open<A: Address>(
+    packet: &impl Packet,
+    tables: &impl Tables<A>,
+    key: &FlowKey<A>,
+    origin: Origin,
+    flow: &mut MaybeUninit<Flow<A>>,
+) -> Step {
+    for attempt in 0..ATTEMPTS {
+        let step = select(tables, key, origin, flow);
+        if step != Step::Translate {
+            return step;
+        }
+        // SAFETY: `select` has written it.
+        let flow = unsafe { flow.assume_init_mut() };
+        if flow.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD) != 0 {
+            let step = set_source(packet, tables, flow);
+            if step != Step::Translate {
+                return step;
+            }
+        }
+        // The last attempt does not look for another backend but for another source port: a Service with one
+        // backend has no other.
+        let step = remember(tables, key, flow, attempt == ATTEMPTS - 1);
+        if step != Step::Open {
+            return step;
+        }
+    }
+    Step::Stop(Reason::NoSourcePort)
+}
+
+/// Chooses a backend; the source stays.
+#[inline(never)]
+fn select<A: Address>(
+    tables: &impl Tables<A>,
+    key: &FlowKey<A>,
+    origin: Origin,
+    flow: &mut MaybeUninit<Flow<A>>,
+) -> Step {
+    let Some(frontend) = find_frontend(tables, key.destination, key.destination_port, key.protocol) else {
+        return Step::Pass;
+    };
+    match refusal(tables, &frontend, key.source) {
+        Step::Open => {}
+        step => return step,
+    }
+    let region = match region(&frontend, origin) {
+        Ok(region) => region,
+        Err(reason) => {
+            tables.count_rejected(frontend.service);
+            return Step::Stop(reason);
+        }
+    };
+    let affinity = AffinityKey {
+        client: key.source,
+        namespace: [0; 2],
+        service: frontend.service,
+    };
+    let mut id = 0;
+    let hash = if frontend.affinity_seconds != 0 {
+        id = affine(tables, &affinity, &frontend, origin);
+        hash::of_client(key.source)
+    } else if origin == Origin::Outside {
+        hash::of_connection(key)
+    } else {
+        tables.random()
+    };
+    if id == 0 {
+        id = choose(tables, &region, hash);
+    }
+    let Some(backend) = tables.backend(id).filter(|_| id != 0) else {
+        return Step::Stop(Reason::StaleSlots);
+    };
+    if frontend.affinity_seconds != 0 {
+        stay(tables, &affinity, id, backend.generation);
+    }
+    let flags = if origin == Origin::Outside && backend.flags & backend_flags::LOCAL == 0 {
+        flow_flags::FORWARD
+    } else if backend.address == key.source {
+        flow_flags::HAIRPIN
+    } else {
+        0
+    };
+    flow.write(Flow {
+        source: key.source,
+        destination: backend.address,
+        source_port: key.source_port,
+        destination_port: backend.port,
+        service: frontend.service,
+        backend: id,
+        generation: backend.generation,
+        last_seen: tables.now(),
+        state: 0,
+        flags,
+        difference: 0,
+    });
+    Step::Translate
+}
+
+/// Why this frontend is none for this client; [`Step::Open`] if it is one.
+#[inline(always)]
+fn refusal<A: Address>(tables: &impl Tables<A>, frontend: &Frontend, client: A) -> Step {
+    if frontend.flags & frontend_flags::WILDCARD != 0 {
+        return match frontend.flags & frontend_flags::PASS_UNKNOWN {
+            0 => Step::Stop(Reason::UnknownPort),
+            _ => Step::Pass,
+        };
+    }
+    if frontend.source_ranges != 0 && !tables.allows(frontend.source_ranges, client) {
+        return Step::Stop(Reason::SourceRange);
+    }
+    Step::Open
+}
+
+/// Replaces the client's address by one whose replies come back to this node.
+#[inline(never)]
+fn set_source<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, flow: &mut Flow<A>) -> Step {
+    let mut source = A::default();
+    if flow.flags & flow_flags::FORWARD != 0 {
+        let mut hop = Hop::default();
+        match packet.route(source, flow.destination, 0, &mut hop) {
+            Route::Ready | Route::Unresolved | Route::TooBig => source = tables.device_address(hop.device),
+            // The backend is a process of this node after all: its stack takes the packet as it is.
+            Route::Local => {
+                flow.flags &= !flow_flags::FORWARD;
+                return Step::Translate;
+            }
+            Route::None => return Step::Stop(Reason::NoRoute),
+        }
+    }
+    if source.is_unspecified() {
+        source = tables.node_address();
+    }
+    if source.is_unspecified() {
+        return Step::Stop(Reason::NoSourcePort);
+    }
+    flow.source = source;
+    Step::Translate
+}
+
+/// Finds a source port whose replies are nobody else's, and writes the entries of both directions. [`Step::Open`]: there
+/// is none.
+#[inline(never)]
+fn remember<A: Address>(
+    tables: &impl Tables<A>,
+    key: &FlowKey<A>,
+    flow: &mut Flow<A>,
+    is_last: bool,
+) -> Step {
+    let addresses = key.source.difference(flow.source, Sum::new());
+    flow.difference = key.destination.difference(flow.destination, addresses).fold16();
+    let has_source = flow.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD) != 0;
+    // A new port in an SCTP packet would need a new checksum over all of it.
+    let is_port_replaced = (has_source || is_last) && key.protocol != protocol::SCTP;
+    let attempts = if is_port_replaced { PORTS } else { 1 };
+    let mut step = Step::Open;
+    for _ in 0..attempts {
+        if is_port_replaced {
+            flow.source_port = translated_port(tables);
+        }
+        step = insert(tables, key, flow);
+        if step != Step::Open {
+            break;
+        }
+    }
+    step
+}
+
+/// Writes the entries of both directions, that of the request last: a packet that finds it finds the reply's too.
+/// [`Step::Open`]: another live connection already receives its replies under the reply's key.
+#[inline(always)]
+fn insert<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &mut Flow<A>) -> Step {
+    let reply_key = flow.peer_key(key.protocol);
+    // In place, for the sake of the stack: the reply's key has what is written over.
+    flow.source = key.destination;
+    flow.source_port = key.destination_port;
+    flow.destination = key.source;
+    flow.destination_port = key.source_port;
+    flow.flags |= flow_flags::REPLY;
+    flow.difference = !flow.difference;
+    // Nearly always there is no entry, and looking for one first would be one lookup more.
+    let mut step = Step::Translate;
+    if !tables.add_flow(&reply_key, flow) {
+        if is_taken(tables, &reply_key, key) {
+            step = Step::Open;
+        } else if !tables.insert_flow(&reply_key, flow) {
+            step = Step::Stop(Reason::FlowTableFull);
+        }
+    }
+    flow.source = reply_key.destination;
+    flow.source_port = reply_key.destination_port;
+    flow.destination = reply_key.source;
+    flow.destination_port = reply_key.source_port;
+    flow.flags &= !flow_flags::REPLY;
+    flow.difference = !flow.difference;
+    if step == Step::Translate && !tables.insert_flow(key, flow) {
+        step = Step::Stop(Reason::FlowTableFull);
+    }
+    step
+}
+
+#[inline(always)]
+fn translated_port<A: Address>(tables: &impl Tables<A>) -> Port {
+    let ports = tables.translated_ports();
+    let offset = (u64::from(tables.random()) * u64::from(ports.count)) >> 32;
+    Port::new(ports.first.wrapping_add(offset as u16))
+}
+
+/// Whether another live connection already receives its replies under this key: one client port may talk to two
+/// frontends that share a backend.
+#[inline(never)]
+fn is_taken<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, key: &FlowKey<A>) -> bool {
+    let Some(entry) = tables.flow(reply_key) else {
+        return false;
+    };
+    let reply = entry.get();
+    // In this order, for the sake of the stack: only little of the entry is needed after the call of `now`.
+    if reply.answers(key) || reply.is_closed() {
+        return false;
+    }
+    !reply.is_expired(key.protocol, tables.now(), &tables.lifetimes())
+}

@@ -1,0 +1,60 @@
+//! The node's routing tables.
+
+use core::mem::size_of;
+
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
+    BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+};
+use aya_ebpf::cty::c_void;
+use aya_ebpf::helpers::generated;
+use lb_common::address::Address;
+use lb_common::packet::{Hop, Route};
+
+/// Address families of the socket interface.
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// What is asked of the routing tables.
+pub struct Query<A> {
+    /// Index of the device that the packet came in on.
+    pub device: u32,
+    pub source: A,
+    pub destination: A,
+    /// Length of IP header and payload; 0 if any will do.
+    pub length: u32,
+}
+
+/// Asks the routing tables.
+///
+/// Out of line: packets that are not sent on do not pay for its stack.
+#[inline(never)]
+pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop) -> Route {
+    // SAFETY: all zeros are a valid value: numbers only.
+    let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    parameters.family = if A::IS_IPV6 { AF_INET6 } else { AF_INET };
+    parameters.ifindex = query.device;
+    parameters.__bindgen_anon_1.tot_len = query.length as u16;
+    parameters.__bindgen_anon_3.ipv6_src = query.source.words();
+    parameters.__bindgen_anon_4.ipv6_dst = query.destination.words();
+    let length = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the pointer and length are those of one value.
+    let result = unsafe { generated::bpf_fib_lookup(context, &mut parameters, length, 0) };
+    hop.device = parameters.ifindex;
+    match result as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS => {
+            let [a, b, c, d, e, f] = parameters.dmac;
+            let [g, h, i, j, k, l] = parameters.smac;
+            hop.link = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
+            Route::Ready
+        }
+        BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+            // SAFETY: any bytes are a number.
+            hop.mtu = u32::from(unsafe { parameters.__bindgen_anon_1.mtu_result });
+            Route::TooBig
+        }
+        BPF_FIB_LKUP_RET_NOT_FWDED => Route::Local,
+        _ => Route::None,
+    }
+}
