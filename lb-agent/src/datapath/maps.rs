@@ -387,6 +387,7 @@ fn frontend_key(address: IpAddr, port: Port, number: u8) -> Option<FrontendKey> 
         0 => FrontendKey::Wildcard(address),
         protocol::TCP => FrontendKey::Port(address, port.get(), Protocol::Tcp),
         protocol::UDP => FrontendKey::Port(address, port.get(), Protocol::Udp),
+        protocol::SCTP => FrontendKey::Port(address, port.get(), Protocol::Sctp),
         _ => return None,
     })
 }
@@ -421,7 +422,14 @@ fn backend_row<A: Pod>(backend: &Backend, address: A) -> layout::Backend<A> {
             BackendState::Active => backend_state::ACTIVE,
             BackendState::Draining => backend_state::DRAINING,
         },
-        flags: if backend.local { backend_flags::LOCAL } else { 0 },
+        flags: [
+            (backend.local, backend_flags::LOCAL),
+            (backend.in_cluster, backend_flags::IN_CLUSTER),
+            (backend.in_local, backend_flags::IN_LOCAL),
+        ]
+        .into_iter()
+        .filter(|(is_set, _)| *is_set)
+        .fold(0, |flags, (_, flag)| flags | flag),
         generation: backend.generation,
         service: backend.service,
     }
@@ -438,6 +446,8 @@ fn backend<A>(row: layout::Backend<A>, address: IpAddr) -> Option<Backend> {
             _ => BackendState::Gone,
         },
         local: row.flags & backend_flags::LOCAL != 0,
+        in_cluster: row.flags & backend_flags::IN_CLUSTER != 0,
+        in_local: row.flags & backend_flags::IN_LOCAL != 0,
         generation: row.generation,
         service: row.service,
     })

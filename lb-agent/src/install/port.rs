@@ -216,10 +216,12 @@ impl PortFamily {
             };
             let mut row = row(tables, service, id, backend);
             if let Some(old) = tables.backend(Family::of(row.address), id) {
-                // It is marked draining after the rows that name it are replaced.
+                // The rows in use may name it until they are replaced; what they do not name is taken back then.
                 if row.state == BackendState::Draining {
                     row.state = old.state;
                 }
+                row.in_cluster |= old.in_cluster;
+                row.in_local |= old.in_local;
             }
             tables.set_backend(context, id, row)?;
         }
@@ -270,6 +272,8 @@ fn row(tables: &Tables, service: ServiceId, id: BackendId, backend: &DesiredBack
             BackendState::Draining
         },
         local: backend.local,
+        in_cluster: backend.in_cluster,
+        in_local: backend.in_local,
         generation: tables.generation(Family::of(backend.address.ip()), id),
         service,
     }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::desired::{DesiredBackend, DesiredFrontend, ServiceType};
 use crate::maps::testing::{FakeMaps, FaultyMaps};
-use crate::maps::{BackendState, Capacity, MapImage, MapOp, Protocol, dump};
+use crate::maps::{Backend, BackendState, Capacity, MapImage, MapOp, Protocol, dump};
 
 const CAPACITY: Capacity = Capacity {
     frontends: 100,
@@ -252,7 +252,7 @@ fn check_row(image: &MapImage, port: &DesiredPort, frontend: &DesiredFrontend) {
             .map(|backend| (backend.address, backend.local))
             .collect()
     };
-    let found = |region: Region| -> Vec<_> {
+    let found = |region: Region, is_named: fn(&Backend) -> bool| -> Vec<_> {
         let slots = (region.base..region.base + region.length).map(|index| image.slots[&index]);
         slots
             .map(|slot| {
@@ -262,18 +262,19 @@ fn check_row(image: &MapImage, port: &DesiredPort, frontend: &DesiredFrontend) {
                     (slot.generation, BackendState::Active)
                 );
                 assert_eq!(backend.service, row.service);
+                assert!(is_named(&backend), "{backend:?}");
                 (SocketAddr::new(backend.address, backend.port), backend.local)
             })
             .collect()
     };
     assert_eq!(
-        found(row.cluster),
+        found(row.cluster, |backend| backend.in_cluster),
         expected(|backend| backend.in_cluster),
         "{}",
         dump(image)
     );
     assert_eq!(
-        found(row.local),
+        found(row.local, |backend| backend.in_local),
         expected(|backend| backend.in_local),
         "{}",
         dump(image)
@@ -437,11 +438,13 @@ fn damage(rows: &mut MapImage, kind: u8, index: prop::sample::Index) {
         (5, _) => {
             let address = endpoint(201).ip();
             let state = BackendState::Active;
-            let row = crate::maps::Backend {
+            let row = Backend {
                 address,
                 port: 1,
                 state,
                 local: false,
+                in_cluster: true,
+                in_local: false,
                 generation: 3,
                 service: 2,
             };

@@ -45,9 +45,15 @@ pub fn dump(image: &MapImage) -> String {
             BackendState::Draining => "draining",
         };
         let local = if backend.local { " local" } else { "" };
+        let regions = match (backend.in_cluster, backend.in_local) {
+            (false, false) => "",
+            (true, false) => " in=cluster",
+            (false, true) => " in=local",
+            (true, true) => " in=cluster,local",
+        };
         let address = SocketAddr::new(backend.address, backend.port);
         lines.push(format!(
-            "BACKEND {address} service={} state={state}{local}",
+            "BACKEND {address} service={} state={state}{local}{regions}",
             backend.service
         ));
     }

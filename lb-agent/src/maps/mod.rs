@@ -50,6 +50,8 @@ pub enum Protocol {
     Tcp,
     /// UDP
     Udp,
+    /// SCTP
+    Sctp,
 }
 
 impl Protocol {
@@ -58,6 +60,7 @@ impl Protocol {
         match self {
             Self::Tcp => lb_common::layout::protocol::TCP,
             Self::Udp => lb_common::layout::protocol::UDP,
+            Self::Sctp => lb_common::layout::protocol::SCTP,
         }
     }
 }
@@ -78,6 +81,7 @@ impl fmt::Display for Protocol {
         formatter.write_str(match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         })
     }
 }
@@ -123,6 +127,10 @@ pub struct Backend {
     pub state: BackendState,
     /// Whether it is on this node.
     pub local: bool,
+    /// Whether the `cluster` region of its service port names it.
+    pub in_cluster: bool,
+    /// Whether the `local` region of its service port names it.
+    pub in_local: bool,
     /// Counts the endpoints that this row has held; see [`lb_common::layout::Backend`].
     pub generation: u32,
     /// The service port it belongs to.

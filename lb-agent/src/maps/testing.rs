@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lb_common::layout::{Region, Slot, map};
 
-use super::{Capacity, Family, MapError, MapImage, MapOp, Maps};
+use super::{Backend, Capacity, Family, MapError, MapImage, MapOp, Maps};
 
 /// Maps in memory.
 #[derive(Clone, Debug)]
@@ -36,10 +36,12 @@ impl FakeMaps {
     pub fn inconsistency(&self) -> Option<String> {
         self.written.frontends.iter().find_map(|(key, frontend)| {
             let backends = self.written.backends(Family::of(key.address()));
-            [frontend.cluster, frontend.local]
+            let in_cluster: fn(&Backend) -> bool = |backend| backend.in_cluster;
+            let in_local: fn(&Backend) -> bool = |backend| backend.in_local;
+            [(frontend.cluster, in_cluster), (frontend.local, in_local)]
                 .into_iter()
-                .flat_map(indices)
-                .find_map(|index| {
+                .flat_map(|(region, is_named)| indices(region).map(move |index| (index, is_named)))
+                .find_map(|(index, is_named)| {
                     let Some(slot) = self.written.slots.get(&index) else {
                         return Some(format!("{key} names slot {index}, which was never written"));
                     };
@@ -59,6 +61,9 @@ impl FakeMaps {
                         {
                             Some(format!("{key} names backend {} of another service", slot.backend))
                         }
+                        Some(backend) if backend.generation == slot.generation && !is_named(backend) => Some(
+                            format!("{key} names backend {}, whose flags say no", slot.backend),
+                        ),
                         Some(_) => None,
                     }
                 })
