@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::layout::{BackendId, Frontend, ServiceId, Slot};
+use lb_common::layout::{BackendId, Frontend, Region, ServiceId, Slot};
 
 /// An IP version.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
@@ -135,6 +135,11 @@ pub struct Backend {
     pub generation: u32,
     /// The service port it belongs to.
     pub service: ServiceId,
+}
+
+/// The regions that a frontend row names, empty ones included.
+pub fn regions(frontend: &Frontend) -> [Region; 3] {
+    [frontend.cluster, frontend.local, frontend.maglev]
 }
 
 /// One write to the maps.

@@ -1,10 +1,10 @@
 //! Maps for tests: in memory, and with failing writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::layout::{Region, Slot, map};
+use lb_common::layout::{Region, Slot, frontend_flags, map};
 
-use super::{Backend, Capacity, Family, MapError, MapImage, MapOp, Maps};
+use super::{Backend, Capacity, Family, MapError, MapImage, MapOp, Maps, regions};
 
 /// Maps in memory.
 #[derive(Clone, Debug)]
@@ -38,8 +38,13 @@ impl FakeMaps {
             let backends = self.written.backends(Family::of(key.address()));
             let in_cluster: fn(&Backend) -> bool = |backend| backend.in_cluster;
             let in_local: fn(&Backend) -> bool = |backend| backend.in_local;
-            [(frontend.cluster, in_cluster), (frontend.local, in_local)]
+            let in_maglev = match frontend.flags & frontend_flags::OUTSIDE_LOCAL {
+                0 => in_cluster,
+                _ => in_local,
+            };
+            regions(frontend)
                 .into_iter()
+                .zip([in_cluster, in_local, in_maglev])
                 .flat_map(|(region, is_named)| indices(region).map(move |index| (index, is_named)))
                 .find_map(|(index, is_named)| {
                     let Some(slot) = self.written.slots.get(&index) else {
@@ -160,12 +165,9 @@ impl Maps for FakeMaps {
     }
 
     fn image(&self) -> Result<MapImage, MapError> {
-        let regions = self
-            .written
-            .frontends
-            .values()
-            .flat_map(|row| [row.cluster, row.local]);
+        let regions: BTreeSet<Region> = self.written.frontends.values().flat_map(regions).collect();
         let slots = regions
+            .into_iter()
             .flat_map(indices)
             .filter_map(|index| Some((index, *self.written.slots.get(&index)?)));
         Ok(MapImage {

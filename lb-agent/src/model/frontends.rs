@@ -9,7 +9,7 @@ use lb_common::layout::frontend_flags;
 
 use super::values::{is_dns_label, port_number, protocol, quoted, unicast_address};
 use super::{NodeConfig, Problems};
-use crate::desired::{DesiredFrontend, PortName, ServiceType};
+use crate::desired::{DesiredFrontend, FrontendKind, PortName, ServiceType, TrafficPolicy};
 use crate::maps::{FrontendKey, Protocol};
 
 /// Seconds of session affinity if the Service does not say.
@@ -34,7 +34,8 @@ pub(super) struct Addresses {
     cluster: Vec<IpAddr>,
     external: Vec<IpAddr>,
     load_balancer: Vec<IpAddr>,
-    is_internal_local: bool,
+    internal: TrafficPolicy,
+    external_policy: TrafficPolicy,
 }
 
 impl Addresses {
@@ -68,7 +69,16 @@ impl Addresses {
             cluster: addresses("spec.clusterIPs", cluster.into_iter(), problems),
             external: addresses("spec.externalIPs", external, problems),
             load_balancer: load_balancer(service, service_type, problems),
-            is_internal_local: is_internal_local(spec, problems),
+            internal: policy(
+                "spec.internalTrafficPolicy",
+                spec.internal_traffic_policy.as_deref(),
+                problems,
+            ),
+            external_policy: policy(
+                "spec.externalTrafficPolicy",
+                spec.external_traffic_policy.as_deref(),
+                problems,
+            ),
         }
     }
 
@@ -78,41 +88,42 @@ impl Addresses {
 
     /// The frontends of one port, each key once.
     pub(super) fn frontends(&self, port: &Port, node: &NodeConfig) -> Vec<DesiredFrontend> {
-        let internal = match self.is_internal_local {
-            // The policy of a cluster IP holds wherever the client is.
-            true => frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL,
-            false => 0,
-        };
-        // Clients inside use the whole cluster whatever externalTrafficPolicy says: their traffic would otherwise
-        // depend on which node they are on. Clients outside would reach a Pod of another node only with source
-        // translation, which the datapath does not have yet: until then they get the Pods of this node under
-        // either policy.
-        let external = frontend_flags::OUTSIDE_LOCAL;
-
-        let number = port.number;
-        let node_ports = port
+        let number = Some(port.number);
+        let node_port = port
             .node_port
             .filter(|_| self.service_type != ServiceType::ClusterIp);
-        let addresses = (self.cluster.iter().map(|address| (*address, number, internal)))
-            .chain(node_ports.into_iter().flat_map(|node_port| {
-                node.addresses
-                    .iter()
-                    .map(move |address| (*address, node_port, external))
-            }))
-            .chain(
-                self.load_balancer
-                    .iter()
-                    .map(|address| (*address, number, external)),
-            )
-            .chain(self.external.iter().map(|address| (*address, number, external)));
+        let node_addresses: Vec<IpAddr> = node.addresses.iter().copied().collect();
+        let sources = [
+            (FrontendKind::ClusterIp, number, &self.cluster),
+            (FrontendKind::NodePort, node_port, &node_addresses),
+            (FrontendKind::LoadBalancer, number, &self.load_balancer),
+            (FrontendKind::ExternalIp, number, &self.external),
+        ];
         let mut seen = BTreeSet::new();
-        addresses
-            .map(|(address, number, flags)| DesiredFrontend {
-                key: FrontendKey::Port(address, number, port.name.protocol),
-                flags,
-            })
-            .filter(|frontend| seen.insert(frontend.key))
-            .collect()
+        let mut frontends = Vec::new();
+        for (kind, number, addresses) in sources {
+            let flags = self.flags(kind);
+            let keys = addresses
+                .iter()
+                .filter_map(|address| Some(FrontendKey::Port(*address, number?, port.name.protocol)));
+            let new = keys.filter(|key| seen.insert(*key));
+            frontends.extend(new.map(|key| DesiredFrontend { key, kind, flags }));
+        }
+        frontends
+    }
+
+    fn flags(&self, kind: FrontendKind) -> u32 {
+        match kind {
+            // The policy of a cluster IP holds wherever the client is.
+            FrontendKind::ClusterIp if self.internal == TrafficPolicy::Local => {
+                frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL
+            }
+            FrontendKind::ClusterIp => 0,
+            // Clients inside use the whole cluster under either policy: their traffic would otherwise depend on which
+            // node they are on.
+            _ if self.external_policy == TrafficPolicy::Local => frontend_flags::OUTSIDE_LOCAL,
+            _ => 0,
+        }
     }
 
     /// The addresses whose unknown ports are rejected: those that are not also the node's own.
@@ -154,16 +165,16 @@ fn load_balancer(service: &Service, service_type: ServiceType, problems: &mut Pr
     addresses("status.loadBalancer.ingress", texts, problems)
 }
 
-fn is_internal_local(spec: &ServiceSpec, problems: &mut Problems) -> bool {
-    match spec.internal_traffic_policy.as_deref() {
-        None | Some("" | "Cluster") => false,
-        Some("Local") => true,
+fn policy(field: &str, value: Option<&str>, problems: &mut Problems) -> TrafficPolicy {
+    match value {
+        None | Some("" | "Cluster") => TrafficPolicy::Cluster,
+        Some("Local") => TrafficPolicy::Local,
         Some(other) => {
             problems.add(format!(
-                "spec.internalTrafficPolicy {} is unknown and taken as Cluster: use Cluster or Local",
+                "{field} {} is unknown and taken as Cluster: use Cluster or Local",
                 quoted(other)
             ));
-            false
+            TrafficPolicy::Cluster
         }
     }
 }
