@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use lb_common::layout::frontend_flags;
+
 use crate::maps::{FrontendKey, Protocol};
 
 /// Namespace and name of an object.
@@ -41,6 +43,28 @@ pub enum ServiceType {
     LoadBalancer,
 }
 
+/// Which endpoints clients see: `spec.internalTrafficPolicy` or `spec.externalTrafficPolicy`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TrafficPolicy {
+    /// Those of the whole cluster.
+    Cluster,
+    /// Those of this node.
+    Local,
+}
+
+/// Where an address of a Service comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FrontendKind {
+    /// `spec.clusterIPs`
+    ClusterIp,
+    /// An address of the node
+    NodePort,
+    /// `status.loadBalancer`
+    LoadBalancer,
+    /// `spec.externalIPs`
+    ExternalIp,
+}
+
 /// All that a Service asks of the maps.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DesiredService {
@@ -72,6 +96,8 @@ pub struct DesiredPort {
 pub struct DesiredFrontend {
     /// The key.
     pub key: FrontendKey,
+    /// Where the address comes from.
+    pub kind: FrontendKind,
     /// Bits of [`lb_common::layout::frontend_flags`].
     pub flags: u32,
 }
@@ -89,7 +115,26 @@ pub struct DesiredBackend {
     pub in_local: bool,
 }
 
+impl DesiredFrontend {
+    /// Which endpoints clients outside see. Those of all addresses but cluster IPs choose by a Maglev table.
+    pub fn external_policy(&self) -> Option<TrafficPolicy> {
+        let policy = match self.flags & frontend_flags::OUTSIDE_LOCAL {
+            0 => TrafficPolicy::Cluster,
+            _ => TrafficPolicy::Local,
+        };
+        (self.kind != FrontendKind::ClusterIp).then_some(policy)
+    }
+}
+
 impl DesiredBackend {
+    /// Whether the region of a policy names it.
+    pub fn is_in(&self, policy: TrafficPolicy) -> bool {
+        match policy {
+            TrafficPolicy::Cluster => self.in_cluster,
+            TrafficPolicy::Local => self.in_local,
+        }
+    }
+
     /// Whether new flows may go to it.
     pub fn is_active(&self) -> bool {
         self.in_cluster || self.in_local

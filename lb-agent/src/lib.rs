@@ -13,6 +13,7 @@ pub mod datapath;
 pub mod desired;
 pub mod devices;
 pub mod install;
+pub mod maglev;
 pub mod maps;
 pub mod model;
 pub mod mounts;

@@ -24,7 +24,7 @@ use serde_norway::Value;
 const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
 const CAPACITY: Capacity = Capacity {
     frontends: 200,
-    slots: 500,
+    slots: 20_000,
     backends: 200,
     services: 100,
 };

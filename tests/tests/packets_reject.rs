@@ -357,8 +357,8 @@ fn first_endpoint_is_found_by_the_next_packet() {
             let bytes = datapath.bounce("lb_tc_from_pod", &packet);
             let expected = match protocol {
                 Protocol::Tcp => IpNumber::TCP,
-                Protocol::Udp if world.vip.is_ipv4() => IpNumber::ICMP,
-                Protocol::Udp => IpNumber::IPV6_ICMP,
+                _ if world.vip.is_ipv4() => IpNumber::ICMP,
+                _ => IpNumber::IPV6_ICMP,
             };
             let number = if world.vip.is_ipv4() { bytes[23] } else { bytes[20] };
             assert_eq!(number, expected.0, "{bytes:02x?}");

@@ -9,6 +9,8 @@ use crate::{build_ebpf, command, test, workspace};
 pub(crate) enum Bench {
     /// What a packet costs at each kernel program, beside an empty program
     Packets(Packets),
+    /// How long the tables take that outside clients' backends are chosen by
+    Maglev,
 }
 
 /// How `bench packets` is called.
@@ -26,7 +28,18 @@ pub(crate) struct Packets {
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Packets(arguments) => packets(arguments),
+        Bench::Maglev => maglev(),
     }
+}
+
+fn maglev() -> Result<()> {
+    build_ebpf::build()?;
+    let example = ["--package=lb-agent", "--example=bench-maglev"];
+    command::run(
+        workspace::cargo()
+            .args(["run", "--quiet", "--release"])
+            .args(example),
+    )
 }
 
 /// The kernel takes the time, of programs that are always built for speed: the caller of the kernel need not be, and

@@ -1,5 +1,6 @@
 //! The kernel's maps as [`Maps`], opened where they are pinned.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -7,11 +8,12 @@ use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use lb_common::filter::{self, Position};
 use lb_common::layout::{
-    self, Address4, Address6, BackendId, Frontend, Port, ServiceId, ServiceName, ServiceStats, Slot,
+    self, Address4, Address6, BackendId, Frontend, Port, Region, ServiceId, ServiceName, ServiceStats, Slot,
     backend_flags, backend_state, map, protocol,
 };
 use lb_common::reason::Reason;
 
+use super::slots::SlotArray;
 use crate::maps::{Backend, BackendState, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, Protocol};
 
 /// The maps that hold Services.
@@ -19,7 +21,7 @@ pub struct KernelMaps {
     frontends4: HashMap<MapData, layout::FrontendKey<Address4>, Frontend>,
     frontends6: HashMap<MapData, layout::FrontendKey<Address6>, Frontend>,
     filter: Array<MapData, u64>,
-    slots: Array<MapData, Slot>,
+    slots: SlotArray,
     backends4: Array<MapData, layout::Backend<Address4>>,
     backends6: Array<MapData, layout::Backend<Address6>>,
     names: HashMap<MapData, ServiceId, ServiceName>,
@@ -31,12 +33,12 @@ impl KernelMaps {
     /// Opens the maps pinned in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
         let frontends4 = open(directory, map::FRONTENDS4)?;
-        let slots = open(directory, map::SLOTS)?;
+        let slots = open_slots(directory)?;
         let backends4 = open(directory, map::BACKENDS4)?;
         let services = open(directory, map::SERVICE_STATS)?;
         let capacity = Capacity {
             frontends: max_entries(&frontends4, map::FRONTENDS4)?,
-            slots: max_entries(&slots, map::SLOTS)?,
+            slots: slots.length(),
             backends: max_entries(&backends4, map::BACKENDS4)?,
             services: max_entries(&services, map::SERVICE_STATS)?,
         };
@@ -44,7 +46,7 @@ impl KernelMaps {
             frontends4: typed(frontends4, map::FRONTENDS4)?,
             frontends6: typed(open(directory, map::FRONTENDS6)?, map::FRONTENDS6)?,
             filter: typed(open(directory, map::FILTER)?, map::FILTER)?,
-            slots: typed(slots, map::SLOTS)?,
+            slots,
             backends4: typed(backends4, map::BACKENDS4)?,
             backends6: typed(open(directory, map::BACKENDS6)?, map::BACKENDS6)?,
             names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
@@ -95,12 +97,10 @@ impl KernelMaps {
     }
 
     fn set_slots(&mut self, base: u32, slots: &[Slot]) -> Result<(), MapError> {
-        for (index, slot) in (base..).zip(slots) {
-            self.slots
-                .set(index, slot, 0)
-                .map_err(|error| kernel(map::SLOTS, format!("write slot {index}"), error))?;
-        }
-        Ok(())
+        let operation = || format!("write {} slots from {base} on", slots.len());
+        self.slots
+            .write(base, slots)
+            .map_err(|error| kernel(map::SLOTS, operation(), error))
     }
 
     /// Lets the programs look up packets to an address. The bit stays when the last row of the address goes, for the
@@ -217,19 +217,16 @@ impl Maps for KernelMaps {
                 .frontends
                 .extend(frontend_key(key.address.into(), key.port, key.protocol).map(|key| (key, value)));
         }
-        for region in image
-            .frontends
-            .values()
-            .flat_map(|frontend| [frontend.cluster, frontend.local])
-        {
-            for index in region.base..region.base.saturating_add(region.length) {
-                if let std::collections::btree_map::Entry::Vacant(entry) = image.slots.entry(index) {
-                    let slot = self.slots.get(&index, 0);
-                    entry.insert(
-                        slot.map_err(|error| kernel(map::SLOTS, format!("read slot {index}"), error))?,
-                    );
-                }
-            }
+        let regions: BTreeSet<Region> = image.frontends.values().flat_map(crate::maps::regions).collect();
+        for Region { base, length } in regions {
+            // A damaged row may name slots that do not exist.
+            let length = length.min(self.slots.length().saturating_sub(base));
+            let operation = || format!("read {length} slots from {base} on");
+            let slots = self
+                .slots
+                .read(base, length)
+                .map_err(|error| kernel(map::SLOTS, operation(), error))?;
+            image.slots.extend((base..).zip(slots));
         }
         for (id, row) in (0..).zip(self.backends4.iter()) {
             let row = row.map_err(|error| kernel(map::BACKENDS4, format!("read backend {id}"), error))?;
@@ -338,6 +335,15 @@ fn open(directory: &Path, name: &'static str) -> Result<Map, MapError> {
         .map_err(|error| kernel(name, format!("open the pinned map {}", path.display()), error))
 }
 
+fn open_slots(directory: &Path) -> Result<SlotArray, MapError> {
+    let wrong = || aya::maps::MapError::InvalidMapType { map_type: 0 };
+    let slots = match open(directory, map::SLOTS)? {
+        Map::Array(data) => SlotArray::new(data),
+        _ => None,
+    };
+    slots.ok_or_else(|| kernel(map::SLOTS, "use it as the slots array".to_owned(), wrong()))
+}
+
 fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(map: Map, name: &'static str) -> Result<T, MapError> {
     T::try_from(map).map_err(|error| kernel(name, "use it as the kind of map it should be".to_owned(), error))
 }
@@ -356,7 +362,11 @@ fn max_entries(map: &Map, name: &'static str) -> Result<u32, MapError> {
     Ok(info.max_entries())
 }
 
-fn kernel(map: &'static str, operation: String, error: aya::maps::MapError) -> MapError {
+fn kernel(
+    map: &'static str,
+    operation: String,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> MapError {
     MapError::Kernel {
         map,
         operation,
@@ -387,6 +397,7 @@ fn frontend_key(address: IpAddr, port: Port, number: u8) -> Option<FrontendKey> 
         0 => FrontendKey::Wildcard(address),
         protocol::TCP => FrontendKey::Port(address, port.get(), Protocol::Tcp),
         protocol::UDP => FrontendKey::Port(address, port.get(), Protocol::Udp),
+        protocol::SCTP => FrontendKey::Port(address, port.get(), Protocol::Sctp),
         _ => return None,
     })
 }
@@ -421,7 +432,14 @@ fn backend_row<A: Pod>(backend: &Backend, address: A) -> layout::Backend<A> {
             BackendState::Active => backend_state::ACTIVE,
             BackendState::Draining => backend_state::DRAINING,
         },
-        flags: if backend.local { backend_flags::LOCAL } else { 0 },
+        flags: [
+            (backend.local, backend_flags::LOCAL),
+            (backend.in_cluster, backend_flags::IN_CLUSTER),
+            (backend.in_local, backend_flags::IN_LOCAL),
+        ]
+        .into_iter()
+        .filter(|(is_set, _)| *is_set)
+        .fold(0, |flags, (_, flag)| flags | flag),
         generation: backend.generation,
         service: backend.service,
     }
@@ -438,6 +456,8 @@ fn backend<A>(row: layout::Backend<A>, address: IpAddr) -> Option<Backend> {
             _ => BackendState::Gone,
         },
         local: row.flags & backend_flags::LOCAL != 0,
+        in_cluster: row.flags & backend_flags::IN_CLUSTER != 0,
+        in_local: row.flags & backend_flags::IN_LOCAL != 0,
         generation: row.generation,
         service: row.service,
     })

@@ -5,6 +5,7 @@ pub mod maps;
 pub mod object;
 pub mod pins;
 pub mod probe;
+mod slots;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -7,7 +7,8 @@ use std::time::Instant;
 use lb_common::layout::{BackendId, Region, ServiceId, Slot};
 
 use super::tables::{Context, Tables, index};
-use crate::desired::{DesiredBackend, DesiredPort, NamespacedName, PortName};
+use crate::desired::{DesiredBackend, DesiredPort, NamespacedName, PortName, TrafficPolicy};
+use crate::maglev;
 use crate::maps::{Backend, BackendState, Family, FrontendKey, MapError};
 
 /// What a port has: rows, ids and regions. Owned by a Service, or found in the maps after a start.
@@ -30,6 +31,17 @@ pub(super) struct PortFamily {
     pub(super) cluster: Region,
     /// See `cluster`; it may be the same one.
     pub(super) local: Region,
+    /// See `cluster`: what clients outside choose from at all addresses but cluster IPs.
+    pub(super) maglev: Region,
+}
+
+/// What a port asks for of one family.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Order<'a> {
+    /// Its backends, sorted by address.
+    pub(super) backends: &'a [DesiredBackend],
+    /// Which of them the Maglev table names; `None`: there is no table.
+    maglev: Option<TrafficPolicy>,
 }
 
 /// What is to be reserved for one family of a port.
@@ -39,6 +51,9 @@ pub(super) struct FamilyPlan {
     pub(super) added: usize,
     pub(super) cluster: Want,
     pub(super) local: Want,
+    pub(super) maglev: Want,
+    /// What the Maglev table holds: positions among the backends that it names.
+    table: Vec<u32>,
 }
 
 /// What becomes of a region.
@@ -60,24 +75,41 @@ pub(super) fn full_name(service: &NamespacedName, port: &PortName) -> String {
     format!("{service}/{name}/{protocol}")
 }
 
-/// The backends of one family that a port gets: none, unless it has a frontend that could name them.
-pub(super) fn backends<'a>(
-    claims: &HashMap<FrontendKey, ServiceId>,
-    id: ServiceId,
-    port: &'a DesiredPort,
-    family: Family,
-) -> &'a [DesiredBackend] {
-    let mut keys = port.frontends.iter().map(|frontend| &frontend.key);
-    if !keys.any(|key| Family::of(key.address()) == family && claims.get(key) == Some(&id)) {
-        return &[];
+impl<'a> Order<'a> {
+    /// What a port gets of one family: nothing, unless it has a frontend that could name it.
+    pub(super) fn of(
+        claims: &HashMap<FrontendKey, ServiceId>,
+        id: ServiceId,
+        port: &'a DesiredPort,
+        family: Family,
+    ) -> Self {
+        let mut frontends = port
+            .frontends
+            .iter()
+            .filter(|frontend| Family::of(frontend.key.address()) == family)
+            .filter(|frontend| claims.get(&frontend.key) == Some(&id))
+            .peekable();
+        if frontends.peek().is_none() {
+            return Self::default();
+        }
+        // Sorted: IPv4 comes first.
+        let (of_v4, of_v6) = port
+            .backends
+            .split_at(port.backends.partition_point(|backend| backend.address.is_ipv4()));
+        Self {
+            backends: match family {
+                Family::V4 => of_v4,
+                Family::V6 => of_v6,
+            },
+            // A Service has one policy for all of them.
+            maglev: frontends.find_map(|frontend| frontend.external_policy()),
+        }
     }
-    // Sorted: IPv4 comes first.
-    let (of_v4, of_v6) = port
-        .backends
-        .split_at(port.backends.partition_point(|backend| backend.address.is_ipv4()));
-    match family {
-        Family::V4 => of_v4,
-        Family::V6 => of_v6,
+
+    /// The backends that clients see; `None`: there are no such clients.
+    fn seen(&self, policy: Option<TrafficPolicy>) -> impl Iterator<Item = &'a DesiredBackend> + use<'a> {
+        let backends = self.backends.iter();
+        backends.filter(move |backend| policy.is_some_and(|policy| backend.is_in(policy)))
     }
 }
 
@@ -90,63 +122,57 @@ impl PortFamily {
         Some(self.members[position].1)
     }
 
-    /// What has to be reserved for `backends`.
-    pub(super) fn plan(&self, tables: &Tables, family: Family, backends: &[DesiredBackend]) -> FamilyPlan {
+    /// What has to be reserved for an order.
+    pub(super) fn plan(&self, tables: &Tables, family: Family, order: &Order<'_>) -> FamilyPlan {
+        let backends = order.backends;
         let added = backends
             .iter()
             .filter(|backend| self.id(&backend.address).is_none())
             .count();
-        let cluster = self.plan_region(
-            tables,
-            family,
-            self.cluster,
-            backends.iter().filter(|backend| backend.in_cluster),
-        );
+        let slots = |policy| self.slots(tables, family, order, policy);
+        let cluster = plan_region(tables, self.cluster, &slots(Some(TrafficPolicy::Cluster)));
         let local = match backends
             .iter()
             .all(|backend| backend.in_cluster == backend.in_local)
         {
             true => Want::Cluster,
-            false => self.plan_region(
-                tables,
-                family,
-                self.local,
-                backends.iter().filter(|backend| backend.in_local),
-            ),
+            false => plan_region(tables, self.local, &slots(Some(TrafficPolicy::Local))),
         };
+        let addresses: Vec<SocketAddr> = order.seen(order.maglev).map(|backend| backend.address).collect();
+        let table = maglev::table(&addresses);
+        let maglev = plan_region(tables, self.maglev, &entries(&table, &slots(order.maglev)));
         FamilyPlan {
             added,
             cluster,
             local,
+            maglev,
+            table,
         }
     }
 
-    fn plan_region<'a>(
+    /// The slots that name the backends that clients see; `None` for those that have no row yet.
+    fn slots(
         &self,
         tables: &Tables,
         family: Family,
-        region: Region,
-        backends: impl Iterator<Item = &'a DesiredBackend> + Clone,
-    ) -> Want {
-        let slots = backends
-            .clone()
-            .map(|backend| Some(slot(tables, family, self.id(&backend.address)?)));
-        if slots.eq(tables.slots(region).iter().map(|slot| Some(*slot))) {
-            Want::Keep
-        } else {
-            Want::New(backends.count())
-        }
+        order: &Order<'_>,
+        policy: Option<TrafficPolicy>,
+    ) -> Vec<Option<Slot>> {
+        order
+            .seen(policy)
+            .map(|backend| Some(slot(tables, family, self.id(&backend.address)?)))
+            .collect()
     }
 
     /// Reserves ids and takes the planned regions. False if an id is missing, which the plan rules out.
     pub(super) fn reserve(
         &mut self,
         tables: &mut Tables,
-        backends: &[DesiredBackend],
+        order: &Order<'_>,
         (family, plan): (Family, &FamilyPlan),
         now: Instant,
     ) -> bool {
-        for backend in backends {
+        for backend in order.backends {
             if let Err(position) = self
                 .members
                 .binary_search_by(|(member, _)| member.cmp(&backend.address))
@@ -157,23 +183,15 @@ impl PortFamily {
                 self.members.insert(position, (backend.address, id));
             }
         }
-        let old = (self.cluster, self.local);
+        let old = self.regions();
         if let Want::Allocated(region) = plan.cluster {
-            self.cluster = self.fill(
-                tables,
-                family,
-                region,
-                backends.iter().filter(|backend| backend.in_cluster),
-            );
+            let slots = self.slots(tables, family, order, Some(TrafficPolicy::Cluster));
+            self.cluster = fill(tables, region, &slots);
         }
         match plan.local {
             Want::Allocated(region) => {
-                self.local = self.fill(
-                    tables,
-                    family,
-                    region,
-                    backends.iter().filter(|backend| backend.in_local),
-                );
+                let slots = self.slots(tables, family, order, Some(TrafficPolicy::Local));
+                self.local = fill(tables, region, &slots);
             }
             Want::Cluster if self.local != self.cluster => {
                 tables.acquire(self.cluster);
@@ -181,7 +199,11 @@ impl PortFamily {
             }
             _ => {}
         }
-        for (old, new) in [(old.0, self.cluster), (old.1, self.local)] {
+        if let Want::Allocated(region) = plan.maglev {
+            let slots = self.slots(tables, family, order, order.maglev);
+            self.maglev = fill(tables, region, &entries(&plan.table, &slots));
+        }
+        for (old, new) in old.into_iter().zip(self.regions()) {
             if old != new {
                 tables.release_region(old, now);
             }
@@ -189,17 +211,9 @@ impl PortFamily {
         true
     }
 
-    fn fill<'a>(
-        &self,
-        tables: &mut Tables,
-        family: Family,
-        region: Region,
-        backends: impl Iterator<Item = &'a DesiredBackend>,
-    ) -> Region {
-        let ids = backends.filter_map(|backend| self.id(&backend.address));
-        let slots = ids.map(|id| slot(tables, family, id)).collect();
-        tables.fill_region(region, slots);
-        region
+    /// Its regions, empty ones included.
+    pub(super) fn regions(&self) -> [Region; 3] {
+        [self.cluster, self.local, self.maglev]
     }
 
     /// Writes what frontend rows will name: backends that are new or may take flows now, and the regions.
@@ -216,15 +230,19 @@ impl PortFamily {
             };
             let mut row = row(tables, service, id, backend);
             if let Some(old) = tables.backend(Family::of(row.address), id) {
-                // It is marked draining after the rows that name it are replaced.
+                // The rows in use may name it until they are replaced; what they do not name is taken back then.
                 if row.state == BackendState::Draining {
                     row.state = old.state;
                 }
+                row.in_cluster |= old.in_cluster;
+                row.in_local |= old.in_local;
             }
             tables.set_backend(context, id, row)?;
         }
-        tables.write_region(context, self.cluster)?;
-        tables.write_region(context, self.local)
+        for region in self.regions() {
+            tables.write_region(context, region)?;
+        }
+        Ok(())
     }
 
     /// Marks backends that are not wanted as gone, and those that shall take no new flows as draining.
@@ -253,6 +271,28 @@ impl PortFamily {
     }
 }
 
+/// What becomes of `region`, which is to hold `slots`.
+fn plan_region(tables: &Tables, region: Region, slots: &[Option<Slot>]) -> Want {
+    let held = tables.slots(region).iter().map(|slot| Some(*slot));
+    if held.eq(slots.iter().copied()) {
+        Want::Keep
+    } else {
+        Want::New(slots.len())
+    }
+}
+
+/// Says what `region` shall hold. All rows have been reserved.
+fn fill(tables: &mut Tables, region: Region, slots: &[Option<Slot>]) -> Region {
+    tables.fill_region(region, slots.iter().copied().flatten().collect());
+    region
+}
+
+/// The entries of a Maglev table over the backends that `slots` name.
+fn entries(table: &[u32], slots: &[Option<Slot>]) -> Vec<Option<Slot>> {
+    let entry = |position: &u32| slots.get(*position as usize).copied().flatten();
+    table.iter().map(entry).collect()
+}
+
 fn slot(tables: &Tables, family: Family, id: BackendId) -> Slot {
     Slot {
         backend: id,
@@ -270,6 +310,8 @@ fn row(tables: &Tables, service: ServiceId, id: BackendId, backend: &DesiredBack
             BackendState::Draining
         },
         local: backend.local,
+        in_cluster: backend.in_cluster,
+        in_local: backend.in_local,
         generation: tables.generation(Family::of(backend.address.ip()), id),
         service,
     }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use lb_common::layout::{Region, ServiceId, map};
 
-use super::port::{FamilyPlan, Want, backends};
+use super::port::{FamilyPlan, Order, Want};
 use super::tables::{Context, index};
 use super::{Entry, Installer};
 use crate::desired::{DesiredPort, DesiredService};
@@ -37,8 +37,8 @@ impl Installer {
             };
             for family in Family::ALL {
                 let plan = (family, &plan[index(family)]);
-                let backends = backends(&self.claims, *id, port, family);
-                if !state.families[index(family)].reserve(&mut self.tables, backends, plan, context.now) {
+                let order = Order::of(&self.claims, *id, port, family);
+                if !state.families[index(family)].reserve(&mut self.tables, &order, plan, context.now) {
                     return Err(self.full_backends(family));
                 }
             }
@@ -50,8 +50,8 @@ impl Installer {
         let empty = super::Port::default();
         let state = self.ports.get(&id).unwrap_or(&empty);
         Family::ALL.map(|family| {
-            let backends = backends(&self.claims, id, port, family);
-            state.family(family).plan(&self.tables, family, backends)
+            let order = Order::of(&self.claims, id, port, family);
+            state.family(family).plan(&self.tables, family, &order)
         })
     }
 
@@ -72,7 +72,7 @@ impl Installer {
         let wants = plans
             .iter_mut()
             .flatten()
-            .flat_map(|plan| [&mut plan.cluster, &mut plan.local]);
+            .flat_map(|plan| [&mut plan.cluster, &mut plan.local, &mut plan.maglev]);
         for want in wants {
             let Want::New(length) = *want else {
                 continue;

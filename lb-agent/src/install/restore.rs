@@ -10,7 +10,7 @@ use super::port::{Port, full_name};
 use super::tables::{Context, Tables, index};
 use super::{Installer, pause};
 use crate::desired::{DesiredService, NamespacedName};
-use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapError, MapImage};
+use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapError, MapImage, regions};
 
 impl Installer {
     /// Begins with what is in the maps. Nothing changes before [`Self::first_sync`].
@@ -85,7 +85,8 @@ impl Installer {
             port.frontends.push(key);
             let family = &mut port.families[index(Family::of(key.address()))];
             // The rows of a port name the same regions, unless its last change was cut off in between.
-            for (known, named) in [(&mut family.cluster, row.cluster), (&mut family.local, row.local)] {
+            let known = [&mut family.cluster, &mut family.local, &mut family.maglev];
+            for (known, named) in known.into_iter().zip(regions(&row)) {
                 if known.length == 0 && self.tables.acquire(named) {
                     *known = named;
                 }

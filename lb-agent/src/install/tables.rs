@@ -7,7 +7,9 @@ use lb_common::layout::{BackendId, Frontend, Region, ServiceId, Slot, frontend_f
 
 use super::ids::Ids;
 use super::slots::SlotAllocator;
-use crate::maps::{Backend, BackendState, Capacity, Family, FrontendKey, MapError, MapImage, MapOp, Maps};
+use crate::maps::{
+    Backend, BackendState, Capacity, Family, FrontendKey, MapError, MapImage, MapOp, Maps, regions,
+};
 
 /// How long something stays unused before it is used again: a packet that was being handled when it went out of use
 /// has long been handled by then.
@@ -117,13 +119,14 @@ impl Tables {
     /// A row whose regions overlap another one's or the end of the array was damaged from outside: it counts as
     /// missing, so it is written again, or deleted by the next comparison.
     fn restore_frontend(&mut self, key: FrontendKey, value: Frontend, image: &MapImage) {
-        if !self.restore_region(value.cluster, image) {
-            return;
-        }
-        if !self.restore_region(value.local, image) {
-            // Nobody reads it: no grace is needed, and there is no clock here.
-            self.drop_region(value.cluster);
-            return;
+        for (position, region) in regions(&value).into_iter().enumerate() {
+            if !self.restore_region(region, image) {
+                for restored in &regions(&value)[..position] {
+                    // Nobody reads it: no grace is needed, and there is no clock here.
+                    self.drop_region(*restored);
+                }
+                return;
+            }
         }
         self.n_frontends[index(Family::of(key.address()))] += 1;
         self.frontends.insert(key, value);
@@ -184,7 +187,7 @@ impl Tables {
             return Ok(());
         }
         context.maps.apply(&MapOp::SetFrontend { key, value })?;
-        for region in [value.cluster, value.local] {
+        for region in regions(&value) {
             self.acquire(region);
         }
         match self.frontends.insert(key, value) {
@@ -266,8 +269,9 @@ impl Tables {
     }
 
     fn release_frontend(&mut self, row: Frontend, now: Instant) {
-        self.release_region(row.cluster, now);
-        self.release_region(row.local, now);
+        for region in regions(&row) {
+            self.release_region(region, now);
+        }
     }
 
     /// The entry of a region that has lost its last user.

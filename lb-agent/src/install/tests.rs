@@ -7,13 +7,14 @@ use lb_common::layout::{Region, frontend_flags};
 use proptest::prelude::*;
 
 use super::*;
-use crate::desired::{DesiredBackend, DesiredFrontend, ServiceType};
+use crate::desired::{DesiredBackend, DesiredFrontend, FrontendKind, ServiceType, TrafficPolicy};
+use crate::maglev;
 use crate::maps::testing::{FakeMaps, FaultyMaps};
-use crate::maps::{BackendState, Capacity, MapImage, MapOp, Protocol, dump};
+use crate::maps::{Backend, BackendState, Capacity, MapImage, MapOp, Protocol, dump};
 
 const CAPACITY: Capacity = Capacity {
     frontends: 100,
-    slots: 300,
+    slots: 20_000,
     backends: 100,
     services: 30,
 };
@@ -67,10 +68,13 @@ fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
                 vips.insert(vip(address));
                 DesiredFrontend {
                     key: FrontendKey::Port(vip(address), 80 + u16::from(port), Protocol::Tcp),
-                    flags: if port == 0 {
-                        frontend_flags::OUTSIDE_LOCAL
-                    } else {
-                        0
+                    kind: match port {
+                        0 => FrontendKind::NodePort,
+                        _ => FrontendKind::ClusterIp,
+                    },
+                    flags: match (port, name) {
+                        (0, 0) => frontend_flags::OUTSIDE_LOCAL,
+                        _ => 0,
                     },
                 }
             })
@@ -252,7 +256,7 @@ fn check_row(image: &MapImage, port: &DesiredPort, frontend: &DesiredFrontend) {
             .map(|backend| (backend.address, backend.local))
             .collect()
     };
-    let found = |region: Region| -> Vec<_> {
+    let found = |region: Region, is_named: fn(&Backend) -> bool| -> Vec<_> {
         let slots = (region.base..region.base + region.length).map(|index| image.slots[&index]);
         slots
             .map(|slot| {
@@ -262,19 +266,34 @@ fn check_row(image: &MapImage, port: &DesiredPort, frontend: &DesiredFrontend) {
                     (slot.generation, BackendState::Active)
                 );
                 assert_eq!(backend.service, row.service);
+                assert!(is_named(&backend), "{backend:?}");
                 (SocketAddr::new(backend.address, backend.port), backend.local)
             })
             .collect()
     };
     assert_eq!(
-        found(row.cluster),
+        found(row.cluster, |backend| backend.in_cluster),
         expected(|backend| backend.in_cluster),
         "{}",
         dump(image)
     );
     assert_eq!(
-        found(row.local),
+        found(row.local, |backend| backend.in_local),
         expected(|backend| backend.in_local),
+        "{}",
+        dump(image)
+    );
+    let named = match frontend.external_policy() {
+        None => Vec::new(),
+        Some(TrafficPolicy::Cluster) => expected(|backend| backend.in_cluster),
+        Some(TrafficPolicy::Local) => expected(|backend| backend.in_local),
+    };
+    let addresses: Vec<SocketAddr> = named.iter().map(|(address, _)| *address).collect();
+    let table = maglev::table(&addresses)
+        .into_iter()
+        .map(|position| named[position as usize]);
+    assert!(
+        found(row.maglev, |_| true).into_iter().eq(table),
         "{}",
         dump(image)
     );
@@ -437,11 +456,13 @@ fn damage(rows: &mut MapImage, kind: u8, index: prop::sample::Index) {
         (5, _) => {
             let address = endpoint(201).ip();
             let state = BackendState::Active;
-            let row = crate::maps::Backend {
+            let row = Backend {
                 address,
                 port: 1,
                 state,
                 local: false,
+                in_cluster: true,
+                in_local: false,
                 generation: 3,
                 service: 2,
             };
@@ -513,6 +534,30 @@ fn what_does_not_fit_is_refused_as_a_whole_and_named() {
         },
         "--max-services",
     );
+}
+
+/// A NodePort of a Service with `externalTrafficPolicy: Cluster`.
+fn node_port(backends: impl IntoIterator<Item = u8>) -> DesiredService {
+    let backends = backends.into_iter().map(|number| (number, 1)).collect();
+    service(vec![(1, [(0, 0), (1, 0)].into(), backends)], 0)
+}
+
+#[test]
+fn frontends_of_a_port_share_one_maglev_table() {
+    let slots = 2 + 251;
+    let mut bench = Bench::new(Capacity { slots, ..CAPACITY }, 0, 0);
+    bench.set(0, Some(node_port([0, 1])));
+    bench.check();
+    // A table in use is never modified: there is no room for another.
+    bench.set(0, Some(node_port([0])));
+    assert!(
+        failure(&bench, 0).contains("--max-slots"),
+        "{}",
+        failure(&bench, 0)
+    );
+    let image = bench.image();
+    let lengths: Vec<u32> = image.frontends.values().map(|row| row.maglev.length).collect();
+    assert_eq!(lengths, [251, 251, 0, 0]);
 }
 
 #[test]

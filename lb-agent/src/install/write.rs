@@ -2,10 +2,10 @@
 
 use lb_common::layout::{Frontend, Region, ServiceId};
 
-use super::port::{backends, full_name};
+use super::port::{Order, PortFamily, full_name};
 use super::tables::{Context, WILDCARD, index};
 use super::{Entry, Installer};
-use crate::desired::{DesiredBackend, DesiredPort, DesiredService, NamespacedName};
+use crate::desired::{DesiredPort, DesiredService, NamespacedName};
 use crate::maps::{Family, FrontendKey, MapError};
 
 impl Installer {
@@ -44,7 +44,7 @@ impl Installer {
                 let ports = desired.iter().flat_map(|desired| &desired.ports);
                 match ports.into_iter().find(|port| port.port == port_name) {
                     Some(port) => {
-                        let wanted = Family::ALL.map(|family| backends(&installer.claims, id, port, family));
+                        let wanted = Family::ALL.map(|family| Order::of(&installer.claims, id, port, family));
                         installer.clear_backends(id, &wanted, context)?;
                     }
                     None => {
@@ -84,8 +84,8 @@ impl Installer {
             self.tables.set_name(context, id, full_name(owner, &port.port))?;
         }
         for family in Family::ALL {
-            let backends = backends(&self.claims, id, port, family);
-            state.families[index(family)].write(&mut self.tables, context, id, backends)?;
+            let order = Order::of(&self.claims, id, port, family);
+            state.families[index(family)].write(&mut self.tables, context, id, order.backends)?;
         }
         for frontend in port
             .frontends
@@ -98,7 +98,10 @@ impl Installer {
                 flags: frontend.flags,
                 cluster: family.cluster,
                 local: family.local,
-                maglev: Region::default(),
+                maglev: match frontend.external_policy() {
+                    Some(_) => family.maglev,
+                    None => Region::default(),
+                },
                 source_ranges: 0,
                 affinity_seconds: port.affinity_seconds,
             };
@@ -180,26 +183,26 @@ impl Installer {
     fn clear_backends(
         &mut self,
         id: ServiceId,
-        backends: &[&[DesiredBackend]; 2],
+        orders: &[Order<'_>; 2],
         context: &mut Context<'_>,
     ) -> Result<(), MapError> {
         let Some(state) = self.ports.get_mut(&id) else {
             return Ok(());
         };
-        for (family, backends) in Family::ALL.into_iter().zip(backends) {
-            state.families[index(family)].clear(&mut self.tables, context, (family, id), backends)?;
+        for (family, order) in Family::ALL.into_iter().zip(orders) {
+            let family_and_id = (family, id);
+            state.families[index(family)].clear(&mut self.tables, context, family_and_id, order.backends)?;
         }
         Ok(())
     }
 
     /// Removes a port that has no frontend rows any more.
     pub(super) fn remove_port(&mut self, id: ServiceId, context: &mut Context<'_>) -> Result<(), MapError> {
-        self.clear_backends(id, &[&[], &[]], context)?;
+        self.clear_backends(id, &[Order::default(); 2], context)?;
         self.tables.delete_name(context, id)?;
         if let Some(state) = self.ports.remove(&id) {
-            for family in state.families {
-                self.tables.release_region(family.cluster, context.now);
-                self.tables.release_region(family.local, context.now);
+            for region in state.families.iter().flat_map(PortFamily::regions) {
+                self.tables.release_region(region, context.now);
             }
             self.tables.retire_service(id, context.now);
         }

@@ -23,9 +23,12 @@ pub fn dump(image: &MapImage) -> String {
                     region(image, family, value.cluster),
                     region(image, family, value.local),
                 );
+                // Writing to a String does not fail.
+                if value.maglev.length != 0 {
+                    let _ = write!(line, " maglev={}", shares(image, family, value.maglev));
+                }
                 let flags = flag_names(value.flags);
                 if !flags.is_empty() {
-                    // Writing to a String does not fail.
                     let _ = write!(line, " flags={}", flags.join(","));
                 }
                 if value.affinity_seconds != 0 {
@@ -45,9 +48,15 @@ pub fn dump(image: &MapImage) -> String {
             BackendState::Draining => "draining",
         };
         let local = if backend.local { " local" } else { "" };
+        let regions = match (backend.in_cluster, backend.in_local) {
+            (false, false) => "",
+            (true, false) => " in=cluster",
+            (false, true) => " in=local",
+            (true, true) => " in=cluster,local",
+        };
         let address = SocketAddr::new(backend.address, backend.port);
         lines.push(format!(
-            "BACKEND {address} service={} state={state}{local}",
+            "BACKEND {address} service={} state={state}{local}{regions}",
             backend.service
         ));
     }
@@ -70,14 +79,27 @@ fn flag_names(flags: u32) -> Vec<&'static str> {
 }
 
 fn region(image: &MapImage, family: Family, region: Region) -> String {
+    slots(image, family, region).collect::<Vec<_>>().join(" ")
+}
+
+/// How many of a region's slots name each backend.
+fn shares(image: &MapImage, family: Family, region: Region) -> String {
+    let mut shares: BTreeMap<String, u32> = BTreeMap::new();
+    for slot in slots(image, family, region) {
+        *shares.entry(slot).or_default() += 1;
+    }
+    let shares = shares.into_iter().map(|(slot, share)| format!("{share}*{slot}"));
+    format!("[{}]", shares.collect::<Vec<_>>().join(" "))
+}
+
+fn slots(image: &MapImage, family: Family, region: Region) -> impl Iterator<Item = String> {
     let backends = image.backends(family);
-    let slots = (region.base..region.base.saturating_add(region.length)).map(|index| {
+    (region.base..region.base.saturating_add(region.length)).map(move |index| {
         image
             .slots
             .get(&index)
             .map_or_else(|| format!("!{index}"), |slot| self::slot(backends, *slot))
-    });
-    slots.collect::<Vec<_>>().join(" ")
+    })
 }
 
 fn slot(backends: &BTreeMap<BackendId, Backend>, slot: Slot) -> String {

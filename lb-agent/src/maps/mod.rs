@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::layout::{BackendId, Frontend, ServiceId, Slot};
+use lb_common::layout::{BackendId, Frontend, Region, ServiceId, Slot};
 
 /// An IP version.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
@@ -50,6 +50,8 @@ pub enum Protocol {
     Tcp,
     /// UDP
     Udp,
+    /// SCTP
+    Sctp,
 }
 
 impl Protocol {
@@ -58,6 +60,7 @@ impl Protocol {
         match self {
             Self::Tcp => lb_common::layout::protocol::TCP,
             Self::Udp => lb_common::layout::protocol::UDP,
+            Self::Sctp => lb_common::layout::protocol::SCTP,
         }
     }
 }
@@ -78,6 +81,7 @@ impl fmt::Display for Protocol {
         formatter.write_str(match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         })
     }
 }
@@ -123,10 +127,19 @@ pub struct Backend {
     pub state: BackendState,
     /// Whether it is on this node.
     pub local: bool,
+    /// Whether the `cluster` region of its service port names it.
+    pub in_cluster: bool,
+    /// Whether the `local` region of its service port names it.
+    pub in_local: bool,
     /// Counts the endpoints that this row has held; see [`lb_common::layout::Backend`].
     pub generation: u32,
     /// The service port it belongs to.
     pub service: ServiceId,
+}
+
+/// The regions that a frontend row names, empty ones included.
+pub fn regions(frontend: &Frontend) -> [Region; 3] {
+    [frontend.cluster, frontend.local, frontend.maglev]
 }
 
 /// One write to the maps.

@@ -1,10 +1,10 @@
 //! Maps for tests: in memory, and with failing writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::layout::{Region, Slot, map};
+use lb_common::layout::{Region, Slot, frontend_flags, map};
 
-use super::{Capacity, Family, MapError, MapImage, MapOp, Maps};
+use super::{Backend, Capacity, Family, MapError, MapImage, MapOp, Maps, regions};
 
 /// Maps in memory.
 #[derive(Clone, Debug)]
@@ -36,10 +36,17 @@ impl FakeMaps {
     pub fn inconsistency(&self) -> Option<String> {
         self.written.frontends.iter().find_map(|(key, frontend)| {
             let backends = self.written.backends(Family::of(key.address()));
-            [frontend.cluster, frontend.local]
+            let in_cluster: fn(&Backend) -> bool = |backend| backend.in_cluster;
+            let in_local: fn(&Backend) -> bool = |backend| backend.in_local;
+            let in_maglev = match frontend.flags & frontend_flags::OUTSIDE_LOCAL {
+                0 => in_cluster,
+                _ => in_local,
+            };
+            regions(frontend)
                 .into_iter()
-                .flat_map(indices)
-                .find_map(|index| {
+                .zip([in_cluster, in_local, in_maglev])
+                .flat_map(|(region, is_named)| indices(region).map(move |index| (index, is_named)))
+                .find_map(|(index, is_named)| {
                     let Some(slot) = self.written.slots.get(&index) else {
                         return Some(format!("{key} names slot {index}, which was never written"));
                     };
@@ -59,6 +66,9 @@ impl FakeMaps {
                         {
                             Some(format!("{key} names backend {} of another service", slot.backend))
                         }
+                        Some(backend) if backend.generation == slot.generation && !is_named(backend) => Some(
+                            format!("{key} names backend {}, whose flags say no", slot.backend),
+                        ),
                         Some(_) => None,
                     }
                 })
@@ -155,12 +165,9 @@ impl Maps for FakeMaps {
     }
 
     fn image(&self) -> Result<MapImage, MapError> {
-        let regions = self
-            .written
-            .frontends
-            .values()
-            .flat_map(|row| [row.cluster, row.local]);
+        let regions: BTreeSet<Region> = self.written.frontends.values().flat_map(regions).collect();
         let slots = regions
+            .into_iter()
             .flat_map(indices)
             .filter_map(|index| Some((index, *self.written.slots.get(&index)?)));
         Ok(MapImage {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
 
+use super::frontends::{Port, SCTP_REMEDY};
 use super::values::{port_number, protocol, quoted, unicast_address};
 use super::{NodeConfig, Problem, Slices};
 use crate::desired::{DesiredBackend, PortName};
@@ -19,9 +20,13 @@ pub(super) struct Endpoints<'a> {
 
 /// The endpoints and ports of one slice.
 struct SliceEndpoints<'a> {
+    object: ObjectReference,
     endpoints: Vec<Endpoint<'a>>,
-    ports: HashMap<(&'a str, Protocol), u16>,
+    ports: PortNumbers<'a>,
 }
+
+/// The ports of a slice by name and protocol.
+type PortNumbers<'a> = HashMap<(&'a str, Protocol), u16>;
 
 /// One endpoint of a slice.
 #[derive(Clone, Copy)]
@@ -50,20 +55,23 @@ impl<'a> Endpoints<'a> {
     pub(super) fn of(slices: &'a Slices<'_>, namespace: &str, node: &NodeConfig) -> Self {
         let mut problems = Vec::new();
         let read = |slice: &'a EndpointSlice| {
+            let object = ObjectReference {
+                kind: slices.origin,
+                namespace: namespace.to_owned(),
+                name: slice.metadata.name.clone().unwrap_or_default(),
+            };
             let mut faults = Vec::new();
-            let endpoints = read_slice(slice, node, &mut faults);
-            if !faults.is_empty() {
-                let object = ObjectReference {
-                    kind: slices.origin,
-                    namespace: namespace.to_owned(),
-                    name: slice.metadata.name.clone().unwrap_or_default(),
-                };
-                problems.extend(faults.into_iter().map(|message| Problem {
-                    object: object.clone(),
-                    message,
-                }));
-            }
-            endpoints
+            let read = read_slice(slice, node, &mut faults);
+            problems.extend(faults.into_iter().map(|message| Problem {
+                object: object.clone(),
+                message,
+            }));
+            let (endpoints, ports) = read?;
+            Some(SliceEndpoints {
+                object,
+                endpoints,
+                ports,
+            })
         };
         let slices = slices
             .slices
@@ -79,12 +87,30 @@ impl<'a> Endpoints<'a> {
     }
 
     /// The backends of one port. `uses_local`: some frontend asks for the endpoints of this node.
-    pub(super) fn select(&self, port: &PortName, uses_local: bool, node: &NodeConfig) -> Vec<DesiredBackend> {
+    pub(super) fn select(
+        &self,
+        port: &Port,
+        uses_local: bool,
+        node: &NodeConfig,
+        problems: &mut Vec<Problem>,
+    ) -> Vec<DesiredBackend> {
+        let PortName { name, protocol } = &port.name;
         let mut endpoints: BTreeMap<SocketAddr, Endpoint<'_>> = BTreeMap::new();
         for slice in &self.slices {
-            let Some(number) = slice.ports.get(&(port.name.as_str(), port.protocol)) else {
+            let Some(number) = slice.ports.get(&(name.as_str(), *protocol)) else {
                 continue;
             };
+            if *protocol == Protocol::Sctp && *number != port.number {
+                problems.push(Problem {
+                    object: slice.object.clone(),
+                    message: format!(
+                        "port {}: number {number} is not the Service's {}, and {SCTP_REMEDY}",
+                        quoted(name),
+                        port.number
+                    ),
+                });
+                continue;
+            }
             for endpoint in &slice.endpoints {
                 let found = endpoints
                     .entry(SocketAddr::new(endpoint.address, *number))
@@ -99,8 +125,8 @@ impl<'a> Endpoints<'a> {
         // Sorted: IPv4 comes first.
         let split = endpoints.partition_point(|(address, _)| address.is_ipv4());
         let (of_v4, of_v6) = endpoints.split_at(split);
-        let mut backends = select_family(of_v4, port.protocol, uses_local, node);
-        backends.append(&mut select_family(of_v6, port.protocol, uses_local, node));
+        let mut backends = select_family(of_v4, *protocol, uses_local, node);
+        backends.append(&mut select_family(of_v6, *protocol, uses_local, node));
         backends
     }
 }
@@ -197,7 +223,7 @@ fn read_slice<'a>(
     slice: &'a EndpointSlice,
     node: &NodeConfig,
     faults: &mut Vec<String>,
-) -> Option<SliceEndpoints<'a>> {
+) -> Option<(Vec<Endpoint<'a>>, PortNumbers<'a>)> {
     let family = match slice.address_type.as_str() {
         "IPv4" => Family::V4,
         "IPv6" => Family::V6,
@@ -217,13 +243,10 @@ fn read_slice<'a>(
             Err(fault) => faults.push(fault),
         }
     }
-    Some(SliceEndpoints {
-        endpoints,
-        ports: read_ports(slice, faults),
-    })
+    Some((endpoints, read_ports(slice, faults)))
 }
 
-fn read_ports<'a>(slice: &'a EndpointSlice, faults: &mut Vec<String>) -> HashMap<(&'a str, Protocol), u16> {
+fn read_ports<'a>(slice: &'a EndpointSlice, faults: &mut Vec<String>) -> PortNumbers<'a> {
     let mut ports = HashMap::new();
     for port in slice.ports.iter().flatten() {
         let name = port.name.as_deref().unwrap_or_default();

@@ -4,17 +4,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use lb_common::layout::frontend_flags;
 
 use super::values::{is_dns_label, port_number, protocol, quoted, unicast_address};
 use super::{NodeConfig, Problems};
-use crate::desired::{DesiredFrontend, PortName, ServiceType};
-use crate::maps::FrontendKey;
+use crate::desired::{DesiredFrontend, FrontendKind, PortName, ServiceType, TrafficPolicy};
+use crate::maps::{FrontendKey, Protocol};
 
 /// Seconds of session affinity if the Service does not say.
 const AFFINITY_DEFAULT: i32 = 10_800;
 /// The longest session affinity that Kubernetes allows.
 const AFFINITY_MAX: i32 = 86_400;
+
+/// A port of a Service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Port {
+    /// Its name and protocol.
+    pub(super) name: PortName,
+    /// The number at cluster IPs, load balancer addresses and external IPs.
+    pub(super) number: u16,
+    /// The number at the node's addresses.
+    pub(super) node_port: Option<u16>,
+}
 
 /// The addresses of a Service.
 pub(super) struct Addresses {
@@ -22,7 +34,8 @@ pub(super) struct Addresses {
     cluster: Vec<IpAddr>,
     external: Vec<IpAddr>,
     load_balancer: Vec<IpAddr>,
-    is_internal_local: bool,
+    internal: TrafficPolicy,
+    external_policy: TrafficPolicy,
 }
 
 impl Addresses {
@@ -56,7 +69,16 @@ impl Addresses {
             cluster: addresses("spec.clusterIPs", cluster.into_iter(), problems),
             external: addresses("spec.externalIPs", external, problems),
             load_balancer: load_balancer(service, service_type, problems),
-            is_internal_local: is_internal_local(spec, problems),
+            internal: policy(
+                "spec.internalTrafficPolicy",
+                spec.internal_traffic_policy.as_deref(),
+                problems,
+            ),
+            external_policy: policy(
+                "spec.externalTrafficPolicy",
+                spec.external_traffic_policy.as_deref(),
+                problems,
+            ),
         }
     }
 
@@ -65,45 +87,43 @@ impl Addresses {
     }
 
     /// The frontends of one port, each key once.
-    pub(super) fn frontends(
-        &self,
-        port: &PortName,
-        number: u16,
-        node_port: Option<u16>,
-        node: &NodeConfig,
-    ) -> Vec<DesiredFrontend> {
-        let internal = match self.is_internal_local {
-            // The policy of a cluster IP holds wherever the client is.
-            true => frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL,
-            false => 0,
-        };
-        // Clients inside use the whole cluster whatever externalTrafficPolicy says: their traffic would otherwise
-        // depend on which node they are on. Clients outside would reach a Pod of another node only with source
-        // translation, which the datapath does not have yet: until then they get the Pods of this node under
-        // either policy.
-        let external = frontend_flags::OUTSIDE_LOCAL;
-
-        let node_ports = node_port.filter(|_| self.service_type != ServiceType::ClusterIp);
-        let addresses = (self.cluster.iter().map(|address| (*address, number, internal)))
-            .chain(node_ports.into_iter().flat_map(|node_port| {
-                node.addresses
-                    .iter()
-                    .map(move |address| (*address, node_port, external))
-            }))
-            .chain(
-                self.load_balancer
-                    .iter()
-                    .map(|address| (*address, number, external)),
-            )
-            .chain(self.external.iter().map(|address| (*address, number, external)));
+    pub(super) fn frontends(&self, port: &Port, node: &NodeConfig) -> Vec<DesiredFrontend> {
+        let number = Some(port.number);
+        let node_port = port
+            .node_port
+            .filter(|_| self.service_type != ServiceType::ClusterIp);
+        let node_addresses: Vec<IpAddr> = node.addresses.iter().copied().collect();
+        let sources = [
+            (FrontendKind::ClusterIp, number, &self.cluster),
+            (FrontendKind::NodePort, node_port, &node_addresses),
+            (FrontendKind::LoadBalancer, number, &self.load_balancer),
+            (FrontendKind::ExternalIp, number, &self.external),
+        ];
         let mut seen = BTreeSet::new();
-        addresses
-            .map(|(address, number, flags)| DesiredFrontend {
-                key: FrontendKey::Port(address, number, port.protocol),
-                flags,
-            })
-            .filter(|frontend| seen.insert(frontend.key))
-            .collect()
+        let mut frontends = Vec::new();
+        for (kind, number, addresses) in sources {
+            let flags = self.flags(kind);
+            let keys = addresses
+                .iter()
+                .filter_map(|address| Some(FrontendKey::Port(*address, number?, port.name.protocol)));
+            let new = keys.filter(|key| seen.insert(*key));
+            frontends.extend(new.map(|key| DesiredFrontend { key, kind, flags }));
+        }
+        frontends
+    }
+
+    fn flags(&self, kind: FrontendKind) -> u32 {
+        match kind {
+            // The policy of a cluster IP holds wherever the client is.
+            FrontendKind::ClusterIp if self.internal == TrafficPolicy::Local => {
+                frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL
+            }
+            FrontendKind::ClusterIp => 0,
+            // Clients inside use the whole cluster under either policy: their traffic would otherwise depend on which
+            // node they are on.
+            _ if self.external_policy == TrafficPolicy::Local => frontend_flags::OUTSIDE_LOCAL,
+            _ => 0,
+        }
     }
 
     /// The addresses whose unknown ports are rejected: those that are not also the node's own.
@@ -145,16 +165,16 @@ fn load_balancer(service: &Service, service_type: ServiceType, problems: &mut Pr
     addresses("status.loadBalancer.ingress", texts, problems)
 }
 
-fn is_internal_local(spec: &ServiceSpec, problems: &mut Problems) -> bool {
-    match spec.internal_traffic_policy.as_deref() {
-        None | Some("" | "Cluster") => false,
-        Some("Local") => true,
+fn policy(field: &str, value: Option<&str>, problems: &mut Problems) -> TrafficPolicy {
+    match value {
+        None | Some("" | "Cluster") => TrafficPolicy::Cluster,
+        Some("Local") => TrafficPolicy::Local,
         Some(other) => {
             problems.add(format!(
-                "spec.internalTrafficPolicy {} is unknown and taken as Cluster: use Cluster or Local",
+                "{field} {} is unknown and taken as Cluster: use Cluster or Local",
                 quoted(other)
             ));
-            false
+            TrafficPolicy::Cluster
         }
     }
 }
@@ -194,8 +214,11 @@ pub(super) fn affinity_seconds(service: &Service, problems: &mut Problems) -> u3
     })
 }
 
-/// The usable ports of a Service: name, number and NodePort.
-pub(super) fn ports(service: &Service, problems: &mut Problems) -> Vec<(PortName, u16, Option<u16>)> {
+/// What translating the port of an SCTP packet would take: a CRC32c over all of it.
+pub(super) const SCTP_REMEDY: &str = "SCTP needs equal ports: set port and targetPort to the same number";
+
+/// The usable ports of a Service.
+pub(super) fn ports(service: &Service, problems: &mut Problems) -> Vec<Port> {
     let ports = service
         .spec
         .as_ref()
@@ -208,15 +231,17 @@ pub(super) fn ports(service: &Service, problems: &mut Problems) -> Vec<(PortName
     let mut usable = Vec::new();
     for port in ports {
         match check_port(port) {
-            Ok((name, number, node_port)) => {
-                if let Some(other) = by_name.insert(name.clone(), number) {
+            Ok(mut port) => {
+                let Port { name, number, .. } = &port;
+                if let Some(other) = by_name.insert(name.clone(), *number) {
                     problems.add(format!(
                         "port {number}: port {other} has the same name {}: give each port its own name",
                         quoted(&name.name)
                     ));
-                } else {
-                    usable.push((name, number, node_port));
+                    continue;
                 }
+                refuse_node_port_of_sctp(&mut port, problems);
+                usable.push(port);
             }
             Err(fault) => {
                 let name = quoted(port.name.as_deref().unwrap_or_default());
@@ -227,7 +252,22 @@ pub(super) fn ports(service: &Service, problems: &mut Problems) -> Vec<(PortName
     usable
 }
 
-fn check_port(port: &ServicePort) -> Result<(PortName, u16, Option<u16>), String> {
+fn refuse_node_port_of_sctp(port: &mut Port, problems: &mut Problems) {
+    let Port { name, number, .. } = &*port;
+    if let Some(node_port) = port.node_port
+        && name.protocol == Protocol::Sctp
+        && node_port != *number
+    {
+        problems.add(format!(
+            "port {}: nodePort {node_port} does not work, since SCTP needs equal ports: set port and targetPort to \
+             {node_port} too, or use an address with port {number}",
+            quoted(&name.name)
+        ));
+        port.node_port = None;
+    }
+}
+
+fn check_port(port: &ServicePort) -> Result<Port, String> {
     let name = port.name.clone().unwrap_or_default();
     if !name.is_empty() && !is_dns_label(&name) {
         return Err(
@@ -236,12 +276,27 @@ fn check_port(port: &ServicePort) -> Result<(PortName, u16, Option<u16>), String
     }
     let Some(protocol) = protocol(port.protocol.as_deref()) else {
         let protocol = quoted(port.protocol.as_deref().unwrap_or_default());
-        return Err(format!("protocol {protocol} is not supported: use TCP or UDP"));
+        return Err(format!(
+            "protocol {protocol} is not supported: use TCP, UDP or SCTP"
+        ));
     };
     let number = port_number(port.port)?;
     let node_port = match port.node_port {
         None | Some(0) => None,
         Some(number) => Some(port_number(number).map_err(|fault| format!("nodePort: {fault}"))?),
     };
-    Ok((PortName { name, protocol }, number, node_port))
+    match port.target_port {
+        // 0 is what some clients write for none.
+        Some(IntOrString::Int(target)) if protocol == Protocol::Sctp && ![0, port.port].contains(&target) => {
+            return Err(format!(
+                "port {number} is not targetPort {target}, and {SCTP_REMEDY}"
+            ));
+        }
+        _ => {}
+    }
+    Ok(Port {
+        name: PortName { name, protocol },
+        number,
+        node_port,
+    })
 }

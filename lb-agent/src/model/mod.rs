@@ -78,14 +78,14 @@ pub fn desired(
     let affinity_seconds = frontends::affinity_seconds(service, &mut problems);
     let mut claimed = BTreeSet::new();
     let mut ports = Vec::new();
-    for (port, number, node_port) in frontends::ports(service, &mut problems) {
-        let mut frontends = addresses.frontends(&port, number, node_port, node);
+    for port in frontends::ports(service, &mut problems) {
+        let mut frontends = addresses.frontends(&port, node);
         frontends.retain(|frontend| {
             let is_new = claimed.insert(frontend.key);
             if !is_new {
                 problems.add(format!(
                     "port {}: its own other port or address already uses {}: remove one of them",
-                    quoted(&port.name),
+                    quoted(&port.name.name),
                     frontend.key
                 ));
             }
@@ -94,9 +94,9 @@ pub fn desired(
         let uses_local = frontends.iter().any(|frontend| {
             frontend.flags & (frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL) != 0
         });
-        let backends = endpoints.select(&port, uses_local, node);
+        let backends = endpoints.select(&port, uses_local, node, &mut problems.list);
         ports.push(DesiredPort {
-            port,
+            port: port.name,
             frontends,
             affinity_seconds,
             backends,

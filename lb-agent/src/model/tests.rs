@@ -7,7 +7,7 @@ use k8s_openapi::api::discovery::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::*;
-use crate::desired::DesiredBackend;
+use crate::desired::{DesiredBackend, FrontendKind};
 use crate::maps::FrontendKey;
 
 /// One endpoint: its last octet, then words: where it is, its conditions and its hints.
@@ -203,31 +203,54 @@ fn ports_of_another_protocol_do_not_match() {
 
 #[test]
 fn frontends_and_their_policies() {
-    let local = frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL;
-    let mut spec = spec("TCP");
-    spec.type_ = Some("NodePort".to_owned());
-    // The node's own address is no VIP, and one that is given twice is one.
-    spec.external_ips = Some(vec!["192.168.0.1".to_owned(), "10.96.0.1".to_owned()]);
-    let (desired, problems) = desired_of(&service(spec), &[]);
-    assert_eq!(problems, []);
-    let desired = desired.unwrap();
-    let frontends: Vec<(FrontendKey, u32)> = desired.ports[0]
-        .frontends
-        .iter()
-        .map(|frontend| (frontend.key, frontend.flags))
-        .collect();
-    let key =
-        |address: &str, port| FrontendKey::Port(address.parse().unwrap(), port, crate::maps::Protocol::Tcp);
-    assert_eq!(
-        frontends,
-        [
-            (key("10.96.0.1", 80), local),
-            (key("192.168.0.1", 30080), frontend_flags::OUTSIDE_LOCAL),
-            (key("fd00:168::1", 30080), frontend_flags::OUTSIDE_LOCAL),
-            (key("192.168.0.1", 80), frontend_flags::OUTSIDE_LOCAL),
-        ]
-    );
-    assert_eq!(desired.vips, ["10.96.0.1".parse::<IpAddr>().unwrap()]);
+    let (inside, outside) = (frontend_flags::INSIDE_LOCAL, frontend_flags::OUTSIDE_LOCAL);
+    for (internal, external, expected_internal, expected_external) in [
+        (None, None, 0, 0),
+        (Some("Cluster"), Some("Cluster"), 0, 0),
+        (Some("Local"), Some("Cluster"), inside | outside, 0),
+        (Some("Cluster"), Some("Local"), 0, outside),
+        (Some("Local"), Some("Local"), inside | outside, outside),
+    ] {
+        let mut spec = spec("TCP");
+        spec.type_ = Some("NodePort".to_owned());
+        spec.internal_traffic_policy = internal.map(str::to_owned);
+        spec.external_traffic_policy = external.map(str::to_owned);
+        // The node's own address is no VIP, and one that is given twice is one.
+        spec.external_ips = Some(vec!["192.168.0.1".to_owned(), "10.96.0.1".to_owned()]);
+        let (desired, problems) = desired_of(&service(spec), &[]);
+        assert_eq!(problems, []);
+        let desired = desired.unwrap();
+        let frontends: Vec<(FrontendKey, FrontendKind, u32)> = desired.ports[0]
+            .frontends
+            .iter()
+            .map(|frontend| (frontend.key, frontend.kind, frontend.flags))
+            .collect();
+        let key = |address: &str, port| {
+            FrontendKey::Port(address.parse().unwrap(), port, crate::maps::Protocol::Tcp)
+        };
+        assert_eq!(
+            frontends,
+            [
+                (key("10.96.0.1", 80), FrontendKind::ClusterIp, expected_internal),
+                (
+                    key("192.168.0.1", 30080),
+                    FrontendKind::NodePort,
+                    expected_external
+                ),
+                (
+                    key("fd00:168::1", 30080),
+                    FrontendKind::NodePort,
+                    expected_external
+                ),
+                (
+                    key("192.168.0.1", 80),
+                    FrontendKind::ExternalIp,
+                    expected_external
+                ),
+            ]
+        );
+        assert_eq!(desired.vips, ["10.96.0.1".parse::<IpAddr>().unwrap()]);
+    }
 }
 
 #[test]

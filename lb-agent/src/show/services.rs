@@ -219,6 +219,8 @@ mod tests {
             port: 8080,
             state,
             local: true,
+            in_cluster: true,
+            in_local: false,
             generation,
             service: 3,
         };

@@ -139,6 +139,7 @@ impl Case {
         let cases = match protocol {
             Protocol::Tcp => TCP_CASES,
             Protocol::Udp => UDP_CASES,
+            Protocol::Sctp => &[],
         };
         let family_cases = move |family| {
             let case = move |&(hook, traffic)| Self {
@@ -268,7 +269,7 @@ impl Case {
         let end = |last| SocketAddr::new(address(self.family, last), 1);
         let (source, destination) = (end(block::CLIENTS), end(block::VIPS));
         let packet: Build = match (self.protocol, self.traffic) {
-            (Protocol::Udp, _) => build::udp(source, destination),
+            (Protocol::Udp | Protocol::Sctp, _) => build::udp(source, destination),
             (Protocol::Tcp, Traffic::New) => build::syn(source, destination),
             (Protocol::Tcp, _) => build::ack(source, destination),
         };

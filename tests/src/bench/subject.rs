@@ -113,6 +113,8 @@ fn write_service(maps: &mut KernelMaps, service: u32) {
             port: POD_PORT,
             state: BackendState::Active,
             local: true,
+            in_cluster: true,
+            in_local: true,
             generation: 1,
             service: id,
         };

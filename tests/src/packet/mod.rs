@@ -110,6 +110,8 @@ impl Datapath {
                 port: *port,
                 state: BackendState::Active,
                 local: true,
+                in_cluster: true,
+                in_local: true,
                 generation: 1,
                 service,
             };

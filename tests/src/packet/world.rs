@@ -106,6 +106,7 @@ pub fn first(protocol: Protocol, source: SocketAddr, destination: SocketAddr) ->
     match protocol {
         Protocol::Tcp => build::syn(source, destination),
         Protocol::Udp => build::udp(source, destination),
+        Protocol::Sctp => panic!("no SCTP packets are built"),
     }
 }
 
@@ -114,5 +115,6 @@ pub fn data(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> 
     match protocol {
         Protocol::Tcp => build::ack(source, destination),
         Protocol::Udp => build::udp(source, destination),
+        Protocol::Sctp => panic!("no SCTP packets are built"),
     }
 }

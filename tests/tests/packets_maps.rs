@@ -1,0 +1,114 @@
+//! The kernel's maps hold what the tests' maps hold after the same writes.
+
+use std::net::IpAddr;
+
+use lb_agent::maps::testing::FakeMaps;
+use lb_agent::maps::{Backend, BackendState, FrontendKey, MapOp, Maps as _, Protocol};
+use lb_common::layout::{Frontend, Region, Slot, frontend_flags};
+use lb_tests::packet::datapath;
+
+fn slots(n: u32) -> Vec<Slot> {
+    let slot = |backend| Slot {
+        backend,
+        generation: 7,
+    };
+    (0..n).map(slot).collect()
+}
+
+fn address(number: u32) -> IpAddr {
+    match number % 2 {
+        0 => IpAddr::V4((0x0a60_0000 + number).into()),
+        _ => IpAddr::V6((0xfd00_u128 << 112 | u128::from(number)).into()),
+    }
+}
+
+fn frontend(number: u32, cluster: Region, maglev: Region) -> MapOp {
+    let value = Frontend {
+        service: number,
+        flags: frontend_flags::OUTSIDE_LOCAL,
+        cluster,
+        maglev,
+        affinity_seconds: 30,
+        ..Frontend::default()
+    };
+    MapOp::SetFrontend {
+        key: FrontendKey::Port(address(number), 80, Protocol::Sctp),
+        value,
+    }
+}
+
+fn backend(id: u32) -> MapOp {
+    let backend = Backend {
+        address: address(id),
+        port: 8080,
+        state: [BackendState::Gone, BackendState::Active, BackendState::Draining][id as usize % 3],
+        local: id.is_multiple_of(5),
+        in_cluster: id.is_multiple_of(7),
+        in_local: id.is_multiple_of(11),
+        generation: id,
+        service: id,
+    };
+    MapOp::SetBackend { id, backend }
+}
+
+#[test]
+fn writes_are_read_back() {
+    let Some(mut datapath) = datapath() else { return };
+    let capacity = datapath.maps.capacity();
+    let mut fake = FakeMaps::new(capacity);
+    let region = |base, length| Region { base, length };
+    // At the start, at the end and in between; named by several rows; never written.
+    let (first, table) = (region(0, 5), region(5, 32_749));
+    let (last, unwritten) = (region(capacity.slots - 3, 3), region(40_000, 3));
+    let mut operations = vec![
+        MapOp::SetName {
+            service: 3,
+            name: "default/web/http/TCP".to_owned(),
+        },
+        MapOp::SetSlots {
+            base: unwritten.base,
+            slots: vec![Slot::default(); 3],
+        },
+        frontend(0, Region::default(), Region::default()),
+        frontend(1, first, table),
+        frontend(2, first, table),
+        frontend(3, last, first),
+        frontend(4, unwritten, Region::default()),
+        frontend(5, unwritten, Region::default()),
+        MapOp::DeleteFrontend {
+            key: FrontendKey::Port(address(5), 80, Protocol::Sctp),
+        },
+    ];
+    operations.extend([first, table, last].map(|region| MapOp::SetSlots {
+        base: region.base,
+        slots: slots(region.length),
+    }));
+    operations.extend((1..200).map(backend));
+    for operation in &operations {
+        datapath.maps.apply(operation).expect("the kernel takes it");
+        fake.apply(operation).expect("the test takes it");
+    }
+    assert_eq!(
+        datapath.maps.image().expect("the maps can be read"),
+        fake.image().expect("the maps can be read")
+    );
+}
+
+#[test]
+fn slots_that_do_not_exist() {
+    let Some(mut datapath) = datapath() else { return };
+    let base = datapath.maps.capacity().slots - 1;
+    let beyond = MapOp::SetSlots {
+        base,
+        slots: slots(2),
+    };
+    assert!(datapath.maps.apply(&beyond).is_err());
+    // A damaged row does not keep the rest from being read.
+    for (number, length) in [(0, 2), (1, u32::MAX)] {
+        let damaged = Region { base, length };
+        let operation = frontend(number, damaged, damaged);
+        datapath.maps.apply(&operation).expect("the kernel takes it");
+    }
+    let image = datapath.maps.image().expect("the maps can be read");
+    assert_eq!(image.slots.into_iter().collect::<Vec<_>>(), [(base, slots(1)[0])]);
+}
