@@ -49,6 +49,19 @@ pub(super) fn node(node: u8) -> Addresses {
     }
 }
 
+/// The address of the `node`th node's overlay device, from 1.
+pub(super) fn overlay(node: u8) -> Addresses {
+    Addresses {
+        ipv4: Ipv4Addr::new(10, 245, 0, 10 + node),
+        ipv6: Ipv6Addr::new(0xfd00, 0x245, 0, 0, 0, 0, 0, u16::from(10 + node)),
+    }
+}
+
+/// The link-layer address of the same device.
+pub(super) fn overlay_mac(node: u8) -> String {
+    format!("02:00:00:00:f5:{node:02x}")
+}
+
 /// The `node`th node's Pod CIDRs.
 pub(super) fn pod_cidrs(node: u8) -> (String, String) {
     (format!("10.244.{node}.0/24"), format!("fd00:244:{node:x}::/64"))

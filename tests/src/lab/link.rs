@@ -13,6 +13,18 @@ use super::namespace::Namespace;
 /// The nodes' network, in the fabric.
 pub(super) const BRIDGE: &str = "br0";
 
+/// Of every link that has no reason for another.
+pub(super) const MTU: u16 = 1500;
+
+/// Port of VXLAN packets.
+pub(super) const VXLAN_PORT: u16 = 4789;
+
+/// A node's device towards the Pods of other nodes, if there is an overlay.
+pub(super) const OVERLAY_DEVICE: &str = "vxlan0";
+
+/// What the overlay's headers leave of the nodes' network's MTU.
+pub(super) const OVERLAY_MTU: u16 = 1450;
+
 /// Longest name of a device.
 const DEVICE_NAME_MAX: usize = 15;
 
@@ -57,15 +69,13 @@ pub(super) fn fabric() -> Vec<String> {
     ]
 }
 
-/// In the fabric: the link to a new node, and the routes to its Pods.
-pub(super) fn fabric_to_node(index: u8, node: &Namespace) -> Vec<String> {
+/// In the fabric: the link to a new node.
+pub(super) fn fabric_to_node(index: u8, node: &Namespace) -> [String; 2] {
     let device = node_far_device(index);
-    let mut lines = vec![
+    [
         format!("link add {device} type veth peer name eth0 netns {}", node.name()),
         format!("link set {device} master {BRIDGE} up"),
-    ];
-    lines.extend(routes_to_pods(index));
-    lines
+    ]
 }
 
 /// In a new node: its address.
@@ -91,11 +101,49 @@ pub(super) fn routes_to_pods(node: u8) -> [String; 2] {
     ]
 }
 
+/// In a node: its device in the overlay. Its packets have no outer UDP checksum, as RFC 7348 has it: what it would be depends
+/// on whether the inner one is finished.
+pub(super) fn overlay(index: u8) -> [String; 4] {
+    let Addresses { ipv4, ipv6 } = address::overlay(index);
+    let (mac, local) = (address::overlay_mac(index), address::node(index).ipv4);
+    [
+        format!(
+            "link add {OVERLAY_DEVICE} address {mac} mtu {OVERLAY_MTU} type vxlan id 1 dstport {VXLAN_PORT} \
+             local {local} dev eth0 nolearning noudpcsum"
+        ),
+        format!("link set {OVERLAY_DEVICE} up"),
+        format!("address add {ipv4}/{NODE_PREFIX4} dev {OVERLAY_DEVICE}"),
+        format!("address add {ipv6}/{NODE_PREFIX6} dev {OVERLAY_DEVICE} nodad"),
+    ]
+}
+
+/// In a node: the way through the overlay to the Pods of another.
+pub(super) fn overlay_to_pods(node: u8) -> [String; 4] {
+    let Addresses { ipv4, ipv6 } = address::overlay(node);
+    let (cidr4, cidr6) = address::pod_cidrs(node);
+    let mac = address::overlay_mac(node);
+    [
+        format!("neighbour add {ipv4} lladdr {mac} dev {OVERLAY_DEVICE} nud permanent"),
+        format!("neighbour add {ipv6} lladdr {mac} dev {OVERLAY_DEVICE} nud permanent"),
+        format!("route add {cidr4} via {ipv4}"),
+        format!("route add {cidr6} via {ipv6}"),
+    ]
+}
+
+/// The `bridge` command beside that: at which node the packets come out.
+pub(super) fn overlay_exit(node: u8) -> String {
+    format!(
+        "fdb append {} dev {OVERLAY_DEVICE} dst {}",
+        address::overlay_mac(node),
+        address::node(node).ipv4
+    )
+}
+
 /// Where a Pod (on its node) or an outside client (in the fabric) hangs: a link and one route per family, no bridge.
-pub(super) fn host_to_leaf(device: &str, leaf: &Namespace, addresses: Addresses) -> Vec<String> {
+pub(super) fn host_to_leaf(device: &str, leaf: &Namespace, mtu: u16, addresses: Addresses) -> Vec<String> {
     vec![
         format!(
-            "link add {device} address {LEAF_GATEWAY_MAC} type veth peer name eth0 netns {}",
+            "link add {device} address {LEAF_GATEWAY_MAC} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
             leaf.name()
         ),
         format!("link set {device} up"),

@@ -53,7 +53,9 @@ pub use capture::{Capture, CaptureReport};
 pub use cluster::Cluster;
 use id::LabId;
 pub use machine::Machine;
-pub use manifest::{ServicePort, service_manifest, service_manifest_with_ports};
+pub use manifest::{
+    EndpointManifest, EndpointSliceManifest, NodeManifest, PodManifest, ServiceManifest, ServicePort,
+};
 pub use namespace::Namespace;
 pub use node::Node;
 use node::{Leaf, NodePlan};
@@ -82,6 +84,7 @@ pub fn require_privileges() -> bool {
 #[derive(Debug)]
 pub struct Lab {
     id: LabId,
+    options: LabOptions,
     fabric: Namespace,
     cgroup_root: PathBuf,
     /// The control group of the outside clients: no agent's programs are attached to it.
@@ -90,6 +93,14 @@ pub struct Lab {
     directory: PathBuf,
     manifests: PathBuf,
     members: Mutex<Members>,
+}
+
+/// What a lab is to be like.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct LabOptions {
+    /// Whether nodes send packets for each other's Pods through a VXLAN, and nobody else knows the way to Pods: else
+    /// everybody routes to them.
+    pub overlay: bool,
 }
 
 #[derive(Debug, Default)]
@@ -105,6 +116,15 @@ impl Lab {
     ///
     /// If the kernel refuses: see [`require_privileges`].
     pub fn new(title: &str) -> Result<Self> {
+        Self::with_options(title, &LabOptions::default())
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses: see [`require_privileges`].
+    pub fn with_options(title: &str, options: &LabOptions) -> Result<Self> {
         Self::remove_leftovers()?;
         let id = LabId::new();
         let cgroup_root = cgroup::root()?;
@@ -122,6 +142,7 @@ impl Lab {
         guard.disarm();
         Ok(Self {
             id,
+            options: *options,
             fabric,
             cgroup_root,
             outside,
@@ -152,6 +173,7 @@ impl Lab {
             name,
             index: u8::try_from(members.nodes.len() + 1).context("too many nodes")?,
             lab: &self.id,
+            overlay: self.options.overlay,
             fabric: &self.fabric,
             cgroup_root: &self.cgroup_root,
             bpf_file_system: self.bpf_file_system,
@@ -159,8 +181,8 @@ impl Lab {
             manifests: &self.manifests,
         })?;
         for other in &members.nodes {
-            other.host().namespace().ip(&link::routes_to_pods(node.index))?;
-            node.host().namespace().ip(&link::routes_to_pods(other.index))?;
+            other.learn(&node)?;
+            node.learn(other)?;
         }
         members.nodes.push(node.clone());
         Ok(node)
@@ -178,6 +200,7 @@ impl Lab {
             name,
             lab: &self.id,
             addresses: address::outside_client(index),
+            mtu: link::MTU,
             host: &self.fabric,
             cgroup: &self.outside,
             logs: &self.directory,

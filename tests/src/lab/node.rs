@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 
-use super::address;
+use super::address::{self, Addresses};
 use super::cgroup;
 use super::id::LabId;
 use super::link;
@@ -19,6 +19,7 @@ pub struct Node {
     pub(super) index: u8,
     host: Machine,
     lab: LabId,
+    overlay: bool,
     /// All processes of the node, those of its Pods included.
     cgroup: PathBuf,
     pub(super) pin_path: PathBuf,
@@ -31,6 +32,7 @@ pub(super) struct NodePlan<'a> {
     pub(super) name: &'a str,
     pub(super) index: u8,
     pub(super) lab: &'a LabId,
+    pub(super) overlay: bool,
     pub(super) fabric: &'a Namespace,
     pub(super) cgroup_root: &'a Path,
     pub(super) bpf_file_system: &'a Path,
@@ -52,6 +54,10 @@ impl Node {
         }
         plan.fabric.ip(&link::fabric_to_node(plan.index, &namespace))?;
         namespace.ip(&link::node(plan.index))?;
+        match plan.overlay {
+            true => namespace.ip(&link::overlay(plan.index))?,
+            false => plan.fabric.ip(&link::routes_to_pods(plan.index))?,
+        }
         let far_device = link::node_far_device(plan.index);
         plan.fabric.wait_until_running(&[&far_device, link::BRIDGE])?;
         let host = Machine {
@@ -66,6 +72,7 @@ impl Node {
             index: plan.index,
             host,
             lab: plan.lab.clone(),
+            overlay: plan.overlay,
             cgroup,
             pin_path: plan.bpf_file_system.join(part),
             manifests: plan.manifests.to_owned(),
@@ -98,6 +105,11 @@ impl Node {
         address::pod_cidrs(self.index)
     }
 
+    /// The addresses of its device in the overlay: those from which it sends to Pods of other nodes.
+    pub fn overlay_addresses(&self) -> Option<Addresses> {
+        self.overlay.then(|| address::overlay(self.index))
+    }
+
     /// Its Pods so far.
     pub fn pods(&self) -> Vec<Machine> {
         self.lock_pods().clone()
@@ -115,6 +127,11 @@ impl Node {
             name,
             lab: &self.lab,
             addresses: address::pod(self.index, index),
+            mtu: if self.overlay {
+                link::OVERLAY_MTU
+            } else {
+                link::MTU
+            },
             host: self.host.namespace(),
             cgroup: &self.cgroup,
             logs: &self.host.logs,
@@ -122,6 +139,16 @@ impl Node {
         let pod = leaf.create()?;
         pods.push(pod.clone());
         Ok(pod)
+    }
+
+    /// Learns the way to the Pods of another node.
+    pub(super) fn learn(&self, other: &Self) -> Result<()> {
+        let namespace = self.host.namespace();
+        if !self.overlay {
+            return namespace.ip(&link::routes_to_pods(other.index));
+        }
+        namespace.bridge(&[link::overlay_exit(other.index)])?;
+        namespace.ip(&link::overlay_to_pods(other.index))
     }
 
     fn lock_pods(&self) -> MutexGuard<'_, Vec<Machine>> {
@@ -133,7 +160,9 @@ impl Node {
 pub(super) struct Leaf<'a> {
     pub(super) name: &'a str,
     pub(super) lab: &'a LabId,
-    pub(super) addresses: address::Addresses,
+    pub(super) addresses: Addresses,
+    /// Of both ends of the link.
+    pub(super) mtu: u16,
     /// The other end of the link.
     pub(super) host: &'a Namespace,
     /// The group in which it gets one.
@@ -148,7 +177,7 @@ impl Leaf<'_> {
         let namespace = Namespace::create(self.lab.part(self.name))?;
         namespace.sysctl(&link::SYSCTLS)?;
         self.host
-            .ip(&link::host_to_leaf(&device, &namespace, self.addresses))?;
+            .ip(&link::host_to_leaf(&device, &namespace, self.mtu, self.addresses))?;
         namespace.ip(&link::leaf(self.addresses))?;
         self.host.wait_until_running(&[&device])?;
         Ok(Machine {
