@@ -1,11 +1,18 @@
 //! The links of a lab that are not plain ones: overlays, narrow links, links without Ethernet.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
+use std::time::Duration;
+
 use lb_tests::lab::capture::Protocol;
-use lb_tests::lab::{Capture, Cluster, Lab, LabOptions, Machine, Node, Process, require_privileges};
+use lb_tests::lab::cluster::load_balancer_addresses;
+use lb_tests::lab::report::TalkEvent;
+use lb_tests::lab::{
+    Capture, CaptureReport, Cluster, Lab, LabOptions, Machine, Node, Process, require_privileges,
+};
 
 const HTTP: u16 = 8080;
 const UDP: u16 = 5353;
+const ECHO: u16 = 7;
 const STREAM: u16 = 5001;
 
 fn serve(pod: &Machine) -> Process {
@@ -62,4 +69,129 @@ fn a_cluster_can_have_an_overlay() {
         assert_eq!(cluster.client.http(address, HTTP).run().unwrap().answered(), 1);
     }
     assert!(capture.finish().unwrap().count(Protocol::Tcp) > 0);
+}
+
+/// Whether somebody told this machine, by ICMP over both IP versions, that something is wrong with its packets.
+fn was_told(report: &CaptureReport, machine: &Machine) -> bool {
+    machine.addresses().both().into_iter().all(|address| {
+        let mut packets = report.with_address(address);
+        packets.any(|(seen, _)| {
+            let is_error = matches!(seen.flow.protocol, Protocol::Icmp | Protocol::Icmpv6);
+            is_error && seen.flow.destination.ip() == address
+        })
+    })
+}
+
+#[test]
+fn a_router_says_that_packets_are_too_big() {
+    if !require_privileges() {
+        return;
+    }
+    let lab = Lab::new("narrow-router").unwrap();
+    let web = lab.node("node-1").unwrap().pod("web-1").unwrap();
+    let router = lab.router("router").unwrap();
+    let client = lab.outside_client_behind(&router, "client-1").unwrap();
+    let _server = serve(&web);
+    let told = || {
+        let capture = Capture::start(router.namespace()).unwrap();
+        for to in web.addresses().both() {
+            let stream = client.stream(to, STREAM).run().unwrap();
+            assert_eq!(stream.bytes, 1 << 20);
+        }
+        let report = capture.finish().unwrap();
+        [&web, &client].map(|end| was_told(&report, end))
+    };
+    assert_eq!(told(), [false, false]);
+    router.namespace().limit_mtu(1400).unwrap();
+    assert_eq!(told(), [true, true]);
+    router.namespace().limit_mtu(1300).unwrap();
+    assert_eq!(told(), [true, true]);
+}
+
+#[test]
+fn a_node_says_that_packets_are_too_big_for_a_pod() {
+    if !require_privileges() {
+        return;
+    }
+    let lab = Lab::new("narrow-pod").unwrap();
+    let node = lab.node("node-1").unwrap();
+    let web = node.pod("web-1").unwrap();
+    let client = lab.outside_client("client-1").unwrap();
+    let _server = serve(&web);
+    node.limit_mtu_to_pod(&web, 1300).unwrap();
+    let capture = Capture::start(client.namespace()).unwrap();
+    for to in web.addresses().both() {
+        let stream = client.stream(to, STREAM).run().unwrap();
+        assert_eq!(stream.bytes, 1 << 20);
+    }
+    assert!(was_told(&capture.finish().unwrap(), &client));
+    assert!(node.host().namespace().limit_mtu_to("192.0.2.1", 1300).is_err());
+}
+
+#[test]
+fn a_client_has_as_many_addresses_as_it_likes() {
+    if !require_privileges() {
+        return;
+    }
+    let lab = Lab::new("addresses").unwrap();
+    let web = lab.node("node-1").unwrap().pod("web-1").unwrap();
+    let router = lab.router("router").unwrap();
+    let clients = [
+        lab.outside_client("near").unwrap(),
+        lab.outside_client_behind(&router, "far").unwrap(),
+    ];
+    for client in &clients {
+        let _server = client.serve().http(HTTP).start().unwrap();
+        let more = client.more_addresses(20).unwrap();
+        assert_eq!(more, client.more_addresses(20).unwrap());
+        for to in [client.addresses(), more[0], more[19]].map(|addresses| addresses.both()) {
+            for to in to {
+                assert_eq!(web.http(to, HTTP).run().unwrap().answered(), 1, "{to}");
+            }
+        }
+        let timeout = Duration::from_millis(100);
+        for to in client.phantom().unwrap().both() {
+            let report = web.http(to, HTTP).timeout(timeout).run().unwrap();
+            assert_eq!(report.errors["timeout"], 1, "{to}: {report:?}");
+        }
+    }
+    assert!(web.more_addresses(1).is_err());
+}
+
+#[test]
+fn flows_are_shared_out_and_move() {
+    if !require_privileges() {
+        return;
+    }
+    let lab = Lab::new("moves").unwrap();
+    let nodes = ["node-1", "node-2", "node-3"].map(|name| lab.node(name).unwrap());
+    let client = lab.outside_client("client-1").unwrap();
+    let vips = load_balancer_addresses();
+    let _servers = nodes.each_ref().map(|node| {
+        let lines = vips.map(|vip| format!("address add {vip} dev lo"));
+        node.host().namespace().ip(&lines).unwrap();
+        node.host().serve().http(HTTP).echo(ECHO).start().unwrap()
+    });
+    let all = nodes.each_ref();
+    for vip in vips {
+        lab.route(&vip.to_string(), &all).unwrap();
+        let report = client.http(vip, HTTP).count(60).run().unwrap();
+        assert_eq!(report.answers.len(), 3, "{report:?}");
+
+        lab.route(&vip.to_string(), &all[..1]).unwrap();
+        let mut talk = client.talk(vip, ECHO).unwrap();
+        assert!(matches!(talk.next_event().unwrap(), TalkEvent::Connected { .. }));
+        assert_eq!(
+            talk.exchange("one").unwrap(),
+            TalkEvent::Line("node-1 one".to_owned())
+        );
+        // The node that gets the flow now knows nothing of it.
+        lab.route(&vip.to_string(), &all[1..2]).unwrap();
+        assert_eq!(
+            talk.exchange("two").unwrap(),
+            TalkEvent::Error("read: ConnectionReset".to_owned())
+        );
+        let report = client.http(vip, HTTP).count(20).run().unwrap();
+        assert_eq!(report.answers["node-2"], 20, "{report:?}");
+    }
 }

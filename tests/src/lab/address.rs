@@ -75,10 +75,26 @@ pub(super) fn pod(node: u8, pod: u8) -> Addresses {
     }
 }
 
-/// The address of the `client`th outside client, from 1.
-pub(super) fn outside_client(client: u8) -> Addresses {
+/// The address of the `index`th machine outside, client or router, from 1.
+pub(super) fn outside(index: u8) -> Addresses {
     Addresses {
-        ipv4: Ipv4Addr::new(203, 0, 113, 9 + client),
-        ipv6: Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, u16::from(9 + client)),
+        ipv4: Ipv4Addr::new(203, 0, 113, 9 + index),
+        ipv6: Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, u16::from(9 + index)),
+    }
+}
+
+/// The networks of which all addresses lead to that machine: IPv4, IPv6.
+pub(super) fn outside_networks(index: u8) -> [String; 2] {
+    [
+        format!("198.18.{index}.0/24"),
+        format!("2001:db8:c:{index:x}::/64"),
+    ]
+}
+
+/// An address of these networks.
+pub(super) fn in_outside_network(index: u8, host: u8) -> Addresses {
+    Addresses {
+        ipv4: Ipv4Addr::new(198, 18, index, host),
+        ipv6: Ipv6Addr::new(0x2001, 0xdb8, 0xc, u16::from(index), 0, 0, 0, u16::from(host)),
     }
 }

@@ -41,6 +41,12 @@ pub(super) const SYSCTLS: [(&str, &str); 4] = [
 pub(super) const FORWARDING_SYSCTLS: [(&str, &str); 2] =
     [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
 
+/// The same of whoever shares flows out to several next hops: by addresses and ports.
+pub(super) const SHARING_SYSCTLS: [(&str, &str); 2] = [
+    ("ipv4/fib_multipath_hash_policy", "1"),
+    ("ipv6/fib_multipath_hash_policy", "1"),
+];
+
 /// The same of a node: the strictest reverse-path filter, as many distributions set it.
 pub(super) const NODE_SYSCTLS: [(&str, &str); 2] = [
     ("ipv4/conf/all/rp_filter", "1"),
@@ -94,10 +100,15 @@ pub(super) fn node(index: u8) -> Vec<String> {
 /// In the fabric and in the other nodes: the way to the Pods of a node.
 pub(super) fn routes_to_pods(node: u8) -> [String; 2] {
     let (cidr4, cidr6) = address::pod_cidrs(node);
-    let Addresses { ipv4, ipv6 } = address::node(node);
+    routes(&[cidr4, cidr6], address::node(node))
+}
+
+/// The way to networks, IPv4 and IPv6.
+pub(super) fn routes([network4, network6]: &[String; 2], via: Addresses) -> [String; 2] {
+    let Addresses { ipv4, ipv6 } = via;
     [
-        format!("route add {cidr4} via {ipv4}"),
-        format!("route add {cidr6} via {ipv6}"),
+        format!("route add {network4} via {ipv4}"),
+        format!("route add {network6} via {ipv6}"),
     ]
 }
 

@@ -31,15 +31,16 @@ mod machine;
 mod manifest;
 pub mod namespace;
 mod node;
+mod outside;
 mod pins;
 mod process;
 pub mod report;
+mod route_mtu;
 mod tool;
 mod wait;
 mod xdp_peer;
 
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -58,7 +59,7 @@ pub use manifest::{
 };
 pub use namespace::Namespace;
 pub use node::Node;
-use node::{Leaf, NodePlan};
+use node::NodePlan;
 pub use pins::PinDirectory;
 pub use process::Process;
 pub use tool::{Client, ClientBuilder, ServerBuilder, Talk};
@@ -87,7 +88,7 @@ pub struct Lab {
     options: LabOptions,
     fabric: Namespace,
     cgroup_root: PathBuf,
-    /// The control group of the outside clients: no agent's programs are attached to it.
+    /// The control group of what is outside: no agent's programs are attached to it.
     outside: PathBuf,
     bpf_file_system: &'static Path,
     directory: PathBuf,
@@ -106,7 +107,7 @@ pub struct LabOptions {
 #[derive(Debug, Default)]
 struct Members {
     nodes: Vec<Node>,
-    outside_clients: u8,
+    outside_machines: u8,
 }
 
 impl Lab {
@@ -138,6 +139,7 @@ impl Lab {
         let fabric = Namespace::create(id.part("fabric"))?;
         fabric.sysctl(&link::SYSCTLS)?;
         fabric.sysctl(&link::FORWARDING_SYSCTLS)?;
+        fabric.sysctl(&link::SHARING_SYSCTLS)?;
         fabric.ip(&link::fabric())?;
         guard.disarm();
         Ok(Self {
@@ -186,47 +188,6 @@ impl Lab {
         }
         members.nodes.push(node.clone());
         Ok(node)
-    }
-
-    /// Adds a client outside of the cluster. Its name has at most 11 characters.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses or the name is too long.
-    pub fn outside_client(&self, name: &str) -> Result<Machine> {
-        let mut members = self.lock();
-        let index = members.outside_clients + 1;
-        let leaf = Leaf {
-            name,
-            lab: &self.id,
-            addresses: address::outside_client(index),
-            mtu: link::MTU,
-            host: &self.fabric,
-            cgroup: &self.outside,
-            logs: &self.directory,
-        };
-        let machine = leaf.create()?;
-        members.outside_clients = index;
-        Ok(machine)
-    }
-
-    /// Sends what outside clients address to `prefix` (of a load balancer's addresses) to these nodes, as a router
-    /// does that learned it from them: in equal shares if there are several.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses.
-    pub fn route(&self, prefix: &str, nodes: &[&Node]) -> Result<()> {
-        let hops: String = nodes
-            .iter()
-            .map(|node| node.host().addresses())
-            .map(|addresses| match prefix.contains(':') {
-                true => IpAddr::from(addresses.ipv6),
-                false => IpAddr::from(addresses.ipv4),
-            })
-            .map(|address| format!(" nexthop via {address}"))
-            .collect();
-        self.fabric.ip(&[format!("route replace {prefix}{hops}")])
     }
 
     /// Start of the names of its namespaces, control groups and directories.

@@ -66,6 +66,7 @@ impl Node {
             cgroup: cgroup::create(&cgroup, "host")?,
             addresses: address::node(plan.index),
             far_device,
+            outside_index: None,
             logs: plan.directory.to_owned(),
         };
         Ok(Self {
@@ -141,6 +142,19 @@ impl Node {
         Ok(pod)
     }
 
+    /// Keeps larger packets from a Pod of this node: the node says so by ICMP, or sends fragments where the sender allows
+    /// it. The devices' MTU stays: the Pod does not know.
+    ///
+    /// # Errors
+    ///
+    /// As [`Namespace::limit_mtu_to`].
+    pub fn limit_mtu_to_pod(&self, pod: &Machine, mtu: u16) -> Result<()> {
+        let addresses = pod.addresses().both();
+        addresses
+            .iter()
+            .try_for_each(|address| self.host.namespace().limit_mtu_to(&address.to_string(), mtu))
+    }
+
     /// Learns the way to the Pods of another node.
     pub(super) fn learn(&self, other: &Self) -> Result<()> {
         let namespace = self.host.namespace();
@@ -186,6 +200,7 @@ impl Leaf<'_> {
             cgroup: cgroup::create(self.cgroup, self.name)?,
             addresses: self.addresses,
             far_device: device,
+            outside_index: None,
             logs: self.logs.to_owned(),
         })
     }
