@@ -62,6 +62,7 @@ pub use node::Node;
 use node::NodePlan;
 pub use pins::PinDirectory;
 pub use process::Process;
+pub use report::Fragmentation;
 pub use tool::{Client, ClientBuilder, ServerBuilder, Talk};
 pub use wait::wait_for;
 pub use xdp_peer::XdpPeer;

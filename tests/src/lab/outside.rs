@@ -116,7 +116,8 @@ impl Machine {
             .flat_map(|Addresses { ipv4, ipv6 }| {
                 [
                     format!("address replace {ipv4}/32 dev eth0"),
-                    format!("address replace {ipv6}/128 dev eth0 nodad"),
+                    // Used only by those who ask for it, as further addresses of IPv4 are.
+                    format!("address replace {ipv6}/128 dev eth0 nodad preferred_lft 0"),
                 ]
             })
             .collect();
