@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use etherparse::{IpNumber, IpSlice, PacketBuilder};
 use lb_tests::lab::capture::Protocol;
 use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{Capture, Fragmentation, Lab, Machine, Node, Process, ServerBuilder, require_privileges};
@@ -201,5 +202,78 @@ fn clients_send_from_where_they_are_told() {
             };
             assert_eq!(local, source);
         }
+    }
+}
+
+/// An IP packet of SCTP, which no kernel here knows.
+fn sctp(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
+    let builder = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            PacketBuilder::ipv4(source.octets(), destination.octets(), 64)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            PacketBuilder::ipv6(source.octets(), destination.octets(), 64)
+        }
+        _ => panic!("{source} and {destination}"),
+    };
+    let mut packet = Vec::new();
+    builder.write(&mut packet, IpNumber::SCTP, payload).unwrap();
+    packet
+}
+
+/// Source, destination and payload of a packet of SCTP.
+fn read_sctp(packet: &[u8]) -> Option<(IpAddr, IpAddr, Vec<u8>)> {
+    let ip = IpSlice::from_slice(packet).ok()?;
+    let payload = ip.payload();
+    (payload.ip_number == IpNumber::SCTP)
+        .then(|| (ip.source_addr(), ip.destination_addr(), payload.payload.to_vec()))
+}
+
+#[test]
+fn packets_are_in_the_hands_of_the_test() {
+    if !require_privileges() {
+        return;
+    }
+    let small = Small::new("wire");
+    let silent = small.node.silent_pod("silent-1").unwrap();
+    let at_client = small.client.wire().unwrap();
+    let at_pod = silent.wire().unwrap();
+    let capture = Capture::start(small.router.namespace()).unwrap();
+    let client = small.client.phantom().unwrap().both();
+    for (client, pod) in client.into_iter().zip(silent.addresses().both()) {
+        at_client.send(&sctp(client, pod, b"question")).unwrap();
+        let seen = at_pod.receive("a question", read_sctp).unwrap();
+        assert_eq!(seen, (client, pod, b"question".to_vec()));
+        at_pod.send(&sctp(pod, client, b"answer")).unwrap();
+        let seen = at_client.receive("an answer", read_sctp).unwrap();
+        assert_eq!(seen, (pod, client, b"answer".to_vec()));
+    }
+    let report = capture.finish().unwrap();
+    // Nobody else said anything about them.
+    let kinds: BTreeSet<Protocol> = report.seen.keys().map(|seen| seen.flow.protocol).collect();
+    assert!(
+        kinds.is_subset(&[Protocol::Other, Protocol::Housekeeping].into()),
+        "{report}"
+    );
+    assert!(report.bad.is_empty(), "{report}");
+
+    // A kernel that knows its address does answer.
+    for (own, to) in small
+        .client
+        .addresses()
+        .both()
+        .into_iter()
+        .zip(small.web.addresses().both())
+    {
+        let refused = at_client
+            .exchange(&sctp(own, to, b"question"), "an ICMP error", |packet| {
+                let ip = IpSlice::from_slice(packet).ok()?;
+                let number = ip.payload().ip_number;
+                [IpNumber::ICMP, IpNumber::IPV6_ICMP]
+                    .contains(&number)
+                    .then(|| ip.source_addr())
+            })
+            .unwrap();
+        assert_eq!(refused, to);
     }
 }

@@ -1,6 +1,7 @@
 //! The addresses of a lab. All of them are private or documentation ranges, and the same in every lab: namespaces
 //! keep labs apart.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// IPv4 prefix length of the nodes' network.
@@ -23,7 +24,21 @@ pub(super) const LEAF_GATEWAY: Addresses = Addresses {
 };
 
 /// Link-layer address of the other end of every Pod's and outside client's link, as with Calico.
-pub(super) const LEAF_GATEWAY_MAC: &str = "ee:ee:ee:ee:ee:ee";
+pub(super) const LEAF_GATEWAY_MAC: Mac = Mac([0xee; 6]);
+
+/// Link-layer address of a Pod whose kernel answers nothing: its node must know it beforehand.
+pub(super) const SILENT_MAC: Mac = Mac([2, 0, 0, 0, 0, 0x51]);
+
+/// A link-layer address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Mac(pub(super) [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, f] = self.0;
+        write!(formatter, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    }
+}
 
 /// One address per family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,8 +73,8 @@ pub(super) fn overlay(node: u8) -> Addresses {
 }
 
 /// The link-layer address of the same device.
-pub(super) fn overlay_mac(node: u8) -> String {
-    format!("02:00:00:00:f5:{node:02x}")
+pub(super) fn overlay_mac(node: u8) -> Mac {
+    Mac([2, 0, 0, 0, 0xf5, node])
 }
 
 /// The `node`th node's Pod CIDRs.

@@ -7,7 +7,9 @@
 //!    lxc-web-1 --- (eth0) web-1
 //! ```
 
-use super::address::{self, Addresses, GATEWAY, LEAF_GATEWAY, LEAF_GATEWAY_MAC, NODE_PREFIX4, NODE_PREFIX6};
+use super::address::{
+    self, Addresses, GATEWAY, LEAF_GATEWAY, LEAF_GATEWAY_MAC, NODE_PREFIX4, NODE_PREFIX6, SILENT_MAC,
+};
 use super::namespace::Namespace;
 
 /// The nodes' network, in the fabric.
@@ -15,6 +17,9 @@ pub(super) const BRIDGE: &str = "br0";
 
 /// Of every link that has no reason for another.
 pub(super) const MTU: u16 = 1500;
+
+/// The device of a Pod or an outside client.
+pub(super) const LEAF_DEVICE: &str = "eth0";
 
 /// Port of VXLAN packets.
 pub(super) const VXLAN_PORT: u16 = 4789;
@@ -154,7 +159,7 @@ pub(super) fn overlay_exit(node: u8) -> String {
 pub(super) fn host_to_leaf(device: &str, leaf: &Namespace, mtu: u16, addresses: Addresses) -> Vec<String> {
     vec![
         format!(
-            "link add {device} address {LEAF_GATEWAY_MAC} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
+            "link add {device} address {LEAF_GATEWAY_MAC} mtu {mtu} type veth peer name {LEAF_DEVICE} mtu {mtu} netns {}",
             leaf.name()
         ),
         format!("link set {device} up"),
@@ -166,15 +171,35 @@ pub(super) fn host_to_leaf(device: &str, leaf: &Namespace, mtu: u16, addresses: 
 /// In a Pod or an outside client.
 pub(super) fn leaf(addresses: Addresses) -> Vec<String> {
     let Addresses { ipv4, ipv6 } = LEAF_GATEWAY;
+    let [add4, add6] = leaf_addresses(addresses);
     vec![
         "link set lo up".to_owned(),
-        "link set eth0 up".to_owned(),
-        format!("address add {}/32 dev eth0", addresses.ipv4),
-        format!("address add {}/128 dev eth0 nodad", addresses.ipv6),
-        format!("neighbour add {ipv4} lladdr {LEAF_GATEWAY_MAC} dev eth0 nud permanent"),
-        format!("neighbour add {ipv6} lladdr {LEAF_GATEWAY_MAC} dev eth0 nud permanent"),
-        format!("route add {ipv4} dev eth0 scope link"),
-        format!("route add default via {ipv4} dev eth0"),
-        format!("route add ::/0 via {ipv6} dev eth0"),
+        format!("link set {LEAF_DEVICE} up"),
+        add4,
+        add6,
+        format!("neighbour add {ipv4} lladdr {LEAF_GATEWAY_MAC} dev {LEAF_DEVICE} nud permanent"),
+        format!("neighbour add {ipv6} lladdr {LEAF_GATEWAY_MAC} dev {LEAF_DEVICE} nud permanent"),
+        format!("route add {ipv4} dev {LEAF_DEVICE} scope link"),
+        format!("route add default via {ipv4} dev {LEAF_DEVICE}"),
+        format!("route add ::/0 via {ipv6} dev {LEAF_DEVICE}"),
     ]
+}
+
+fn leaf_addresses(addresses: Addresses) -> [String; 2] {
+    [
+        format!("address add {}/32 dev {LEAF_DEVICE}", addresses.ipv4),
+        format!("address add {}/128 dev {LEAF_DEVICE} nodad", addresses.ipv6),
+    ]
+}
+
+/// In a Pod whose kernel is not to know the Pod's addresses.
+pub(super) fn silent_leaf() -> [String; 1] {
+    [format!("link set {LEAF_DEVICE} address {SILENT_MAC} up")]
+}
+
+/// On its node, instead of what its kernel would tell.
+pub(super) fn host_to_silent_leaf(device: &str, addresses: Addresses) -> [String; 2] {
+    addresses
+        .both()
+        .map(|address| format!("neighbour add {address} lladdr {SILENT_MAC} dev {device} nud permanent"))
 }

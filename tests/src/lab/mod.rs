@@ -38,6 +38,7 @@ pub mod report;
 mod route_mtu;
 mod tool;
 mod wait;
+mod wire;
 mod xdp_peer;
 
 use std::fs;
@@ -65,6 +66,7 @@ pub use process::Process;
 pub use report::Fragmentation;
 pub use tool::{Client, ClientBuilder, ServerBuilder, Talk};
 pub use wait::wait_for;
+pub use wire::Wire;
 pub use xdp_peer::XdpPeer;
 
 /// Whether a lab can be made here; says on standard output that the test is skipped if not.

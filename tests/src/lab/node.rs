@@ -122,6 +122,20 @@ impl Node {
     ///
     /// If the kernel refuses or the name is too long.
     pub fn pod(&self, name: &str) -> Result<Machine> {
+        self.add_pod(name, |leaf| leaf.create())
+    }
+
+    /// Adds a Pod whose kernel does not know the Pod's addresses and thus answers nothing: for packets that a test
+    /// makes and answers itself, by [`Machine::wire`].
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses or the name is too long.
+    pub fn silent_pod(&self, name: &str) -> Result<Machine> {
+        self.add_pod(name, |leaf| leaf.create_silent())
+    }
+
+    fn add_pod(&self, name: &str, create: impl FnOnce(&Leaf<'_>) -> Result<Machine>) -> Result<Machine> {
         let mut pods = self.lock_pods();
         let index = u8::try_from(pods.len() + 1).context("too many Pods")?;
         let leaf = Leaf {
@@ -137,7 +151,7 @@ impl Node {
             cgroup: &self.cgroup,
             logs: &self.host.logs,
         };
-        let pod = leaf.create()?;
+        let pod = create(&leaf)?;
         pods.push(pod.clone());
         Ok(pod)
     }
@@ -186,13 +200,24 @@ pub(super) struct Leaf<'a> {
 
 impl Leaf<'_> {
     pub(super) fn create(&self) -> Result<Machine> {
-        let device = link::leaf_host_device(self.name)
-            .with_context(|| format!("the name {} is too long", self.name))?;
+        self.create_with(&[], &link::leaf(self.addresses))
+    }
+
+    fn create_silent(&self) -> Result<Machine> {
+        let device = self.device()?;
+        let neighbours = link::host_to_silent_leaf(&device, self.addresses);
+        self.create_with(&neighbours, &link::silent_leaf())
+    }
+
+    /// Makes it with these `ip` commands at both ends, after those that every leaf needs.
+    fn create_with(&self, at_host: &[String], at_leaf: &[String]) -> Result<Machine> {
+        let device = self.device()?;
         let namespace = Namespace::create(self.lab.part(self.name))?;
         namespace.sysctl(&link::SYSCTLS)?;
-        self.host
-            .ip(&link::host_to_leaf(&device, &namespace, self.mtu, self.addresses))?;
-        namespace.ip(&link::leaf(self.addresses))?;
+        let mut lines = link::host_to_leaf(&device, &namespace, self.mtu, self.addresses);
+        lines.extend_from_slice(at_host);
+        self.host.ip(&lines)?;
+        namespace.ip(at_leaf)?;
         self.host.wait_until_running(&[&device])?;
         Ok(Machine {
             name: self.name.to_owned(),
@@ -203,5 +228,10 @@ impl Leaf<'_> {
             outside_index: None,
             logs: self.logs.to_owned(),
         })
+    }
+
+    /// The name of the host's end of its link.
+    fn device(&self) -> Result<String> {
+        link::leaf_host_device(self.name).with_context(|| format!("the name {} is too long", self.name))
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 
 use super::address::{self, Addresses};
+use super::link::LEAF_DEVICE;
 use super::machine::Machine;
 use super::node::Leaf;
 use super::{Lab, Node, link};
@@ -115,9 +116,9 @@ impl Machine {
             .iter()
             .flat_map(|Addresses { ipv4, ipv6 }| {
                 [
-                    format!("address replace {ipv4}/32 dev eth0"),
+                    format!("address replace {ipv4}/32 dev {LEAF_DEVICE}"),
                     // Used only by those who ask for it, as further addresses of IPv4 are.
-                    format!("address replace {ipv6}/128 dev eth0 nodad preferred_lft 0"),
+                    format!("address replace {ipv6}/128 dev {LEAF_DEVICE} nodad preferred_lft 0"),
                 ]
             })
             .collect();
