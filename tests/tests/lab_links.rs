@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use lb_tests::lab::capture::Protocol;
+use etherparse::{Icmpv4Slice, IpSlice, PacketBuilder};
+use lb_tests::lab::capture::{Protocol, Seen};
 use lb_tests::lab::cluster::load_balancer_addresses;
 use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{
@@ -193,5 +194,88 @@ fn flows_are_shared_out_and_move() {
         );
         let report = client.http(vip, HTTP).count(20).run().unwrap();
         assert_eq!(report.answers["node-2"], 20, "{report:?}");
+    }
+}
+
+#[test]
+fn a_client_is_behind_a_device_without_ethernet() {
+    if !require_privileges() {
+        return;
+    }
+    let lab = Lab::new("layer3-client").unwrap();
+    let node = lab.node("node-1").unwrap();
+    let web = node.pod("web-1").unwrap();
+    let _server = serve(&web);
+    let vpn = lab.layer3_client(&node, "vpn-1").unwrap();
+    let client = &vpn.machine;
+    let device = client.far_device();
+    let shown = node.host().exec("ip", &["-o", "link", "show", device]).unwrap();
+    assert!(shown.contains("link/none"), "{shown}");
+
+    let more = client.more_addresses(2).unwrap();
+    let wire = client.wire().unwrap();
+    let captures = [client, node.host()].map(|machine| Capture::start(machine.namespace()).unwrap());
+    for (index, to) in web.addresses().both().into_iter().enumerate() {
+        let own = more[1].both()[index];
+        let http = client.http(to, HTTP).source_addresses([own]).run().unwrap();
+        assert_eq!(http.clients, [own].into(), "{http:?}");
+        let stream = client.stream(to, STREAM).mebibytes(4).run().unwrap();
+        assert_eq!(stream.bytes, 4 << 20);
+        assert_eq!(client.ping(to).count(2).run().unwrap().answered(), 2);
+    }
+    let [at_client, at_node] = captures.map(|capture| capture.finish().unwrap());
+    for (report, device) in [(at_client, "eth0"), (at_node, device)] {
+        let is_tcp = |seen: &Seen| seen.device == device && seen.flow.protocol == Protocol::Tcp;
+        assert!(report.seen.keys().any(is_tcp), "{device}: {report}");
+    }
+    // Crafted packets have no Ethernet header there either.
+    let mut packet = Vec::new();
+    PacketBuilder::ipv4(
+        client.addresses().ipv4.octets(),
+        web.addresses().ipv4.octets(),
+        64,
+    )
+    .icmpv4_echo_request(7, 1)
+    .write(&mut packet, b"hello")
+    .unwrap();
+    let answer = wire
+        .exchange(&packet, "an answer", |packet| {
+            let ip = IpSlice::from_slice(packet).ok()?;
+            let answer = Icmpv4Slice::from_slice(ip.payload().payload).ok()?;
+            (answer.payload() == b"hello").then(|| answer.type_u8())
+        })
+        .unwrap();
+    assert_eq!(answer, 0);
+    drop(vpn.link);
+    let links = node.host().exec("ip", &["-o", "link"]).unwrap();
+    assert!(!links.contains("tun-"), "{links}");
+}
+
+#[test]
+fn nodes_are_linked_without_ethernet() {
+    if !require_privileges() {
+        return;
+    }
+    let lab = Lab::new("layer3-nodes").unwrap();
+    let nodes = ["node-1", "node-2"].map(|name| lab.node(name).unwrap());
+    let web = nodes[0].pod("web-1").unwrap();
+    let other = nodes[1].pod("other-1").unwrap();
+    let _server = serve(&web);
+    let _link = lab.layer3_link(nodes.each_ref()).unwrap();
+    let capture = Capture::start(nodes[0].host().namespace()).unwrap();
+    for to in web.addresses().both() {
+        let http = other.http(to, HTTP).count(3).run().unwrap();
+        assert_eq!(http.answered(), 3, "{to}: {http:?}");
+        let stream = other.stream(to, STREAM).run().unwrap();
+        assert_eq!(stream.bytes, 1 << 20);
+    }
+    let report = capture.finish().unwrap();
+    for to in web.addresses().both() {
+        let mut packets = report.with_address(to);
+        let mut way = packets.by_ref().map(|(seen, _)| seen.device.as_str());
+        assert!(
+            way.all(|device| ["tun-node-2", "lxc-web-1"].contains(&device)),
+            "{report}"
+        );
     }
 }

@@ -72,7 +72,15 @@ pub(super) fn overlay(node: u8) -> Addresses {
     }
 }
 
-/// The link-layer address of the same device.
+/// The address of the `node`th node on links without Ethernet header to other nodes, from 1.
+pub(super) fn layer3(node: u8) -> Addresses {
+    Addresses {
+        ipv4: Ipv4Addr::new(10, 246, 0, 10 + node),
+        ipv6: Ipv6Addr::new(0xfd00, 0x246, 0, 0, 0, 0, 0, u16::from(10 + node)),
+    }
+}
+
+/// The link-layer address of a node's overlay device.
 pub(super) fn overlay_mac(node: u8) -> Mac {
     Mac([2, 0, 0, 0, 0xf5, node])
 }

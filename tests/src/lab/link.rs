@@ -30,6 +30,9 @@ pub(super) const OVERLAY_DEVICE: &str = "vxlan0";
 /// What the overlay's headers leave of the nodes' network's MTU.
 pub(super) const OVERLAY_MTU: u16 = 1450;
 
+/// Of links without Ethernet header: that of WireGuard.
+const LAYER3_MTU: u16 = 1420;
+
 /// Longest name of a device.
 const DEVICE_NAME_MAX: usize = 15;
 
@@ -106,6 +109,49 @@ pub(super) fn node(index: u8) -> Vec<String> {
 pub(super) fn routes_to_pods(node: u8) -> [String; 2] {
     let (cidr4, cidr6) = address::pod_cidrs(node);
     routes(&[cidr4, cidr6], address::node(node))
+}
+
+/// Name of a device without Ethernet header that leads to a node or an outside client.
+pub(super) fn layer3_device(to: &str) -> String {
+    format!("tun-{to}")
+}
+
+/// In a node: the way to an outside client over such a device.
+pub(super) fn host_to_layer3_leaf(device: &str, leaf: Addresses, networks: &[String; 2]) -> Vec<String> {
+    let mut lines = vec![format!("link set {device} mtu {LAYER3_MTU} up")];
+    let own = leaf.both().map(|address| address.to_string());
+    lines.extend(
+        own.iter()
+            .chain(networks)
+            .map(|to| format!("route add {to} dev {device}")),
+    );
+    lines
+}
+
+/// In that client.
+pub(super) fn layer3_leaf(addresses: Addresses) -> Vec<String> {
+    let [add4, add6] = leaf_addresses(addresses);
+    vec![
+        "link set lo up".to_owned(),
+        format!("link set {LEAF_DEVICE} mtu {LAYER3_MTU} up"),
+        add4,
+        add6,
+        format!("route add default dev {LEAF_DEVICE}"),
+        format!("route add ::/0 dev {LEAF_DEVICE}"),
+    ]
+}
+
+/// In a node: the way to the Pods of another over such a device.
+pub(super) fn layer3_to_node(device: &str, node: u8, other: u8) -> Vec<String> {
+    let (own, peer) = (address::layer3(node), address::layer3(other));
+    let (cidr4, cidr6) = address::pod_cidrs(other);
+    vec![
+        format!("link set {device} mtu {LAYER3_MTU} up"),
+        format!("address add {} peer {} dev {device}", own.ipv4, peer.ipv4),
+        format!("address add {} peer {} dev {device} nodad", own.ipv6, peer.ipv6),
+        format!("route replace {cidr4} dev {device}"),
+        format!("route replace {cidr6} dev {device}"),
+    ]
 }
 
 /// The way to networks, IPv4 and IPv6.

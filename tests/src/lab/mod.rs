@@ -26,6 +26,7 @@ pub mod cgroup;
 pub mod cluster;
 mod directory;
 mod id;
+mod layer3;
 mod link;
 mod machine;
 mod manifest;
@@ -54,6 +55,7 @@ pub use attached::Attached;
 pub use capture::{Capture, CaptureReport};
 pub use cluster::Cluster;
 use id::LabId;
+pub use layer3::{Layer3Client, Layer3Link};
 pub use machine::Machine;
 pub use manifest::{
     EndpointManifest, EndpointSliceManifest, NodeManifest, PodManifest, ServiceManifest, ServicePort,

@@ -9,8 +9,10 @@ use etherparse::{EtherType, Ethernet2Header, SlicedPacket};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::libc;
+use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recvfrom, send, socket,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, bind, recvfrom, send,
+    socket,
 };
 
 use super::address::LEAF_GATEWAY_MAC;
@@ -29,7 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Wire {
     socket: OwnedFd,
-    device: LinkAddr,
+    index: u32,
+    /// The device's own address, if it has Ethernet headers.
+    ethernet: Option<[u8; 6]>,
 }
 
 impl Machine {
@@ -52,12 +56,16 @@ impl Wire {
     /// If there is no such device or the kernel refuses.
     pub fn open(namespace: &Namespace, device: &str) -> Result<Self> {
         namespace.run(|| {
-            let device = link_address(device)?;
+            let index = if_nametoindex(device).with_context(|| format!("there is no device {device}"))?;
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)
                 .context("make a packet socket")?;
-            bind(socket.as_raw_fd(), &device).context("bind a packet socket")?;
-            Ok(Self { socket, device })
+            bind(socket.as_raw_fd(), &everything_of(index)?).context("bind a packet socket")?;
+            Ok(Self {
+                socket,
+                index,
+                ethernet: ethernet_address(device)?,
+            })
         })
     }
 
@@ -81,16 +89,16 @@ impl Wire {
     ///
     /// As [`Self::send_frame`].
     pub fn send(&self, packet: &[u8]) -> Result<()> {
-        if !self.is_ethernet() {
+        let Some(source) = self.ethernet else {
             return self.send_frame(packet);
-        }
+        };
         let ether_type = match packet.first().context("an empty packet")? >> 4 {
             4 => EtherType::IPV4,
             6 => EtherType::IPV6,
             version => bail!("IP version {version}"),
         };
         let header = Ethernet2Header {
-            source: self.device.addr().context("the device has no address")?,
+            source,
             destination: LEAF_GATEWAY_MAC.0,
             ether_type,
         };
@@ -128,9 +136,8 @@ impl Wire {
     ///
     /// If there is none for some seconds; `what` names it in the message.
     pub fn receive<T>(&self, what: &str, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> Result<T> {
-        let is_ethernet = self.is_ethernet();
         self.receive_frame(what, |frame| {
-            if !is_ethernet {
+            if self.ethernet.is_none() {
                 return wanted(frame);
             }
             let sliced = SlicedPacket::from_ethernet(frame).ok()?;
@@ -155,10 +162,6 @@ impl Wire {
         self.receive(what, wanted)
     }
 
-    fn is_ethernet(&self) -> bool {
-        self.device.hatype() == libc::ARPHRD_ETHER
-    }
-
     /// The next frame that the device received, if one waits.
     fn next_frame<'a>(&self, buffer: &'a mut [u8]) -> Result<Option<&'a [u8]>> {
         loop {
@@ -168,18 +171,39 @@ impl Wire {
                 Err(error) => return Err(io::Error::from(error)).context("receive a frame"),
             };
             // Before it was bound, the socket got the frames of all devices.
-            if address.ifindex() == self.device.ifindex() && address.pkttype() != libc::PACKET_OUTGOING {
+            if u32::try_from(address.ifindex()) == Ok(self.index)
+                && address.pkttype() != libc::PACKET_OUTGOING
+            {
                 return Ok(Some(&buffer[..length]));
             }
         }
     }
 }
 
-/// The address of a device of this thread's namespace, for packet sockets.
-fn link_address(device: &str) -> Result<LinkAddr> {
-    getifaddrs()
-        .context("list the devices")?
-        .filter(|found| found.interface_name == device)
-        .find_map(|found| found.address?.as_link_addr().copied())
-        .with_context(|| format!("there is no device {device}"))
+/// The address of a device of this thread's namespace, if it has Ethernet headers.
+fn ethernet_address(device: &str) -> Result<Option<[u8; 6]>> {
+    let mut addresses = getifaddrs().context("list the devices")?.filter_map(|found| {
+        let address = *found.address?.as_link_addr()?;
+        let is_ethernet = address.hatype() == libc::ARPHRD_ETHER;
+        (found.interface_name == device && is_ethernet).then(|| address.addr())
+    });
+    Ok(addresses.next().flatten())
+}
+
+/// What a packet socket is bound to that gets every frame of a device.
+#[expect(unsafe_code, reason = "nix makes such addresses from raw ones only")]
+fn everything_of(index: u32) -> Result<LinkAddr> {
+    let address = libc::sockaddr_ll {
+        sll_family: u16::try_from(libc::AF_PACKET)?,
+        sll_protocol: u16::try_from(libc::ETH_P_ALL)?.to_be(),
+        sll_ifindex: i32::try_from(index)?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let length = libc::socklen_t::try_from(size_of_val(&address))?;
+    // SAFETY: the pointer is that of an address of this family and length.
+    let address = unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(length)) };
+    address.context("no address of a packet socket")
 }

@@ -1,6 +1,7 @@
 //! What runs in the places of a lab: puts itself there, then serves or asks. Every process ends by itself.
 
 mod http;
+mod layer3;
 mod path_mtu;
 mod ping;
 mod serve;
@@ -57,6 +58,8 @@ enum Role {
     Stream(stream::Options),
     /// Send the lines of standard input over TCP, print what happens as JSON
     Talk(talk::Options),
+    /// Make a link without Ethernet headers and carry its packets; prints `ready`
+    Layer3(layer3::Options),
     /// Become another program
     Exec {
         /// The program and its arguments
@@ -105,6 +108,7 @@ async fn play(role: Role) -> Result<()> {
         Role::Serve(options) => serve::serve(options).await,
         Role::Http(options) => print(&http::run(options).await?),
         Role::Udp(options) => print(&udp::run(&options).await?),
+        Role::Layer3(options) => layer3::run(&options),
         Role::Ping(options) => print(&ping::run(&options)?),
         Role::Stream(options) => print(&stream::run(&options).await?),
         Role::Talk(options) => talk::run(&options).await,
