@@ -12,10 +12,11 @@ use nix::libc;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, bind, recvfrom, send,
-    socket,
+    setsockopt, socket, sockopt,
 };
 
 use super::address::LEAF_GATEWAY_MAC;
+use super::capture::RECEIVE_BUFFER;
 use super::link::LEAF_DEVICE;
 use super::machine::Machine;
 use super::namespace::Namespace;
@@ -60,6 +61,8 @@ impl Wire {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)
                 .context("make a packet socket")?;
+            setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
+                .context("enlarge the receive buffer")?;
             bind(socket.as_raw_fd(), &everything_of(index)?).context("bind a packet socket")?;
             Ok(Self {
                 socket,
