@@ -1,5 +1,4 @@
 //! What tests of Services start from, with agents on all nodes and manifests of all kinds.
-#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
 
