@@ -6,10 +6,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use lb_agent::maps::BackendState;
-use lb_tests::lab::cluster::{ECHO, HTTP, PORTS, SERVICE, SERVICE_FILE, Server, UDP, UNKNOWN_PORT, vips};
+use lb_tests::lab::cluster::{
+    ECHO, HTTP, PORTS, SERVICE, SERVICE_FILE, Server, UDP, UNKNOWN_PORT, service, vips,
+};
 use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{
-    Cluster, Machine, ServicePort, SocketLb, Talk, require_privileges, service_manifest_with_ports, wait_for,
+    Cluster, Machine, ServiceManifest, ServicePort, SocketLb, Talk, require_privileges, wait_for,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -273,7 +275,7 @@ fn a_broken_manifest_changes_nothing() {
         node_port: None,
         ..HTTP
     });
-    let fixed = service_manifest_with_ports(SERVICE, &vips(), &ports);
+    let fixed = ServiceManifest::new(SERVICE, &vips(), &ports).to_string();
     let line = fixed.lines().position(|line| line.contains("selector:")).unwrap();
     let broken = fixed.replace("selector:", "selector: ]");
     cluster.lab.apply(SERVICE_FILE, &broken).unwrap();
@@ -297,11 +299,11 @@ fn a_bad_service_is_named_and_the_one_beside_it_works() {
     let cluster = Cluster::new("bad-service", &[0]).unwrap();
     let bad = ServicePort { port: 0, ..HTTP };
     let address = [IpAddr::from([10, 96, 0, 66])];
-    let bad = service_manifest_with_ports("bad", &address, &[bad]);
-    let good = service_manifest_with_ports(SERVICE, &vips(), &PORTS);
+    let bad = ServiceManifest::new("bad", &address, &[bad]);
+    let good = service();
     cluster
         .lab
-        .apply(SERVICE_FILE, &format!("{bad}---\n{good}"))
+        .apply(SERVICE_FILE, format!("{bad}---\n{good}"))
         .unwrap();
     let mut agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
     agent.wait_until_logged("default/bad").unwrap();

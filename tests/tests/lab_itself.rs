@@ -15,8 +15,8 @@ use k8s_openapi::api::core::v1::{Node as NodeObject, Pod as PodObject, Service};
 use lb_tests::lab::capture::Protocol;
 use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{
-    AgentOptions, Capture, Lab, Machine, Node, Process, SocketLb, Xdp, require_privileges, service_manifest,
-    wait_for,
+    AgentOptions, Capture, Lab, Machine, Node, Process, ServiceManifest, ServicePort, SocketLb, Xdp,
+    require_privileges, wait_for,
 };
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
@@ -525,7 +525,14 @@ fn manifests_are_what_kubernetes_means() {
     );
 
     let addresses = ["10.96.0.10", "fd00:96::10"].map(|address| address.parse().unwrap());
-    lab.apply("web.yaml", &service_manifest("web", &addresses, "TCP", 80, HTTP))
+    let port = ServicePort {
+        name: "http",
+        protocol: "TCP",
+        port: 80,
+        target_port: HTTP,
+        node_port: None,
+    };
+    lab.apply("web.yaml", ServiceManifest::new("web", &addresses, &[port]))
         .unwrap();
     let object: Service = serde_norway::from_str(&read("web.yaml")).unwrap();
     let spec = object.spec.unwrap();

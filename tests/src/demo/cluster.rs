@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 
-use crate::lab::{Agent, AgentOptions, Capture, Lab, Machine, Node, Process};
+use crate::lab::{Agent, AgentOptions, Capture, Lab, Machine, Node, PodManifest, Process};
 
 /// The Service's ports: at its own addresses, at the nodes', and in the Pods.
 pub(super) const PORT: u16 = 80;
@@ -134,18 +134,14 @@ impl Cluster {
         let pod = self.pod(name)?;
         pod.is_ready = true;
         let manifest = self.pod_manifest(name)?;
-        self.lab.apply(&pod_file(name), &manifest)
+        self.lab.apply(&pod_file(name), manifest)
     }
 
     /// Writes the manifest of a Pod as it is after `kubectl delete pod`: there, but with the time of its deletion.
     pub(super) fn apply_deletion(&mut self, name: &str) -> Result<()> {
         self.pod(name)?.is_ready = false;
-        let manifest = self.pod_manifest(name)?.replacen(
-            "metadata:\n",
-            "metadata:\n  deletionTimestamp: 2026-01-01T00:00:00Z\n",
-            1,
-        );
-        self.lab.apply(&pod_file(name), &manifest)
+        let manifest = self.pod_manifest(name)?.terminating();
+        self.lab.apply(&pod_file(name), manifest)
     }
 
     /// Removes the manifest of a Pod.
@@ -210,12 +206,12 @@ impl Cluster {
             .with_context(|| format!("there is no Pod {name}"))
     }
 
-    fn pod_manifest(&self, name: &str) -> Result<String> {
+    fn pod_manifest(&self, name: &str) -> Result<PodManifest> {
         let pod = self
             .pods
             .get(name)
             .with_context(|| format!("there is no Pod {name}"))?;
-        Ok(self.nodes[pod.node].pod_manifest(&pod.machine, true))
+        Ok(self.nodes[pod.node].pod_manifest(&pod.machine))
     }
 }
 

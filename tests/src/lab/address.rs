@@ -1,6 +1,7 @@
 //! The addresses of a lab. All of them are private or documentation ranges, and the same in every lab: namespaces
 //! keep labs apart.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// IPv4 prefix length of the nodes' network.
@@ -23,7 +24,21 @@ pub(super) const LEAF_GATEWAY: Addresses = Addresses {
 };
 
 /// Link-layer address of the other end of every Pod's and outside client's link, as with Calico.
-pub(super) const LEAF_GATEWAY_MAC: &str = "ee:ee:ee:ee:ee:ee";
+pub(super) const LEAF_GATEWAY_MAC: Mac = Mac([0xee; 6]);
+
+/// Link-layer address of a Pod whose kernel answers nothing: its node must know it beforehand.
+pub(super) const SILENT_MAC: Mac = Mac([2, 0, 0, 0, 0, 0x51]);
+
+/// A link-layer address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Mac(pub(super) [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, f] = self.0;
+        write!(formatter, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    }
+}
 
 /// One address per family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +64,27 @@ pub(super) fn node(node: u8) -> Addresses {
     }
 }
 
+/// The address of the `node`th node's overlay device, from 1.
+pub(super) fn overlay(node: u8) -> Addresses {
+    Addresses {
+        ipv4: Ipv4Addr::new(10, 245, 0, 10 + node),
+        ipv6: Ipv6Addr::new(0xfd00, 0x245, 0, 0, 0, 0, 0, u16::from(10 + node)),
+    }
+}
+
+/// The address of the `node`th node on links without Ethernet header to other nodes, from 1.
+pub(super) fn layer3(node: u8) -> Addresses {
+    Addresses {
+        ipv4: Ipv4Addr::new(10, 246, 0, 10 + node),
+        ipv6: Ipv6Addr::new(0xfd00, 0x246, 0, 0, 0, 0, 0, u16::from(10 + node)),
+    }
+}
+
+/// The link-layer address of a node's overlay device.
+pub(super) fn overlay_mac(node: u8) -> Mac {
+    Mac([2, 0, 0, 0, 0xf5, node])
+}
+
 /// The `node`th node's Pod CIDRs.
 pub(super) fn pod_cidrs(node: u8) -> (String, String) {
     (format!("10.244.{node}.0/24"), format!("fd00:244:{node:x}::/64"))
@@ -62,10 +98,26 @@ pub(super) fn pod(node: u8, pod: u8) -> Addresses {
     }
 }
 
-/// The address of the `client`th outside client, from 1.
-pub(super) fn outside_client(client: u8) -> Addresses {
+/// The address of the `index`th machine outside, client or router, from 1.
+pub(super) fn outside(index: u8) -> Addresses {
     Addresses {
-        ipv4: Ipv4Addr::new(203, 0, 113, 9 + client),
-        ipv6: Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, u16::from(9 + client)),
+        ipv4: Ipv4Addr::new(203, 0, 113, 9 + index),
+        ipv6: Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, u16::from(9 + index)),
+    }
+}
+
+/// The networks of which all addresses lead to that machine: IPv4, IPv6.
+pub(super) fn outside_networks(index: u8) -> [String; 2] {
+    [
+        format!("198.18.{index}.0/24"),
+        format!("2001:db8:c:{index:x}::/64"),
+    ]
+}
+
+/// An address of these networks.
+pub(super) fn in_outside_network(index: u8, host: u8) -> Addresses {
+    Addresses {
+        ipv4: Ipv4Addr::new(198, 18, index, host),
+        ipv6: Ipv6Addr::new(0x2001, 0xdb8, 0xc, u16::from(index), 0, 0, 0, u16::from(host)),
     }
 }

@@ -1,4 +1,4 @@
-//! What tests of Services start from: two nodes, a Service with Pods that serve it, and clients inside and outside.
+//! What tests of Services start from: three nodes, a Service with Pods that serve it, and clients inside and outside.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,11 +11,11 @@ use lb_agent::maps::{BackendState, FrontendKey, MapImage, Maps, Protocol};
 
 use super::agent::{Agent, AgentOptions};
 use super::machine::Machine;
-use super::manifest::{ServicePort, service_manifest_with_ports};
+use super::manifest::{PodManifest, ServiceManifest, ServicePort};
 use super::node::Node;
 use super::process::Process;
 use super::wait::wait_for;
-use super::{Lab, SocketLb};
+use super::{Lab, LabOptions, SocketLb};
 
 /// How long a change may take to reach the maps.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -76,7 +76,7 @@ pub fn vips() -> [IpAddr; 2] {
     ]
 }
 
-/// Two nodes, a Service, its Pods and its clients. No agent runs yet.
+/// Three nodes, a Service, its Pods and its clients. No agent runs yet.
 #[derive(Debug)]
 pub struct Cluster {
     /// The Pods of the Service.
@@ -86,12 +86,25 @@ pub struct Cluster {
     /// A client outside of the cluster.
     pub outside: Machine,
     /// The nodes.
-    pub nodes: [Node; 2],
+    pub nodes: [Node; 3],
     /// How many servers were ever added.
     added: usize,
     // Last: goes when nothing uses it any more.
     /// The lab.
     pub lab: Lab,
+}
+
+/// Addresses of load balancers, which [`Cluster::route_load_balancer`] sends to nodes.
+pub fn load_balancer_addresses() -> [IpAddr; 2] {
+    [
+        IpAddr::from([198, 51, 100, 10]),
+        IpAddr::from([0x2001, 0xdb8, 0x1b, 0, 0, 0, 0, 0x10]),
+    ]
+}
+
+/// The Service's manifest as [`Cluster::apply_service`] writes it: of type NodePort.
+pub fn service() -> ServiceManifest {
+    ServiceManifest::new(SERVICE, &vips(), &PORTS)
 }
 
 /// A Pod that serves all [`PORTS`].
@@ -105,14 +118,23 @@ pub struct Server {
 }
 
 impl Cluster {
-    /// Makes it. `servers` says on which node, 0 or 1, each of the Service's Pods is.
+    /// Makes it. `servers` says on which node, from 0, each of the Service's Pods is.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
     pub fn new(title: &str, servers: &[usize]) -> Result<Self> {
-        let lab = Lab::new(title)?;
-        let nodes = [lab.node("node-1")?, lab.node("node-2")?];
+        Self::with_options(title, &LabOptions::default(), servers)
+    }
+
+    /// The same in a lab with options.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn with_options(title: &str, options: &LabOptions, servers: &[usize]) -> Result<Self> {
+        let lab = Lab::with_options(title, options)?;
+        let nodes = [lab.node("node-1")?, lab.node("node-2")?, lab.node("node-3")?];
         let mut cluster = Self {
             servers: Vec::new(),
             client: nodes[0].pod("client")?,
@@ -157,8 +179,19 @@ impl Cluster {
     ///
     /// If the file system refuses.
     pub fn apply_service(&self) -> Result<()> {
-        let manifest = service_manifest_with_ports(SERVICE, &vips(), &PORTS);
-        self.lab.apply(SERVICE_FILE, &manifest)
+        self.lab.apply(SERVICE_FILE, service())
+    }
+
+    /// Sends what outside clients address to [`load_balancer_addresses`] to these nodes, in equal shares.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::route`].
+    pub fn route_load_balancer(&self, nodes: &[usize]) -> Result<()> {
+        let nodes: Vec<&Node> = nodes.iter().map(|&node| &self.nodes[node]).collect();
+        load_balancer_addresses()
+            .iter()
+            .try_for_each(|address| self.lab.route(&address.to_string(), &nodes))
     }
 
     /// Writes a Pod's manifest.
@@ -167,8 +200,8 @@ impl Cluster {
     ///
     /// If the file system refuses.
     pub fn set_ready(&self, server: &Server, ready: bool) -> Result<()> {
-        let manifest = server.node.pod_manifest(&server.pod, ready);
-        self.lab.apply(&server.manifest_file(), &manifest)
+        self.lab
+            .apply(&server.manifest_file(), server.manifest().ready(ready))
     }
 
     /// Removes a Pod's manifest; the Pod itself goes on.
@@ -186,7 +219,16 @@ impl Cluster {
     ///
     /// As [`Node::start_agent`].
     pub fn start_agent(&self, socket_lb: SocketLb, arguments: &[&str]) -> Result<Agent> {
-        self.nodes[0].start_agent(&options(socket_lb, arguments))
+        self.start_agent_on(0, socket_lb, arguments)
+    }
+
+    /// Starts the agent of a node.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::start_agent`].
+    pub fn start_agent_on(&self, node: usize, socket_lb: SocketLb, arguments: &[&str]) -> Result<Agent> {
+        self.nodes[node].start_agent(&options(socket_lb, arguments))
     }
 
     /// Waits until new connections go to exactly these Pods according to the first node's maps, and others have no
@@ -196,11 +238,20 @@ impl Cluster {
     ///
     /// If they do not in time.
     pub fn wait_for_active(&self, servers: &[&Server]) -> Result<()> {
+        self.wait_for_active_on(0, servers)
+    }
+
+    /// The same according to another node's maps.
+    ///
+    /// # Errors
+    ///
+    /// If they do not in time.
+    pub fn wait_for_active_on(&self, node: usize, servers: &[&Server]) -> Result<()> {
         let active: Vec<_> = servers
             .iter()
             .map(|server| (*server, BackendState::Active))
             .collect();
-        self.wait_for_states(&active)
+        self.wait_for_states_on(node, &active)
     }
 
     /// Waits until the first node's maps have a row for this TCP port of the Service.
@@ -209,9 +260,19 @@ impl Cluster {
     ///
     /// If they do not in time.
     pub fn wait_for_frontend(&self, port: u16) -> Result<()> {
-        let keys = vips().map(|vip| FrontendKey::Port(vip, port, Protocol::Tcp));
+        self.wait_for_frontends_on(0, &vips(), port)
+    }
+
+    /// Waits until a node's maps have a row for this TCP port of all these addresses.
+    ///
+    /// # Errors
+    ///
+    /// If they do not in time.
+    pub fn wait_for_frontends_on(&self, node: usize, addresses: &[IpAddr], port: u16) -> Result<()> {
+        let key = |&address| FrontendKey::Port(address, port, Protocol::Tcp);
+        let keys: Vec<FrontendKey> = addresses.iter().map(key).collect();
         wait_for(&format!("{keys:?} in the maps"), PATIENCE, || {
-            let image = self.nodes[0].map_image().ok()?;
+            let image = self.nodes[node].map_image().ok()?;
             keys.iter()
                 .all(|key| image.frontends.contains_key(key))
                 .then_some(())
@@ -224,6 +285,15 @@ impl Cluster {
     ///
     /// If they do not in time.
     pub fn wait_for_states(&self, servers: &[(&Server, BackendState)]) -> Result<()> {
+        self.wait_for_states_on(0, servers)
+    }
+
+    /// The same of another node's maps.
+    ///
+    /// # Errors
+    ///
+    /// If they do not in time.
+    pub fn wait_for_states_on(&self, node: usize, servers: &[(&Server, BackendState)]) -> Result<()> {
         let expected: BTreeMap<IpAddr, BackendState> = servers
             .iter()
             .flat_map(|(server, state)| {
@@ -235,7 +305,7 @@ impl Cluster {
             &format!("backends {expected:?} in the maps"),
             PATIENCE,
             || -> Option<()> {
-                let image = self.nodes[0].map_image().ok()?;
+                let image = self.nodes[node].map_image().ok()?;
                 (backends(&image) == Some(expected.clone())).then_some(())
             },
         )
@@ -243,6 +313,11 @@ impl Cluster {
 }
 
 impl Server {
+    /// Its manifest; it is ready.
+    pub fn manifest(&self) -> PodManifest {
+        self.node.pod_manifest(&self.pod)
+    }
+
     /// Name of the file of its manifest.
     pub fn manifest_file(&self) -> String {
         format!("pod-{}.yaml", self.pod.name())

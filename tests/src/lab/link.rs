@@ -7,11 +7,31 @@
 //!    lxc-web-1 --- (eth0) web-1
 //! ```
 
-use super::address::{self, Addresses, GATEWAY, LEAF_GATEWAY, LEAF_GATEWAY_MAC, NODE_PREFIX4, NODE_PREFIX6};
+use super::address::{
+    self, Addresses, GATEWAY, LEAF_GATEWAY, LEAF_GATEWAY_MAC, NODE_PREFIX4, NODE_PREFIX6, SILENT_MAC,
+};
 use super::namespace::Namespace;
 
 /// The nodes' network, in the fabric.
 pub(super) const BRIDGE: &str = "br0";
+
+/// Of every link that has no reason for another.
+pub(super) const MTU: u16 = 1500;
+
+/// The device of a Pod or an outside client.
+pub(super) const LEAF_DEVICE: &str = "eth0";
+
+/// Port of VXLAN packets.
+pub(super) const VXLAN_PORT: u16 = 4789;
+
+/// A node's device towards the Pods of other nodes, if there is an overlay.
+pub(super) const OVERLAY_DEVICE: &str = "vxlan0";
+
+/// What the overlay's headers leave of the nodes' network's MTU.
+pub(super) const OVERLAY_MTU: u16 = 1450;
+
+/// Of links without Ethernet header: that of WireGuard.
+const LAYER3_MTU: u16 = 1420;
 
 /// Longest name of a device.
 const DEVICE_NAME_MAX: usize = 15;
@@ -28,6 +48,12 @@ pub(super) const SYSCTLS: [(&str, &str); 4] = [
 /// The same of whatever forwards.
 pub(super) const FORWARDING_SYSCTLS: [(&str, &str); 2] =
     [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
+
+/// The same of whoever shares flows out to several next hops: by addresses and ports.
+pub(super) const SHARING_SYSCTLS: [(&str, &str); 2] = [
+    ("ipv4/fib_multipath_hash_policy", "1"),
+    ("ipv6/fib_multipath_hash_policy", "1"),
+];
 
 /// The same of a node: the strictest reverse-path filter, as many distributions set it.
 pub(super) const NODE_SYSCTLS: [(&str, &str); 2] = [
@@ -57,15 +83,13 @@ pub(super) fn fabric() -> Vec<String> {
     ]
 }
 
-/// In the fabric: the link to a new node, and the routes to its Pods.
-pub(super) fn fabric_to_node(index: u8, node: &Namespace) -> Vec<String> {
+/// In the fabric: the link to a new node.
+pub(super) fn fabric_to_node(index: u8, node: &Namespace) -> [String; 2] {
     let device = node_far_device(index);
-    let mut lines = vec![
+    [
         format!("link add {device} type veth peer name eth0 netns {}", node.name()),
         format!("link set {device} master {BRIDGE} up"),
-    ];
-    lines.extend(routes_to_pods(index));
-    lines
+    ]
 }
 
 /// In a new node: its address.
@@ -84,18 +108,104 @@ pub(super) fn node(index: u8) -> Vec<String> {
 /// In the fabric and in the other nodes: the way to the Pods of a node.
 pub(super) fn routes_to_pods(node: u8) -> [String; 2] {
     let (cidr4, cidr6) = address::pod_cidrs(node);
-    let Addresses { ipv4, ipv6 } = address::node(node);
+    routes(&[cidr4, cidr6], address::node(node))
+}
+
+/// Name of a device without Ethernet header that leads to a node or an outside client.
+pub(super) fn layer3_device(to: &str) -> String {
+    format!("tun-{to}")
+}
+
+/// In a node: the way to an outside client over such a device.
+pub(super) fn host_to_layer3_leaf(device: &str, leaf: Addresses, networks: &[String; 2]) -> Vec<String> {
+    let mut lines = vec![format!("link set {device} mtu {LAYER3_MTU} up")];
+    let own = leaf.both().map(|address| address.to_string());
+    lines.extend(
+        own.iter()
+            .chain(networks)
+            .map(|to| format!("route add {to} dev {device}")),
+    );
+    lines
+}
+
+/// In that client.
+pub(super) fn layer3_leaf(addresses: Addresses) -> Vec<String> {
+    let [add4, add6] = leaf_addresses(addresses);
+    vec![
+        "link set lo up".to_owned(),
+        format!("link set {LEAF_DEVICE} mtu {LAYER3_MTU} up"),
+        add4,
+        add6,
+        format!("route add default dev {LEAF_DEVICE}"),
+        format!("route add ::/0 dev {LEAF_DEVICE}"),
+    ]
+}
+
+/// In a node: the way to the Pods of another over such a device.
+pub(super) fn layer3_to_node(device: &str, node: u8, other: u8) -> Vec<String> {
+    let (own, peer) = (address::layer3(node), address::layer3(other));
+    let (cidr4, cidr6) = address::pod_cidrs(other);
+    vec![
+        format!("link set {device} mtu {LAYER3_MTU} up"),
+        format!("address add {} peer {} dev {device}", own.ipv4, peer.ipv4),
+        format!("address add {} peer {} dev {device} nodad", own.ipv6, peer.ipv6),
+        format!("route replace {cidr4} dev {device}"),
+        format!("route replace {cidr6} dev {device}"),
+    ]
+}
+
+/// The way to networks, IPv4 and IPv6.
+pub(super) fn routes([network4, network6]: &[String; 2], via: Addresses) -> [String; 2] {
+    let Addresses { ipv4, ipv6 } = via;
     [
+        format!("route add {network4} via {ipv4}"),
+        format!("route add {network6} via {ipv6}"),
+    ]
+}
+
+/// In a node: its device in the overlay. Its packets have no outer UDP checksum, as RFC 7348 has it: what it would be depends
+/// on whether the inner one is finished.
+pub(super) fn overlay(index: u8) -> [String; 4] {
+    let Addresses { ipv4, ipv6 } = address::overlay(index);
+    let (mac, local) = (address::overlay_mac(index), address::node(index).ipv4);
+    [
+        format!(
+            "link add {OVERLAY_DEVICE} address {mac} mtu {OVERLAY_MTU} type vxlan id 1 dstport {VXLAN_PORT} \
+             local {local} dev eth0 nolearning noudpcsum"
+        ),
+        format!("link set {OVERLAY_DEVICE} up"),
+        format!("address add {ipv4}/{NODE_PREFIX4} dev {OVERLAY_DEVICE}"),
+        format!("address add {ipv6}/{NODE_PREFIX6} dev {OVERLAY_DEVICE} nodad"),
+    ]
+}
+
+/// In a node: the way through the overlay to the Pods of another.
+pub(super) fn overlay_to_pods(node: u8) -> [String; 4] {
+    let Addresses { ipv4, ipv6 } = address::overlay(node);
+    let (cidr4, cidr6) = address::pod_cidrs(node);
+    let mac = address::overlay_mac(node);
+    [
+        format!("neighbour add {ipv4} lladdr {mac} dev {OVERLAY_DEVICE} nud permanent"),
+        format!("neighbour add {ipv6} lladdr {mac} dev {OVERLAY_DEVICE} nud permanent"),
         format!("route add {cidr4} via {ipv4}"),
         format!("route add {cidr6} via {ipv6}"),
     ]
 }
 
+/// The `bridge` command beside that: at which node the packets come out.
+pub(super) fn overlay_exit(node: u8) -> String {
+    format!(
+        "fdb append {} dev {OVERLAY_DEVICE} dst {}",
+        address::overlay_mac(node),
+        address::node(node).ipv4
+    )
+}
+
 /// Where a Pod (on its node) or an outside client (in the fabric) hangs: a link and one route per family, no bridge.
-pub(super) fn host_to_leaf(device: &str, leaf: &Namespace, addresses: Addresses) -> Vec<String> {
+pub(super) fn host_to_leaf(device: &str, leaf: &Namespace, mtu: u16, addresses: Addresses) -> Vec<String> {
     vec![
         format!(
-            "link add {device} address {LEAF_GATEWAY_MAC} type veth peer name eth0 netns {}",
+            "link add {device} address {LEAF_GATEWAY_MAC} mtu {mtu} type veth peer name {LEAF_DEVICE} mtu {mtu} netns {}",
             leaf.name()
         ),
         format!("link set {device} up"),
@@ -107,15 +217,35 @@ pub(super) fn host_to_leaf(device: &str, leaf: &Namespace, addresses: Addresses)
 /// In a Pod or an outside client.
 pub(super) fn leaf(addresses: Addresses) -> Vec<String> {
     let Addresses { ipv4, ipv6 } = LEAF_GATEWAY;
+    let [add4, add6] = leaf_addresses(addresses);
     vec![
         "link set lo up".to_owned(),
-        "link set eth0 up".to_owned(),
-        format!("address add {}/32 dev eth0", addresses.ipv4),
-        format!("address add {}/128 dev eth0 nodad", addresses.ipv6),
-        format!("neighbour add {ipv4} lladdr {LEAF_GATEWAY_MAC} dev eth0 nud permanent"),
-        format!("neighbour add {ipv6} lladdr {LEAF_GATEWAY_MAC} dev eth0 nud permanent"),
-        format!("route add {ipv4} dev eth0 scope link"),
-        format!("route add default via {ipv4} dev eth0"),
-        format!("route add ::/0 via {ipv6} dev eth0"),
+        format!("link set {LEAF_DEVICE} up"),
+        add4,
+        add6,
+        format!("neighbour add {ipv4} lladdr {LEAF_GATEWAY_MAC} dev {LEAF_DEVICE} nud permanent"),
+        format!("neighbour add {ipv6} lladdr {LEAF_GATEWAY_MAC} dev {LEAF_DEVICE} nud permanent"),
+        format!("route add {ipv4} dev {LEAF_DEVICE} scope link"),
+        format!("route add default via {ipv4} dev {LEAF_DEVICE}"),
+        format!("route add ::/0 via {ipv6} dev {LEAF_DEVICE}"),
     ]
+}
+
+fn leaf_addresses(addresses: Addresses) -> [String; 2] {
+    [
+        format!("address add {}/32 dev {LEAF_DEVICE}", addresses.ipv4),
+        format!("address add {}/128 dev {LEAF_DEVICE} nodad", addresses.ipv6),
+    ]
+}
+
+/// In a Pod whose kernel is not to know the Pod's addresses.
+pub(super) fn silent_leaf() -> [String; 1] {
+    [format!("link set {LEAF_DEVICE} address {SILENT_MAC} up")]
+}
+
+/// On its node, instead of what its kernel would tell.
+pub(super) fn host_to_silent_leaf(device: &str, addresses: Addresses) -> [String; 2] {
+    addresses
+        .both()
+        .map(|address| format!("neighbour add {address} lladdr {SILENT_MAC} dev {device} nud permanent"))
 }

@@ -15,6 +15,8 @@ pub struct Machine {
     pub(super) cgroup: PathBuf,
     pub(super) addresses: Addresses,
     pub(super) far_device: String,
+    /// Which one outside it is, if it is outside.
+    pub(super) outside_index: Option<u8>,
     /// Where processes write their logs.
     pub(super) logs: PathBuf,
 }

@@ -26,20 +26,23 @@ pub mod cgroup;
 pub mod cluster;
 mod directory;
 mod id;
+mod layer3;
 mod link;
 mod machine;
 mod manifest;
 pub mod namespace;
 mod node;
+mod outside;
 mod pins;
 mod process;
 pub mod report;
+mod route_mtu;
 mod tool;
 mod wait;
+mod wire;
 mod xdp_peer;
 
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -52,15 +55,20 @@ pub use attached::Attached;
 pub use capture::{Capture, CaptureReport};
 pub use cluster::Cluster;
 use id::LabId;
+pub use layer3::{Layer3Client, Layer3Link};
 pub use machine::Machine;
-pub use manifest::{ServicePort, service_manifest, service_manifest_with_ports};
+pub use manifest::{
+    EndpointManifest, EndpointSliceManifest, NodeManifest, PodManifest, ServiceManifest, ServicePort,
+};
 pub use namespace::Namespace;
 pub use node::Node;
-use node::{Leaf, NodePlan};
+use node::NodePlan;
 pub use pins::PinDirectory;
 pub use process::Process;
+pub use report::Fragmentation;
 pub use tool::{Client, ClientBuilder, ServerBuilder, Talk};
 pub use wait::wait_for;
+pub use wire::Wire;
 pub use xdp_peer::XdpPeer;
 
 /// Whether a lab can be made here; says on standard output that the test is skipped if not.
@@ -82,9 +90,10 @@ pub fn require_privileges() -> bool {
 #[derive(Debug)]
 pub struct Lab {
     id: LabId,
+    options: LabOptions,
     fabric: Namespace,
     cgroup_root: PathBuf,
-    /// The control group of the outside clients: no agent's programs are attached to it.
+    /// The control group of what is outside: no agent's programs are attached to it.
     outside: PathBuf,
     bpf_file_system: &'static Path,
     directory: PathBuf,
@@ -92,10 +101,18 @@ pub struct Lab {
     members: Mutex<Members>,
 }
 
+/// What a lab is to be like.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct LabOptions {
+    /// Whether nodes send packets for each other's Pods through a VXLAN, and nobody else knows the way to Pods: else
+    /// everybody routes to them.
+    pub overlay: bool,
+}
+
 #[derive(Debug, Default)]
 struct Members {
     nodes: Vec<Node>,
-    outside_clients: u8,
+    outside_machines: u8,
 }
 
 impl Lab {
@@ -105,6 +122,15 @@ impl Lab {
     ///
     /// If the kernel refuses: see [`require_privileges`].
     pub fn new(title: &str) -> Result<Self> {
+        Self::with_options(title, &LabOptions::default())
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses: see [`require_privileges`].
+    pub fn with_options(title: &str, options: &LabOptions) -> Result<Self> {
         Self::remove_leftovers()?;
         let id = LabId::new();
         let cgroup_root = cgroup::root()?;
@@ -118,10 +144,12 @@ impl Lab {
         let fabric = Namespace::create(id.part("fabric"))?;
         fabric.sysctl(&link::SYSCTLS)?;
         fabric.sysctl(&link::FORWARDING_SYSCTLS)?;
+        fabric.sysctl(&link::SHARING_SYSCTLS)?;
         fabric.ip(&link::fabric())?;
         guard.disarm();
         Ok(Self {
             id,
+            options: *options,
             fabric,
             cgroup_root,
             outside,
@@ -152,6 +180,7 @@ impl Lab {
             name,
             index: u8::try_from(members.nodes.len() + 1).context("too many nodes")?,
             lab: &self.id,
+            overlay: self.options.overlay,
             fabric: &self.fabric,
             cgroup_root: &self.cgroup_root,
             bpf_file_system: self.bpf_file_system,
@@ -159,51 +188,11 @@ impl Lab {
             manifests: &self.manifests,
         })?;
         for other in &members.nodes {
-            other.host().namespace().ip(&link::routes_to_pods(node.index))?;
-            node.host().namespace().ip(&link::routes_to_pods(other.index))?;
+            other.learn(&node)?;
+            node.learn(other)?;
         }
         members.nodes.push(node.clone());
         Ok(node)
-    }
-
-    /// Adds a client outside of the cluster. Its name has at most 11 characters.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses or the name is too long.
-    pub fn outside_client(&self, name: &str) -> Result<Machine> {
-        let mut members = self.lock();
-        let index = members.outside_clients + 1;
-        let leaf = Leaf {
-            name,
-            lab: &self.id,
-            addresses: address::outside_client(index),
-            host: &self.fabric,
-            cgroup: &self.outside,
-            logs: &self.directory,
-        };
-        let machine = leaf.create()?;
-        members.outside_clients = index;
-        Ok(machine)
-    }
-
-    /// Sends what outside clients address to `prefix` (of a load balancer's addresses) to these nodes, as a router
-    /// does that learned it from them: in equal shares if there are several.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses.
-    pub fn route(&self, prefix: &str, nodes: &[&Node]) -> Result<()> {
-        let hops: String = nodes
-            .iter()
-            .map(|node| node.host().addresses())
-            .map(|addresses| match prefix.contains(':') {
-                true => IpAddr::from(addresses.ipv6),
-                false => IpAddr::from(addresses.ipv4),
-            })
-            .map(|address| format!(" nexthop via {address}"))
-            .collect();
-        self.fabric.ip(&[format!("route replace {prefix}{hops}")])
     }
 
     /// Start of the names of its namespaces, control groups and directories.

@@ -62,6 +62,12 @@ impl Namespace {
             .with_context(|| format!("namespace {}", self.name))
     }
 
+    /// The same with lines of `bridge` commands.
+    pub(super) fn bridge(&self, lines: &[impl AsRef<str> + Sync]) -> Result<()> {
+        self.run(|| batch("bridge", lines))
+            .with_context(|| format!("namespace {}", self.name))
+    }
+
     /// Sets variables below `/proc/sys/net`: pairs of path and value.
     ///
     /// # Errors
@@ -165,16 +171,20 @@ fn path(name: &str) -> PathBuf {
 
 /// Runs lines of `ip` commands in the namespace of the calling thread.
 pub(super) fn ip_batch(lines: &[impl AsRef<str>]) -> Result<()> {
-    let errors = run_ip(&["-batch", "-"], lines)?;
+    batch("ip", lines)
+}
+
+fn batch(program: &str, lines: &[impl AsRef<str>]) -> Result<()> {
+    let errors = run_batch(program, &["-batch", "-"], lines)?;
     match errors {
         None => Ok(()),
-        Some(errors) => bail!("ip: {errors}"),
+        Some(errors) => bail!("{program}: {errors}"),
     }
 }
 
 /// The same, past failures: another process may be removing the same leftovers.
 fn ip_batch_forced(lines: &[String]) -> Result<()> {
-    let errors = run_ip(&["-force", "-batch", "-"], lines)?;
+    let errors = run_batch("ip", &["-force", "-batch", "-"], lines)?;
     match errors {
         Some(errors)
             if names()
@@ -187,23 +197,25 @@ fn ip_batch_forced(lines: &[String]) -> Result<()> {
     }
 }
 
-/// Runs `ip` with lines as its input; what it says if it fails.
-fn run_ip(arguments: &[&str], lines: &[impl AsRef<str>]) -> Result<Option<String>> {
-    let mut child = Command::new("ip")
+/// Runs `ip` or `bridge` with lines as its input; what it says if it fails.
+fn run_batch(program: &str, arguments: &[&str], lines: &[impl AsRef<str>]) -> Result<Option<String>> {
+    let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .context("start ip (package iproute2)")?;
+        .with_context(|| format!("start {program} (package iproute2)"))?;
     let input: String = lines.iter().flat_map(|line| [line.as_ref(), "\n"]).collect();
-    // Dropping the pipe ends ip's input. If ip ended early, its exit says why.
+    // Dropping the pipe ends the input. If the program ended early, its exit says why.
     let _ = child
         .stdin
         .take()
-        .context("ip has no input")?
+        .with_context(|| format!("{program} has no input"))?
         .write_all(input.as_bytes());
-    let output = child.wait_with_output().context("wait for ip")?;
+    let output = child
+        .wait_with_output()
+        .with_context(|| format!("wait for {program}"))?;
     Ok(
         (!output.status.success())
             .then(|| format!("{}in:\n{input}", String::from_utf8_lossy(&output.stderr))),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 
-use super::address;
+use super::address::{self, Addresses};
 use super::cgroup;
 use super::id::LabId;
 use super::link;
@@ -19,6 +19,7 @@ pub struct Node {
     pub(super) index: u8,
     host: Machine,
     lab: LabId,
+    overlay: bool,
     /// All processes of the node, those of its Pods included.
     cgroup: PathBuf,
     pub(super) pin_path: PathBuf,
@@ -31,6 +32,7 @@ pub(super) struct NodePlan<'a> {
     pub(super) name: &'a str,
     pub(super) index: u8,
     pub(super) lab: &'a LabId,
+    pub(super) overlay: bool,
     pub(super) fabric: &'a Namespace,
     pub(super) cgroup_root: &'a Path,
     pub(super) bpf_file_system: &'a Path,
@@ -52,6 +54,10 @@ impl Node {
         }
         plan.fabric.ip(&link::fabric_to_node(plan.index, &namespace))?;
         namespace.ip(&link::node(plan.index))?;
+        match plan.overlay {
+            true => namespace.ip(&link::overlay(plan.index))?,
+            false => plan.fabric.ip(&link::routes_to_pods(plan.index))?,
+        }
         let far_device = link::node_far_device(plan.index);
         plan.fabric.wait_until_running(&[&far_device, link::BRIDGE])?;
         let host = Machine {
@@ -60,12 +66,14 @@ impl Node {
             cgroup: cgroup::create(&cgroup, "host")?,
             addresses: address::node(plan.index),
             far_device,
+            outside_index: None,
             logs: plan.directory.to_owned(),
         };
         Ok(Self {
             index: plan.index,
             host,
             lab: plan.lab.clone(),
+            overlay: plan.overlay,
             cgroup,
             pin_path: plan.bpf_file_system.join(part),
             manifests: plan.manifests.to_owned(),
@@ -98,6 +106,11 @@ impl Node {
         address::pod_cidrs(self.index)
     }
 
+    /// The addresses of its device in the overlay: those from which it sends to Pods of other nodes.
+    pub fn overlay_addresses(&self) -> Option<Addresses> {
+        self.overlay.then(|| address::overlay(self.index))
+    }
+
     /// Its Pods so far.
     pub fn pods(&self) -> Vec<Machine> {
         self.lock_pods().clone()
@@ -109,19 +122,61 @@ impl Node {
     ///
     /// If the kernel refuses or the name is too long.
     pub fn pod(&self, name: &str) -> Result<Machine> {
+        self.add_pod(name, |leaf| leaf.create())
+    }
+
+    /// Adds a Pod whose kernel does not know the Pod's addresses and thus answers nothing: for packets that a test
+    /// makes and answers itself, by [`Machine::wire`].
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses or the name is too long.
+    pub fn silent_pod(&self, name: &str) -> Result<Machine> {
+        self.add_pod(name, |leaf| leaf.create_silent())
+    }
+
+    fn add_pod(&self, name: &str, create: impl FnOnce(&Leaf<'_>) -> Result<Machine>) -> Result<Machine> {
         let mut pods = self.lock_pods();
         let index = u8::try_from(pods.len() + 1).context("too many Pods")?;
         let leaf = Leaf {
             name,
             lab: &self.lab,
             addresses: address::pod(self.index, index),
+            mtu: if self.overlay {
+                link::OVERLAY_MTU
+            } else {
+                link::MTU
+            },
             host: self.host.namespace(),
             cgroup: &self.cgroup,
             logs: &self.host.logs,
         };
-        let pod = leaf.create()?;
+        let pod = create(&leaf)?;
         pods.push(pod.clone());
         Ok(pod)
+    }
+
+    /// Keeps larger packets from a Pod of this node: the node says so by ICMP, or sends fragments where the sender allows
+    /// it. The devices' MTU stays: the Pod does not know.
+    ///
+    /// # Errors
+    ///
+    /// As [`Namespace::limit_mtu_to`].
+    pub fn limit_mtu_to_pod(&self, pod: &Machine, mtu: u16) -> Result<()> {
+        let addresses = pod.addresses().both();
+        addresses
+            .iter()
+            .try_for_each(|address| self.host.namespace().limit_mtu_to(&address.to_string(), mtu))
+    }
+
+    /// Learns the way to the Pods of another node.
+    pub(super) fn learn(&self, other: &Self) -> Result<()> {
+        let namespace = self.host.namespace();
+        if !self.overlay {
+            return namespace.ip(&link::routes_to_pods(other.index));
+        }
+        namespace.bridge(&[link::overlay_exit(other.index)])?;
+        namespace.ip(&link::overlay_to_pods(other.index))
     }
 
     fn lock_pods(&self) -> MutexGuard<'_, Vec<Machine>> {
@@ -133,7 +188,9 @@ impl Node {
 pub(super) struct Leaf<'a> {
     pub(super) name: &'a str,
     pub(super) lab: &'a LabId,
-    pub(super) addresses: address::Addresses,
+    pub(super) addresses: Addresses,
+    /// Of both ends of the link.
+    pub(super) mtu: u16,
     /// The other end of the link.
     pub(super) host: &'a Namespace,
     /// The group in which it gets one.
@@ -143,13 +200,24 @@ pub(super) struct Leaf<'a> {
 
 impl Leaf<'_> {
     pub(super) fn create(&self) -> Result<Machine> {
-        let device = link::leaf_host_device(self.name)
-            .with_context(|| format!("the name {} is too long", self.name))?;
+        self.create_with(&[], &link::leaf(self.addresses))
+    }
+
+    fn create_silent(&self) -> Result<Machine> {
+        let device = self.device()?;
+        let neighbours = link::host_to_silent_leaf(&device, self.addresses);
+        self.create_with(&neighbours, &link::silent_leaf())
+    }
+
+    /// Makes it with these `ip` commands at both ends, after those that every leaf needs.
+    fn create_with(&self, at_host: &[String], at_leaf: &[String]) -> Result<Machine> {
+        let device = self.device()?;
         let namespace = Namespace::create(self.lab.part(self.name))?;
         namespace.sysctl(&link::SYSCTLS)?;
-        self.host
-            .ip(&link::host_to_leaf(&device, &namespace, self.addresses))?;
-        namespace.ip(&link::leaf(self.addresses))?;
+        let mut lines = link::host_to_leaf(&device, &namespace, self.mtu, self.addresses);
+        lines.extend_from_slice(at_host);
+        self.host.ip(&lines)?;
+        namespace.ip(at_leaf)?;
         self.host.wait_until_running(&[&device])?;
         Ok(Machine {
             name: self.name.to_owned(),
@@ -157,7 +225,13 @@ impl Leaf<'_> {
             cgroup: cgroup::create(self.cgroup, self.name)?,
             addresses: self.addresses,
             far_device: device,
+            outside_index: None,
             logs: self.logs.to_owned(),
         })
+    }
+
+    /// The name of the host's end of its link.
+    fn device(&self) -> Result<String> {
+        link::leaf_host_device(self.name).with_context(|| format!("the name {} is too long", self.name))
     }
 }

@@ -1,8 +1,10 @@
 //! What the clients of `lab-tool` report: one JSON object on standard output, after the line `ready`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// HTTP requests, each on a connection of its own.
@@ -16,6 +18,9 @@ pub struct HttpReport {
     pub clients: BTreeSet<IpAddr>,
     /// From `connect` to the end of the answer, of requests that were answered.
     pub latency: Latency,
+    /// Who answered which of the client's own addresses and ports, if the client was told which to use.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub servers: BTreeMap<SocketAddr, String>,
 }
 
 impl HttpReport {
@@ -36,6 +41,11 @@ pub struct UdpReport {
     pub clients: BTreeSet<SocketAddr>,
     /// Where the answers came from, as the client saw it.
     pub sources: BTreeSet<SocketAddr>,
+    /// Who answered which of the client's own addresses and ports last, if the client was told which to use.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub servers: BTreeMap<SocketAddr, String>,
+    /// The largest packet that gets through to the peer as far as the kernel knows, of a connected socket.
+    pub path_mtu: Option<u32>,
 }
 
 impl UdpReport {
@@ -54,6 +64,48 @@ pub struct StreamReport {
     pub bytes: u64,
     /// Time from `connect` to the last byte received.
     pub microseconds: u64,
+    /// The largest packet that gets through to the server as far as the client's kernel knows in the end.
+    pub path_mtu: u32,
+}
+
+/// Echo requests, each waiting for its answer.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct PingReport {
+    /// Answers by who sent them.
+    pub answers: BTreeMap<IpAddr, u64>,
+    /// Requests to which there was an error instead, by what and from whom, as in `unreachable: 10.0.0.1`.
+    pub errors: BTreeMap<String, u64>,
+    /// Requests to which there was nothing.
+    pub lost: u64,
+}
+
+impl PingReport {
+    /// Number of answers.
+    pub fn answered(&self) -> u64 {
+        self.answers.values().sum()
+    }
+}
+
+/// What a UDP socket does about datagrams that are larger than what gets through to the peer. The kernel's default:
+/// datagrams that fit as far as it knows must not be fragmented on the way, larger ones are fragmented at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Fragmentation {
+    /// All may be fragmented, here and on the way.
+    Allowed,
+    /// None may be fragmented: those that are larger than what is known to get through are errors.
+    Forbidden,
+    /// The same, but it counts only what this machine's device can send.
+    Probe,
+}
+
+impl fmt::Display for Fragmentation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Allowed => "allowed",
+            Self::Forbidden => "forbidden",
+            Self::Probe => "probe",
+        })
+    }
 }
 
 /// Percentiles in microseconds.

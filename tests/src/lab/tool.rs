@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::machine::Machine;
 use super::process::Process;
-use super::report::{HttpReport, StreamReport, TalkEvent, UdpReport};
+use super::report::{Fragmentation, HttpReport, PingReport, StreamReport, TalkEvent, UdpReport};
 
 /// How long servers and clients may run.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
@@ -41,14 +41,33 @@ impl Machine {
         ClientBuilder::new(self, "stream", address.into(), port)
     }
 
+    /// Echo requests of ICMP or ICMPv6 from here.
+    pub fn ping(&self, address: impl Into<IpAddr>) -> ClientBuilder<'_, PingReport> {
+        ClientBuilder::to(self, "ping", &address.into())
+    }
+
     /// A TCP connection from here to an echo server, for the test to use as it likes.
     ///
     /// # Errors
     ///
     /// If the client cannot be started. How the connection fares is told by [`Talk::next_event`].
     pub fn talk(&self, address: impl Into<IpAddr>, port: u16) -> Result<Talk> {
+        self.talk_with(SocketAddr::new(address.into(), port), &[])
+    }
+
+    /// The same from an address and port of this machine. Connections to several servers may share it.
+    ///
+    /// # Errors
+    ///
+    /// If the client cannot be started.
+    pub fn talk_from(&self, source: SocketAddr, to: SocketAddr) -> Result<Talk> {
+        let (address, port) = (source.ip().to_string(), source.port().to_string());
+        self.talk_with(to, &["--source-address", &address, "--source-port", &port])
+    }
+
+    fn talk_with(&self, to: SocketAddr, arguments: &[&str]) -> Result<Talk> {
         let mut command = self.tool(Some(TIME_LIMIT))?;
-        command.args(["talk", &SocketAddr::new(address.into(), port).to_string()]);
+        command.args(["talk", &to.to_string()]).args(arguments);
         Ok(Talk {
             process: self.spawn("talk", command)?,
             seen: 0,
@@ -73,6 +92,16 @@ impl ServerBuilder<'_> {
     /// Answers each UDP datagram.
     pub fn udp(self, port: u16) -> Self {
         self.with("--udp", port)
+    }
+
+    /// Fills answers over UDP up to so many bytes of payload, so that they are larger than what they answer.
+    pub fn udp_answer_size(self, bytes: u32) -> Self {
+        self.with("--udp-answer-size", bytes)
+    }
+
+    /// What happens to large answers over UDP, if not what the kernel does by default.
+    pub fn udp_fragmentation(self, fragmentation: Fragmentation) -> Self {
+        self.with("--udp-fragmentation", fragmentation)
     }
 
     /// Echoes lines on TCP connections, for [`Machine::talk`].
@@ -133,10 +162,14 @@ pub struct ClientBuilder<'a, Report> {
 
 impl<'a, Report: DeserializeOwned> ClientBuilder<'a, Report> {
     fn new(machine: &'a Machine, role: &'static str, address: IpAddr, port: u16) -> Self {
+        Self::to(machine, role, &SocketAddr::new(address, port))
+    }
+
+    fn to(machine: &'a Machine, role: &'static str, to: &impl ToString) -> Self {
         Self {
             machine,
             role,
-            arguments: vec![SocketAddr::new(address, port).to_string()],
+            arguments: vec![to.to_string()],
             report: PhantomData,
         }
     }
@@ -221,14 +254,15 @@ impl ClientBuilder<'_, UdpReport> {
         self
     }
 
-    /// The client's own port.
-    pub fn source_port(self, port: u16) -> Self {
-        self.with("--source-port", port)
-    }
-
-    /// Size of a datagram's payload in bytes; the server's answer is somewhat larger.
+    /// Size of a datagram's payload in bytes; the server's answer is somewhat larger. More than fits into a packet is
+    /// sent in fragments.
     pub fn size(self, bytes: u32) -> Self {
         self.with("--size", bytes)
+    }
+
+    /// What happens to large datagrams, if not what the kernel does by default.
+    pub fn fragmentation(self, fragmentation: Fragmentation) -> Self {
+        self.with("--fragmentation", fragmentation)
     }
 
     /// How long to wait before the next datagram.
@@ -239,6 +273,45 @@ impl ClientBuilder<'_, UdpReport> {
     /// How long an answer may take; 1 s by default.
     pub fn timeout(self, timeout: Duration) -> Self {
         self.with("--timeout-ms", timeout.as_millis())
+    }
+}
+
+impl ClientBuilder<'_, PingReport> {
+    /// How many requests; 1 by default.
+    pub fn count(self, count: u16) -> Self {
+        self.with("--count", count)
+    }
+
+    /// Size of a request's payload in bytes.
+    pub fn size(self, bytes: u32) -> Self {
+        self.with("--size", bytes)
+    }
+
+    /// How long an answer may take; 1 s by default.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.with("--timeout-ms", timeout.as_millis())
+    }
+}
+
+/// Reports of clients that can be told from where to send.
+pub trait HasSource: DeserializeOwned {}
+
+impl HasSource for HttpReport {}
+impl HasSource for UdpReport {}
+impl HasSource for StreamReport {}
+
+impl<Report: HasSource> ClientBuilder<'_, Report> {
+    /// The client's own port; each further connection or socket takes the next one. TCP connections then end with a
+    /// reset, so that the port can be used again at once.
+    pub fn source_port(self, port: u16) -> Self {
+        self.with("--source-port", port)
+    }
+
+    /// The client's own addresses, of the IP version of whom it asks: connections or sockets take them in turn.
+    pub fn source_addresses(self, addresses: impl IntoIterator<Item = impl Into<IpAddr>>) -> Self {
+        addresses.into_iter().fold(self, |client, address| {
+            client.with("--source-address", address.into())
+        })
     }
 }
 

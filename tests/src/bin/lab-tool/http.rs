@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 
 use crate::serve::Ending;
+use crate::source::Source;
 use crate::{print, reason};
 
 /// In which header the server says which client it saw.
@@ -47,6 +48,8 @@ pub(crate) struct Options {
     /// How often to print a report of everything so far, before that at the end; 0 is never
     #[arg(long, default_value_t = 0)]
     progress_ms: u64,
+    #[command(flatten)]
+    source: Source,
 }
 
 /// Answers requests with the server's name.
@@ -135,11 +138,13 @@ pub(crate) async fn run(options: Options) -> Result<HttpReport> {
 /// One worker.
 async fn send_requests(work: Arc<Work>) {
     let limit = Duration::from_millis(work.options.timeout_ms);
-    while !work.stopped.load(Ordering::Relaxed)
-        && work.started.fetch_add(1, Ordering::Relaxed) < work.options.count
-    {
+    while !work.stopped.load(Ordering::Relaxed) {
+        let number = work.started.fetch_add(1, Ordering::Relaxed);
+        if number >= work.options.count {
+            break;
+        }
         let start = Instant::now();
-        let result = timeout(limit, request(work.options.to))
+        let result = timeout(limit, request(&work.options, number))
             .await
             .unwrap_or_else(|_| Err("timeout".to_owned()));
         work.results().add(result, start.elapsed());
@@ -148,25 +153,52 @@ async fn send_requests(work: Arc<Work>) {
 }
 
 impl Results {
-    fn add(&mut self, result: Result<(String, IpAddr), String>, elapsed: Duration) {
+    fn add(&mut self, result: Result<Answer, String>, elapsed: Duration) {
         match result {
-            Ok((name, client)) => {
+            Ok(Answer {
+                server,
+                client,
+                chosen,
+            }) => {
                 let microseconds = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
                 self.latencies.push(microseconds);
-                *self.report.answers.entry(name).or_default() += 1;
                 self.report.clients.insert(client);
+                if let Some(chosen) = chosen {
+                    self.report.servers.insert(chosen, server.clone());
+                }
+                *self.report.answers.entry(server).or_default() += 1;
             }
             Err(reason) => *self.report.errors.entry(reason).or_default() += 1,
         }
     }
 }
 
-/// One request on a connection of its own: the server's name, and the client that the server saw.
-async fn request(to: SocketAddr) -> Result<(String, IpAddr), String> {
-    let stream = TcpStream::connect(to)
-        .await
-        .map_err(|error| reason("connect", &error))?;
-    exchange(stream, to).await.map_err(|error| {
+struct Answer {
+    server: String,
+    /// The client that the server saw.
+    client: IpAddr,
+    /// The client's own address and port, if it was told which to use.
+    chosen: Option<SocketAddr>,
+}
+
+/// One request on a connection of its own.
+async fn request(options: &Options, number: u32) -> Result<Answer, String> {
+    let (source, to) = (&options.source, options.to);
+    let failed = |error: io::Error| reason("connect", &error);
+    let stream = source.connect(number, to).await.map_err(failed)?;
+    let mut chosen = None;
+    if source.is_chosen() {
+        chosen = Some(stream.local_addr().map_err(failed)?);
+        // Ends with a reset: the port can be used again at once.
+        stream.set_zero_linger().map_err(failed)?;
+    }
+    let answer = exchange(stream, to).await;
+    let answer = answer.map(|(server, client)| Answer {
+        server,
+        client,
+        chosen,
+    });
+    answer.map_err(|error| {
         match error
             .downcast_ref::<hyper::Error>()
             .and_then(Error::source)

@@ -1,7 +1,11 @@
 //! What runs in the places of a lab: puts itself there, then serves or asks. Every process ends by itself.
 
 mod http;
+mod layer3;
+mod path_mtu;
+mod ping;
 mod serve;
+mod source;
 mod stream;
 mod talk;
 mod udp;
@@ -15,6 +19,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use lb_tests::lab::{cgroup, namespace};
+use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{alarm, getppid};
@@ -47,10 +52,14 @@ enum Role {
     Http(http::Options),
     /// Send UDP datagrams and report
     Udp(udp::Options),
+    /// Send echo requests of ICMP and report
+    Ping(ping::Options),
     /// Send a stream of bytes, receive as many and report
     Stream(stream::Options),
     /// Send the lines of standard input over TCP, print what happens as JSON
     Talk(talk::Options),
+    /// Make a link without Ethernet headers and carry its packets; prints `ready`
+    Layer3(layer3::Options),
     /// Become another program
     Exec {
         /// The program and its arguments
@@ -99,6 +108,8 @@ async fn play(role: Role) -> Result<()> {
         Role::Serve(options) => serve::serve(options).await,
         Role::Http(options) => print(&http::run(options).await?),
         Role::Udp(options) => print(&udp::run(&options).await?),
+        Role::Layer3(options) => layer3::run(&options),
+        Role::Ping(options) => print(&ping::run(&options)?),
         Role::Stream(options) => print(&stream::run(&options).await?),
         Role::Talk(options) => talk::run(&options).await,
         Role::Exec { .. } => unreachable!("main did that"),
@@ -112,5 +123,9 @@ fn print(report: &impl Serialize) -> Result<()> {
 
 /// The reason of a failure, as reports name it.
 fn reason(step: &str, error: &io::Error) -> String {
-    format!("{step}: {:?}", error.kind())
+    match error.raw_os_error() {
+        // The standard library has no kind for it.
+        Some(libc::EMSGSIZE) => format!("{step}: MessageTooLong"),
+        _ => format!("{step}: {:?}", error.kind()),
+    }
 }

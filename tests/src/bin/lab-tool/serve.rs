@@ -3,12 +3,14 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result};
+use lb_tests::lab::report::Fragmentation;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::path_mtu::set_fragmentation;
 use crate::{http, stream};
 
 #[derive(clap::Args)]
@@ -25,6 +27,12 @@ pub(crate) struct Options {
     /// Port for UDP: every datagram is answered with name, client and the datagram
     #[arg(long)]
     udp: Option<u16>,
+    /// Least size of the answers over UDP
+    #[arg(long, default_value_t = 0)]
+    udp_answer_size: usize,
+    /// What to do about large answers over UDP, if not what the kernel does by default
+    #[arg(long)]
+    udp_fragmentation: Option<Fragmentation>,
     /// Port for TCP, echoing lines
     #[arg(long)]
     echo: Option<u16>,
@@ -32,6 +40,9 @@ pub(crate) struct Options {
     #[arg(long)]
     stream: Option<u16>,
 }
+
+/// What small answers over UDP are filled up with.
+pub(crate) const PADDING: u8 = b'.';
 
 /// Becomes true when the server is asked to end.
 pub(crate) type Ending = watch::Receiver<bool>;
@@ -61,7 +72,10 @@ pub(crate) async fn serve(options: Options) -> Result<()> {
         let socket = UdpSocket::bind((address, port))
             .await
             .with_context(|| format!("UDP port {port}"))?;
-        tasks.spawn(answer_datagrams(socket, name, ending));
+        if let Some(fragmentation) = options.udp_fragmentation {
+            set_fragmentation(&socket, fragmentation)?;
+        }
+        tasks.spawn(answer_datagrams(socket, name, options.udp_answer_size, ending));
     }
     println!("ready");
     terminate.recv().await;
@@ -107,7 +121,12 @@ async fn echo(stream: TcpStream, name: String) -> Result<()> {
     Ok(())
 }
 
-async fn answer_datagrams(socket: UdpSocket, name: String, mut ending: Ending) -> Result<()> {
+async fn answer_datagrams(
+    socket: UdpSocket,
+    name: String,
+    least_size: usize,
+    mut ending: Ending,
+) -> Result<()> {
     let mut buffer = vec![0; 65536];
     loop {
         let received = tokio::select! {
@@ -117,6 +136,7 @@ async fn answer_datagrams(socket: UdpSocket, name: String, mut ending: Ending) -
         let (length, client) = received?;
         let mut answer = format!("{name} {} ", canonical(client)).into_bytes();
         answer.extend_from_slice(&buffer[..length]);
+        answer.resize(answer.len().max(least_size), PADDING);
         // A client that has gone is not the server's concern.
         let _ = socket.send_to(&answer, client).await;
     }

@@ -8,6 +8,9 @@ use lb_tests::lab::report::StreamReport;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::path_mtu::path_mtu;
+use crate::source::Source;
+
 /// A prime: a piece that is lost, repeated or moved by whole segments does not fit.
 const PERIOD: usize = 251;
 
@@ -21,6 +24,8 @@ pub(crate) struct Options {
     /// How much in each direction
     #[arg(long, default_value_t = 1)]
     mebibytes: u32,
+    #[command(flatten)]
+    source: Source,
 }
 
 /// Receives as much as the client announces, then sends the same back with the server's name before it.
@@ -37,7 +42,7 @@ pub(crate) async fn run(options: &Options) -> Result<StreamReport> {
     let bytes = u64::from(options.mebibytes) << 20;
     println!("ready");
     let start = Instant::now();
-    let mut stream = TcpStream::connect(options.to).await.context("connect")?;
+    let mut stream = options.source.connect(0, options.to).await.context("connect")?;
     stream.write_u64(bytes).await?;
     send(&mut stream, bytes).await.context("send")?;
     let mut name = vec![
@@ -54,6 +59,7 @@ pub(crate) async fn run(options: &Options) -> Result<StreamReport> {
         server: String::from_utf8(name)?,
         bytes,
         microseconds: u64::try_from(start.elapsed().as_micros())?,
+        path_mtu: path_mtu(&stream)?,
     })
 }
 

@@ -5,19 +5,21 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use lb_tests::lab::report::TalkEvent;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, stdin};
-use tokio::net::TcpStream;
 
+use crate::source::Source;
 use crate::{print, reason};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Where to connect to
     to: SocketAddr,
+    #[command(flatten)]
+    source: Source,
 }
 
 /// Sends lines and prints what happens, until one side ends.
 pub(crate) async fn run(options: &Options) -> Result<()> {
-    let stream = match TcpStream::connect(options.to).await {
+    let stream = match options.source.connect(0, options.to).await {
         Ok(stream) => stream,
         Err(error) => return print(&TalkEvent::Error(reason("connect", &error))),
     };

@@ -1,16 +1,19 @@
 //! UDP client.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lb_tests::lab::report::UdpReport;
+use lb_tests::lab::report::{Fragmentation, UdpReport};
 use tokio::net::UdpSocket;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::path_mtu::{path_mtu, set_fragmentation};
 use crate::reason;
+use crate::serve::PADDING;
+use crate::source::Source;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -25,9 +28,11 @@ pub(crate) struct Options {
     /// Use `connect` instead of `sendto`
     #[arg(long)]
     connected: bool,
-    /// The client's own port; 0 is any
-    #[arg(long, default_value_t = 0)]
-    source_port: u16,
+    #[command(flatten)]
+    source: Source,
+    /// What to do about large datagrams, if not what the kernel does by default
+    #[arg(long)]
+    fragmentation: Option<Fragmentation>,
     /// Size of the payload
     #[arg(long, default_value_t = 16)]
     size: usize,
@@ -52,14 +57,13 @@ pub(crate) async fn run(options: &Options) -> Result<UdpReport> {
 }
 
 async fn send_all(options: &Options, report: &mut UdpReport) -> Result<()> {
-    let local: IpAddr = match options.to {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    for _ in 0..options.sockets {
-        let socket = UdpSocket::bind((local, options.source_port))
+    for number in 0..options.sockets {
+        let socket = UdpSocket::bind(options.source.of(number, options.to))
             .await
             .context("bind")?;
+        if let Some(fragmentation) = options.fragmentation {
+            set_fragmentation(&socket, fragmentation)?;
+        }
         if options.connected
             && let Err(error) = socket.connect(options.to).await
         {
@@ -69,6 +73,10 @@ async fn send_all(options: &Options, report: &mut UdpReport) -> Result<()> {
         for number in 0..options.count {
             match exchange(&socket, options, number).await {
                 Ok(answer) => {
+                    if options.source.is_chosen() {
+                        let chosen = socket.local_addr()?;
+                        report.servers.insert(chosen, answer.server.clone());
+                    }
                     *report.answers.entry(answer.server).or_default() += 1;
                     report.clients.insert(answer.client);
                     report.sources.insert(answer.source);
@@ -76,6 +84,9 @@ async fn send_all(options: &Options, report: &mut UdpReport) -> Result<()> {
                 Err(reason) => *report.errors.entry(reason).or_default() += 1,
             }
             sleep(Duration::from_millis(options.interval_ms)).await;
+        }
+        if options.connected {
+            report.path_mtu = Some(path_mtu(&socket)?);
         }
     }
     Ok(())
@@ -106,7 +117,7 @@ async fn exchange(socket: &UdpSocket, options: &Options, number: u32) -> Result<
         let (server, rest) = text.split_once(' ').ok_or("receive: not an answer")?;
         let (client, echoed) = rest.split_once(' ').ok_or("receive: not an answer")?;
         // The answer to an earlier datagram that was given up is late, not wrong.
-        if echoed == payload {
+        if echoed.trim_end_matches(char::from(PADDING)) == payload {
             return Ok(Answer {
                 server: server.to_owned(),
                 client: client.parse().map_err(|_| "receive: not an answer")?,

@@ -5,8 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{EtherType, IpNumber, IpSlice, SlicedPacket};
 
+use crate::lab::link::VXLAN_PORT;
+
 /// ICMPv6 types of multicast listeners (130 to 132 and 143) and neighbour discovery (133 to 137).
 const HOUSEKEEPING: [u8; 9] = [130, 131, 132, 133, 134, 135, 136, 137, 143];
+
+/// Length of the UDP and VXLAN headers before the frame inside.
+const VXLAN_HEADERS: usize = 8 + 8;
 
 /// A frame as captured.
 #[derive(Clone, Copy, Debug)]
@@ -69,25 +74,26 @@ impl fmt::Display for Fault {
 
 /// Looks at a frame; `None` if it is not IP.
 pub(super) fn check(frame: Frame<'_>) -> Result<Option<Flow>, Fault> {
-    let packet = match frame.ethernet {
-        false => frame.bytes,
-        true => {
-            let sliced =
-                SlicedPacket::from_ethernet(frame.bytes).map_err(|error| Fault(error.to_string()))?;
-            match sliced.ether_payload() {
-                Some(payload) if [EtherType::IPV4, EtherType::IPV6].contains(&payload.ether_type) => {
-                    payload.payload
-                }
-                _ => return Ok(None),
-            }
+    match frame.ethernet {
+        false => check_ip(frame, 0),
+        true => check_ethernet(frame, 0),
+    }
+}
+
+/// The Ethernet header that starts at `start`.
+fn check_ethernet(frame: Frame<'_>, start: usize) -> Result<Option<Flow>, Fault> {
+    let bytes = frame.bytes.get(start..).unwrap_or_default();
+    let sliced = SlicedPacket::from_ethernet(bytes).map_err(|error| Fault(error.to_string()))?;
+    match sliced.ether_payload() {
+        Some(payload) if [EtherType::IPV4, EtherType::IPV6].contains(&payload.ether_type) => {
+            check_ip(frame, frame.bytes.len() - payload.payload.len())
         }
-    };
-    let start = frame.bytes.len() - packet.len();
-    check_ip(frame, start).map(Some)
+        _ => Ok(None),
+    }
 }
 
 /// The IP packet that starts at `start`.
-fn check_ip(frame: Frame<'_>, start: usize) -> Result<Flow, Fault> {
+fn check_ip(frame: Frame<'_>, start: usize) -> Result<Option<Flow>, Fault> {
     let ip = IpSlice::from_slice(&frame.bytes[start..]).map_err(|error| Fault(error.to_string()))?;
     if let Some(ipv4) = ip.ipv4()
         && fold(sum(ipv4.header().slice())) != u16::MAX
@@ -116,14 +122,19 @@ fn check_ip(frame: Frame<'_>, start: usize) -> Result<Flow, Fault> {
         },
         _ => Protocol::Other,
     };
+    if protocol == Protocol::Udp && transport.field(2)? == VXLAN_PORT {
+        // What is unfinished is the checksum of the packet inside.
+        check_transport(&transport, protocol, payload_start, None)?;
+        return check_ethernet(frame, payload_start + VXLAN_HEADERS);
+    }
     check_transport(&transport, protocol, payload_start, frame.unfinished)?;
     let ports = matches!(protocol, Protocol::Tcp | Protocol::Udp);
     let port = |at| if ports { transport.field(at) } else { Ok(0) };
-    Ok(Flow {
+    Ok(Some(Flow {
         protocol,
         source: SocketAddr::new(transport.source, port(0)?),
         destination: SocketAddr::new(transport.destination, port(2)?),
-    })
+    }))
 }
 
 struct Transport<'a> {
@@ -325,6 +336,27 @@ mod tests {
             finished(&outer).unwrap().unwrap().source,
             "10.0.0.1:7".parse().unwrap()
         );
+        *outer.last_mut().unwrap() ^= 1;
+        assert!(finished(&outer).is_err());
+    }
+
+    #[test]
+    fn packets_in_a_vxlan_are_opened() {
+        let mut vxlan = vec![8, 0, 0, 0, 0, 0, 1, 0];
+        vxlan.extend(udp4());
+        let mut outer = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([172, 30, 0, 1], [172, 30, 0, 2], 64)
+            .udp(5000, VXLAN_PORT)
+            .write(&mut outer, &vxlan)
+            .unwrap();
+        let inner = "10.0.0.1:7".parse().unwrap();
+        assert_eq!(finished(&outer).unwrap().unwrap().source, inner);
+        // The outer checksum may be missing, the inner one may be unfinished.
+        outer[TRANSPORT + 6..TRANSPORT + 8].fill(0);
+        assert_eq!(finished(&outer).unwrap().unwrap().source, inner);
+        let start = TRANSPORT + VXLAN_HEADERS + TRANSPORT;
+        assert!(unfinished(&outer, start, 6).is_err());
         *outer.last_mut().unwrap() ^= 1;
         assert!(finished(&outer).is_err());
     }

@@ -19,6 +19,7 @@ use nix::net::if_::if_indextoname;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 pub use check::{Flow, Protocol};
+pub(super) use socket::RECEIVE_BUFFER;
 use socket::{PacketSocket, Received};
 
 use super::namespace::{Namespace, enter};

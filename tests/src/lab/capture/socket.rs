@@ -44,7 +44,7 @@ const NEEDS_CHECKSUM: u8 = 1;
 const LARGEST_FRAME: usize = 65536 + 64;
 
 /// Room for bursts: many frames of 64 KiB.
-const RECEIVE_BUFFER: usize = 64 << 20;
+pub(in crate::lab) const RECEIVE_BUFFER: usize = 64 << 20;
 
 /// Receives every frame of the namespace in which it was made, in both directions.
 pub(super) struct PacketSocket {

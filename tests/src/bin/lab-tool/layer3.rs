@@ -1,0 +1,78 @@
+//! A link without Ethernet headers: two tun devices, between which this process carries the packets.
+#![expect(unsafe_code, reason = "no library in use knows TUNSETIFF")]
+
+use std::ffi::c_char;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::lab::namespace;
+use nix::errno::Errno;
+use nix::libc;
+
+/// Room for any packet.
+const LARGEST_PACKET: usize = 65536;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Name of the device here
+    #[arg(long)]
+    device: String,
+    /// Network namespace of the other device
+    #[arg(long)]
+    far_netns: String,
+    /// Name of the other device
+    #[arg(long)]
+    far_device: String,
+}
+
+/// Makes the devices and carries packets until it is killed.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let near = open(&options.device)?;
+    namespace::enter(&options.far_netns)?;
+    let far = open(&options.far_device)?;
+    println!("ready");
+    thread::scope(|scope| {
+        scope.spawn(|| carry(&near, &far));
+        carry(&far, &near);
+    });
+    Ok(())
+}
+
+/// Makes a tun device in the namespace of this thread. It goes with the file.
+fn open(name: &str) -> Result<File> {
+    const PATH: &str = "/dev/net/tun";
+    ensure!(
+        name.len() < libc::IFNAMSIZ,
+        "the name {name} of a device is too long"
+    );
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(PATH)
+        .with_context(|| format!("open {PATH}"))?;
+    let mut ifr_name: [c_char; libc::IFNAMSIZ] = [0; libc::IFNAMSIZ];
+    for (to, from) in ifr_name.iter_mut().zip(name.bytes()) {
+        *to = c_char::from_ne_bytes([from]);
+    }
+    let flags = i16::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?;
+    let request = libc::ifreq {
+        ifr_name,
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
+    };
+    // SAFETY: the request is a pointer to an `ifreq`, which outlives the call.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw const request) };
+    Errno::result(result).with_context(|| format!("make the device {name}"))?;
+    Ok(file)
+}
+
+/// Carries packets in one direction until the process ends. While a device is down, its packets are lost, as on any
+/// link.
+fn carry(mut from: &File, mut to: &File) {
+    let mut packet = vec![0; LARGEST_PACKET];
+    while let Ok(length) = from.read(&mut packet) {
+        let _ = to.write(&packet[..length]);
+    }
+}

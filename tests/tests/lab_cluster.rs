@@ -1,0 +1,102 @@
+//! What tests of Services start from, with agents on all nodes and manifests of all kinds.
+
+use std::collections::BTreeSet;
+
+use lb_agent::maps::BackendState;
+use lb_tests::lab::cluster::{
+    HTTP, PORTS, SERVICE, SERVICE_FILE, Server, load_balancer_addresses, service, vips,
+};
+use lb_tests::lab::{Cluster, EndpointManifest, EndpointSliceManifest, SocketLb, require_privileges};
+
+#[test]
+fn all_nodes_have_agents() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("all-nodes", &[0, 1, 2]).unwrap();
+    let servers: Vec<&Server> = cluster.servers.iter().collect();
+    let manifest = service().ingress(&load_balancer_addresses(), None);
+    cluster.lab.apply(SERVICE_FILE, manifest).unwrap();
+    let _agents = [0, 1, 2].map(|node| {
+        let agent = cluster.start_agent_on(node, SocketLb::Host, &[]).unwrap();
+        cluster.wait_for_active_on(node, &servers).unwrap();
+        let addresses = load_balancer_addresses();
+        cluster
+            .wait_for_frontends_on(node, &addresses, HTTP.port)
+            .unwrap();
+        agent
+    });
+    for node in &cluster.nodes {
+        for vip in vips() {
+            let report = node.host().http(vip, HTTP.port).count(40).run().unwrap();
+            assert_eq!((report.answered(), report.answers.len()), (40, 3), "{report:?}");
+        }
+    }
+    // Each node leads to a Pod of its own at least.
+    cluster.route_load_balancer(&[0, 1, 2]).unwrap();
+    for address in load_balancer_addresses() {
+        let report = cluster.outside.http(address, HTTP.port).count(60).run().unwrap();
+        assert_eq!((report.answered(), report.answers.len()), (60, 3), "{report:?}");
+    }
+}
+
+#[test]
+fn slices_take_the_place_of_pods() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("slices", &[0, 1, 2]).unwrap();
+    let [ready, draining, absent] = &cluster.servers[..] else {
+        panic!("three servers");
+    };
+    let _agent = cluster.start_agent(SocketLb::Host, &[]).unwrap();
+    cluster.wait_for_active(&[ready, draining, absent]).unwrap();
+    let endpoint = |server: &Server| EndpointManifest::of(&server.pod).node(server.node.name());
+    let slices = EndpointSliceManifest::new("web-1", SERVICE, &PORTS)
+        .endpoint(endpoint(ready).ready(true))
+        .endpoint(endpoint(draining).ready(false).serving(true).terminating(true));
+    cluster.lab.apply("slices.yaml", slices).unwrap();
+    cluster
+        .wait_for_states(&[(ready, BackendState::Active), (draining, BackendState::Draining)])
+        .unwrap();
+    cluster.lab.remove("slices.yaml").unwrap();
+    cluster.wait_for_active(&[ready, draining, absent]).unwrap();
+
+    let terminating = draining.manifest().ready(false).terminating();
+    cluster.lab.apply(&draining.manifest_file(), terminating).unwrap();
+    cluster
+        .wait_for_states(&[
+            (ready, BackendState::Active),
+            (draining, BackendState::Draining),
+            (absent, BackendState::Active),
+        ])
+        .unwrap();
+}
+
+#[test]
+fn hints_name_nodes_and_zones() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("hints", &[0, 1, 2]).unwrap();
+    let zones = ["a", "a", "b"];
+    for (node, zone) in cluster.nodes.iter().zip(zones) {
+        let manifest = node.manifest().label("topology.kubernetes.io/zone", zone);
+        let file = format!("node-{}.yaml", node.name());
+        cluster.lab.apply(&file, manifest).unwrap();
+    }
+    let slices = cluster.servers.iter().zip(zones).fold(
+        EndpointSliceManifest::new("web-1", SERVICE, &PORTS),
+        |slices, (server, zone)| {
+            let endpoint = EndpointManifest::of(&server.pod).node(server.node.name());
+            slices.endpoint(endpoint.for_zones(&[zone]))
+        },
+    );
+    cluster.lab.apply("slices.yaml", slices).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Host, &[]).unwrap();
+    for vip in vips() {
+        let report = cluster.client.http(vip, HTTP.port).count(40).run().unwrap();
+        let names: BTreeSet<&str> = report.answers.keys().map(String::as_str).collect();
+        assert_eq!(names, ["web-1", "web-2"].into(), "{report:?}");
+    }
+}
