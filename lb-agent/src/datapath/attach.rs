@@ -155,6 +155,8 @@ pub struct Attacher {
     options: AttachOptions,
     /// What this agent has attached its programs to, with the device's instance.
     devices: BTreeMap<DeviceProgram, u64>,
+    /// Devices on which XDP was not only tried.
+    with_xdp: BTreeSet<u32>,
     /// Whether the clsact filters of an earlier agent that are not wanted were removed.
     swept: bool,
 }
@@ -167,6 +169,7 @@ impl Attacher {
             pins,
             options,
             devices: BTreeMap::new(),
+            with_xdp: BTreeSet::new(),
             swept: false,
         })
     }
@@ -182,6 +185,7 @@ impl Attacher {
     pub fn set_devices(&mut self, ebpf: &mut Ebpf, devices: &BTreeMap<u32, Attachment>) -> Vec<AttachError> {
         let mut errors = Vec::new();
         let mut wanted = BTreeMap::new();
+        let mut with_xdp = BTreeSet::new();
         for (index, device) in devices.iter().filter(|(_, device)| device.skipped.is_none()) {
             for program in self.programs_for(*index, device) {
                 wanted.insert(program, device);
@@ -189,11 +193,17 @@ impl Attacher {
         }
         for (program, device) in &wanted {
             if self.devices.get(program) == Some(&device.instance) {
+                if self.with_xdp.contains(&program.index) && program.program == program::XDP {
+                    with_xdp.insert(program.index);
+                }
                 continue;
             }
             match self.attach(ebpf, program, &device.name) {
                 Ok(()) => {
                     self.devices.insert(program.clone(), device.instance);
+                    if program.program == program::XDP {
+                        with_xdp.insert(program.index);
+                    }
                 }
                 // XDP in the driver is an opportunity, not a need.
                 Err(error) if self.options.xdp == XdpAttach::Auto && program.program == program::XDP => {
@@ -209,7 +219,13 @@ impl Attacher {
         if let Err(error) = self.detach_others(&wanted.into_keys().collect()) {
             errors.push(error);
         }
+        self.with_xdp = with_xdp;
         errors
+    }
+
+    /// Indexes of the devices that carry the XDP program.
+    pub fn with_xdp(&self) -> &BTreeSet<u32> {
+        &self.with_xdp
     }
 
     fn programs_for(&self, index: u32, device: &Attachment) -> Vec<DeviceProgram> {

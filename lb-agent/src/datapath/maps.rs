@@ -6,13 +6,14 @@ use std::path::Path;
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
-use lb_common::filter::{self, Position};
+use lb_common::address::Address;
 use lb_common::layout::{
     self, Address4, Address6, BackendId, Frontend, Port, Region, ServiceId, ServiceName, ServiceStats, Slot,
     backend_flags, backend_state, map, protocol,
 };
 use lb_common::reason::Reason;
 
+use super::filter::Filter;
 use super::slots::SlotArray;
 use crate::maps::{Backend, BackendState, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, Protocol};
 
@@ -20,7 +21,7 @@ use crate::maps::{Backend, BackendState, Capacity, FrontendKey, MapError, MapIma
 pub struct KernelMaps {
     frontends4: HashMap<MapData, layout::FrontendKey<Address4>, Frontend>,
     frontends6: HashMap<MapData, layout::FrontendKey<Address6>, Frontend>,
-    filter: Array<MapData, u64>,
+    filter: Filter,
     slots: SlotArray,
     backends4: Array<MapData, layout::Backend<Address4>>,
     backends6: Array<MapData, layout::Backend<Address6>>,
@@ -45,7 +46,7 @@ impl KernelMaps {
         Ok(Self {
             frontends4: typed(frontends4, map::FRONTENDS4)?,
             frontends6: typed(open(directory, map::FRONTENDS6)?, map::FRONTENDS6)?,
-            filter: typed(open(directory, map::FILTER)?, map::FILTER)?,
+            filter: Filter::open(directory)?,
             slots,
             backends4: typed(backends4, map::BACKENDS4)?,
             backends6: typed(open(directory, map::BACKENDS6)?, map::BACKENDS6)?,
@@ -103,38 +104,19 @@ impl KernelMaps {
             .map_err(|error| kernel(map::SLOTS, operation(), error))
     }
 
-    /// Lets the programs look up packets to an address. The bit stays when the last row of the address goes, for the
-    /// sake of its flows, until [`Self::renew_filter`].
-    fn set_filter(&mut self, address: IpAddr) -> Result<(), MapError> {
-        let Position { word, bit } = filter_position(address);
-        let failed = |error| kernel(map::FILTER, format!("set the bit of {address}"), error);
-        let old = self.filter.get(&word, 0).map_err(failed)?;
-        if old & bit == 0 {
-            self.filter.set(word, old | bit, 0).map_err(failed)?;
-        }
-        Ok(())
-    }
-
-    /// Clears the bits of addresses that have no frontend (any more).
-    pub fn renew_filter(&mut self) -> Result<(), MapError> {
-        let mut wanted = vec![0_u64; filter::WORDS as usize];
-        for key in self.image()?.frontends.keys() {
-            let Position { word, bit } = filter_position(key.address());
-            if let Some(word) = wanted.get_mut(word as usize) {
-                *word |= bit;
-            }
-        }
-        for (index, wanted) in (0..filter::WORDS).zip(wanted) {
-            let failed = |error| kernel(map::FILTER, format!("renew word {index}"), error);
-            if self.filter.get(&index, 0).map_err(failed)? != wanted {
-                self.filter.set(index, wanted, 0).map_err(failed)?;
-            }
-        }
-        Ok(())
+    /// Clears the filter's bits of addresses that nobody needs any more: neither a frontend nor a device that packets are
+    /// sent on by, nor a flow, whose packets must learn of the end of their Service.
+    pub fn renew_filter(&mut self, directory: &Path) -> Result<(), MapError> {
+        let mut addresses: BTreeSet<IpAddr> =
+            self.image()?.frontends.keys().map(FrontendKey::address).collect();
+        addresses.extend(super::devices::all_addresses(directory)?);
+        addresses.extend(flow_destinations::<Address4>(directory, map::FLOWS4)?);
+        addresses.extend(flow_destinations::<Address6>(directory, map::FLOWS6)?);
+        self.filter.renew(addresses.into_iter())
     }
 
     fn set_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), MapError> {
-        self.set_filter(key.address())?;
+        self.filter.set(key.address())?;
         let (name, result) = match key.address() {
             IpAddr::V4(address) => (
                 map::FRONTENDS4,
@@ -327,8 +309,28 @@ fn size<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<(usize, 
     Ok((map.keys().count(), capacity))
 }
 
+/// The addresses that the packets of a table's flows come to.
+fn flow_destinations<A>(directory: &Path, name: &'static str) -> Result<BTreeSet<IpAddr>, MapError>
+where
+    A: Address + Into<IpAddr>,
+    layout::FlowKey<A>: Pod,
+    layout::Flow<A>: Pod,
+{
+    let map = open(directory, name)?;
+    // Packets add and remove rows meanwhile, which may lead the iteration around for ever.
+    let most = 2 * max_entries(&map, name)? as usize;
+    let flows: HashMap<MapData, layout::FlowKey<A>, layout::Flow<A>> = typed(map, name)?;
+    let keys = flows.keys().take(most);
+    keys.filter_map(|key| match key {
+        Ok(key) if key.hook == layout::hook::INGRESS => Some(Ok(key.destination.into())),
+        Ok(_) | Err(aya::maps::MapError::KeyNotFound) => None,
+        Err(error) => Some(Err(kernel(name, "read all keys".to_owned(), error))),
+    })
+    .collect()
+}
+
 /// Opens a pinned map.
-fn open(directory: &Path, name: &'static str) -> Result<Map, MapError> {
+pub(super) fn open(directory: &Path, name: &'static str) -> Result<Map, MapError> {
     let path = directory.join(name);
     MapData::from_pin(&path)
         .and_then(Map::from_map_data)
@@ -344,7 +346,7 @@ fn open_slots(directory: &Path) -> Result<SlotArray, MapError> {
     slots.ok_or_else(|| kernel(map::SLOTS, "use it as the slots array".to_owned(), wrong()))
 }
 
-fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(map: Map, name: &'static str) -> Result<T, MapError> {
+pub(super) fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(map: Map, name: &'static str) -> Result<T, MapError> {
     T::try_from(map).map_err(|error| kernel(name, "use it as the kind of map it should be".to_owned(), error))
 }
 
@@ -362,7 +364,7 @@ fn max_entries(map: &Map, name: &'static str) -> Result<u32, MapError> {
     Ok(info.max_entries())
 }
 
-fn kernel(
+pub(super) fn kernel(
     map: &'static str,
     operation: String,
     error: impl std::error::Error + Send + Sync + 'static,
@@ -400,13 +402,6 @@ fn frontend_key(address: IpAddr, port: Port, number: u8) -> Option<FrontendKey> 
         protocol::SCTP => FrontendKey::Port(address, port.get(), Protocol::Sctp),
         _ => return None,
     })
-}
-
-fn filter_position(address: IpAddr) -> Position {
-    match address {
-        IpAddr::V4(address) => Position::of(Address4::from(address)),
-        IpAddr::V6(address) => Position::of(Address6::from(address)),
-    }
 }
 
 /// A name that is too long, which Kubernetes does not let happen, is cut.

@@ -1,27 +1,30 @@
 //! The kernel side: loads the programs, owns the maps, attaches and pins. The only module that names aya.
 
 pub mod attach;
+pub mod devices;
+mod filter;
 pub mod maps;
 pub mod object;
 pub mod pins;
 pub mod probe;
 mod slots;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use aya::Ebpf;
 
 use self::attach::{AttachError, AttachOptions, Attacher};
+use self::devices::DeviceTable;
 use self::object::{LoadError, Settings};
 use self::pins::Pins;
-use crate::devices::Attachment;
+use crate::devices::View;
+use crate::maps::MapError;
 
 /// The loaded programs and where they are attached.
-#[derive(Debug)]
 pub struct Datapath {
     ebpf: Ebpf,
     attacher: Attacher,
+    devices: DeviceTable,
     settings: Settings,
     pins: Pins,
 }
@@ -32,9 +35,11 @@ impl Datapath {
     pub fn load(settings: Settings, pins: Pins, options: AttachOptions) -> Result<Self, DatapathError> {
         let ebpf = object::load(&settings, &pins.maps())?;
         let attacher = Attacher::new(pins.clone(), options)?;
+        let devices = DeviceTable::open(&pins.maps())?;
         Ok(Self {
             ebpf,
             attacher,
+            devices,
             settings,
             pins,
         })
@@ -54,9 +59,15 @@ impl Datapath {
         Ok(())
     }
 
-    /// Attaches to these devices and to no others. What failed is tried again by the next call.
-    pub fn set_devices(&mut self, devices: &BTreeMap<u32, Attachment>) -> Vec<AttachError> {
-        self.attacher.set_devices(&mut self.ebpf, devices)
+    /// Attaches to the devices that have a role, and to no others, and tells the programs of all. What failed is tried
+    /// again by the next call.
+    pub fn set_devices(&mut self, view: &View) -> Vec<DatapathError> {
+        let errors = self.attacher.set_devices(&mut self.ebpf, &view.attachments);
+        let mut errors: Vec<DatapathError> = errors.into_iter().map(DatapathError::from).collect();
+        if let Err(error) = self.devices.set(&view.snapshot, self.attacher.with_xdp()) {
+            errors.push(error.into());
+        }
+        errors
     }
 
     /// Attaches the socket programs to a cgroup, or detaches them.
@@ -74,6 +85,9 @@ pub enum DatapathError {
     /// Links.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// What the programs know of the devices.
+    #[error(transparent)]
+    Map(#[from] MapError),
 }
 
 /// Whether the kernel has TCX links (Linux 6.6).

@@ -12,6 +12,7 @@ mod snapshot;
 mod watch;
 
 pub use classify::{Attachment, DeviceArguments, DeviceOptions, Role, SkipReason, classify};
+pub(crate) use snapshot::first_global_address;
 pub use snapshot::{Address, DefaultRoute, Link, Snapshot, primary_addresses};
 pub use watch::{View, watch};
 

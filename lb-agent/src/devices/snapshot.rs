@@ -107,7 +107,8 @@ fn primary_address(snapshot: &Snapshot, family: Family) -> Option<IpAddr> {
     })
 }
 
-fn first_global_address(snapshot: &Snapshot, device: u32, family: Family) -> Option<IpAddr> {
+/// The first lasting global address of a device.
+pub(crate) fn first_global_address(snapshot: &Snapshot, device: u32, family: Family) -> Option<IpAddr> {
     snapshot
         .addresses
         .get(&device)?

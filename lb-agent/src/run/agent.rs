@@ -90,7 +90,7 @@ impl Agent {
         let maps_directory = pins.maps();
         let datapath = Datapath::load(settings, pins, attach)?;
         let mut maps = KernelMaps::open(&maps_directory)?;
-        maps.renew_filter()?;
+        maps.renew_filter(&maps_directory)?;
         warn_of_other_sizes(&maps, &datapath.settings().capacity);
 
         let (sender, changes) = mpsc::channel(CHANGES);
@@ -183,7 +183,7 @@ impl Agent {
 
     fn attach(&mut self, now: Instant) -> anyhow::Result<()> {
         let view = self.view.borrow_and_update().clone();
-        let errors = self.datapath.set_devices(&view.attachments);
+        let errors = self.datapath.set_devices(&view);
         for error in &errors {
             tracing::warn!("{}; trying again", describe(error));
         }

@@ -1,0 +1,162 @@
+//! What the programs know of devices that packets to Pods of other nodes leave by.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+use aya::maps::{HashMap, MapData};
+use lb_common::layout::{Address4, Address6, Device, device_flags, map};
+
+use super::filter::Filter;
+use super::maps::{kernel, open, typed};
+use crate::devices::{Snapshot, first_global_address};
+use crate::maps::{Family, MapError};
+
+/// The devices map.
+pub struct DeviceTable {
+    devices: HashMap<MapData, u32, Device>,
+    filter: Filter,
+}
+
+impl DeviceTable {
+    /// Opens the map pinned in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, MapError> {
+        Ok(Self {
+            devices: typed(open(directory, map::DEVICES)?, map::DEVICES)?,
+            filter: Filter::open(directory)?,
+        })
+    }
+
+    /// Writes what differs. `with_xdp` are the devices that carry the XDP program.
+    pub fn set(&mut self, snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> Result<(), MapError> {
+        let wanted = rows(snapshot, with_xdp);
+        let mut present = BTreeMap::new();
+        for row in self.devices.iter() {
+            let (index, device) =
+                row.map_err(|error| kernel(map::DEVICES, "read all rows".to_owned(), error))?;
+            present.insert(index, device);
+        }
+        for (index, device) in &wanted {
+            // Replies come to these addresses.
+            for address in addresses(device) {
+                self.filter.set(address)?;
+            }
+            if present.remove(index).as_ref() != Some(device) {
+                self.devices
+                    .insert(index, device, 0)
+                    .map_err(|error| kernel(map::DEVICES, format!("write device {index}"), error))?;
+            }
+        }
+        for index in present.keys() {
+            self.devices
+                .remove(index)
+                .map_err(|error| kernel(map::DEVICES, format!("delete device {index}"), error))?;
+        }
+        Ok(())
+    }
+}
+
+/// The addresses of all rows.
+pub(super) fn all_addresses(directory: &Path) -> Result<Vec<IpAddr>, MapError> {
+    let table = DeviceTable::open(directory)?;
+    let mut found = Vec::new();
+    for row in table.devices.iter() {
+        let (_, device) = row.map_err(|error| kernel(map::DEVICES, "read all rows".to_owned(), error))?;
+        found.extend(addresses(&device));
+    }
+    Ok(found)
+}
+
+/// The addresses in a row.
+fn addresses(device: &Device) -> impl Iterator<Item = IpAddr> {
+    [device.address4.into(), device.address6.into()]
+        .into_iter()
+        .filter(|address: &IpAddr| !address.is_unspecified())
+}
+
+/// A row for each device that packets can leave by.
+fn rows(snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> BTreeMap<u32, Device> {
+    let devices = snapshot.links.values().filter(|link| link.up && !link.loopback);
+    let rows = devices.map(|link| {
+        let address = |family| first_global_address(snapshot, link.index, family);
+        let address4 = match address(Family::V4) {
+            Some(IpAddr::V4(address)) => address,
+            _ => Ipv4Addr::UNSPECIFIED,
+        };
+        let address6 = match address(Family::V6) {
+            Some(IpAddr::V6(address)) => address,
+            _ => Ipv6Addr::UNSPECIFIED,
+        };
+        let flags = match with_xdp.contains(&link.index) {
+            true => device_flags::XDP_TRANSMIT,
+            false => 0,
+        };
+        let device = Device {
+            address4: Address4::from(address4),
+            address6: Address6::from(address6),
+            flags,
+        };
+        (link.index, device)
+    });
+    rows.filter(|(_, device)| *device != Device::default()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::{Address, Link};
+
+    #[test]
+    fn rows_have_the_first_global_address_of_each_family() {
+        let link = |index, up, loopback| Link {
+            index,
+            up,
+            loopback,
+            ..Link::default()
+        };
+        let address = |text: &str, global| Address {
+            address: text.parse().unwrap(),
+            global,
+            stable: true,
+        };
+        let snapshot = Snapshot {
+            links: [
+                link(1, true, true),
+                link(2, true, false),
+                link(3, false, false),
+                link(4, true, false),
+                link(5, true, false),
+            ]
+            .map(|link| (link.index, link))
+            .into(),
+            addresses: [
+                (1, vec![address("127.0.0.1", true)]),
+                (
+                    2,
+                    vec![
+                        address("fe80::1", false),
+                        address("192.0.2.1", true),
+                        address("192.0.2.2", true),
+                        address("2001:db8::1", true),
+                    ],
+                ),
+                (3, vec![address("192.0.2.3", true)]),
+            ]
+            .into(),
+            default_routes: vec![],
+        };
+        let row = |address4: &str, address6: &str, flags| Device {
+            address4: address4.parse::<Ipv4Addr>().unwrap().into(),
+            address6: address6.parse::<Ipv6Addr>().unwrap().into(),
+            flags,
+        };
+        let expected = BTreeMap::from([
+            (2, row("192.0.2.1", "2001:db8::1", 0)),
+            (4, row("0.0.0.0", "::", device_flags::XDP_TRANSMIT)),
+        ]);
+        assert_eq!(rows(&snapshot, &BTreeSet::from([4])), expected);
+        let found: Vec<IpAddr> = addresses(&expected[&2]).collect();
+        assert_eq!(found.len(), 2);
+        assert_eq!(addresses(&expected[&4]).count(), 0);
+    }
+}
