@@ -23,15 +23,19 @@ fn names(cluster: &Cluster, node: usize) -> BTreeSet<String> {
     servers.map(|server| server.pod.name().to_owned()).collect()
 }
 
-/// Uses every NodePort from here. `expected` are the Pods that answer.
+/// Uses every NodePort from here. `expected` are the Pods that answer; they see the client's address, or `instead` of it.
 #[track_caller]
-fn use_node_ports(cluster: &Cluster, from: &Machine, expected: &BTreeSet<String>) {
+fn use_node_ports(cluster: &Cluster, from: &Machine, expected: &BTreeSet<String>, instead: &[IpAddr]) {
     for (node, own) in to_node(cluster, from) {
+        let instead = instead
+            .iter()
+            .filter(|address| address.is_ipv4() == own.is_ipv4());
+        let clients: BTreeSet<IpAddr> = instead.copied().chain([own]).collect();
         let port = HTTP.node_port.unwrap();
         let report = from.http(node, port).count(80).concurrency(4).run().unwrap();
         assert_eq!(report.answered(), 80, "{node}: {report:?}");
         assert_eq!(report.answers.into_keys().collect::<BTreeSet<_>>(), *expected);
-        assert_eq!(report.clients, BTreeSet::from([own]));
+        assert_eq!(report.clients, clients);
 
         let port = UDP.node_port.unwrap();
         for connected in [false, true] {
@@ -81,7 +85,6 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
     let _agent = cluster.nodes[0].start_agent(&options).unwrap();
     let capture = |machine: &Machine| Capture::start(machine.namespace()).unwrap();
     let outside = capture(&cluster.outside);
-    let host = capture(cluster.nodes[0].host());
 
     for (node, _) in to_node(&cluster, &cluster.outside) {
         let (http, udp) = (HTTP.node_port.unwrap(), UDP.node_port.unwrap());
@@ -93,9 +96,25 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
     cluster
         .wait_for_active(&cluster.servers.iter().collect::<Vec<_>>())
         .unwrap();
+    // XDP leaves packets to TC as long as the next hop's link-layer address is not known.
+    for (pod, client) in cluster.servers[2]
+        .pod
+        .addresses()
+        .both()
+        .into_iter()
+        .zip(cluster.outside.addresses().both())
+    {
+        for address in [pod, client] {
+            let report = cluster.nodes[0].host().ping(address).run().unwrap();
+            assert_eq!(report.lost, 0, "{address}");
+        }
+    }
+    let host = capture(cluster.nodes[0].host());
     let server = capture(&cluster.servers[0].pod);
-    // A Pod of another node is not used: its replies would not come back this way.
-    use_node_ports(&cluster, &cluster.outside, &names(&cluster, 0));
+    // A Pod of another node answers to this node, which the client asked.
+    let all = &names(&cluster, 0) | &names(&cluster, 1);
+    let node = cluster.nodes[0].host().addresses().both();
+    use_node_ports(&cluster, &cluster.outside, &all, &node);
     for (node, _) in to_node(&cluster, &cluster.outside) {
         // Not a Service's: the node itself refuses.
         assert_refused(&cluster.outside, node, FREE_NODE_PORT, FREE_NODE_PORT);
@@ -166,9 +185,9 @@ fn from_inside() {
         let captures = [&cluster.client, &host].map(|machine| Capture::start(machine.namespace()).unwrap());
         // From inside Pods of all nodes count.
         let all = &names(&cluster, 0) | &names(&cluster, 1);
-        use_node_ports(&cluster, &cluster.client, &all);
+        use_node_ports(&cluster, &cluster.client, &all, &[]);
         if socket_lb == SocketLb::All {
-            use_node_ports(&cluster, &host, &all);
+            use_node_ports(&cluster, &host, &all, &[]);
         }
         for capture in captures {
             capture.finish().unwrap();

@@ -346,7 +346,10 @@ fn open_slots(directory: &Path) -> Result<SlotArray, MapError> {
     slots.ok_or_else(|| kernel(map::SLOTS, "use it as the slots array".to_owned(), wrong()))
 }
 
-pub(super) fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(map: Map, name: &'static str) -> Result<T, MapError> {
+pub(super) fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(
+    map: Map,
+    name: &'static str,
+) -> Result<T, MapError> {
     T::try_from(map).map_err(|error| kernel(name, "use it as the kind of map it should be".to_owned(), error))
 }
 
