@@ -244,7 +244,7 @@ fn error_about<A: Address, const QUOTED: usize>(
     settle_checksum::<A, QUOTED>(packet, parsed)?;
     let quotation = sum_header::<A>(packet, network)?.join(sum_transport::<QUOTED>(packet, transport)?);
     let growth = A::HEADER_LENGTH + ICMP_LENGTH;
-    packet.grow_head(growth)?;
+    packet.grow_head(network, growth)?;
     packet.cut(network + growth + quoted)?;
 
     let header = ip_header(&parsed.key, A::ICMP, ICMP_LENGTH + quoted);

@@ -74,7 +74,7 @@ impl Packet for Bytes {
         translate_directly(self, headers, old, new)
     }
 
-    fn grow_head(&mut self, by: u32) -> Option<()> {
+    fn grow_head(&mut self, _network: u32, by: u32) -> Option<()> {
         self.0.splice(0..0, vec![0; usize::try_from(by).ok()?]);
         Some(())
     }
@@ -93,7 +93,7 @@ impl Packet for Bytes {
         true
     }
 
-    fn send(&mut self, hop: &Hop) -> Option<Verdict> {
+    fn send(&mut self, _network: u32, hop: &Hop) -> Option<Verdict> {
         self.write(0, &hop.link)?;
         Some(Verdict::Redirect)
     }

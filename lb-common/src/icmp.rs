@@ -223,7 +223,7 @@ fn error<A: Address>(
     let verdict = rewrite(packet, message, &quotation, &flow).and_then(|()| {
         if flow.flags & flow_flags::FORWARD != 0 {
             forward::decrement_hop_limit::<A>(packet, message.network)?;
-            return packet.send(&hop);
+            return packet.send(message.network, &hop);
         }
         if flow.flags & flow_flags::HAIRPIN != 0 {
             answer::swap_link_addresses(packet, message.network)?;

@@ -213,7 +213,7 @@ fn send_on<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>, flow: &Flow
     let sent = packet
         .translate(&parsed.headers, &parsed.key, flow)
         .and_then(|()| forward::decrement_hop_limit::<A>(packet, network))
-        .and_then(|()| packet.send(&hop));
+        .and_then(|()| packet.send(network, &hop));
     match sent {
         Some(Verdict::Bounce) => Step::Bounce,
         Some(_) => Step::Redirect,

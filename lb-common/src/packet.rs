@@ -196,8 +196,9 @@ pub trait Packet {
     /// If it fails the packet may be half rewritten and must be dropped.
     fn translate<A: Address>(&mut self, headers: &Headers, old: &FlowKey<A>, new: &Flow<A>) -> Option<()>;
 
-    /// Puts `by` bytes of any content in front of the packet.
-    fn grow_head(&mut self, by: u32) -> Option<()>;
+    /// Makes the packet longer by `by` bytes in front of the IP header at `network`. All before the old IP header may be of
+    /// any content then.
+    fn grow_head(&mut self, network: u32, by: u32) -> Option<()>;
 
     /// Cuts the packet to `length` bytes.
     fn cut(&mut self, length: u32) -> Option<()>;
@@ -210,8 +211,8 @@ pub trait Packet {
     /// cannot leaves the packet to the next hook.
     fn can_send(&self, network: u32, route: Route, hop: &Hop) -> bool;
 
-    /// Sends the packet to its next hop.
-    fn send(&mut self, hop: &Hop) -> Option<Verdict>;
+    /// Sends the packet, whose IP header is at `network`, to its next hop.
+    fn send(&mut self, network: u32, hop: &Hop) -> Option<Verdict>;
 
     /// Whether the transport checksum at `offset` is still to be completed by the device (`CHECKSUM_PARTIAL`), so
     /// that the field holds the folded sum of the pseudo header only.

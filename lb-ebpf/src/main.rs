@@ -27,7 +27,8 @@ use crate::tables::KernelTables;
 #[xdp]
 pub fn lb_xdp(context: XdpContext) -> u32 {
     let mut packet = XdpPacket { context };
-    match enter(&mut packet, Origin::Outside) {
+    let network = parse::network(&packet);
+    match enter(&mut packet, network, BEHIND_ETHERNET, Origin::Outside) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Bounce => xdp_action::XDP_TX,
         Verdict::Redirect => xdp_action::XDP_REDIRECT,
@@ -59,6 +60,26 @@ pub fn lb_tc_to_pod(context: TcContext) -> i32 {
     to_device(context)
 }
 
+/// As [`lb_tc_from_network`], on a device whose packets begin with the IP header.
+#[classifier]
+pub fn lb_tc_from_network_layer3(context: TcContext) -> i32 {
+    from_layer3(context, Origin::Outside)
+}
+
+/// As [`lb_tc_from_pod`], on a device whose packets begin with the IP header.
+#[classifier]
+pub fn lb_tc_from_pod_layer3(context: TcContext) -> i32 {
+    from_layer3(context, Origin::Inside)
+}
+
+/// What leaves by a device whose packets begin with the IP header.
+#[classifier]
+pub fn lb_tc_to_layer3(context: TcContext) -> i32 {
+    let mut packet = TcPacket::new(context);
+    let network = packet.network();
+    end(leave(&mut packet, network, 0))
+}
+
 /// Passes every packet: the benchmark's measure of what any XDP program costs.
 #[xdp]
 pub fn lb_empty_xdp(_context: XdpContext) -> u32 {
@@ -74,7 +95,23 @@ pub fn lb_empty_tc(_context: TcContext) -> i32 {
 #[inline(always)]
 fn from_device(context: TcContext, origin: Origin) -> i32 {
     let mut packet = TcPacket::new(context);
-    match enter(&mut packet, origin) {
+    let network = parse::network(&packet);
+    let verdict = enter(&mut packet, network, BEHIND_ETHERNET, origin);
+    begin(&packet, verdict)
+}
+
+#[inline(always)]
+fn from_layer3(context: TcContext, origin: Origin) -> i32 {
+    let mut packet = TcPacket::new(context);
+    let network = packet.network();
+    let verdict = enter(&mut packet, network, 0, origin);
+    begin(&packet, verdict)
+}
+
+/// The action for a packet that enters the stack.
+#[inline(always)]
+fn begin(packet: &TcPacket, verdict: Verdict) -> i32 {
+    match verdict {
         // Not the last word: programs of others on the same device run too.
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Bounce => helpers::send_out_of(packet.device()),
@@ -86,26 +123,35 @@ fn from_device(context: TcContext, origin: Origin) -> i32 {
 #[inline(always)]
 fn to_device(context: TcContext) -> i32 {
     let mut packet = TcPacket::new(context);
-    match leave(&mut packet) {
+    let network = parse::network(&packet);
+    end(leave(&mut packet, network, BEHIND_ETHERNET))
+}
+
+/// The action for a packet that leaves the stack.
+#[inline(always)]
+fn end(verdict: Verdict) -> i32 {
+    match verdict {
         Verdict::Pass | Verdict::Bounce | Verdict::Redirect => TC_ACT_UNSPEC,
         Verdict::Drop => TC_ACT_SHOT,
     }
 }
 
+/// Decides about a packet that enters the stack, with its IP header at `offset`.
 #[inline(always)]
-fn enter(packet: &mut impl Packet, origin: Origin) -> Verdict {
-    match parse::network(packet) {
-        Network::V4 => decide::enter::<Address4>(packet, &KernelTables, BEHIND_ETHERNET, origin),
-        Network::V6 => decide::enter::<Address6>(packet, &KernelTables, BEHIND_ETHERNET, origin),
+fn enter(packet: &mut impl Packet, network: Network, offset: u32, origin: Origin) -> Verdict {
+    match network {
+        Network::V4 => decide::enter::<Address4>(packet, &KernelTables, offset, origin),
+        Network::V6 => decide::enter::<Address6>(packet, &KernelTables, offset, origin),
         Network::Other => Verdict::Pass,
     }
 }
 
+/// Decides about a packet that leaves the stack, with its IP header at `offset`.
 #[inline(always)]
-fn leave(packet: &mut impl Packet) -> Verdict {
-    match parse::network(packet) {
-        Network::V4 => decide::leave::<Address4>(packet, &KernelTables, BEHIND_ETHERNET),
-        Network::V6 => decide::leave::<Address6>(packet, &KernelTables, BEHIND_ETHERNET),
+fn leave(packet: &mut impl Packet, network: Network, offset: u32) -> Verdict {
+    match network {
+        Network::V4 => decide::leave::<Address4>(packet, &KernelTables, offset),
+        Network::V6 => decide::leave::<Address6>(packet, &KernelTables, offset),
         Network::Other => Verdict::Pass,
     }
 }

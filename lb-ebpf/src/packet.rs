@@ -2,12 +2,13 @@
 
 use core::mem::offset_of;
 
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
     BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_REDIRECT, xdp_action,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_change_tail,
-    bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_head,
+    bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::address::Address;
@@ -15,6 +16,7 @@ use lb_common::checksum::Sum;
 use lb_common::layout::{Address6, Flow, FlowKey, Port, protocol};
 use lb_common::packet::Headers;
 use lb_common::packet::{DirectPacket, Hop, Packet, Route, Verdict, View, ViewMut, translate_directly};
+use lb_common::parse::{self, Network};
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
@@ -99,7 +101,7 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn grow_head(&mut self, by: u32) -> Option<()> {
+    fn grow_head(&mut self, _network: u32, by: u32) -> Option<()> {
         // SAFETY: plain helper call.
         ok(unsafe { bpf_xdp_adjust_head(self.context.ctx, -(by as i32)) }.into())
     }
@@ -143,7 +145,7 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn send(&mut self, hop: &Hop) -> Option<Verdict> {
+    fn send(&mut self, _network: u32, hop: &Hop) -> Option<Verdict> {
         self.write(0, &hop.link)?;
         if hop.device == self.device() {
             return Some(Verdict::Bounce);
@@ -194,6 +196,14 @@ impl TcPacket {
             unsafe { bpf_skb_pull_data(context.skb.skb, HEADERS_MAX.min(context.len())) };
         }
         Self { context }
+    }
+
+    /// The network layer, as the kernel tells.
+    #[inline(always)]
+    pub fn network(&self) -> Network {
+        // SAFETY: the kernel hands the program a valid context. The field holds an ethertype in network byte order.
+        let ethertype = unsafe { (*self.context.skb.skb).protocol };
+        parse::network_of(ethertype as u16)
     }
 
     /// The index of the device that the packet came in on or leaves by.
@@ -302,9 +312,16 @@ impl Packet for TcPacket {
     }
 
     #[inline(always)]
-    fn grow_head(&mut self, by: u32) -> Option<()> {
-        // SAFETY: plain helper call.
-        ok(unsafe { bpf_skb_change_head(self.context.skb.skb, by, 0) })
+    fn grow_head(&mut self, network: u32, by: u32) -> Option<()> {
+        let skb = self.context.skb.skb;
+        // Without a link layer, what was put in front of the network header would be cut off when the packet is sent.
+        // Where there is one, the helper that works for all packets is used.
+        // SAFETY: plain helper calls.
+        ok(if network == 0 {
+            unsafe { bpf_skb_adjust_room(skb, by as i32, BPF_ADJ_ROOM_MAC, 0) }
+        } else {
+            unsafe { bpf_skb_change_head(skb, by, 0) }
+        })
     }
 
     #[inline(always)]
@@ -347,7 +364,12 @@ impl Packet for TcPacket {
     }
 
     #[inline(always)]
-    fn send(&mut self, hop: &Hop) -> Option<Verdict> {
+    fn send(&mut self, network: u32, hop: &Hop) -> Option<Verdict> {
+        if network == 0 {
+            // The next call takes packets with an Ethernet header only, whatever stands in it.
+            // SAFETY: plain helper call.
+            ok(unsafe { bpf_skb_change_head(self.context.skb.skb, EthHdr::LEN as u32, 0) })?;
+        }
         // The kernel asks for the neighbour's address if it does not know it, and keeps the packet meanwhile.
         // SAFETY: plain helper call.
         let action = unsafe { bpf_redirect_neigh(hop.device, core::ptr::null_mut(), 0, 0) };

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use lb_agent::devices::{DeviceArguments, DeviceOptions, Role, SkipReason, View, primary_addresses, watch};
+use lb_agent::devices::{DeviceArguments, DeviceOptions, Role, View, primary_addresses, watch};
 use lb_agent::maps::Family;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
@@ -263,7 +263,7 @@ fn a_new_device_under_an_old_index_is_another_one() {
 }
 
 #[test]
-fn a_device_without_ethernet_header_is_seen_and_skipped() {
+fn a_device_without_ethernet_header_is_told_from_others() {
     scenario(|_| async move {
         let mut watched = Watched::start().await;
         ip("link add flannel.1 type vxlan id 1 dstport 8472 local 127.0.0.1");
@@ -277,9 +277,9 @@ fn a_device_without_ethernet_header_is_seen_and_skipped() {
             })
             .await;
         let view = watched.view.borrow();
-        let skipped = |name| view.attachments[&index(&view, name).unwrap()].skipped;
-        assert_eq!(skipped("tun0"), Some(SkipReason::NoEthernetHeader));
-        assert_eq!(skipped("flannel.1"), None);
+        let ethernet = |name| view.attachments[&index(&view, name).unwrap()].ethernet;
+        assert!(!ethernet("tun0"));
+        assert!(ethernet("flannel.1"));
     });
 }
 

@@ -17,7 +17,7 @@ use aya::programs::{
 use nix::errno::Errno;
 use nix::net::if_::{if_indextoname, if_nameindex};
 
-use super::object::program;
+use super::object::{LoadError, program};
 use super::pins::Pins;
 use crate::devices::{Attachment, Role};
 
@@ -186,7 +186,7 @@ impl Attacher {
         let mut errors = Vec::new();
         let mut wanted = BTreeMap::new();
         let mut with_xdp = BTreeSet::new();
-        for (index, device) in devices.iter().filter(|(_, device)| device.skipped.is_none()) {
+        for (index, device) in devices {
             for program in self.programs_for(*index, device) {
                 wanted.insert(program, device);
             }
@@ -235,6 +235,14 @@ impl Attacher {
             kind: Hook::Tc(direction),
         };
         match device.role {
+            Role::Pod if !device.ethernet => vec![
+                tc(program::TC_FROM_POD_LAYER3, Direction::Ingress),
+                tc(program::TC_TO_LAYER3, Direction::Egress),
+            ],
+            Role::Network if !device.ethernet => vec![
+                tc(program::TC_FROM_NETWORK_LAYER3, Direction::Ingress),
+                tc(program::TC_TO_LAYER3, Direction::Egress),
+            ],
             Role::Pod => vec![
                 tc(program::TC_FROM_POD, Direction::Ingress),
                 tc(program::TC_TO_POD, Direction::Egress),
@@ -374,7 +382,7 @@ impl Attacher {
         device: &str,
         direction: Direction,
     ) -> Result<(), Failure> {
-        let tc: &mut SchedClassifier = find(ebpf, program)?;
+        let tc = find_tc(ebpf, program)?;
         let path = self.pins.link(name);
         if let Some(old) = pinned(&path)? {
             let link = SchedClassifierLink::try_from(old).map_err(Failure::from);
@@ -448,7 +456,7 @@ fn clsact_link(device: &str, direction: Direction) -> io::Result<SchedClassifier
 
 /// Attaches or replaces a clsact filter. It belongs to the device and needs no pin.
 fn attach_clsact(ebpf: &mut Ebpf, program: &str, device: &str, direction: Direction) -> Result<(), Failure> {
-    let tc: &mut SchedClassifier = find(ebpf, program)?;
+    let tc = find_tc(ebpf, program)?;
     // A qdisc that is there already is what is needed; without one the next call fails and says so.
     let _ = qdisc_add_clsact(device);
     let id = match tc.attach_to_link(clsact_link(device, direction)?) {
@@ -495,6 +503,15 @@ fn pinned(path: &Path) -> Result<Option<FdLink>, Failure> {
     }
 }
 
+/// A TC program, loaded if it was not needed before.
+fn find_tc<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, Failure> {
+    let program: &mut SchedClassifier = find(ebpf, name)?;
+    if program.fd().is_err() {
+        program.load().map_err(|error| LoadError::program(name, error))?;
+    }
+    Ok(program)
+}
+
 fn find<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Failure>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
@@ -523,6 +540,8 @@ enum Failure {
     Pin(#[from] aya::pin::PinError),
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error(transparent)]
+    Load(#[from] LoadError),
     #[error("the embedded object has no program {0}")]
     Missing(String),
 }

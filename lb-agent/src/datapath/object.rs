@@ -43,6 +43,14 @@ pub mod program {
         "lb_getpeername4",
         "lb_getpeername6",
     ];
+    /// As [`TC_FROM_NETWORK`], on devices whose packets begin with the IP header.
+    pub const TC_FROM_NETWORK_LAYER3: &str = "lb_tc_from_network_layer3";
+    /// As [`TC_FROM_POD`], on devices whose packets begin with the IP header.
+    pub const TC_FROM_POD_LAYER3: &str = "lb_tc_from_pod_layer3";
+    /// TC egress of devices whose packets begin with the IP header.
+    pub const TC_TO_LAYER3: &str = "lb_tc_to_layer3";
+    /// Programs for devices whose packets begin with the IP header. They are loaded with the first such device.
+    pub const LAYER3: [&str; 3] = [TC_FROM_NETWORK_LAYER3, TC_FROM_POD_LAYER3, TC_TO_LAYER3];
     /// Programs that do nothing, for the benchmark.
     pub const EMPTY_PREFIX: &str = "lb_empty_";
 }
@@ -201,6 +209,16 @@ const MAPS: [(&str, usize, usize); 20] = [
     (map::REASONS, size_of::<u32>(), size_of::<u64>()),
 ];
 
+impl LoadError {
+    /// Why the kernel refused a program, without the most part of the verifier's log.
+    pub(super) fn program(name: &str, error: ProgramError) -> Self {
+        Self::Program {
+            name: name.to_owned(),
+            reason: shorten(error),
+        }
+    }
+}
+
 /// Creates the maps, pins them in `directory` and loads all programs. Maps that are pinned there are taken over.
 pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let Settings { capacity, .. } = settings;
@@ -271,20 +289,17 @@ fn check_layouts(directory: &Path) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Loads every program that the agent attaches. The empty ones are the benchmark's.
+/// Loads every program that the agent attaches in any case. The empty ones are the benchmark's.
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     for (name, program) in ebpf.programs_mut() {
         let result = match program {
-            _ if name.starts_with(program::EMPTY_PREFIX) => continue,
+            _ if name.starts_with(program::EMPTY_PREFIX) || program::LAYER3.contains(&name) => continue,
             Program::Xdp(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
             _ => continue,
         };
-        result.map_err(|error| LoadError::Program {
-            name: name.to_owned(),
-            reason: shorten(error),
-        })?;
+        result.map_err(|error| LoadError::program(name, error))?;
     }
     Ok(())
 }

@@ -28,24 +28,6 @@ impl fmt::Display for Role {
     }
 }
 
-/// Why a device that has a role carries no program.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum SkipReason {
-    /// Its packets start with the IP header.
-    NoEthernetHeader,
-}
-
-impl fmt::Display for SkipReason {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::NoEthernetHeader => {
-                "packets of this device have no Ethernet header, which is not supported yet"
-            }
-        })
-    }
-}
-
 /// What a device is to carry.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Attachment {
@@ -58,9 +40,8 @@ pub struct Attachment {
     pub instance: u64,
     /// Its role.
     pub role: Role,
-    /// Why it carries nothing all the same.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub skipped: Option<SkipReason>,
+    /// Whether its packets begin with an Ethernet header; else with the IP header.
+    pub ethernet: bool,
 }
 
 /// The command-line options that choose devices.
@@ -132,7 +113,7 @@ fn attachment(link: &Link, role: Role) -> Attachment {
         kind: link.kind.clone(),
         instance: link.instance,
         role,
-        skipped: (!link.ethernet).then_some(SkipReason::NoEthernetHeader),
+        ethernet: link.ethernet,
     }
 }
 
@@ -359,11 +340,11 @@ mod tests {
     }
 
     #[test]
-    fn devices_without_ethernet_header_are_skipped_with_a_reason() {
+    fn devices_without_ethernet_header_are_told_from_others() {
         let links = [raw_ip(3, "wg0", "wireguard"), link(2, "flannel.1", "vxlan")];
         let found = classify(&snapshot(&links, &[], &[]), &DeviceOptions::default());
-        assert_eq!(found[&3].skipped, Some(SkipReason::NoEthernetHeader));
-        assert_eq!(found[&2].skipped, None);
+        assert!(!found[&3].ethernet);
+        assert!(found[&2].ethernet);
     }
 
     #[test]
