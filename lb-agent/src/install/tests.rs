@@ -7,7 +7,9 @@ use lb_common::layout::{Region, frontend_flags};
 use proptest::prelude::*;
 
 use super::*;
-use crate::desired::{DesiredBackend, DesiredFrontend, FrontendKind, ServiceType, TrafficPolicy};
+use crate::desired::{
+    DesiredBackend, DesiredFrontend, FrontendKind, ServiceHealth, ServiceType, TrafficPolicy,
+};
 use crate::maglev;
 use crate::maps::testing::{FakeMaps, FaultyMaps};
 use crate::maps::{Backend, BackendState, Capacity, MapImage, MapOp, Protocol, dump};
@@ -99,6 +101,7 @@ fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
         created: Some(created),
         ports: desired,
         vips: vips.into_iter().collect(),
+        health: ServiceHealth::default(),
     }
 }
 
