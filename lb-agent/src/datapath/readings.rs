@@ -1,0 +1,50 @@
+//! What the maps tell while packets change them. Opened once, read at any time and by any thread: nobody who writes
+//! them waits.
+
+use std::path::{Path, PathBuf};
+
+use aya::maps::{HashMap, MapData};
+use lb_common::layout::{ServiceId, ServiceName, ServiceStats, map};
+use lb_common::reason::Reason;
+
+use super::maps::{Counters, kernel, map_sizes, open, text_of, typed};
+use crate::maps::MapError;
+
+/// The maps that packets change, and the names of what they count.
+pub struct Readings {
+    directory: PathBuf,
+    counters: Counters,
+    names: HashMap<MapData, ServiceId, ServiceName>,
+}
+
+impl Readings {
+    /// Opens the maps pinned in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, MapError> {
+        Ok(Self {
+            directory: directory.to_owned(),
+            counters: Counters::open(directory)?,
+            names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
+        })
+    }
+
+    /// How many packets were not simply translated, for each reason.
+    pub fn reasons(&self) -> Result<Vec<(Reason, u64)>, MapError> {
+        let read = |reason| Ok((reason, self.counters.reason(reason)?));
+        Reason::ALL.into_iter().map(read).collect()
+    }
+
+    /// The counters of every service port, under `NAMESPACE/NAME/PORT/PROTOCOL`.
+    pub fn services(&self) -> Result<Vec<(String, ServiceStats)>, MapError> {
+        let read = |row: Result<(ServiceId, ServiceName), aya::maps::MapError>| {
+            let (service, name) =
+                row.map_err(|error| kernel(map::SERVICE_NAMES, "read all rows".to_owned(), error))?;
+            Ok((text_of(&name), self.counters.service(service)?))
+        };
+        self.names.iter().map(read).collect()
+    }
+
+    /// Name, entries and capacity of the maps that packets fill.
+    pub fn sizes(&self) -> Result<Vec<(&'static str, usize, u32)>, MapError> {
+        map_sizes(&self.directory)
+    }
+}
