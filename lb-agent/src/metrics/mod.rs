@@ -50,11 +50,16 @@ impl Metrics {
     /// Everything as text. Reads the kernel's maps: a matter of milliseconds, up to some hundred if the flow tables are
     /// full.
     pub fn text(&self, readings: &Readings) -> Result<String, MetricsError> {
-        let mut families = self.registry.gather();
+        let mut families = Vec::new();
         families.extend(own::packets(&readings.reasons()?));
         families.extend(own::services(&readings.services()?));
         families.extend(own::maps(self.own.usage(), &readings.sizes()?));
-        write(&families)
+        Ok(self.told()? + &write(&families)?)
+    }
+
+    /// What the loop told, as text.
+    pub fn told(&self) -> Result<String, MetricsError> {
+        write(&self.registry.gather())
     }
 }
 
