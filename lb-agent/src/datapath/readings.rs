@@ -2,6 +2,8 @@
 //! them waits.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use aya::maps::{HashMap, MapData};
 use lb_common::layout::{ServiceId, ServiceName, ServiceStats, map};
@@ -10,11 +12,20 @@ use lb_common::reason::Reason;
 use super::maps::{Counters, kernel, map_sizes, open, text_of, typed};
 use crate::maps::MapError;
 
+/// One part in so many of the time may go into counting the entries of maps: a full flow table takes some 100 ms, as
+/// its keys can only be had one by one.
+const COUNTING_SHARE: u32 = 100;
+
+/// Name, entries and capacity of a map.
+pub type Size = (&'static str, usize, u32);
+
 /// The maps that packets change, and the names of what they count.
 pub struct Readings {
     directory: PathBuf,
     counters: Counters,
     names: HashMap<MapData, ServiceId, ServiceName>,
+    /// The last count, and when the next one may begin.
+    counted: Mutex<Option<(Instant, Vec<Size>)>>,
 }
 
 impl Readings {
@@ -24,6 +35,7 @@ impl Readings {
             directory: directory.to_owned(),
             counters: Counters::open(directory)?,
             names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
+            counted: Mutex::new(None),
         })
     }
 
@@ -43,8 +55,17 @@ impl Readings {
         self.names.iter().map(read).collect()
     }
 
-    /// Name, entries and capacity of the maps that packets fill.
-    pub fn sizes(&self) -> Result<Vec<(&'static str, usize, u32)>, MapError> {
-        map_sizes(&self.directory)
+    /// The maps that packets fill, as they are or were a short time ago: counting them takes a hundredth of the time.
+    pub fn sizes(&self) -> Result<Vec<Size>, MapError> {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = Instant::now();
+        if let Some((next, sizes)) = &*counted
+            && start < *next
+        {
+            return Ok(sizes.clone());
+        }
+        let sizes = map_sizes(&self.directory)?;
+        *counted = Some((start + start.elapsed() * COUNTING_SHARE, sizes.clone()));
+        Ok(sizes)
     }
 }

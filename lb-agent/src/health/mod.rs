@@ -105,3 +105,40 @@ fn metrics_handler(metrics: Arc<Metrics>, readings: Arc<Readings>) -> Handler {
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn healthz_and_livez_tell_that_the_loop_is_silent() {
+        let now = Instant::now();
+        let health = Arc::new(Health::new(now, Timestamp::now()));
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let handler = health_handler(health.clone(), metrics.clone());
+        let status = async |path: &str| handler(path.to_owned()).await.status().as_u16();
+        assert_eq!((status("/healthz").await, status("/livez").await), (200, 200));
+        assert_eq!(status("/").await, 404);
+        health.set(Pulse {
+            beat: now.checked_sub(LIMIT).unwrap(),
+            ..health.pulse()
+        });
+        assert_eq!((status("/healthz").await, status("/livez").await), (503, 503));
+        health.set(Pulse {
+            beat: now,
+            node_is_leaving: true,
+            ..health.pulse()
+        });
+        assert_eq!((status("/healthz").await, status("/livez").await), (503, 200));
+        let told = metrics.told().unwrap();
+        for (name, code, count) in [
+            ("healthz", 200, 1),
+            ("healthz", 503, 2),
+            ("livez", 200, 2),
+            ("livez", 503, 1),
+        ] {
+            let line = format!("kubeproxy_proxy_{name}_total{{code=\"{code}\"}} {count}\n");
+            assert!(told.contains(&line), "{line}{told}");
+        }
+    }
+}

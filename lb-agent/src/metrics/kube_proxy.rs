@@ -39,53 +39,35 @@ struct ChangeMetrics {
 impl KubeProxy {
     pub(super) fn register(registry: &Registry) -> Result<Self, Error> {
         let metrics = Self {
-            sync_duration: HistogramVec::new(
-                HistogramOpts::new(
-                    "kubeproxy_sync_proxy_rules_duration_seconds",
-                    "SyncProxyRules latency in seconds",
-                )
-                .buckets(exponential_buckets(0.001, 2.0, 15)?),
-                &[FAMILY],
+            sync_duration: histogram(
+                "sync_proxy_rules_duration_seconds",
+                "SyncProxyRules latency in seconds",
+                exponential_buckets(0.001, 2.0, 15)?,
             )?,
-            network_programming: HistogramVec::new(
-                HistogramOpts::new(
-                    "kubeproxy_network_programming_duration_seconds",
-                    "In Cluster Network Programming Latency in seconds",
-                )
-                .buckets(network_programming_buckets()?),
-                &[FAMILY],
+            network_programming: histogram(
+                "network_programming_duration_seconds",
+                "In Cluster Network Programming Latency in seconds",
+                network_programming_buckets()?,
             )?,
-            last_synced: GaugeVec::new(
-                Opts::new(
-                    "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-                    "The last time proxy rules were successfully synced",
-                ),
-                &[FAMILY],
+            last_synced: time(
+                "sync_proxy_rules_last_timestamp_seconds",
+                "The last time proxy rules were successfully synced",
             )?,
-            last_queued: GaugeVec::new(
-                Opts::new(
-                    "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
-                    "The last time a sync of proxy rules was queued",
-                ),
-                &[FAMILY],
+            last_queued: time(
+                "sync_proxy_rules_last_queued_timestamp_seconds",
+                "The last time a sync of proxy rules was queued",
             )?,
             services: ChangeMetrics::new("service", "Service")?,
             endpoints: ChangeMetrics::new("endpoint", "Endpoint")?,
             no_local_endpoints: IntGaugeVec::new(
-                Opts::new(
-                    "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+                options(
+                    "sync_proxy_rules_no_local_endpoints_total",
                     "Number of services with a Local traffic policy and no endpoints",
                 ),
                 &[FAMILY, "traffic_policy"],
             )?,
-            healthz: answers(
-                "kubeproxy_proxy_healthz_total",
-                "Cumulative proxy healthz HTTP status",
-            )?,
-            livez: answers(
-                "kubeproxy_proxy_livez_total",
-                "Cumulative proxy livez HTTP status",
-            )?,
+            healthz: answers("proxy_healthz_total", "Cumulative proxy healthz HTTP status")?,
+            livez: answers("proxy_livez_total", "Cumulative proxy livez HTTP status")?,
         };
         metrics.begin();
         for collector in metrics.collectors() {
@@ -175,14 +157,14 @@ impl ChangeMetrics {
     /// `name` is that in metrics, `kind` that in the help.
     fn new(name: &str, kind: &str) -> Result<Self, Error> {
         Ok(Self {
-            total: IntCounter::new(
-                format!("kubeproxy_sync_proxy_rules_{name}_changes_total"),
-                format!("Cumulative proxy rules {kind} changes"),
-            )?,
-            pending: IntGauge::new(
-                format!("kubeproxy_sync_proxy_rules_{name}_changes_pending"),
-                format!("Pending proxy rules {kind} changes"),
-            )?,
+            total: IntCounter::with_opts(options(
+                &format!("sync_proxy_rules_{name}_changes_total"),
+                &format!("Cumulative proxy rules {kind} changes"),
+            ))?,
+            pending: IntGauge::with_opts(options(
+                &format!("sync_proxy_rules_{name}_changes_pending"),
+                &format!("Pending proxy rules {kind} changes"),
+            ))?,
         })
     }
 
@@ -209,8 +191,21 @@ fn set_all(gauges: &GaugeVec, value: f64) {
     }
 }
 
+fn options(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace("kubeproxy")
+}
+
+fn histogram(name: &str, help: &str, buckets: Vec<f64>) -> Result<HistogramVec, Error> {
+    let options = HistogramOpts::from(options(name, help)).buckets(buckets);
+    HistogramVec::new(options, &[FAMILY])
+}
+
+fn time(name: &str, help: &str) -> Result<GaugeVec, Error> {
+    GaugeVec::new(options(name, help), &[FAMILY])
+}
+
 fn answers(name: &str, help: &str) -> Result<IntCounterVec, Error> {
-    IntCounterVec::new(Opts::new(name, help), &["code"])
+    IntCounterVec::new(options(name, help), &["code"])
 }
 
 /// The zero is kube-proxy's, too.

@@ -47,7 +47,7 @@ impl Metrics {
         })
     }
 
-    /// Everything as text. Reads the kernel's maps: a matter of milliseconds, up to some hundred if the flow tables are
+    /// Everything as text. Reads the kernel's maps: a matter of milliseconds, or of some hundred if the flow tables are
     /// full.
     pub fn text(&self, readings: &Readings) -> Result<String, MetricsError> {
         let mut families = Vec::new();
