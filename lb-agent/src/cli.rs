@@ -9,6 +9,7 @@ use lb_common::flow::Lifetimes;
 use crate::datapath::attach::{TcAttach, XdpAttach};
 use crate::datapath::object::{DEFAULT_CAPACITY, DEFAULT_FLOWS};
 use crate::devices::DeviceArguments;
+use crate::health::HealthArguments;
 use crate::output::OutputFormat;
 
 /// Makes Kubernetes Services work with eBPF.
@@ -93,6 +94,9 @@ pub struct RunArguments {
     /// Lifetimes of idle flows.
     #[command(flatten)]
     pub lifetimes: LifetimeArguments,
+    /// Where to answer health checks and to tell metrics.
+    #[command(flatten)]
+    pub health: HealthArguments,
 }
 
 /// What happens to TCP connections whose backend was removed.

@@ -1,6 +1,6 @@
 //! The agent's pure core in one piece: changes of objects in, map operations out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::install::{InstalledService, Installer, Repaired};
 use crate::maps::{MapError, Maps, Protocol};
 use crate::model::{self, NodeConfig, Problem};
 use crate::object::{Change, Kind, ObjectReference};
-use crate::state::State;
+use crate::state::{Observed, State, Trigger};
 
 /// Keeps the maps as the objects ask for. Synchronous; the caller brings changes and the time.
 #[derive(Debug)]
@@ -104,25 +104,27 @@ impl<M: Maps> Controller<M> {
     }
 
     /// Installs what changed, and does what is due. Nothing is written before the source has listed every kind.
-    pub fn tick(&mut self, now: Instant) {
+    /// Returns the Services that changed.
+    pub fn tick(&mut self, now: Instant) -> BTreeSet<NamespacedName> {
         if !self.state.ready() {
-            return;
+            return BTreeSet::new();
         }
         let dirty = self.state.take_dirty();
         if self.is_synced {
-            for name in dirty {
-                let desired = self.desired(&name);
-                self.installer.set(&name, desired, &mut self.maps, now);
+            for name in &dirty {
+                let desired = self.desired(name);
+                self.installer.set(name, desired, &mut self.maps, now);
             }
         } else {
             let desired = dirty
-                .into_iter()
-                .filter_map(|name| self.desired(&name).map(|desired| (name, desired)))
+                .iter()
+                .filter_map(|name| self.desired(name).map(|desired| (name.clone(), desired)))
                 .collect();
             self.installer.first_sync(desired, &mut self.maps, now);
             self.is_synced = true;
         }
         self.installer.tick(&mut self.maps, now);
+        dirty
     }
 
     /// When [`Self::tick`] has something to do that no change announces.
@@ -152,6 +154,21 @@ impl<M: Maps> Controller<M> {
     /// The maps, for what the controller does not write.
     pub fn maps_mut(&mut self) -> &mut M {
         &mut self.maps
+    }
+
+    /// What is installed.
+    pub fn installer(&self) -> &Installer {
+        &self.installer
+    }
+
+    /// What the objects tell to those who watch the agent.
+    pub fn observed(&self) -> &Observed {
+        self.state.observed()
+    }
+
+    /// Which slices changed since the last call.
+    pub fn take_triggers(&mut self) -> Vec<Trigger> {
+        self.state.take_triggers()
     }
 
     /// The node, with what its object says.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::layout::frontend_flags;
 
-use crate::maps::{FrontendKey, Protocol};
+use crate::maps::{Family, FrontendKey, Protocol};
 
 /// Namespace and name of an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -76,6 +76,55 @@ pub struct DesiredService {
     pub ports: Vec<DesiredPort>,
     /// Addresses that get a wildcard row.
     pub vips: Vec<IpAddr>,
+    /// What health checks and metrics tell of it.
+    pub health: ServiceHealth,
+}
+
+/// What health checks and metrics tell of a Service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ServiceHealth {
+    /// What a load balancer may ask at a port of the node.
+    pub check: Option<HealthCheck>,
+    /// Ports whose `internalTrafficPolicy` is `Local` and that have endpoints, but none here.
+    pub without_local_internal: PerFamily,
+    /// The same of `externalTrafficPolicy`.
+    pub without_local_external: PerFamily,
+}
+
+/// A `healthCheckNodePort`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HealthCheck {
+    /// The port, host byte order.
+    pub port: u16,
+    /// Addresses of ready endpoints on this node, each once.
+    pub local_endpoints: PerFamily,
+}
+
+/// A number for each family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PerFamily {
+    /// That of IPv4.
+    pub ipv4: usize,
+    /// That of IPv6.
+    pub ipv6: usize,
+}
+
+impl PerFamily {
+    /// The numbers that `count` gives.
+    pub fn of(count: impl Fn(Family) -> usize) -> Self {
+        Self {
+            ipv4: count(Family::V4),
+            ipv6: count(Family::V6),
+        }
+    }
+
+    /// The number of a family.
+    pub fn get(self, family: Family) -> usize {
+        match family {
+            Family::V4 => self.ipv4,
+            Family::V6 => self.ipv6,
+        }
+    }
 }
 
 /// What one port of a Service asks of the maps.

@@ -1,6 +1,7 @@
 //! `lb-agent run`: brings source, devices, controller and datapath together.
 
 mod agent;
+mod monitor;
 
 use std::process::ExitCode;
 

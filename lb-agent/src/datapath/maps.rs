@@ -306,7 +306,9 @@ fn size<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<(usize, 
     let map = open(directory, name)?;
     let capacity = max_entries(&map, name)?;
     let map: HashMap<MapData, K, V> = typed(map, name)?;
-    Ok((map.keys().count(), capacity))
+    // A key that is evicted while it is looked at makes the walk begin anew.
+    let most = usize::try_from(capacity).unwrap_or(usize::MAX);
+    Ok((map.keys().take(most).count(), capacity))
 }
 
 /// The addresses that the packets of a table's flows come to.
@@ -416,7 +418,7 @@ fn service_name(name: &str) -> ServiceName {
     ServiceName { text }
 }
 
-fn text_of(name: &ServiceName) -> String {
+pub(super) fn text_of(name: &ServiceName) -> String {
     let text = name.text.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(text).into_owned()
 }

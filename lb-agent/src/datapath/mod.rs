@@ -7,6 +7,7 @@ pub mod maps;
 pub mod object;
 pub mod pins;
 pub mod probe;
+pub mod readings;
 mod slots;
 
 use std::path::Path;

@@ -17,6 +17,7 @@ mod reserve;
 mod restore;
 mod slots;
 mod tables;
+mod usage;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -31,6 +32,7 @@ use crate::maps::{Family, FrontendKey, MapError, Maps};
 use port::Port;
 pub use repair::Repaired;
 use tables::{Context, Tables};
+pub use usage::Usage;
 
 /// The first pause before a failed Service is tried again; it doubles with each failure.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -80,6 +82,8 @@ struct Failure {
     message: String,
     attempts: u32,
     due: Instant,
+    /// When the kernel began to refuse it; `None` if it does not fit into the maps.
+    fault_since: Option<Instant>,
 }
 
 impl Entry {
@@ -256,6 +260,13 @@ impl Installer {
                 if before.as_ref().is_none_or(|failure| failure.message != message) {
                     tracing::warn!(service = %name, "not installed yet: {message}");
                 }
+                let fault_since = match error {
+                    MapError::Full { .. } => None,
+                    MapError::Kernel { .. } => {
+                        let before = before.as_ref().and_then(|failure| failure.fault_since);
+                        before.or(Some(now))
+                    }
+                };
                 let attempts = before.map_or(0, |failure| failure.attempts.saturating_add(1));
                 let due = now + pause(attempts);
                 self.retries.insert((due, name.clone()));
@@ -263,6 +274,7 @@ impl Installer {
                     message,
                     attempts,
                     due,
+                    fault_since,
                 });
             }
         }

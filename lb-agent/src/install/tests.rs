@@ -7,7 +7,9 @@ use lb_common::layout::{Region, frontend_flags};
 use proptest::prelude::*;
 
 use super::*;
-use crate::desired::{DesiredBackend, DesiredFrontend, FrontendKind, ServiceType, TrafficPolicy};
+use crate::desired::{
+    DesiredBackend, DesiredFrontend, FrontendKind, ServiceHealth, ServiceType, TrafficPolicy,
+};
 use crate::maglev;
 use crate::maps::testing::{FakeMaps, FaultyMaps};
 use crate::maps::{Backend, BackendState, Capacity, MapImage, MapOp, Protocol, dump};
@@ -99,6 +101,7 @@ fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
         created: Some(created),
         ports: desired,
         vips: vips.into_iter().collect(),
+        health: ServiceHealth::default(),
     }
 }
 
@@ -506,6 +509,7 @@ fn what_does_not_fit_is_refused_as_a_whole_and_named() {
             failure(&bench, 1)
         );
         assert_eq!(failure(&bench, 0), "");
+        assert_eq!(bench.installer.fault_since(), None);
         // Room appears.
         bench.set(0, None);
         bench.settle();
@@ -624,4 +628,40 @@ fn pauses_grow_and_end() {
     assert_eq!(pause(0), RETRY_FIRST);
     assert_eq!(pause(1), 2 * RETRY_FIRST);
     assert_eq!(pause(u32::MAX), RETRY_LAST);
+}
+
+#[test]
+fn a_fault_of_the_kernel_counts_from_the_first_one() {
+    let mut bench = Bench::new(CAPACITY, 100, 0);
+    assert_eq!(bench.installer.fault_since(), None);
+    let first = bench.now;
+    bench.set(0, Some(one_port(&[(0, 0)], [0])));
+    for _ in 0..3 {
+        bench.now += RETRY_LAST;
+        bench.installer.tick(&mut bench.maps, bench.now);
+        assert_eq!(bench.installer.fault_since(), Some(first));
+    }
+    bench.set(1, Some(one_port(&[(1, 0)], [1])));
+    assert_eq!(bench.installer.fault_since(), Some(first));
+
+    let mut sound = Bench::new(CAPACITY, 0, 0);
+    sound.set(0, Some(one_port(&[(0, 0)], [0])));
+    assert_eq!(sound.installer.fault_since(), None);
+}
+
+#[test]
+fn usage_is_that_of_the_maps() {
+    let mut bench = Bench::new(CAPACITY, 0, 0);
+    bench.set(0, Some(one_port(&[(0, 0), (0, 1)], [0, 1, 3])));
+    bench.set(1, Some(one_port(&[(1, 0)], [4])));
+    let (image, usage) = (bench.image(), bench.installer.usage());
+    let of_family = |family| {
+        let keys = image.frontends.keys();
+        keys.filter(|key| Family::of(key.address()) == family).count()
+    };
+    assert_eq!(usage.frontends, Family::ALL.map(of_family));
+    assert_eq!(usage.backends, [image.backends4.len(), image.backends6.len()]);
+    assert_eq!(usage.slots, image.slots.len());
+    assert_eq!(usage.services, image.names.len());
+    assert!(usage.slots > 0 && usage.services == 2, "{usage:?}");
 }

@@ -86,6 +86,19 @@ impl<'a> Endpoints<'a> {
         &self.problems
     }
 
+    /// Addresses of the ready endpoints of one port on this node. One that is ready in one slice and terminating in
+    /// another, as a terminating Pod's address that is already another Pod's, is ready.
+    pub(super) fn ready_here(&self, port: &PortName) -> impl Iterator<Item = IpAddr> {
+        let slices = self
+            .slices
+            .iter()
+            .filter(|slice| slice.ports.contains_key(&(port.name.as_str(), port.protocol)));
+        slices
+            .flat_map(|slice| &slice.endpoints)
+            .filter(|endpoint| endpoint.ready && endpoint.local)
+            .map(|endpoint| endpoint.address)
+    }
+
     /// The backends of one port. `uses_local`: some frontend asks for the endpoints of this node.
     pub(super) fn select(
         &self,

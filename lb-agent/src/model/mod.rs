@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod frontends;
+mod health;
 mod values;
 
 use std::borrow::Cow;
@@ -110,6 +111,7 @@ pub fn desired(
     }
     let desired = DesiredService {
         service_type: addresses.service_type(),
+        health: health::of(service, &ports, &endpoints, &mut problems),
         created: service
             .metadata
             .creation_timestamp

@@ -44,7 +44,7 @@ fn endpoint(text: &str) -> Endpoint {
     endpoint
 }
 
-fn slice(protocol: &str, endpoints: &[&str]) -> EndpointSlice {
+pub(super) fn slice(protocol: &str, endpoints: &[&str]) -> EndpointSlice {
     EndpointSlice {
         address_type: "IPv4".to_owned(),
         endpoints: Some(endpoints.iter().map(|text| endpoint(text)).collect()),
@@ -61,7 +61,7 @@ fn slice(protocol: &str, endpoints: &[&str]) -> EndpointSlice {
     }
 }
 
-fn service(spec: ServiceSpec) -> Service {
+pub(super) fn service(spec: ServiceSpec) -> Service {
     Service {
         metadata: ObjectMeta {
             name: Some("web".to_owned()),
@@ -73,7 +73,7 @@ fn service(spec: ServiceSpec) -> Service {
     }
 }
 
-fn spec(protocol: &str) -> ServiceSpec {
+pub(super) fn spec(protocol: &str) -> ServiceSpec {
     ServiceSpec {
         cluster_ip: Some("10.96.0.1".to_owned()),
         internal_traffic_policy: Some("Local".to_owned()),
@@ -97,7 +97,10 @@ fn node() -> NodeConfig {
     }
 }
 
-fn desired_of(service: &Service, slices: &[EndpointSlice]) -> (Option<DesiredService>, Vec<Problem>) {
+pub(super) fn desired_of(
+    service: &Service,
+    slices: &[EndpointSlice],
+) -> (Option<DesiredService>, Vec<Problem>) {
     let slices = Slices {
         slices: slices.iter().map(Cow::Borrowed).collect(),
         origin: Kind::EndpointSlice,

@@ -3,13 +3,16 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use k8s_openapi::jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::monitor::Monitor;
 use crate::cli::{OnRemovedBackend, RunArguments, SocketLb, SourceArguments};
 use crate::controller::Controller;
 use crate::datapath::Datapath;
@@ -17,8 +20,11 @@ use crate::datapath::attach::AttachOptions;
 use crate::datapath::maps::KernelMaps;
 use crate::datapath::object::Settings;
 use crate::datapath::pins::Pins;
+use crate::datapath::readings::Readings;
 use crate::devices::{self, DeviceOptions, View, primary_addresses};
+use crate::health::{self, Health, HealthArguments, Served};
 use crate::maps::Capacity;
+use crate::metrics::Metrics;
 use crate::model::NodeConfig;
 use crate::object::{Change, Kind};
 use crate::source::kube::{self, KubeOptions};
@@ -51,6 +57,7 @@ pub(super) async fn run(arguments: &RunArguments) -> anyhow::Result<()> {
 /// Everything the loop holds.
 struct Agent {
     controller: Controller<KernelMaps>,
+    monitor: Monitor,
     datapath: Datapath,
     cgroup: Option<PathBuf>,
     changes: mpsc::Receiver<Change>,
@@ -93,6 +100,8 @@ impl Agent {
         maps.renew_filter(&maps_directory)?;
         warn_of_other_sizes(&maps, &datapath.settings().capacity);
 
+        let monitor = monitor(arguments.health, Readings::open(&maps_directory)?)?;
+
         let (sender, changes) = mpsc::channel(CHANGES);
         let (kinds, source) = start_source(&arguments.source, &node_name, sender).await?;
         let node = NodeConfig {
@@ -102,6 +111,7 @@ impl Agent {
         };
         Ok(Self {
             controller: Controller::new(maps, node, kinds)?,
+            monitor,
             datapath,
             cgroup,
             changes,
@@ -119,6 +129,7 @@ impl Agent {
         let due = [
             self.controller.next_due(),
             self.attach_retry,
+            Some(self.monitor.next_due()),
             Some(self.next_repair),
         ];
         let due = due.into_iter().flatten().min().unwrap_or(self.next_repair);
@@ -134,7 +145,7 @@ impl Agent {
             () = tokio::time::sleep_until(due.into()) => {}
         }
         let now = Instant::now();
-        self.controller.tick(now);
+        self.monitor.tick(&mut self.controller, now);
         self.follow_node()?;
         if self.controller.is_synced() && (!self.attached || self.attach_retry.is_some_and(|due| due <= now))
         {
@@ -209,6 +220,23 @@ impl Agent {
             Err(error) => tracing::warn!("cannot compare the maps: {:#}", anyhow::Error::from(error)),
         }
     }
+}
+
+/// Starts to tell how the agent is.
+fn monitor(arguments: HealthArguments, readings: Readings) -> anyhow::Result<Monitor> {
+    let (now, clock) = (Instant::now(), Timestamp::now());
+    let health = Arc::new(Health::new(now, clock));
+    let metrics = Arc::new(Metrics::new()?);
+    let monitor = Monitor::new(health.clone(), metrics.clone(), now, clock);
+    let served = Served {
+        arguments,
+        health,
+        checks: monitor.checks(),
+        metrics,
+        readings: Arc::new(readings),
+    };
+    health::start(served).context("cannot start to serve health checks and metrics")?;
+    Ok(monitor)
 }
 
 fn node_name(arguments: &RunArguments) -> anyhow::Result<String> {

@@ -1,6 +1,7 @@
 //! The objects as the source last told them, and which Services a change concerns.
 
 mod labels;
+mod observed;
 mod pods;
 mod trim;
 
@@ -9,11 +10,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::jiff::Timestamp;
 
 use crate::desired::NamespacedName;
 use crate::model::{NodeConfig, Problem, Slices, parse_address};
 use crate::object::{Change, Kind, Object, ObjectReference};
 use labels::LabelIndex;
+use observed::trigger_time;
+pub use observed::{Changes, Observed, Trigger};
 
 /// The label that says which Service a slice belongs to.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -41,6 +45,7 @@ pub struct State {
     selectors: LabelIndex,
     node_object: Option<Node>,
     dirty: BTreeSet<NamespacedName>,
+    observed: Observed,
 }
 
 impl State {
@@ -58,6 +63,7 @@ impl State {
             selectors: LabelIndex::default(),
             node_object: None,
             dirty: BTreeSet::new(),
+            observed: Observed::default(),
         }
     }
 
@@ -111,8 +117,20 @@ impl State {
         &self.node
     }
 
+    /// What the objects tell to those who watch the agent.
+    pub fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// Which slices changed since the last call.
+    pub fn take_triggers(&mut self) -> Vec<Trigger> {
+        std::mem::take(&mut self.observed.triggers)
+    }
+
     /// The Services that changed since the last call.
     pub fn take_dirty(&mut self) -> BTreeSet<NamespacedName> {
+        self.observed.service_changes.pending = 0;
+        self.observed.endpoint_changes.pending = 0;
         std::mem::take(&mut self.dirty)
     }
 
@@ -207,9 +225,13 @@ impl State {
         let name = NamespacedName { namespace, name };
         match object {
             Object::Service(service) => self.set_service(name, Some(trim::service(*service))),
-            Object::EndpointSlice(slice) => self.set_slice(name, Some(trim::slice(*slice))),
+            Object::EndpointSlice(slice) => {
+                let trigger = trigger_time(&slice);
+                self.set_slice(name, Some(trim::slice(*slice)), trigger);
+            }
             Object::Pod(pod) => self.set_pod(name, Some(trim::pod(*pod))),
             Object::Node(node) if name.name == self.configured.name => {
+                self.observed.node_is_leaving = observed::is_leaving(&node);
                 self.node_object = Some(trim::node(*node));
                 self.node_changed();
             }
@@ -224,9 +246,10 @@ impl State {
         };
         match reference.kind {
             Kind::Service => self.set_service(name, None),
-            Kind::EndpointSlice => self.set_slice(name, None),
+            Kind::EndpointSlice => self.set_slice(name, None, None),
             Kind::Pod => self.set_pod(name, None),
             Kind::Node if name.name == self.configured.name => {
+                // Whether it was leaving stays as it was: an autoscaler deletes the object before the machine is off.
                 self.node_object = None;
                 self.node_changed();
             }
@@ -248,10 +271,11 @@ impl State {
             Some(service) => self.services.insert(name.clone(), service),
             None => self.services.remove(&name),
         };
+        self.observed.service_changes.add();
         self.dirty.insert(name);
     }
 
-    fn set_slice(&mut self, name: NamespacedName, slice: Option<EndpointSlice>) {
+    fn set_slice(&mut self, name: NamespacedName, slice: Option<EndpointSlice>, trigger: Option<Timestamp>) {
         let owner = slice.as_ref().map(|slice| {
             let label = slice
                 .metadata
@@ -278,16 +302,24 @@ impl State {
             if slices.is_empty() {
                 self.slices.remove(&old_owner);
             }
-            self.dirty.insert(old_owner);
+            self.endpoints_changed(old_owner);
         }
         let (Some(owner), Some(slice)) = (owner, slice) else {
             return;
         };
         let slices = self.slices.entry(owner.clone()).or_default();
         if slices.get(&name.name) != Some(&slice) {
+            self.observed
+                .triggers
+                .extend(Trigger::of(&owner, &slice, trigger));
             slices.insert(name.name, slice);
-            self.dirty.insert(owner);
+            self.endpoints_changed(owner);
         }
+    }
+
+    fn endpoints_changed(&mut self, service: NamespacedName) {
+        self.observed.endpoint_changes.add();
+        self.dirty.insert(service);
     }
 
     fn set_pod(&mut self, name: NamespacedName, pod: Option<Pod>) {
@@ -329,6 +361,7 @@ impl State {
                 if selector.is_some_and(|selector| labels::matches(selector, labels))
                     && !self.slices.contains_key(&service)
                 {
+                    self.observed.endpoint_changes.add();
                     self.dirty.insert(service);
                 }
             }

@@ -1,9 +1,10 @@
 //! Which Services a change concerns.
 
-use k8s_openapi::api::core::v1::ServiceSpec;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
+use k8s_openapi::api::core::v1::{NodeSpec, ServiceSpec, Taint};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, Time};
 
 use super::*;
+use crate::maps::Family;
 
 const KINDS: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
 
@@ -111,4 +112,92 @@ fn replace_removes_what_is_not_listed_and_makes_ready() {
         objects: Vec::new(),
     });
     assert!(state.ready());
+}
+
+const TRIGGER: &str = "2026-01-02T03:04:05.678Z";
+
+fn triggered(name: &str, family: &str, time: &str) -> EndpointSlice {
+    let mut slice = slice(name, Some("web"));
+    slice.address_type = family.to_owned();
+    let key = "endpoints.kubernetes.io/last-change-trigger-time".to_owned();
+    slice.metadata.annotations = Some([(key, time.to_owned())].into());
+    slice
+}
+
+#[test]
+fn changes_are_counted_until_they_are_taken() {
+    let mut state = State::new(NodeConfig::default(), KINDS);
+    apply_service(&mut state, service("web"));
+    apply_service(&mut state, service("web"));
+    apply_slice(&mut state, slice("one", Some("web")));
+    apply_slice(&mut state, slice("one", Some("api")));
+    let changes = |total, pending| Changes { total, pending };
+    assert_eq!(state.observed().service_changes, changes(1, 1));
+    // The last one concerns the endpoints of two Services.
+    assert_eq!(state.observed().endpoint_changes, changes(3, 3));
+    state.take_dirty();
+    assert_eq!(state.observed().service_changes, changes(1, 0));
+    assert_eq!(state.observed().endpoint_changes, changes(3, 0));
+}
+
+#[test]
+fn a_change_of_a_slice_says_when_it_was_caused() {
+    let mut state = State::new(NodeConfig::default(), KINDS);
+    apply_slice(&mut state, triggered("one", "IPv4", TRIGGER));
+    apply_slice(&mut state, triggered("two", "IPv6", TRIGGER));
+    apply_slice(&mut state, triggered("names", "FQDN", TRIGGER));
+    apply_slice(&mut state, triggered("broken", "IPv4", "yesterday"));
+    apply_slice(&mut state, slice("silent", Some("web")));
+    let found: Vec<_> = state
+        .take_triggers()
+        .into_iter()
+        .map(|trigger| (trigger.service.name, trigger.family, trigger.time.to_string()))
+        .collect();
+    let expected = [Family::V4, Family::V6].map(|family| ("web".to_owned(), family, TRIGGER.to_owned()));
+    assert_eq!(found, expected);
+
+    // Nothing that the agent reads changed.
+    state.take_dirty();
+    apply_slice(&mut state, triggered("one", "IPv4", "2026-01-02T03:04:06Z"));
+    assert_eq!(state.take_triggers(), []);
+    assert_eq!(dirty(&mut state), [""; 0]);
+}
+
+#[test]
+fn when_the_node_is_leaving() {
+    let config = NodeConfig {
+        name: "node-a".to_owned(),
+        ..NodeConfig::default()
+    };
+    let mut state = State::new(config, KINDS);
+    let node = |name: &str, taint: Option<&str>| Node {
+        metadata: metadata(name),
+        spec: Some(NodeSpec {
+            taints: taint.map(|key| {
+                vec![Taint {
+                    key: key.to_owned(),
+                    ..Taint::default()
+                }]
+            }),
+            ..NodeSpec::default()
+        }),
+        status: None,
+    };
+    let mut deleted = node("node-a", None);
+    deleted.metadata.deletion_timestamp = Some(Time(TRIGGER.parse().unwrap()));
+    let autoscaler = Some("ToBeDeletedByClusterAutoscaler");
+    for (object, expected) in [
+        (node("node-a", None), false),
+        (node("node-b", autoscaler), false),
+        (node("node-a", autoscaler), true),
+        (node("node-a", Some("node.kubernetes.io/not-ready")), false),
+        (deleted, true),
+    ] {
+        state.apply(Change::Apply(Object::Node(Box::new(object))));
+        assert_eq!(state.observed().node_is_leaving, expected);
+    }
+    let mut reference = Object::Node(Box::new(node("node-a", None))).reference();
+    reference.namespace = String::new();
+    state.apply(Change::Delete(reference));
+    assert!(state.observed().node_is_leaving);
 }

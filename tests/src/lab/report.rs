@@ -30,6 +30,17 @@ impl HttpReport {
     }
 }
 
+/// One page over HTTP.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PageReport {
+    /// The status code.
+    pub status: u16,
+    /// The headers, their names in lower case.
+    pub headers: BTreeMap<String, String>,
+    /// The body.
+    pub body: String,
+}
+
 /// UDP datagrams, each waiting for its answer.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct UdpReport {

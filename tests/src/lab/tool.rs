@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::machine::Machine;
 use super::process::Process;
-use super::report::{Fragmentation, HttpReport, PingReport, StreamReport, TalkEvent, UdpReport};
+use super::report::{Fragmentation, HttpReport, PageReport, PingReport, StreamReport, TalkEvent, UdpReport};
 
 /// How long servers and clients may run.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
@@ -29,6 +29,16 @@ impl Machine {
     /// HTTP requests from here.
     pub fn http(&self, address: impl Into<IpAddr>, port: u16) -> ClientBuilder<'_, HttpReport> {
         ClientBuilder::new(self, "http", address.into(), port)
+    }
+
+    /// One page, asked for from here, whatever its status.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be had, with the reason as in `connect: ConnectionRefused`.
+    pub fn get(&self, address: impl Into<IpAddr>, port: u16, path: &str) -> Result<PageReport> {
+        let client: ClientBuilder<'_, PageReport> = ClientBuilder::new(self, "get", address.into(), port);
+        client.with("--path", path).run()
     }
 
     /// UDP datagrams from here.

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Bytes;
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response, client, server};
 use hyper_util::rt::TokioIo;
-use lb_tests::lab::report::{HttpReport, Latency};
+use lb_tests::lab::report::{HttpReport, Latency, PageReport};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -51,6 +51,18 @@ pub(crate) struct Options {
     #[command(flatten)]
     source: Source,
 }
+
+#[derive(clap::Args)]
+pub(crate) struct GetOptions {
+    /// Where to connect to
+    to: SocketAddr,
+    /// Which page
+    #[arg(long)]
+    path: String,
+}
+
+/// How long a page may take to connect to, and to get.
+const GET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Answers requests with the server's name.
 pub(crate) async fn serve_connection(
@@ -211,19 +223,44 @@ async fn request(options: &Options, number: u32) -> Result<Answer, String> {
 }
 
 async fn exchange(stream: TcpStream, to: SocketAddr) -> Result<(String, IpAddr)> {
+    let response = fetch(stream, to, "/").await?;
+    let client = response
+        .headers()
+        .get(CLIENT_HEADER)
+        .context("the server does not say who asked")?;
+    let client: SocketAddr = client.to_str()?.parse()?;
+    let name = String::from_utf8_lossy(response.body());
+    Ok((name.trim().to_owned(), client.ip()))
+}
+
+/// Asks for one page.
+pub(crate) async fn get(options: &GetOptions) -> Result<PageReport> {
+    println!("ready");
+    let stream = timeout(GET_TIMEOUT, TcpStream::connect(options.to)).await?;
+    let stream = stream.map_err(|error| anyhow!(reason("connect", &error)))?;
+    let response = timeout(GET_TIMEOUT, fetch(stream, options.to, &options.path)).await??;
+    let header = |(name, value): (&HeaderName, &HeaderValue)| {
+        (
+            name.to_string(),
+            String::from_utf8_lossy(value.as_bytes()).into_owned(),
+        )
+    };
+    Ok(PageReport {
+        status: response.status().as_u16(),
+        headers: response.headers().iter().map(header).collect(),
+        body: String::from_utf8_lossy(response.body()).into_owned(),
+    })
+}
+
+async fn fetch(stream: TcpStream, to: SocketAddr, path: &str) -> Result<Response<Bytes>> {
     let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/")
+    let request = Request::get(path)
         .header("host", to.to_string())
         .body(Empty::<Bytes>::new())?;
     let answer = async {
-        let response = sender.send_request(request).await?;
-        let client = response
-            .headers()
-            .get(CLIENT_HEADER)
-            .context("the server does not say who asked")?;
-        let client: SocketAddr = client.to_str()?.parse()?;
-        let body = response.into_body().collect().await?.to_bytes();
-        Ok::<_, anyhow::Error>((String::from_utf8_lossy(&body).trim().to_owned(), client.ip()))
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let body = body.collect().await?.to_bytes();
+        Ok::<_, anyhow::Error>(Response::from_parts(head, body))
     };
     let mut answer = pin!(answer);
     tokio::select! {

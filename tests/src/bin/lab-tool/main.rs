@@ -50,6 +50,8 @@ enum Role {
     Serve(serve::Options),
     /// Send HTTP requests, each on a new connection, and report
     Http(http::Options),
+    /// Ask for one page over HTTP and report all of it
+    Get(http::GetOptions),
     /// Send UDP datagrams and report
     Udp(udp::Options),
     /// Send echo requests of ICMP and report
@@ -107,6 +109,7 @@ async fn play(role: Role) -> Result<()> {
     match role {
         Role::Serve(options) => serve::serve(options).await,
         Role::Http(options) => print(&http::run(options).await?),
+        Role::Get(options) => print(&http::get(&options).await?),
         Role::Udp(options) => print(&udp::run(&options).await?),
         Role::Layer3(options) => layer3::run(&options),
         Role::Ping(options) => print(&ping::run(&options)?),

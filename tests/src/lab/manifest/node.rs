@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use k8s_openapi::api::core::v1::{Node as NodeObject, NodeAddress, NodeSpec, NodeStatus};
+use k8s_openapi::api::core::v1::{Node as NodeObject, NodeAddress, NodeSpec, NodeStatus, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::write_yaml;
@@ -50,6 +50,17 @@ impl NodeManifest {
     pub fn label(mut self, name: &str, value: &str) -> Self {
         let labels = self.0.metadata.labels.get_or_insert_default();
         labels.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// A taint with this key, which lets nothing new be scheduled there.
+    pub fn taint(mut self, key: &str) -> Self {
+        let spec = self.0.spec.get_or_insert_default();
+        spec.taints.get_or_insert_default().push(Taint {
+            key: key.to_owned(),
+            effect: "NoSchedule".to_owned(),
+            ..Taint::default()
+        });
         self
     }
 }

@@ -1,0 +1,136 @@
+//! The health check ports of Services: one listener for each port and NodePort address, come and gone with them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::http::{self, Handler};
+use super::{Health, answer};
+use crate::desired::{HealthCheck, NamespacedName};
+use crate::maps::Family;
+
+/// What load balancers may ask for.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Checks {
+    /// Addresses that take NodePorts.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The Services with a health check port.
+    pub services: BTreeMap<NamespacedName, HealthCheck>,
+}
+
+/// One of them at one address.
+type Listener = (SocketAddr, NamespacedName);
+
+impl Checks {
+    fn listeners(&self) -> BTreeSet<Listener> {
+        let listeners = |(name, check): (&NamespacedName, &HealthCheck)| {
+            let port = check.port;
+            let name = name.clone();
+            let addresses = self.addresses.iter();
+            addresses.map(move |address| (SocketAddr::new(*address, port), name.clone()))
+        };
+        self.services.iter().flat_map(listeners).collect()
+    }
+
+    /// Endpoints that a load balancer reaches through this address. A Service that was just removed has none.
+    fn local_endpoints(&self, (address, name): &Listener) -> usize {
+        let family = Family::of(address.ip());
+        let check = self.services.get(name);
+        check.map_or(0, |check| check.local_endpoints.get(family))
+    }
+}
+
+/// Serves them until nobody changes them any more.
+pub(super) async fn serve(mut checks: watch::Receiver<Checks>, health: Arc<Health>) {
+    let mut servers: BTreeMap<Listener, JoinHandle<()>> = BTreeMap::new();
+    loop {
+        let wanted = checks.borrow_and_update().listeners();
+        // First those that go: another Service may have got the port.
+        for (_, server) in servers.extract_if(.., |listener, _| !wanted.contains(listener)) {
+            server.abort();
+            // It is over either way.
+            let _ = server.await;
+        }
+        for listener in wanted {
+            let (address, name) = listener.clone();
+            servers.entry(listener.clone()).or_insert_with(|| {
+                let what = format!("the health check of Service {name}");
+                tokio::spawn(http::serve(
+                    what,
+                    address,
+                    handler(listener, checks.clone(), health.clone()),
+                ))
+            });
+        }
+        if checks.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn handler(listener: Listener, checks: watch::Receiver<Checks>, health: Arc<Health>) -> Handler {
+    Arc::new(move |_path| {
+        let local_endpoints = checks.borrow().local_endpoints(&listener);
+        let is_healthy = health.pulse().is_healthy(Instant::now());
+        let answer = answer::check(&listener.1, local_endpoints, is_healthy);
+        Box::pin(std::future::ready(answer))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::PerFamily;
+
+    fn name(name: &str) -> NamespacedName {
+        NamespacedName {
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    #[test]
+    fn every_port_is_served_at_every_address_for_its_family() {
+        let check = |port, ipv4, ipv6| HealthCheck {
+            port,
+            local_endpoints: PerFamily { ipv4, ipv6 },
+        };
+        let checks = Checks {
+            addresses: ["192.0.2.1", "2001:db8::1"]
+                .map(|address| address.parse().unwrap())
+                .into(),
+            services: [
+                (name("api"), check(32_000, 1, 0)),
+                (name("web"), check(32_001, 2, 3)),
+            ]
+            .into(),
+        };
+        let found: Vec<_> = checks
+            .listeners()
+            .iter()
+            .map(|listener| {
+                format!(
+                    "{} {} {}",
+                    listener.0,
+                    listener.1,
+                    checks.local_endpoints(listener)
+                )
+            })
+            .collect();
+        assert_eq!(
+            found,
+            [
+                "192.0.2.1:32000 default/api 1",
+                "192.0.2.1:32001 default/web 2",
+                "[2001:db8::1]:32000 default/api 0",
+                "[2001:db8::1]:32001 default/web 3",
+            ]
+        );
+        let removed = (SocketAddr::from(([192, 0, 2, 1], 32_000)), name("gone"));
+        assert_eq!(checks.local_endpoints(&removed), 0);
+    }
+}

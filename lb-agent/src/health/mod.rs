@@ -1,0 +1,144 @@
+//! Whether this node can take traffic, as load balancers, the kubelet and Prometheus ask over HTTP.
+//!
+//! ```text
+//! loop -> Monitor -> Health (the last pulse), Checks, Metrics -> servers, on a thread of their own
+//! ```
+//! The servers answer while the loop hangs: that is when the answer matters most.
+
+mod answer;
+mod arguments;
+mod checks;
+mod http;
+mod pulse;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::future::BoxFuture;
+use hyper::Response;
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::watch;
+
+pub use self::arguments::{BindAddress, HealthArguments};
+pub use self::checks::Checks;
+use self::http::Handler;
+pub use self::pulse::{Health, LIMIT, Pulse};
+use crate::datapath::readings::Readings;
+use crate::metrics::Metrics;
+
+/// What the servers tell, and where.
+#[derive(Clone)]
+pub struct Served {
+    /// Where.
+    pub arguments: HealthArguments,
+    /// How the agent is.
+    pub health: Arc<Health>,
+    /// The health check ports of Services.
+    pub checks: watch::Receiver<Checks>,
+    /// The metrics that the loop tells.
+    pub metrics: Arc<Metrics>,
+    /// The metrics that the kernel's maps tell.
+    pub readings: Arc<Readings>,
+}
+
+/// Starts the servers, which end with the process. An address that is taken is warned of and tried again.
+///
+/// # Errors
+///
+/// If the kernel has no room for a thread.
+pub fn start(served: Served) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let run = move || runtime.block_on(serve(served));
+    std::thread::Builder::new().name("health".to_owned()).spawn(run)?;
+    Ok(())
+}
+
+async fn serve(served: Served) {
+    let HealthArguments {
+        healthz_bind_address: BindAddress(healthz),
+        metrics_bind_address: BindAddress(metrics),
+    } = served.arguments;
+    if let Some(address) = healthz {
+        let handler = health_handler(served.health.clone(), served.metrics.clone());
+        tokio::spawn(http::serve("/healthz and /livez".to_owned(), address, handler));
+    }
+    if let Some(address) = metrics {
+        let handler = metrics_handler(served.metrics, served.readings);
+        tokio::spawn(http::serve("/metrics".to_owned(), address, handler));
+    }
+    checks::serve(served.checks, served.health).await;
+    // The loop has ended; the process goes with it.
+    std::future::pending::<()>().await;
+}
+
+fn health_handler(health: Arc<Health>, metrics: Arc<Metrics>) -> Handler {
+    Arc::new(move |path| {
+        let pulse = health.pulse();
+        let is_healthy = pulse.is_healthy(Instant::now());
+        let answer = match path.as_str() {
+            "/healthz" => answer::healthz(&pulse, is_healthy, Timestamp::now()),
+            "/livez" => answer::livez(&pulse, is_healthy, Timestamp::now()),
+            _ => answer::not_found(),
+        };
+        metrics.kube_proxy.answered(&path, answer.status().as_u16());
+        Box::pin(std::future::ready(answer))
+    })
+}
+
+fn metrics_handler(metrics: Arc<Metrics>, readings: Arc<Readings>) -> Handler {
+    // Reading the maps takes time: one scrape at a time, and not on the thread that answers health checks.
+    let turn = Arc::new(tokio::sync::Mutex::new(()));
+    Arc::new(move |path| -> BoxFuture<'static, Response<String>> {
+        if path != "/metrics" {
+            return Box::pin(std::future::ready(answer::not_found()));
+        }
+        let (metrics, readings, turn) = (metrics.clone(), readings.clone(), turn.clone());
+        Box::pin(async move {
+            let _turn = turn.lock().await;
+            match tokio::task::spawn_blocking(move || metrics.text(&readings)).await {
+                Ok(Ok(text)) => answer::metrics(text),
+                Ok(Err(error)) => answer::failed(&crate::describe(&error)),
+                Err(error) => answer::failed(&crate::describe(&error)),
+            }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn healthz_and_livez_tell_that_the_loop_is_silent() {
+        let now = Instant::now();
+        let health = Arc::new(Health::new(now, Timestamp::now()));
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let handler = health_handler(health.clone(), metrics.clone());
+        let status = async |path: &str| handler(path.to_owned()).await.status().as_u16();
+        assert_eq!((status("/healthz").await, status("/livez").await), (200, 200));
+        assert_eq!(status("/").await, 404);
+        health.set(Pulse {
+            beat: now.checked_sub(LIMIT).unwrap(),
+            ..health.pulse()
+        });
+        assert_eq!((status("/healthz").await, status("/livez").await), (503, 503));
+        health.set(Pulse {
+            beat: now,
+            node_is_leaving: true,
+            ..health.pulse()
+        });
+        assert_eq!((status("/healthz").await, status("/livez").await), (503, 200));
+        let told = metrics.told().unwrap();
+        for (name, code, count) in [
+            ("healthz", 200, 1),
+            ("healthz", 503, 2),
+            ("livez", 200, 2),
+            ("livez", 503, 1),
+        ] {
+            let line = format!("kubeproxy_proxy_{name}_total{{code=\"{code}\"}} {count}\n");
+            assert!(told.contains(&line), "{line}{told}");
+        }
+    }
+}

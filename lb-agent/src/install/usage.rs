@@ -1,0 +1,48 @@
+//! How full the maps are, and since when the kernel refuses to have them written.
+
+use std::time::Instant;
+
+use super::Installer;
+use crate::maps::{Capacity, Family};
+
+/// How much of the maps is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Usage {
+    /// Frontend rows of IPv4 and IPv6.
+    pub frontends: [usize; 2],
+    /// Backend rows of IPv4 and IPv6, those included that are about to be free.
+    pub backends: [usize; 2],
+    /// Slots that frontends point to.
+    pub slots: usize,
+    /// Service ids.
+    pub services: usize,
+    /// How much there is room for.
+    pub capacity: Capacity,
+}
+
+impl Installer {
+    /// How much of the maps is in use.
+    pub fn usage(&self) -> Usage {
+        let tables = &self.tables;
+        let capacity = tables.capacity();
+        // Row 0 is never used.
+        let usable = usize::try_from(capacity.backends.saturating_sub(1)).unwrap_or(usize::MAX);
+        Usage {
+            frontends: Family::ALL.map(|family| tables.n_frontends(family)),
+            backends: Family::ALL.map(|family| usable.saturating_sub(tables.available_backends(family))),
+            slots: tables.written_regions().map(|(_, slots)| slots.len()).sum(),
+            services: tables.names().len(),
+            capacity,
+        }
+    }
+
+    /// Since when the kernel refuses to write some Service. A Service that does not fit into the maps is another matter:
+    /// it is reported, and no reason to think that the agent is ill.
+    pub fn fault_since(&self) -> Option<Instant> {
+        let failed = self
+            .retries
+            .iter()
+            .filter_map(|(_, name)| self.services.get(name)?.failure.as_ref());
+        failed.filter_map(|failure| failure.fault_since).min()
+    }
+}

@@ -1,0 +1,66 @@
+//! Metrics whose values are known only when they are asked for.
+
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+
+/// A metric that is being put together.
+pub(super) struct Family {
+    kind: MetricType,
+    family: MetricFamily,
+    samples: Vec<Metric>,
+}
+
+impl Family {
+    /// One that only grows.
+    pub(super) fn counter(name: &str, help: &str) -> Self {
+        Self::new(MetricType::COUNTER, name, help)
+    }
+
+    /// One that goes up and down.
+    pub(super) fn gauge(name: &str, help: &str) -> Self {
+        Self::new(MetricType::GAUGE, name, help)
+    }
+
+    fn new(kind: MetricType, name: &str, help: &str) -> Self {
+        let mut family = MetricFamily::default();
+        family.set_name(name.to_owned());
+        family.set_help(help.to_owned());
+        family.set_field_type(kind);
+        Self {
+            kind,
+            family,
+            samples: Vec::new(),
+        }
+    }
+
+    /// Adds a value.
+    pub(super) fn add(&mut self, labels: &[(&str, &str)], value: u64) {
+        let label = |(name, value): &(&str, &str)| {
+            let mut label = LabelPair::default();
+            label.set_name((*name).to_owned());
+            label.set_value((*value).to_owned());
+            label
+        };
+        let mut metric = Metric::from_label(labels.iter().map(label).collect());
+        // The format has no other numbers.
+        let value = value as f64;
+        if self.kind == MetricType::COUNTER {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        self.samples.push(metric);
+    }
+
+    /// The metric; `None` without values, which the format does not know.
+    pub(super) fn finish(mut self) -> Option<MetricFamily> {
+        if self.samples.is_empty() {
+            return None;
+        }
+        self.family.set_metric(self.samples);
+        Some(self.family)
+    }
+}

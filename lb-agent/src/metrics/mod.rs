@@ -1,0 +1,68 @@
+//! What Prometheus is told, in its text format: kube-proxy's metrics under kube-proxy's names, which dashboards know,
+//! and the agent's own (`lb_*`).
+//!
+//! The loop writes atomic numbers; what packets count is read from the kernel's maps at each scrape, on the scraper's
+//! thread.
+
+mod family;
+mod kube_proxy;
+mod own;
+
+use prometheus::proto::MetricFamily;
+use prometheus::{Registry, TextEncoder};
+
+pub use self::kube_proxy::KubeProxy;
+pub use self::own::Own;
+use crate::datapath::readings::Readings;
+use crate::maps::MapError;
+
+/// Why there are no metrics.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// A metric that cannot be: one of two with the same name, or without a value.
+    #[error("the metrics cannot be written")]
+    Prometheus(#[from] prometheus::Error),
+    /// The kernel's maps cannot be read.
+    #[error("the metrics of the kernel programs cannot be read")]
+    Maps(#[from] MapError),
+}
+
+/// All metrics.
+pub struct Metrics {
+    registry: Registry,
+    /// Those of kube-proxy.
+    pub kube_proxy: KubeProxy,
+    /// The agent's own that are not in the kernel's maps.
+    pub own: Own,
+}
+
+impl Metrics {
+    /// Metrics that nobody has told anything.
+    pub fn new() -> Result<Self, MetricsError> {
+        let registry = Registry::new();
+        Ok(Self {
+            kube_proxy: KubeProxy::register(&registry)?,
+            own: Own::register(&registry)?,
+            registry,
+        })
+    }
+
+    /// Everything as text. Reads the kernel's maps: a matter of milliseconds, or of some hundred if the flow tables are
+    /// full.
+    pub fn text(&self, readings: &Readings) -> Result<String, MetricsError> {
+        let mut families = Vec::new();
+        families.extend(own::packets(&readings.reasons()?));
+        families.extend(own::services(&readings.services()?));
+        families.extend(own::maps(self.own.usage(), &readings.sizes()?));
+        Ok(self.told()? + &write(&families)?)
+    }
+
+    /// What the loop told, as text.
+    pub fn told(&self) -> Result<String, MetricsError> {
+        write(&self.registry.gather())
+    }
+}
+
+fn write(families: &[MetricFamily]) -> Result<String, MetricsError> {
+    Ok(TextEncoder::new().encode_to_string(families)?)
+}

@@ -1,0 +1,207 @@
+//! What the loop tells of itself: to health checks and metrics.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::watch;
+
+use crate::controller::Controller;
+use crate::desired::{HealthCheck, NamespacedName, PerFamily, ServiceHealth};
+use crate::health::{Checks, Health, Pulse};
+use crate::install::Installer;
+use crate::maps::{Family, Maps};
+use crate::metrics::Metrics;
+
+/// How often the loop gives a sign of life, and counts what takes time to count.
+const SURVEY_INTERVAL: Duration = Duration::from_secs(10);
+/// How soon after a change it counts again.
+const SURVEY_DELAY: Duration = Duration::from_secs(1);
+
+/// Follows the controller.
+pub(super) struct Monitor {
+    health: Arc<Health>,
+    checks: watch::Sender<Checks>,
+    metrics: Arc<Metrics>,
+    /// What was caused earlier, an earlier agent installed.
+    started: Timestamp,
+    /// Services that are not in the maps as they ask.
+    waiting: BTreeSet<NamespacedName>,
+    /// Services that drop traffic since all their endpoints are elsewhere.
+    without_local: BTreeMap<NamespacedName, ServiceHealth>,
+    next_survey: Instant,
+}
+
+impl Monitor {
+    pub(super) fn new(health: Arc<Health>, metrics: Arc<Metrics>, now: Instant, clock: Timestamp) -> Self {
+        Self {
+            health,
+            checks: watch::Sender::default(),
+            metrics,
+            started: clock,
+            waiting: BTreeSet::new(),
+            without_local: BTreeMap::new(),
+            next_survey: now,
+        }
+    }
+
+    /// The health checks that Services ask for.
+    pub(super) fn checks(&self) -> watch::Receiver<Checks> {
+        self.checks.subscribe()
+    }
+
+    /// When to call [`Self::tick`] at the latest: else the agent seems dead.
+    pub(super) fn next_due(&self) -> Instant {
+        self.next_survey
+    }
+
+    /// Lets the controller do what is to be done, and tells about it.
+    pub(super) fn tick<M: Maps>(&mut self, controller: &mut Controller<M>, now: Instant) {
+        // Told before they are taken: if the controller hangs on them, they are pending.
+        self.tell_changes(controller);
+        let changed = controller.tick(now);
+        if !changed.is_empty() {
+            self.metrics.kube_proxy.passed(now.elapsed());
+            self.next_survey = self.next_survey.min(now + SURVEY_DELAY);
+        }
+        self.tell_changes(controller);
+        self.follow(controller, changed);
+        let clock = Timestamp::now();
+        self.tell_latencies(controller, clock);
+        self.beat(controller, now, clock);
+        if self.next_survey <= now {
+            self.next_survey = now + SURVEY_INTERVAL;
+            self.metrics.own.set_problems(controller.problems().len());
+            self.metrics.own.set_usage(controller.installer().usage());
+        }
+    }
+
+    fn tell_changes<M: Maps>(&self, controller: &Controller<M>) {
+        let observed = controller.observed();
+        let (services, endpoints) = (observed.service_changes, observed.endpoint_changes);
+        let clock = seconds(Timestamp::now());
+        self.metrics.kube_proxy.changed(services, endpoints, clock);
+    }
+
+    /// Updates what is told of Services that changed, and of those that were not installed before and may be now.
+    fn follow<M: Maps>(&mut self, controller: &Controller<M>, mut changed: BTreeSet<NamespacedName>) {
+        let installer = controller.installer();
+        changed.append(&mut self.waiting);
+        let addresses = &controller.node().addresses;
+        self.checks.send_if_modified(|checks| {
+            let mut is_new = checks.addresses != *addresses;
+            checks.addresses.clone_from(addresses);
+            for name in &changed {
+                let old = checks.services.get(name).copied();
+                let new = check(installer, name, old);
+                is_new |= old != new;
+                match new {
+                    Some(check) => checks.services.insert(name.clone(), check),
+                    None => checks.services.remove(name),
+                };
+            }
+            is_new
+        });
+        for name in changed {
+            self.remember(installer, name);
+        }
+        self.tell_without_local();
+    }
+
+    fn remember(&mut self, installer: &Installer, name: NamespacedName) {
+        let service = installer.service(&name);
+        let health = service.as_ref().map(|service| service.desired.health);
+        let is_waiting = service.is_some_and(|service| service.failure.is_some());
+        match health.filter(has_ports_without_local) {
+            Some(health) => self.without_local.insert(name.clone(), health),
+            None => self.without_local.remove(&name),
+        };
+        if is_waiting {
+            self.waiting.insert(name);
+        }
+    }
+
+    fn tell_without_local(&self) {
+        let sum = |count: fn(&ServiceHealth) -> PerFamily| {
+            PerFamily::of(|family| {
+                let counts = self
+                    .without_local
+                    .values()
+                    .map(|health| count(health).get(family));
+                counts.sum()
+            })
+        };
+        let internal = sum(|health| health.without_local_internal);
+        let external = sum(|health| health.without_local_external);
+        self.metrics.kube_proxy.without_local(internal, external);
+    }
+
+    /// How long it took from the cause of a change of endpoints until the maps have it.
+    fn tell_latencies<M: Maps>(&self, controller: &mut Controller<M>, clock: Timestamp) {
+        if !controller.is_synced() {
+            return;
+        }
+        for trigger in controller.take_triggers() {
+            let service = controller.installer().service(&trigger.service);
+            let is_installed = service.is_some_and(|service| service.failure.is_none());
+            if is_installed && trigger.time > self.started {
+                let latency = clock.duration_since(trigger.time).as_secs_f64();
+                self.metrics.kube_proxy.programmed(trigger.family, latency);
+            }
+        }
+    }
+
+    fn beat<M: Maps>(&self, controller: &Controller<M>, now: Instant, clock: Timestamp) {
+        let fault_since = controller.installer().fault_since();
+        let is_synced = controller.is_synced() && fault_since.is_none();
+        if is_synced {
+            self.metrics.kube_proxy.synced(seconds(clock));
+        }
+        let synced = if is_synced {
+            clock
+        } else {
+            self.health.pulse().synced
+        };
+        self.health.set(Pulse {
+            beat: now,
+            fault_since,
+            synced,
+            node_is_leaving: controller.observed().node_is_leaving,
+        });
+    }
+}
+
+/// What load balancers are told of a Service. While it is not in the maps as it asks, what was told before goes on as
+/// long as it is true: the maps still serve it.
+fn check(installer: &Installer, name: &NamespacedName, old: Option<HealthCheck>) -> Option<HealthCheck> {
+    let service = installer.service(name)?;
+    let new = service.desired.health.check?;
+    if service.failure.is_none() {
+        return Some(new);
+    }
+    let old = old?;
+    let local_endpoints = PerFamily::of(|family| {
+        let [old, new] = [old, new].map(|check| check.local_endpoints.get(family));
+        old.min(new)
+    });
+    Some(HealthCheck {
+        port: old.port,
+        local_endpoints,
+    })
+}
+
+fn has_ports_without_local(health: &ServiceHealth) -> bool {
+    let counts = [health.without_local_internal, health.without_local_external];
+    Family::ALL
+        .into_iter()
+        .any(|family| counts.iter().any(|count| count.get(family) > 0))
+}
+
+/// Seconds since 1970, as metrics have them.
+fn seconds(clock: Timestamp) -> f64 {
+    clock.duration_since(Timestamp::UNIX_EPOCH).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests;

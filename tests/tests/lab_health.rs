@@ -1,0 +1,359 @@
+//! What load balancers, the kubelet and Prometheus ask an agent over HTTP.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use lb_tests::lab::cluster::{HTTP, SERVICE, SERVICE_FILE, UNKNOWN_PORT, service, vips};
+use lb_tests::lab::report::PageReport;
+use lb_tests::lab::{
+    Agent, Cluster, Machine, Process, ServiceManifest, ServicePort, SocketLb, require_privileges, wait_for,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const HEALTHZ: u16 = 10_256;
+const METRICS: u16 = 10_249;
+const CHECK: u16 = 32_100;
+const OTHER_CHECK: u16 = 32_101;
+const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+/// Makes it a load balancer's, with this health check port.
+fn balanced(manifest: ServiceManifest, port: u16) -> ServiceManifest {
+    manifest
+        .of_type("LoadBalancer")
+        .external_traffic_policy("Local")
+        .health_check_node_port(port)
+}
+
+fn apply_service(cluster: &Cluster, port: u16) {
+    let manifest = balanced(service(), port);
+    cluster.lab.apply(SERVICE_FILE, manifest).unwrap();
+}
+
+fn node_addresses(cluster: &Cluster) -> [IpAddr; 2] {
+    cluster.nodes[0].host().addresses().both()
+}
+
+/// Waits until a page has this status at all addresses.
+#[track_caller]
+fn wait_for_status(from: &Machine, addresses: &[IpAddr], port: u16, path: &str, status: u16) -> PageReport {
+    let mut last = None;
+    for address in addresses {
+        let what = format!("{status} from {address} port {port} {path}");
+        let page = wait_for(&what, PATIENCE, || {
+            from.get(*address, port, path)
+                .ok()
+                .filter(|page| page.status == status)
+        });
+        last = Some(page.unwrap());
+    }
+    last.unwrap()
+}
+
+#[track_caller]
+fn wait_until_refused(from: &Machine, addresses: &[IpAddr], port: u16) {
+    for address in addresses {
+        wait_for(&format!("that {address} port {port} is closed"), PATIENCE, || {
+            let error = from.get(*address, port, "/").err()?;
+            format!("{error:#}").contains("ConnectionRefused").then_some(())
+        })
+        .unwrap();
+    }
+}
+
+/// What a health check says: the number of endpoints twice, and the whole body.
+#[track_caller]
+fn assert_check(page: &PageReport, endpoints: usize) {
+    assert_eq!(page.headers["content-type"], "application/json");
+    assert_eq!(
+        page.headers["x-load-balancing-endpoint-weight"],
+        endpoints.to_string()
+    );
+    let expected = format!(
+        "{{\"service\":{{\"namespace\":\"default\",\"name\":\"{SERVICE}\"}},\"localEndpoints\":{endpoints},\
+         \"serviceProxyHealthy\":true}}"
+    );
+    assert_eq!(page.body, expected);
+}
+
+#[test]
+fn a_health_check_port_follows_the_endpoints_of_the_node() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("health-check", &[0, 1]).unwrap();
+    let addresses = node_addresses(&cluster);
+    apply_service(&cluster, CHECK);
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    let status = |status| wait_for_status(&cluster.outside, &addresses, CHECK, "/", status);
+    let near = &cluster.servers[0];
+    assert_check(&status(200), 1);
+
+    cluster.remove_manifest(near).unwrap();
+    assert_check(&status(503), 0);
+    cluster.set_ready(near, true).unwrap();
+    assert_check(&status(200), 1);
+    cluster.set_ready(near, false).unwrap();
+    assert_check(&status(503), 0);
+    cluster.set_ready(near, true).unwrap();
+    assert_check(&status(200), 1);
+
+    // It ends, and is still served to whoever comes.
+    let manifest = near.manifest().terminating();
+    cluster.lab.apply(&near.manifest_file(), manifest).unwrap();
+    assert_check(&status(503), 0);
+    for address in addresses {
+        let report = cluster
+            .outside
+            .http(address, HTTP.node_port.unwrap())
+            .count(5)
+            .run();
+        assert_eq!(report.unwrap().answers[near.pod.name()], 5);
+    }
+
+    cluster.lab.remove(SERVICE_FILE).unwrap();
+    wait_until_refused(&cluster.outside, &addresses, CHECK);
+    cluster.set_ready(near, true).unwrap();
+    apply_service(&cluster, OTHER_CHECK);
+    wait_for_status(&cluster.outside, &addresses, OTHER_CHECK, "/", 200);
+    wait_until_refused(&cluster.outside, &addresses, CHECK);
+}
+
+/// Something that has a port of all addresses.
+fn holder(machine: &Machine, port: u16) -> Process {
+    machine.serve().http(port).start().unwrap()
+}
+
+fn warnings(agent: &Agent, about: &str) -> usize {
+    let log = agent.log();
+    let lines = log.lines();
+    lines
+        .filter(|line| line.contains("WARN") && line.contains(about))
+        .count()
+}
+
+#[test]
+fn ports_that_are_taken_are_served_as_soon_as_they_are_free() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("health-taken", &[0]).unwrap();
+    let addresses = node_addresses(&cluster);
+    let host = cluster.nodes[0].host();
+    let [healthz, metrics, check] = [HEALTHZ, METRICS, CHECK].map(|port| holder(host, port));
+    apply_service(&cluster, CHECK);
+    let port = ServicePort {
+        node_port: None,
+        ..HTTP
+    };
+    let other = ServiceManifest::new("other", &["10.96.0.11".parse().unwrap()], &[port]);
+    let other = balanced(other, OTHER_CHECK);
+    cluster.lab.apply("other.yaml", other).unwrap();
+    let mut agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+
+    // Nothing else is disturbed.
+    wait_for_status(&cluster.outside, &addresses, OTHER_CHECK, "/", 503);
+    let report = cluster.client.http(vips()[0], HTTP.port).count(5).run();
+    assert_eq!(report.unwrap().answered(), 5);
+    for (about, count) in [
+        ("/healthz and /livez at 0.0.0.0:10256", 1),
+        ("/metrics at 127.0.0.1:10249", 1),
+        ("the health check of Service default/web at", 2),
+    ] {
+        wait_for(about, PATIENCE, || {
+            (warnings(&agent, about) == count).then_some(())
+        })
+        .unwrap();
+    }
+
+    for holder in [healthz, metrics, check] {
+        holder.stop().unwrap();
+    }
+    wait_for_status(&cluster.outside, &addresses, HEALTHZ, "/healthz", 200);
+    wait_for_status(&cluster.outside, &addresses, CHECK, "/", 200);
+    wait_for_status(host, &[LOCALHOST.into()], METRICS, "/metrics", 200);
+    assert_eq!(warnings(&agent, "cannot serve"), 4, "{}", agent.log());
+    agent.wait_until_logged("/metrics is served at").unwrap();
+}
+
+#[test]
+fn healthz_asks_for_the_node_and_livez_does_not() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("healthz", &[]).unwrap();
+    let addresses = node_addresses(&cluster);
+    let agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    let status = |path: &str, status| wait_for_status(&cluster.outside, &addresses, HEALTHZ, path, status);
+    let page = status("/healthz", 200);
+    assert_eq!(page.headers["content-type"], "application/json");
+    assert!(page.body.contains("\"nodeEligible\":true"), "{}", page.body);
+    status("/livez", 200);
+    status("/other", 404);
+
+    let sound = cluster.nodes[0].manifest();
+    let file = format!("node-{}.yaml", cluster.nodes[0].name());
+    let leaving = sound.clone().taint("ToBeDeletedByClusterAutoscaler");
+    cluster.lab.apply(&file, leaving).unwrap();
+    let page = status("/healthz", 503);
+    assert!(page.body.contains("\"nodeEligible\":false"), "{}", page.body);
+    let page = status("/livez", 200);
+    assert!(!page.body.contains("nodeEligible"), "{}", page.body);
+    cluster.lab.apply(&file, sound).unwrap();
+    status("/healthz", 200);
+
+    agent.kill();
+    let nowhere = ["--healthz-bind-address=", "--metrics-bind-address="];
+    let _agent = cluster.start_agent(SocketLb::Off, &nowhere).unwrap();
+    wait_until_refused(&cluster.outside, &addresses, HEALTHZ);
+    wait_until_refused(cluster.nodes[0].host(), &[LOCALHOST.into()], METRICS);
+}
+
+/// Stops the agent's loop, which runs on its first thread, and nothing else of it.
+fn freeze_loop(cluster: &Cluster, agent: &mut Agent) {
+    let group = cluster.nodes[0].host().cgroup().join("frozen");
+    let write = |file: &str, value: &str| fs::write(group.join(file), value).unwrap();
+    fs::create_dir(&group).unwrap();
+    write("cgroup.type", "threaded");
+    write("cgroup.threads", &agent.process().pid().to_string());
+    write("cgroup.freeze", "1");
+    wait_for("the loop to stop", PATIENCE, || {
+        let events = fs::read_to_string(group.join("cgroup.events")).unwrap();
+        events.contains("frozen 1").then_some(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn everything_is_answered_while_the_loop_hangs() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("health-hangs", &[0]).unwrap();
+    let addresses = node_addresses(&cluster);
+    apply_service(&cluster, CHECK);
+    let mut agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    wait_for_status(&cluster.outside, &addresses, CHECK, "/", 200);
+    freeze_loop(&cluster, &mut agent);
+    // Not overdue yet.
+    for path in ["/healthz", "/livez"] {
+        wait_for_status(&cluster.outside, &addresses, HEALTHZ, path, 200);
+    }
+    wait_for_status(&cluster.outside, &addresses, CHECK, "/", 200);
+    scrape(&cluster);
+}
+
+fn scrape(cluster: &Cluster) -> PageReport {
+    let host = cluster.nodes[0].host();
+    wait_for_status(host, &[LOCALHOST.into()], METRICS, "/metrics", 200)
+}
+
+/// The value of a metric with its labels.
+#[track_caller]
+fn value(page: &PageReport, metric: &str) -> f64 {
+    let line = page.body.lines().find_map(|line| line.strip_prefix(metric));
+    let value = line.unwrap_or_else(|| panic!("no {metric} in\n{}", page.body));
+    value.trim().parse().unwrap()
+}
+
+#[test]
+fn metrics_move_with_traffic_and_changes() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("metrics", &[0, 1]).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    let connections =
+        "lb_service_connections_total{namespace=\"default\",service=\"web\",port=\"http\",protocol=\"TCP\"}";
+    let rejected = connections.replace("connections", "rejected");
+    let unknown = "lb_packets_total{reason=\"unknown_port\"}";
+    let flows = "lb_map_entries{map=\"flows IPv4\"}";
+    let before = scrape(&cluster);
+    assert!(
+        before.headers["content-type"].starts_with("text/plain; version=0.0.4"),
+        "{:?}",
+        before.headers
+    );
+    assert_eq!(value(&before, connections), 0.0);
+
+    let report = cluster.client.http(vips()[0], HTTP.port).count(12).run().unwrap();
+    assert_eq!(report.answered(), 12);
+    let report = cluster
+        .client
+        .http(vips()[1], UNKNOWN_PORT)
+        .count(3)
+        .run()
+        .unwrap();
+    assert_eq!(report.answered(), 0);
+    let after = scrape(&cluster);
+    assert_eq!(value(&after, connections), 12.0);
+    assert_eq!(value(&after, &rejected), 0.0);
+    assert_eq!(value(&after, unknown) - value(&before, unknown), 3.0);
+    // A connection has an entry for each direction. Entries are not counted at every scrape.
+    wait_for("entries of the connections", PATIENCE, || {
+        (value(&scrape(&cluster), flows) >= value(&before, flows) + 24.0).then_some(())
+    })
+    .unwrap();
+    assert_eq!(value(&after, "lb_map_capacity{map=\"flows IPv4\"}"), 16_384.0);
+
+    for server in &cluster.servers {
+        cluster.remove_manifest(server).unwrap();
+    }
+    cluster.wait_for_active(&[]).unwrap();
+    let report = cluster.client.http(vips()[0], HTTP.port).count(5).run().unwrap();
+    assert_eq!(report.answered(), 0);
+    let last = scrape(&cluster);
+    assert_eq!(value(&last, &rejected), 5.0);
+    let changes = "kubeproxy_sync_proxy_rules_endpoint_changes_total";
+    assert_eq!(value(&last, changes) - value(&after, changes), 2.0);
+    assert_eq!(
+        value(&last, "kubeproxy_sync_proxy_rules_endpoint_changes_pending"),
+        0.0
+    );
+    let passes = "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}";
+    assert!(value(&last, passes) > value(&after, passes));
+    let synced = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"}";
+    assert!(value(&last, synced) > value(&before, synced));
+}
+
+#[test]
+fn metrics_tell_how_long_a_change_takes_and_how_full_the_maps_are() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("metrics-changes", &[]).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    let latency = "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"}";
+    assert_eq!(value(&scrape(&cluster), latency), 0.0);
+    let slice = format!(
+        "apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: {SERVICE}-1
+  namespace: default
+  labels: {{kubernetes.io/service-name: {SERVICE}}}
+  annotations: {{endpoints.kubernetes.io/last-change-trigger-time: '{}'}}
+addressType: IPv4
+ports: [{{name: http, port: 8080, protocol: TCP}}, {{name: unused, port: 70000}}]
+endpoints: [{{addresses: [10.1.1.1]}}, {{addresses: [10.1.1.2]}}]
+",
+        Timestamp::now()
+    );
+    cluster.lab.apply("slice.yaml", &slice).unwrap();
+    let sum = latency.replace("count", "sum");
+    let page = wait_for("the latency of the change", PATIENCE, || {
+        let page = scrape(&cluster);
+        let is_told = value(&page, "lb_map_entries{map=\"backends IPv4\"}") == 2.0;
+        (is_told && value(&page, latency) == 1.0).then_some(page)
+    })
+    .unwrap();
+    let seconds = value(&page, &sum);
+    assert!((0.0..PATIENCE.as_secs_f64()).contains(&seconds), "{seconds}");
+    assert_eq!(value(&page, "lb_map_capacity{map=\"backends IPv4\"}"), 1024.0);
+    // The port that is out of range.
+    assert_eq!(value(&page, "lb_problems"), 1.0);
+    let build = format!("lb_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(value(&page, &build), 1.0);
+}
