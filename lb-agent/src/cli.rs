@@ -144,6 +144,9 @@ pub struct SizeArguments {
     /// Ports of Services
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.services, value_parser = clap::value_parser!(u32).range(2..))]
     pub max_services: u32,
+    /// Networks in `loadBalancerSourceRanges`, for each family
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.source_ranges, value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_source_ranges: u32,
     /// Entries of each family's flow table; a connection takes two
     #[arg(long, value_name = "N", default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(64..))]
     pub max_flows: u32,

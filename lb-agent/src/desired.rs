@@ -1,11 +1,13 @@
 //! What a Service asks of the maps: the result of [`crate::model`] and the order to [`crate::install`].
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::layout::frontend_flags;
 
-use crate::maps::{FrontendKey, Protocol};
+use crate::maps::{Family, FrontendKey, Protocol};
+use crate::network::Network;
 
 /// Namespace and name of an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -76,6 +78,19 @@ pub struct DesiredService {
     pub ports: Vec<DesiredPort>,
     /// Addresses that get a wildcard row.
     pub vips: Vec<IpAddr>,
+    /// Which clients may use its load balancer addresses.
+    pub source_ranges: SourceRanges,
+}
+
+/// Which clients may use the load balancer addresses of a Service.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SourceRanges {
+    /// Families whose clients must be in one of the networks. Clients of the others may all come.
+    pub filtered: BTreeSet<Family>,
+    /// The networks of these families.
+    pub networks: BTreeSet<Network>,
+    /// Families of which a network holds an address of the node: its own processes may come.
+    pub node_allowed: BTreeSet<Family>,
 }
 
 /// What one port of a Service asks of the maps.
@@ -113,6 +128,14 @@ pub struct DesiredBackend {
     pub in_cluster: bool,
     /// Whether the `local` region names it.
     pub in_local: bool,
+}
+
+impl SourceRanges {
+    /// Whether clients of a frontend must be in one of the networks.
+    pub fn filters(&self, frontend: &DesiredFrontend) -> bool {
+        frontend.kind == FrontendKind::LoadBalancer
+            && self.filtered.contains(&Family::of(frontend.key.address()))
+    }
 }
 
 impl DesiredFrontend {

@@ -18,6 +18,7 @@ pub mod maps;
 pub mod model;
 pub mod mounts;
 pub mod namespace;
+pub mod network;
 pub mod object;
 pub mod output;
 pub mod ports;

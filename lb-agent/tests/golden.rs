@@ -27,6 +27,7 @@ const CAPACITY: Capacity = Capacity {
     slots: 20_000,
     backends: 200,
     services: 100,
+    source_ranges: 100,
 };
 
 type TestMaps = FaultyMaps<FakeMaps>;

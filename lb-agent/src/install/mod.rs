@@ -2,9 +2,11 @@
 //!
 //! A change of a Service goes through these steps, and packets see it by the writes of the third:
 //! 1. ids, room and regions are reserved in memory; what does not fit is refused before anything is written;
-//! 2. new and changed backends are written, then the slots of new regions (a region in use is never modified);
+//! 2. new and changed backends are written, then the slots of new regions and source ranges of new sets (what is in
+//!    use of these is never modified);
 //! 3. frontend rows are written, each by one atomic operation;
-//! 4. frontend rows nobody wants are deleted, then removed backends are marked gone and others draining.
+//! 4. frontend rows nobody wants are deleted, then removed backends are marked gone and others draining, and sets of
+//!    source ranges that no row names any more are deleted.
 //!
 //! What went out of use is used again after `tables::GRACE`, a region never before its last row is gone. If a
 //! write fails, the Service stays where it is and goes on from there at its next attempt.
@@ -12,6 +14,7 @@
 mod claims;
 mod ids;
 mod port;
+mod ranges;
 mod repair;
 mod reserve;
 mod restore;
@@ -29,6 +32,7 @@ use lb_common::layout::{BackendId, ServiceId};
 use crate::desired::{DesiredPort, DesiredService, NamespacedName, PortName};
 use crate::maps::{Family, FrontendKey, MapError, Maps};
 use port::Port;
+use ranges::SetId;
 pub use repair::Repaired;
 use tables::{Context, Tables};
 
@@ -69,6 +73,9 @@ struct Entry {
     ports: Vec<(PortName, ServiceId)>,
     /// Addresses whose wildcard row it uses.
     vips: Vec<IpAddr>,
+    /// The source ranges that its next rows of load balancer addresses name; 0 if all clients may come. It counts as
+    /// a user of them.
+    ranges: SetId,
     /// Frontends that another Service has.
     lost: Vec<FrontendKey>,
     failure: Option<Failure>,
@@ -102,7 +109,7 @@ impl Entry {
     }
 
     fn is_empty(&self) -> bool {
-        self.desired.is_none() && self.ports.is_empty() && self.vips.is_empty()
+        self.desired.is_none() && self.ports.is_empty() && self.vips.is_empty() && self.ranges == 0
     }
 }
 

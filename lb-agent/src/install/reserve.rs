@@ -46,6 +46,38 @@ impl Installer {
         Ok(())
     }
 
+    /// Makes room for the source ranges of a Service, unless it has them; `None`: it is to be removed.
+    pub(super) fn reserve_ranges(
+        &mut self,
+        entry: &mut Entry,
+        desired: Option<&DesiredService>,
+    ) -> Result<(), MapError> {
+        let wanted = desired
+            .filter(|desired| self.names_ranges(entry, desired))
+            .map(|desired| &desired.source_ranges.networks);
+        let sets = self.tables.ranges_mut();
+        if sets.networks(entry.ranges) == wanted {
+            return Ok(());
+        }
+        let new = match wanted {
+            Some(networks) => sets.allocate(networks.clone())?,
+            None => 0,
+        };
+        sets.release(std::mem::replace(&mut entry.ranges, new));
+        Ok(())
+    }
+
+    /// Whether any row of a Service names source ranges.
+    fn names_ranges(&self, entry: &Entry, desired: &DesiredService) -> bool {
+        entry.desired_ports(desired).any(|(id, port)| {
+            let mut granted = port
+                .frontends
+                .iter()
+                .filter(|frontend| self.claims.get(&frontend.key) == Some(&id));
+            granted.any(|frontend| desired.source_ranges.filters(frontend))
+        })
+    }
+
     fn plan(&self, id: ServiceId, port: &DesiredPort) -> PortPlan {
         let empty = super::Port::default();
         let state = self.ports.get(&id).unwrap_or(&empty);

@@ -183,6 +183,6 @@ impl Installer {
             self.tables.remove_backend(context, family, id)?;
             self.strays.pop();
         }
-        Ok(())
+        self.tables.delete_unused_ranges(context)
     }
 }

@@ -7,16 +7,20 @@ use lb_common::layout::{Region, frontend_flags};
 use proptest::prelude::*;
 
 use super::*;
-use crate::desired::{DesiredBackend, DesiredFrontend, FrontendKind, ServiceType, TrafficPolicy};
+use crate::desired::{
+    DesiredBackend, DesiredFrontend, FrontendKind, ServiceType, SourceRanges, TrafficPolicy,
+};
 use crate::maglev;
 use crate::maps::testing::{FakeMaps, FaultyMaps};
 use crate::maps::{Backend, BackendState, Capacity, MapImage, MapOp, Protocol, dump};
+use crate::network::Network;
 
 const CAPACITY: Capacity = Capacity {
     frontends: 100,
     slots: 20_000,
     backends: 100,
     services: 30,
+    source_ranges: 100,
 };
 
 fn name(number: u8) -> NamespacedName {
@@ -68,8 +72,9 @@ fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
                 vips.insert(vip(address));
                 DesiredFrontend {
                     key: FrontendKey::Port(vip(address), 80 + u16::from(port), Protocol::Tcp),
-                    kind: match port {
-                        0 => FrontendKind::NodePort,
+                    kind: match (port, name) {
+                        (0, 0) => FrontendKind::NodePort,
+                        (0, _) => FrontendKind::LoadBalancer,
                         _ => FrontendKind::ClusterIp,
                     },
                     flags: match (port, name) {
@@ -99,6 +104,25 @@ fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
         created: Some(created),
         ports: desired,
         vips: vips.into_iter().collect(),
+        source_ranges: SourceRanges::default(),
+    }
+}
+
+/// Some of four networks.
+fn source_ranges(networks: &BTreeSet<u8>, node_allowed: bool) -> SourceRanges {
+    let all = ["10.0.0.0/8", "172.16.0.0/12", "fd00::/8", "2001:db8::/32"];
+    let networks: BTreeSet<Network> = (networks.iter())
+        .map(|index| all[usize::from(*index)].parse().unwrap())
+        .collect();
+    let filtered: BTreeSet<Family> = networks.iter().map(Network::family).collect();
+    SourceRanges {
+        node_allowed: if node_allowed {
+            filtered.clone()
+        } else {
+            BTreeSet::new()
+        },
+        filtered,
+        networks,
     }
 }
 
@@ -108,7 +132,17 @@ fn random_service() -> impl Strategy<Value = DesiredService> {
         prop::collection::btree_set((0..6_u8, 0..2_u8), 1..4),
         prop::collection::btree_map(0..8_u8, 0..8_u8, 0..6),
     );
-    (prop::collection::vec(port, 1..3), 0..3_i64).prop_map(|(ports, created)| service(ports, created))
+    let networks = prop::collection::btree_set(0..4_u8, 0..3);
+    (
+        prop::collection::vec(port, 1..3),
+        0..3_i64,
+        networks,
+        any::<bool>(),
+    )
+        .prop_map(|(ports, created, networks, node_allowed)| DesiredService {
+            source_ranges: source_ranges(&networks, node_allowed),
+            ..service(ports, created)
+        })
 }
 
 fn history() -> impl Strategy<Value = Vec<(u8, Option<DesiredService>)>> {
@@ -191,6 +225,7 @@ impl Bench {
                     if service.conflicts.iter().all(|(key, _)| *key != frontend.key) {
                         families.insert(Family::of(frontend.key.address()));
                         check_row(&image, port, frontend);
+                        check_ranges(&image, &service.desired.source_ranges, frontend);
                     }
                 }
                 let used = |backend: &&DesiredBackend| families.contains(&Family::of(backend.address.ip()));
@@ -220,6 +255,10 @@ impl Bench {
         assert!(self.installer.services.is_empty() && self.installer.ports.is_empty());
         assert!(self.installer.claims.is_empty() && self.installer.waiting.is_empty());
         assert!(self.installer.vips.is_empty() && self.installer.retries.is_empty());
+        let sets = self.installer.tables.ranges_mut();
+        assert_eq!(sets.written().count(), 0);
+        let n_sets = std::iter::from_fn(|| sets.allocate(BTreeSet::new()).ok()).count();
+        assert_eq!(n_sets, 2 * CAPACITY.services as usize - 1);
         let tables = &mut self.installer.tables;
         for family in Family::ALL {
             assert_eq!(tables.available_backends(family), CAPACITY.backends as usize - 1);
@@ -242,7 +281,7 @@ fn check_row(image: &MapImage, port: &DesiredPort, frontend: &DesiredFrontend) {
     let family = Family::of(frontend.key.address());
     let row = image.frontends.get(&frontend.key).unwrap();
     assert_eq!(
-        (row.flags, row.affinity_seconds),
+        (row.flags & !frontend_flags::NODE_ALLOWED, row.affinity_seconds),
         (frontend.flags, port.affinity_seconds)
     );
     let backends = || {
@@ -297,6 +336,23 @@ fn check_row(image: &MapImage, port: &DesiredPort, frontend: &DesiredFrontend) {
         "{}",
         dump(image)
     );
+}
+
+fn check_ranges(image: &MapImage, ranges: &SourceRanges, frontend: &DesiredFrontend) {
+    let family = Family::of(frontend.key.address());
+    let row = image.frontends.get(&frontend.key).unwrap();
+    let is_filtered = ranges.filters(frontend);
+    assert_eq!(row.source_ranges != 0, is_filtered, "{}", dump(image));
+    let node_allowed = row.flags & frontend_flags::NODE_ALLOWED != 0;
+    assert_eq!(node_allowed, is_filtered && ranges.node_allowed.contains(&family));
+    let rows = image
+        .source_ranges
+        .iter()
+        .filter(|(set, _)| *set == row.source_ranges);
+    let networks: BTreeSet<Network> = rows.map(|(_, network)| *network).collect();
+    if is_filtered {
+        assert_eq!(networks, ranges.networks, "{}", dump(image));
+    }
 }
 
 /// Maps after each operation of a log.
@@ -375,7 +431,7 @@ proptest! {
     }
 
     #[test]
-    fn damage_is_repaired(history in history(), damage in prop::collection::vec((0..6_u8, any::<prop::sample::Index>()), 1..5)) {
+    fn damage_is_repaired(history in history(), damage in prop::collection::vec((0..8_u8, any::<prop::sample::Index>()), 1..5)) {
         let mut bench = Bench::new(CAPACITY, 0, 0);
         for (number, desired) in history {
             bench.set(number, desired);
@@ -396,7 +452,7 @@ proptest! {
     }
 
     #[test]
-    fn a_new_agent_starts_on_damaged_maps(history in history(), damage in prop::collection::vec((0..6_u8, any::<prop::sample::Index>()), 1..5)) {
+    fn a_new_agent_starts_on_damaged_maps(history in history(), damage in prop::collection::vec((0..8_u8, any::<prop::sample::Index>()), 1..5)) {
         let mut bench = Bench::new(CAPACITY, 0, 0);
         let mut services = BTreeMap::new();
         for (number, desired) in history {
@@ -467,6 +523,15 @@ fn damage(rows: &mut MapImage, kind: u8, index: prop::sample::Index) {
                 service: 2,
             };
             rows.backends4.insert(90, row);
+        }
+        (6, _) if !rows.source_ranges.is_empty() => {
+            let row = *index.get(&rows.source_ranges.iter().collect::<Vec<_>>());
+            rows.source_ranges.remove(&row.clone());
+        }
+        (7, _) => {
+            rows.source_ranges.insert((3, "192.0.2.0/24".parse().unwrap()));
+            rows.source_ranges
+                .insert((u32::MAX, "192.0.2.0/24".parse().unwrap()));
         }
         _ => {}
     }
@@ -599,9 +664,20 @@ fn ids_rest_before_they_are_used_again_and_rows_get_a_new_generation() {
 #[test]
 fn order_of_the_writes() {
     let mut bench = Bench::new(CAPACITY, 0, 0);
-    bench.set(0, Some(one_port(&[(0, 0), (0, 1)], [0, 1])));
+    let balanced = |frontends: &[(u8, u8)], backends: [u8; 2], network| DesiredService {
+        source_ranges: source_ranges(&[network].into(), false),
+        ..service(
+            vec![(
+                1,
+                frontends.iter().copied().collect(),
+                backends.map(|number| (number, 1)).into(),
+            )],
+            0,
+        )
+    };
+    bench.set(0, Some(balanced(&[(0, 0), (0, 1)], [0, 1], 0)));
     bench.maps.inner.log.clear();
-    bench.set(0, Some(one_port(&[(0, 0)], [1, 3])));
+    bench.set(0, Some(balanced(&[(0, 0)], [1, 3], 1)));
     let names: Vec<&str> = bench
         .maps
         .inner
@@ -613,10 +689,14 @@ fn order_of_the_writes() {
             MapOp::SetSlots { .. } => "slots",
             MapOp::SetFrontend { .. } => "frontend",
             MapOp::DeleteFrontend { .. } => "delete",
+            MapOp::AddSourceRange { .. } => "range",
+            MapOp::DeleteSourceRange { .. } => "delete range",
             MapOp::SetName { .. } | MapOp::DeleteName { .. } => "name",
         })
         .collect();
-    assert_eq!(names, ["backend", "slots", "frontend", "delete", "gone"]);
+    let written = ["range", "backend", "slots", "slots", "frontend"];
+    assert_eq!(names[..5], written);
+    assert_eq!(names[5..], ["delete", "gone", "delete range"]);
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use lb_common::layout::{Frontend, Region, ServiceId};
 
 use super::port::{Order, PortFamily, full_name};
+use super::ranges::{SetId, filter};
 use super::tables::{Context, WILDCARD, index};
 use super::{Entry, Installer};
-use crate::desired::{DesiredPort, DesiredService, NamespacedName};
+use crate::desired::{DesiredPort, DesiredService, NamespacedName, SourceRanges};
 use crate::maps::{Family, FrontendKey, MapError};
 
 impl Installer {
@@ -20,9 +21,11 @@ impl Installer {
             let Some(desired) = entry.desired.clone() else {
                 return Ok(());
             };
+            installer.reserve_ranges(entry, Some(&desired))?;
             installer.reserve(entry, &desired, context)?;
+            installer.tables.write_ranges(context, entry.ranges)?;
             for (id, port) in entry.desired_ports(&desired) {
-                installer.publish_port(id, port, context)?;
+                installer.publish_port(id, port, (entry.ranges, &desired.source_ranges), context)?;
             }
             installer.publish_vips(entry, &desired, context)
         })
@@ -53,7 +56,10 @@ impl Installer {
                     }
                 }
             }
-            Ok(())
+            if desired.is_none() {
+                installer.reserve_ranges(entry, None)?;
+            }
+            installer.tables.delete_unused_ranges(context)
         })
     }
 
@@ -75,6 +81,7 @@ impl Installer {
         &mut self,
         id: ServiceId,
         port: &DesiredPort,
+        (set, ranges): (SetId, &SourceRanges),
         context: &mut Context<'_>,
     ) -> Result<(), MapError> {
         let Some(state) = self.ports.get_mut(&id) else {
@@ -93,16 +100,17 @@ impl Installer {
             .filter(|frontend| self.claims.get(&frontend.key) == Some(&id))
         {
             let family = state.family(Family::of(frontend.key.address()));
+            let (source_ranges, node_allowed) = filter(frontend, set, ranges);
             let value = Frontend {
                 service: id,
-                flags: frontend.flags,
+                flags: frontend.flags | node_allowed,
                 cluster: family.cluster,
                 local: family.local,
                 maglev: match frontend.external_policy() {
                     Some(_) => family.maglev,
                     None => Region::default(),
                 },
-                source_ranges: 0,
+                source_ranges,
                 affinity_seconds: port.affinity_seconds,
             };
             let is_new = self

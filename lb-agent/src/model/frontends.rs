@@ -86,6 +86,11 @@ impl Addresses {
         self.service_type
     }
 
+    /// The addresses that a load balancer controller assigned.
+    pub(super) fn load_balancer(&self) -> &[IpAddr] {
+        &self.load_balancer
+    }
+
     /// The frontends of one port, each key once.
     pub(super) fn frontends(&self, port: &Port, node: &NodeConfig) -> Vec<DesiredFrontend> {
         let number = Some(port.number);

@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod frontends;
+mod source_ranges;
 mod values;
 
 use std::borrow::Cow;
@@ -17,7 +18,7 @@ use crate::desired::{DesiredPort, DesiredService};
 use crate::object::{Kind, ObjectReference};
 
 pub(crate) use values::protocol;
-pub use values::{parse_address, quoted};
+pub use values::quoted;
 
 /// Services with this label belong to another proxy.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -72,6 +73,7 @@ pub fn desired(
         }
     }
     let addresses = frontends::Addresses::of(service, &mut problems);
+    let source_ranges = source_ranges::source_ranges(service, addresses.load_balancer(), node, &mut problems);
     let endpoints = endpoints::Endpoints::of(slices, &problems.namespace(), node);
     problems.list.extend_from_slice(endpoints.problems());
 
@@ -117,6 +119,7 @@ pub fn desired(
             .map(|time| time.0.as_second()),
         ports,
         vips: addresses.vips(node),
+        source_ranges,
     };
     (Some(desired), problems.list)
 }

@@ -253,6 +253,7 @@ fn settings(arguments: &RunArguments, addresses: &BTreeSet<IpAddr>) -> anyhow::R
             slots: sizes.max_slots,
             backends: sizes.max_backends,
             services: sizes.max_services,
+            source_ranges: sizes.max_source_ranges,
         },
         flows: sizes.max_flows,
     })
