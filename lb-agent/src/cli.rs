@@ -9,6 +9,7 @@ use lb_common::flow::Lifetimes;
 use crate::datapath::attach::{TcAttach, XdpAttach};
 use crate::datapath::object::{DEFAULT_CAPACITY, DEFAULT_FLOWS};
 use crate::devices::DeviceArguments;
+use crate::model::UnknownPort;
 use crate::output::OutputFormat;
 
 /// Makes Kubernetes Services work with eBPF.
@@ -78,6 +79,9 @@ pub struct RunArguments {
     /// What happens to TCP connections whose backend was removed
     #[arg(long, value_enum, default_value_t)]
     pub on_removed_backend: OnRemovedBackend,
+    /// What becomes of packets to a load balancer address or an external IP that are for no port of a Service
+    #[arg(long, value_enum, default_value_t)]
+    pub unknown_port: UnknownPort,
     /// How to attach XDP to network devices
     #[arg(long, value_enum, default_value_t)]
     pub xdp: XdpAttach,

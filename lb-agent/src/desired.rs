@@ -76,8 +76,8 @@ pub struct DesiredService {
     pub created: Option<i64>,
     /// Its ports, in their order.
     pub ports: Vec<DesiredPort>,
-    /// Addresses that get a wildcard row.
-    pub vips: Vec<IpAddr>,
+    /// Addresses that get a wildcard row, each once.
+    pub vips: Vec<DesiredVip>,
     /// Which clients may use its load balancer addresses.
     pub source_ranges: SourceRanges,
 }
@@ -91,6 +91,19 @@ pub struct SourceRanges {
     pub networks: BTreeSet<Network>,
     /// Families of which a network holds an address of the node: its own processes may come.
     pub node_allowed: BTreeSet<Family>,
+}
+
+/// What a Service asks of the wildcard row of an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DesiredVip {
+    /// The address.
+    pub address: IpAddr,
+    /// Where it comes from.
+    pub kind: FrontendKind,
+    /// Whether packets to ports of no Service are left to the node, instead of rejected.
+    pub passes_unknown: bool,
+    /// Whether any port of the Service has a usable endpoint for it.
+    pub has_endpoints: bool,
 }
 
 /// What one port of a Service asks of the maps.
@@ -131,10 +144,17 @@ pub struct DesiredBackend {
 }
 
 impl SourceRanges {
-    /// Whether clients of a frontend must be in one of the networks.
-    pub fn filters(&self, frontend: &DesiredFrontend) -> bool {
-        frontend.kind == FrontendKind::LoadBalancer
-            && self.filtered.contains(&Family::of(frontend.key.address()))
+    /// Whether clients of such an address must be in one of the networks.
+    pub fn filter(&self, kind: FrontendKind, family: Family) -> bool {
+        kind == FrontendKind::LoadBalancer && self.filtered.contains(&family)
+    }
+
+    /// What rows that name the networks say beside them: bits of [`frontend_flags`].
+    pub fn flags(&self, family: Family) -> u32 {
+        match self.node_allowed.contains(&family) {
+            true => frontend_flags::NODE_ALLOWED,
+            false => 0,
+        }
     }
 }
 

@@ -83,6 +83,7 @@ fn node() -> NodeConfig {
         addresses: ["192.168.0.10", "fd00:168::10"]
             .map(|text| text.parse().unwrap())
             .into(),
+        ..NodeConfig::default()
     }
 }
 

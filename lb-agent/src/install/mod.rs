@@ -20,6 +20,7 @@ mod reserve;
 mod restore;
 mod slots;
 mod tables;
+mod vips;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -51,8 +52,8 @@ pub struct Installer {
     claims: HashMap<FrontendKey, ServiceId>,
     /// Who else asked for it, oldest first.
     waiting: HashMap<FrontendKey, BTreeSet<(i64, NamespacedName)>>,
-    /// How many Services want an address's wildcard row.
-    vips: HashMap<IpAddr, u32>,
+    /// Which Services share an address's wildcard row.
+    vips: HashMap<IpAddr, BTreeSet<NamespacedName>>,
     /// Failed Services by the time of their next attempt.
     retries: BTreeSet<(Instant, NamespacedName)>,
     /// Services that can have a frontend they waited for.
@@ -71,8 +72,8 @@ struct Entry {
     desired: Option<Arc<DesiredService>>,
     /// Ports that have an id, those to be removed included.
     ports: Vec<(PortName, ServiceId)>,
-    /// Addresses whose wildcard row it uses.
-    vips: Vec<IpAddr>,
+    /// Addresses whose wildcard row it shares.
+    vips: BTreeSet<IpAddr>,
     /// The source ranges that its next rows of load balancer addresses name; 0 if all clients may come. It counts as
     /// a user of them.
     ranges: SetId,
@@ -148,6 +149,9 @@ impl Installer {
                 name
             })
             .collect();
+        for name in &names {
+            self.share_vips(name);
+        }
         // First everything new, then what is gone: a frontend that changed hands is never missing.
         let published: Vec<_> = names
             .iter()

@@ -2,27 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::layout::{frontend_flags, map};
+use lb_common::layout::map;
 
 use super::ids::Ids;
-use crate::desired::{DesiredFrontend, SourceRanges};
 use crate::maps::{Capacity, Family, MapError};
 use crate::network::Network;
 
 /// Number of a set; 0 is none.
 pub(super) type SetId = u32;
-
-/// What a row says of the clients that may come: the set, and [`frontend_flags::NODE_ALLOWED`] or 0.
-pub(super) fn filter(frontend: &DesiredFrontend, set: SetId, ranges: &SourceRanges) -> (SetId, u32) {
-    if !ranges.filters(frontend) {
-        return (0, 0);
-    }
-    let family = Family::of(frontend.key.address());
-    match ranges.node_allowed.contains(&family) {
-        true => (set, frontend_flags::NODE_ALLOWED),
-        false => (set, 0),
-    }
-}
 
 /// A set of networks that frontend rows name.
 #[derive(Debug)]
@@ -82,6 +69,11 @@ impl RangeSets {
     /// What a set shall hold; `None` if there is no such set.
     pub(super) fn networks(&self, id: SetId) -> Option<&BTreeSet<Network>> {
         self.sets.get(&id).map(|set| &set.networks)
+    }
+
+    /// Whether the maps hold a set as it shall be.
+    pub(super) fn is_written(&self, id: SetId) -> bool {
+        self.sets.get(&id).is_some_and(|set| set.networks == set.written)
     }
 
     /// Makes room for a set; the caller is its first user.

@@ -74,7 +74,11 @@ impl Installer {
                 .frontends
                 .iter()
                 .filter(|frontend| self.claims.get(&frontend.key) == Some(&id));
-            granted.any(|frontend| desired.source_ranges.filters(frontend))
+            granted.any(|frontend| {
+                desired
+                    .source_ranges
+                    .filter(frontend.kind, Family::of(frontend.key.address()))
+            })
         })
     }
 
@@ -161,7 +165,7 @@ impl Installer {
             let keys = port.frontends.iter().map(|frontend| frontend.key);
             keys.filter(move |key| self.claims.get(key) == Some(&id))
         });
-        let wildcards = desired.vips.iter().map(|address| FrontendKey::Wildcard(*address));
+        let wildcards = desired.vips.iter().map(|vip| FrontendKey::Wildcard(vip.address));
         let added: HashSet<FrontendKey> = granted
             .chain(wildcards)
             .filter(|key| Family::of(key.address()) == family && self.tables.frontend(key).is_none())

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use lb_common::layout::{BackendId, Frontend, Region, ServiceId, Slot, frontend_flags};
+use lb_common::layout::{BackendId, Frontend, Region, ServiceId, Slot};
 
 use super::ids::Ids;
 use super::ranges::{RangeSets, SetId};
@@ -72,17 +72,6 @@ pub(super) fn index(family: Family) -> usize {
         Family::V6 => 1,
     }
 }
-
-/// The value of the wildcard rows.
-pub(super) const WILDCARD: Frontend = Frontend {
-    service: 0,
-    flags: frontend_flags::WILDCARD,
-    cluster: Region { base: 0, length: 0 },
-    local: Region { base: 0, length: 0 },
-    maglev: Region { base: 0, length: 0 },
-    source_ranges: 0,
-    affinity_seconds: 0,
-};
 
 impl Tables {
     /// The tables as the maps have them. `service_ids` (ascending) are in use.

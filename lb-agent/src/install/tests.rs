@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use lb_common::layout::{Region, frontend_flags};
+use lb_common::layout::{Frontend, Region, frontend_flags};
 use proptest::prelude::*;
 
 use super::*;
 use crate::desired::{
-    DesiredBackend, DesiredFrontend, FrontendKind, ServiceType, SourceRanges, TrafficPolicy,
+    DesiredBackend, DesiredFrontend, DesiredVip, FrontendKind, ServiceType, SourceRanges, TrafficPolicy,
 };
 use crate::maglev;
 use crate::maps::testing::{FakeMaps, FaultyMaps};
@@ -59,7 +59,7 @@ type RandomPort = (u8, BTreeSet<(u8, u8)>, BTreeMap<u8, u8>);
 fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
     let mut seen = BTreeSet::new();
     let mut names = BTreeSet::new();
-    let mut vips = BTreeSet::new();
+    let mut vips = BTreeMap::new();
     let mut desired = Vec::new();
     for (name, frontends, backends) in ports {
         if !names.insert(name) {
@@ -69,14 +69,21 @@ fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
             .into_iter()
             .filter(|key| seen.insert(*key))
             .map(|(address, port)| {
-                vips.insert(vip(address));
+                let kind = match (port, name) {
+                    (0, 0) => FrontendKind::NodePort,
+                    (0, _) => FrontendKind::LoadBalancer,
+                    _ => FrontendKind::ClusterIp,
+                };
+                let desired_vip = DesiredVip {
+                    address: vip(address),
+                    kind,
+                    passes_unknown: address % 2 == 0,
+                    has_endpoints: backends.values().any(|kind| kind & 3 != 0),
+                };
+                vips.entry(address).or_insert(desired_vip);
                 DesiredFrontend {
                     key: FrontendKey::Port(vip(address), 80 + u16::from(port), Protocol::Tcp),
-                    kind: match (port, name) {
-                        (0, 0) => FrontendKind::NodePort,
-                        (0, _) => FrontendKind::LoadBalancer,
-                        _ => FrontendKind::ClusterIp,
-                    },
+                    kind,
                     flags: match (port, name) {
                         (0, 0) => frontend_flags::OUTSIDE_LOCAL,
                         _ => 0,
@@ -103,7 +110,7 @@ fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
         service_type: ServiceType::ClusterIp,
         created: Some(created),
         ports: desired,
-        vips: vips.into_iter().collect(),
+        vips: vips.into_values().collect(),
         source_ranges: SourceRanges::default(),
     }
 }
@@ -216,7 +223,7 @@ impl Bench {
                     .desired
                     .vips
                     .iter()
-                    .map(|address| FrontendKey::Wildcard(*address)),
+                    .map(|vip| FrontendKey::Wildcard(vip.address)),
             );
             for port in &service.desired.ports {
                 let mut families = BTreeSet::new();
@@ -232,6 +239,7 @@ impl Bench {
                 n_backends += port.backends.iter().filter(used).count();
             }
         }
+        self.check_wildcards(&image);
         assert_eq!(
             rows,
             image.frontends.keys().copied().collect(),
@@ -247,6 +255,44 @@ impl Bench {
             "{}",
             dump(&image)
         );
+    }
+
+    /// An address says what holds for all Services that share it.
+    fn check_wildcards(&self, image: &MapImage) {
+        for (key, row) in &image.frontends {
+            let FrontendKey::Wildcard(address) = key else {
+                continue;
+            };
+            let vips: Vec<_> = self
+                .installer
+                .services()
+                .flat_map(|service| service.desired.vips.iter().map(move |vip| (service.desired, vip)))
+                .filter(|(_, vip)| vip.address == *address)
+                .collect();
+            let has = |flag| row.flags & flag != 0;
+            assert_eq!(
+                (has(frontend_flags::PASS_UNKNOWN), has(frontend_flags::ECHO)),
+                (
+                    vips.iter().all(|(_, vip)| vip.passes_unknown),
+                    vips.iter().any(|(_, vip)| vip.has_endpoints)
+                )
+            );
+            let family = Family::of(*address);
+            if let [(desired, vip)] = &vips[..]
+                && desired.source_ranges.filter(vip.kind, family)
+            {
+                assert_eq!(
+                    ranges_of(image, row),
+                    desired.source_ranges.networks,
+                    "{}",
+                    dump(image)
+                );
+                let node_allowed = desired.source_ranges.node_allowed.contains(&family);
+                assert_eq!(has(frontend_flags::NODE_ALLOWED), node_allowed);
+            } else {
+                assert_eq!(row.source_ranges, 0, "{}", dump(image));
+            }
+        }
     }
 
     /// Nothing is in use any more.
@@ -341,18 +387,20 @@ fn check_row(image: &MapImage, port: &DesiredPort, frontend: &DesiredFrontend) {
 fn check_ranges(image: &MapImage, ranges: &SourceRanges, frontend: &DesiredFrontend) {
     let family = Family::of(frontend.key.address());
     let row = image.frontends.get(&frontend.key).unwrap();
-    let is_filtered = ranges.filters(frontend);
+    let is_filtered = ranges.filter(frontend.kind, family);
     assert_eq!(row.source_ranges != 0, is_filtered, "{}", dump(image));
     let node_allowed = row.flags & frontend_flags::NODE_ALLOWED != 0;
     assert_eq!(node_allowed, is_filtered && ranges.node_allowed.contains(&family));
-    let rows = image
-        .source_ranges
-        .iter()
-        .filter(|(set, _)| *set == row.source_ranges);
-    let networks: BTreeSet<Network> = rows.map(|(_, network)| *network).collect();
     if is_filtered {
-        assert_eq!(networks, ranges.networks, "{}", dump(image));
+        assert_eq!(ranges_of(image, row), ranges.networks, "{}", dump(image));
     }
+}
+
+/// The networks of the set that a row names.
+fn ranges_of(image: &MapImage, row: &Frontend) -> BTreeSet<Network> {
+    let ranges = image.source_ranges.iter();
+    let named = ranges.filter(|(set, _)| *set == row.source_ranges);
+    named.map(|(_, network)| *network).collect()
 }
 
 /// Maps after each operation of a log.
@@ -696,7 +744,8 @@ fn order_of_the_writes() {
         .collect();
     let written = ["range", "backend", "slots", "slots", "frontend"];
     assert_eq!(names[..5], written);
-    assert_eq!(names[5..], ["delete", "gone", "delete range"]);
+    // That of the whole address comes last.
+    assert_eq!(names[5..], ["frontend", "delete", "gone", "delete range"]);
 }
 
 #[test]

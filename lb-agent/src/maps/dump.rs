@@ -17,7 +17,8 @@ pub fn dump(image: &MapImage) -> String {
         match key {
             FrontendKey::Wildcard(address) => {
                 let source_ranges = source_ranges(image, Family::of(*address), value.source_ranges);
-                lines.push(format!("WILDCARD {address}{source_ranges}"));
+                let flags = flag_names(value.flags);
+                lines.push(format!("WILDCARD {address}{flags}{source_ranges}"));
             }
             FrontendKey::Port(address, ..) => {
                 let family = Family::of(*address);
@@ -31,10 +32,7 @@ pub fn dump(image: &MapImage) -> String {
                 if value.maglev.length != 0 {
                     let _ = write!(line, " maglev={}", shares(image, family, value.maglev));
                 }
-                let flags = flag_names(value.flags);
-                if !flags.is_empty() {
-                    let _ = write!(line, " flags={}", flags.join(","));
-                }
+                line += &flag_names(value.flags);
                 if value.affinity_seconds != 0 {
                     let _ = write!(line, " affinity={}s", value.affinity_seconds);
                 }
@@ -76,16 +74,20 @@ pub fn dump(image: &MapImage) -> String {
         .fold(String::new(), |text, line| text + &line + "\n")
 }
 
-fn flag_names(flags: u32) -> Vec<&'static str> {
-    [
+fn flag_names(flags: u32) -> String {
+    let names = [
         (frontend_flags::INSIDE_LOCAL, "inside-local"),
         (frontend_flags::OUTSIDE_LOCAL, "outside-local"),
+        (frontend_flags::PASS_UNKNOWN, "pass-unknown"),
+        (frontend_flags::ECHO, "echo"),
         (frontend_flags::NODE_ALLOWED, "node-allowed"),
-    ]
-    .into_iter()
-    .filter(|(flag, _)| flags & flag != 0)
-    .map(|(_, name)| name)
-    .collect()
+    ];
+    let set = names.into_iter().filter(|(flag, _)| flags & flag != 0);
+    let set: Vec<&str> = set.map(|(_, name)| name).collect();
+    match set.is_empty() {
+        true => String::new(),
+        false => format!(" flags={}", set.join(",")),
+    }
 }
 
 fn region(image: &MapImage, family: Family, region: Region) -> String {

@@ -99,6 +99,7 @@ impl Agent {
             name: node_name,
             zone: None,
             addresses,
+            unknown_port: arguments.unknown_port,
         };
         Ok(Self {
             controller: Controller::new(maps, node, kinds)?,
