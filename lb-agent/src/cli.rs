@@ -10,6 +10,7 @@ use crate::datapath::attach::{TcAttach, XdpAttach};
 use crate::datapath::object::{DEFAULT_CAPACITY, DEFAULT_FLOWS};
 use crate::devices::DeviceArguments;
 use crate::health::HealthArguments;
+use crate::model::UnknownPort;
 use crate::output::OutputFormat;
 
 /// Makes Kubernetes Services work with eBPF.
@@ -79,6 +80,9 @@ pub struct RunArguments {
     /// What happens to TCP connections whose backend was removed
     #[arg(long, value_enum, default_value_t)]
     pub on_removed_backend: OnRemovedBackend,
+    /// What becomes of packets to a load balancer address or an external IP that are for no port of a Service
+    #[arg(long, value_enum, default_value_t)]
+    pub unknown_port: UnknownPort,
     /// How to attach XDP to network devices
     #[arg(long, value_enum, default_value_t)]
     pub xdp: XdpAttach,
@@ -148,6 +152,9 @@ pub struct SizeArguments {
     /// Ports of Services
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.services, value_parser = clap::value_parser!(u32).range(2..))]
     pub max_services: u32,
+    /// Networks in `loadBalancerSourceRanges`, for each family
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.source_ranges, value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_source_ranges: u32,
     /// Entries of each family's flow table; a connection takes two
     #[arg(long, value_name = "N", default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(64..))]
     pub max_flows: u32,

@@ -1,11 +1,13 @@
 //! What a Service asks of the maps: the result of [`crate::model`] and the order to [`crate::install`].
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::layout::frontend_flags;
 
 use crate::maps::{Family, FrontendKey, Protocol};
+use crate::network::Network;
 
 /// Namespace and name of an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -74,8 +76,10 @@ pub struct DesiredService {
     pub created: Option<i64>,
     /// Its ports, in their order.
     pub ports: Vec<DesiredPort>,
-    /// Addresses that get a wildcard row.
-    pub vips: Vec<IpAddr>,
+    /// Addresses that get a wildcard row, each once.
+    pub vips: Vec<DesiredVip>,
+    /// Which clients may use its load balancer addresses.
+    pub source_ranges: SourceRanges,
     /// What health checks and metrics tell of it.
     pub health: ServiceHealth,
 }
@@ -127,6 +131,30 @@ impl PerFamily {
     }
 }
 
+/// Which clients may use the load balancer addresses of a Service.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SourceRanges {
+    /// Families whose clients must be in one of the networks. Clients of the others may all come.
+    pub filtered: BTreeSet<Family>,
+    /// The networks of these families.
+    pub networks: BTreeSet<Network>,
+    /// Families of which a network holds an address of the node: its own processes may come.
+    pub node_allowed: BTreeSet<Family>,
+}
+
+/// What a Service asks of the wildcard row of an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DesiredVip {
+    /// The address.
+    pub address: IpAddr,
+    /// Where it comes from.
+    pub kind: FrontendKind,
+    /// Whether packets to ports of no Service are left to the node, instead of rejected.
+    pub passes_unknown: bool,
+    /// Whether any port of the Service has a usable endpoint for it.
+    pub has_endpoints: bool,
+}
+
 /// What one port of a Service asks of the maps.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DesiredPort {
@@ -162,6 +190,21 @@ pub struct DesiredBackend {
     pub in_cluster: bool,
     /// Whether the `local` region names it.
     pub in_local: bool,
+}
+
+impl SourceRanges {
+    /// Whether clients of such an address must be in one of the networks.
+    pub fn filter(&self, kind: FrontendKind, family: Family) -> bool {
+        kind == FrontendKind::LoadBalancer && self.filtered.contains(&family)
+    }
+
+    /// What rows that name the networks say beside them: bits of [`frontend_flags`].
+    pub fn flags(&self, family: Family) -> u32 {
+        match self.node_allowed.contains(&family) {
+            true => frontend_flags::NODE_ALLOWED,
+            false => 0,
+        }
+    }
 }
 
 impl DesiredFrontend {

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod model;
 pub mod mounts;
 pub mod namespace;
+pub mod network;
 pub mod object;
 pub mod output;
 pub mod ports;

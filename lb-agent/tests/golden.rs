@@ -27,6 +27,7 @@ const CAPACITY: Capacity = Capacity {
     slots: 20_000,
     backends: 200,
     services: 100,
+    source_ranges: 100,
 };
 
 type TestMaps = FaultyMaps<FakeMaps>;
@@ -82,6 +83,7 @@ fn node() -> NodeConfig {
         addresses: ["192.168.0.10", "fd00:168::10"]
             .map(|text| text.parse().unwrap())
             .into(),
+        ..NodeConfig::default()
     }
 }
 

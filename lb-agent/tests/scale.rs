@@ -19,6 +19,7 @@ const CAPACITY: Capacity = Capacity {
     slots: 2_000_000,
     backends: 1_000_000,
     services: 100_000,
+    source_ranges: 16_384,
 };
 
 fn metadata(name: String) -> ObjectMeta {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use lb_agent::maps::testing::FakeMaps;
 use lb_agent::maps::{Backend, BackendState, FrontendKey, MapOp, Maps as _, Protocol};
+use lb_agent::network::Network;
 use lb_common::layout::{Frontend, Region, Slot, frontend_flags};
 use lb_tests::packet::datapath;
 
@@ -51,6 +52,46 @@ fn backend(id: u32) -> MapOp {
     MapOp::SetBackend { id, backend }
 }
 
+/// Overlapping networks in two sets, some of them deleted again.
+fn source_ranges() -> Vec<MapOp> {
+    let networks = [
+        "0.0.0.0/0",
+        "10.0.0.0/8",
+        "10.1.0.0/16",
+        "10.1.2.3/32",
+        "::/0",
+        "fd00::/8",
+        "fd00::1/128",
+    ];
+    let networks = networks.map(|text| text.parse().expect("a network"));
+    let add = [1, 2, u32::MAX].into_iter().flat_map(|set| {
+        let add = move |network| MapOp::AddSourceRange { set, network };
+        networks.into_iter().map(add)
+    });
+    // Twice, as after an error.
+    let delete = [1, 3, 5, 1].map(|index| MapOp::DeleteSourceRange {
+        set: 2,
+        network: networks[index],
+    });
+    add.chain(delete).collect()
+}
+
+#[test]
+fn source_ranges_that_do_not_fit_name_the_option() {
+    let Some(mut datapath) = datapath() else { return };
+    let capacity = datapath.maps.capacity().source_ranges;
+    let mut add = |number: u32| {
+        let address = IpAddr::V4((0x0a00_0000 + number).into());
+        let network = Network::host(address);
+        datapath.maps.apply(&MapOp::AddSourceRange { set: 1, network })
+    };
+    for number in 0..capacity {
+        add(number).expect("it fits");
+    }
+    let error = add(capacity).expect_err("it does not fit").to_string();
+    assert!(error.contains("--max-source-ranges"), "{error}");
+}
+
 #[test]
 fn writes_are_read_back() {
     let Some(mut datapath) = datapath() else { return };
@@ -84,6 +125,7 @@ fn writes_are_read_back() {
         slots: slots(region.length),
     }));
     operations.extend((1..200).map(backend));
+    operations.extend(source_ranges());
     for operation in &operations {
         datapath.maps.apply(operation).expect("the kernel takes it");
         fake.apply(operation).expect("the test takes it");

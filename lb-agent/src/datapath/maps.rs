@@ -5,17 +5,19 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use lb_common::address::Address;
 use lb_common::layout::{
     self, Address4, Address6, BackendId, Frontend, Port, Region, ServiceId, ServiceName, ServiceStats, Slot,
-    backend_flags, backend_state, map, protocol,
+    SourceRange, backend_flags, backend_state, map, protocol,
 };
 use lb_common::reason::Reason;
 
 use super::filter::Filter;
 use super::slots::SlotArray;
 use crate::maps::{Backend, BackendState, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, Protocol};
+use crate::network::Network;
 
 /// The maps that hold Services.
 pub struct KernelMaps {
@@ -25,6 +27,8 @@ pub struct KernelMaps {
     slots: SlotArray,
     backends4: Array<MapData, layout::Backend<Address4>>,
     backends6: Array<MapData, layout::Backend<Address6>>,
+    source_ranges4: LpmTrie<MapData, SourceRange<Address4>, u32>,
+    source_ranges6: LpmTrie<MapData, SourceRange<Address6>, u32>,
     names: HashMap<MapData, ServiceId, ServiceName>,
     counters: Counters,
     capacity: Capacity,
@@ -37,11 +41,13 @@ impl KernelMaps {
         let slots = open_slots(directory)?;
         let backends4 = open(directory, map::BACKENDS4)?;
         let services = open(directory, map::SERVICE_STATS)?;
+        let source_ranges4 = open(directory, map::SOURCE_RANGES4)?;
         let capacity = Capacity {
             frontends: max_entries(&frontends4, map::FRONTENDS4)?,
             slots: slots.length(),
             backends: max_entries(&backends4, map::BACKENDS4)?,
             services: max_entries(&services, map::SERVICE_STATS)?,
+            source_ranges: max_entries(&source_ranges4, map::SOURCE_RANGES4)?,
         };
         Ok(Self {
             frontends4: typed(frontends4, map::FRONTENDS4)?,
@@ -50,6 +56,8 @@ impl KernelMaps {
             slots,
             backends4: typed(backends4, map::BACKENDS4)?,
             backends6: typed(open(directory, map::BACKENDS6)?, map::BACKENDS6)?,
+            source_ranges4: typed(source_ranges4, map::SOURCE_RANGES4)?,
+            source_ranges6: typed(open(directory, map::SOURCE_RANGES6)?, map::SOURCE_RANGES6)?,
             names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
             counters: Counters::open(directory)?,
             capacity,
@@ -70,17 +78,13 @@ impl KernelMaps {
     }
 
     fn delete_name(&mut self, service: ServiceId) -> Result<(), MapError> {
-        match self.names.remove(&service) {
-            Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-            Err(aya::maps::MapError::SyscallError(error)) if is(&error, nix::errno::Errno::ENOENT) => Ok(()),
-            result => result.map_err(|error| {
-                kernel(
-                    map::SERVICE_NAMES,
-                    format!("delete the name of service {service}"),
-                    error,
-                )
-            }),
-        }
+        deleted(self.names.remove(&service)).map_err(|error| {
+            kernel(
+                map::SERVICE_NAMES,
+                format!("delete the name of service {service}"),
+                error,
+            )
+        })
     }
 
     fn set_backend(&mut self, id: BackendId, backend: &Backend) -> Result<(), MapError> {
@@ -154,11 +158,48 @@ impl KernelMaps {
                     .remove(&frontend_row(key, Address6::from(address))),
             ),
         };
-        match result {
-            Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-            Err(aya::maps::MapError::SyscallError(error)) if is(&error, nix::errno::Errno::ENOENT) => Ok(()),
-            result => result.map_err(|error| kernel(name, format!("delete frontend {key}"), error)),
-        }
+        deleted(result).map_err(|error| kernel(name, format!("delete frontend {key}"), error))
+    }
+
+    fn add_source_range(&mut self, set: u32, network: &Network) -> Result<(), MapError> {
+        let (name, result) = match network.address() {
+            IpAddr::V4(address) => (
+                map::SOURCE_RANGES4,
+                self.source_ranges4
+                    .insert(&range_key(set, network, Address4::from(address)), 1, 0),
+            ),
+            IpAddr::V6(address) => (
+                map::SOURCE_RANGES6,
+                self.source_ranges6
+                    .insert(&range_key(set, network, Address6::from(address)), 1, 0),
+            ),
+        };
+        result.map_err(|error| match &error {
+            aya::maps::MapError::SyscallError(error) if is(error, nix::errno::Errno::ENOSPC) => {
+                MapError::Full {
+                    map: name,
+                    capacity: self.capacity.source_ranges,
+                    flag: "--max-source-ranges",
+                }
+            }
+            _ => kernel(name, format!("add {network} to set {set}"), error),
+        })
+    }
+
+    fn delete_source_range(&mut self, set: u32, network: &Network) -> Result<(), MapError> {
+        let (name, result) = match network.address() {
+            IpAddr::V4(address) => (
+                map::SOURCE_RANGES4,
+                self.source_ranges4
+                    .remove(&range_key(set, network, Address4::from(address))),
+            ),
+            IpAddr::V6(address) => (
+                map::SOURCE_RANGES6,
+                self.source_ranges6
+                    .remove(&range_key(set, network, Address6::from(address))),
+            ),
+        };
+        deleted(result).map_err(|error| kernel(name, format!("delete {network} of set {set}"), error))
     }
 }
 
@@ -174,6 +215,8 @@ impl Maps for KernelMaps {
             MapOp::SetBackend { id, backend } => self.set_backend(*id, backend),
             MapOp::SetSlots { base, slots } => self.set_slots(*base, slots),
             MapOp::SetFrontend { key, value } => self.set_frontend(key, value),
+            MapOp::AddSourceRange { set, network } => self.add_source_range(*set, network),
+            MapOp::DeleteSourceRange { set, network } => self.delete_source_range(*set, network),
             MapOp::DeleteFrontend { key } => self.delete_frontend(key),
         }
     }
@@ -209,6 +252,14 @@ impl Maps for KernelMaps {
                 .read(base, length)
                 .map_err(|error| kernel(map::SLOTS, operation(), error))?;
             image.slots.extend((base..).zip(slots));
+        }
+        for row in self.source_ranges4.keys() {
+            let key = row.map_err(|error| kernel(map::SOURCE_RANGES4, "read all rows".to_owned(), error))?;
+            image.source_ranges.extend(source_range(&key));
+        }
+        for row in self.source_ranges6.keys() {
+            let key = row.map_err(|error| kernel(map::SOURCE_RANGES6, "read all rows".to_owned(), error))?;
+            image.source_ranges.extend(source_range(&key));
         }
         for (id, row) in (0..).zip(self.backends4.iter()) {
             let row = row.map_err(|error| kernel(map::BACKENDS4, format!("read backend {id}"), error))?;
@@ -356,7 +407,12 @@ pub(super) fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(
 }
 
 fn max_entries(map: &Map, name: &'static str) -> Result<u32, MapError> {
-    let (Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data)) = map else {
+    let (Map::Array(data)
+    | Map::HashMap(data)
+    | Map::LpmTrie(data)
+    | Map::LruHashMap(data)
+    | Map::PerCpuArray(data)) = map
+    else {
         return Err(kernel(
             name,
             "ask for its size".to_owned(),
@@ -378,6 +434,15 @@ pub(super) fn kernel(
         map,
         operation,
         source: Box::new(error),
+    }
+}
+
+/// The result of a deletion: what does not exist is deleted.
+fn deleted(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::MapError> {
+    match result {
+        Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        Err(aya::maps::MapError::SyscallError(error)) if is(&error, nix::errno::Errno::ENOENT) => Ok(()),
+        result => result,
     }
 }
 
@@ -407,6 +472,30 @@ fn frontend_key(address: IpAddr, port: Port, number: u8) -> Option<FrontendKey> 
         protocol::SCTP => FrontendKey::Port(address, port.get(), Protocol::Sctp),
         _ => return None,
     })
+}
+
+fn range_key<A: Pod>(set: u32, network: &Network, address: A) -> Key<SourceRange<A>>
+where
+    SourceRange<A>: Pod,
+{
+    let prefix = SourceRange::<A>::SET_BITS + u32::from(network.prefix());
+    Key::new(
+        prefix,
+        SourceRange {
+            set,
+            network: address,
+        },
+    )
+}
+
+/// The set and the network of a row; `None` if it is none that this agent writes.
+fn source_range<A: Pod + Into<IpAddr>>(key: &Key<SourceRange<A>>) -> Option<(u32, Network)>
+where
+    SourceRange<A>: Pod,
+{
+    let SourceRange { set, network } = key.data();
+    let prefix = key.prefix_len().checked_sub(SourceRange::<A>::SET_BITS)?;
+    Some((set, Network::new(network.into(), u8::try_from(prefix).ok()?)?))
 }
 
 /// A name that is too long, which Kubernetes does not let happen, is cut.

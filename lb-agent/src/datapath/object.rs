@@ -100,6 +100,7 @@ pub const DEFAULT_CAPACITY: Capacity = Capacity {
     slots: 4_194_304,
     backends: 262_144,
     services: 65_536,
+    source_ranges: 65_536,
 };
 /// Default size of each flow table.
 pub const DEFAULT_FLOWS: u32 = 262_144;
@@ -253,6 +254,8 @@ pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
         .map_max_entries(map::SLOTS, capacity.slots)
         .map_max_entries(map::BACKENDS4, capacity.backends)
         .map_max_entries(map::BACKENDS6, capacity.backends)
+        .map_max_entries(map::SOURCE_RANGES4, capacity.source_ranges)
+        .map_max_entries(map::SOURCE_RANGES6, capacity.source_ranges)
         .map_max_entries(map::SERVICE_NAMES, capacity.services)
         .map_max_entries(map::SERVICE_STATS, capacity.services)
         .map_max_entries(map::FLOWS4, settings.flows)

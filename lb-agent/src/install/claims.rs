@@ -139,7 +139,17 @@ impl Installer {
         id: ServiceId,
     ) {
         self.orphans.remove(&id);
-        self.ports.entry(id).or_default().owner = Some(name.clone());
+        let state = self.ports.entry(id).or_default();
+        state.owner = Some(name.clone());
+        if entry.ranges == 0 {
+            // Found in the maps, with the port.
+            let rows = state.frontends.iter().filter_map(|key| self.tables.frontend(key));
+            entry.ranges = rows
+                .map(|row| row.source_ranges)
+                .find(|set| *set != 0)
+                .unwrap_or(0);
+            self.tables.ranges_mut().acquire(entry.ranges);
+        }
         entry.ports.push((port.port.clone(), id));
     }
 

@@ -2,9 +2,11 @@
 //!
 //! A change of a Service goes through these steps, and packets see it by the writes of the third:
 //! 1. ids, room and regions are reserved in memory; what does not fit is refused before anything is written;
-//! 2. new and changed backends are written, then the slots of new regions (a region in use is never modified);
+//! 2. new and changed backends are written, then the slots of new regions and source ranges of new sets (what is in
+//!    use of these is never modified);
 //! 3. frontend rows are written, each by one atomic operation;
-//! 4. frontend rows nobody wants are deleted, then removed backends are marked gone and others draining.
+//! 4. frontend rows nobody wants are deleted, then removed backends are marked gone and others draining, and sets of
+//!    source ranges that no row names any more are deleted.
 //!
 //! What went out of use is used again after `tables::GRACE`, a region never before its last row is gone. If a
 //! write fails, the Service stays where it is and goes on from there at its next attempt.
@@ -12,12 +14,14 @@
 mod claims;
 mod ids;
 mod port;
+mod ranges;
 mod repair;
 mod reserve;
 mod restore;
 mod slots;
 mod tables;
 mod usage;
+mod vips;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -30,6 +34,7 @@ use lb_common::layout::{BackendId, ServiceId};
 use crate::desired::{DesiredPort, DesiredService, NamespacedName, PortName};
 use crate::maps::{Family, FrontendKey, MapError, Maps};
 use port::Port;
+use ranges::SetId;
 pub use repair::Repaired;
 use tables::{Context, Tables};
 pub use usage::Usage;
@@ -49,8 +54,8 @@ pub struct Installer {
     claims: HashMap<FrontendKey, ServiceId>,
     /// Who else asked for it, oldest first.
     waiting: HashMap<FrontendKey, BTreeSet<(i64, NamespacedName)>>,
-    /// How many Services want an address's wildcard row.
-    vips: HashMap<IpAddr, u32>,
+    /// Which Services share an address's wildcard row.
+    vips: HashMap<IpAddr, BTreeSet<NamespacedName>>,
     /// Failed Services by the time of their next attempt.
     retries: BTreeSet<(Instant, NamespacedName)>,
     /// Services that can have a frontend they waited for.
@@ -69,8 +74,11 @@ struct Entry {
     desired: Option<Arc<DesiredService>>,
     /// Ports that have an id, those to be removed included.
     ports: Vec<(PortName, ServiceId)>,
-    /// Addresses whose wildcard row it uses.
-    vips: Vec<IpAddr>,
+    /// Addresses whose wildcard row it shares.
+    vips: BTreeSet<IpAddr>,
+    /// The source ranges that its next rows of load balancer addresses name; 0 if all clients may come. It counts as
+    /// a user of them.
+    ranges: SetId,
     /// Frontends that another Service has.
     lost: Vec<FrontendKey>,
     failure: Option<Failure>,
@@ -106,7 +114,7 @@ impl Entry {
     }
 
     fn is_empty(&self) -> bool {
-        self.desired.is_none() && self.ports.is_empty() && self.vips.is_empty()
+        self.desired.is_none() && self.ports.is_empty() && self.vips.is_empty() && self.ranges == 0
     }
 }
 
@@ -145,6 +153,9 @@ impl Installer {
                 name
             })
             .collect();
+        for name in &names {
+            self.share_vips(name);
+        }
         // First everything new, then what is gone: a frontend that changed hands is never missing.
         let published: Vec<_> = names
             .iter()

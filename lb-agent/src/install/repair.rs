@@ -1,5 +1,7 @@
 //! Finds and repairs what somebody else changed in the maps.
 
+use std::collections::BTreeSet;
+
 use super::Installer;
 use super::tables::Tables;
 use crate::maps::{Backend, BackendState, Family, MapImage, MapOp, Maps};
@@ -9,6 +11,8 @@ use crate::maps::{Backend, BackendState, Family, MapImage, MapOp, Maps};
 pub struct Repaired {
     /// Names of service ids that were missing, wrong or foreign.
     pub names: usize,
+    /// Source ranges that were missing or foreign.
+    pub source_ranges: usize,
     /// Frontend rows that were missing, wrong or foreign.
     pub frontends: usize,
     /// Regions whose slots were wrong.
@@ -22,7 +26,7 @@ pub struct Repaired {
 impl Repaired {
     /// How many faults were found.
     pub fn faults(&self) -> usize {
-        self.names + self.frontends + self.regions + self.backends
+        self.names + self.source_ranges + self.frontends + self.regions + self.backends
     }
 }
 
@@ -39,12 +43,14 @@ impl Installer {
             name_operations(&self.tables, image),
             backend_operations(&self.tables, image),
             region_operations(&self.tables, image),
+            range_operations(&self.tables, image),
             frontend_operations(&self.tables, image),
         ];
         let counts = [
             &mut repaired.names,
             &mut repaired.backends,
             &mut repaired.regions,
+            &mut repaired.source_ranges,
             &mut repaired.frontends,
         ];
         for (count, operations) in counts.into_iter().zip(operations) {
@@ -116,6 +122,21 @@ fn region_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
             slots: slots.to_vec(),
         })
         .collect()
+}
+
+fn range_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
+    let ours: BTreeSet<_> = tables.ranges().written().collect();
+    let missing = ours.difference(&image.source_ranges);
+    let add = missing.map(|(set, network)| MapOp::AddSourceRange {
+        set: *set,
+        network: *network,
+    });
+    let foreign = image.source_ranges.difference(&ours);
+    let delete = foreign.map(|(set, network)| MapOp::DeleteSourceRange {
+        set: *set,
+        network: *network,
+    });
+    add.chain(delete).collect()
 }
 
 fn frontend_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {

@@ -46,6 +46,42 @@ impl Installer {
         Ok(())
     }
 
+    /// Makes room for the source ranges of a Service, unless it has them; `None`: it is to be removed.
+    pub(super) fn reserve_ranges(
+        &mut self,
+        entry: &mut Entry,
+        desired: Option<&DesiredService>,
+    ) -> Result<(), MapError> {
+        let wanted = desired
+            .filter(|desired| self.names_ranges(entry, desired))
+            .map(|desired| &desired.source_ranges.networks);
+        let sets = self.tables.ranges_mut();
+        if sets.networks(entry.ranges) == wanted {
+            return Ok(());
+        }
+        let new = match wanted {
+            Some(networks) => sets.allocate(networks.clone())?,
+            None => 0,
+        };
+        sets.release(std::mem::replace(&mut entry.ranges, new));
+        Ok(())
+    }
+
+    /// Whether any row of a Service names source ranges.
+    fn names_ranges(&self, entry: &Entry, desired: &DesiredService) -> bool {
+        entry.desired_ports(desired).any(|(id, port)| {
+            let mut granted = port
+                .frontends
+                .iter()
+                .filter(|frontend| self.claims.get(&frontend.key) == Some(&id));
+            granted.any(|frontend| {
+                desired
+                    .source_ranges
+                    .filter(frontend.kind, Family::of(frontend.key.address()))
+            })
+        })
+    }
+
     fn plan(&self, id: ServiceId, port: &DesiredPort) -> PortPlan {
         let empty = super::Port::default();
         let state = self.ports.get(&id).unwrap_or(&empty);
@@ -129,7 +165,7 @@ impl Installer {
             let keys = port.frontends.iter().map(|frontend| frontend.key);
             keys.filter(move |key| self.claims.get(key) == Some(&id))
         });
-        let wildcards = desired.vips.iter().map(|address| FrontendKey::Wildcard(*address));
+        let wildcards = desired.vips.iter().map(|vip| FrontendKey::Wildcard(vip.address));
         let added: HashSet<FrontendKey> = granted
             .chain(wildcards)
             .filter(|key| Family::of(key.address()) == family && self.tables.frontend(key).is_none())

@@ -155,6 +155,7 @@ impl Installer {
             .values()
             .filter_map(|entry| entry.desired.as_ref())
             .flat_map(|desired| &desired.vips)
+            .map(|vip| vip.address)
             .collect();
         let mut unowned: Vec<FrontendKey> = (self.tables.frontends().iter())
             .filter(|(key, row)| match key {
@@ -183,6 +184,6 @@ impl Installer {
             self.tables.remove_backend(context, family, id)?;
             self.strays.pop();
         }
-        Ok(())
+        self.tables.delete_unused_ranges(context)
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use lb_common::layout::{BackendId, Frontend, Region, ServiceId, Slot, frontend_flags};
+use lb_common::layout::{BackendId, Frontend, Region, ServiceId, Slot};
 
 use super::ids::Ids;
+use super::ranges::{RangeSets, SetId};
 use super::slots::SlotAllocator;
 use crate::maps::{
     Backend, BackendState, Capacity, Family, FrontendKey, MapError, MapImage, MapOp, Maps, regions,
@@ -44,6 +45,7 @@ enum Retired {
     Region(Region),
     Backend(Family, BackendId),
     Service(ServiceId),
+    Ranges(SetId),
 }
 
 /// The mirror of the maps.
@@ -56,6 +58,7 @@ pub(super) struct Tables {
     regions: HashMap<u32, RegionEntry>,
     slots: SlotAllocator,
     backends: [BackendTable; 2],
+    ranges: RangeSets,
     service_ids: Ids,
     /// What the ids stand for.
     names: BTreeMap<ServiceId, String>,
@@ -69,17 +72,6 @@ pub(super) fn index(family: Family) -> usize {
         Family::V6 => 1,
     }
 }
-
-/// The value of the wildcard rows.
-pub(super) const WILDCARD: Frontend = Frontend {
-    service: 0,
-    flags: frontend_flags::WILDCARD,
-    cluster: Region { base: 0, length: 0 },
-    local: Region { base: 0, length: 0 },
-    maglev: Region { base: 0, length: 0 },
-    source_ranges: 0,
-    affinity_seconds: 0,
-};
 
 impl Tables {
     /// The tables as the maps have them. `service_ids` (ascending) are in use.
@@ -106,6 +98,11 @@ impl Tables {
             regions: HashMap::new(),
             slots: SlotAllocator::new(capacity.slots),
             backends,
+            ranges: RangeSets::restore(
+                &image.source_ranges,
+                image.frontends.values().map(|row| row.source_ranges),
+                capacity,
+            ),
             service_ids: Ids::new(capacity.services, service_ids),
             names: image.names.clone(),
             retired: VecDeque::new(),
@@ -128,6 +125,7 @@ impl Tables {
                 return;
             }
         }
+        self.ranges.acquire(value.source_ranges);
         self.n_frontends[index(Family::of(key.address()))] += 1;
         self.frontends.insert(key, value);
     }
@@ -190,6 +188,7 @@ impl Tables {
         for region in regions(&value) {
             self.acquire(region);
         }
+        self.ranges.acquire(value.source_ranges);
         match self.frontends.insert(key, value) {
             Some(old) => self.release_frontend(old, context.now),
             None => self.n_frontends[index(Family::of(key.address()))] += 1,
@@ -272,6 +271,7 @@ impl Tables {
         for region in regions(&row) {
             self.release_region(region, now);
         }
+        self.ranges.release(row.source_ranges);
     }
 
     /// The entry of a region that has lost its last user.
@@ -390,6 +390,55 @@ impl Tables {
         self.backends[index(family)].rows.insert(id, backend);
     }
 
+    // Source ranges.
+
+    /// The sets of source ranges.
+    pub(super) fn ranges(&self) -> &RangeSets {
+        &self.ranges
+    }
+
+    /// See [`Self::ranges`].
+    pub(super) fn ranges_mut(&mut self) -> &mut RangeSets {
+        &mut self.ranges
+    }
+
+    /// Writes what a set shall hold and does not yet.
+    pub(super) fn write_ranges(&mut self, context: &mut Context<'_>, id: SetId) -> Result<(), MapError> {
+        let Some(set) = self.ranges.get_mut(id) else {
+            return Ok(());
+        };
+        for network in set.networks.difference(&set.written.clone()) {
+            let operation = MapOp::AddSourceRange {
+                set: id,
+                network: *network,
+            };
+            context.maps.apply(&operation)?;
+            set.written.insert(*network);
+        }
+        Ok(())
+    }
+
+    /// Deletes the sets that nobody names any more.
+    pub(super) fn delete_unused_ranges(&mut self, context: &mut Context<'_>) -> Result<(), MapError> {
+        while let Some(id) = self.ranges.first_unused() {
+            while let Some(network) = self
+                .ranges
+                .get_mut(id)
+                .and_then(|set| set.written.first().copied())
+            {
+                context
+                    .maps
+                    .apply(&MapOp::DeleteSourceRange { set: id, network })?;
+                if let Some(set) = self.ranges.get_mut(id) {
+                    set.written.remove(&network);
+                }
+            }
+            self.ranges.remove(id);
+            self.retired.push_back((context.now + GRACE, Retired::Ranges(id)));
+        }
+        Ok(())
+    }
+
     // Service ids.
 
     pub(super) fn allocate_service(&mut self) -> Option<ServiceId> {
@@ -439,6 +488,7 @@ impl Tables {
                 Retired::Region(region) => self.slots.free(region),
                 Retired::Backend(family, id) => self.free_backend(family, id),
                 Retired::Service(id) => self.service_ids.release(id),
+                Retired::Ranges(id) => self.ranges.free(id),
             }
         }
     }

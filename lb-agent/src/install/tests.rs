@@ -3,22 +3,25 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use lb_common::layout::{Region, frontend_flags};
+use lb_common::layout::{Frontend, Region, frontend_flags};
 use proptest::prelude::*;
 
 use super::*;
 use crate::desired::{
-    DesiredBackend, DesiredFrontend, FrontendKind, ServiceHealth, ServiceType, TrafficPolicy,
+    DesiredBackend, DesiredFrontend, DesiredVip, FrontendKind, ServiceHealth, ServiceType, SourceRanges,
+    TrafficPolicy,
 };
 use crate::maglev;
 use crate::maps::testing::{FakeMaps, FaultyMaps};
 use crate::maps::{Backend, BackendState, Capacity, MapImage, MapOp, Protocol, dump};
+use crate::network::Network;
 
 const CAPACITY: Capacity = Capacity {
     frontends: 100,
     slots: 20_000,
     backends: 100,
     services: 30,
+    source_ranges: 100,
 };
 
 fn name(number: u8) -> NamespacedName {
@@ -57,7 +60,7 @@ type RandomPort = (u8, BTreeSet<(u8, u8)>, BTreeMap<u8, u8>);
 fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
     let mut seen = BTreeSet::new();
     let mut names = BTreeSet::new();
-    let mut vips = BTreeSet::new();
+    let mut vips = BTreeMap::new();
     let mut desired = Vec::new();
     for (name, frontends, backends) in ports {
         if !names.insert(name) {
@@ -67,13 +70,21 @@ fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
             .into_iter()
             .filter(|key| seen.insert(*key))
             .map(|(address, port)| {
-                vips.insert(vip(address));
+                let kind = match (port, name) {
+                    (0, 0) => FrontendKind::NodePort,
+                    (0, _) => FrontendKind::LoadBalancer,
+                    _ => FrontendKind::ClusterIp,
+                };
+                let desired_vip = DesiredVip {
+                    address: vip(address),
+                    kind,
+                    passes_unknown: address % 2 == 0,
+                    has_endpoints: backends.values().any(|kind| kind & 3 != 0),
+                };
+                vips.entry(address).or_insert(desired_vip);
                 DesiredFrontend {
                     key: FrontendKey::Port(vip(address), 80 + u16::from(port), Protocol::Tcp),
-                    kind: match port {
-                        0 => FrontendKind::NodePort,
-                        _ => FrontendKind::ClusterIp,
-                    },
+                    kind,
                     flags: match (port, name) {
                         (0, 0) => frontend_flags::OUTSIDE_LOCAL,
                         _ => 0,
@@ -100,8 +111,27 @@ fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
         service_type: ServiceType::ClusterIp,
         created: Some(created),
         ports: desired,
-        vips: vips.into_iter().collect(),
+        vips: vips.into_values().collect(),
+        source_ranges: SourceRanges::default(),
         health: ServiceHealth::default(),
+    }
+}
+
+/// Some of four networks.
+fn source_ranges(networks: &BTreeSet<u8>, node_allowed: bool) -> SourceRanges {
+    let all = ["10.0.0.0/8", "172.16.0.0/12", "fd00::/8", "2001:db8::/32"];
+    let networks: BTreeSet<Network> = (networks.iter())
+        .map(|index| all[usize::from(*index)].parse().unwrap())
+        .collect();
+    let filtered: BTreeSet<Family> = networks.iter().map(Network::family).collect();
+    SourceRanges {
+        node_allowed: if node_allowed {
+            filtered.clone()
+        } else {
+            BTreeSet::new()
+        },
+        filtered,
+        networks,
     }
 }
 
@@ -111,7 +141,17 @@ fn random_service() -> impl Strategy<Value = DesiredService> {
         prop::collection::btree_set((0..6_u8, 0..2_u8), 1..4),
         prop::collection::btree_map(0..8_u8, 0..8_u8, 0..6),
     );
-    (prop::collection::vec(port, 1..3), 0..3_i64).prop_map(|(ports, created)| service(ports, created))
+    let networks = prop::collection::btree_set(0..4_u8, 0..3);
+    (
+        prop::collection::vec(port, 1..3),
+        0..3_i64,
+        networks,
+        any::<bool>(),
+    )
+        .prop_map(|(ports, created, networks, node_allowed)| DesiredService {
+            source_ranges: source_ranges(&networks, node_allowed),
+            ..service(ports, created)
+        })
 }
 
 fn history() -> impl Strategy<Value = Vec<(u8, Option<DesiredService>)>> {
@@ -185,7 +225,7 @@ impl Bench {
                     .desired
                     .vips
                     .iter()
-                    .map(|address| FrontendKey::Wildcard(*address)),
+                    .map(|vip| FrontendKey::Wildcard(vip.address)),
             );
             for port in &service.desired.ports {
                 let mut families = BTreeSet::new();
@@ -194,12 +234,14 @@ impl Bench {
                     if service.conflicts.iter().all(|(key, _)| *key != frontend.key) {
                         families.insert(Family::of(frontend.key.address()));
                         check_row(&image, port, frontend);
+                        check_ranges(&image, &service.desired.source_ranges, frontend);
                     }
                 }
                 let used = |backend: &&DesiredBackend| families.contains(&Family::of(backend.address.ip()));
                 n_backends += port.backends.iter().filter(used).count();
             }
         }
+        self.check_wildcards(&image);
         assert_eq!(
             rows,
             image.frontends.keys().copied().collect(),
@@ -217,12 +259,54 @@ impl Bench {
         );
     }
 
+    /// An address says what holds for all Services that share it.
+    fn check_wildcards(&self, image: &MapImage) {
+        for (key, row) in &image.frontends {
+            let FrontendKey::Wildcard(address) = key else {
+                continue;
+            };
+            let vips: Vec<_> = self
+                .installer
+                .services()
+                .flat_map(|service| service.desired.vips.iter().map(move |vip| (service.desired, vip)))
+                .filter(|(_, vip)| vip.address == *address)
+                .collect();
+            let has = |flag| row.flags & flag != 0;
+            assert_eq!(
+                (has(frontend_flags::PASS_UNKNOWN), has(frontend_flags::ECHO)),
+                (
+                    vips.iter().all(|(_, vip)| vip.passes_unknown),
+                    vips.iter().any(|(_, vip)| vip.has_endpoints)
+                )
+            );
+            let family = Family::of(*address);
+            if let [(desired, vip)] = &vips[..]
+                && desired.source_ranges.filter(vip.kind, family)
+            {
+                assert_eq!(
+                    ranges_of(image, row),
+                    desired.source_ranges.networks,
+                    "{}",
+                    dump(image)
+                );
+                let node_allowed = desired.source_ranges.node_allowed.contains(&family);
+                assert_eq!(has(frontend_flags::NODE_ALLOWED), node_allowed);
+            } else {
+                assert_eq!(row.source_ranges, 0, "{}", dump(image));
+            }
+        }
+    }
+
     /// Nothing is in use any more.
     fn check_empty(&mut self) {
         assert_eq!(dump(&self.image()), "");
         assert!(self.installer.services.is_empty() && self.installer.ports.is_empty());
         assert!(self.installer.claims.is_empty() && self.installer.waiting.is_empty());
         assert!(self.installer.vips.is_empty() && self.installer.retries.is_empty());
+        let sets = self.installer.tables.ranges_mut();
+        assert_eq!(sets.written().count(), 0);
+        let n_sets = std::iter::from_fn(|| sets.allocate(BTreeSet::new()).ok()).count();
+        assert_eq!(n_sets, 2 * CAPACITY.services as usize - 1);
         let tables = &mut self.installer.tables;
         for family in Family::ALL {
             assert_eq!(tables.available_backends(family), CAPACITY.backends as usize - 1);
@@ -245,7 +329,7 @@ fn check_row(image: &MapImage, port: &DesiredPort, frontend: &DesiredFrontend) {
     let family = Family::of(frontend.key.address());
     let row = image.frontends.get(&frontend.key).unwrap();
     assert_eq!(
-        (row.flags, row.affinity_seconds),
+        (row.flags & !frontend_flags::NODE_ALLOWED, row.affinity_seconds),
         (frontend.flags, port.affinity_seconds)
     );
     let backends = || {
@@ -300,6 +384,25 @@ fn check_row(image: &MapImage, port: &DesiredPort, frontend: &DesiredFrontend) {
         "{}",
         dump(image)
     );
+}
+
+fn check_ranges(image: &MapImage, ranges: &SourceRanges, frontend: &DesiredFrontend) {
+    let family = Family::of(frontend.key.address());
+    let row = image.frontends.get(&frontend.key).unwrap();
+    let is_filtered = ranges.filter(frontend.kind, family);
+    assert_eq!(row.source_ranges != 0, is_filtered, "{}", dump(image));
+    let node_allowed = row.flags & frontend_flags::NODE_ALLOWED != 0;
+    assert_eq!(node_allowed, is_filtered && ranges.node_allowed.contains(&family));
+    if is_filtered {
+        assert_eq!(ranges_of(image, row), ranges.networks, "{}", dump(image));
+    }
+}
+
+/// The networks of the set that a row names.
+fn ranges_of(image: &MapImage, row: &Frontend) -> BTreeSet<Network> {
+    let ranges = image.source_ranges.iter();
+    let named = ranges.filter(|(set, _)| *set == row.source_ranges);
+    named.map(|(_, network)| *network).collect()
 }
 
 /// Maps after each operation of a log.
@@ -378,7 +481,7 @@ proptest! {
     }
 
     #[test]
-    fn damage_is_repaired(history in history(), damage in prop::collection::vec((0..6_u8, any::<prop::sample::Index>()), 1..5)) {
+    fn damage_is_repaired(history in history(), damage in prop::collection::vec((0..8_u8, any::<prop::sample::Index>()), 1..5)) {
         let mut bench = Bench::new(CAPACITY, 0, 0);
         for (number, desired) in history {
             bench.set(number, desired);
@@ -399,7 +502,7 @@ proptest! {
     }
 
     #[test]
-    fn a_new_agent_starts_on_damaged_maps(history in history(), damage in prop::collection::vec((0..6_u8, any::<prop::sample::Index>()), 1..5)) {
+    fn a_new_agent_starts_on_damaged_maps(history in history(), damage in prop::collection::vec((0..8_u8, any::<prop::sample::Index>()), 1..5)) {
         let mut bench = Bench::new(CAPACITY, 0, 0);
         let mut services = BTreeMap::new();
         for (number, desired) in history {
@@ -470,6 +573,15 @@ fn damage(rows: &mut MapImage, kind: u8, index: prop::sample::Index) {
                 service: 2,
             };
             rows.backends4.insert(90, row);
+        }
+        (6, _) if !rows.source_ranges.is_empty() => {
+            let row = *index.get(&rows.source_ranges.iter().collect::<Vec<_>>());
+            rows.source_ranges.remove(&row.clone());
+        }
+        (7, _) => {
+            rows.source_ranges.insert((3, "192.0.2.0/24".parse().unwrap()));
+            rows.source_ranges
+                .insert((u32::MAX, "192.0.2.0/24".parse().unwrap()));
         }
         _ => {}
     }
@@ -603,9 +715,20 @@ fn ids_rest_before_they_are_used_again_and_rows_get_a_new_generation() {
 #[test]
 fn order_of_the_writes() {
     let mut bench = Bench::new(CAPACITY, 0, 0);
-    bench.set(0, Some(one_port(&[(0, 0), (0, 1)], [0, 1])));
+    let balanced = |frontends: &[(u8, u8)], backends: [u8; 2], network| DesiredService {
+        source_ranges: source_ranges(&[network].into(), false),
+        ..service(
+            vec![(
+                1,
+                frontends.iter().copied().collect(),
+                backends.map(|number| (number, 1)).into(),
+            )],
+            0,
+        )
+    };
+    bench.set(0, Some(balanced(&[(0, 0), (0, 1)], [0, 1], 0)));
     bench.maps.inner.log.clear();
-    bench.set(0, Some(one_port(&[(0, 0)], [1, 3])));
+    bench.set(0, Some(balanced(&[(0, 0)], [1, 3], 1)));
     let names: Vec<&str> = bench
         .maps
         .inner
@@ -617,10 +740,15 @@ fn order_of_the_writes() {
             MapOp::SetSlots { .. } => "slots",
             MapOp::SetFrontend { .. } => "frontend",
             MapOp::DeleteFrontend { .. } => "delete",
+            MapOp::AddSourceRange { .. } => "range",
+            MapOp::DeleteSourceRange { .. } => "delete range",
             MapOp::SetName { .. } | MapOp::DeleteName { .. } => "name",
         })
         .collect();
-    assert_eq!(names, ["backend", "slots", "frontend", "delete", "gone"]);
+    let written = ["range", "backend", "slots", "slots", "frontend"];
+    assert_eq!(names[..5], written);
+    // That of the whole address comes last.
+    assert_eq!(names[5..], ["frontend", "delete", "gone", "delete range"]);
 }
 
 #[test]

@@ -3,10 +3,11 @@
 use lb_common::layout::{Frontend, Region, ServiceId};
 
 use super::port::{Order, PortFamily, full_name};
-use super::tables::{Context, WILDCARD, index};
+use super::ranges::SetId;
+use super::tables::{Context, index};
 use super::{Entry, Installer};
-use crate::desired::{DesiredPort, DesiredService, NamespacedName};
-use crate::maps::{Family, FrontendKey, MapError};
+use crate::desired::{DesiredPort, NamespacedName, SourceRanges};
+use crate::maps::{Family, MapError};
 
 impl Installer {
     /// Steps 1 to 3: after them packets see what the Service asks for.
@@ -20,11 +21,13 @@ impl Installer {
             let Some(desired) = entry.desired.clone() else {
                 return Ok(());
             };
+            installer.reserve_ranges(entry, Some(&desired))?;
             installer.reserve(entry, &desired, context)?;
+            installer.tables.write_ranges(context, entry.ranges)?;
             for (id, port) in entry.desired_ports(&desired) {
-                installer.publish_port(id, port, context)?;
+                installer.publish_port(id, port, (entry.ranges, &desired.source_ranges), context)?;
             }
-            installer.publish_vips(entry, &desired, context)
+            installer.publish_vips(name, entry, &desired, context)
         })
     }
 
@@ -38,7 +41,7 @@ impl Installer {
             for (_, id) in &entry.ports {
                 installer.delete_frontends(*id, context)?;
             }
-            installer.delete_vips(entry, context)?;
+            installer.delete_vips(name, entry, context)?;
             let desired = entry.desired.clone();
             for (port_name, id) in entry.ports.clone() {
                 let ports = desired.iter().flat_map(|desired| &desired.ports);
@@ -53,7 +56,10 @@ impl Installer {
                     }
                 }
             }
-            Ok(())
+            if desired.is_none() {
+                installer.reserve_ranges(entry, None)?;
+            }
+            installer.tables.delete_unused_ranges(context)
         })
     }
 
@@ -75,6 +81,7 @@ impl Installer {
         &mut self,
         id: ServiceId,
         port: &DesiredPort,
+        (set, ranges): (SetId, &SourceRanges),
         context: &mut Context<'_>,
     ) -> Result<(), MapError> {
         let Some(state) = self.ports.get_mut(&id) else {
@@ -92,17 +99,22 @@ impl Installer {
             .iter()
             .filter(|frontend| self.claims.get(&frontend.key) == Some(&id))
         {
-            let family = state.family(Family::of(frontend.key.address()));
+            let family = Family::of(frontend.key.address());
+            let (source_ranges, filter_flags) = match ranges.filter(frontend.kind, family) {
+                true => (set, ranges.flags(family)),
+                false => (0, 0),
+            };
+            let family = state.family(family);
             let value = Frontend {
                 service: id,
-                flags: frontend.flags,
+                flags: frontend.flags | filter_flags,
                 cluster: family.cluster,
                 local: family.local,
                 maglev: match frontend.external_policy() {
                     Some(_) => family.maglev,
                     None => Region::default(),
                 },
-                source_ranges: 0,
+                source_ranges,
                 affinity_seconds: port.affinity_seconds,
             };
             let is_new = self
@@ -113,44 +125,6 @@ impl Installer {
             if is_new {
                 state.frontends.push(frontend.key);
             }
-        }
-        Ok(())
-    }
-
-    fn publish_vips(
-        &mut self,
-        entry: &mut Entry,
-        desired: &DesiredService,
-        context: &mut Context<'_>,
-    ) -> Result<(), MapError> {
-        for address in &desired.vips {
-            if !entry.vips.contains(address) {
-                self.tables
-                    .set_frontend(context, FrontendKey::Wildcard(*address), WILDCARD)?;
-                *self.vips.entry(*address).or_default() += 1;
-                entry.vips.push(*address);
-            }
-        }
-        Ok(())
-    }
-
-    fn delete_vips(&mut self, entry: &mut Entry, context: &mut Context<'_>) -> Result<(), MapError> {
-        for address in entry.vips.clone() {
-            if entry
-                .desired
-                .as_ref()
-                .is_some_and(|desired| desired.vips.contains(&address))
-            {
-                continue;
-            }
-            if self.vips.get(&address) == Some(&1) {
-                self.tables
-                    .delete_frontend(context, FrontendKey::Wildcard(address))?;
-                self.vips.remove(&address);
-            } else if let Some(users) = self.vips.get_mut(&address) {
-                *users -= 1;
-            }
-            entry.vips.retain(|other| *other != address);
         }
         Ok(())
     }

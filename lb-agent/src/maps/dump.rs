@@ -1,12 +1,13 @@
 //! The maps as sorted text: for tests, for people and for bug reports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::SocketAddr;
 
 use lb_common::layout::{BackendId, Region, Slot, frontend_flags};
 
 use super::{Backend, BackendState, Family, FrontendKey, MapImage};
+use crate::network::Network;
 
 /// One line for each row, sorted. Regions are shown as the backends they name, so that the text does not depend on
 /// where they lie; rows without an endpoint are left out. What must never be (a slot that names no row) has a `!`.
@@ -14,7 +15,11 @@ pub fn dump(image: &MapImage) -> String {
     let mut lines = Vec::new();
     for (key, value) in &image.frontends {
         match key {
-            FrontendKey::Wildcard(address) => lines.push(format!("WILDCARD {address}")),
+            FrontendKey::Wildcard(address) => {
+                let source_ranges = source_ranges(image, Family::of(*address), value.source_ranges);
+                let flags = flag_names(value.flags);
+                lines.push(format!("WILDCARD {address}{flags}{source_ranges}"));
+            }
             FrontendKey::Port(address, ..) => {
                 let family = Family::of(*address);
                 let mut line = format!(
@@ -27,13 +32,11 @@ pub fn dump(image: &MapImage) -> String {
                 if value.maglev.length != 0 {
                     let _ = write!(line, " maglev={}", shares(image, family, value.maglev));
                 }
-                let flags = flag_names(value.flags);
-                if !flags.is_empty() {
-                    let _ = write!(line, " flags={}", flags.join(","));
-                }
+                line += &flag_names(value.flags);
                 if value.affinity_seconds != 0 {
                     let _ = write!(line, " affinity={}s", value.affinity_seconds);
                 }
+                line += &source_ranges(image, family, value.source_ranges);
                 lines.push(line);
             }
         }
@@ -60,26 +63,46 @@ pub fn dump(image: &MapImage) -> String {
             backend.service
         ));
     }
+    let named: BTreeSet<u32> = image.frontends.values().map(|row| row.source_ranges).collect();
+    let unnamed = image.source_ranges.iter().filter(|(set, _)| !named.contains(set));
+    lines.extend(
+        unnamed.map(|(set, network)| format!("! SOURCE RANGE {network} of set {set}, which no row names")),
+    );
     lines.sort();
     lines
         .into_iter()
         .fold(String::new(), |text, line| text + &line + "\n")
 }
 
-fn flag_names(flags: u32) -> Vec<&'static str> {
-    [
+fn flag_names(flags: u32) -> String {
+    let names = [
         (frontend_flags::INSIDE_LOCAL, "inside-local"),
         (frontend_flags::OUTSIDE_LOCAL, "outside-local"),
-        (frontend_flags::WILDCARD, "wildcard"),
-    ]
-    .into_iter()
-    .filter(|(flag, _)| flags & flag != 0)
-    .map(|(_, name)| name)
-    .collect()
+        (frontend_flags::PASS_UNKNOWN, "pass-unknown"),
+        (frontend_flags::ECHO, "echo"),
+        (frontend_flags::NODE_ALLOWED, "node-allowed"),
+    ];
+    let set = names.into_iter().filter(|(flag, _)| flags & flag != 0);
+    let set: Vec<&str> = set.map(|(_, name)| name).collect();
+    match set.is_empty() {
+        true => String::new(),
+        false => format!(" flags={}", set.join(",")),
+    }
 }
 
 fn region(image: &MapImage, family: Family, region: Region) -> String {
     slots(image, family, region).collect::<Vec<_>>().join(" ")
+}
+
+/// The networks of a set; nothing for the set that lets all in.
+fn source_ranges(image: &MapImage, family: Family, set: u32) -> String {
+    if set == 0 {
+        return String::new();
+    }
+    let of_family = |(other, network): &&(u32, Network)| *other == set && network.family() == family;
+    let networks = image.source_ranges.iter().filter(of_family);
+    let networks: Vec<String> = networks.map(|(_, network)| network.to_string()).collect();
+    format!(" source-ranges=[{}]", networks.join(" "))
 }
 
 /// How many of a region's slots name each backend.

@@ -6,11 +6,13 @@ pub mod testing;
 
 pub use dump::dump;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::layout::{BackendId, Frontend, Region, ServiceId, Slot};
+
+use crate::network::Network;
 
 /// An IP version.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
@@ -178,6 +180,20 @@ pub enum MapOp {
         /// Value of the row.
         value: Frontend,
     },
+    /// Lets clients of a network in where a row names the set.
+    AddSourceRange {
+        /// The set; 0 is never valid.
+        set: u32,
+        /// The network.
+        network: Network,
+    },
+    /// Takes a network out of a set; one that is not in it is success.
+    DeleteSourceRange {
+        /// The set.
+        set: u32,
+        /// The network.
+        network: Network,
+    },
     /// Deletes one frontend row; a row that does not exist is success.
     DeleteFrontend {
         /// Key of the row.
@@ -196,6 +212,8 @@ pub struct Capacity {
     pub backends: u32,
     /// Service ids, id 0 (never used) included.
     pub services: u32,
+    /// Source ranges per family.
+    pub source_ranges: u32,
 }
 
 /// What the maps hold.
@@ -205,6 +223,8 @@ pub struct MapImage {
     pub names: BTreeMap<ServiceId, String>,
     /// All frontend rows.
     pub frontends: BTreeMap<FrontendKey, Frontend>,
+    /// The networks of each set of source ranges.
+    pub source_ranges: BTreeSet<(u32, Network)>,
     /// The slots of every region that a frontend row points to, by index.
     pub slots: BTreeMap<u32, Slot>,
     /// All backend rows of IPv4 that were ever written (generation not 0), by id.

@@ -14,6 +14,8 @@ pub struct FakeMaps {
     written: MapImage,
     /// Every operation that succeeded, in order.
     pub log: Vec<MapOp>,
+    /// The first write that changed what some row named.
+    fault: Option<String>,
 }
 
 impl FakeMaps {
@@ -23,6 +25,7 @@ impl FakeMaps {
             capacity,
             written: MapImage::default(),
             log: Vec::new(),
+            fault: None,
         }
     }
 
@@ -31,9 +34,13 @@ impl FakeMaps {
         &mut self.written
     }
 
-    /// What a packet could trip over: the first frontend that names a slot, or slot that names a backend, that was
-    /// not written before.
+    /// What a packet could trip over: a change of source ranges in use, or the first frontend that names a slot, or
+    /// slot that names a backend, that was not written before.
     pub fn inconsistency(&self) -> Option<String> {
+        self.fault.clone().or_else(|| self.wrong_region())
+    }
+
+    fn wrong_region(&self) -> Option<String> {
         self.written.frontends.iter().find_map(|(key, frontend)| {
             let backends = self.written.backends(Family::of(key.address()));
             let in_cluster: fn(&Backend) -> bool = |backend| backend.in_cluster;
@@ -75,6 +82,14 @@ impl FakeMaps {
         })
     }
 
+    /// Sets that rows name never change: packets see the old ranges or the new ones.
+    fn note_range_change(&mut self, set: u32) {
+        let mut rows = self.written.frontends.iter();
+        let named_by = rows.find(|(_, row)| row.source_ranges == set);
+        let fault = named_by.map(|(key, _)| format!("{key} names source ranges {set}, which change"));
+        self.fault = self.fault.take().or(fault);
+    }
+
     fn full(&self, operation: &MapOp) -> Option<MapError> {
         match operation {
             MapOp::SetFrontend { key, .. } if !self.written.frontends.contains_key(key) => {
@@ -105,6 +120,19 @@ impl FakeMaps {
                     map: map::BACKENDS4,
                     capacity: self.capacity.backends,
                     flag: "--max-backends",
+                })
+            }
+            MapOp::AddSourceRange { network, .. } => {
+                let ranges = self.written.source_ranges.iter();
+                let rows = ranges.filter(|(_, other)| other.family() == network.family());
+                let capacity = self.capacity.source_ranges;
+                (rows.count() >= capacity as usize).then_some(MapError::Full {
+                    map: match network.family() {
+                        Family::V4 => map::SOURCE_RANGES4,
+                        Family::V6 => map::SOURCE_RANGES6,
+                    },
+                    capacity,
+                    flag: "--max-source-ranges",
                 })
             }
             MapOp::SetSlots { base, slots }
@@ -149,6 +177,14 @@ impl Maps for FakeMaps {
             MapOp::SetSlots { base, slots } => set_slots(&mut self.written.slots, *base, slots),
             MapOp::SetFrontend { key, value } => {
                 self.written.frontends.insert(*key, *value);
+            }
+            MapOp::AddSourceRange { set, network } => {
+                self.note_range_change(*set);
+                self.written.source_ranges.insert((*set, *network));
+            }
+            MapOp::DeleteSourceRange { set, network } => {
+                self.note_range_change(*set);
+                self.written.source_ranges.remove(&(*set, *network));
             }
             MapOp::DeleteFrontend { key } => {
                 self.written.frontends.remove(key);

@@ -165,6 +165,7 @@ mod tests {
                 slots: 20,
                 backends: 30,
                 services: 40,
+                source_ranges: 50,
             },
         };
         let text = text(maps(Some(usage), &[("flows IPv4", 7, 50)]));

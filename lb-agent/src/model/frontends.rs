@@ -8,9 +8,12 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use lb_common::layout::frontend_flags;
 
 use super::values::{is_dns_label, port_number, protocol, quoted, unicast_address};
-use super::{NodeConfig, Problems};
-use crate::desired::{DesiredFrontend, FrontendKind, PortName, ServiceType, TrafficPolicy};
-use crate::maps::{FrontendKey, Protocol};
+use super::{NodeConfig, Problems, UnknownPort};
+use crate::desired::{
+    DesiredBackend, DesiredFrontend, DesiredPort, DesiredVip, FrontendKind, PortName, ServiceType,
+    TrafficPolicy,
+};
+use crate::maps::{Family, FrontendKey, Protocol};
 
 /// Seconds of session affinity if the Service does not say.
 const AFFINITY_DEFAULT: i32 = 10_800;
@@ -86,6 +89,11 @@ impl Addresses {
         self.service_type
     }
 
+    /// The addresses that a load balancer controller assigned.
+    pub(super) fn load_balancer(&self) -> &[IpAddr] {
+        &self.load_balancer
+    }
+
     /// The frontends of one port, each key once.
     pub(super) fn frontends(&self, port: &Port, node: &NodeConfig) -> Vec<DesiredFrontend> {
         let number = Some(port.number);
@@ -126,15 +134,42 @@ impl Addresses {
         }
     }
 
-    /// The addresses whose unknown ports are rejected: those that are not also the node's own.
-    pub(super) fn vips(&self, node: &NodeConfig) -> Vec<IpAddr> {
-        let all: BTreeSet<IpAddr> = [&self.cluster, &self.load_balancer, &self.external]
-            .into_iter()
-            .flatten()
-            .copied()
-            .collect();
-        all.difference(&node.addresses).copied().collect()
+    /// The addresses that get a wildcard row: those that are not also the node's own.
+    pub(super) fn vips(&self, ports: &[DesiredPort], node: &NodeConfig) -> Vec<DesiredVip> {
+        let sources = [
+            (FrontendKind::ClusterIp, &self.cluster),
+            (FrontendKind::LoadBalancer, &self.load_balancer),
+            (FrontendKind::ExternalIp, &self.external),
+        ];
+        let mut vips: BTreeMap<IpAddr, FrontendKind> = BTreeMap::new();
+        for (kind, addresses) in sources {
+            for address in addresses
+                .iter()
+                .filter(|address| !node.addresses.contains(address))
+            {
+                vips.entry(*address).or_insert(kind);
+            }
+        }
+        vips.into_iter()
+            .map(|(address, kind)| DesiredVip {
+                address,
+                kind,
+                passes_unknown: kind != FrontendKind::ClusterIp && node.unknown_port == UnknownPort::Pass,
+                has_endpoints: ports.iter().any(|port| has_endpoints(port, address)),
+            })
+            .collect()
     }
+}
+
+/// Whether a port has an endpoint that takes flows to an address.
+fn has_endpoints(port: &DesiredPort, address: IpAddr) -> bool {
+    let is_active = |backend: &DesiredBackend| {
+        backend.is_active() && Family::of(backend.address.ip()) == Family::of(address)
+    };
+    port.frontends
+        .iter()
+        .any(|frontend| frontend.key.address() == address)
+        && port.backends.iter().any(is_active)
 }
 
 fn addresses<'a>(field: &str, texts: impl Iterator<Item = &'a str>, problems: &mut Problems) -> Vec<IpAddr> {

@@ -3,6 +3,7 @@
 mod endpoints;
 mod frontends;
 mod health;
+mod source_ranges;
 mod values;
 
 use std::borrow::Cow;
@@ -18,12 +19,22 @@ use crate::desired::{DesiredPort, DesiredService};
 use crate::object::{Kind, ObjectReference};
 
 pub(crate) use values::protocol;
-pub use values::{parse_address, quoted};
+pub use values::quoted;
 
 /// Services with this label belong to another proxy.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
-/// What the model knows about the node it runs on.
+/// What becomes of packets to a load balancer address or an external IP that are for no port of a Service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum UnknownPort {
+    /// They are rejected, so that they never travel in circles between a router and the node.
+    #[default]
+    Reject,
+    /// They are left to the node.
+    Pass,
+}
+
+/// What the model knows about the node it runs on, and the agent's options.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeConfig {
     /// The Node's name.
@@ -32,6 +43,8 @@ pub struct NodeConfig {
     pub zone: Option<String>,
     /// The addresses that take NodePorts, of both families.
     pub addresses: BTreeSet<IpAddr>,
+    /// What becomes of packets to unknown ports.
+    pub unknown_port: UnknownPort,
 }
 
 /// Something in an object that cannot be used. The rest of the object is.
@@ -73,6 +86,7 @@ pub fn desired(
         }
     }
     let addresses = frontends::Addresses::of(service, &mut problems);
+    let source_ranges = source_ranges::source_ranges(service, addresses.load_balancer(), node, &mut problems);
     let endpoints = endpoints::Endpoints::of(slices, &problems.namespace(), node);
     problems.list.extend_from_slice(endpoints.problems());
 
@@ -117,8 +131,9 @@ pub fn desired(
             .creation_timestamp
             .as_ref()
             .map(|time| time.0.as_second()),
+        vips: addresses.vips(&ports, node),
         ports,
-        vips: addresses.vips(node),
+        source_ranges,
     };
     (Some(desired), problems.list)
 }

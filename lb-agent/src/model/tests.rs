@@ -1,13 +1,15 @@
 //! Which endpoints take new flows, in tables.
 
-use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{
+    LoadBalancerIngress, LoadBalancerStatus, ServicePort, ServiceSpec, ServiceStatus,
+};
 use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointHints, EndpointPort, ForNode, ForZone,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::*;
-use crate::desired::{DesiredBackend, FrontendKind};
+use crate::desired::{DesiredBackend, DesiredVip, FrontendKind};
 use crate::maps::FrontendKey;
 
 /// One endpoint: its last octet, then words: where it is, its conditions and its hints.
@@ -94,6 +96,7 @@ fn node() -> NodeConfig {
         addresses: ["192.168.0.1", "fd00:168::1"]
             .map(|text| text.parse().unwrap())
             .into(),
+        ..NodeConfig::default()
     }
 }
 
@@ -101,11 +104,19 @@ pub(super) fn desired_of(
     service: &Service,
     slices: &[EndpointSlice],
 ) -> (Option<DesiredService>, Vec<Problem>) {
+    desired_on(&node(), service, slices)
+}
+
+fn desired_on(
+    node: &NodeConfig,
+    service: &Service,
+    slices: &[EndpointSlice],
+) -> (Option<DesiredService>, Vec<Problem>) {
     let slices = Slices {
         slices: slices.iter().map(Cow::Borrowed).collect(),
         origin: Kind::EndpointSlice,
     };
-    desired(service, &slices, &node())
+    desired(service, &slices, node)
 }
 
 /// Cluster, local and draining endpoints as text: "1 2 | 1 | 3".
@@ -204,6 +215,76 @@ fn ports_of_another_protocol_do_not_match() {
     assert_eq!(selection("TCP", &[slice("UDP", &["1 here"])]), "||");
 }
 
+/// Addresses with a wildcard row, where they come from and what holds for them.
+fn vips(desired: &DesiredService) -> Vec<String> {
+    let text = |vip: &DesiredVip| {
+        let words = [
+            Some(format!("{} {:?}", vip.address, vip.kind)),
+            vip.passes_unknown.then(|| "pass".to_owned()),
+            vip.has_endpoints.then(|| "endpoints".to_owned()),
+        ];
+        words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    };
+    desired.vips.iter().map(text).collect()
+}
+
+#[test]
+fn wildcard_rows() {
+    let mut spec = spec("TCP");
+    spec.type_ = Some("LoadBalancer".to_owned());
+    let external = ["192.168.0.1", "203.0.113.1", "10.96.0.1", "fd00:51::1"];
+    spec.external_ips = Some(external.map(str::to_owned).into());
+    let mut service = service(spec);
+    service.status = Some(load_balancer(&[("198.51.100.1", None), ("203.0.113.1", None)]));
+    let slices = [slice("TCP", &["1 here"])];
+    for (unknown_port, pass) in [(UnknownPort::Reject, ""), (UnknownPort::Pass, " pass")] {
+        let node = NodeConfig {
+            unknown_port,
+            ..node()
+        };
+        let (desired, problems) = desired_on(&node, &service, &slices);
+        assert_eq!(problems, []);
+        assert_eq!(
+            vips(&desired.unwrap()),
+            [
+                "10.96.0.1 ClusterIp endpoints".to_owned(),
+                format!("198.51.100.1 LoadBalancer{pass} endpoints"),
+                format!("203.0.113.1 LoadBalancer{pass} endpoints"),
+                // The endpoint is of the other family.
+                format!("fd00:51::1 ExternalIp{pass}"),
+            ]
+        );
+    }
+    for (endpoints, has_endpoints) in [
+        (&["1 there"][..], true),
+        (&["1 there unready terminating"], true),
+        (&["1 there unready"], false),
+        (&[], false),
+    ] {
+        let (desired, _) = desired_of(&service, &[slice("TCP", endpoints)]);
+        assert_eq!(
+            desired.unwrap().vips[0].has_endpoints,
+            has_endpoints,
+            "{endpoints:?}"
+        );
+    }
+}
+
+/// The status of a load balancer with these addresses and their `ipMode`.
+fn load_balancer(ingress: &[(&str, Option<&str>)]) -> ServiceStatus {
+    let ingress = ingress.iter().map(|(ip, ip_mode)| LoadBalancerIngress {
+        ip: Some((*ip).to_owned()),
+        ip_mode: ip_mode.map(str::to_owned),
+        ..LoadBalancerIngress::default()
+    });
+    ServiceStatus {
+        load_balancer: Some(LoadBalancerStatus {
+            ingress: Some(ingress.collect()),
+        }),
+        conditions: None,
+    }
+}
+
 #[test]
 fn frontends_and_their_policies() {
     let (inside, outside) = (frontend_flags::INSIDE_LOCAL, frontend_flags::OUTSIDE_LOCAL);
@@ -252,7 +333,7 @@ fn frontends_and_their_policies() {
                 ),
             ]
         );
-        assert_eq!(desired.vips, ["10.96.0.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(vips(&desired), ["10.96.0.1 ClusterIp"]);
     }
 }
 

@@ -108,6 +108,7 @@ impl Agent {
             name: node_name,
             zone: None,
             addresses,
+            unknown_port: arguments.unknown_port,
         };
         Ok(Self {
             controller: Controller::new(maps, node, kinds)?,
@@ -281,6 +282,7 @@ fn settings(arguments: &RunArguments, addresses: &BTreeSet<IpAddr>) -> anyhow::R
             slots: sizes.max_slots,
             backends: sizes.max_backends,
             services: sizes.max_services,
+            source_ranges: sizes.max_source_ranges,
         },
         flows: sizes.max_flows,
     })

@@ -13,7 +13,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::desired::NamespacedName;
-use crate::model::{NodeConfig, Problem, Slices, parse_address};
+use crate::model::{NodeConfig, Problem, Slices};
+use crate::network::parse_address;
 use crate::object::{Change, Kind, Object, ObjectReference};
 use labels::LabelIndex;
 use observed::trigger_time;

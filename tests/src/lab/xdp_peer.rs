@@ -40,6 +40,7 @@ impl Lab {
                 slots: 2,
                 backends: 2,
                 services: 2,
+                source_ranges: 2,
             },
             flows: 64,
             ..Settings::default()

@@ -82,6 +82,7 @@ impl Datapath {
                 slots: 65_536,
                 backends: 65_536,
                 services: 16_384,
+                source_ranges: 16_384,
             },
             flows,
             ..Settings::default()

@@ -11,6 +11,7 @@ const CAPACITY: Capacity = Capacity {
     slots: 65_536,
     backends: 4,
     services: 16,
+    source_ranges: 16,
 };
 const STARTED: &str = "2026-01-02T03:04:05Z";
 
@@ -27,6 +28,7 @@ impl<M: Maps> Bench<M> {
             name: "node-a".to_owned(),
             zone: None,
             addresses: ["192.0.2.1".parse().unwrap()].into(),
+            ..NodeConfig::default()
         };
         let now = Instant::now();
         let health = Arc::new(Health::new(now, STARTED.parse().unwrap()));
