@@ -8,6 +8,7 @@ pub mod object;
 pub mod pins;
 pub mod probe;
 mod slots;
+pub mod sockets;
 
 use std::path::Path;
 
