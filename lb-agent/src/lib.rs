@@ -27,6 +27,7 @@ pub mod ports;
 pub mod privileges;
 pub mod run;
 pub mod show;
+pub mod sockets;
 pub mod source;
 pub mod state;
 

@@ -20,6 +20,17 @@ pub const DATAPATH: [Capability; 3] = [
     Capability::CAP_PERFMON,
 ];
 
+/// To destroy sockets in all network namespaces: to enter them, to find those of other users' processes, and
+/// to destroy. CAP_SYS_ADMIN also reads and writes maps.
+pub const ALL_SOCKETS: [Capability; 3] = [
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYS_PTRACE,
+    Capability::CAP_NET_ADMIN,
+];
+
+/// To destroy sockets in the own network namespace: with pinned maps, and to destroy.
+pub const OWN_SOCKETS: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
+
 /// To read and write pinned maps.
 pub const MAPS: [Capability; 1] = [Capability::CAP_BPF];
 

@@ -8,8 +8,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::RunArguments;
+use crate::cli::{OnRemovedBackend, RunArguments, SocketLb};
+use crate::datapath::pins::Pins;
 use crate::privileges;
+use crate::sockets::{Closer, CloserOptions, Reach};
 
 /// Runs until SIGTERM or SIGINT. Programs, maps and links stay: traffic goes on without the agent.
 pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
@@ -22,12 +24,29 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         .init();
 
     privileges::require("run", &privileges::DATAPATH)?;
+    // Its thread keeps what the others drop.
+    let closer = closer(arguments)?;
     // Before the runtime, since capabilities belong to threads.
     privileges::drop_others(&privileges::DATAPATH)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(agent::run(arguments))?;
+    runtime.block_on(agent::run(arguments, closer))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Sockets are closed where they are translated.
+fn closer(arguments: &RunArguments) -> anyhow::Result<Option<Closer>> {
+    let reach = match arguments.socket_lb {
+        SocketLb::All => Reach::Node,
+        SocketLb::Host => Reach::OwnNamespace,
+        SocketLb::Off => return Ok(None),
+    };
+    let options = CloserOptions {
+        reach,
+        tcp: arguments.on_removed_backend == OnRemovedBackend::Reset,
+        maps: Pins::new(&arguments.pins.pin_path).maps(),
+    };
+    Ok(Some(Closer::start(options)?))
 }

@@ -63,11 +63,9 @@ pub fn next(hash: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use core::net::Ipv4Addr;
-    use std::vec;
-
     use super::{next, of_client, of_connection};
     use crate::layout::{Address4, Address6, FlowKey, Port, hook, protocol};
+    use core::net::Ipv4Addr;
 
     fn client(n: u32) -> Address4 {
         Address4::from(Ipv4Addr::from(0x0a00_0000 + n))
@@ -87,7 +85,7 @@ mod tests {
 
     /// How far the fullest and the emptiest of 16 equal parts are from the mean, which is 1000.
     fn spread(hashes: impl Iterator<Item = u32>) -> (u32, u32) {
-        let mut parts = vec![0_u32; 16];
+        let mut parts = [0_u32; 16];
         hashes.for_each(|hash| parts[usize::try_from(hash >> 28).unwrap()] += 1);
         (*parts.iter().min().unwrap(), *parts.iter().max().unwrap())
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lb_agent::datapath::pins::Pins;
@@ -16,7 +17,7 @@ use lb_tests::lab::{
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The agent's program, as the lab finds it.
-fn agent_program() -> std::path::PathBuf {
+fn agent_program() -> PathBuf {
     let running = std::env::current_exe().unwrap();
     running.ancestors().nth(2).unwrap().join("lb-agent")
 }
@@ -347,25 +348,49 @@ fn commands_say_which_capabilities_they_lack() {
     assert!(!node.pin_path().exists());
 }
 
+/// The name of each thread of a process and the capabilities that it has.
+fn threads(process: u32) -> Vec<(String, u64)> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let thread = |task: PathBuf| {
+        let status = fs::read_to_string(task.join("status")).unwrap();
+        let value = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name));
+            value.unwrap().trim().to_owned()
+        };
+        let set = |name: &str| u64::from_str_radix(&value(name), 16).unwrap();
+        let held = set("CapEff:");
+        assert_eq!([set("CapPrm:"), set("CapBnd:")], [held; 2], "{status}");
+        assert_eq!([set("CapInh:"), set("CapAmb:")], [0; 2], "{status}");
+        (value("Name:"), held)
+    };
+    tasks.map(|task| thread(task.unwrap().path())).collect()
+}
+
 #[test]
 fn the_agent_gives_up_what_it_does_not_need() {
     if !require_privileges() {
         return;
     }
+    // By their numbers.
+    let [net_admin, sys_ptrace, sys_admin, perfmon, bpf] = [12, 19, 21, 38, 39].map(|number| 1_u64 << number);
     let cluster = Cluster::new("capabilities", &[0]).unwrap();
-    let mut agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.process().pid())).unwrap();
-    let set = |name: &str| {
-        let value = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        u64::from_str_radix(value.trim(), 16).unwrap()
-    };
-    // Numbers of CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF.
-    let expected = 1 << 12 | 1 << 38 | 1 << 39;
-    for name in ["CapEff:", "CapPrm:", "CapBnd:"] {
-        assert_eq!(set(name), expected, "{name}");
+    for (socket_lb, closer) in [
+        (SocketLb::All, Some(net_admin | sys_ptrace | sys_admin)),
+        (SocketLb::Host, Some(net_admin | bpf)),
+        (SocketLb::Off, None),
+    ] {
+        let mut agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        let (closers, others): (Vec<_>, Vec<_>) = threads(agent.process().pid())
+            .into_iter()
+            .partition(|(name, _)| name == "socket-closer");
+        let closers: Vec<u64> = closers.into_iter().map(|(_, held)| held).collect();
+        assert_eq!(closers, Vec::from_iter(closer), "{socket_lb}");
+        assert!(!others.is_empty());
+        for (name, held) in others {
+            assert_eq!(held, net_admin | perfmon | bpf, "{socket_lb}: {name}");
+        }
+        agent.stop().unwrap();
     }
-    assert_eq!(set("CapInh:"), 0);
-    assert_eq!(set("CapAmb:"), 0);
 }
 
 #[test]
@@ -383,9 +408,9 @@ fn agents_of_two_nodes_do_not_disturb_each_other() {
         for node in [first, second] {
             for address in node.host().addresses().both() {
                 let port = HTTP.node_port.unwrap();
-                let report = cluster.outside.http(address, port).count(10).run().unwrap();
-                assert_eq!(report.answered(), 10, "{report:?}");
-                assert_eq!(report.answers.len(), 1, "{report:?}");
+                let report = cluster.outside.http(address, port).count(40).run().unwrap();
+                assert_eq!(report.answered(), 40, "{report:?}");
+                assert_eq!(report.answers.len(), 2, "{report:?}");
             }
         }
         // The NodePort of another node is that node's business.

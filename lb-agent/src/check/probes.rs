@@ -8,8 +8,9 @@ use std::{fs, iter};
 use super::CheckOptions;
 use super::feature::{Feature, Found};
 use crate::datapath::probe::{self, Helper, Map, Program};
+use crate::maps::Protocol;
 use crate::mounts::{self, Mount};
-use crate::privileges;
+use crate::{privileges, sockets};
 
 /// The number of the top directory of a cgroup hierarchy; a cgroup namespace shows another one as its top.
 const CGROUP_ROOT_INODE: u64 = 1;
@@ -24,6 +25,7 @@ pub(super) fn features(options: &CheckOptions) -> Vec<Feature> {
         .chain(maps())
         .chain(device_programs())
         .chain(socket_programs(&mounts))
+        .chain(socket_destruction())
         .chain(host())
         .collect()
 }
@@ -31,7 +33,11 @@ pub(super) fn features(options: &CheckOptions) -> Vec<Feature> {
 fn basics(options: &CheckOptions, mounts: &io::Result<Vec<Mount>>) -> [Feature; 3] {
     [
         Feature::required("kernel version", "all programs", kernel_version()).since("5.10"),
-        Feature::required("capabilities", "loading and attaching programs", capabilities()),
+        Feature::required(
+            "capabilities",
+            "loading and attaching programs",
+            held(&privileges::DATAPATH),
+        ),
         Feature::required(
             "bpf file system",
             "maps and programs that outlive the agent",
@@ -114,6 +120,34 @@ fn socket_programs(mounts: &io::Result<Vec<Mount>>) -> [Feature; 4] {
     ]
 }
 
+/// What ends sockets that were translated to a backend which is removed.
+fn socket_destruction() -> [Feature; 3] {
+    const NEEDED_FOR: &str = "an error at once for a process whose socket is connected to a removed Pod";
+    const WITHOUT: &str = "it waits for its own timeout, or for ever";
+    [
+        Feature::optional(
+            "TCP socket destruction",
+            NEEDED_FOR,
+            WITHOUT,
+            destruction(Protocol::Tcp),
+        )
+        .since("4.5"),
+        Feature::optional(
+            "UDP socket destruction",
+            NEEDED_FOR,
+            WITHOUT,
+            destruction(Protocol::Udp),
+        )
+        .since("4.9"),
+        Feature::optional(
+            "capabilities for sockets",
+            "the same for Pods",
+            "Pods' sockets are left alone",
+            held(&privileges::ALL_SOCKETS),
+        ),
+    ]
+}
+
 fn host() -> [Feature; 4] {
     [
         Feature::optional(
@@ -162,8 +196,18 @@ fn version(major: u8, minor: u8) -> Found {
     }
 }
 
-fn capabilities() -> Found {
-    match privileges::require("run", &privileges::DATAPATH) {
+fn destruction(protocol: Protocol) -> Found {
+    match sockets::can_destroy(protocol) {
+        Ok(true) => Found::present(""),
+        Ok(false) => Found::absent(
+            "the kernel was built without CONFIG_INET_DIAG_DESTROY or CONFIG_INET_UDP_DIAG, or its module is missing",
+        ),
+        Err(error) => Found::unknown(error),
+    }
+}
+
+fn held(needed: &[privileges::Capability]) -> Found {
+    match privileges::require("run", needed) {
         Ok(()) => Found::present(""),
         Err(missing @ privileges::PrivilegeError::Missing { .. }) => Found::absent(missing.to_string()),
         Err(error) => Found::unknown(error),

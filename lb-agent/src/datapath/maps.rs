@@ -32,6 +32,7 @@ pub struct KernelMaps {
     names: HashMap<MapData, ServiceId, ServiceName>,
     counters: Counters,
     capacity: Capacity,
+    removed_backends: u64,
 }
 
 impl KernelMaps {
@@ -61,7 +62,13 @@ impl KernelMaps {
             names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
             counters: Counters::open(directory)?,
             capacity,
+            removed_backends: 0,
         })
+    }
+
+    /// How many backends were marked gone since the maps were opened.
+    pub fn removed_backends(&self) -> u64 {
+        self.removed_backends
     }
 
     fn set_name(&mut self, service: ServiceId, name: &str) -> Result<(), MapError> {
@@ -93,12 +100,16 @@ impl KernelMaps {
             IpAddr::V4(address) => self
                 .backends4
                 .set(id, backend_row(backend, Address4::from(address)), 0)
-                .map_err(|error| kernel(map::BACKENDS4, operation(), error)),
+                .map_err(|error| kernel(map::BACKENDS4, operation(), error))?,
             IpAddr::V6(address) => self
                 .backends6
                 .set(id, backend_row(backend, Address6::from(address)), 0)
-                .map_err(|error| kernel(map::BACKENDS6, operation(), error)),
+                .map_err(|error| kernel(map::BACKENDS6, operation(), error))?,
         }
+        if backend.state == BackendState::Gone {
+            self.removed_backends += 1;
+        }
+        Ok(())
     }
 
     fn set_slots(&mut self, base: u32, slots: &[Slot]) -> Result<(), MapError> {
@@ -406,7 +417,7 @@ pub(super) fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(
     T::try_from(map).map_err(|error| kernel(name, "use it as the kind of map it should be".to_owned(), error))
 }
 
-fn max_entries(map: &Map, name: &'static str) -> Result<u32, MapError> {
+pub(super) fn max_entries(map: &Map, name: &'static str) -> Result<u32, MapError> {
     let (Map::Array(data)
     | Map::HashMap(data)
     | Map::LpmTrie(data)
@@ -446,7 +457,7 @@ fn deleted(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::Map
     }
 }
 
-fn is(error: &aya::sys::SyscallError, errno: nix::errno::Errno) -> bool {
+pub(super) fn is(error: &aya::sys::SyscallError, errno: nix::errno::Errno) -> bool {
     error.io_error.raw_os_error() == Some(errno as i32)
 }
 

@@ -9,6 +9,7 @@ pub mod pins;
 pub mod probe;
 pub mod readings;
 mod slots;
+pub mod sockets;
 
 use std::path::Path;
 

@@ -27,6 +27,7 @@ use crate::maps::Capacity;
 use crate::metrics::Metrics;
 use crate::model::NodeConfig;
 use crate::object::{Change, Kind};
+use crate::sockets::Closer;
 use crate::source::kube::{self, KubeOptions};
 use crate::source::manifests::Manifests;
 use crate::{describe, mounts, namespace, ports};
@@ -39,8 +40,8 @@ const REPAIR_INTERVAL: Duration = Duration::from_secs(600);
 const ATTACH_RETRY: Duration = Duration::from_secs(5);
 
 /// Runs the agent until it is told to stop.
-pub(super) async fn run(arguments: &RunArguments) -> anyhow::Result<()> {
-    let mut agent = Agent::start(arguments).await?;
+pub(super) async fn run(arguments: &RunArguments, closer: Option<Closer>) -> anyhow::Result<()> {
+    let mut agent = Agent::start(arguments, closer).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
@@ -68,10 +69,11 @@ struct Agent {
     attached: bool,
     attach_retry: Option<Instant>,
     next_repair: Instant,
+    closer: Option<Closer>,
 }
 
 impl Agent {
-    async fn start(arguments: &RunArguments) -> anyhow::Result<Self> {
+    async fn start(arguments: &RunArguments, closer: Option<Closer>) -> anyhow::Result<Self> {
         let node_name = node_name(arguments)?;
         let configured: BTreeSet<IpAddr> = arguments.node_address.iter().copied().collect();
         let options = DeviceOptions::new(&arguments.devices, configured.clone())?;
@@ -122,6 +124,7 @@ impl Agent {
             attached: false,
             attach_retry: None,
             next_repair: Instant::now() + REPAIR_INTERVAL,
+            closer,
         })
     }
 
@@ -155,6 +158,9 @@ impl Agent {
         if self.next_repair <= now {
             self.next_repair = now + REPAIR_INTERVAL;
             self.repair();
+        }
+        if let Some(closer) = self.closer.as_mut().filter(|_| self.controller.is_synced()) {
+            closer.follow(self.controller.maps().removed_backends());
         }
         Ok(())
     }

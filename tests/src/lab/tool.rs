@@ -75,6 +75,15 @@ impl Machine {
         self.talk_with(to, &["--source-address", &address, "--source-port", &port])
     }
 
+    /// A connected UDP socket here, for the test to exchange datagrams with a server as it likes.
+    ///
+    /// # Errors
+    ///
+    /// If the client cannot be started.
+    pub fn talk_udp(&self, address: impl Into<IpAddr>, port: u16) -> Result<Talk> {
+        self.talk_with(SocketAddr::new(address.into(), port), &["--udp"])
+    }
+
     fn talk_with(&self, to: SocketAddr, arguments: &[&str]) -> Result<Talk> {
         let mut command = self.tool(Some(TIME_LIMIT))?;
         command.args(["talk", &to.to_string()]).args(arguments);
@@ -378,7 +387,7 @@ impl<Report: DeserializeOwned> Client<Report> {
     }
 }
 
-/// A TCP connection in the hands of a test.
+/// A TCP connection or connected UDP socket in the hands of a test.
 #[derive(Debug)]
 pub struct Talk {
     process: Process,

@@ -58,7 +58,7 @@ enum Role {
     Ping(ping::Options),
     /// Send a stream of bytes, receive as many and report
     Stream(stream::Options),
-    /// Send the lines of standard input over TCP, print what happens as JSON
+    /// Send the lines of standard input over TCP or UDP, print what happens as JSON
     Talk(talk::Options),
     /// Make a link without Ethernet headers and carry its packets; prints `ready`
     Layer3(layer3::Options),

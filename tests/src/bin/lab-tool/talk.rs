@@ -1,10 +1,11 @@
-//! A TCP connection whose client does what standard input says.
+//! A TCP connection or connected UDP socket whose client does what standard input says.
 
 use std::net::SocketAddr;
 
 use anyhow::Result;
 use lb_tests::lab::report::TalkEvent;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, stdin};
+use tokio::net::UdpSocket;
 
 use crate::source::Source;
 use crate::{print, reason};
@@ -15,10 +16,20 @@ pub(crate) struct Options {
     to: SocketAddr,
     #[command(flatten)]
     source: Source,
+    /// Over UDP: a line is a datagram
+    #[arg(long)]
+    udp: bool,
 }
 
 /// Sends lines and prints what happens, until one side ends.
 pub(crate) async fn run(options: &Options) -> Result<()> {
+    match options.udp {
+        true => run_udp(options).await,
+        false => run_tcp(options).await,
+    }
+}
+
+async fn run_tcp(options: &Options) -> Result<()> {
     let stream = match options.source.connect(0, options.to).await {
         Ok(stream) => stream,
         Err(error) => return print(&TalkEvent::Error(reason("connect", &error))),
@@ -43,6 +54,38 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
             line = received.next_line() => match line {
                 Ok(Some(line)) => print(&TalkEvent::Line(line))?,
                 Ok(None) => return print(&TalkEvent::End),
+                Err(error) => return print(&TalkEvent::Error(reason("read", &error))),
+            },
+        }
+    }
+}
+
+async fn run_udp(options: &Options) -> Result<()> {
+    let socket = UdpSocket::bind(options.source.of(0, options.to)).await?;
+    if let Err(error) = socket.connect(options.to).await {
+        return print(&TalkEvent::Error(reason("connect", &error)));
+    }
+    print(&TalkEvent::Connected {
+        local: socket.local_addr()?,
+        peer: socket.peer_addr()?,
+    })?;
+    let mut orders = BufReader::new(stdin()).lines();
+    let mut buffer = vec![0; 65536];
+    loop {
+        tokio::select! {
+            order = orders.next_line() => match order? {
+                Some(line) => {
+                    if let Err(error) = socket.send(line.as_bytes()).await {
+                        return print(&TalkEvent::Error(reason("write", &error)));
+                    }
+                }
+                None => return Ok(()),
+            },
+            received = socket.recv(&mut buffer) => match received {
+                Ok(length) => {
+                    let line = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                    print(&TalkEvent::Line(line))?;
+                }
                 Err(error) => return print(&TalkEvent::Error(reason("read", &error))),
             },
         }

@@ -1,0 +1,232 @@
+//! What the kernel's maps remember of translated sockets.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData};
+use lb_common::layout::{self, Address4, Address6, BackendId, Port, SocketKey, backend_state, map};
+use nix::errno::Errno;
+
+use super::maps::{is, kernel, max_entries, open, typed};
+use crate::maps::{MapError, Protocol};
+
+/// A translated socket, and the backend that was chosen for it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SocketRow {
+    /// The kernel's socket cookie.
+    pub cookie: u64,
+    /// The socket's protocol.
+    pub protocol: Protocol,
+    /// The backend's address; a frontend's in one of the two rows of an unconnected UDP socket. An IPv6 socket that
+    /// knows its peer by an IPv4-mapped address has an IPv4 row.
+    pub peer: SocketAddr,
+    /// The backend that was chosen.
+    pub backend: BackendId,
+    /// The backend row's generation when it was chosen.
+    pub generation: u32,
+}
+
+/// The maps of translated sockets of both families.
+pub struct SocketMaps {
+    ipv4: FamilyMaps<Address4>,
+    ipv6: FamilyMaps<Address6>,
+}
+
+/// Those of one family.
+struct FamilyMaps<A>
+where
+    layout::Backend<A>: Pod,
+{
+    name: &'static str,
+    sockets: HashMap<MapData, SocketKey<A>, layout::Socket<A>>,
+    capacity: u32,
+    backends_name: &'static str,
+    backends: Array<MapData, layout::Backend<A>>,
+}
+
+impl SocketMaps {
+    /// Opens the maps pinned in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, MapError> {
+        Ok(Self {
+            ipv4: FamilyMaps::open(directory, map::SOCKETS4, map::BACKENDS4)?,
+            ipv6: FamilyMaps::open(directory, map::SOCKETS6, map::BACKENDS6)?,
+        })
+    }
+
+    /// All rows whose backend was removed.
+    pub fn removed(&self) -> Result<HashSet<SocketRow>, MapError> {
+        let mut removed = self.ipv4.removed()?;
+        removed.extend(self.ipv6.removed()?);
+        Ok(removed)
+    }
+
+    /// Whether the row is still there. It is not once the socket was translated again.
+    pub fn holds(&self, row: &SocketRow) -> Result<bool, MapError> {
+        match row.peer.ip() {
+            IpAddr::V4(address) => self.ipv4.holds(row, address.into()),
+            IpAddr::V6(address) => self.ipv6.holds(row, address.into()),
+        }
+    }
+
+    /// Deletes the row. One that is not there is success.
+    pub fn remove(&mut self, row: &SocketRow) -> Result<(), MapError> {
+        match row.peer.ip() {
+            IpAddr::V4(address) => self.ipv4.remove(row, address.into()),
+            IpAddr::V6(address) => self.ipv6.remove(row, address.into()),
+        }
+    }
+}
+
+impl<A: Copy + Into<IpAddr>> FamilyMaps<A>
+where
+    SocketKey<A>: Pod,
+    layout::Socket<A>: Pod,
+    layout::Backend<A>: Pod,
+{
+    fn open(directory: &Path, name: &'static str, backends_name: &'static str) -> Result<Self, MapError>
+    where
+        HashMap<MapData, SocketKey<A>, layout::Socket<A>>: TryFrom<Map, Error = aya::maps::MapError>,
+        Array<MapData, layout::Backend<A>>: TryFrom<Map, Error = aya::maps::MapError>,
+    {
+        let sockets = open(directory, name)?;
+        Ok(Self {
+            name,
+            capacity: max_entries(&sockets, name)?,
+            sockets: typed(sockets, name)?,
+            backends_name,
+            backends: typed(open(directory, backends_name)?, backends_name)?,
+        })
+    }
+
+    fn removed(&self) -> Result<HashSet<SocketRow>, MapError> {
+        let rows = self.rows()?;
+        // After the rows: a backend that was read before could since have become another, and the row be that one's.
+        let backends = self.backends(&rows)?;
+        let is_removed = |row: &SocketRow| is_removed(row, backends.get(&row.backend));
+        Ok(rows.into_iter().filter(is_removed).collect())
+    }
+
+    fn rows(&self) -> Result<Vec<SocketRow>, MapError> {
+        // A row that goes while it is read sends the reader back to the first one: not for ever.
+        let limit = 2 * self.capacity as usize;
+        let mut rows = Vec::new();
+        for row in self.sockets.iter().take(limit) {
+            let (key, socket) = row.map_err(|error| kernel(self.name, "read all rows".to_owned(), error))?;
+            rows.extend(row_of(&key, &socket));
+        }
+        Ok(rows)
+    }
+
+    fn backends(&self, rows: &[SocketRow]) -> Result<BTreeMap<BackendId, layout::Backend<A>>, MapError> {
+        let ids: BTreeSet<BackendId> = rows.iter().map(|row| row.backend).collect();
+        let mut backends = BTreeMap::new();
+        for id in ids {
+            match self.backends.get(&id, 0) {
+                Ok(backend) => {
+                    backends.insert(id, backend);
+                }
+                Err(aya::maps::MapError::OutOfBounds { .. }) => {}
+                Err(error) => return Err(kernel(self.backends_name, format!("read backend {id}"), error)),
+            }
+        }
+        Ok(backends)
+    }
+
+    fn holds(&self, row: &SocketRow, address: A) -> Result<bool, MapError> {
+        match self.sockets.get(&key(row, address), 0) {
+            Ok(socket) => Ok((socket.backend, socket.generation) == (row.backend, row.generation)),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(kernel(self.name, format!("read the row of {row:?}"), error)),
+        }
+    }
+
+    fn remove(&mut self, row: &SocketRow, address: A) -> Result<(), MapError> {
+        if !self.holds(row, address)? {
+            return Ok(());
+        }
+        match self.sockets.remove(&key(row, address)) {
+            Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+            Err(aya::maps::MapError::SyscallError(error)) if is(&error, Errno::ENOENT) => Ok(()),
+            result => result.map_err(|error| kernel(self.name, format!("delete {row:?}"), error)),
+        }
+    }
+}
+
+/// Whether the backend that was chosen is gone, or its row another endpoint's by now.
+fn is_removed<A>(row: &SocketRow, backend: Option<&layout::Backend<A>>) -> bool {
+    backend.is_none_or(|backend| backend.state == backend_state::GONE || backend.generation != row.generation)
+}
+
+/// A row as the agent sees it; `None` for a protocol that it does not write.
+fn row_of<A: Copy + Into<IpAddr>>(key: &SocketKey<A>, socket: &layout::Socket<A>) -> Option<SocketRow> {
+    let protocols = [Protocol::Tcp, Protocol::Udp];
+    let [low, high] = key.cookie.map(u64::from);
+    Some(SocketRow {
+        cookie: low | high << 32,
+        protocol: protocols
+            .into_iter()
+            .find(|protocol| protocol.number() == key.protocol)?,
+        peer: SocketAddr::new(key.address.into(), key.port.get()),
+        backend: socket.backend,
+        generation: socket.generation,
+    })
+}
+
+fn key<A>(row: &SocketRow, address: A) -> SocketKey<A> {
+    let word = |shift: u32| u32::try_from(row.cookie >> shift & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+    SocketKey {
+        cookie: [word(0), word(32)],
+        address,
+        port: Port::new(row.peer.port()),
+        protocol: row.protocol.number(),
+        pad: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROW: SocketRow = SocketRow {
+        cookie: 0x1234_5678_9abc_def0,
+        protocol: Protocol::Udp,
+        peer: SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)), 53),
+        backend: 3,
+        generation: 7,
+    };
+
+    fn backend(state: u8, generation: u32) -> layout::Backend<Address4> {
+        layout::Backend {
+            state,
+            generation,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_row_survives_the_way_to_its_key_and_back() {
+        let address = Address4::from_bytes([10, 0, 0, 1]);
+        let socket = layout::Socket {
+            backend: ROW.backend,
+            generation: ROW.generation,
+            ..Default::default()
+        };
+        let key = key(&ROW, address);
+        assert_eq!(key.cookie, [0x9abc_def0, 0x1234_5678]);
+        assert_eq!(row_of(&key, &socket), Some(ROW));
+        let unknown = SocketKey { protocol: 1, ..key };
+        assert_eq!(row_of(&unknown, &socket), None);
+    }
+
+    #[test]
+    fn only_gone_and_replaced_backends_are_removed() {
+        let removed = |state, generation| is_removed(&ROW, Some(&backend(state, generation)));
+        assert!(!removed(backend_state::ACTIVE, 7));
+        assert!(!removed(backend_state::DRAINING, 7));
+        assert!(removed(backend_state::GONE, 7));
+        assert!(removed(backend_state::ACTIVE, 8));
+        assert!(is_removed::<Address4>(&ROW, None));
+    }
+}

@@ -1,0 +1,174 @@
+//! Closes the sockets of clients whose backend was removed.
+//!
+//! A socket that was translated at `connect` sends straight to its backend: no program sees its packets, so nothing
+//! tells its owner that the backend is gone. A thread of its own, the socket closer, does: it looks for such sockets in
+//! every network namespace of the node and destroys them, so that the owner's next call fails with `ECONNABORTED`.
+//!
+//! ```text
+//! backend marked gone -> order -> rows of removed backends -> sockets with their cookies and peers -> SOCK_DESTROY
+//! ```
+//! The rows are the proof: a socket that connected to a Pod's own address has none and is left alone.
+
+mod diag;
+mod namespaces;
+mod pending;
+mod wanted;
+mod worker;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc::{self, SyncSender};
+use std::thread;
+
+pub use diag::can_destroy;
+
+use crate::privileges::{self, PrivilegeError};
+use worker::Worker;
+
+/// Name of the thread.
+const THREAD: &str = "socket-closer";
+
+/// Whose sockets are closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    /// Those in all network namespaces of the node.
+    Node,
+    /// Those in the agent's own network namespace.
+    OwnNamespace,
+}
+
+/// What the closer does.
+#[derive(Clone, Debug)]
+pub struct CloserOptions {
+    /// Whose sockets are closed.
+    pub reach: Reach,
+    /// Whether TCP sockets are, beside those of UDP.
+    pub tcp: bool,
+    /// The directory of the pinned maps. They need not be there before the first order.
+    pub maps: PathBuf,
+}
+
+/// Why there is no closer.
+#[derive(Debug, thiserror::Error)]
+pub enum CloserError {
+    /// The thread.
+    #[error("cannot start the thread that closes sockets")]
+    Thread(#[source] io::Error),
+    /// The privileges that the thread does not need.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
+}
+
+/// Gives orders to the thread, which ends when this is dropped.
+#[derive(Debug)]
+pub struct Closer {
+    orders: SyncSender<()>,
+    /// How many backends had been removed at the last order.
+    ordered: Option<u64>,
+}
+
+impl Closer {
+    /// Starts the thread. It keeps the capabilities it needs and no others, whatever the calling thread drops or keeps
+    /// afterwards. Without those for other namespaces it closes sockets of its own namespace only, and says so.
+    pub fn start(options: CloserOptions) -> Result<Self, CloserError> {
+        let options = CloserOptions {
+            reach: possible(options.reach),
+            ..options
+        };
+        // An order that waits stands for all that come before it is taken.
+        let (orders, receiver) = mpsc::sync_channel(1);
+        let (started, start) = mpsc::channel();
+        thread::Builder::new()
+            .name(THREAD.to_owned())
+            .spawn(move || {
+                let dropped = privileges::drop_others(capabilities(options.reach));
+                let is_ready = dropped.is_ok();
+                if started.send(dropped).is_ok() && is_ready {
+                    Worker::new(options).run(&receiver);
+                }
+            })
+            .map_err(CloserError::Thread)?;
+        start
+            .recv()
+            .map_err(io::Error::other)
+            .map_err(CloserError::Thread)??;
+        Ok(Self {
+            orders,
+            ordered: None,
+        })
+    }
+
+    /// Has sockets closed if `removed`, the number of backends that were removed so far, is another one than before; the
+    /// first time in any case, since backends may have been removed while no agent ran. Does not wait for it.
+    pub fn follow(&mut self, removed: u64) {
+        if self.ordered != Some(removed) {
+            self.ordered = Some(removed);
+            // If an order waits already, this is part of it; a thread that has ended said why.
+            let _ = self.orders.try_send(());
+        }
+    }
+}
+
+/// What can be reached with the capabilities there are.
+fn possible(wanted: Reach) -> Reach {
+    match privileges::require("run", capabilities(wanted)) {
+        Err(error) if wanted == Reach::Node => {
+            tracing::warn!(
+                "{error}; until then sockets of Pods that are connected to a removed backend are not closed, and wait for \
+                 their own timeouts"
+            );
+            Reach::OwnNamespace
+        }
+        _ => wanted,
+    }
+}
+
+fn capabilities(reach: Reach) -> &'static [privileges::Capability] {
+    match reach {
+        Reach::Node => &privileges::ALL_SOCKETS,
+        Reach::OwnNamespace => &privileges::OWN_SOCKETS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::Receiver;
+
+    use super::*;
+
+    fn closer() -> (Closer, Receiver<()>) {
+        let (orders, receiver) = mpsc::sync_channel(1);
+        (
+            Closer {
+                orders,
+                ordered: None,
+            },
+            receiver,
+        )
+    }
+
+    #[test]
+    fn the_first_time_and_every_removal_are_orders() {
+        let (mut closer, orders) = closer();
+        closer.follow(0);
+        assert_eq!(orders.try_iter().count(), 1);
+        closer.follow(0);
+        assert_eq!(orders.try_iter().count(), 0);
+        closer.follow(2);
+        assert_eq!(orders.try_iter().count(), 1);
+        closer.follow(2);
+        assert_eq!(orders.try_iter().count(), 0);
+    }
+
+    #[test]
+    fn an_order_that_waits_stands_for_those_after_it() {
+        let (mut closer, orders) = closer();
+        for removed in 0..10 {
+            closer.follow(removed);
+        }
+        assert_eq!(orders.try_iter().count(), 1);
+        drop(orders);
+        // The thread has ended.
+        closer.follow(10);
+    }
+}

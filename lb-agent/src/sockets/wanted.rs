@@ -1,0 +1,158 @@
+//! Which of the sockets that the kernel lists are to be closed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+
+use super::diag::{Connected, Listing};
+use crate::datapath::sockets::SocketRow;
+use crate::maps::{Family, Protocol};
+
+/// The sockets that are looked for, by what the kernel says of them.
+///
+/// A socket is one of them only by its own cookie: another one that has the same peer, but was not translated to it,
+/// is its owner's business.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    rows: HashMap<Key, SocketRow>,
+    listings: BTreeSet<Listing>,
+}
+
+/// Cookie, protocol and peer of a socket.
+type Key = (u64, Protocol, SocketAddr);
+
+impl Wanted {
+    /// The sockets of these rows.
+    pub(super) fn new(rows: impl IntoIterator<Item = SocketRow>) -> Self {
+        let rows: HashMap<Key, SocketRow> = rows.into_iter().map(|row| (key(&row), row)).collect();
+        Self {
+            listings: listings(rows.keys()),
+            rows,
+        }
+    }
+
+    /// Whether none is left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// What to ask the kernel for.
+    pub(super) fn listings(&self) -> &BTreeSet<Listing> {
+        &self.listings
+    }
+
+    /// The row of a socket that is looked for.
+    pub(super) fn row(&self, socket: &Connected) -> Option<SocketRow> {
+        let key = (socket.cookie, socket.protocol, socket.peer);
+        self.rows.get(&key).copied()
+    }
+
+    /// Looks no longer for the socket of this row.
+    pub(super) fn remove(&mut self, row: &SocketRow) {
+        self.rows.remove(&key(row));
+    }
+}
+
+fn key(row: &SocketRow) -> Key {
+    (row.cookie, row.protocol, row.peer)
+}
+
+/// One for each protocol and family. The kernel compares one port at most.
+fn listings<'a>(keys: impl Iterator<Item = &'a Key>) -> BTreeSet<Listing> {
+    let mut ports: BTreeMap<(Protocol, Family), BTreeSet<u16>> = BTreeMap::new();
+    for (_, protocol, peer) in keys {
+        for family in families(peer) {
+            ports.entry((*protocol, *family)).or_default().insert(peer.port());
+        }
+    }
+    let listing = |((protocol, family), ports): (_, BTreeSet<u16>)| Listing {
+        protocol,
+        family,
+        port: ports.first().copied().filter(|_| ports.len() == 1),
+    };
+    ports.into_iter().map(listing).collect()
+}
+
+/// The families that a socket with this peer may be of.
+fn families(peer: &SocketAddr) -> &'static [Family] {
+    match peer {
+        // By its IPv4-mapped address.
+        SocketAddr::V4(_) => &Family::ALL,
+        SocketAddr::V6(_) => &[Family::V6],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(cookie: u64, protocol: Protocol, peer: &str) -> SocketRow {
+        SocketRow {
+            cookie,
+            protocol,
+            peer: peer.parse().unwrap(),
+            backend: 1,
+            generation: 1,
+        }
+    }
+
+    fn listing(protocol: Protocol, family: Family, port: Option<u16>) -> Listing {
+        Listing {
+            protocol,
+            family,
+            port,
+        }
+    }
+
+    #[test]
+    fn a_socket_is_recognised_by_cookie_protocol_and_peer() {
+        let looked_for = row(7, Protocol::Tcp, "10.0.0.1:80");
+        let mut wanted = Wanted::new([looked_for]);
+        let found = |wanted: &Wanted, cookie, protocol, peer: &str| {
+            wanted.row(&Connected::for_tests(cookie, protocol, peer.parse().unwrap()))
+        };
+        assert_eq!(found(&wanted, 7, Protocol::Tcp, "10.0.0.1:80"), Some(looked_for));
+        // Connected to the Pod itself.
+        assert_eq!(found(&wanted, 8, Protocol::Tcp, "10.0.0.1:80"), None);
+        // Connected to something else since.
+        assert_eq!(found(&wanted, 7, Protocol::Tcp, "10.0.0.2:80"), None);
+        assert_eq!(found(&wanted, 7, Protocol::Tcp, "10.0.0.1:81"), None);
+        assert_eq!(found(&wanted, 7, Protocol::Udp, "10.0.0.1:80"), None);
+        wanted.remove(&looked_for);
+        assert!(wanted.is_empty());
+        assert_eq!(found(&wanted, 7, Protocol::Tcp, "10.0.0.1:80"), None);
+    }
+
+    #[test]
+    fn ipv4_peers_are_looked_for_among_sockets_of_both_families() {
+        let wanted = Wanted::new([row(1, Protocol::Tcp, "10.0.0.1:80")]);
+        let expected = [Family::V4, Family::V6].map(|family| listing(Protocol::Tcp, family, Some(80)));
+        assert_eq!(*wanted.listings(), BTreeSet::from(expected));
+
+        let wanted = Wanted::new([row(1, Protocol::Udp, "[fd00::1]:53")]);
+        let expected = [listing(Protocol::Udp, Family::V6, Some(53))];
+        assert_eq!(*wanted.listings(), BTreeSet::from(expected));
+    }
+
+    #[test]
+    fn the_kernel_is_asked_for_a_port_if_it_is_the_only_one() {
+        let wanted = Wanted::new([
+            row(1, Protocol::Tcp, "10.0.0.1:80"),
+            row(2, Protocol::Tcp, "10.0.0.2:80"),
+            row(3, Protocol::Tcp, "[fd00::1]:81"),
+            row(4, Protocol::Udp, "[fd00::1]:53"),
+        ]);
+        let expected = [
+            listing(Protocol::Tcp, Family::V4, Some(80)),
+            listing(Protocol::Tcp, Family::V6, None),
+            listing(Protocol::Udp, Family::V6, Some(53)),
+        ];
+        assert_eq!(*wanted.listings(), BTreeSet::from(expected));
+    }
+
+    #[test]
+    fn nothing_is_asked_for_without_rows() {
+        let wanted = Wanted::new([]);
+        assert!(wanted.is_empty());
+        assert_eq!(*wanted.listings(), BTreeSet::new());
+    }
+}

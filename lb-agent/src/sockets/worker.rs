@@ -1,0 +1,202 @@
+//! The thread of the closer.
+
+use std::collections::HashSet;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::diag::{Diag, can_destroy};
+use super::namespaces::{Namespaces, Visit};
+use super::pending::Pending;
+use super::wanted::Wanted;
+use super::{CloserOptions, Reach};
+use crate::datapath::sockets::{SocketMaps, SocketRow};
+use crate::describe;
+use crate::maps::Protocol;
+
+/// How much longer than a search the thread rests after it: large maps that change all the time do not take a CPU.
+const REST: u32 = 9;
+/// The longest rest.
+const LONGEST_REST: Duration = Duration::from_secs(2);
+
+/// What the thread holds.
+pub(super) struct Worker {
+    options: CloserOptions,
+    /// Protocols whose sockets can be closed.
+    protocols: Vec<Protocol>,
+    maps: Option<SocketMaps>,
+    pending: Pending,
+}
+
+/// Why a search was given up.
+#[derive(Debug, thiserror::Error)]
+enum SearchError {
+    #[error(transparent)]
+    Maps(#[from] crate::maps::MapError),
+    #[error("cannot find the own network namespace")]
+    Own(#[source] io::Error),
+    #[error("cannot return to the own network namespace")]
+    Return(#[source] io::Error),
+}
+
+impl Worker {
+    pub(super) fn new(options: CloserOptions) -> Self {
+        let wanted = [Protocol::Tcp, Protocol::Udp].into_iter();
+        let wanted = wanted.filter(|protocol| options.tcp || *protocol != Protocol::Tcp);
+        Self {
+            protocols: wanted.filter(|protocol| is_supported(*protocol)).collect(),
+            options,
+            maps: None,
+            pending: Pending::default(),
+        }
+    }
+
+    /// Does what is ordered until nobody can give orders any more.
+    pub(super) fn run(mut self, orders: &Receiver<()>) {
+        if self.protocols.is_empty() {
+            return;
+        }
+        while wait(orders, self.pending.take_due()) {
+            let start = Instant::now();
+            match self.search() {
+                Ok(()) => {}
+                Err(error @ SearchError::Return(_)) => {
+                    tracing::error!(
+                        "{}; sockets of removed backends are not closed any more: restart the agent",
+                        describe(&error)
+                    );
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!("sockets of removed backends are not closed: {}", describe(&error));
+                }
+            }
+            thread::sleep(start.elapsed().saturating_mul(REST).min(LONGEST_REST));
+        }
+    }
+
+    /// Closes all sockets whose backend was removed, and forgets them.
+    fn search(&mut self) -> Result<(), SearchError> {
+        let maps = match &mut self.maps {
+            Some(maps) => maps,
+            none => none.insert(SocketMaps::open(&self.options.maps)?),
+        };
+        let mut left = maps.removed()?;
+        left.retain(|row| self.protocols.contains(&row.protocol));
+        let found = match left.is_empty() {
+            true => Found::default(),
+            false => find(self.options.reach, &left, maps)?,
+        };
+        for row in &found.closed {
+            left.remove(row);
+            maps.remove(row)?;
+        }
+        for row in self.pending.update(&left, found.complete, Instant::now()) {
+            maps.remove(&row)?;
+        }
+        found.log();
+        Ok(())
+    }
+}
+
+/// What a search has found.
+#[derive(Debug, Default)]
+struct Found {
+    /// Rows whose sockets were closed.
+    closed: Vec<SocketRow>,
+    /// How many namespaces were searched.
+    namespaces: usize,
+    /// Whether every namespace was searched that could hold such sockets.
+    complete: bool,
+}
+
+impl Found {
+    fn log(&self) {
+        let number = |protocol| self.closed.iter().filter(|row| row.protocol == protocol).count();
+        if !self.closed.is_empty() {
+            tracing::info!(
+                tcp = number(Protocol::Tcp),
+                udp = number(Protocol::Udp),
+                namespaces = self.namespaces,
+                "closed sockets whose backend was removed"
+            );
+        }
+    }
+}
+
+fn find(reach: Reach, rows: &HashSet<SocketRow>, maps: &SocketMaps) -> Result<Found, SearchError> {
+    let mut wanted = Wanted::new(rows.iter().copied());
+    let mut closed = Vec::new();
+    let mut close = || close_here(&mut wanted, maps, &mut closed);
+    let visit = match reach {
+        Reach::Node => {
+            let namespaces = Namespaces::of_this_thread().map_err(SearchError::Own)?;
+            namespaces.visit(close).map_err(SearchError::Return)?
+        }
+        Reach::OwnNamespace => Visit::of_one(close()),
+    };
+    Ok(Found {
+        closed,
+        namespaces: visit.visited,
+        complete: reach == Reach::Node && !visit.failed,
+    })
+}
+
+/// Closes the wanted sockets of the namespace that the thread is in; breaks once none is left.
+fn close_here(
+    wanted: &mut Wanted,
+    maps: &SocketMaps,
+    closed: &mut Vec<SocketRow>,
+) -> io::Result<ControlFlow<()>> {
+    let mut diag = Diag::open()?;
+    for listing in wanted.listings().clone() {
+        for socket in diag.list(&listing)? {
+            let Some(row) = wanted.row(&socket) else {
+                continue;
+            };
+            // It may have connected again meanwhile.
+            if !maps.holds(&row).map_err(io::Error::other)? {
+                continue;
+            }
+            match diag.destroy(&socket) {
+                Ok(true) => {
+                    tracing::debug!(?row, "closed a socket");
+                    wanted.remove(&row);
+                    closed.push(row);
+                }
+                Ok(false) => {}
+                // Some kinds of sockets cannot be, such as parts of Multipath TCP.
+                Err(error) => tracing::warn!(%error, ?row, "cannot close a socket whose backend was removed"),
+            }
+        }
+    }
+    Ok(match wanted.is_empty() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    })
+}
+
+/// Waits for an order or until it is time; false once nobody can give orders any more.
+fn wait(orders: &Receiver<()>, due: Option<Instant>) -> bool {
+    let Some(due) = due else {
+        return orders.recv().is_ok();
+    };
+    let timeout = due.saturating_duration_since(Instant::now());
+    orders.recv_timeout(timeout) != Err(RecvTimeoutError::Disconnected)
+}
+
+/// Whether this kernel can close sockets of this protocol; says so if not.
+fn is_supported(protocol: Protocol) -> bool {
+    let reason = match can_destroy(protocol) {
+        Ok(true) => return true,
+        Ok(false) => "this kernel cannot do it (see `lb-agent check`)".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!(
+        "{protocol} sockets that are connected to a removed backend are not closed, and wait for their own timeouts: \
+         {reason}"
+    );
+    false
+}
