@@ -65,7 +65,9 @@ impl Machine {
     /// A command line of `lab-tool` that puts itself in this place, still without what it is to do there.
     pub(super) fn tool(&self, time_limit: Option<Duration>) -> Result<Command> {
         let mut command = Command::new(built_binary("lab-tool", "LAB_TOOL")?);
+        // Its last words are what a test looks at.
         command
+            .env("RUST_BACKTRACE", "0")
             .args(["--netns", self.namespace.name()])
             .arg("--cgroup")
             .arg(&self.cgroup)
