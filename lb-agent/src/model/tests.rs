@@ -96,6 +96,7 @@ fn node() -> NodeConfig {
         addresses: ["192.168.0.1", "fd00:168::1"]
             .map(|text| text.parse().unwrap())
             .into(),
+        node_port_addresses: vec![NodePortAddresses::Primary],
         ..NodeConfig::default()
     }
 }
@@ -237,6 +238,19 @@ fn wildcard_rows() {
     let mut service = service(spec);
     service.status = Some(load_balancer(&[("198.51.100.1", None), ("203.0.113.1", None)]));
     let slices = [slice("TCP", &["1 here"])];
+    let own = ["10.96.0.1", "203.0.113.1", "fd00:51::1"];
+    let node_with_more = NodeConfig {
+        device_addresses: own.map(|text| text.parse().unwrap()).into(),
+        ..node()
+    };
+    let (desired, _) = desired_on(&node_with_more, &service, &slices);
+    assert_eq!(
+        vips(&desired.unwrap()),
+        [
+            "10.96.0.1 ClusterIp endpoints",
+            "198.51.100.1 LoadBalancer endpoints"
+        ]
+    );
     for (unknown_port, pass) in [(UnknownPort::Reject, ""), (UnknownPort::Pass, " pass")] {
         let node = NodeConfig {
             unknown_port,
