@@ -80,6 +80,10 @@ pub struct RunArguments {
     /// What happens to TCP connections whose backend was removed
     #[arg(long, value_enum, default_value_t)]
     pub on_removed_backend: OnRemovedBackend,
+    /// Handle only Services whose label `service.kubernetes.io/service-proxy-name` has this value, instead of those
+    /// without the label
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub service_proxy_name: Option<String>,
     /// Addresses of the node that take NodePorts: `primary` (the Node's), `all` (of its devices), `localhost` (for
     /// sockets of the node itself) or networks; a list, or repeated
     #[arg(

@@ -86,6 +86,7 @@ fn node() -> NodeConfig {
         device_addresses: BTreeSet::new(),
         node_port_addresses: vec![NodePortAddresses::Primary, NodePortAddresses::Localhost],
         unknown_port: UnknownPort::Reject,
+        service_proxy_name: None,
     }
 }
 

@@ -22,7 +22,7 @@ pub use node::{NodeConfig, NodePortAddresses, UnknownPort};
 pub(crate) use values::protocol;
 pub use values::quoted;
 
-/// Services with this label belong to another proxy.
+/// Services with this label are for the proxy of that name.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
 /// Something in an object that cannot be used. The rest of the object is.
@@ -51,7 +51,7 @@ pub fn desired(
     node: &NodeConfig,
 ) -> (Option<DesiredService>, Vec<Problem>) {
     let mut problems = Problems::of(service);
-    if !is_proxied(service) {
+    if !is_proxied(service, node) {
         return (None, problems.list);
     }
     for (what, name) in [("namespace", problems.namespace()), ("name", problems.name())] {
@@ -117,9 +117,9 @@ pub fn desired(
 }
 
 /// Whether a Service is for this proxy: ExternalName and headless ones and those of another proxy are not.
-fn is_proxied(service: &Service) -> bool {
+fn is_proxied(service: &Service, node: &NodeConfig) -> bool {
     let spec = service.spec.as_ref();
-    service.labels().get(PROXY_NAME_LABEL).is_none()
+    service.labels().get(PROXY_NAME_LABEL) == node.service_proxy_name.as_ref()
         && spec.and_then(|spec| spec.type_.as_deref()) != Some("ExternalName")
         && spec.and_then(|spec| spec.cluster_ip.as_deref()) != Some("None")
         && !spec

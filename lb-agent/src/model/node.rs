@@ -21,6 +21,8 @@ pub struct NodeConfig {
     pub node_port_addresses: Vec<NodePortAddresses>,
     /// What becomes of packets to unknown ports.
     pub unknown_port: UnknownPort,
+    /// Only Services with this value of the label [`super::PROXY_NAME_LABEL`] are handled; `None`: those without it.
+    pub service_proxy_name: Option<String>,
 }
 
 /// What becomes of packets to a load balancer address or an external IP that are for no port of a Service.

@@ -216,6 +216,28 @@ fn ports_of_another_protocol_do_not_match() {
     assert_eq!(selection("TCP", &[slice("UDP", &["1 here"])]), "||");
 }
 
+#[test]
+fn services_of_other_proxies() {
+    for (label, owner, is_handled) in [
+        (None, None, true),
+        (Some("ours"), None, false),
+        (Some(""), None, false),
+        (None, Some("ours"), false),
+        (Some("ours"), Some("ours"), true),
+        (Some("other"), Some("ours"), false),
+    ] {
+        let mut service = service(spec("TCP"));
+        service.metadata.labels = label.map(|name| [(PROXY_NAME_LABEL.to_owned(), name.to_owned())].into());
+        let node = NodeConfig {
+            service_proxy_name: owner.map(str::to_owned),
+            ..node()
+        };
+        let (desired, problems) = desired_on(&node, &service, &[]);
+        assert_eq!(desired.is_some(), is_handled, "{label:?} {owner:?}");
+        assert_eq!(problems, []);
+    }
+}
+
 /// Addresses with a wildcard row, where they come from and what holds for them.
 fn vips(desired: &DesiredService) -> Vec<String> {
     let text = |vip: &DesiredVip| {

@@ -107,7 +107,11 @@ impl Agent {
         let monitor = monitor(arguments.health, Readings::open(&maps_directory)?)?;
 
         let (sender, changes) = mpsc::channel(CHANGES);
-        let (kinds, source) = start_source(&arguments.source, &node_name, sender).await?;
+        let options = KubeOptions {
+            node: node_name.clone(),
+            service_proxy_name: arguments.service_proxy_name.clone(),
+        };
+        let (kinds, source) = start_source(&arguments.source, options, sender).await?;
         let node = NodeConfig {
             name: node_name,
             zone: None,
@@ -115,6 +119,7 @@ impl Agent {
             device_addresses: device_addresses(&view.borrow().snapshot),
             node_port_addresses: arguments.nodeport_addresses.clone(),
             unknown_port: arguments.unknown_port,
+            service_proxy_name: arguments.service_proxy_name.clone(),
         };
         Ok(Self {
             controller: Controller::new(maps, node.clone(), kinds)?,
@@ -337,7 +342,7 @@ fn warn_of_other_sizes(maps: &KernelMaps, wanted: &Capacity) {
 /// Starts the source; returns the kinds that it delivers.
 async fn start_source(
     arguments: &SourceArguments,
-    node: &str,
+    options: KubeOptions,
     changes: mpsc::Sender<Change>,
 ) -> anyhow::Result<(Vec<Kind>, JoinHandle<anyhow::Result<()>>)> {
     if let Some(directory) = &arguments.manifests {
@@ -353,10 +358,6 @@ async fn start_source(
         bail!("name a source of Services: --manifests DIR, or --kube for the Kubernetes API");
     }
     let config = kube::infer_config().await?;
-    let options = KubeOptions {
-        node: node.to_owned(),
-        service_proxy_name: None,
-    };
     let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node];
     Ok((
         kinds,
