@@ -10,7 +10,7 @@ use crate::datapath::attach::{TcAttach, XdpAttach};
 use crate::datapath::object::{DEFAULT_CAPACITY, DEFAULT_FLOWS};
 use crate::devices::DeviceArguments;
 use crate::health::HealthArguments;
-use crate::model::UnknownPort;
+use crate::model::{NodePortAddresses, UnknownPort};
 use crate::output::OutputFormat;
 
 /// Makes Kubernetes Services work with eBPF.
@@ -80,6 +80,19 @@ pub struct RunArguments {
     /// What happens to TCP connections whose backend was removed
     #[arg(long, value_enum, default_value_t)]
     pub on_removed_backend: OnRemovedBackend,
+    /// Handle only Services whose label `service.kubernetes.io/service-proxy-name` has this value, instead of those
+    /// without the label
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub service_proxy_name: Option<String>,
+    /// Addresses of the node that take NodePorts: `primary` (the Node's), `all` (of its devices), `localhost` (for
+    /// sockets of the node itself) or networks; a list, or repeated
+    #[arg(
+        long,
+        value_name = "ADDRESSES",
+        value_delimiter = ',',
+        default_value = "primary,localhost"
+    )]
+    pub nodeport_addresses: Vec<NodePortAddresses>,
     /// What becomes of packets to a load balancer address or an external IP that are for no port of a Service
     #[arg(long, value_enum, default_value_t)]
     pub unknown_port: UnknownPort,

@@ -6,7 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic too")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lb_agent::controller::Controller;
 use lb_agent::maps::testing::{FakeMaps, FaultyMaps};
 use lb_agent::maps::{Capacity, Maps, dump};
-use lb_agent::model::NodeConfig;
+use lb_agent::model::{NodeConfig, NodePortAddresses, UnknownPort};
 use lb_agent::object::{Change, Kind, Object, ObjectReference};
 use serde::Deserialize;
 use serde_norway::Value;
@@ -83,7 +83,10 @@ fn node() -> NodeConfig {
         addresses: ["192.168.0.10", "fd00:168::10"]
             .map(|text| text.parse().unwrap())
             .into(),
-        ..NodeConfig::default()
+        device_addresses: BTreeSet::new(),
+        node_port_addresses: vec![NodePortAddresses::Primary, NodePortAddresses::Localhost],
+        unknown_port: UnknownPort::Reject,
+        service_proxy_name: None,
     }
 }
 

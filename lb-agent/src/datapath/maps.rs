@@ -122,8 +122,9 @@ impl KernelMaps {
     /// Clears the filter's bits of addresses that nobody needs any more: neither a frontend nor a device that packets are
     /// sent on by, nor a flow, whose packets must learn of the end of their Service.
     pub fn renew_filter(&mut self, directory: &Path) -> Result<(), MapError> {
-        let mut addresses: BTreeSet<IpAddr> =
-            self.image()?.frontends.keys().map(FrontendKey::address).collect();
+        let image = self.image()?;
+        let frontends = image.frontends.keys().map(FrontendKey::address);
+        let mut addresses: BTreeSet<IpAddr> = frontends.filter(has_packets).collect();
         addresses.extend(super::devices::all_addresses(directory)?);
         addresses.extend(flow_destinations::<Address4>(directory, map::FLOWS4)?);
         addresses.extend(flow_destinations::<Address6>(directory, map::FLOWS6)?);
@@ -131,7 +132,9 @@ impl KernelMaps {
     }
 
     fn set_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), MapError> {
-        self.filter.set(key.address())?;
+        if has_packets(&key.address()) {
+            self.filter.set(key.address())?;
+        }
         let (name, result) = match key.address() {
             IpAddr::V4(address) => (
                 map::FRONTENDS4,
@@ -391,6 +394,11 @@ where
         Err(error) => Some(Err(kernel(name, "read all keys".to_owned(), error))),
     })
     .collect()
+}
+
+/// Whether programs at devices can see packets to an address: what a node sends to itself they do not.
+fn has_packets(address: &IpAddr) -> bool {
+    !address.is_loopback()
 }
 
 /// Opens a pinned map.

@@ -13,7 +13,7 @@ mod watch;
 
 pub use classify::{Attachment, DeviceArguments, DeviceOptions, Role, classify};
 pub(crate) use snapshot::first_global_address;
-pub use snapshot::{Address, DefaultRoute, Link, Snapshot, primary_addresses};
+pub use snapshot::{Address, DefaultRoute, Link, Snapshot, device_addresses, primary_addresses};
 pub use watch::{View, watch};
 
 /// Why the devices of this node cannot be told.

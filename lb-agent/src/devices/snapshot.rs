@@ -1,6 +1,6 @@
 //! The devices, addresses and default routes of one network namespace at one moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::maps::Family;
@@ -92,6 +92,22 @@ pub fn primary_addresses(snapshot: &Snapshot) -> BTreeMap<Family, IpAddr> {
         .into_iter()
         .filter_map(|family| Some((family, primary_address(snapshot, family)?)))
         .collect()
+}
+
+/// All addresses of the node's devices that others can send to: neither loopback nor link-local ones.
+pub fn device_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+    let addresses = snapshot.addresses.values().flatten();
+    addresses
+        .map(|address| address.address)
+        .filter(|address| !address.is_loopback() && !is_link_local(*address))
+        .collect()
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
 }
 
 fn primary_address(snapshot: &Snapshot, family: Family) -> Option<IpAddr> {
@@ -202,6 +218,26 @@ mod tests {
             primary,
             BTreeMap::from([(Family::V6, "2001:db8::2".parse().unwrap())])
         );
+    }
+
+    #[test]
+    fn device_addresses_are_those_that_others_can_send_to() {
+        let secondary = Address {
+            stable: false,
+            ..address("2001:db8::77")
+        };
+        let addresses = [
+            (1, address("127.0.0.1")),
+            (1, address("203.0.113.9")),
+            (1, address("::1")),
+            (2, address("10.0.0.2")),
+            (2, address("169.254.20.10")),
+            (2, address("fe80::1")),
+            (3, address("10.0.0.2")),
+            (3, secondary),
+        ];
+        let expected = ["10.0.0.2", "203.0.113.9", "2001:db8::77"].map(|text| text.parse().unwrap());
+        assert_eq!(device_addresses(&snapshot(&addresses, &[])), expected.into());
     }
 
     #[test]

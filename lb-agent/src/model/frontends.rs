@@ -100,7 +100,7 @@ impl Addresses {
         let node_port = port
             .node_port
             .filter(|_| self.service_type != ServiceType::ClusterIp);
-        let node_addresses: Vec<IpAddr> = node.addresses.iter().copied().collect();
+        let node_addresses: Vec<IpAddr> = node.node_ports_at().into_iter().collect();
         let sources = [
             (FrontendKind::ClusterIp, number, &self.cluster),
             (FrontendKind::NodePort, node_port, &node_addresses),
@@ -134,7 +134,7 @@ impl Addresses {
         }
     }
 
-    /// The addresses that get a wildcard row: those that are not also the node's own.
+    /// The addresses that get a wildcard row: cluster IPs, and others that are not also the node's own.
     pub(super) fn vips(&self, ports: &[DesiredPort], node: &NodeConfig) -> Vec<DesiredVip> {
         let sources = [
             (FrontendKind::ClusterIp, &self.cluster),
@@ -143,10 +143,9 @@ impl Addresses {
         ];
         let mut vips: BTreeMap<IpAddr, FrontendKind> = BTreeMap::new();
         for (kind, addresses) in sources {
-            for address in addresses
-                .iter()
-                .filter(|address| !node.addresses.contains(address))
-            {
+            // A cluster IP is no node's, even if something (a DNS cache) has put one on a device.
+            let is_own = |address: &&IpAddr| kind != FrontendKind::ClusterIp && node.owns(**address);
+            for address in addresses.iter().filter(|address| !is_own(address)) {
                 vips.entry(*address).or_insert(kind);
             }
         }

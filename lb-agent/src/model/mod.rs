@@ -3,12 +3,12 @@
 mod endpoints;
 mod frontends;
 mod health;
+mod node;
 mod source_ranges;
 mod values;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -18,34 +18,12 @@ use lb_common::layout::frontend_flags;
 use crate::desired::{DesiredPort, DesiredService};
 use crate::object::{Kind, ObjectReference};
 
+pub use node::{NodeConfig, NodePortAddresses, UnknownPort};
 pub(crate) use values::protocol;
 pub use values::quoted;
 
-/// Services with this label belong to another proxy.
+/// Services with this label are for the proxy of that name.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-
-/// What becomes of packets to a load balancer address or an external IP that are for no port of a Service.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
-pub enum UnknownPort {
-    /// They are rejected, so that they never travel in circles between a router and the node.
-    #[default]
-    Reject,
-    /// They are left to the node.
-    Pass,
-}
-
-/// What the model knows about the node it runs on, and the agent's options.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct NodeConfig {
-    /// The Node's name.
-    pub name: String,
-    /// The zone it is in.
-    pub zone: Option<String>,
-    /// The addresses that take NodePorts, of both families.
-    pub addresses: BTreeSet<IpAddr>,
-    /// What becomes of packets to unknown ports.
-    pub unknown_port: UnknownPort,
-}
 
 /// Something in an object that cannot be used. The rest of the object is.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, thiserror::Error)]
@@ -73,7 +51,7 @@ pub fn desired(
     node: &NodeConfig,
 ) -> (Option<DesiredService>, Vec<Problem>) {
     let mut problems = Problems::of(service);
-    if !is_proxied(service) {
+    if !is_proxied(service, node) {
         return (None, problems.list);
     }
     for (what, name) in [("namespace", problems.namespace()), ("name", problems.name())] {
@@ -139,9 +117,9 @@ pub fn desired(
 }
 
 /// Whether a Service is for this proxy: ExternalName and headless ones and those of another proxy are not.
-fn is_proxied(service: &Service) -> bool {
+fn is_proxied(service: &Service, node: &NodeConfig) -> bool {
     let spec = service.spec.as_ref();
-    service.labels().get(PROXY_NAME_LABEL).is_none()
+    service.labels().get(PROXY_NAME_LABEL) == node.service_proxy_name.as_ref()
         && spec.and_then(|spec| spec.type_.as_deref()) != Some("ExternalName")
         && spec.and_then(|spec| spec.cluster_ip.as_deref()) != Some("None")
         && !spec

@@ -96,6 +96,7 @@ fn node() -> NodeConfig {
         addresses: ["192.168.0.1", "fd00:168::1"]
             .map(|text| text.parse().unwrap())
             .into(),
+        node_port_addresses: vec![NodePortAddresses::Primary],
         ..NodeConfig::default()
     }
 }
@@ -215,6 +216,28 @@ fn ports_of_another_protocol_do_not_match() {
     assert_eq!(selection("TCP", &[slice("UDP", &["1 here"])]), "||");
 }
 
+#[test]
+fn services_of_other_proxies() {
+    for (label, owner, is_handled) in [
+        (None, None, true),
+        (Some("ours"), None, false),
+        (Some(""), None, false),
+        (None, Some("ours"), false),
+        (Some("ours"), Some("ours"), true),
+        (Some("other"), Some("ours"), false),
+    ] {
+        let mut service = service(spec("TCP"));
+        service.metadata.labels = label.map(|name| [(PROXY_NAME_LABEL.to_owned(), name.to_owned())].into());
+        let node = NodeConfig {
+            service_proxy_name: owner.map(str::to_owned),
+            ..node()
+        };
+        let (desired, problems) = desired_on(&node, &service, &[]);
+        assert_eq!(desired.is_some(), is_handled, "{label:?} {owner:?}");
+        assert_eq!(problems, []);
+    }
+}
+
 /// Addresses with a wildcard row, where they come from and what holds for them.
 fn vips(desired: &DesiredService) -> Vec<String> {
     let text = |vip: &DesiredVip| {
@@ -237,6 +260,19 @@ fn wildcard_rows() {
     let mut service = service(spec);
     service.status = Some(load_balancer(&[("198.51.100.1", None), ("203.0.113.1", None)]));
     let slices = [slice("TCP", &["1 here"])];
+    let own = ["10.96.0.1", "203.0.113.1", "fd00:51::1"];
+    let node_with_more = NodeConfig {
+        device_addresses: own.map(|text| text.parse().unwrap()).into(),
+        ..node()
+    };
+    let (desired, _) = desired_on(&node_with_more, &service, &slices);
+    assert_eq!(
+        vips(&desired.unwrap()),
+        [
+            "10.96.0.1 ClusterIp endpoints",
+            "198.51.100.1 LoadBalancer endpoints"
+        ]
+    );
     for (unknown_port, pass) in [(UnknownPort::Reject, ""), (UnknownPort::Pass, " pass")] {
         let node = NodeConfig {
             unknown_port,

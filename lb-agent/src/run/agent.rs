@@ -21,7 +21,7 @@ use crate::datapath::maps::KernelMaps;
 use crate::datapath::object::Settings;
 use crate::datapath::pins::Pins;
 use crate::datapath::readings::Readings;
-use crate::devices::{self, DeviceOptions, View, primary_addresses};
+use crate::devices::{self, DeviceOptions, View, device_addresses, primary_addresses};
 use crate::health::{self, Health, HealthArguments, Served};
 use crate::maps::Capacity;
 use crate::metrics::Metrics;
@@ -59,6 +59,8 @@ pub(super) async fn run(arguments: &RunArguments, closer: Option<Closer>) -> any
 struct Agent {
     controller: Controller<KernelMaps>,
     monitor: Monitor,
+    /// The node as the command line and its devices describe it.
+    node: NodeConfig,
     datapath: Datapath,
     cgroup: Option<PathBuf>,
     changes: mpsc::Receiver<Change>,
@@ -105,16 +107,24 @@ impl Agent {
         let monitor = monitor(arguments.health, Readings::open(&maps_directory)?)?;
 
         let (sender, changes) = mpsc::channel(CHANGES);
-        let (kinds, source) = start_source(&arguments.source, &node_name, sender).await?;
+        let options = KubeOptions {
+            node: node_name.clone(),
+            service_proxy_name: arguments.service_proxy_name.clone(),
+        };
+        let (kinds, source) = start_source(&arguments.source, options, sender).await?;
         let node = NodeConfig {
             name: node_name,
             zone: None,
             addresses,
+            device_addresses: device_addresses(&view.borrow().snapshot),
+            node_port_addresses: arguments.nodeport_addresses.clone(),
             unknown_port: arguments.unknown_port,
+            service_proxy_name: arguments.service_proxy_name.clone(),
         };
         Ok(Self {
-            controller: Controller::new(maps, node, kinds)?,
+            controller: Controller::new(maps, node.clone(), kinds)?,
             monitor,
+            node,
             datapath,
             cgroup,
             changes,
@@ -145,6 +155,7 @@ impl Agent {
             changed = self.view.changed() => {
                 changed.context("the watch on network devices ended")?;
                 self.attach_retry = Some(Instant::now());
+                self.follow_devices();
             }
             () = tokio::time::sleep_until(due.into()) => {}
         }
@@ -176,6 +187,15 @@ impl Agent {
     async fn source_ended(&mut self) -> anyhow::Result<()> {
         (&mut self.source).await.context("the source of objects died")??;
         bail!("the source of objects ended")
+    }
+
+    /// NodePorts may be for addresses that come and go.
+    fn follow_devices(&mut self) {
+        let addresses = device_addresses(&self.view.borrow().snapshot);
+        if self.node.device_addresses != addresses {
+            self.node.device_addresses = addresses;
+            self.controller.set_node(self.node.clone());
+        }
     }
 
     /// The Node object may say other addresses than the devices did.
@@ -322,7 +342,7 @@ fn warn_of_other_sizes(maps: &KernelMaps, wanted: &Capacity) {
 /// Starts the source; returns the kinds that it delivers.
 async fn start_source(
     arguments: &SourceArguments,
-    node: &str,
+    options: KubeOptions,
     changes: mpsc::Sender<Change>,
 ) -> anyhow::Result<(Vec<Kind>, JoinHandle<anyhow::Result<()>>)> {
     if let Some(directory) = &arguments.manifests {
@@ -338,10 +358,6 @@ async fn start_source(
         bail!("name a source of Services: --manifests DIR, or --kube for the Kubernetes API");
     }
     let config = kube::infer_config().await?;
-    let options = KubeOptions {
-        node: node.to_owned(),
-        service_proxy_name: None,
-    };
     let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node];
     Ok((
         kinds,

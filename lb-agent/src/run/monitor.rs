@@ -88,10 +88,10 @@ impl Monitor {
     fn follow<M: Maps>(&mut self, controller: &Controller<M>, mut changed: BTreeSet<NamespacedName>) {
         let installer = controller.installer();
         changed.append(&mut self.waiting);
-        let addresses = &controller.node().addresses;
+        let addresses = controller.node().node_ports_at();
         self.checks.send_if_modified(|checks| {
-            let mut is_new = checks.addresses != *addresses;
-            checks.addresses.clone_from(addresses);
+            let mut is_new = checks.addresses != addresses;
+            checks.addresses = addresses;
             for name in &changed {
                 let old = checks.services.get(name).copied();
                 let new = check(installer, name, old);

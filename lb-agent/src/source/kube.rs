@@ -13,10 +13,8 @@ use kube::runtime::watcher;
 use tokio::sync::mpsc;
 
 use self::watch::Watch;
+use crate::model::PROXY_NAME_LABEL;
 use crate::object::Change;
-
-/// A Service that has this label is left to the proxy of that name.
-const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
 /// EndpointSlices of headless Services: nobody sends traffic through a proxy to these.
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";

@@ -374,7 +374,9 @@ impl State {
         if node == self.node {
             return;
         }
-        let new_addresses = node.addresses != self.node.addresses;
+        let new_addresses = node.addresses != self.node.addresses
+            || node.device_addresses != self.node.device_addresses
+            || node.node_port_addresses != self.node.node_port_addresses;
         let new_zone = node.zone != self.node.zone;
         let new_name = node.name != self.node.name;
         self.node = node;

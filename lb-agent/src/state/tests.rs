@@ -201,3 +201,32 @@ fn when_the_node_is_leaving() {
     state.apply(Change::Delete(reference));
     assert!(state.observed().node_is_leaving);
 }
+
+#[test]
+fn new_addresses_concern_services_that_may_have_them() {
+    let mut state = State::new(NodeConfig::default(), KINDS);
+    let typed = |name: &str, type_: &str| {
+        let mut service = service(name);
+        service.spec.as_mut().unwrap().type_ = Some(type_.to_owned());
+        service
+    };
+    let mut external = service("external");
+    external.spec.as_mut().unwrap().external_ips = Some(vec!["203.0.113.1".to_owned()]);
+    for service in [
+        service("internal"),
+        typed("ports", "NodePort"),
+        typed("balanced", "LoadBalancer"),
+        external,
+    ] {
+        apply_service(&mut state, service);
+    }
+    dirty(&mut state);
+    let node = NodeConfig {
+        device_addresses: ["203.0.113.1".parse().unwrap()].into(),
+        ..NodeConfig::default()
+    };
+    state.set_node(node.clone());
+    assert_eq!(dirty(&mut state), ["balanced", "external", "ports"]);
+    state.set_node(node);
+    assert_eq!(dirty(&mut state), [""; 0]);
+}

@@ -3,7 +3,7 @@
 use super::*;
 use crate::maps::Capacity;
 use crate::maps::testing::{FakeMaps, FaultyMaps};
-use crate::model::NodeConfig;
+use crate::model::{NodeConfig, NodePortAddresses};
 use crate::object::{Change, Kind, Object};
 
 const CAPACITY: Capacity = Capacity {
@@ -28,6 +28,7 @@ impl<M: Maps> Bench<M> {
             name: "node-a".to_owned(),
             zone: None,
             addresses: ["192.0.2.1".parse().unwrap()].into(),
+            node_port_addresses: vec![NodePortAddresses::Primary],
             ..NodeConfig::default()
         };
         let now = Instant::now();

@@ -1,0 +1,142 @@
+//! The node and the agent's options, as far as they decide what Services ask for.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use crate::network::Network;
+
+/// What the model knows about the node it runs on, and the agent's options.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeConfig {
+    /// The Node's name.
+    pub name: String,
+    /// The zone it is in.
+    pub zone: Option<String>,
+    /// Its primary addresses, of both families.
+    pub addresses: BTreeSet<IpAddr>,
+    /// All addresses of its devices that others can send to: neither loopback nor link-local ones.
+    pub device_addresses: BTreeSet<IpAddr>,
+    /// Which of the addresses take NodePorts.
+    pub node_port_addresses: Vec<NodePortAddresses>,
+    /// What becomes of packets to unknown ports.
+    pub unknown_port: UnknownPort,
+    /// Only Services with this value of the label [`super::PROXY_NAME_LABEL`] are handled; `None`: those without it.
+    pub service_proxy_name: Option<String>,
+}
+
+/// What becomes of packets to a load balancer address or an external IP that are for no port of a Service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum UnknownPort {
+    /// They are rejected, so that they never travel in circles between a router and the node.
+    #[default]
+    Reject,
+    /// They are left to the node.
+    Pass,
+}
+
+/// Some of the node's addresses: a value of `--nodeport-addresses`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NodePortAddresses {
+    /// The Node's primary address of each family.
+    Primary,
+    /// All addresses of its devices.
+    All,
+    /// 127.0.0.1 and ::1, for sockets of the node itself.
+    Localhost,
+    /// Those in a network.
+    Network(Network),
+}
+
+/// Addresses by which a node talks to itself.
+const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+impl NodeConfig {
+    /// The addresses that take NodePorts.
+    pub fn node_ports_at(&self) -> BTreeSet<IpAddr> {
+        let own = || self.addresses.iter().chain(&self.device_addresses).copied();
+        let mut chosen = BTreeSet::new();
+        for addresses in &self.node_port_addresses {
+            match addresses {
+                NodePortAddresses::Primary => chosen.extend(&self.addresses),
+                NodePortAddresses::All => chosen.extend(own()),
+                NodePortAddresses::Localhost => chosen.extend(LOCALHOST),
+                NodePortAddresses::Network(network) => {
+                    let all = own().chain(LOCALHOST);
+                    chosen.extend(all.filter(|address| network.contains(*address)));
+                }
+            }
+        }
+        chosen
+    }
+
+    /// Whether an address is one of the node's.
+    pub fn owns(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address) || self.device_addresses.contains(&address)
+    }
+}
+
+impl FromStr for NodePortAddresses {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "primary" => Ok(Self::Primary),
+            "all" => Ok(Self::All),
+            "localhost" => Ok(Self::Localhost),
+            _ => text
+                .parse()
+                .map(Self::Network)
+                .map_err(|_| "use primary, all, localhost or a network such as 192.0.2.0/24".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(texts: &[&str]) -> BTreeSet<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn which_addresses_take_node_ports() {
+        let own = ["192.168.0.1", "fd00:168::1"];
+        let devices = ["192.168.0.1", "10.9.0.1", "10.9.1.1", "fd00:9::1"];
+        for (options, expected) in [
+            ("", &[][..]),
+            ("primary", &own[..]),
+            ("localhost", &["127.0.0.1", "::1"]),
+            (
+                "primary,localhost",
+                &["192.168.0.1", "fd00:168::1", "127.0.0.1", "::1"],
+            ),
+            (
+                "all",
+                &["192.168.0.1", "fd00:168::1", "10.9.0.1", "10.9.1.1", "fd00:9::1"],
+            ),
+            ("10.9.0.0/16", &["10.9.0.1", "10.9.1.1"]),
+            ("10.9.1.7/24,fd00::/8", &["10.9.1.1", "fd00:9::1", "fd00:168::1"]),
+            ("172.16.0.0/12", &[]),
+            ("0.0.0.0/0", &["192.168.0.1", "10.9.0.1", "10.9.1.1", "127.0.0.1"]),
+            ("::1/128,primary", &["192.168.0.1", "fd00:168::1", "::1"]),
+        ] {
+            let options = options.split(',').filter(|option| !option.is_empty());
+            let node = NodeConfig {
+                addresses: set(&own),
+                device_addresses: set(&devices),
+                node_port_addresses: options.clone().map(|option| option.parse().unwrap()).collect(),
+                ..NodeConfig::default()
+            };
+            assert_eq!(node.node_ports_at(), set(expected), "{options:?}");
+        }
+    }
+
+    #[test]
+    fn values_that_are_neither_a_word_nor_a_network() {
+        for text in ["", "Primary", "eth0", "10.0.0.1", "10.0.0.0/33"] {
+            assert!(text.parse::<NodePortAddresses>().is_err(), "{text}");
+        }
+    }
+}
