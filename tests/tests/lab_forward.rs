@@ -11,8 +11,8 @@ use lb_tests::lab::cluster::{
 };
 use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{
-    Addresses, Agents, Capture, Cluster, EndpointManifest, EndpointSliceManifest, LabOptions, Machine,
-    ServiceManifest, ServicePort, SocketLb, Xdp, require_privileges, wait_for,
+    Addresses, Agents, Capture, Cluster, LabOptions, Machine, Published, ServicePort, SocketLb, Xdp,
+    require_privileges, wait_for,
 };
 
 /// Everything is captured: a stream is no larger than the capture can follow.
@@ -24,21 +24,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PORTS_OF_FLOWS: u16 = 20_000;
 const FLOWS: u32 = 40;
 
-/// A Service beside the usual one, whose only Pod is that of the second node.
-fn far_addresses() -> [IpAddr; 2] {
-    [
-        IpAddr::from([198, 51, 100, 20]),
-        IpAddr::from([0x2001, 0xdb8, 0x1b, 0, 0, 0, 0, 0x20]),
-    ]
-}
+/// A Service whose only Pod is that of the first node.
+const NEAR: Published = Published {
+    name: "near",
+    number: 30,
+};
 
-/// A Service beside the usual one, whose only Pod is that of the first node.
-fn near_addresses() -> [IpAddr; 2] {
-    [
-        IpAddr::from([198, 51, 100, 30]),
-        IpAddr::from([0x2001, 0xdb8, 0x1b, 0, 0, 0, 0, 0x30]),
-    ]
-}
+/// A Service whose only Pod is that of the second node.
+const FAR: Published = Published {
+    name: "far",
+    number: 20,
+};
 
 /// One Pod of the usual Service on each node, agents on all of them.
 struct Fixture {
@@ -51,22 +47,14 @@ impl Fixture {
         let cluster = Cluster::with_options(title, options, &[0, 1, 2]).unwrap();
         let manifest = service().ingress(&load_balancer_addresses(), None);
         cluster.lab.apply(SERVICE_FILE, manifest).unwrap();
-        for (name, addresses, server) in [("far", far_addresses(), 1), ("near", near_addresses(), 0)] {
-            let ports = PORTS.map(|port| ServicePort {
-                node_port: None,
-                ..port
-            });
-            let endpoint =
-                EndpointManifest::of(&cluster.servers[server].pod).node(cluster.servers[server].node.name());
-            let slices = EndpointSliceManifest::new(name, name, &ports).endpoint(endpoint);
-            cluster.lab.apply(&format!("{name}-slices.yaml"), slices).unwrap();
-            // The address of the load balancer serves as ClusterIP, too: nobody asks for another.
-            let manifest = ServiceManifest::new(name, &addresses, &ports).ingress(&addresses, None);
-            cluster.lab.apply(&format!("{name}.yaml"), manifest).unwrap();
-            for address in addresses {
-                let node = &cluster.nodes[0];
-                cluster.lab.route(&address.to_string(), &[node]).unwrap();
-            }
+        let ports = PORTS.map(|port| ServicePort {
+            node_port: None,
+            ..port
+        });
+        for (service, server) in [(NEAR, &cluster.servers[0]), (FAR, &cluster.servers[1])] {
+            cluster
+                .publish(service, &ports, &[(&server.pod, &server.node)])
+                .unwrap();
         }
         cluster.route_load_balancer(&[0]).unwrap();
         Self {
@@ -95,7 +83,7 @@ impl Fixture {
     fn pods_see_the_client_or_the_node(&self) {
         let own = self.outside().addresses().both();
         let instead = self.source().both();
-        for (vips, sources) in [(near_addresses(), own), (far_addresses(), instead)] {
+        for (vips, sources) in [(NEAR.addresses(), own), (FAR.addresses(), instead)] {
             for (vip, source) in vips.into_iter().zip(sources) {
                 let report = self.outside().http(vip, HTTP.port).count(20).run().unwrap();
                 assert_eq!(report.answered(), 20, "{vip}: {report:?}");
@@ -110,7 +98,7 @@ impl Fixture {
     }
 
     fn streams_and_many_connections(&self) {
-        for vip in far_addresses() {
+        for vip in FAR.addresses() {
             let stream = self.outside().stream(vip, STREAM.port).mebibytes(MEBIBYTES);
             assert_eq!(stream.run().unwrap().bytes, u64::from(MEBIBYTES) << 20);
             let http = self.outside().http(vip, HTTP.port).concurrency(8);
@@ -128,7 +116,7 @@ impl Fixture {
     fn a_pod_reaches_itself(&self) {
         let pod = &self.cluster.servers[0].pod;
         let node = self.cluster.nodes[0].host().addresses().both();
-        for (vip, node) in near_addresses().into_iter().zip(node) {
+        for (vip, node) in NEAR.addresses().into_iter().zip(node) {
             let report = pod.http(vip, HTTP.port).count(20).run().unwrap();
             assert_eq!(report.answers["web-1"], 20, "{vip}: {report:?}");
             assert_eq!(report.clients, [node].into(), "{vip}");
@@ -214,7 +202,7 @@ fn forward(title: &str, options: LabOptions, xdp: Option<Xdp>) {
     fixture.pods_see_the_client_or_the_node();
     fixture.streams_and_many_connections();
     let [_, node, _] = captures.map(|capture| capture.finish().unwrap());
-    for vip in far_addresses() {
+    for vip in FAR.addresses() {
         // XDP sends on before anything sees the packet, but not into a tunnel.
         let mut seen = node.with_address(vip);
         assert_eq!(
