@@ -16,6 +16,21 @@ pub struct Agents {
     _peers: Vec<XdpPeer>,
 }
 
+impl Agents {
+    /// Kills them and starts others in their place, with the same options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::restart`].
+    pub fn restart(self) -> Result<Self> {
+        let agents = self.agents.into_iter().map(Agent::restart);
+        Ok(Self {
+            agents: agents.collect::<Result<_>>()?,
+            ..self
+        })
+    }
+}
+
 impl Cluster {
     /// Starts the agents of all nodes, with XDP on their network devices if a mode is given. All nodes know the
     /// link-layer addresses of each other and of the way out: XDP leaves packets to TC until then.
