@@ -1,7 +1,6 @@
 //! Pods and Services come and go while clients are at work.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
-use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -53,24 +52,6 @@ fn connect_to_all(cluster: &Cluster, vip: IpAddr) -> Vec<Talk> {
         }
     };
     cluster.servers.iter().map(connect_to).collect()
-}
-
-/// How many datagrams a Pod has received.
-fn datagrams(pod: &Machine) -> u64 {
-    pod.namespace()
-        .run(|| {
-            let ipv4 = fs::read_to_string("/proc/thread-self/net/snmp")?;
-            let ipv6 = fs::read_to_string("/proc/thread-self/net/snmp6")?;
-            // The second line of a protocol has the numbers, the first of them what we look for.
-            let ipv4 = ipv4.lines().filter(|line| line.starts_with("Udp:")).nth(1);
-            let ipv6 = ipv6.lines().find(|line| line.starts_with("Udp6InDatagrams"));
-            let number = |line: Option<&str>| -> u64 {
-                let word = line.and_then(|line| line.split_whitespace().nth(1));
-                word.unwrap().parse().unwrap()
-            };
-            Ok(number(ipv4) + number(ipv6))
-        })
-        .unwrap()
 }
 
 #[test]
@@ -155,7 +136,7 @@ fn datagrams_of_a_socket_go_elsewhere_when_their_pod_is_removed() {
                 .interval(Duration::from_millis(3));
             let client = if connected { client.connected() } else { client };
             let client = client.start().unwrap();
-            let is_used = |server: &&Server| datagrams(&server.pod) > 0;
+            let is_used = |server: &&Server| server.pod.received_datagrams().unwrap() > 0;
             let gone = wait_for("the first datagram", PATIENCE, || {
                 cluster.servers.iter().find(is_used)
             })
@@ -167,11 +148,11 @@ fn datagrams_of_a_socket_go_elsewhere_when_their_pod_is_removed() {
                 .unwrap();
             cluster.remove_manifest(gone).unwrap();
             wait_for("datagrams elsewhere", PATIENCE, || is_used(&stays).then_some(())).unwrap();
-            let before = datagrams(&gone.pod);
+            let before = gone.pod.received_datagrams().unwrap();
             let report = client.stop().unwrap();
             assert!(report.errors.is_empty(), "{socket_lb} {vip}: {report:?}");
             assert_eq!(report.answers.len(), 2, "{socket_lb} {vip}: {report:?}");
-            assert_eq!(datagrams(&gone.pod), before);
+            assert_eq!(gone.pod.received_datagrams().unwrap(), before);
         }
     }
 }

@@ -1,6 +1,9 @@
 //! What nodes, Pods and outside clients have in common.
 
+use std::fs;
 use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
 
 use super::address::Addresses;
 use super::namespace::Namespace;
@@ -46,5 +49,25 @@ impl Machine {
     /// the fabric.
     pub fn far_device(&self) -> &str {
         &self.far_device
+    }
+
+    /// How many UDP datagrams its sockets have received, over both IP versions.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not say.
+    pub fn received_datagrams(&self) -> Result<u64> {
+        self.namespace.run(|| {
+            let ipv4 = fs::read_to_string("/proc/thread-self/net/snmp")?;
+            let ipv6 = fs::read_to_string("/proc/thread-self/net/snmp6")?;
+            // The second line of a protocol has the numbers, the first of them what we look for.
+            let ipv4 = ipv4.lines().filter(|line| line.starts_with("Udp:")).nth(1);
+            let ipv6 = ipv6.lines().find(|line| line.starts_with("Udp6InDatagrams"));
+            let number = |line: Option<&str>| -> Result<u64> {
+                let word = line.and_then(|line| line.split_whitespace().nth(1));
+                Ok(word.context("no counter of datagrams")?.parse()?)
+            };
+            Ok(number(ipv4)? + number(ipv6)?)
+        })
     }
 }

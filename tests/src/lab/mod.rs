@@ -20,6 +20,7 @@
 
 mod address;
 mod agent;
+mod agents;
 mod attached;
 pub mod capture;
 pub mod cgroup;
@@ -35,6 +36,7 @@ mod node;
 mod outside;
 mod pins;
 mod process;
+mod published;
 pub mod report;
 mod route_mtu;
 mod tool;
@@ -51,6 +53,7 @@ use nix::unistd::Uid;
 
 pub use address::Addresses;
 pub use agent::{Agent, AgentOptions, SocketLb, Xdp};
+pub use agents::Agents;
 pub use attached::Attached;
 pub use capture::{Capture, CaptureReport};
 pub use cluster::Cluster;
@@ -65,6 +68,7 @@ pub use node::Node;
 use node::NodePlan;
 pub use pins::PinDirectory;
 pub use process::Process;
+pub use published::Published;
 pub use report::Fragmentation;
 pub use tool::{Client, ClientBuilder, ServerBuilder, Talk};
 pub use wait::wait_for;

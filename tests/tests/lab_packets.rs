@@ -1,0 +1,422 @@
+//! Packets that are not plain requests and replies, through a VIP and with real kernels at both ends: what is too big
+//! for a part of the way, fragments, ICMP errors, hop limits, SCTP.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use etherparse::{IpHeaders, IpNumber, IpSlice, LaxIpSlice, PacketBuilder, PacketBuilderStep};
+use lb_tests::lab::cluster::{HTTP, STREAM, UDP};
+use lb_tests::lab::{
+    Agents, Capture, Cluster, Fragmentation, LabOptions, Machine, Process, Published, ServicePort, SocketLb,
+    Wire, Xdp, require_privileges,
+};
+
+/// What gets through where it is narrow.
+const NARROW: u16 = 1300;
+/// Payload of datagrams that do not, but leave the sender whole.
+const TOO_BIG: u32 = 1400;
+/// How long requests wait that are to be lost.
+const TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Payload of datagrams that a test makes.
+const PAYLOAD: &[u8] = b"payload";
+
+/// Where Pods answer more than they are asked.
+const LARGE: ServicePort = ServicePort {
+    name: "large",
+    protocol: "UDP",
+    port: 54,
+    target_port: 5354,
+    node_port: None,
+};
+
+/// Where nobody listens.
+const CLOSED: ServicePort = ServicePort {
+    name: "closed",
+    protocol: "UDP",
+    port: 55,
+    target_port: 5355,
+    node_port: None,
+};
+
+/// Answered by the test itself.
+const SILENT_UDP: ServicePort = ServicePort {
+    name: "udp",
+    protocol: "UDP",
+    port: 56,
+    target_port: 5356,
+    node_port: None,
+};
+
+/// Answered by the test itself.
+const SILENT_SCTP: ServicePort = ServicePort {
+    name: "sctp",
+    protocol: "SCTP",
+    port: 3868,
+    target_port: 3868,
+    node_port: None,
+};
+
+/// Its Pod is on the first node.
+const NEAR: Published = published("near", 30);
+/// Its Pod is on the second node.
+const FAR: Published = published("far", 20);
+/// Its silent Pod is on the first node.
+const SILENT_NEAR: Published = published("silent-near", 31);
+/// Its silent Pod is on the second node.
+const SILENT_FAR: Published = published("silent-far", 21);
+
+const fn published(name: &'static str, number: u8) -> Published {
+    Published { name, number }
+}
+
+struct Fixture {
+    _agents: Agents,
+    _servers: Vec<Process>,
+    /// A client behind a router.
+    client: Machine,
+    router: Machine,
+    /// Pods whose packets the test makes: on the first and the second node.
+    silent: [Machine; 2],
+    cluster: Cluster,
+}
+
+impl Fixture {
+    fn new(title: &str, options: &LabOptions, socket_lb: SocketLb, xdp: Option<Xdp>) -> Self {
+        let cluster = Cluster::with_options(title, options, &[0, 1]).unwrap();
+        let ports = [HTTP, UDP, STREAM].map(|port| ServicePort {
+            node_port: None,
+            ..port
+        });
+        let ports = [&ports[..], &[LARGE, CLOSED]].concat();
+        let mut servers = Vec::new();
+        for (service, server) in [(NEAR, &cluster.servers[0]), (FAR, &cluster.servers[1])] {
+            let place = [(&server.pod, &server.node)];
+            cluster.publish(service, &ports, &place).unwrap();
+            let large = server.pod.serve().udp(LARGE.target_port).udp_answer_size(TOO_BIG);
+            servers.push(large.start().unwrap());
+        }
+        let silent = [0, 1].map(|node| cluster.nodes[node].silent_pod(&format!("silent-{node}")).unwrap());
+        for (index, service) in [SILENT_NEAR, SILENT_FAR].into_iter().enumerate() {
+            let place = [(&silent[index], &cluster.nodes[index])];
+            cluster
+                .publish(service, &[SILENT_UDP, SILENT_SCTP], &place)
+                .unwrap();
+        }
+        let router = cluster.lab.router("router").unwrap();
+        Self {
+            _agents: cluster.start_agents(socket_lb, xdp, &[]).unwrap(),
+            _servers: servers,
+            client: cluster.lab.outside_client_behind(&router, "client-1").unwrap(),
+            router,
+            silent,
+            cluster,
+        }
+    }
+
+    /// Lets everybody forget how much gets through to whom.
+    fn forget_path_mtus(&self) {
+        let pods = self.cluster.servers.iter().map(|server| &server.pod);
+        for machine in pods.chain([&self.client]) {
+            let flush = [("ipv4/route/flush", "1"), ("ipv6/route/flush", "1")];
+            machine.namespace().sysctl(&flush).unwrap();
+        }
+    }
+
+    /// It is narrow just before the client: routers tell the Pods what their answers may be.
+    fn answers_are_too_big(&self) {
+        self.router.namespace().limit_mtu(NARROW).unwrap();
+        for vip in [NEAR, FAR].into_iter().flat_map(|service| service.addresses()) {
+            self.forget_path_mtus();
+            let udp = self.client.udp(vip, LARGE.port).timeout(TIMEOUT);
+            let report = udp.count(3).run().unwrap();
+            // The Pod's kernel learns from the first, and sends fragments from then on.
+            assert_eq!(report.answered(), 2, "{vip}: {report:?}");
+            self.forget_path_mtus();
+            let stream = self.client.stream(vip, STREAM.port).mebibytes(2).run().unwrap();
+            assert_eq!((stream.bytes, stream.path_mtu), (2 << 20, NARROW.into()), "{vip}");
+        }
+        self.router.namespace().limit_mtu(1500).unwrap();
+    }
+
+    /// It is narrow just before the Pods: their nodes tell the client what it may send.
+    fn requests_are_too_big(&self) {
+        for server in &self.cluster.servers {
+            server.node.limit_mtu_to_pod(&server.pod, NARROW).unwrap();
+        }
+        for vip in [NEAR, FAR].into_iter().flat_map(|service| service.addresses()) {
+            self.client_learns(vip, NARROW);
+            self.streams_learn(vip, NARROW);
+        }
+        for server in &self.cluster.servers {
+            server.node.limit_mtu_to_pod(&server.pod, 1500).unwrap();
+        }
+    }
+
+    /// It is narrow between the nodes: the first one tells.
+    fn the_way_between_nodes_is_narrow(&self) {
+        let node = self.cluster.nodes[0].host().namespace();
+        let (cidr4, cidr6) = self.cluster.nodes[1].pod_cidrs();
+        for cidr in [&cidr4, &cidr6] {
+            node.limit_mtu_to(cidr, NARROW).unwrap();
+        }
+        for vip in FAR.addresses() {
+            self.client_learns(vip, NARROW);
+            self.streams_learn(vip, NARROW);
+        }
+        for cidr in [&cidr4, &cidr6] {
+            node.limit_mtu_to(cidr, 1500).unwrap();
+        }
+    }
+
+    /// The client sends too large datagrams and is told.
+    fn client_learns(&self, vip: IpAddr, mtu: u16) {
+        self.forget_path_mtus();
+        let udp = self.client.udp(vip, UDP.port).connected().timeout(TIMEOUT);
+        let udp = udp.size(1450).fragmentation(Fragmentation::Forbidden);
+        let report = udp.count(2).run().unwrap();
+        assert_eq!(report.errors["receive: MessageTooLong"], 1, "{vip}: {report:?}");
+        assert_eq!(report.errors["send: MessageTooLong"], 1, "{vip}: {report:?}");
+        assert_eq!(report.path_mtu, Some(mtu.into()), "{vip}");
+    }
+
+    /// By TCP, it finds out as well.
+    fn streams_learn(&self, vip: IpAddr, mtu: u16) {
+        self.forget_path_mtus();
+        let stream = self.client.stream(vip, STREAM.port).mebibytes(2).run().unwrap();
+        assert_eq!((stream.bytes, stream.path_mtu), (2 << 20, mtu.into()), "{vip}");
+    }
+
+    /// Requests and answers in fragments.
+    fn fragments(&self, from: &Machine) {
+        let node_port = UDP.node_port.unwrap();
+        let node = self.cluster.nodes[0].host().addresses().both();
+        let vips = [NEAR, FAR].into_iter().flat_map(|service| service.addresses());
+        let all = vips
+            .map(|vip| (vip, UDP.port))
+            .chain(node.map(|node| (node, node_port)));
+        for (address, port) in all {
+            for size in [2000, 9000, 50_000] {
+                let report = from.udp(address, port).size(size).count(3).run().unwrap();
+                assert_eq!(report.answered(), 3, "{address} {size}: {report:?}");
+                let sockets = from.udp(address, port).connected().size(size).sockets(10);
+                let report = sockets.run().unwrap();
+                assert_eq!(report.answered(), 10, "{address} {size}: {report:?}");
+            }
+        }
+    }
+
+    /// The Pod's own kernel refuses, and the client's socket learns it.
+    fn nobody_listens(&self, from: &Machine) {
+        for vip in [NEAR, FAR].into_iter().flat_map(|service| service.addresses()) {
+            let udp = from.udp(vip, CLOSED.port).connected().sockets(3);
+            let report = udp.run().unwrap();
+            assert_eq!(
+                report.errors["receive: ConnectionRefused"], 3,
+                "{vip}: {report:?}"
+            );
+        }
+    }
+
+    /// The client's wire, and that of the silent Pod of either Service with its addresses.
+    fn wires(&self) -> (Wire, [(Published, Wire, u8); 2]) {
+        let pods = [(SILENT_NEAR, 0, 2), (SILENT_FAR, 1, 3)];
+        let pods = pods.map(|(service, pod, routers)| (service, self.silent[pod].wire().unwrap(), routers));
+        (self.cluster.outside.wire().unwrap(), pods)
+    }
+
+    /// Every router on the way takes one from the hop limit, and tells when it was the last.
+    fn hop_limits(&self) {
+        let (at_client, pods) = self.wires();
+        let client = self.cluster.outside.phantom().unwrap().both();
+        for (service, at_pod, routers) in pods {
+            for (client, vip) in client.into_iter().zip(service.addresses()) {
+                at_client.send(&udp(client, vip, 40, 1000)).unwrap();
+                let limit = at_pod.receive("a request", |packet| {
+                    let ip = IpSlice::from_slice(packet).ok()?;
+                    (ip.payload().ip_number == IpNumber::UDP).then(|| hop_limit(&ip))
+                });
+                assert_eq!(limit.unwrap(), 40 - routers, "{vip}");
+                for limit in 1..=routers {
+                    let port = 2000 + u16::from(limit);
+                    let request = udp(client, vip, limit, port);
+                    let quoted = at_client
+                        .exchange(&request, &format!("time exceeded: {vip} {limit}"), quotation)
+                        .unwrap();
+                    assert_eq!(quoted, udp_headers(client, vip, port), "{vip} {limit}");
+                }
+            }
+        }
+    }
+
+    /// Addresses are translated, nothing else: the checksum does not cover them.
+    fn sctp(&self) {
+        let (at_client, pods) = self.wires();
+        let client = self.cluster.outside.phantom().unwrap().both();
+        let node = self.cluster.nodes[0].host().addresses().both();
+        for (service, at_pod, _) in pods {
+            let is_near = service == SILENT_NEAR;
+            let pod = &self.silent[usize::from(!is_near)];
+            for (index, vip) in service.addresses().into_iter().enumerate() {
+                let source = if is_near { client[index] } else { node[index] };
+                let pod = pod.addresses().both()[index];
+                let port = SILENT_SCTP.port;
+                let init = sctp_chunk(30_000, port, b"init");
+                at_client.send(&sctp_packet(client[index], vip, &init)).unwrap();
+                let seen = at_pod.receive("a request", read_sctp).unwrap();
+                assert_eq!(seen, (source, pod, init), "{vip}");
+                let answer = sctp_chunk(port, 30_000, b"init ack");
+                at_pod.send(&sctp_packet(pod, source, &answer)).unwrap();
+                let seen = at_client.receive("an answer", read_sctp).unwrap();
+                assert_eq!(seen, (vip, client[index], answer), "{vip}");
+            }
+        }
+    }
+}
+
+/// A packet with this hop limit and transport header.
+fn packet(source: IpAddr, destination: IpAddr, limit: u8) -> PacketBuilderStep<IpHeaders> {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            PacketBuilder::ipv4(source.octets(), destination.octets(), limit)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            PacketBuilder::ipv6(source.octets(), destination.octets(), limit)
+        }
+        _ => panic!("{source} and {destination}"),
+    }
+}
+
+fn udp(source: IpAddr, destination: IpAddr, limit: u8, source_port: u16) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    packet(source, destination, limit)
+        .udp(source_port, SILENT_UDP.port)
+        .write(&mut bytes, PAYLOAD)
+        .unwrap();
+    bytes
+}
+
+fn sctp_packet(source: IpAddr, destination: IpAddr, content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    packet(source, destination, 64)
+        .write(&mut bytes, IpNumber::SCTP, content)
+        .unwrap();
+    bytes
+}
+
+/// Ports, verification tag, checksum, and something instead of a chunk.
+fn sctp_chunk(source_port: u16, destination_port: u16, chunk: &[u8]) -> Vec<u8> {
+    let mut bytes = source_port.to_be_bytes().to_vec();
+    bytes.extend(destination_port.to_be_bytes());
+    bytes.extend([1, 2, 3, 4, 5, 6, 7, 8]);
+    bytes.extend(chunk);
+    bytes
+}
+
+/// Source, destination and content of a packet of SCTP.
+fn read_sctp(packet: &[u8]) -> Option<(IpAddr, IpAddr, Vec<u8>)> {
+    let ip = IpSlice::from_slice(packet).ok()?;
+    let payload = ip.payload();
+    (payload.ip_number == IpNumber::SCTP)
+        .then(|| (ip.source_addr(), ip.destination_addr(), payload.payload.to_vec()))
+}
+
+fn hop_limit(ip: &IpSlice<'_>) -> u8 {
+    match ip {
+        IpSlice::Ipv4(ip) => ip.header().ttl(),
+        IpSlice::Ipv6(ip) => ip.header().hop_limit(),
+    }
+}
+
+/// Who sent to whom, and the transport header.
+type Headers = (IpAddr, IpAddr, Vec<u8>);
+
+/// What [`udp`] makes.
+fn udp_headers(source: IpAddr, destination: IpAddr, source_port: u16) -> Headers {
+    let packet = udp(source, destination, 64, source_port);
+    let header = &packet[packet.len() - 8 - PAYLOAD.len()..][..8];
+    (source, destination, header.to_vec())
+}
+
+/// The packet that an ICMP message quotes which says that the hop limit was exceeded.
+fn quotation(packet: &[u8]) -> Option<Headers> {
+    let ip = IpSlice::from_slice(packet).ok()?;
+    let kind = match ip.payload().ip_number {
+        IpNumber::ICMP => 11,
+        IpNumber::IPV6_ICMP => 3,
+        _ => return None,
+    };
+    let message = ip.payload().payload;
+    // Only the beginning of the packet may be quoted.
+    let (quoted, _) = LaxIpSlice::from_slice(&message[8..]).ok()?;
+    let headers = || {
+        let header = quoted.payload().payload.get(..8)?;
+        Some((quoted.source_addr(), quoted.destination_addr(), header.to_vec()))
+    };
+    (message[0] == kind).then(headers).flatten()
+}
+
+fn from_outside(title: &str, xdp: Option<Xdp>) {
+    if !require_privileges() {
+        return;
+    }
+    let fixture = Fixture::new(title, &LabOptions::default(), SocketLb::Off, xdp);
+    let cluster = &fixture.cluster;
+    let machines = [&fixture.client, &cluster.servers[0].pod, &cluster.servers[1].pod];
+    let captures = machines.map(|machine| Capture::start(machine.namespace()).unwrap());
+    fixture.answers_are_too_big();
+    fixture.requests_are_too_big();
+    fixture.the_way_between_nodes_is_narrow();
+    fixture.fragments(&fixture.client);
+    fixture.nobody_listens(&fixture.client);
+    for capture in captures {
+        capture.finish().unwrap();
+    }
+    fixture.hop_limits();
+    fixture.sctp();
+}
+
+#[test]
+fn from_outside_through_tc() {
+    from_outside("packets-tc", None);
+}
+
+#[test]
+fn from_outside_through_generic_xdp() {
+    from_outside("packets-generic", Some(Xdp::Generic));
+}
+
+#[test]
+fn from_outside_through_native_xdp() {
+    from_outside("packets-native", Some(Xdp::Native));
+}
+
+/// The overlay takes less than the devices around it.
+#[test]
+fn from_outside_through_the_overlay() {
+    if !require_privileges() {
+        return;
+    }
+    let options = LabOptions { overlay: true };
+    let fixture = Fixture::new("packets-overlay", &options, SocketLb::Off, None);
+    for vip in FAR.addresses() {
+        fixture.client_learns(vip, 1450);
+    }
+    fixture.nobody_listens(&fixture.client);
+}
+
+#[test]
+fn from_pods() {
+    if !require_privileges() {
+        return;
+    }
+    for socket_lb in [SocketLb::Off, SocketLb::All] {
+        let fixture = Fixture::new("packets-pods", &LabOptions::default(), socket_lb, None);
+        let client = &fixture.cluster.client;
+        let capture = Capture::start(client.namespace()).unwrap();
+        fixture.fragments(client);
+        fixture.nobody_listens(client);
+        capture.finish().unwrap();
+    }
+}
