@@ -20,6 +20,7 @@
 
 mod address;
 mod agent;
+mod alone;
 mod attached;
 pub mod capture;
 pub mod cgroup;
@@ -51,6 +52,7 @@ use nix::unistd::Uid;
 
 pub use address::Addresses;
 pub use agent::{Agent, AgentOptions, SocketLb, Xdp};
+pub use alone::LoneNamespace;
 pub use attached::Attached;
 pub use capture::{Capture, CaptureReport};
 pub use cluster::Cluster;
