@@ -86,6 +86,11 @@ impl<A: Address> Message<A> {
     }
 
     #[inline(always)]
+    fn end(&self) -> u32 {
+        self.network + self.ip_length
+    }
+
+    #[inline(always)]
     fn is_echo(&self) -> bool {
         self.kind == if A::IS_IPV6 { type6::ECHO } else { type4::ECHO }
     }
@@ -102,6 +107,9 @@ impl<A: Address> Message<A> {
         }
     }
 }
+
+/// The bytes of a transport header that an error quotes at least (RFC 792).
+const QUOTED: u32 = 8;
 
 /// The packet that an error is about.
 #[derive(Clone, Copy)]
@@ -144,7 +152,11 @@ impl<A: Address> Quotation<A> {
         if !matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP) {
             return None;
         }
-        let ports = packet.view::<8>(transport)?;
+        // What stands behind the message pads the frame.
+        if transport + QUOTED > message.end() {
+            return None;
+        }
+        let ports = packet.view::<{ QUOTED as usize }>(transport)?;
         let [source_port, destination_port] =
             [ports.u16::<0>(), ports.u16::<2>()].map(|port| Port::from_bytes(port.to_ne_bytes()));
         Some(Self {
@@ -256,7 +268,7 @@ fn rewrite<A: Address>(
     let outer = message
         .destination
         .difference(flow.destination, message.source.difference(source, Sum::new()));
-    let mut content = rewrite_quotation(packet, quotation, flow)?;
+    let mut content = rewrite_quotation(packet, message, quotation, flow)?;
     if A::IS_IPV6 {
         // The pseudo header (RFC 4443 section 2.3).
         content = content.join(outer);
@@ -285,6 +297,7 @@ const TCP_CHECKSUM: u32 = 16;
 #[inline(always)]
 fn rewrite_quotation<A: Address>(
     packet: &mut impl Packet,
+    message: &Message<A>,
     quotation: &Quotation<A>,
     flow: &Flow<A>,
 ) -> Option<Sum> {
@@ -297,14 +310,15 @@ fn rewrite_quotation<A: Address>(
     let old_ports = key.reversed(key.hook).ports_word();
     let new_ports = flow.peer_key(key.protocol).ports_word();
     let mut difference = addresses.replace(old_ports, new_ports);
-    // The quoted packet's own checksums make up for what they cover. That of the transport header may not be quoted,
-    // and a UDP packet may have none.
+    // The quoted packet's own checksums make up for what they cover. That of the transport header may not be quoted
+    // (padding of the frame may stand in its place), and a UDP packet may have none.
     let transport_checksum = match key.protocol {
         protocol::TCP => Some(transport + TCP_CHECKSUM),
         protocol::UDP => Some(transport + UDP_CHECKSUM),
         _ => None,
     };
     if let Some(offset) = transport_checksum
+        && offset + size_of::<u16>() as u32 <= message.end()
         && let Some(field) = packet.view::<2>(offset).map(|field| field.u16::<0>())
         && (key.protocol == protocol::TCP || field != 0)
     {

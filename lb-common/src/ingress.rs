@@ -85,7 +85,7 @@ fn remembered<A: Address>(
     if (flow.is_closed() && parsed.is_syn()) || is_idle(tables, key, flow, now) {
         return Step::Open;
     }
-    if flow.is_reply() || backend_lives(tables, flow) || is_kept(tables, key.protocol) {
+    if flow.is_reply() || backend_lives(tables, flow) || is_kept(tables, parsed) {
         note(tables, &entry, flow, parsed, now);
         return Step::Translate;
     }
@@ -171,10 +171,10 @@ fn backend_lives<A: Address>(tables: &impl Tables<A>, flow: &Flow<A>) -> bool {
         .is_some_and(|backend| backend.generation == flow.generation && backend.state != backend_state::GONE)
 }
 
-/// Whether flows to removed backends go on.
+/// Whether a packet's connection to a removed backend goes on. One that is only asked for does not: nobody would answer.
 #[inline(always)]
-fn is_kept<A: Address>(tables: &impl Tables<A>, protocol: u8) -> bool {
-    protocol == protocol::TCP && tables.keeps_removed()
+fn is_kept<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>) -> bool {
+    parsed.key.protocol == protocol::TCP && !parsed.is_syn() && tables.keeps_removed()
 }
 
 /// Rewrites a packet as its flow says.

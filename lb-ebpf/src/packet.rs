@@ -187,8 +187,8 @@ impl TcPacket {
     /// A packet whose headers are in the linear part, as far as the packet goes.
     #[inline(always)]
     pub fn new(context: TcContext) -> Self {
-        /// Two VLAN tags, the largest IPv4 header, TCP; or an IPv6 header with as many extensions.
-        const HEADERS_MAX: u32 = 22 + 60 + 20;
+        /// An error of ICMPv6 that quotes a TCP segment's first fragment; more than the largest IPv4 header and TCP.
+        const HEADERS_MAX: u32 = 14 + 40 + 8 + 40 + 8 + 20;
         let linear = distance(context.data(), context.data_end());
         if linear < HEADERS_MAX && linear < context.len() {
             // If it fails (no memory) the packet parses as truncated.

@@ -328,7 +328,7 @@ fn shorten(error: ProgramError) -> String {
 }
 
 /// The rate of the kernel's clock: its coarse clocks advance by one jiffy (`CLOCK_MONOTONIC_COARSE`, clock_getres(2)).
-fn jiffies_per_second() -> u32 {
+pub fn jiffies_per_second() -> u32 {
     let jiffy =
         clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::from_millis(4), Duration::from);
     let rate = 1_000_000_000 / jiffy.as_nanos().max(1);

@@ -21,6 +21,7 @@
 mod address;
 mod agent;
 mod agents;
+mod alone;
 mod attached;
 pub mod capture;
 pub mod cgroup;
@@ -54,6 +55,7 @@ use nix::unistd::Uid;
 pub use address::Addresses;
 pub use agent::{Agent, AgentOptions, SocketLb, Xdp};
 pub use agents::Agents;
+pub use alone::LoneNamespace;
 pub use attached::Attached;
 pub use capture::{Capture, CaptureReport};
 pub use cluster::Cluster;

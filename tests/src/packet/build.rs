@@ -24,12 +24,25 @@ pub struct Build {
     options: Vec<u8>,
     extensions: Vec<(u8, Vec<u8>)>,
     fragment: Option<(u16, bool)>,
+    hop_limit: u8,
+    link: Link,
+}
+
+/// Link-layer addresses of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Link {
+    /// Whom it is for.
+    pub destination: [u8; 6],
+    /// Who sends it.
+    pub source: [u8; 6],
 }
 
 #[derive(Clone, Debug)]
 enum Transport {
     Tcp(Box<TcpHeader>),
     Udp { checksum: bool },
+    Sctp { chunk: u8 },
+    Icmp { kind: u8, code: u8, rest: u32 },
 }
 
 /// A TCP segment without flags.
@@ -56,6 +69,17 @@ pub fn udp(source: SocketAddr, destination: SocketAddr) -> Build {
     Build::new(source, destination, Transport::Udp { checksum: true })
 }
 
+/// An SCTP packet whose first chunk is of this type (RFC 9260 section 3.2).
+pub fn sctp(source: SocketAddr, destination: SocketAddr, chunk: u8) -> Build {
+    Build::new(source, destination, Transport::Sctp { chunk }).payload(b"some more words.")
+}
+
+/// An ICMP message of this type and code with these four bytes behind the checksum; the ports mean nothing.
+pub fn icmp(source: IpAddr, destination: IpAddr, [kind, code]: [u8; 2], rest: u32) -> Build {
+    let [source, destination] = [source, destination].map(|address| SocketAddr::new(address, 0));
+    Build::new(source, destination, Transport::Icmp { kind, code, rest })
+}
+
 impl Build {
     fn new(source: SocketAddr, destination: SocketAddr, transport: Transport) -> Self {
         Self {
@@ -67,6 +91,11 @@ impl Build {
             options: Vec::new(),
             extensions: Vec::new(),
             fragment: None,
+            hop_limit: 64,
+            link: Link {
+                destination: NODE,
+                source: SENDER,
+            },
         }
     }
 
@@ -75,7 +104,7 @@ impl Build {
     pub fn flags(mut self, set: impl FnOnce(&mut TcpHeader)) -> Self {
         match &mut self.transport {
             Transport::Tcp(header) => set(header),
-            Transport::Udp { .. } => panic!("UDP has no flags"),
+            other => panic!("{other:?} has no TCP flags"),
         }
         self
     }
@@ -115,6 +144,20 @@ impl Build {
         self
     }
 
+    /// Sets the hop limit.
+    #[must_use]
+    pub fn hop_limit(mut self, hop_limit: u8) -> Self {
+        self.hop_limit = hop_limit;
+        self
+    }
+
+    /// Sets the link-layer addresses.
+    #[must_use]
+    pub fn link(mut self, link: Link) -> Self {
+        self.link = link;
+        self
+    }
+
     /// The same packet between other addresses.
     #[must_use]
     pub fn between(mut self, source: SocketAddr, destination: SocketAddr) -> Self {
@@ -145,9 +188,11 @@ impl Build {
                 let header = self.udp_header(*checksum);
                 header.write(&mut transport).expect("a vector takes it");
             }
+            Transport::Sctp { chunk } => transport = self.sctp_header(*chunk),
+            Transport::Icmp { kind, code, rest } => transport = self.icmp_header([*kind, *code], *rest),
         }
         transport.extend_from_slice(&self.payload);
-        let mut bytes = self.link();
+        let mut bytes = self.link_header();
         let network = bytes.len();
         self.network(transport.len())
             .write(&mut bytes)
@@ -179,7 +224,7 @@ impl Build {
         }
     }
 
-    fn link(&self) -> Vec<u8> {
+    fn link_header(&self) -> Vec<u8> {
         let ethertype = if self.source.is_ipv4() {
             EtherType::IPV4
         } else {
@@ -192,8 +237,8 @@ impl Build {
         };
         let mut bytes = Vec::new();
         let header = Ethernet2Header {
-            source: SENDER,
-            destination: NODE,
+            source: self.link.source,
+            destination: self.link.destination,
             ether_type: outer,
         };
         header.write(&mut bytes).expect("a vector takes it");
@@ -217,14 +262,23 @@ impl Build {
         let number = match self.transport {
             Transport::Tcp(_) => IpNumber::TCP,
             Transport::Udp { .. } => IpNumber::UDP,
+            Transport::Sctp { .. } => IpNumber::SCTP,
+            Transport::Icmp { .. } if self.source.is_ipv4() => IpNumber::ICMP,
+            Transport::Icmp { .. } => IpNumber::IPV6_ICMP,
         };
         let (offset, more) = self.fragment.unwrap_or_default();
         let offset = IpFragOffset::try_new(offset).expect("a fragment offset");
         match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let length = u16::try_from(length).expect("fits");
-                let mut header =
-                    Ipv4Header::new(length, 64, number, source.octets(), destination.octets()).expect("fits");
+                let mut header = Ipv4Header::new(
+                    length,
+                    self.hop_limit,
+                    number,
+                    source.octets(),
+                    destination.octets(),
+                )
+                .expect("fits");
                 header.options = Ipv4Options::try_from(self.options.as_slice()).expect("whole words");
                 header.set_payload_len(usize::from(length)).expect("fits");
                 header.fragment_offset = offset;
@@ -248,7 +302,7 @@ impl Build {
                     flow_label: Default::default(),
                     payload_length: u16::try_from(extensions.header_len() + length).expect("fits"),
                     next_header: first,
-                    hop_limit: 64,
+                    hop_limit: self.hop_limit,
                     source: source.octets(),
                     destination: destination.octets(),
                 };
@@ -256,6 +310,42 @@ impl Build {
             }
             _ => panic!("addresses of two families"),
         }
+    }
+
+    /// The common header and the header of a chunk that is the rest of the packet (RFC 9260 section 3).
+    fn sctp_header(&self, chunk: u8) -> Vec<u8> {
+        const CHECKSUM: std::ops::Range<usize> = 8..12;
+        let mut header = Vec::new();
+        header.extend_from_slice(&self.source.port().to_be_bytes());
+        header.extend_from_slice(&self.destination.port().to_be_bytes());
+        header.extend_from_slice(&0x1234_5678_u32.to_be_bytes());
+        header.extend_from_slice(&[0; 4]);
+        let length = u16::try_from(4 + self.payload.len()).expect("fits");
+        header.extend_from_slice(&[chunk, 0]);
+        header.extend_from_slice(&length.to_be_bytes());
+        let checksum = crc32c(&[header.as_slice(), &self.payload].concat());
+        header[CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
+        header
+    }
+
+    fn icmp_header(&self, [kind, code]: [u8; 2], rest: u32) -> Vec<u8> {
+        const CHECKSUM: std::ops::Range<usize> = 2..4;
+        let mut header = vec![kind, code, 0, 0];
+        header.extend_from_slice(&rest.to_be_bytes());
+        let length = u32::try_from(header.len() + self.payload.len()).expect("fits");
+        let pseudo = match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V6(source), IpAddr::V6(destination)) => [
+                &source.octets()[..],
+                &destination.octets(),
+                &length.to_be_bytes(),
+                &[0, 0, 0, IpNumber::IPV6_ICMP.0],
+            ]
+            .concat(),
+            _ => Vec::new(),
+        };
+        let checksum = checksum(&[pseudo.as_slice(), &header, &self.payload].concat());
+        header[CHECKSUM].copy_from_slice(&checksum.to_be_bytes());
+        header
     }
 
     fn tcp_checksum(&self, header: &TcpHeader) -> u16 {
@@ -280,6 +370,31 @@ impl Build {
         }
         header
     }
+}
+
+/// The Internet checksum of bytes (RFC 1071).
+pub fn checksum(bytes: &[u8]) -> u16 {
+    let halves = bytes
+        .chunks(2)
+        .map(|half| u32::from(half[0]) << 8 | u32::from(*half.get(1).unwrap_or(&0)));
+    let mut sum: u32 = halves.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).expect("folded")
+}
+
+/// The checksum of SCTP (RFC 9260 appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    let mut sum = u32::MAX;
+    for byte in bytes {
+        sum ^= u32::from(*byte);
+        for _ in 0..8 {
+            sum = sum >> 1 ^ if sum & 1 == 1 { POLYNOMIAL } else { 0 };
+        }
+    }
+    !sum
 }
 
 fn udp_checksum(header: &UdpHeader, source: IpAddr, destination: IpAddr, payload: &[u8]) -> u16 {
@@ -428,5 +543,26 @@ fn verify(
             (0, 0)
         }
         other => panic!("unexpected transport {other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{checksum, crc32c};
+
+    /// RFC 9260 appendix A uses the CRC whose check value is known (RFC 3720 section B.4: 32 bytes of zeros).
+    #[test]
+    fn crc() {
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    }
+
+    #[test]
+    fn internet_checksum_of_rfc_1071() {
+        assert_eq!(
+            checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]),
+            !0xddf2
+        );
+        assert_eq!(checksum(&[0xff, 0xff, 0x01]), !0x0100);
     }
 }

@@ -1,15 +1,18 @@
 //! Packet tests: the kernel programs run on one packet at a time (`BPF_PROG_TEST_RUN`).
 
 pub mod build;
+pub mod fragments;
+pub mod network;
+pub mod rows;
 pub mod world;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData};
 use aya::programs::{Program, ProgramError, TestRun as _, TestRunOptions};
-use aya::{Ebpf, Pod};
 use lb_agent::datapath::maps::{Counters, KernelMaps};
 use lb_agent::datapath::object::{self, Settings};
 use lb_agent::maps::{Backend, BackendState, Capacity, FrontendKey, MapOp, Maps as _, Protocol};
@@ -28,6 +31,9 @@ pub struct Datapath {
     pub counters: Counters,
     backends: BTreeMap<u32, Backend>,
     pins: PinDirectory,
+    /// Index of the device that packets come in on or leave by, in the network namespace of the thread that runs the
+    /// programs; 0 for that namespace's loopback device.
+    pub device: u32,
 }
 
 /// What became of a packet.
@@ -41,6 +47,9 @@ pub struct Outcome {
     pub duration: Duration,
 }
 
+/// Length of the link-layer addresses.
+pub const LINK: usize = 12;
+
 /// The node's addresses in packet tests: they replace the client's in hairpin connections.
 pub const NODE4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// See [`NODE4`].
@@ -53,7 +62,12 @@ pub fn datapath() -> Option<Datapath> {
 
 /// As [`datapath`], on a node that has no addresses.
 pub fn datapath_without_address() -> Option<Datapath> {
-    privileged().then(|| Datapath::with_addresses(1024, None, None))
+    datapath_with(|settings| (settings.node_address4, settings.node_address6) = (None, None))
+}
+
+/// As [`datapath`], with other settings.
+pub fn datapath_with(change: impl FnOnce(&mut Settings)) -> Option<Datapath> {
+    privileged().then(|| Datapath::with_settings(1024, change))
 }
 
 fn privileged() -> bool {
@@ -67,16 +81,16 @@ fn privileged() -> bool {
 impl Datapath {
     /// Loads the programs; flow tables have `flows` entries.
     pub fn new(flows: u32) -> Self {
-        Self::with_addresses(flows, Some(NODE4), Some(NODE6))
+        Self::with_settings(flows, |_| {})
     }
 
-    fn with_addresses(flows: u32, node_address4: Option<Ipv4Addr>, node_address6: Option<Ipv6Addr>) -> Self {
+    fn with_settings(flows: u32, change: impl FnOnce(&mut Settings)) -> Self {
         // Before anything can fail: pinned maps of a dead test keep their memory.
         let pins = PinDirectory::new("packets").expect("a bpf file system");
         let directory = pins.path();
-        let settings = Settings {
-            node_address4,
-            node_address6,
+        let mut settings = Settings {
+            node_address4: Some(NODE4),
+            node_address6: Some(NODE6),
             capacity: Capacity {
                 frontends: 16_384,
                 slots: 65_536,
@@ -87,6 +101,7 @@ impl Datapath {
             flows,
             ..Settings::default()
         };
+        change(&mut settings);
         let ebpf = object::load(&settings, directory).expect("the programs load");
         let maps = KernelMaps::open(directory).expect("the maps are pinned");
         let counters = Counters::open(directory).expect("the counters are pinned");
@@ -96,6 +111,7 @@ impl Datapath {
             counters,
             backends: BTreeMap::new(),
             pins,
+            device: 0,
         }
     }
 
@@ -141,24 +157,24 @@ impl Datapath {
         self.apply(&MapOp::SetBackend { id, backend });
     }
 
+    /// Changes a backend row.
+    pub fn change_backend(&mut self, id: u32, change: impl FnOnce(&mut Backend)) {
+        let mut backend = self.backends[&id];
+        change(&mut backend);
+        self.set_backend(id, backend);
+    }
+
     /// Gives a backend row another state.
     pub fn set_state(&mut self, id: u32, state: BackendState) {
-        let backend = self.backends[&id];
-        self.set_backend(id, Backend { state, ..backend });
+        self.change_backend(id, |backend| backend.state = state);
     }
 
     /// Gives a backend row to another endpoint, leaving the slots behind.
     pub fn replace(&mut self, id: u32, address: IpAddr) {
-        let backend = self.backends[&id];
-        let generation = backend.generation + 1;
-        self.set_backend(
-            id,
-            Backend {
-                address,
-                generation,
-                ..backend
-            },
-        );
+        self.change_backend(id, |backend| {
+            backend.address = address;
+            backend.generation += 1;
+        });
     }
 
     /// Lets the slots from `base` on name these backend rows.
@@ -173,33 +189,17 @@ impl Datapath {
 
     /// The flow table of IPv4.
     pub fn flows4(&self) -> HashMap<MapData, FlowKey<Address4>, Flow<Address4>> {
-        self.flows(map::FLOWS4)
+        self.table(map::FLOWS4)
     }
 
     /// The flow table of IPv6.
     pub fn flows6(&self) -> HashMap<MapData, FlowKey<Address6>, Flow<Address6>> {
-        self.flows(map::FLOWS6)
-    }
-
-    fn flows<K: Pod, V: Pod>(&self, name: &str) -> HashMap<MapData, K, V> {
-        let map = MapData::from_pin(self.pins.path().join(name)).and_then(Map::from_map_data);
-        HashMap::try_from(map.expect("the map is pinned")).expect("a hash map")
+        self.table(map::FLOWS6)
     }
 
     /// The number of flow entries of both families.
     pub fn flow_count(&self) -> usize {
         self.flows4().keys().count() + self.flows6().keys().count()
-    }
-
-    /// Makes all flows look as if they had been seen that many ticks earlier.
-    pub fn age(&self, ticks: u32) {
-        self.age_if(ticks, |_, _| true);
-    }
-
-    /// Makes the flows between some sources and destinations look as if they had been seen that many ticks earlier.
-    pub fn age_if(&self, ticks: u32, which: impl Fn(SocketAddr, SocketAddr) -> bool) {
-        age(self.flows4(), ticks, &which);
-        age(self.flows6(), ticks, &which);
     }
 
     /// How often a reason was counted.
@@ -236,13 +236,16 @@ impl Datapath {
     pub fn verdict(&mut self, program: &str, packet: &[u8]) -> (Verdict, Vec<u8>) {
         let outcome = self.run(program, packet);
         let verdict = match (program, outcome.action) {
-            // linux/bpf.h: XDP_DROP, XDP_PASS, XDP_TX.
+            // linux/bpf.h: XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT.
             ("lb_xdp", 1) => Verdict::Drop,
             ("lb_xdp", 2) => Verdict::Pass,
             ("lb_xdp", 3) => Verdict::Bounce,
+            ("lb_xdp", 4) => Verdict::Redirect,
             // linux/pkt_cls.h: TC_ACT_UNSPEC (-1), TC_ACT_SHOT, TC_ACT_REDIRECT.
             (_, u32::MAX) => Verdict::Pass,
             (_, 2) => Verdict::Drop,
+            // The kernel gives a packet that is sent on its link-layer addresses after the program.
+            (_, 7) if outcome.bytes.get(..LINK) == packet.get(..LINK) => Verdict::Redirect,
             (_, 7) => Verdict::Bounce,
             (_, action) => panic!("{program} returned {action}: {:02x?}", outcome.bytes),
         };
@@ -297,9 +300,11 @@ impl Datapath {
 
     fn try_repeat(&mut self, program: &str, packet: &[u8], repeat: u32) -> Result<Outcome, ProgramError> {
         let mut bytes = vec![0; packet.len() + 256];
+        let context = self.context(program, packet);
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut bytes),
+            ctx_in: context.as_deref(),
             repeat,
             ..TestRunOptions::new()
         };
@@ -321,6 +326,24 @@ impl Datapath {
         })
     }
 
+    /// What tells the kernel which device a packet is to come in on; nothing for the loopback device.
+    fn context(&self, program: &str, packet: &[u8]) -> Option<Vec<u8>> {
+        if self.device == 0 {
+            return None;
+        }
+        let words = if program == "lb_xdp" {
+            // linux/bpf.h, struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+            let end = u32::try_from(packet.len()).expect("fits");
+            vec![0, end, 0, self.device, 0, 0]
+        } else {
+            // linux/bpf.h, struct __sk_buff: ifindex is the eleventh word.
+            let mut words = vec![0; 10];
+            words.push(self.device);
+            words
+        };
+        Some(words.into_iter().flat_map(u32::to_ne_bytes).collect())
+    }
+
     /// Loads a program that the agent does not attach (the benchmark's empty ones).
     pub fn load(&mut self, program: &str) {
         match self
@@ -333,25 +356,6 @@ impl Datapath {
             _ => panic!("{program} is no packet program"),
         }
         .expect("the program loads");
-    }
-}
-
-fn age<A: Pod + Into<IpAddr>>(
-    mut flows: HashMap<MapData, FlowKey<A>, Flow<A>>,
-    ticks: u32,
-    which: impl Fn(SocketAddr, SocketAddr) -> bool,
-) where
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
-    let rows: Vec<_> = flows.iter().map(|row| row.expect("a flow")).collect();
-    for (key, mut flow) in rows {
-        let source = SocketAddr::new(key.source.into(), key.source_port.get());
-        let destination = SocketAddr::new(key.destination.into(), key.destination_port.get());
-        if which(source, destination) {
-            flow.last_seen = flow.last_seen.wrapping_sub(ticks);
-            flows.insert(key, flow, 0).expect("the map takes it");
-        }
     }
 }
 

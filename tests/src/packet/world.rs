@@ -101,12 +101,26 @@ pub fn at(address: SocketAddr) -> (IpAddr, u16) {
     (address.ip(), address.port())
 }
 
-/// The first packet of a connection: SYN or a datagram.
+/// Types of SCTP chunks (RFC 9260 section 3.2).
+pub mod chunk {
+    /// Payload.
+    pub const DATA: u8 = 0;
+    /// Asks for an association.
+    pub const INIT: u8 = 1;
+    /// The answer to that.
+    pub const INIT_ACK: u8 = 2;
+    /// Ends an association at once.
+    pub const ABORT: u8 = 6;
+    /// The last chunk of an association.
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+}
+
+/// The first packet of a connection: SYN, INIT or a datagram.
 pub fn first(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Build {
     match protocol {
         Protocol::Tcp => build::syn(source, destination),
         Protocol::Udp => build::udp(source, destination),
-        Protocol::Sctp => panic!("no SCTP packets are built"),
+        Protocol::Sctp => build::sctp(source, destination, chunk::INIT),
     }
 }
 
@@ -115,6 +129,6 @@ pub fn data(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> 
     match protocol {
         Protocol::Tcp => build::ack(source, destination),
         Protocol::Udp => build::udp(source, destination),
-        Protocol::Sctp => panic!("no SCTP packets are built"),
+        Protocol::Sctp => build::sctp(source, destination, chunk::DATA),
     }
 }

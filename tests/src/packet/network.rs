@@ -1,0 +1,186 @@
+//! The node's routes in packet tests: the programs run in a network namespace with two devices, `front` towards clients
+//! and `back` towards other nodes. Neighbours do not change, and nobody answers.
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_agent::datapath::devices::DeviceTable;
+use lb_agent::devices::{Address, Link as Device, Snapshot};
+use nix::net::if_::if_nametoindex;
+
+use super::Datapath;
+use super::build::{Link, NODE, SENDER};
+use super::world::World;
+use crate::lab::LoneNamespace;
+
+/// The network, with the thread that made it inside.
+#[derive(Debug)]
+pub struct Network {
+    alone: LoneNamespace,
+    /// Index of the device towards clients, whose addresses are the node's.
+    pub front: u32,
+    /// Index of the device towards other nodes.
+    pub back: u32,
+}
+
+/// Where a backend is that is not on this node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// Behind the device `back`.
+    Back,
+    /// Behind the device `front`, on which its clients' packets come in.
+    Front,
+    /// Behind `back`, along a route with an MTU of [`NARROW_MTU`].
+    Narrow,
+    /// Behind a router on `back` whose link-layer address is not known.
+    Unresolved,
+    /// On the node itself.
+    Node,
+    /// Where no packets may go.
+    Unreachable,
+}
+
+/// MTU of the route to [`Place::Narrow`].
+pub const NARROW_MTU: u32 = 1300;
+
+/// Link-layer addresses of packets that leave by `back`.
+pub const BACK_LINK: Link = Link {
+    destination: [2, 0, 0, 0, 0, 4],
+    source: [2, 0, 0, 0, 0, 3],
+};
+/// Link-layer addresses of packets to clients.
+pub const CLIENT_LINK: Link = Link {
+    destination: SENDER,
+    source: NODE,
+};
+/// Link-layer addresses of packets to [`Place::Front`].
+pub const FRONT_LINK: Link = Link {
+    destination: [2, 0, 0, 0, 0, 5],
+    source: NODE,
+};
+
+/// Lines of `ip` that make it.
+const LINES: [&str; 31] = [
+    "link add front address 02:00:00:00:00:02 type veth peer name front-end",
+    "link add back address 02:00:00:00:00:03 type veth peer name back-end",
+    "link set lo up",
+    "link set front up",
+    "link set front-end up",
+    "link set back up",
+    "link set back-end up",
+    // The node's (`NODE4`, `NODE6`).
+    "addr add 192.0.2.1/24 dev front",
+    "addr add 2001:db8::1/64 dev front nodad",
+    "addr add 172.16.0.1/24 dev back",
+    "addr add fd00:172::1/64 dev back nodad",
+    "addr add 10.3.0.5/32 dev lo",
+    "addr add fd00:3::5/128 dev lo nodad",
+    "neigh add 192.0.2.254 lladdr 02:00:00:00:00:01 dev front nud permanent",
+    "neigh add 2001:db8::fe lladdr 02:00:00:00:00:01 dev front nud permanent",
+    "neigh add 192.0.2.253 lladdr 02:00:00:00:00:05 dev front nud permanent",
+    "neigh add 2001:db8::fd lladdr 02:00:00:00:00:05 dev front nud permanent",
+    "neigh add 172.16.0.2 lladdr 02:00:00:00:00:04 dev back nud permanent",
+    "neigh add fd00:172::2 lladdr 02:00:00:00:00:04 dev back nud permanent",
+    "route add default via 192.0.2.254 dev front",
+    "route add default via 2001:db8::fe dev front",
+    "route add 10.1.0.0/16 via 172.16.0.2 dev back",
+    "route add fd00:1::/64 via fd00:172::2 dev back",
+    "route add 10.4.0.0/24 via 172.16.0.9 dev back",
+    "route add fd00:4::/64 via fd00:172::9 dev back",
+    "route add 10.5.0.0/24 via 172.16.0.2 dev back mtu lock 1300",
+    "route add fd00:5::/64 via fd00:172::2 dev back mtu lock 1300",
+    "route add unreachable 10.6.0.0/24",
+    "route add unreachable fd00:6::/64",
+    "route add 10.8.0.0/24 via 192.0.2.253 dev front",
+    "route add fd00:8::/64 via 2001:db8::fd dev front",
+];
+
+const SYSCTLS: [(&str, &str); 2] = [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
+
+impl Network {
+    /// Makes the network and moves the calling thread into it, until it is dropped. The programs learn of its devices;
+    /// packets come in on `front`. XDP programs can send by `back` too.
+    pub fn enter(datapath: &mut Datapath) -> Self {
+        let alone = LoneNamespace::enter("packets").expect("a network namespace");
+        let namespace = alone.namespace();
+        namespace.sysctl(&SYSCTLS).expect("the node forwards");
+        namespace.ip(&LINES).expect("devices and routes");
+        let index = |name: &str| if_nametoindex(name).expect("the device is there");
+        let network = Self {
+            front: index("front"),
+            back: index("back"),
+            alone,
+        };
+        network.tell(datapath, &[network.front, network.back]);
+        datapath.device = network.front;
+        network
+    }
+
+    /// Tells the programs of the devices, of which these can send for XDP programs of others.
+    pub fn tell(&self, datapath: &Datapath, transmitting: &[u32]) {
+        let snapshot = self.snapshot();
+        let mut table = DeviceTable::open(datapath.pins.path()).expect("the maps are pinned");
+        let transmitting = transmitting.iter().copied().collect();
+        table.set(&snapshot, &transmitting).expect("the map takes it");
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let link = |index| Device {
+            index,
+            up: true,
+            ethernet: true,
+            ..Device::default()
+        };
+        let address = |text: &str| Address {
+            address: text.parse().expect("an address"),
+            global: true,
+            stable: true,
+        };
+        // `front` has none of its own: the node's are used.
+        let back = vec![address("172.16.0.1"), address("fd00:172::1")];
+        Snapshot {
+            links: [self.front, self.back].map(|index| (index, link(index))).into(),
+            addresses: [(self.back, back)].into(),
+            default_routes: Vec::new(),
+        }
+    }
+
+    /// Runs lines of `ip` commands.
+    pub fn ip(&self, lines: &[&str]) {
+        self.alone.namespace().ip(lines).expect("the kernel takes them");
+    }
+
+    /// Sets variables below `/proc/sys/net`.
+    pub fn sysctl(&self, settings: &[(&str, &str)]) {
+        self.alone
+            .namespace()
+            .sysctl(settings)
+            .expect("the kernel takes them");
+    }
+}
+
+impl World {
+    /// A backend that is not on this node, or is not said to be.
+    pub fn backend_at(&self, place: Place) -> SocketAddr {
+        let is_ipv4 = self.vip.is_ipv4();
+        let (v4, v6) = match place {
+            Place::Back => ("10.1.0.5", "fd00:1::5"),
+            Place::Node => ("10.3.0.5", "fd00:3::5"),
+            Place::Unresolved => ("10.4.0.5", "fd00:4::5"),
+            Place::Narrow => ("10.5.0.5", "fd00:5::5"),
+            Place::Unreachable => ("10.6.0.5", "fd00:6::5"),
+            Place::Front => ("10.8.0.5", "fd00:8::5"),
+        };
+        let address: IpAddr = if is_ipv4 { v4 } else { v6 }.parse().expect("an address");
+        SocketAddr::new(address, self.pod.port())
+    }
+
+    /// The address that replaces a client's in packets that leave by `back`.
+    pub fn back_address(&self) -> IpAddr {
+        let text = if self.vip.is_ipv4() {
+            "172.16.0.1"
+        } else {
+            "fd00:172::1"
+        };
+        text.parse().expect("an address")
+    }
+}

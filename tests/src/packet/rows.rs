@@ -1,0 +1,160 @@
+//! Rows that Services have beside their frontends, and those that the programs write themselves.
+
+use std::net::{IpAddr, SocketAddr};
+
+use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, Map, MapData};
+use lb_agent::datapath::object;
+use lb_agent::maps::{FrontendKey, MapOp};
+use lb_common::layout::{
+    Address4, Address6, Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Frontend, Region,
+    SourceRange, map,
+};
+use lb_common::tables::TICK_SHIFT;
+
+use super::Datapath;
+
+impl Datapath {
+    /// The row that [`Datapath::service`] writes for a Service with so many backends.
+    pub fn row(service: u32, backends: u32) -> Frontend {
+        let region = Region {
+            base: service * 100,
+            length: backends,
+        };
+        Frontend {
+            service,
+            cluster: region,
+            local: region,
+            ..Frontend::default()
+        }
+    }
+
+    /// Writes a frontend row.
+    pub fn frontend(&mut self, key: FrontendKey, value: Frontend) {
+        self.apply(&MapOp::SetFrontend { key, value });
+    }
+
+    /// Lets a network into a set of source ranges.
+    pub fn allow(&self, set: u32, network: IpAddr, prefix: u32) {
+        match network {
+            IpAddr::V4(network) => self.allow_in(map::SOURCE_RANGES4, set, Address4::from(network), prefix),
+            IpAddr::V6(network) => self.allow_in(map::SOURCE_RANGES6, set, Address6::from(network), prefix),
+        }
+    }
+
+    fn allow_in<A: Pod>(&self, name: &str, set: u32, network: A, prefix: u32)
+    where
+        SourceRange<A>: Pod,
+    {
+        let mut trie: LpmTrie<MapData, SourceRange<A>, u32> = self.pinned(name).try_into().expect("a trie");
+        let key = Key::new(SourceRange::<A>::SET_BITS + prefix, SourceRange { set, network });
+        trie.insert(&key, 1, 0).expect("the map takes it");
+    }
+
+    fn pinned(&self, name: &str) -> Map {
+        let map = MapData::from_pin(self.pins.path().join(name)).and_then(Map::from_map_data);
+        map.expect("the map is pinned")
+    }
+
+    pub(super) fn table<K: Pod, V: Pod>(&self, name: &str) -> HashMap<MapData, K, V> {
+        HashMap::try_from(self.pinned(name)).expect("a hash map")
+    }
+
+    /// Makes all flows look as if they had been seen that many ticks earlier.
+    pub fn age(&self, ticks: u32) {
+        self.age_if(ticks, |_, _| true);
+    }
+
+    /// Makes the flows between some sources and destinations look as if they had been seen that many ticks earlier.
+    pub fn age_if(&self, ticks: u32, which: impl Fn(SocketAddr, SocketAddr) -> bool) {
+        age(self.flows4(), ticks, &which);
+        age(self.flows6(), ticks, &which);
+    }
+
+    /// Makes what is known of datagrams in fragments that many seconds older.
+    pub fn age_fragments(&self, seconds: u32) {
+        let ticks = (seconds * object::jiffies_per_second()) >> TICK_SHIFT;
+        let older = |row: &mut Fragment| row.seen = row.seen.wrapping_sub(ticks);
+        update(&mut self.fragments4(), older);
+        update(&mut self.fragments6(), older);
+    }
+
+    /// Makes what is known of clients' backends that many seconds older.
+    pub fn age_affinities(&self, seconds: u32) {
+        let jiffies = u64::from(seconds) * u64::from(object::jiffies_per_second());
+        let older = |row: &mut Affinity| row.last_used -= jiffies;
+        update(&mut self.affinities4(), older);
+        update(&mut self.affinities6(), older);
+    }
+
+    fn fragments4(&self) -> HashMap<MapData, FragmentKey<Address4>, Fragment> {
+        self.table(map::FRAGMENTS4)
+    }
+
+    fn fragments6(&self) -> HashMap<MapData, FragmentKey<Address6>, Fragment> {
+        self.table(map::FRAGMENTS6)
+    }
+
+    fn affinities4(&self) -> HashMap<MapData, AffinityKey<Address4>, Affinity> {
+        self.table(map::AFFINITY4)
+    }
+
+    fn affinities6(&self) -> HashMap<MapData, AffinityKey<Address6>, Affinity> {
+        self.table(map::AFFINITY6)
+    }
+
+    /// The number of datagrams in fragments that are known.
+    pub fn fragment_count(&self) -> usize {
+        self.fragments4().keys().count() + self.fragments6().keys().count()
+    }
+
+    /// The number of clients whose backends are known.
+    pub fn affinity_count(&self) -> usize {
+        self.affinities4().keys().count() + self.affinities6().keys().count()
+    }
+
+    /// Forgets everything that the programs remember of packets.
+    pub fn forget(&self) {
+        clear(&mut self.flows4());
+        clear(&mut self.flows6());
+        clear(&mut self.fragments4());
+        clear(&mut self.fragments6());
+        clear(&mut self.affinities4());
+        clear(&mut self.affinities6());
+    }
+}
+
+fn clear<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>) {
+    let keys: Vec<K> = map.keys().map(|key| key.expect("a key")).collect();
+    for key in keys {
+        map.remove(&key).expect("it was there");
+    }
+}
+
+fn update<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, change: impl Fn(&mut V)) {
+    let rows: Vec<(K, V)> = map.iter().map(|row| row.expect("a row")).collect();
+    for (key, mut value) in rows {
+        change(&mut value);
+        map.insert(key, value, 0).expect("the map takes it");
+    }
+}
+
+fn age<A: Pod + Into<IpAddr>>(
+    mut flows: HashMap<MapData, FlowKey<A>, Flow<A>>,
+    ticks: u32,
+    which: impl Fn(SocketAddr, SocketAddr) -> bool,
+) where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let rows: Vec<_> = flows.iter().map(|row| row.expect("a flow")).collect();
+    for (key, mut flow) in rows {
+        let source = SocketAddr::new(key.source.into(), key.source_port.get());
+        let destination = SocketAddr::new(key.destination.into(), key.destination_port.get());
+        if which(source, destination) {
+            flow.last_seen = flow.last_seen.wrapping_sub(ticks);
+            flows.insert(key, flow, 0).expect("the map takes it");
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! Datagrams in fragments: those that follow the first go where it went.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use lb_agent::maps::{FrontendKey, Protocol};
+use lb_common::layout::{Frontend, frontend_flags};
+use lb_common::packet::Verdict;
+use lb_common::reason::Reason;
+use lb_tests::packet::build::{Build, Link, NODE, SENDER, syn, udp};
+use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Network, Place};
+use lb_tests::packet::world::{DEVICES, PROTOCOLS, World, at, data, keys, worlds};
+use lb_tests::packet::{Datapath, datapath};
+
+/// Content of all fragments but the last: a TCP header fits.
+const LENGTH: usize = 24;
+
+/// A Service of one Pod for each family, at an address with a wildcard row.
+fn prepared() -> Option<Datapath> {
+    let mut datapath = datapath()?;
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
+        let value = Frontend {
+            flags: frontend_flags::WILDCARD,
+            ..Frontend::default()
+        };
+        datapath.frontend(FrontendKey::Wildcard(world.vip.ip()), value);
+    }
+    Some(datapath)
+}
+
+/// A packet of several fragments.
+fn large(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Build {
+    data(protocol, source, destination).payload(&[0x5a; 61])
+}
+
+/// The first fragment and one that follows.
+fn two(packet: &Build, identification: u16) -> [Vec<u8>; 2] {
+    packet
+        .split(identification, 64)
+        .try_into()
+        .expect("two fragments")
+}
+
+/// Runs a program on fragments of a packet, which become those of `expected`.
+fn become_those(datapath: &mut Datapath, program: &str, packets: &[Vec<u8>], expected: &[Vec<u8>]) {
+    assert_eq!(packets.len(), expected.len());
+    for (packet, expected) in packets.iter().zip(expected) {
+        let bytes = datapath.pass(program, packet);
+        assert_eq!(&bytes, expected, "{program}: {packet:02x?} -> {bytes:02x?}");
+    }
+}
+
+#[test]
+fn request_and_reply() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        for device in DEVICES {
+            for protocol in PROTOCOLS {
+                datapath.forget();
+                // All of it in one is an "atomic fragment" of IPv6 (RFC 6946).
+                for (identification, length) in [(1, LENGTH), (2, 32), (0xfffe, 72), (3, 1000)] {
+                    let packet = large(protocol, world.client, world.vip);
+                    let expected = packet.clone().between(world.client, world.pod);
+                    become_those(
+                        &mut datapath,
+                        device.ingress,
+                        &packet.split(identification, length),
+                        &expected.split(identification, length),
+                    );
+                    let packet = large(protocol, world.pod, world.client);
+                    let expected = packet.clone().between(world.vip, world.client);
+                    become_those(
+                        &mut datapath,
+                        device.egress,
+                        &packet.split(identification, length),
+                        &expected.split(identification, length),
+                    );
+                }
+                // They are one connection.
+                assert_eq!(datapath.flow_count(), 2);
+            }
+        }
+    }
+    assert_eq!(datapath.reasons(), []);
+}
+
+#[test]
+fn datagram_without_checksum() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        for device in DEVICES {
+            let packet = large(Protocol::Udp, world.client, world.vip).without_checksum();
+            let expected = packet.clone().between(world.client, world.pod);
+            become_those(
+                &mut datapath,
+                device.ingress,
+                &packet.split(5, LENGTH),
+                &expected.split(5, LENGTH),
+            );
+        }
+    }
+}
+
+/// The source of a packet of TCP or UDP, also if it is the first fragment.
+fn source(bytes: &[u8]) -> SocketAddr {
+    let (address, ports): (IpAddr, usize) = if bytes[14] >> 4 == 4 {
+        let octets: [u8; 4] = bytes[26..30].try_into().expect("four bytes");
+        (Ipv4Addr::from(octets).into(), 34)
+    } else {
+        let octets: [u8; 16] = bytes[22..38].try_into().expect("sixteen bytes");
+        (
+            Ipv6Addr::from(octets).into(),
+            if bytes[20] == 44 { 62 } else { 54 },
+        )
+    };
+    SocketAddr::new(address, u16::from_be_bytes([bytes[ports], bytes[ports + 1]]))
+}
+
+/// Runs a program on fragments, each of which it sends as `verdict` says; returns them.
+fn sent(datapath: &mut Datapath, program: &str, packets: &[Vec<u8>], verdict: Verdict) -> Vec<Vec<u8>> {
+    let outcomes = packets.iter().map(|packet| {
+        let (found, bytes) = datapath.verdict(program, packet);
+        assert_eq!(found, verdict, "{program}: {packet:02x?} -> {bytes:02x?}");
+        bytes
+    });
+    outcomes.collect()
+}
+
+#[test]
+fn sent_on_to_another_node() {
+    let Some(mut datapath) = prepared() else { return };
+    let network = Network::enter(&mut datapath);
+    for (service, world) in (1..).zip(worlds()) {
+        let pod = world.backend_at(Place::Back);
+        datapath.service(service, &keys(world.vip), &[at(pod)]);
+        datapath.change_backend(service * 100, |backend| backend.local = false);
+        for program in ["lb_xdp", "lb_tc_from_network"] {
+            let expected = |packet: Build, link: Link| {
+                let packet = packet.hop_limit(63);
+                if program == "lb_xdp" {
+                    packet.link(link)
+                } else {
+                    packet
+                }
+                .split(9, LENGTH)
+            };
+            for protocol in PROTOCOLS {
+                datapath.forget();
+                datapath.device = network.front;
+                let packet = large(protocol, world.client, world.vip);
+                let bytes = sent(
+                    &mut datapath,
+                    program,
+                    &packet.split(9, LENGTH),
+                    Verdict::Redirect,
+                );
+                let source = source(&bytes[0]);
+                assert_eq!(source.ip(), world.back_address());
+                assert_eq!(bytes, expected(packet.between(source, pod), BACK_LINK));
+
+                datapath.device = network.back;
+                let packet = large(protocol, pod, source);
+                let bytes = sent(
+                    &mut datapath,
+                    program,
+                    &packet.split(9, LENGTH),
+                    Verdict::Redirect,
+                );
+                assert_eq!(
+                    bytes,
+                    expected(packet.between(world.vip, world.client), CLIENT_LINK)
+                );
+            }
+        }
+    }
+    assert_eq!(datapath.reasons(), []);
+}
+
+#[test]
+fn hairpin() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        for device in DEVICES {
+            for protocol in PROTOCOLS {
+                let client = SocketAddr::new(world.pod.ip(), 40_000);
+                let packet = large(protocol, client, world.vip);
+                let bytes = sent(
+                    &mut datapath,
+                    device.ingress,
+                    &packet.split(7, LENGTH),
+                    Verdict::Bounce,
+                );
+                let back = Link {
+                    destination: SENDER,
+                    source: NODE,
+                };
+                let expected = packet.between(source(&bytes[0]), world.pod).link(back);
+                assert_eq!(bytes, expected.split(7, LENGTH));
+            }
+        }
+    }
+}
+
+#[test]
+fn without_the_first_they_are_dropped() {
+    let Some(mut datapath) = prepared() else { return };
+    let mut count = 0;
+    for world in worlds() {
+        for device in DEVICES {
+            for protocol in PROTOCOLS {
+                datapath.forget();
+                let packet = large(protocol, world.client, world.vip);
+                let [first, later] = two(&packet, 1);
+                datapath.dropped(device.ingress, &later);
+                count += 1;
+                // With it they are not.
+                let expected = two(&packet.between(world.client, world.pod), 1);
+                become_those(&mut datapath, device.ingress, &[first, later], &expected);
+            }
+        }
+    }
+    assert_eq!(datapath.reasons(), [(Reason::UnknownFragment, count)]);
+}
+
+#[test]
+fn those_of_others_are_left_alone() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        for device in DEVICES {
+            for protocol in PROTOCOLS {
+                for destination in [world.pod, world.vip2] {
+                    for fragment in large(protocol, world.client, destination).split(1, LENGTH) {
+                        datapath.untouched(device.ingress, &fragment);
+                    }
+                }
+                // What leaves is no request, even if it goes to a frontend.
+                let packet = large(protocol, world.client, world.vip);
+                for fragment in packet.split(1, LENGTH).iter().rev() {
+                    datapath.untouched(device.egress, fragment);
+                }
+            }
+        }
+    }
+    assert_eq!(datapath.reasons(), []);
+    assert_eq!(datapath.flow_count(), 0);
+}
+
+#[test]
+fn the_first_is_waited_upon_for_half_a_minute() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        for device in DEVICES {
+            datapath.forget();
+            let packet = large(Protocol::Udp, world.client, world.vip);
+            let [first, later] = two(&packet, 1);
+            let expected = two(&packet.between(world.client, world.pod), 1);
+            datapath.pass(device.ingress, &first);
+            datapath.age_fragments(25);
+            assert_eq!(datapath.pass(device.ingress, &later), expected[1]);
+            datapath.age_fragments(10);
+            datapath.dropped(device.ingress, &later);
+
+            let packet = large(Protocol::Udp, world.pod, world.client);
+            let [first, later] = two(&packet, 1);
+            datapath.pass(device.egress, &first);
+            datapath.age_fragments(35);
+            datapath.untouched(device.egress, &later);
+        }
+    }
+}
+
+#[test]
+fn identifications_are_of_source_destination_and_protocol() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        let other: IpAddr = match world.vip.is_ipv4() {
+            true => "198.51.100.8".parse(),
+            false => "2001:db8:1::8".parse(),
+        }
+        .expect("an address");
+        let other = SocketAddr::new(other, world.client.port());
+        for device in DEVICES {
+            datapath.forget();
+            let packet = large(Protocol::Udp, world.client, world.vip);
+            datapath.pass(device.ingress, &two(&packet, 1)[0]);
+            for stranger in [
+                two(&packet, 2),
+                two(&packet.clone().between(other, world.vip), 1),
+                two(&large(Protocol::Tcp, world.client, world.vip), 1),
+            ] {
+                datapath.dropped(device.ingress, &stranger[1]);
+            }
+            let expected = two(&packet.clone().between(world.client, world.pod), 1);
+            assert_eq!(datapath.pass(device.ingress, &two(&packet, 1)[1]), expected[1]);
+            assert_eq!(datapath.fragment_count(), 1);
+        }
+    }
+}
+
+#[test]
+fn the_last_first_fragment_counts() {
+    let Some(mut datapath) = prepared() else { return };
+    for (service, world) in (3..).zip(worlds()) {
+        // Another port of the same address leads to another Pod.
+        let vip = SocketAddr::new(world.vip.ip(), 5353);
+        datapath.service(service, &keys(vip), &[at(world.pod2)]);
+        for device in DEVICES {
+            for (destination, pod) in [(world.vip, world.pod), (vip, world.pod2), (world.vip, world.pod)] {
+                let packet = large(Protocol::Udp, world.client, destination);
+                let expected = two(&packet.clone().between(world.client, pod), 1);
+                become_those(&mut datapath, device.ingress, &two(&packet, 1), &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn without_endpoints_they_are_dropped_and_not_answered() {
+    let Some(mut datapath) = prepared() else { return };
+    let mut count = 0;
+    for (service, world) in (3..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip2), &[]);
+        for device in DEVICES {
+            for packet in [syn, udp].map(|build| build(world.client, world.vip2).payload(&[0; 61])) {
+                for fragment in two(&packet, 1) {
+                    datapath.dropped(device.ingress, &fragment);
+                    count += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(datapath.reasons(), [(Reason::NoEndpoint, count)]);
+}
+
+#[test]
+fn a_first_without_its_whole_transport_header_is_none() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        for device in DEVICES {
+            let fragments = large(Protocol::Tcp, world.client, world.vip).split(1, 16);
+            datapath.untouched(device.ingress, &fragments[0]);
+            datapath.dropped(device.ingress, &fragments[1]);
+        }
+    }
+}
+
+#[test]
+fn ip_options_are_left_alone() {
+    let Some(mut datapath) = prepared() else { return };
+    let world: World = worlds()[0];
+    for device in DEVICES {
+        let packet = udp(world.client, world.vip).options(&[1; 4]);
+        datapath.untouched(device.ingress, &packet.clone().fragment(0, true).bytes());
+        datapath.untouched(device.ingress, &packet.fragment(8, false).bytes());
+    }
+    assert_eq!(datapath.fragment_count(), 0);
+}
