@@ -5,6 +5,7 @@ pub mod world;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
@@ -169,6 +170,11 @@ impl Datapath {
         });
         let slots = slots.collect();
         self.apply(&MapOp::SetSlots { base, slots });
+    }
+
+    /// Where the maps are pinned.
+    pub fn directory(&self) -> &Path {
+        self.pins.path()
     }
 
     /// The flow table of IPv4.
