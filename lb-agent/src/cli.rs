@@ -12,6 +12,8 @@ use crate::devices::DeviceArguments;
 use crate::health::HealthArguments;
 use crate::model::UnknownPort;
 use crate::output::OutputFormat;
+use crate::show::connections::State;
+use crate::show::names::ServiceFilter;
 
 /// Makes Kubernetes Services work with eBPF.
 #[derive(Parser, Debug)]
@@ -31,6 +33,8 @@ pub enum Command {
     Status(ShowArguments),
     /// Show the Services that the kernel holds, with their backends
     Services(ShowArguments),
+    /// Show the connections that the kernel remembers: who talks to which backend
+    Connections(ConnectionsArguments),
     /// Say what this kernel and this host lack
     Check(ShowArguments),
     /// Detach all programs and remove every trace of the agent
@@ -54,6 +58,23 @@ pub struct ShowArguments {
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
     pub output: OutputFormat,
+}
+
+/// Arguments of `connections`.
+#[derive(Args, Clone, Debug)]
+pub struct ConnectionsArguments {
+    /// Where, and how to print.
+    #[command(flatten)]
+    pub show: ShowArguments,
+    /// Only those of this Service, or of one port of it, by name or number
+    #[arg(long, value_name = "NAMESPACE/NAME[:PORT]")]
+    pub service: Option<ServiceFilter>,
+    /// Only those whose client or backend has this address
+    #[arg(long, value_name = "ADDRESS")]
+    pub pod: Option<IpAddr>,
+    /// Only those in this state; sockets have none
+    #[arg(long, value_enum)]
+    pub state: Option<State>,
 }
 
 /// Arguments of `run`.

@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Status(arguments) => show::status(&arguments),
         Command::Services(arguments) => show::services(&arguments),
+        Command::Connections(arguments) => show::connections(&arguments),
         Command::Check(arguments) => check::run(
             &check::CheckOptions {
                 pin_path: arguments.pins.pin_path,

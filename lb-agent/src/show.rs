@@ -1,7 +1,10 @@
-//! `lb-agent status` and `lb-agent services`: what the kernel holds, whether an agent is running or not.
+//! The commands that show what the kernel holds, whether an agent is running or not.
 
+pub mod connections;
+pub mod names;
 mod services;
 mod status;
 
+pub use connections::run as connections;
 pub use services::run as services;
 pub use status::run as status;
