@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Command::Status(arguments) => show::status(&arguments),
         Command::Services(arguments) => show::services(&arguments),
         Command::Connections(arguments) => show::connections(&arguments),
+        Command::Affinity(command) => show::affinity(&command),
         Command::Check(arguments) => check::run(
             &check::CheckOptions {
                 pin_path: arguments.pins.pin_path,

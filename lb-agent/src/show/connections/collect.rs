@@ -1,15 +1,14 @@
 //! From the rows of the maps to connections.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use lb_common::flow::Lifetimes;
 use lb_common::layout::{
-    Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Port, Socket, SocketKey, backend_state, cookie,
-    flow_flags, flow_state, protocol,
+    Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Socket, SocketKey, cookie, flow_flags, flow_state, protocol,
 };
 
 use super::super::names::ServicePorts;
+use super::super::rows::{end, state_of};
 use super::{Connection, Kind, Opener, State};
 use crate::datapath::clock::Clock;
 use crate::datapath::live::{LiveFamily, LiveMaps};
@@ -168,20 +167,6 @@ impl<A: LiveFamily> Rows<'_, A> {
     }
 }
 
-/// The state of a backend row.
-pub(in super::super) fn state_of(state: u8) -> BackendState {
-    match state {
-        backend_state::ACTIVE => BackendState::Active,
-        backend_state::DRAINING => BackendState::Draining,
-        _ => BackendState::Gone,
-    }
-}
-
-/// An address and port.
-pub(in super::super) fn end<A: LiveFamily>(address: A, port: Port) -> SocketAddr {
-    SocketAddr::new(address.into(), port.get())
-}
-
 fn protocol_of(number: u8) -> Option<Protocol> {
     Some(match number {
         protocol::TCP => Protocol::Tcp,
@@ -205,7 +190,7 @@ fn kind(flags: u8) -> Kind {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use lb_common::layout::{Address4, hook};
+    use lb_common::layout::{Address4, Port, backend_state, hook};
 
     use super::*;
 

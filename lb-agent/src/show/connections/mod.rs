@@ -174,8 +174,7 @@ fn table(connections: &[Connection]) -> Table {
     for connection in connections {
         let backend = match connection.backend_state {
             BackendState::Active => connection.backend.to_string(),
-            BackendState::Draining => format!("{} (draining)", connection.backend),
-            BackendState::Gone => format!("{} (gone)", connection.backend),
+            state => format!("{} ({state})", connection.backend),
         };
         table.row([
             connection.service.clone(),
