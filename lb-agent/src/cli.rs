@@ -9,6 +9,7 @@ use lb_common::flow::Lifetimes;
 use crate::datapath::attach::{TcAttach, XdpAttach};
 use crate::datapath::object::{DEFAULT_CAPACITY, DEFAULT_FLOWS};
 use crate::devices::DeviceArguments;
+use crate::explain::{Endpoint, From, PacketProtocol};
 use crate::health::HealthArguments;
 use crate::model::UnknownPort;
 use crate::output::OutputFormat;
@@ -38,6 +39,11 @@ pub enum Command {
     /// Show, set or forget which backend clients of Services with session affinity stay with
     #[command(subcommand)]
     Affinity(AffinityCommand),
+    /// Say what becomes of a packet, and why: by the code that the kernel programs run, over their maps
+    ///
+    /// Exit code 0: it reaches a backend, is answered, or is not for a Service; 1: it is rejected or dropped; 2: no
+    /// answer.
+    Explain(ExplainArguments),
     /// Say what this kernel and this host lack
     Check(ShowArguments),
     /// Detach all programs and remove every trace of the agent
@@ -140,6 +146,27 @@ pub struct AffinityClearArguments {
     /// All clients of all Services
     #[arg(long, conflicts_with_all = ["service", "client"], required_unless_present_any = ["service", "client"])]
     pub all: bool,
+}
+
+/// Arguments of `explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArguments {
+    /// Where, and how to print.
+    #[command(flatten)]
+    pub show: ShowArguments,
+    /// What the packet carries
+    #[arg(value_enum, value_name = "PROTO")]
+    pub protocol: PacketProtocol,
+    /// Who sends it; without a port, a client that has no connection yet
+    #[arg(value_name = "SRC[:PORT]")]
+    pub source: Endpoint,
+    /// Whom to; icmp needs no port
+    #[arg(value_name = "DST:PORT")]
+    pub destination: Endpoint,
+    /// Where the sender is; by default `node` if this host has its address, `pod` if it is a backend of this node or its
+    /// device is a Pod's, else `outside`
+    #[arg(long, value_enum)]
+    pub from: Option<From>,
 }
 
 /// Arguments of `run`.
@@ -299,7 +326,10 @@ mod tests {
             ("lb-agent affinity clear --all", true),
             ("lb-agent affinity clear --service default/web", true),
             ("lb-agent affinity clear --client 10.1.0.2", true),
-            ("lb-agent affinity clear --service default/web --client 10.1.0.2", true),
+            (
+                "lb-agent affinity clear --service default/web --client 10.1.0.2",
+                true,
+            ),
             ("lb-agent affinity clear --all --client 10.1.0.2", false),
             ("lb-agent affinity pin default/web:80 10.1.0.2 10.1.0.5", true),
             ("lb-agent affinity pin default/web:80 10.1.0.2", false),

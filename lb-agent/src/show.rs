@@ -3,7 +3,7 @@
 pub mod affinity;
 pub mod connections;
 pub mod names;
-mod rows;
+pub(crate) mod rows;
 mod services;
 mod status;
 

@@ -53,20 +53,26 @@ impl Clock {
 
     /// Seconds since this tick; 0 for what seems to lie ahead.
     pub fn seconds_since_tick(self, tick: u32) -> u64 {
-        let ticks = self.ticks().wrapping_sub(tick);
-        // Half of the numbers lie ahead.
-        if ticks > u32::MAX / 2 {
-            return 0;
-        }
+        let ticks = self.ticks().wrapping_sub(self.past_tick(tick));
         (u64::from(ticks) << TICK_SHIFT) / u64::from(self.jiffies_per_second.max(1))
     }
 
-    /// A number of jiffies that has passed for certain although the clock is known to a second only: a program takes one that
-    /// lies ahead for very old.
+    /// A number of jiffies that has passed for certain although the clock is known to a second only: a program takes
+    /// one that lies ahead for very old.
     pub fn passed_jiffies(self) -> u64 {
         const MARGIN_SECONDS: u64 = 2;
         self.jiffies
             .saturating_sub(MARGIN_SECONDS * u64::from(self.jiffies_per_second))
+    }
+
+    /// The tick that a program noted, or the current one if that seems to lie ahead.
+    pub fn past_tick(self, noted: u32) -> u32 {
+        // Half of the numbers lie ahead.
+        if self.ticks().wrapping_sub(noted) > u32::MAX / 2 {
+            self.ticks()
+        } else {
+            noted
+        }
     }
 }
 

@@ -110,7 +110,9 @@ pub fn run(command: &AffinityCommand) -> anyhow::Result<ExitCode> {
             ..
         }) => {
             let row = pin(&mut maps, clock, service, *client, *backend)?;
-            output::say(&format!("the next connection of {client} to {service} goes to {row}"))?;
+            output::say(&format!(
+                "the next connection of {client} to {service} goes to {row}"
+            ))?;
         }
         AffinityCommand::Clear(arguments) => {
             let which = Which::new(&arguments.which, &ServicePorts::read(&maps)?)?;
@@ -315,7 +317,10 @@ impl Pin<'_> {
         let own: Vec<_> = own.collect();
         let found = own.iter().find(|(_, row)| row.address.into() == self.backend);
         found.copied().ok_or_else(|| {
-            let active: Vec<String> = own.iter().map(|(_, row)| row.address.into().to_string()).collect();
+            let active: Vec<String> = own
+                .iter()
+                .map(|(_, row)| row.address.into().to_string())
+                .collect();
             PinError::NoBackend {
                 service: self.service.clone(),
                 backend: self.backend,
@@ -470,7 +475,9 @@ mod tests {
                 backend: text.parse().unwrap(),
                 clock: CLOCK,
             };
-            pin.choose(rows).map(|(id, _)| id).map_err(|error| error.to_string())
+            pin.choose(rows)
+                .map(|(id, _)| id)
+                .map_err(|error| error.to_string())
         };
         assert_eq!(choose("10.1.0.5"), Ok(1));
         for other in ["10.1.0.6", "10.1.0.7", "10.1.0.8"] {

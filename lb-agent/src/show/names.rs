@@ -129,9 +129,7 @@ impl ServiceFilter {
         let is_port = |port: &String| {
             *port == named.port || port.parse().is_ok_and(|number| named.numbers.contains(&number))
         };
-        self.namespace == named.namespace
-            && self.name == named.name
-            && self.port.as_ref().is_none_or(is_port)
+        self.namespace == named.namespace && self.name == named.name && self.port.as_ref().is_none_or(is_port)
     }
 }
 
@@ -194,7 +192,12 @@ impl FromStr for Client {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let address = text.parse().map(Self::Address).ok();
-        let cookie = || text.parse().ok().filter(|cookie| *cookie != 0).map(Self::Namespace);
+        let cookie = || {
+            text.parse()
+                .ok()
+                .filter(|cookie| *cookie != 0)
+                .map(Self::Namespace)
+        };
         address
             .or_else(cookie)
             .ok_or_else(|| "a client is an IP address or the cookie of a network namespace".to_owned())

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use lb_common::flow::Lifetimes;
 use lb_common::layout::{
-    Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Socket, SocketKey, cookie, flow_flags, flow_state, protocol,
+    Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Socket, SocketKey, cookie, flow_flags,
+    flow_state, protocol,
 };
 
 use super::super::names::ServicePorts;
@@ -101,7 +102,10 @@ impl<A: LiveFamily> Rows<'_, A> {
     /// As the programs see it: a connection lives as long as either direction was seen lately.
     fn state(&self, protocol: u8, flow: &Flow<A>, reply: Option<&Flow<A>>) -> State {
         let now = self.clock.ticks();
-        let is_idle = |flow: &Flow<A>| flow.is_expired(protocol, now, self.lifetimes);
+        let is_idle = |flow: &Flow<A>| {
+            let last_seen = self.clock.past_tick(flow.last_seen);
+            Flow { last_seen, ..*flow }.is_expired(protocol, now, self.lifetimes)
+        };
         if is_idle(flow) && reply.is_none_or(is_idle) {
             return State::Expired;
         }
@@ -284,17 +288,14 @@ mod tests {
         for (bits, seen, expected) in [
             (0, NOW, State::Opening),
             (flow_state::ANSWERED, NOW, State::Established),
-            (
-                flow_state::ANSWERED | flow_state::FIN_REPLY,
-                NOW,
-                State::Closing,
-            ),
+            (flow_state::ANSWERED | flow_state::FIN_REPLY, NOW, State::Closing),
             (flow_state::ANSWERED | both, NOW, State::Closed),
             (flow_state::RESET, NOW, State::Closed),
             (flow_state::RESET, NOW - 11, State::Expired),
             (0, NOW - 61, State::Expired),
-            // The clocks differ a little.
             (0, NOW - 60, State::Opening),
+            // The clocks differ a little.
+            (0, NOW + 1, State::Opening),
         ] {
             let case = Case {
                 flows: with_reply(request(bits, 0, seen), seen),
