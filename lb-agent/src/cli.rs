@@ -9,9 +9,12 @@ use lb_common::flow::Lifetimes;
 use crate::datapath::attach::{TcAttach, XdpAttach};
 use crate::datapath::object::{DEFAULT_CAPACITY, DEFAULT_FLOWS};
 use crate::devices::DeviceArguments;
+use crate::explain::{Endpoint, From, PacketProtocol};
 use crate::health::HealthArguments;
 use crate::model::{NodePortAddresses, UnknownPort};
 use crate::output::OutputFormat;
+use crate::show::connections::State;
+use crate::show::names::{Client, ServiceFilter};
 
 /// Makes Kubernetes Services work with eBPF.
 #[derive(Parser, Debug)]
@@ -31,6 +34,16 @@ pub enum Command {
     Status(ShowArguments),
     /// Show the Services that the kernel holds, with their backends
     Services(ShowArguments),
+    /// Show the connections that the kernel remembers: who talks to which backend
+    Connections(ConnectionsArguments),
+    /// Show, set or forget which backend clients of Services with session affinity stay with
+    #[command(subcommand)]
+    Affinity(AffinityCommand),
+    /// Say what becomes of a packet, and why: by the code that the kernel programs run, over their maps
+    ///
+    /// Exit code 0: it reaches a backend, is answered, or is not for a Service; 1: it is rejected or dropped; 2: no
+    /// answer.
+    Explain(ExplainArguments),
     /// Say what this kernel and this host lack
     Check(ShowArguments),
     /// Detach all programs and remove every trace of the agent
@@ -54,6 +67,106 @@ pub struct ShowArguments {
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
     pub output: OutputFormat,
+}
+
+/// Arguments of `connections`.
+#[derive(Args, Clone, Debug)]
+pub struct ConnectionsArguments {
+    /// Where, and how to print.
+    #[command(flatten)]
+    pub show: ShowArguments,
+    /// Only those of this Service, or of one port of it, by name or number
+    #[arg(long, value_name = "NAMESPACE/NAME[:PORT]")]
+    pub service: Option<ServiceFilter>,
+    /// Only those whose client or backend has this address
+    #[arg(long, value_name = "ADDRESS")]
+    pub pod: Option<IpAddr>,
+    /// Only those in this state; sockets have none
+    #[arg(long, value_enum)]
+    pub state: Option<State>,
+}
+
+/// The commands of `affinity`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum AffinityCommand {
+    /// Show which backend clients stay with
+    List(AffinityListArguments),
+    /// Let a client's next connection go to a backend
+    Pin(AffinityPinArguments),
+    /// Let clients choose anew
+    Clear(AffinityClearArguments),
+}
+
+/// Arguments of `affinity list`.
+#[derive(Args, Clone, Debug)]
+pub struct AffinityListArguments {
+    /// Where, and how to print.
+    #[command(flatten)]
+    pub show: ShowArguments,
+    /// Which clients.
+    #[command(flatten)]
+    pub which: AffinityFilter,
+}
+
+/// Which clients of which Services.
+#[derive(Args, Clone, Debug, Default)]
+pub struct AffinityFilter {
+    /// Only those of this Service, or of one port of it, by name or number
+    #[arg(long, value_name = "NAMESPACE/NAME[:PORT]")]
+    pub service: Option<ServiceFilter>,
+    /// Only this client: an address, or the cookie of a network namespace
+    #[arg(long, value_name = "CLIENT")]
+    pub client: Option<Client>,
+}
+
+/// Arguments of `affinity pin`.
+#[derive(Args, Clone, Debug)]
+pub struct AffinityPinArguments {
+    /// Where the agent pins.
+    #[command(flatten)]
+    pub pins: PinArguments,
+    /// The port of a Service with session affinity, by name or number
+    #[arg(value_name = "NAMESPACE/NAME:PORT")]
+    pub service: ServiceFilter,
+    /// Address of the client; for one that is translated at its socket, the cookie of its network namespace
+    pub client: Client,
+    /// Address of one of the port's active backends
+    pub backend: IpAddr,
+}
+
+/// Arguments of `affinity clear`.
+#[derive(Args, Clone, Debug)]
+pub struct AffinityClearArguments {
+    /// Where the agent pins.
+    #[command(flatten)]
+    pub pins: PinArguments,
+    /// Which clients.
+    #[command(flatten)]
+    pub which: AffinityFilter,
+    /// All clients of all Services
+    #[arg(long, conflicts_with_all = ["service", "client"], required_unless_present_any = ["service", "client"])]
+    pub all: bool,
+}
+
+/// Arguments of `explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArguments {
+    /// Where, and how to print.
+    #[command(flatten)]
+    pub show: ShowArguments,
+    /// What the packet carries
+    #[arg(value_enum, value_name = "PROTO")]
+    pub protocol: PacketProtocol,
+    /// Who sends it; without a port, a client that has no connection yet
+    #[arg(value_name = "SRC[:PORT]")]
+    pub source: Endpoint,
+    /// Whom to; icmp needs no port
+    #[arg(value_name = "DST:PORT")]
+    pub destination: Endpoint,
+    /// Where the sender is; by default `node` if this host has its address, `pod` if it is a backend of this node or its
+    /// device is a Pod's, else `outside`
+    #[arg(long, value_enum)]
+    pub from: Option<From>,
 }
 
 /// Arguments of `run`.
@@ -207,6 +320,34 @@ impl LifetimeArguments {
             tcp_closing: self.tcp_closing_timeout,
             udp_answered: self.udp_answered_timeout,
             udp_unanswered: self.udp_unanswered_timeout,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parses(line: &str) -> bool {
+        Arguments::try_parse_from(line.split(' ')).is_ok()
+    }
+
+    #[test]
+    fn clearing_all_affinity_is_said_aloud() {
+        for (line, valid) in [
+            ("lb-agent affinity clear", false),
+            ("lb-agent affinity clear --all", true),
+            ("lb-agent affinity clear --service default/web", true),
+            ("lb-agent affinity clear --client 10.1.0.2", true),
+            (
+                "lb-agent affinity clear --service default/web --client 10.1.0.2",
+                true,
+            ),
+            ("lb-agent affinity clear --all --client 10.1.0.2", false),
+            ("lb-agent affinity pin default/web:80 10.1.0.2 10.1.0.5", true),
+            ("lb-agent affinity pin default/web:80 10.1.0.2", false),
+        ] {
+            assert_eq!(parses(line), valid, "{line}");
         }
     }
 }

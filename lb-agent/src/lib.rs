@@ -12,6 +12,7 @@ pub mod controller;
 pub mod datapath;
 pub mod desired;
 pub mod devices;
+pub mod explain;
 pub mod health;
 pub mod install;
 pub mod maglev;

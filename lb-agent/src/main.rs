@@ -4,13 +4,16 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use lb_agent::cli::{Arguments, Command};
-use lb_agent::{check, cleanup, run, show};
+use lb_agent::{check, cleanup, explain, run, show};
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Status(arguments) => show::status(&arguments),
         Command::Services(arguments) => show::services(&arguments),
+        Command::Connections(arguments) => show::connections(&arguments),
+        Command::Affinity(command) => show::affinity(&command),
+        Command::Explain(arguments) => return explain::run(&arguments),
         Command::Check(arguments) => check::run(
             &check::CheckOptions {
                 pin_path: arguments.pins.pin_path,

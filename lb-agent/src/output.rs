@@ -59,7 +59,16 @@ pub fn print<T: Serialize>(
     value: &T,
     table: impl FnOnce(&T) -> Table,
 ) -> io::Result<()> {
-    match write(&mut io::stdout().lock(), format, value, table) {
+    enough(write(&mut io::stdout().lock(), format, value, table))
+}
+
+/// Writes a line to standard output, as [`print()`] does.
+pub fn say(line: &str) -> io::Result<()> {
+    enough(writeln!(io::stdout().lock(), "{line}"))
+}
+
+fn enough(written: io::Result<()>) -> io::Result<()> {
+    match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written,
     }

@@ -1,7 +1,13 @@
-//! `lb-agent status` and `lb-agent services`: what the kernel holds, whether an agent is running or not.
+//! The commands that show what the kernel holds, whether an agent is running or not.
 
+pub mod affinity;
+pub mod connections;
+pub mod names;
+pub(crate) mod rows;
 mod services;
 mod status;
 
+pub use affinity::run as affinity;
+pub use connections::run as connections;
 pub use services::run as services;
 pub use status::run as status;

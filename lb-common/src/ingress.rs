@@ -100,12 +100,7 @@ fn remembered<A: Address>(
 
 /// Whether neither direction of a connection was seen for longer than it lives.
 #[inline(always)]
-pub(crate) fn is_idle<A: Address>(
-    tables: &impl Tables<A>,
-    key: &FlowKey<A>,
-    flow: &Flow<A>,
-    now: u32,
-) -> bool {
+pub fn is_idle<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>, now: u32) -> bool {
     flow.is_expired(key.protocol, now, &tables.lifetimes()) && !peer_is_seen(tables, key, flow)
 }
 
@@ -164,8 +159,9 @@ fn tell_peer<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<
     }
 }
 
+/// Whether the backend of a flow still takes its packets.
 #[inline(always)]
-fn backend_lives<A: Address>(tables: &impl Tables<A>, flow: &Flow<A>) -> bool {
+pub fn backend_lives<A: Address>(tables: &impl Tables<A>, flow: &Flow<A>) -> bool {
     tables
         .backend(flow.backend)
         .is_some_and(|backend| backend.generation == flow.generation && backend.state != backend_state::GONE)

@@ -6,6 +6,9 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::flow::Lifetimes;
+use crate::tables::PortRange;
+
 /// The version of these layouts: part of the pin path, so that an agent never reads maps of another layout.
 pub const LAYOUT_VERSION: u32 = 2;
 
@@ -51,6 +54,8 @@ pub mod map {
     pub const SERVICE_STATS: &str = "SERVICE_STATS";
     /// Counters by [`crate::reason::Reason`]: `u64` for each CPU.
     pub const REASONS: &str = "REASONS";
+    /// What the programs were loaded with: one [`super::LoadedSettings`].
+    pub const SETTINGS: &str = "SETTINGS";
 }
 
 /// Small number of a service port; indexes the counters. 0 is never valid.
@@ -461,6 +466,17 @@ pub struct Socket<A> {
     pub generation: u32,
 }
 
+/// A cookie of the kernel as keys hold it: low and high half.
+#[inline(always)]
+pub const fn halves(cookie: u64) -> [u32; 2] {
+    [cookie as u32, (cookie >> 32) as u32]
+}
+
+/// A cookie of the kernel from its halves.
+pub const fn cookie(halves: [u32; 2]) -> u64 {
+    halves[0] as u64 | (halves[1] as u64) << 32
+}
+
 /// A client and the service port that it uses: key of the affinity maps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
@@ -558,6 +574,28 @@ pub struct ServiceStats {
     pub rejected: u64,
 }
 
+/// What the programs were loaded with: value of the settings map. No program reads it; commands judge flows by it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct LoadedSettings {
+    /// Idle lifetimes in ticks.
+    pub lifetimes: Lifetimes,
+    /// The rate of the kernel's clock; 0 in a row that was never written.
+    pub jiffies_per_second: u32,
+    /// Source ports that the programs give out.
+    pub translated_ports: PortRange,
+    /// Not zero if connections to removed backends go on.
+    pub keeps_removed: u32,
+    /// The node's primary IPv4 address; unspecified if it has none.
+    pub node_address4: Address4,
+    /// The node's primary IPv6 address; unspecified if it has none.
+    pub node_address6: Address6,
+    /// The cookie of the node's own network namespace, low and high half.
+    pub node_namespace: [u32; 2],
+    /// Not zero if only sockets of that namespace are translated.
+    pub only_node_sockets: u32,
+}
+
 macro_rules! assert_layout {
     ($($type:ty: $size:literal, align $align:literal;)*) => {
         $(const _: () = assert!(size_of::<$type>() == $size && align_of::<$type>() == $align);)*
@@ -590,6 +628,7 @@ assert_layout! {
     Device: 24, align 4;
     ServiceName: 200, align 1;
     ServiceStats: 16, align 8;
+    LoadedSettings: 64, align 4;
 }
 
 #[cfg(feature = "aya")]
@@ -601,6 +640,17 @@ mod pod {
 
     use super::*;
 
+    /// An address that rows are generic over, so that whoever reads maps may be generic too.
+    ///
+    /// # Safety
+    /// The rows listed below have no padding with this address: it consists of whole, aligned words.
+    pub unsafe trait PlainAddress: crate::address::Address + aya::Pod {}
+
+    // SAFETY: the sizes asserted above leave no room for padding.
+    unsafe impl PlainAddress for Address4 {}
+    // SAFETY: as above.
+    unsafe impl PlainAddress for Address6 {}
+
     macro_rules! plain {
         ($($type:ty),* $(,)?) => {
             // SAFETY: `repr(C)` structs of integers; the sizes asserted above leave no room for padding.
@@ -608,36 +658,39 @@ mod pod {
         };
     }
 
+    macro_rules! plain_of {
+        ($($row:ident),* $(,)?) => {
+            // SAFETY: `repr(C)` structs of integers and of an address that promises to leave no room for padding.
+            $(unsafe impl<A: PlainAddress> aya::Pod for $row<A> {})*
+        };
+    }
+
     plain!(
         Address4,
         Address6,
-        FrontendKey<Address4>,
-        FrontendKey<Address6>,
         Frontend,
         Slot,
-        Backend<Address4>,
-        Backend<Address6>,
-        FlowKey<Address4>,
-        FlowKey<Address6>,
-        Flow<Address4>,
-        Flow<Address6>,
-        SocketKey<Address4>,
-        SocketKey<Address6>,
-        Socket<Address4>,
-        Socket<Address6>,
-        SourceRange<Address4>,
-        SourceRange<Address6>,
-        AffinityKey<Address4>,
-        AffinityKey<Address6>,
         Affinity,
-        FragmentKey<Address4>,
-        FragmentKey<Address6>,
         Fragment,
         Device,
         ServiceName,
         ServiceStats,
+        LoadedSettings,
+    );
+    plain_of!(
+        FrontendKey,
+        Backend,
+        FlowKey,
+        Flow,
+        SocketKey,
+        Socket,
+        SourceRange,
+        AffinityKey,
+        FragmentKey,
     );
 }
+#[cfg(feature = "aya")]
+pub use pod::PlainAddress;
 
 #[cfg(test)]
 mod tests {

@@ -31,7 +31,7 @@ pub mod hash;
 #[cfg(not(target_arch = "bpf"))]
 pub mod host;
 mod icmp;
-mod ingress;
+pub mod ingress;
 pub mod layout;
 mod open;
 pub mod packet;

@@ -5,7 +5,7 @@ use crate::address::Address;
 use crate::choose::{Origin, affine, choose, find_frontend, region, stay};
 use crate::layout::{
     AffinityKey, Backend, BackendId, Frontend, Port, ServiceId, Socket, SocketKey, backend_state,
-    frontend_flags,
+    frontend_flags, halves,
 };
 use crate::reason::Reason;
 use crate::tables::Tables;
@@ -46,7 +46,7 @@ impl<A: Address> Call<A> {
     #[inline(always)]
     fn key(&self, peer: Peer<A>) -> SocketKey<A> {
         SocketKey {
-            cookie: [self.cookie as u32, (self.cookie >> 32) as u32],
+            cookie: halves(self.cookie),
             address: peer.address,
             port: peer.port,
             protocol: self.protocol,
@@ -163,7 +163,7 @@ fn backend_for<A: Address>(
     let region = region(frontend, Origin::Inside)?;
     let affinity = AffinityKey {
         client: A::default(),
-        namespace: [call.namespace as u32, (call.namespace >> 32) as u32],
+        namespace: halves(call.namespace),
         service: frontend.service,
     };
     let has_affinity = frontend.affinity_seconds != 0;

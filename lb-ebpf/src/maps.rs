@@ -12,7 +12,7 @@ use lb_common::flow::FlowEntry;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Fragment,
     FragmentKey, Frontend, FrontendKey, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey,
-    SourceRange, device_flags,
+    LoadedSettings, SourceRange, device_flags,
 };
 use lb_common::reason::Reason;
 
@@ -69,6 +69,8 @@ static SERVICE_NAMES: HashMap<ServiceId, ServiceName> = HashMap::with_max_entrie
 static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::with_max_entries(65_536, 0);
 #[map]
 static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
+#[map]
+static SETTINGS: Array<LoadedSettings> = Array::with_max_entries(1, 0);
 
 /// The maps that hold addresses of one family.
 pub trait FamilyMaps: Sized + Copy + 'static {

@@ -334,6 +334,8 @@ fn commands_say_which_capabilities_they_lack() {
         ("cleanup", vec![], "CAP_NET_ADMIN"),
         ("status", vec![], "CAP_BPF"),
         ("services", vec![], "CAP_BPF"),
+        ("connections", vec![], "CAP_BPF"),
+        ("affinity", vec!["list"], "CAP_BPF"),
         ("check", vec![], "CAP_NET_ADMIN"),
     ] {
         let unprivileged = ["--reuid=65534", "--regid=65534", "--clear-groups"];

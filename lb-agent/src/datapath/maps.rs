@@ -409,7 +409,7 @@ pub(super) fn open(directory: &Path, name: &'static str) -> Result<Map, MapError
         .map_err(|error| kernel(name, format!("open the pinned map {}", path.display()), error))
 }
 
-fn open_slots(directory: &Path) -> Result<SlotArray, MapError> {
+pub(super) fn open_slots(directory: &Path) -> Result<SlotArray, MapError> {
     let wrong = || aya::maps::MapError::InvalidMapType { map_type: 0 };
     let slots = match open(directory, map::SLOTS)? {
         Map::Array(data) => SlotArray::new(data),

@@ -1,8 +1,10 @@
 //! The kernel side: loads the programs, owns the maps, attaches and pins. The only module that names aya.
 
 pub mod attach;
+pub mod clock;
 pub mod devices;
 mod filter;
+pub mod live;
 pub mod maps;
 pub mod object;
 pub mod pins;

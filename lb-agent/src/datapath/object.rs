@@ -2,20 +2,20 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use aya::maps::MapInfo;
 use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, MapInfo};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 use lb_common::flow::Lifetimes;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Fragment, FragmentKey,
-    Frontend, FrontendKey, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange, map,
+    Frontend, FrontendKey, LoadedSettings, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange,
+    halves, map,
 };
 use lb_common::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS};
-use nix::time::{ClockId, clock_getres};
 
+use super::clock;
 use crate::maps::Capacity;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
@@ -139,7 +139,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 20] = [
+const MAPS: [(&str, usize, usize); 21] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -208,6 +208,7 @@ const MAPS: [(&str, usize, usize); 20] = [
     (map::SERVICE_NAMES, size_of::<u32>(), size_of::<ServiceName>()),
     (map::SERVICE_STATS, size_of::<u32>(), size_of::<ServiceStats>()),
     (map::REASONS, size_of::<u32>(), size_of::<u64>()),
+    (map::SETTINGS, size_of::<u32>(), size_of::<LoadedSettings>()),
 ];
 
 impl LoadError {
@@ -223,20 +224,24 @@ impl LoadError {
 /// Creates the maps, pins them in `directory` and loads all programs. Maps that are pinned there are taken over.
 pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let Settings { capacity, .. } = settings;
-    let jiffies_per_second = jiffies_per_second();
-    let lifetimes = settings.lifetimes.to_ticks(tick_rate(jiffies_per_second));
+    let loaded = loaded_settings(settings);
+    let Lifetimes {
+        tcp_established,
+        tcp_opening,
+        tcp_closing,
+        udp_answered,
+        udp_unanswered,
+    } = loaded.lifetimes;
     let lifetimes = [
-        lifetimes.tcp_established,
-        lifetimes.tcp_opening,
-        lifetimes.tcp_closing,
-        lifetimes.udp_answered,
-        lifetimes.udp_unanswered,
+        tcp_established,
+        tcp_opening,
+        tcp_closing,
+        udp_answered,
+        udp_unanswered,
     ];
-    let address4 = Address4::from(settings.node_address4.unwrap_or(Ipv4Addr::UNSPECIFIED)).to_word();
-    let address6 = Address6::from(settings.node_address6.unwrap_or(Ipv6Addr::UNSPECIFIED)).to_words();
-    let only_node = u32::from(settings.only_node_sockets);
-    let keep_removed = u32::from(settings.keeps_removed);
-    let ports = [settings.translated_ports.first, settings.translated_ports.count];
+    let address4 = loaded.node_address4.to_word();
+    let address6 = loaded.node_address6.to_words();
+    let ports = [loaded.translated_ports.first, loaded.translated_ports.count];
 
     let mut loader = EbpfLoader::new();
     loader
@@ -244,10 +249,10 @@ pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
         .override_global("LIFETIMES", &lifetimes, true)
         .override_global("NODE_ADDRESS4", &address4, true)
         .override_global("NODE_ADDRESS6", &address6, true)
-        .override_global("JIFFIES_PER_SECOND", &jiffies_per_second, true)
+        .override_global("JIFFIES_PER_SECOND", &loaded.jiffies_per_second, true)
         .override_global("NODE_NAMESPACE", &settings.node_namespace, true)
-        .override_global("ONLY_NODE", &only_node, true)
-        .override_global("KEEP_REMOVED", &keep_removed, true)
+        .override_global("ONLY_NODE", &loaded.only_node_sockets, true)
+        .override_global("KEEP_REMOVED", &loaded.keeps_removed, true)
         .override_global("PORTS", &ports, true)
         .map_max_entries(map::FRONTENDS4, capacity.frontends)
         .map_max_entries(map::FRONTENDS6, capacity.frontends)
@@ -272,7 +277,32 @@ pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
         .load(OBJECT)
         .map_err(|error| LoadError::Object(Box::new(error)))?;
     load_programs(&mut ebpf)?;
+    publish(&mut ebpf, loaded).map_err(|error| LoadError::Object(Box::new(error.into())))?;
     Ok(ebpf)
+}
+
+/// What the programs and the commands are told.
+fn loaded_settings(settings: &Settings) -> LoadedSettings {
+    let jiffies_per_second = clock::jiffies_per_second();
+    let namespace = settings.node_namespace;
+    LoadedSettings {
+        lifetimes: settings.lifetimes.to_ticks(tick_rate(jiffies_per_second)),
+        jiffies_per_second,
+        translated_ports: settings.translated_ports,
+        keeps_removed: u32::from(settings.keeps_removed),
+        node_address4: settings.node_address4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
+        node_address6: settings.node_address6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
+        node_namespace: halves(namespace),
+        only_node_sockets: u32::from(settings.only_node_sockets),
+    }
+}
+
+/// Tells the commands what the programs were loaded with.
+fn publish(ebpf: &mut Ebpf, loaded: LoadedSettings) -> Result<(), aya::maps::MapError> {
+    let Some(map) = ebpf.map_mut(map::SETTINGS) else {
+        return Ok(());
+    };
+    Array::try_from(map)?.set(0, loaded, 0)
 }
 
 /// Checks that pinned maps are of this agent's layout: the kernel and aya do not.
@@ -325,14 +355,6 @@ fn shorten(error: ProgramError) -> String {
         }
         error => format!("{:#}", anyhow::Error::from(error)),
     }
-}
-
-/// The rate of the kernel's clock: its coarse clocks advance by one jiffy (`CLOCK_MONOTONIC_COARSE`, clock_getres(2)).
-pub fn jiffies_per_second() -> u32 {
-    let jiffy =
-        clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::from_millis(4), Duration::from);
-    let rate = 1_000_000_000 / jiffy.as_nanos().max(1);
-    u32::try_from(rate).unwrap_or(u32::MAX).max(1)
 }
 
 /// Ticks ([`TICK_SHIFT`]) per 1000 seconds.

@@ -118,6 +118,16 @@ pub enum BackendState {
     Draining,
 }
 
+impl fmt::Display for BackendState {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Gone => "gone",
+            Self::Active => "active",
+            Self::Draining => "draining",
+        })
+    }
+}
+
 /// A backend row. The family of the address is the family of the array it stands in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Backend {

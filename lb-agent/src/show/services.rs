@@ -33,6 +33,7 @@ struct ServicePort {
 
 /// An address and port that clients connect to.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Frontend {
     address: String,
     /// Whether clients inside see backends of this node only.

@@ -153,9 +153,9 @@ impl Node {
         tool.args(["exec", "--"])
             .arg(program)
             .arg(command)
+            .args(arguments)
             .arg("--pin-path")
-            .arg(self.pin_path())
-            .args(arguments);
+            .arg(self.pin_path());
         self.host()
             .spawn(&format!("lb-agent-{command}"), tool)?
             .output(COMMAND_TIME_LIMIT)

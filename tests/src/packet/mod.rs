@@ -8,6 +8,7 @@ pub mod world;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::time::Duration;
 
 use aya::Ebpf;
@@ -185,6 +186,11 @@ impl Datapath {
         });
         let slots = slots.collect();
         self.apply(&MapOp::SetSlots { base, slots });
+    }
+
+    /// Where the maps are pinned.
+    pub fn directory(&self) -> &Path {
+        self.pins.path()
     }
 
     /// The flow table of IPv4.

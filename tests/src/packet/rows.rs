@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData};
-use lb_agent::datapath::object;
+use lb_agent::datapath::clock;
 use lb_agent::maps::{FrontendKey, MapOp};
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Frontend, Region,
@@ -74,7 +74,7 @@ impl Datapath {
 
     /// Makes what is known of datagrams in fragments that many seconds older.
     pub fn age_fragments(&self, seconds: u32) {
-        let ticks = (seconds * object::jiffies_per_second()) >> TICK_SHIFT;
+        let ticks = (seconds * clock::jiffies_per_second()) >> TICK_SHIFT;
         let older = |row: &mut Fragment| row.seen = row.seen.wrapping_sub(ticks);
         update(&mut self.fragments4(), older);
         update(&mut self.fragments6(), older);
@@ -82,7 +82,7 @@ impl Datapath {
 
     /// Makes what is known of clients' backends that many seconds older.
     pub fn age_affinities(&self, seconds: u32) {
-        let jiffies = u64::from(seconds) * u64::from(object::jiffies_per_second());
+        let jiffies = u64::from(seconds) * u64::from(clock::jiffies_per_second());
         let older = |row: &mut Affinity| row.last_used -= jiffies;
         update(&mut self.affinities4(), older);
         update(&mut self.affinities6(), older);

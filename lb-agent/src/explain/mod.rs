@@ -1,0 +1,366 @@
+//! `lb-agent explain`: what becomes of a packet, and why.
+//!
+//! The answer comes from the code that the kernel programs run ([`lb_common`]), over the pinned maps; nothing is written.
+//! The steps before it are the same stages one by one, for people.
+
+mod packet;
+mod probe;
+mod question;
+mod routes;
+mod run;
+mod steps;
+mod tables;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use lb_common::choose::Origin;
+use lb_common::decide;
+use lb_common::host::Bytes;
+use lb_common::layout::{Address4, Address6, FlowKey, Port, hook};
+use lb_common::packet::Verdict;
+use lb_common::socket::{self, Call, Peer};
+use lb_common::tables::Tables as _;
+use serde::Serialize;
+
+use self::packet::NETWORK;
+use self::probe::Probe;
+pub use self::probe::{Routes, Way};
+pub use self::question::{Endpoint, From, PacketProtocol, Question};
+pub use self::routes::KernelRoutes;
+pub use self::run::run;
+use self::steps::{Steps, says};
+use self::tables::Recorder;
+use crate::datapath::clock::Clock;
+use crate::datapath::live::{LiveFamily, LiveMaps};
+use crate::maps::{BackendState, MapError};
+use crate::show::names::ServicePorts;
+use crate::show::rows::end;
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fate {
+    /// It reaches a backend through the node's stack.
+    Translated,
+    /// The sender is the backend: it goes back to where it came from, with the node's address.
+    Hairpin,
+    /// It is sent on to a backend on another node, with this node's address.
+    Forwarded,
+    /// The VIP answers it.
+    Answered,
+    /// It is not for a Service: it goes on untouched.
+    Passed,
+    /// It ends here, and the sender is told.
+    Rejected,
+    /// It ends here.
+    Dropped,
+}
+
+impl Fate {
+    /// Whether the packet ends here.
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::Rejected | Self::Dropped)
+    }
+}
+
+/// A stage of the decision and what it found.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Step {
+    /// The stage.
+    pub step: &'static str,
+    /// What it found.
+    pub finding: String,
+}
+
+/// A backend that the packet may go to.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Candidate {
+    /// Its address and port.
+    pub address: SocketAddr,
+    /// Its state.
+    pub state: BackendState,
+    /// Whether it is on this node.
+    pub local: bool,
+    /// The part of the slots that name it, from 0 to 1.
+    pub share: f64,
+}
+
+/// What becomes of a packet, and why.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// What the packet carries.
+    pub protocol: PacketProtocol,
+    /// Who sends it.
+    pub source: SocketAddr,
+    /// Whom to.
+    pub destination: SocketAddr,
+    /// Where the sender is.
+    pub from: From,
+    /// What becomes of it.
+    pub verdict: Fate,
+    /// Why it ends here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// The Service's port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The source after the rewrite. Its port is one of many if the programs give it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_source: Option<SocketAddr>,
+    /// The destination after the rewrite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_destination: Option<SocketAddr>,
+    /// Whether chance chooses among the backends: `new_destination` is then one of them.
+    pub by_chance: bool,
+    /// The device that the packet leaves by, if it is sent on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The stages.
+    pub steps: Vec<Step>,
+    /// The backends that a new connection may go to.
+    pub backends: Vec<Candidate>,
+}
+
+/// What the answer depends on beside the maps.
+pub struct Surroundings<'a> {
+    /// The time.
+    pub clock: Clock,
+    /// The node's routing tables.
+    pub routes: &'a dyn Routes,
+    /// Whether programs are attached to sockets.
+    pub has_socket_programs: bool,
+}
+
+/// Says what becomes of a packet.
+///
+/// # Errors
+/// If a map cannot be read.
+pub fn explain(
+    maps: &LiveMaps,
+    surroundings: &Surroundings<'_>,
+    question: Question,
+    from: From,
+) -> Result<Explanation, MapError> {
+    let ports = ServicePorts::read(maps)?;
+    if question.destination.is_ipv4() {
+        explain_family::<Address4>(maps, surroundings, question, from, &ports)
+    } else {
+        explain_family::<Address6>(maps, surroundings, question, from, &ports)
+    }
+}
+
+fn explain_family<A: LiveFamily>(
+    maps: &LiveMaps,
+    surroundings: &Surroundings<'_>,
+    mut question: Question,
+    from: From,
+    ports: &ServicePorts,
+) -> Result<Explanation, MapError> {
+    let tables = Recorder::<A>::new(maps, surroundings.clock);
+    if question.source.port() == 0 && question.protocol != PacketProtocol::Icmp {
+        question.source.set_port(free_port(&tables, question));
+    }
+    let mut explanation = Explanation {
+        protocol: question.protocol,
+        source: question.source,
+        destination: question.destination,
+        from,
+        verdict: Fate::Passed,
+        reason: None,
+        service: None,
+        new_source: None,
+        new_destination: None,
+        by_chance: false,
+        device: None,
+        steps: Vec::new(),
+        backends: Vec::new(),
+    };
+    let key = key_of::<A>(question);
+    let mut steps = Steps {
+        tables: &tables,
+        ports,
+        key,
+        from,
+        explanation: &mut explanation,
+    };
+    if from == From::Node {
+        let attached = surroundings.has_socket_programs;
+        if steps.of_socket(question.protocol, attached)? {
+            ask_socket::<A>(maps, surroundings, &key, &mut explanation)?;
+        }
+    } else {
+        if from == From::Pod && surroundings.has_socket_programs {
+            steps.note_sockets();
+        }
+        let is_first = steps.of_packet(question.protocol)?;
+        ask_packet::<A>(maps, surroundings, question, is_first, &mut explanation)?;
+    }
+    tables.check()?;
+    let finding = verdict_text(&explanation);
+    explanation.steps.push(Step {
+        step: "verdict",
+        finding,
+    });
+    Ok(explanation)
+}
+
+/// A source port without a connection to the destination, as a new client would have.
+fn free_port<A: LiveFamily>(tables: &Recorder<'_, A>, question: Question) -> u16 {
+    // The range that the Internet leaves to clients (RFC 6335 section 6).
+    const PORTS: std::ops::RangeInclusive<u16> = 49_152..=65_535;
+    let is_free = |port: &u16| {
+        let source = SocketAddr::new(question.source.ip(), *port);
+        tables.flow(&key_of(Question { source, ..question })).is_none()
+    };
+    PORTS.into_iter().find(is_free).unwrap_or(*PORTS.start())
+}
+
+fn key_of<A: LiveFamily>(question: Question) -> FlowKey<A> {
+    FlowKey {
+        source: A::of(question.source.ip()).unwrap_or_default(),
+        destination: A::of(question.destination.ip()).unwrap_or_default(),
+        source_port: Port::new(question.source.port()),
+        destination_port: Port::new(question.destination.port()),
+        protocol: packet::number(&question),
+        hook: hook::INGRESS,
+        pad: 0,
+    }
+}
+
+/// Lets the code of the packet programs decide.
+fn ask_packet<A: LiveFamily>(
+    maps: &LiveMaps,
+    surroundings: &Surroundings<'_>,
+    question: Question,
+    is_first: bool,
+    explanation: &mut Explanation,
+) -> Result<(), MapError> {
+    let tables = Recorder::<A>::new(maps, surroundings.clock);
+    let before = packet::build(&question, is_first);
+    let mut probe = Probe::new(before.clone(), surroundings.routes);
+    let verdict = decide::enter(&mut probe, &tables, NETWORK, explanation.from.origin());
+    tables.check()?;
+    let is_changed = probe.bytes.0 != before;
+    explanation.verdict = match verdict {
+        Verdict::Pass if is_changed => Fate::Translated,
+        Verdict::Pass => Fate::Passed,
+        Verdict::Redirect => Fate::Forwarded,
+        Verdict::Bounce if tables.reason().is_some() => Fate::Rejected,
+        Verdict::Bounce if question.protocol == PacketProtocol::Icmp => Fate::Answered,
+        Verdict::Bounce => Fate::Hairpin,
+        Verdict::Drop => Fate::Dropped,
+    };
+    explanation.by_chance &= tables.has_opened();
+    if explanation.verdict.is_refusal() {
+        explanation.reason = tables.reason().map(lb_common::reason::Reason::name);
+    }
+    if is_changed && !explanation.verdict.is_refusal() && question.protocol != PacketProtocol::Icmp {
+        (explanation.new_source, explanation.new_destination) = ends::<A>(&probe.bytes);
+    }
+    if explanation.verdict == Fate::Forwarded {
+        explanation.device = probe.way().map(|way| device_name(way.device));
+    }
+    Ok(())
+}
+
+/// Source and destination of a packet.
+fn ends<A: LiveFamily>(bytes: &Bytes) -> (Option<SocketAddr>, Option<SocketAddr>) {
+    let parsed = A::parse(bytes, NETWORK, hook::INGRESS);
+    let key = parsed.map(|parsed| parsed.key);
+    (
+        key.map(|key| end(key.source, key.source_port)),
+        key.map(|key| end(key.destination, key.destination_port)),
+    )
+}
+
+fn device_name(index: u32) -> String {
+    let name = nix::net::if_::if_indextoname(index).ok();
+    let name = name.and_then(|name| name.into_string().ok());
+    name.unwrap_or_else(|| format!("index {index}"))
+}
+
+/// Lets the code of the socket programs decide.
+fn ask_socket<A: LiveFamily>(
+    maps: &LiveMaps,
+    surroundings: &Surroundings<'_>,
+    key: &FlowKey<A>,
+    explanation: &mut Explanation,
+) -> Result<(), MapError> {
+    let tables = Recorder::<A>::new(maps, surroundings.clock);
+    let result = socket::connect(&tables, &call(maps, key));
+    tables.check()?;
+    match result {
+        Ok(None) => explanation.verdict = Fate::Passed,
+        Ok(Some(to)) => {
+            explanation.verdict = Fate::Translated;
+            explanation.new_destination = Some(end(to.address, to.port));
+        }
+        Err(reason) => {
+            explanation.verdict = Fate::Rejected;
+            explanation.reason = Some(reason.name());
+        }
+    }
+    Ok(())
+}
+
+/// A process of the node calls `connect`.
+fn call<A: LiveFamily>(maps: &LiveMaps, key: &FlowKey<A>) -> Call<A> {
+    Call {
+        cookie: 0,
+        protocol: key.protocol,
+        peer: Peer {
+            address: key.destination,
+            port: key.destination_port,
+        },
+        namespace: lb_common::layout::cookie(maps.settings().node_namespace),
+        is_node: true,
+    }
+}
+
+fn verdict_text(explanation: &Explanation) -> String {
+    let to = explanation
+        .new_destination
+        .map_or_else(String::new, |to| to.to_string());
+    let to = if explanation.by_chance {
+        format!("one of the backends, by chance (say {to})")
+    } else {
+        to
+    };
+    let source = explanation
+        .new_source
+        .filter(|source| *source != explanation.source);
+    let source = source.map_or_else(
+        || ", the source stays".to_owned(),
+        |source| format!(", the source becomes {source}"),
+    );
+    let reason = explanation.reason.map_or("", says);
+    match explanation.verdict {
+        Fate::Translated if explanation.from == From::Node => {
+            format!("translated: the socket connects to {to}")
+        }
+        Fate::Translated => format!("translated: to {to}{source}; it goes on through the node's stack"),
+        Fate::Hairpin => format!("hairpin: back to {to}, which sent it{source}"),
+        Fate::Forwarded => {
+            let device = explanation.device.as_deref().unwrap_or("a device");
+            format!("forwarded: to {to}{source}; it leaves by {device}")
+        }
+        Fate::Answered => "answered: the VIP answers the ping".to_owned(),
+        Fate::Passed => "passed: it goes on untouched".to_owned(),
+        Fate::Rejected if explanation.from == From::Node => format!("rejected: connect fails: {reason}"),
+        Fate::Rejected => format!("rejected: {reason}; the sender is told"),
+        Fate::Dropped => format!("dropped: {reason}"),
+    }
+}
+
+/// Number of slots by backend.
+type Counts = BTreeMap<u32, u32>;
+
+/// The origin as the decision code knows it.
+fn policy_name(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Inside => "internalTrafficPolicy",
+        Origin::Outside => "externalTrafficPolicy",
+    }
+}

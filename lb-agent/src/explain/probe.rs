@@ -1,0 +1,114 @@
+//! The packet as the decision code sees it, with the node's routing tables.
+
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use lb_common::address::Address;
+use lb_common::host::Bytes;
+use lb_common::layout::{Address4, Address6, Flow, FlowKey};
+use lb_common::packet::{Headers, Hop, Packet, Route, Verdict, View};
+
+/// What the routing tables say of a destination.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Way {
+    /// Where it leads.
+    pub route: Route,
+    /// Index of the device; 0 if there is none.
+    pub device: u32,
+}
+
+impl Way {
+    /// There is none.
+    pub const NONE: Self = Self {
+        route: Route::None,
+        device: 0,
+    };
+}
+
+/// The node's routing tables.
+pub trait Routes {
+    /// The way of packets to an address.
+    fn to(&self, destination: IpAddr) -> Way;
+}
+
+/// A packet on its way.
+pub(super) struct Probe<'a> {
+    pub(super) bytes: Bytes,
+    routes: &'a dyn Routes,
+    /// The last way that was asked for.
+    way: Cell<Option<Way>>,
+}
+
+impl<'a> Probe<'a> {
+    pub(super) fn new(bytes: Vec<u8>, routes: &'a dyn Routes) -> Self {
+        Self {
+            bytes: Bytes(bytes),
+            routes,
+            way: Cell::new(None),
+        }
+    }
+
+    /// The way of a packet that was sent on.
+    pub(super) fn way(&self) -> Option<Way> {
+        self.way.get()
+    }
+}
+
+impl Packet for Probe<'_> {
+    fn length(&self) -> u32 {
+        self.bytes.length()
+    }
+
+    fn view<const N: usize>(&self, offset: u32) -> Option<View<'_, N>> {
+        self.bytes.view(offset)
+    }
+
+    fn write<const N: usize>(&mut self, offset: u32, words: &[u32; N]) -> Option<()> {
+        self.bytes.write(offset, words)
+    }
+
+    fn write_half(&mut self, offset: u32, half: u16) -> Option<()> {
+        self.bytes.write_half(offset, half)
+    }
+
+    fn translate<A: Address>(&mut self, headers: &Headers, old: &FlowKey<A>, new: &Flow<A>) -> Option<()> {
+        self.bytes.translate(headers, old, new)
+    }
+
+    fn grow_head(&mut self, network: u32, by: u32) -> Option<()> {
+        self.bytes.grow_head(network, by)
+    }
+
+    fn cut(&mut self, length: u32) -> Option<()> {
+        self.bytes.cut(length)
+    }
+
+    fn route<A: Address>(&self, _source: A, destination: A, _length: u32, hop: &mut Hop) -> Route {
+        let way = self.routes.to(ip(destination));
+        self.way.set(Some(way));
+        hop.device = way.device;
+        way.route
+    }
+
+    fn can_send(&self, _network: u32, _route: Route, _hop: &Hop) -> bool {
+        // Where XDP cannot, TC behind it can.
+        true
+    }
+
+    fn send(&mut self, _network: u32, _hop: &Hop) -> Option<Verdict> {
+        Some(Verdict::Redirect)
+    }
+
+    fn checksum_is_partial(&mut self, _offset: u32) -> bool {
+        false
+    }
+}
+
+fn ip<A: Address>(address: A) -> IpAddr {
+    let words = address.words();
+    if A::IS_IPV6 {
+        Ipv6Addr::from(Address6::from_words(words)).into()
+    } else {
+        Ipv4Addr::from(Address4::from_word(words[0])).into()
+    }
+}

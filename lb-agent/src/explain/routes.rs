@@ -1,0 +1,102 @@
+//! The node's routing tables, asked over rtnetlink.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use futures::TryStreamExt as _;
+use lb_common::packet::Route;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use tokio::runtime::Runtime;
+
+use super::probe::{Routes, Way};
+
+/// The routing tables of the calling thread's network namespace. Rules that look at the source are not considered.
+pub struct KernelRoutes {
+    runtime: Runtime,
+    handle: Handle,
+    /// Index of the device that the packet comes in by; 0 if that is not known.
+    ingress: u32,
+}
+
+impl KernelRoutes {
+    /// For packets from this address.
+    ///
+    /// # Errors
+    /// If the kernel does not let this process ask.
+    pub fn connect(source: IpAddr) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let guard = runtime.enter();
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        drop(guard);
+        // Ends when the handle is dropped.
+        runtime.spawn(connection);
+        let mut routes = Self {
+            runtime,
+            handle,
+            ingress: 0,
+        };
+        routes.ingress = routes.ask(source).device;
+        Ok(routes)
+    }
+
+    /// The device that packets from the source come in by, as the way back has it; 0 if there is none.
+    pub(super) fn ingress(&self) -> u32 {
+        self.ingress
+    }
+
+    /// The way to an address, whether the node forwards packets or not.
+    pub(super) fn ask(&self, destination: IpAddr) -> Way {
+        let message = match destination {
+            IpAddr::V4(address) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                .destination_prefix(address, 32)
+                .build(),
+            IpAddr::V6(address) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+                .destination_prefix(address, 128)
+                .build(),
+        };
+        let mut found = self.handle.route().get(message).execute();
+        // An error is the kernel's way to say that there is no route.
+        let answer = self.runtime.block_on(found.try_next()).ok().flatten();
+        answer.map_or(Way::NONE, |message| way(&message))
+    }
+
+    /// Whether the node forwards what comes in (`forwarding` of the device).
+    fn forwards(&self, destination: IpAddr) -> bool {
+        let family = if destination.is_ipv4() { "ipv4" } else { "ipv6" };
+        let device = super::device_name(self.ingress);
+        let path: PathBuf = ["/proc/sys/net", family, "conf", &device, "forwarding"]
+            .iter()
+            .collect();
+        // Without that file the kernel would not have said a device either.
+        std::fs::read_to_string(path).map_or(true, |text| text.trim() != "0")
+    }
+}
+
+impl Routes for KernelRoutes {
+    fn to(&self, destination: IpAddr) -> Way {
+        let way = self.ask(destination);
+        if way.route == Route::Ready && !self.forwards(destination) {
+            return Way::NONE;
+        }
+        way
+    }
+}
+
+fn way(message: &RouteMessage) -> Way {
+    let device = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    let route = match message.header.kind {
+        RouteType::Unicast => Route::Ready,
+        RouteType::Local => Route::Local,
+        _ => Route::None,
+    };
+    Way {
+        route,
+        device: device.unwrap_or_default(),
+    }
+}

@@ -1,0 +1,150 @@
+//! The command.
+
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::CommandFactory as _;
+use clap::error::ErrorKind;
+use lb_common::layout::{Address4, Address6, backend_flags};
+use lb_common::packet::Route;
+
+use super::routes::KernelRoutes;
+use super::{Explanation, From, Question, Surroundings, explain};
+use crate::cli::{Arguments, ExplainArguments};
+use crate::datapath::clock::Clock;
+use crate::datapath::live::{LiveFamily, LiveMaps};
+use crate::datapath::object::program;
+use crate::datapath::pins::Pins;
+use crate::maps::MapError;
+use crate::output::{self, Table};
+use crate::privileges;
+
+/// The packet would end here.
+const REFUSED: u8 = 1;
+/// There is no answer; clap's code for usage errors too.
+const NO_ANSWER: u8 = 2;
+
+/// Answers; the exit code says whether the packet goes on.
+pub fn run(arguments: &ExplainArguments) -> ExitCode {
+    let question = Question::new(arguments.protocol, arguments.source, arguments.destination);
+    let question = question.unwrap_or_else(|problem| {
+        Arguments::command()
+            .error(ErrorKind::ValueValidation, problem)
+            .exit()
+    });
+    match answer(arguments, question) {
+        Ok(explanation) if explanation.verdict.is_refusal() => ExitCode::from(REFUSED),
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lb-agent: {error:#}");
+            ExitCode::from(NO_ANSWER)
+        }
+    }
+}
+
+fn answer(arguments: &ExplainArguments, question: Question) -> anyhow::Result<Explanation> {
+    privileges::require("explain", &privileges::MAPS)?;
+    let pins = Pins::new(&arguments.show.pins.pin_path);
+    let maps = LiveMaps::open(&pins.maps())
+        .with_context(|| format!("no agent has run with --pin-path {}", pins.root().display()))?;
+    let routes = KernelRoutes::connect(question.source.ip()).context("cannot ask for routes")?;
+    let links = pins
+        .link_names()
+        .with_context(|| format!("cannot read {}", pins.links().display()))?;
+    let is_attached = |prefix: &str| links.iter().any(|link| link.starts_with(prefix));
+    let from = match arguments.from {
+        Some(from) => from,
+        None => {
+            let device = routes.ingress();
+            let is_pod_device = is_attached(&format!("{device}-{}", program::TC_FROM_POD));
+            guess(&maps, question.source.ip(), &routes, is_pod_device)?
+        }
+    };
+    let surroundings = Surroundings {
+        clock: Clock::read().context("cannot read the clock")?,
+        routes: &routes,
+        has_socket_programs: is_attached("cgroup-lb_connect"),
+    };
+    let explanation = explain(&maps, &surroundings, question, from)?;
+    output::print(arguments.show.output, &explanation, table)?;
+    Ok(explanation)
+}
+
+/// Where a sender is: on this node if it has the address, or if the way to it leads to a Pod.
+fn guess(
+    maps: &LiveMaps,
+    source: IpAddr,
+    routes: &KernelRoutes,
+    is_pod_device: bool,
+) -> Result<From, MapError> {
+    if routes.ask(source).route == Route::Local {
+        return Ok(From::Node);
+    }
+    let is_pod = is_pod_device || is_local_backend::<Address4>(maps, source)?;
+    Ok(if is_pod || is_local_backend::<Address6>(maps, source)? {
+        From::Pod
+    } else {
+        From::Outside
+    })
+}
+
+fn is_local_backend<A: LiveFamily>(maps: &LiveMaps, address: IpAddr) -> Result<bool, MapError> {
+    let Some(address) = A::of(address) else {
+        return Ok(false);
+    };
+    let rows = A::rows(maps).backends()?;
+    let is_it =
+        |row: &lb_common::layout::Backend<A>| row.address == address && row.flags & backend_flags::LOCAL != 0;
+    Ok(rows.values().any(is_it))
+}
+
+fn table(explanation: &Explanation) -> Table {
+    let mut table = Table::new(&["step", "finding"]);
+    let mut row = |step: &str, finding: String| table.row([step.to_owned(), finding]);
+    let Explanation {
+        protocol,
+        source,
+        destination,
+        from,
+        ..
+    } = explanation;
+    let origin = match from {
+        From::Pod => "a Pod of this node",
+        From::Outside => "outside",
+        From::Node => "a process of this node",
+    };
+    let (source, destination) = match protocol {
+        super::PacketProtocol::Icmp => (source.ip().to_string(), destination.ip().to_string()),
+        _ => (source.to_string(), destination.to_string()),
+    };
+    let protocol = format!("{protocol:?}").to_lowercase();
+    row(
+        "packet",
+        format!("{protocol} {source} -> {destination}, from {origin}"),
+    );
+    let (verdict, others) = match explanation.steps.split_last() {
+        Some((verdict, others)) => (Some(verdict), others),
+        None => (None, &[][..]),
+    };
+    for step in others {
+        row(step.step, step.finding.clone());
+    }
+    for candidate in &explanation.backends {
+        let place = if candidate.local {
+            "this node"
+        } else {
+            "another node"
+        };
+        let share = candidate.share * 100.0;
+        let finding = format!(
+            "{} ({}, {place}) {share:.1} %",
+            candidate.address, candidate.state
+        );
+        row("backend", finding);
+    }
+    if let Some(verdict) = verdict {
+        row(verdict.step, verdict.finding.clone());
+    }
+    table
+}

@@ -1,0 +1,305 @@
+//! The stages of the decision, one by one.
+
+use lb_common::choose::{Origin, affine, find_frontend, is_local_only, region};
+use lb_common::ingress::{backend_lives, is_idle};
+use lb_common::layout::{
+    AffinityKey, BackendId, Flow, FlowKey, Frontend, FrontendKey, Port, Region, frontend_flags, protocol,
+};
+use lb_common::reason::Reason;
+use lb_common::tables::Tables as _;
+
+use super::tables::Recorder;
+use super::{Candidate, Counts, Explanation, From, PacketProtocol, Step, call, policy_name};
+use crate::datapath::live::LiveFamily;
+use crate::maps::MapError;
+use crate::show::names::ServicePorts;
+use crate::show::rows::{end, state_of};
+
+/// Collects what the stages find.
+pub(super) struct Steps<'a, 'b, A: LiveFamily> {
+    pub(super) tables: &'a Recorder<'b, A>,
+    pub(super) ports: &'a ServicePorts,
+    pub(super) key: FlowKey<A>,
+    pub(super) from: From,
+    pub(super) explanation: &'a mut Explanation,
+}
+
+impl<A: LiveFamily> Steps<'_, '_, A> {
+    fn say(&mut self, step: &'static str, finding: impl Into<String>) {
+        let finding = finding.into();
+        self.explanation.steps.push(Step { step, finding });
+    }
+
+    /// What a Pod's packets may not get to.
+    pub(super) fn note_sockets(&mut self) {
+        if self.tables.maps().settings().only_node_sockets == 0 {
+            self.say(
+                "socket",
+                "sockets of Pods are translated when they connect; what follows is for packets that are not",
+            );
+        }
+    }
+
+    /// A packet at a device. Tells whether it would be the first of its connection.
+    pub(super) fn of_packet(&mut self, packet: PacketProtocol) -> Result<bool, MapError> {
+        if !self.tables.concerns(self.key.destination) {
+            let address: std::net::IpAddr = self.key.destination.into();
+            self.say("filter", format!("no frontend has the address {address}"));
+            return Ok(true);
+        }
+        if packet == PacketProtocol::Icmp {
+            self.echo();
+            return Ok(true);
+        }
+        let (is_first, goes_on) = self.flow();
+        if !goes_on {
+            let origin = self.from.origin();
+            if let Some(frontend) = self.frontend() {
+                let is_refused = frontend.source_ranges != 0
+                    && !self.source_ranges(frontend.source_ranges, self.key.source);
+                if !is_refused {
+                    let affinity = AffinityKey {
+                        client: self.key.source,
+                        namespace: [0; 2],
+                        service: frontend.service,
+                    };
+                    self.choice(&frontend, origin, &affinity)?;
+                }
+            }
+        }
+        Ok(is_first)
+    }
+
+    /// A process of the node connects. Tells whether the programs are asked.
+    pub(super) fn of_socket(&mut self, packet: PacketProtocol, attached: bool) -> Result<bool, MapError> {
+        if !matches!(packet, PacketProtocol::Tcp | PacketProtocol::Udp) {
+            self.say("socket", "only TCP and UDP sockets are translated");
+            return Ok(false);
+        }
+        if !attached {
+            self.say(
+                "socket",
+                "no program is attached to sockets (`--socket-lb=off`, or no agent has run)",
+            );
+            return Ok(false);
+        }
+        let Some(frontend) = self.frontend() else {
+            return Ok(true);
+        };
+        if frontend.source_ranges != 0 {
+            let is_allowed = frontend.flags & frontend_flags::NODE_ALLOWED != 0;
+            let finding = if is_allowed {
+                "an address of this node is in loadBalancerSourceRanges"
+            } else {
+                "no address of this node is in loadBalancerSourceRanges"
+            };
+            self.say("source ranges", finding);
+            if !is_allowed {
+                return Ok(true);
+            }
+        }
+        let call = call(self.tables.maps(), &self.key);
+        let affinity = AffinityKey {
+            client: A::default(),
+            namespace: lb_common::layout::halves(call.namespace),
+            service: frontend.service,
+        };
+        self.choice(&frontend, Origin::Inside, &affinity)?;
+        Ok(true)
+    }
+
+    /// Whether the packet is the first of a connection, and whether it goes on with one.
+    fn flow(&mut self) -> (bool, bool) {
+        let Some(flow) = self.tables.flow(&self.key).map(|entry| entry.get()) else {
+            self.say("flow", "none: a new connection");
+            return (true, false);
+        };
+        let (is_first, goes_on, finding) = self.known(&flow);
+        self.explanation.service = Some(self.ports.name(flow.service));
+        self.say("flow", finding);
+        (is_first, goes_on)
+    }
+
+    fn known(&self, flow: &Flow<A>) -> (bool, bool, String) {
+        let backend = end(flow.destination, flow.destination_port);
+        if is_idle(self.tables, &self.key, flow, self.tables.now()) {
+            return (true, false, "idle for too long: a new connection".to_owned());
+        }
+        if flow.is_closed() {
+            return (true, false, "closed: a first packet opens a new one".to_owned());
+        }
+        if flow.is_reply() {
+            return (false, true, format!("a reply, on its way to {backend}"));
+        }
+        if backend_lives(self.tables, flow) {
+            return (false, true, format!("an open connection with {backend}"));
+        }
+        let is_tcp = self.key.protocol == protocol::TCP;
+        let finding = format!("an open connection with {backend}, which is gone");
+        if is_tcp && self.tables.keeps_removed() {
+            return (
+                false,
+                true,
+                format!("{finding}; it goes on (`--on-removed-backend=forward`)"),
+            );
+        }
+        (false, is_tcp, finding)
+    }
+
+    /// The row of a service port.
+    fn frontend(&mut self) -> Option<Frontend> {
+        let key = self.key;
+        let row = find_frontend(self.tables, key.destination, key.destination_port, key.protocol);
+        let to = end(key.destination, key.destination_port);
+        match row {
+            None => self.say("frontend", format!("no frontend has the address {}", to.ip())),
+            Some(row) if row.flags & frontend_flags::WILDCARD != 0 => {
+                let then = if row.flags & frontend_flags::PASS_UNKNOWN == 0 {
+                    "it belongs to Services only"
+                } else {
+                    "it is the node's own too"
+                };
+                let finding = format!("no Service uses port {} of {}; {then}", to.port(), to.ip());
+                self.say("frontend", finding);
+            }
+            Some(row) => {
+                let name = self.ports.name(row.service);
+                self.say("frontend", format!("{to} of {name}"));
+                self.explanation.service = Some(name);
+                return Some(row);
+            }
+        }
+        None
+    }
+
+    fn source_ranges(&mut self, set: u32, client: A) -> bool {
+        let is_allowed = self.tables.allows(set, client);
+        let address: std::net::IpAddr = client.into();
+        let finding = if is_allowed {
+            format!("{address} is in loadBalancerSourceRanges")
+        } else {
+            format!("{address} is not in loadBalancerSourceRanges")
+        };
+        self.say("source ranges", finding);
+        is_allowed
+    }
+
+    /// A ping.
+    fn echo(&mut self) {
+        let wildcard = FrontendKey {
+            address: self.key.destination,
+            port: Port::default(),
+            protocol: 0,
+            pad: 0,
+        };
+        let address: std::net::IpAddr = self.key.destination.into();
+        let Some(row) = self.tables.frontend(&wildcard) else {
+            self.say("frontend", format!("{address} is no VIP"));
+            return;
+        };
+        if row.flags & frontend_flags::ECHO == 0 {
+            self.say("frontend", format!("{address} does not answer pings: no Service of it has endpoints, or the node answers itself"));
+            return;
+        }
+        self.say("frontend", format!("{address} is a VIP that answers pings"));
+        if row.source_ranges != 0 {
+            self.source_ranges(row.source_ranges, self.key.source);
+        }
+    }
+
+    /// Which backends, and how one of them is chosen.
+    fn choice(
+        &mut self,
+        frontend: &Frontend,
+        origin: Origin,
+        affinity: &AffinityKey<A>,
+    ) -> Result<(), MapError> {
+        let policy = policy_name(origin);
+        let which = if is_local_only(frontend, origin) {
+            format!("{policy} Local: backends of this node")
+        } else {
+            // Short-circuited for clients inside, whatever the policy for clients outside.
+            format!("{policy} Cluster: backends of all nodes")
+        };
+        let region = match region(frontend, origin) {
+            Ok(region) => region,
+            Err(reason) => {
+                self.say("traffic policy", format!("{which}: {}", says(reason.name())));
+                return Ok(());
+            }
+        };
+        self.say("traffic policy", which);
+        self.candidates(region)?;
+        self.affinity(frontend, origin, affinity);
+        Ok(())
+    }
+
+    fn affinity(&mut self, frontend: &Frontend, origin: Origin, affinity: &AffinityKey<A>) {
+        let from_node = self.from == From::Node;
+        if frontend.affinity_seconds == 0 {
+            self.explanation.by_chance = origin == Origin::Inside && self.explanation.backends.len() > 1;
+            let how = match origin {
+                Origin::Inside => "by chance",
+                Origin::Outside => "by the hash of addresses and ports",
+            };
+            self.say("choice", how);
+            return;
+        }
+        let id: BackendId = affine(self.tables, affinity, frontend, origin);
+        if let Some(backend) = self.tables.backend(id).filter(|_| id != 0) {
+            let to = end(backend.address, backend.port);
+            self.say("affinity", format!("the client stays with {to}"));
+            return;
+        }
+        let how = if from_node {
+            "by chance"
+        } else {
+            "by the hash of its address"
+        };
+        self.explanation.by_chance = from_node && self.explanation.backends.len() > 1;
+        self.say("affinity", format!("the client has no usable backend yet: {how}"));
+    }
+
+    fn candidates(&mut self, region: Region) -> Result<(), MapError> {
+        let mut counts = Counts::new();
+        for slot in self.tables.maps().slots(region)? {
+            *counts.entry(slot.backend).or_default() += 1;
+        }
+        for (id, count) in counts {
+            if let Some(backend) = self.tables.backend(id) {
+                self.explanation.backends.push(Candidate {
+                    address: end(backend.address, backend.port),
+                    state: state_of(backend.state),
+                    local: backend.flags & lb_common::layout::backend_flags::LOCAL != 0,
+                    share: f64::from(count) / f64::from(region.length.max(1)),
+                });
+            }
+        }
+        self.explanation
+            .backends
+            .sort_by_key(|candidate| candidate.address);
+        Ok(())
+    }
+}
+
+/// What a reason means.
+pub(super) fn says(reason: &'static str) -> &'static str {
+    let found = Reason::ALL.into_iter().find(|known| known.name() == reason);
+    let Some(found) = found else { return reason };
+    match found {
+        Reason::NoEndpoint => "the Service has no usable endpoint",
+        Reason::NoLocalEndpoint => "the policy is Local, and all endpoints are on other nodes",
+        Reason::UnknownPort => "no Service uses this port of the address",
+        Reason::BackendGone => "the connection's backend is gone",
+        Reason::StaleSlots => "the backends are just being replaced; the next packet finds the new ones",
+        Reason::NoSourcePort => "no source port or no node address for the rewrite",
+        Reason::FlowTableFull => "the flow table took no further connection",
+        Reason::RewriteFailed => "the packet could not be rewritten",
+        Reason::AnswerFailed => "the answer could not be built",
+        Reason::SourceRange => "the client is outside of loadBalancerSourceRanges",
+        Reason::NoRoute => "no route to the backend on another node, or the node does not forward",
+        Reason::TooBig => "too big for the link to the backend",
+        Reason::HopLimit => "its hop limit ends here",
+        Reason::UnknownFragment => "a fragment whose first one was not seen",
+    }
+}

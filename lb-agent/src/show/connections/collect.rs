@@ -1,0 +1,392 @@
+//! From the rows of the maps to connections.
+
+use std::collections::BTreeMap;
+
+use lb_common::flow::Lifetimes;
+use lb_common::layout::{
+    Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Socket, SocketKey, cookie, flow_flags,
+    flow_state, protocol,
+};
+
+use super::super::names::ServicePorts;
+use super::super::rows::{end, state_of};
+use super::{Connection, Kind, Opener, State};
+use crate::datapath::clock::Clock;
+use crate::datapath::live::{LiveFamily, LiveMaps};
+use crate::maps::{BackendState, MapError, Protocol};
+
+/// The rows of one IP version.
+struct Rows<'a, A> {
+    flows: &'a BTreeMap<FlowKey<A>, Flow<A>>,
+    sockets: &'a BTreeMap<SocketKey<A>, Socket<A>>,
+    frontends: &'a BTreeMap<FrontendKey<A>, Frontend>,
+    /// Those that flows and sockets name.
+    backends: BTreeMap<BackendId, Backend<A>>,
+    ports: &'a ServicePorts,
+    clock: Clock,
+    lifetimes: &'a Lifetimes,
+}
+
+/// All connections of both IP versions.
+pub(super) fn collect(
+    maps: &LiveMaps,
+    clock: Clock,
+    ports: &ServicePorts,
+) -> Result<Vec<Connection>, MapError> {
+    let mut connections = of_family::<lb_common::layout::Address4>(maps, clock, ports)?;
+    connections.extend(of_family::<lb_common::layout::Address6>(maps, clock, ports)?);
+    Ok(connections)
+}
+
+fn of_family<A: LiveFamily>(
+    maps: &LiveMaps,
+    clock: Clock,
+    ports: &ServicePorts,
+) -> Result<Vec<Connection>, MapError> {
+    let rows = A::rows(maps);
+    let (flows, sockets) = (rows.flows()?, rows.sockets()?);
+    let named = flows.values().map(|flow| flow.backend);
+    let named = named.chain(sockets.values().map(|socket| socket.backend));
+    let mut backends = BTreeMap::new();
+    for id in named {
+        if let std::collections::btree_map::Entry::Vacant(entry) = backends.entry(id)
+            && let Some(row) = rows.backend(id)?
+        {
+            entry.insert(row);
+        }
+    }
+    let rows = Rows {
+        flows: &flows,
+        sockets: &sockets,
+        frontends: &rows.frontends()?,
+        backends,
+        ports,
+        clock,
+        lifetimes: &maps.settings().lifetimes,
+    };
+    Ok(rows.connections())
+}
+
+impl<A: LiveFamily> Rows<'_, A> {
+    fn connections(&self) -> Vec<Connection> {
+        let requests = self.flows.iter().filter(|(_, flow)| !flow.is_reply());
+        let flows = requests.filter_map(|(key, flow)| self.flow(key, flow));
+        let sockets = self.sockets.iter().filter_map(|(key, row)| self.socket(key, row));
+        flows.chain(sockets).collect()
+    }
+
+    fn flow(&self, key: &FlowKey<A>, flow: &Flow<A>) -> Option<Connection> {
+        let client = end(key.source, key.source_port);
+        let source = end(flow.source, flow.source_port);
+        let reply = self
+            .flows
+            .get(&flow.peer_key(key.protocol))
+            .filter(|reply| reply.is_reply() && reply.answers(key));
+        let idle = |flow: &Flow<A>| self.clock.seconds_since_tick(flow.last_seen);
+        let idle_seconds = reply.map_or(u64::MAX, idle).min(idle(flow));
+        Some(Connection {
+            service: self.ports.name(flow.service),
+            service_id: flow.service,
+            protocol: protocol_of(key.protocol)?,
+            client: Opener::Address(client),
+            frontend: end(key.destination, key.destination_port),
+            backend: end(flow.destination, flow.destination_port),
+            backend_state: self.backend_state(flow.backend, flow.generation),
+            source: (source != client).then_some(source),
+            state: Some(self.state(key.protocol, flow, reply)),
+            idle_seconds: Some(idle_seconds),
+            kind: kind(flow.flags),
+        })
+    }
+
+    /// As the programs see it: a connection lives as long as either direction was seen lately.
+    fn state(&self, protocol: u8, flow: &Flow<A>, reply: Option<&Flow<A>>) -> State {
+        let now = self.clock.ticks();
+        let is_idle = |flow: &Flow<A>| {
+            let last_seen = self.clock.past_tick(flow.last_seen);
+            Flow { last_seen, ..*flow }.is_expired(protocol, now, self.lifetimes)
+        };
+        if is_idle(flow) && reply.is_none_or(is_idle) {
+            return State::Expired;
+        }
+        if flow.is_closed() {
+            return State::Closed;
+        }
+        let is = |bits| flow.state & bits != 0;
+        if is(flow_state::FIN_REQUEST | flow_state::FIN_REPLY) {
+            State::Closing
+        } else if is(flow_state::ANSWERED) {
+            State::Established
+        } else {
+            State::Opening
+        }
+    }
+
+    /// A socket has a row for its backend's address, which names the frontend; an unconnected one has another for the
+    /// frontend's, which is left out.
+    fn socket(&self, key: &SocketKey<A>, row: &Socket<A>) -> Option<Connection> {
+        if self.is_known_by_frontend(key, row) {
+            return None;
+        }
+        Some(Connection {
+            service: self.ports.name(row.service),
+            service_id: row.service,
+            protocol: protocol_of(key.protocol)?,
+            client: Opener::Socket(cookie(key.cookie)),
+            frontend: end(row.address, row.port),
+            backend: end(key.address, key.port),
+            backend_state: self.backend_state(row.backend, row.generation),
+            source: None,
+            state: None,
+            idle_seconds: None,
+            kind: Kind::Socket,
+        })
+    }
+
+    fn is_known_by_frontend(&self, key: &SocketKey<A>, row: &Socket<A>) -> bool {
+        let backend = self.backends.get(&row.backend);
+        let is_backend = |address, port| {
+            backend.is_some_and(|backend| {
+                backend.generation == row.generation && (backend.address, backend.port) == (address, port)
+            })
+        };
+        if is_backend(key.address, key.port) {
+            return false;
+        }
+        // The backend's row may belong to another endpoint by now.
+        let frontend = FrontendKey {
+            address: key.address,
+            port: key.port,
+            protocol: key.protocol,
+            pad: 0,
+        };
+        is_backend(row.address, row.port) || self.frontends.contains_key(&frontend)
+    }
+
+    fn backend_state(&self, id: BackendId, generation: u32) -> BackendState {
+        match self.backends.get(&id) {
+            Some(row) if row.generation == generation => state_of(row.state),
+            _ => BackendState::Gone,
+        }
+    }
+}
+
+fn protocol_of(number: u8) -> Option<Protocol> {
+    Some(match number {
+        protocol::TCP => Protocol::Tcp,
+        protocol::UDP => Protocol::Udp,
+        protocol::SCTP => Protocol::Sctp,
+        _ => return None,
+    })
+}
+
+fn kind(flags: u8) -> Kind {
+    if flags & flow_flags::FORWARD != 0 {
+        Kind::Forwarded
+    } else if flags & flow_flags::HAIRPIN != 0 {
+        Kind::Hairpin
+    } else {
+        Kind::Flow
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use lb_common::layout::{Address4, Port, backend_state, hook};
+
+    use super::*;
+
+    const NOW: u32 = 1_000_000;
+
+    fn address(last: u8) -> Address4 {
+        Ipv4Addr::new(10, 0, 0, last).into()
+    }
+
+    fn key() -> FlowKey<Address4> {
+        FlowKey {
+            source: address(50),
+            destination: address(1),
+            source_port: Port::new(4000),
+            destination_port: Port::new(80),
+            protocol: protocol::TCP,
+            hook: hook::INGRESS,
+            pad: 0,
+        }
+    }
+
+    fn request(state: u8, flags: u8, seen: u32) -> Flow<Address4> {
+        Flow {
+            source: address(50),
+            destination: address(11),
+            source_port: Port::new(4000),
+            destination_port: Port::new(8080),
+            service: 5,
+            backend: 1,
+            generation: 3,
+            last_seen: seen,
+            state,
+            flags,
+            difference: 0,
+        }
+    }
+
+    /// With a reply's entry that was seen at `replied`.
+    fn with_reply(flow: Flow<Address4>, replied: u32) -> BTreeMap<FlowKey<Address4>, Flow<Address4>> {
+        let reply = Flow {
+            source: address(1),
+            destination: address(50),
+            source_port: Port::new(80),
+            destination_port: Port::new(4000),
+            last_seen: replied,
+            flags: flow.flags | flow_flags::REPLY,
+            ..flow
+        };
+        [(key(), flow), (flow.peer_key(protocol::TCP), reply)].into()
+    }
+
+    fn backend(state: u8, generation: u32) -> Backend<Address4> {
+        Backend {
+            address: address(11),
+            port: Port::new(8080),
+            state,
+            flags: 0,
+            generation,
+            service: 5,
+        }
+    }
+
+    #[derive(Default)]
+    struct Case {
+        flows: BTreeMap<FlowKey<Address4>, Flow<Address4>>,
+        sockets: BTreeMap<SocketKey<Address4>, Socket<Address4>>,
+        backends: BTreeMap<BackendId, Backend<Address4>>,
+    }
+
+    impl Case {
+        fn connections(&self) -> Vec<Connection> {
+            let rows = Rows {
+                flows: &self.flows,
+                sockets: &self.sockets,
+                frontends: &BTreeMap::new(),
+                backends: self.backends.clone(),
+                ports: &ServicePorts::default(),
+                clock: Clock {
+                    jiffies: u64::from(NOW) << 8,
+                    jiffies_per_second: 256,
+                },
+                lifetimes: &Lifetimes::DEFAULT_SECONDS,
+            };
+            rows.connections()
+        }
+    }
+
+    #[test]
+    fn states() {
+        let both = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
+        for (bits, seen, expected) in [
+            (0, NOW, State::Opening),
+            (flow_state::ANSWERED, NOW, State::Established),
+            (flow_state::ANSWERED | flow_state::FIN_REPLY, NOW, State::Closing),
+            (flow_state::ANSWERED | both, NOW, State::Closed),
+            (flow_state::RESET, NOW, State::Closed),
+            (flow_state::RESET, NOW - 11, State::Expired),
+            (0, NOW - 61, State::Expired),
+            (0, NOW - 60, State::Opening),
+            // The clocks differ a little.
+            (0, NOW + 1, State::Opening),
+        ] {
+            let case = Case {
+                flows: with_reply(request(bits, 0, seen), seen),
+                ..Case::default()
+            };
+            let connections = case.connections();
+            assert_eq!(connections.len(), 1, "{connections:?}");
+            assert_eq!(connections[0].state, Some(expected), "{bits} {seen}");
+        }
+    }
+
+    #[test]
+    fn the_reply_counts_too() {
+        let case = Case {
+            flows: with_reply(request(0, 0, NOW - 100), NOW - 3),
+            ..Case::default()
+        };
+        let connection = &case.connections()[0];
+        assert_eq!(
+            (connection.idle_seconds, connection.state),
+            (Some(3), Some(State::Opening))
+        );
+    }
+
+    #[test]
+    fn kinds_and_sources() {
+        for (flags, expected) in [
+            (0, Kind::Flow),
+            (flow_flags::HAIRPIN, Kind::Hairpin),
+            (flow_flags::FORWARD, Kind::Forwarded),
+        ] {
+            let mut flow = request(0, flags, NOW);
+            flow.source_port = Port::new(61_000);
+            let case = Case {
+                flows: with_reply(flow, NOW),
+                ..Case::default()
+            };
+            let connection = &case.connections()[0];
+            assert_eq!(connection.kind, expected);
+            assert_eq!(connection.source, Some("10.0.0.50:61000".parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn a_backend_of_another_generation_is_gone() {
+        for (row, expected) in [
+            (Some(backend(backend_state::ACTIVE, 3)), BackendState::Active),
+            (Some(backend(backend_state::DRAINING, 3)), BackendState::Draining),
+            (Some(backend(backend_state::ACTIVE, 4)), BackendState::Gone),
+            (None, BackendState::Gone),
+        ] {
+            let case = Case {
+                flows: with_reply(request(0, 0, NOW), NOW),
+                backends: row.map(|row| (1, row)).into_iter().collect(),
+                ..Case::default()
+            };
+            assert_eq!(case.connections()[0].backend_state, expected);
+        }
+    }
+
+    #[test]
+    fn an_unconnected_socket_is_shown_once() {
+        let (frontend, pod) = ((address(1), Port::new(53)), (address(11), Port::new(8080)));
+        let row = |known_by: (Address4, Port), other: (Address4, Port)| {
+            let key = SocketKey {
+                cookie: [7, 1],
+                address: known_by.0,
+                port: known_by.1,
+                protocol: protocol::UDP,
+                pad: 0,
+            };
+            let socket = Socket {
+                address: other.0,
+                port: other.1,
+                pad: 0,
+                service: 5,
+                backend: 1,
+                generation: 3,
+            };
+            (key, socket)
+        };
+        let case = Case {
+            sockets: [row(pod, frontend), row(frontend, pod)].into(),
+            backends: [(1, backend(backend_state::ACTIVE, 3))].into(),
+            ..Case::default()
+        };
+        let connections = case.connections();
+        assert_eq!(connections.len(), 1, "{connections:?}");
+        assert_eq!(connections[0].client, Opener::Socket(7 + (1 << 32)));
+        assert_eq!(connections[0].frontend, "10.0.0.1:53".parse().unwrap());
+        assert_eq!(connections[0].backend, "10.0.0.11:8080".parse().unwrap());
+        assert_eq!(connections[0].state, None);
+    }
+}

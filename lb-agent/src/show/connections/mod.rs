@@ -1,0 +1,273 @@
+//! The connections that the programs remember: flows, and sockets that were translated at `connect`.
+
+mod collect;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use lb_common::layout::ServiceId;
+use serde::Serialize;
+
+use self::collect::collect;
+use super::names::{ServiceFilter, ServicePorts};
+use crate::cli::ConnectionsArguments;
+use crate::datapath::clock::Clock;
+use crate::datapath::live::LiveMaps;
+use crate::datapath::pins::Pins;
+use crate::maps::{BackendState, Protocol};
+use crate::output::{self, Table};
+use crate::privileges;
+
+/// How far a connection is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// The backend has not answered.
+    Opening,
+    /// The backend has answered.
+    Established,
+    /// One side has sent FIN.
+    Closing,
+    /// Both sides have sent FIN, or one RST.
+    Closed,
+    /// Idle for longer than it is remembered: the next packet begins a new connection.
+    Expired,
+}
+
+/// How the packets of a connection get to its backend.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    /// Rewritten, then through the node's stack.
+    Flow,
+    /// Sent on to another node.
+    Forwarded,
+    /// The client is the backend: sent back to where they came from.
+    Hairpin,
+    /// By the socket, which has the backend's address.
+    Socket,
+}
+
+/// Who opened a connection.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Opener {
+    /// An address and port.
+    Address(SocketAddr),
+    /// A socket of this node by its cookie, whose address the programs do not know.
+    Socket(u64),
+}
+
+/// A connection.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Connection {
+    service: String,
+    service_id: ServiceId,
+    protocol: Protocol,
+    client: Opener,
+    frontend: SocketAddr,
+    backend: SocketAddr,
+    backend_state: BackendState,
+    /// What the backend sees as its client, if that is another address or port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<SocketAddr>,
+    /// Not known of sockets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<State>,
+    /// Seconds since the last packet in either direction; not known of sockets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle_seconds: Option<u64>,
+    kind: Kind,
+}
+
+/// Prints them.
+pub fn run(arguments: &ConnectionsArguments) -> anyhow::Result<ExitCode> {
+    privileges::require("connections", &privileges::MAPS)?;
+    let pins = Pins::new(&arguments.show.pins.pin_path);
+    let maps = LiveMaps::open(&pins.maps())
+        .with_context(|| format!("no agent has run with --pin-path {}", pins.root().display()))?;
+    let clock = Clock::read().context("cannot read the clock")?;
+    let ports = ServicePorts::read(&maps)?;
+    let filter = Filter::new(arguments, &ports)?;
+    let mut connections = collect(&maps, clock, &ports)?;
+    connections.retain(|connection| filter.matches(connection));
+    connections.sort();
+    output::print(arguments.show.output, &connections, |rows| table(rows))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Which connections are shown.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Filter {
+    services: Option<std::collections::BTreeSet<ServiceId>>,
+    pod: Option<IpAddr>,
+    state: Option<State>,
+}
+
+impl Filter {
+    fn new(arguments: &ConnectionsArguments, ports: &ServicePorts) -> anyhow::Result<Self> {
+        let of_service = |wanted: &ServiceFilter| ports.require(wanted);
+        Ok(Self {
+            services: arguments.service.as_ref().map(of_service).transpose()?,
+            pod: arguments.pod,
+            state: arguments.state,
+        })
+    }
+
+    fn matches(&self, connection: &Connection) -> bool {
+        let is_pod = |pod: IpAddr| {
+            connection.backend.ip() == pod
+                || matches!(connection.client, Opener::Address(client) if client.ip() == pod)
+        };
+        let is_service = |services: &std::collections::BTreeSet<_>| services.contains(&connection.service_id);
+        self.services.as_ref().is_none_or(is_service)
+            && self.pod.is_none_or(is_pod)
+            && self.state.is_none_or(|state| connection.state == Some(state))
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Opening => "opening",
+            Self::Established => "established",
+            Self::Closing => "closing",
+            Self::Closed => "closed",
+            Self::Expired => "expired",
+        })
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Flow => "flow",
+            Self::Forwarded => "forwarded",
+            Self::Hairpin => "hairpin",
+            Self::Socket => "socket",
+        })
+    }
+}
+
+impl fmt::Display for Opener {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(formatter),
+            Self::Socket(cookie) => write!(formatter, "socket {cookie}"),
+        }
+    }
+}
+
+impl Serialize for Opener {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+fn table(connections: &[Connection]) -> Table {
+    let mut table = Table::new(&[
+        "service", "protocol", "client", "frontend", "backend", "source", "state", "idle", "kind",
+    ]);
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    for connection in connections {
+        let backend = match connection.backend_state {
+            BackendState::Active => connection.backend.to_string(),
+            state => format!("{} ({state})", connection.backend),
+        };
+        table.row([
+            connection.service.clone(),
+            connection.protocol.to_string(),
+            connection.client.to_string(),
+            connection.frontend.to_string(),
+            backend,
+            or_dash(connection.source.map(|source| source.to_string())),
+            or_dash(connection.state.map(|state| state.to_string())),
+            or_dash(connection.idle_seconds.map(|seconds| format!("{seconds} s"))),
+            connection.kind.to_string(),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(client: &str, state: State) -> Connection {
+        Connection {
+            service: "default/web:http".to_owned(),
+            service_id: 1,
+            protocol: Protocol::Tcp,
+            client: Opener::Address(client.parse().unwrap()),
+            frontend: "10.96.0.10:80".parse().unwrap(),
+            backend: "10.1.0.5:8080".parse().unwrap(),
+            backend_state: BackendState::Draining,
+            source: None,
+            state: Some(state),
+            idle_seconds: Some(3),
+            kind: Kind::Flow,
+        }
+    }
+
+    #[test]
+    fn filters() {
+        let opening = connection("10.1.0.9:1000", State::Opening);
+        let is_shown = |filter: Filter| filter.matches(&opening);
+        let pod = |text: &str| Filter {
+            pod: Some(text.parse().unwrap()),
+            ..Filter::default()
+        };
+        assert!(is_shown(Filter::default()));
+        assert!(is_shown(pod("10.1.0.9")) && is_shown(pod("10.1.0.5")) && !is_shown(pod("10.96.0.10")));
+        for (state, shown) in [(State::Opening, true), (State::Closed, false)] {
+            let filter = Filter {
+                state: Some(state),
+                ..Filter::default()
+            };
+            assert_eq!(is_shown(filter), shown, "{state}");
+        }
+        for (service, shown) in [(1, true), (2, false)] {
+            let filter = Filter {
+                services: Some([service].into()),
+                ..Filter::default()
+            };
+            assert_eq!(is_shown(filter), shown, "{service}");
+        }
+    }
+
+    #[test]
+    fn a_row_for_each() {
+        let socket = Connection {
+            client: Opener::Socket(77),
+            state: None,
+            idle_seconds: None,
+            kind: Kind::Socket,
+            backend_state: BackendState::Active,
+            ..connection("10.1.0.9:1000", State::Opening)
+        };
+        let text = table(&[connection("10.1.0.9:1000", State::Opening), socket]).to_string();
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(
+            lines[1].join(" "),
+            "default/web:http TCP 10.1.0.9:1000 10.96.0.10:80 10.1.0.5:8080 (draining) - opening 3 s flow"
+        );
+        assert_eq!(
+            lines[2].join(" "),
+            "default/web:http TCP socket 77 10.96.0.10:80 10.1.0.5:8080 - - - socket"
+        );
+    }
+
+    #[test]
+    fn json_leaves_out_what_is_not_known() {
+        let shown = serde_json::to_value(connection("10.1.0.9:1000", State::Opening)).unwrap();
+        assert_eq!(shown["client"], "10.1.0.9:1000");
+        assert_eq!(shown["idleSeconds"], 3);
+        assert_eq!(shown["backendState"], "draining");
+        assert!(shown.get("source").is_none(), "{shown}");
+    }
+}

@@ -1,0 +1,269 @@
+//! Service ports as people name them on the command line, and as the kernel's maps name them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use lb_common::layout::{Frontend, FrontendKey, ServiceId};
+
+use crate::datapath::live::{LiveFamily, LiveMaps};
+use crate::maps::MapError;
+
+/// A service port in the kernel.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NamedPort {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Name of the Service.
+    pub name: String,
+    /// Name of the port; empty if it has none.
+    pub port: String,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// Numbers of the port at the frontends.
+    pub numbers: BTreeSet<u16>,
+    /// Seconds that a client stays with its backend; 0 without session affinity.
+    pub affinity_seconds: u32,
+}
+
+impl NamedPort {
+    /// From `NAMESPACE/NAME/PORT/PROTOCOL`.
+    fn parse(text: &str) -> Self {
+        let mut parts = text.split('/').map(str::to_owned);
+        let mut part = || parts.next().unwrap_or_default();
+        Self {
+            namespace: part(),
+            name: part(),
+            port: part(),
+            protocol: part(),
+            ..Self::default()
+        }
+    }
+}
+
+impl fmt::Display for NamedPort {
+    /// `NAMESPACE/NAME`, and `:PORT` if the port has a name.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.namespace, self.name)?;
+        if !self.port.is_empty() {
+            write!(formatter, ":{}", self.port)?;
+        }
+        Ok(())
+    }
+}
+
+/// All service ports in the kernel.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ServicePorts(pub BTreeMap<ServiceId, NamedPort>);
+
+impl ServicePorts {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    pub fn read(maps: &LiveMaps) -> Result<Self, MapError> {
+        let names = maps.names()?.into_iter();
+        let mut ports = Self(names.map(|(id, name)| (id, NamedPort::parse(&name))).collect());
+        ports.add_frontends(&maps.ipv4().frontends()?);
+        ports.add_frontends(&maps.ipv6().frontends()?);
+        Ok(ports)
+    }
+
+    fn add_frontends<A: LiveFamily>(&mut self, frontends: &BTreeMap<FrontendKey<A>, Frontend>) {
+        for (key, row) in frontends {
+            if let Some(port) = self.0.get_mut(&row.service) {
+                port.numbers.insert(key.port.get());
+                port.affinity_seconds = port.affinity_seconds.max(row.affinity_seconds);
+            }
+        }
+    }
+
+    /// What an id stands for; `service ID` if the maps do not say.
+    pub fn name(&self, service: ServiceId) -> String {
+        match self.0.get(&service) {
+            Some(port) => port.to_string(),
+            None => format!("service {service}"),
+        }
+    }
+
+    /// The ids that a filter means.
+    pub fn matching(&self, wanted: &ServiceFilter) -> BTreeSet<ServiceId> {
+        let matching = self.0.iter().filter(|(_, port)| wanted.matches(port));
+        matching.map(|(id, _)| *id).collect()
+    }
+
+    /// The same; that there are none is an error.
+    ///
+    /// # Errors
+    /// If no service port in the kernel matches.
+    pub fn require(&self, wanted: &ServiceFilter) -> Result<BTreeSet<ServiceId>, UnknownService> {
+        let matching = self.matching(wanted);
+        if matching.is_empty() {
+            return Err(UnknownService(wanted.clone()));
+        }
+        Ok(matching)
+    }
+}
+
+/// No service port matches.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the kernel holds no Service {0}: see `lb-agent services`")]
+pub struct UnknownService(pub ServiceFilter);
+
+/// `NAMESPACE/NAME` or `NAMESPACE/NAME:PORT`, the port by its name or number.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceFilter {
+    namespace: String,
+    name: String,
+    port: Option<String>,
+}
+
+impl ServiceFilter {
+    /// Whether it names a port.
+    pub fn has_port(&self) -> bool {
+        self.port.is_some()
+    }
+
+    fn matches(&self, named: &NamedPort) -> bool {
+        let is_port = |port: &String| {
+            *port == named.port || port.parse().is_ok_and(|number| named.numbers.contains(&number))
+        };
+        self.namespace == named.namespace && self.name == named.name && self.port.as_ref().is_none_or(is_port)
+    }
+}
+
+impl fmt::Display for ServiceFilter {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.namespace, self.name)?;
+        match &self.port {
+            Some(port) => write!(formatter, ":{port}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for ServiceFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (service, port) = match text.split_once(':') {
+            Some((service, port)) => (service, Some(port.to_owned())),
+            None => (text, None),
+        };
+        match service.split_once('/') {
+            Some((namespace, name))
+                if !namespace.is_empty()
+                    && !name.is_empty()
+                    && !name.contains('/')
+                    && port.as_ref().is_none_or(|port| !port.is_empty()) =>
+            {
+                Ok(Self {
+                    namespace: namespace.to_owned(),
+                    name: name.to_owned(),
+                    port,
+                })
+            }
+            _ => Err("a Service is written NAMESPACE/NAME or NAMESPACE/NAME:PORT".to_owned()),
+        }
+    }
+}
+
+/// A client as affinity knows it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Client {
+    /// By its address.
+    Address(IpAddr),
+    /// By the cookie of its network namespace: it was translated at its socket.
+    Namespace(u64),
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(formatter),
+            Self::Namespace(cookie) => write!(formatter, "network namespace {cookie}"),
+        }
+    }
+}
+
+impl FromStr for Client {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let address = text.parse().map(Self::Address).ok();
+        let cookie = || {
+            text.parse()
+                .ok()
+                .filter(|cookie| *cookie != 0)
+                .map(Self::Namespace)
+        };
+        address
+            .or_else(cookie)
+            .ok_or_else(|| "a client is an IP address or the cookie of a network namespace".to_owned())
+    }
+}
+
+impl serde::Serialize for Client {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ports() -> ServicePorts {
+        let mut web = NamedPort::parse("default/web/http/TCP");
+        web.numbers = [80, 30080].into();
+        let mut dns = NamedPort::parse("kube-system/dns//UDP");
+        dns.numbers = [53].into();
+        ServicePorts([(1, web), (2, dns)].into())
+    }
+
+    #[test]
+    fn ports_are_known_by_name_and_number() {
+        for (text, expected) in [
+            ("default/web", &[1][..]),
+            ("default/web:http", &[1]),
+            ("default/web:30080", &[1]),
+            ("default/web:81", &[]),
+            ("other/web", &[]),
+            ("kube-system/dns:53", &[2]),
+        ] {
+            let filter: ServiceFilter = text.parse().unwrap();
+            assert_eq!(filter.to_string(), text);
+            let expected: BTreeSet<ServiceId> = expected.iter().copied().collect();
+            assert_eq!(ports().matching(&filter), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_as_filters_are_written() {
+        assert_eq!(ports().name(1), "default/web:http");
+        assert_eq!(ports().name(2), "kube-system/dns");
+        assert_eq!(ports().name(9), "service 9");
+    }
+
+    #[test]
+    fn what_names_no_service_is_refused() {
+        for text in ["", "web", "/web", "default/", "a/b/c", "default/web:"] {
+            assert!(text.parse::<ServiceFilter>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn clients() {
+        for (text, shown) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("fd00::1", "fd00::1"),
+            ("4026", "network namespace 4026"),
+        ] {
+            assert_eq!(text.parse::<Client>().unwrap().to_string(), shown);
+        }
+        for text in ["0", "web", "10.0.0", "-1"] {
+            assert!(text.parse::<Client>().is_err(), "{text}");
+        }
+    }
+}

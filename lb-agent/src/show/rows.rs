@@ -1,0 +1,22 @@
+//! Parts of rows as the commands show them.
+
+use std::net::SocketAddr;
+
+use lb_common::layout::{Port, backend_state};
+
+use crate::datapath::live::LiveFamily;
+use crate::maps::BackendState;
+
+/// The state of a backend row.
+pub(crate) fn state_of(state: u8) -> BackendState {
+    match state {
+        backend_state::ACTIVE => BackendState::Active,
+        backend_state::DRAINING => BackendState::Draining,
+        _ => BackendState::Gone,
+    }
+}
+
+/// An address and port.
+pub(crate) fn end<A: LiveFamily>(address: A, port: Port) -> SocketAddr {
+    SocketAddr::new(address.into(), port.get())
+}

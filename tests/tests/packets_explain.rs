@@ -1,0 +1,534 @@
+//! What `lb-agent explain` says of a packet is what the kernel programs do with it.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Map, MapData};
+use etherparse::PacketBuilder;
+use lb_agent::datapath::clock::Clock;
+use lb_agent::datapath::live::LiveMaps;
+use lb_agent::explain::{
+    Explanation, Fate, From, KernelRoutes, PacketProtocol, Question, Routes, Surroundings, Way, explain,
+};
+use lb_agent::maps::{Backend, BackendState, FrontendKey, MapOp, Protocol};
+use lb_common::layout::{
+    Address4, Address6, Frontend, PlainAddress, Region, Slot, SourceRange, frontend_flags, map,
+};
+use lb_common::packet::Verdict;
+use lb_common::reason::Reason;
+use lb_common::tables::TRANSLATED_PORTS;
+use lb_tests::packet::build::{Build, Seen, ack, see};
+use lb_tests::packet::world::{PROTOCOLS, World, at, data, first, keys, worlds};
+use lb_tests::packet::{Datapath, datapath};
+
+/// Programs at ingress, and where their senders are.
+const HOOKS: [(&str, From); 3] = [
+    ("lb_tc_from_pod", From::Pod),
+    ("lb_tc_from_network", From::Outside),
+    ("lb_xdp", From::Outside),
+];
+
+/// A node without any route.
+struct NoRoutes;
+
+impl Routes for NoRoutes {
+    fn to(&self, _destination: IpAddr) -> Way {
+        Way::NONE
+    }
+}
+
+fn ask(
+    datapath: &Datapath,
+    routes: &dyn Routes,
+    from: From,
+    protocol: PacketProtocol,
+    ends: (SocketAddr, SocketAddr),
+) -> Explanation {
+    let maps = LiveMaps::open(datapath.directory()).unwrap();
+    let surroundings = Surroundings {
+        clock: Clock::read().unwrap(),
+        routes,
+        has_socket_programs: false,
+    };
+    let question = Question {
+        protocol,
+        source: ends.0,
+        destination: ends.1,
+    };
+    explain(&maps, &surroundings, question, from).unwrap()
+}
+
+/// Asks, lets the kernel's program decide, and compares; returns what was said.
+#[track_caller]
+fn agree(datapath: &mut Datapath, hook: (&str, From), protocol: Protocol, packet: &Build) -> Explanation {
+    agree_along(datapath, &NoRoutes, hook, protocol, packet)
+}
+
+#[track_caller]
+fn agree_along(
+    datapath: &mut Datapath,
+    routes: &dyn Routes,
+    (program, from): (&str, From),
+    protocol: Protocol,
+    packet: &Build,
+) -> Explanation {
+    let before = see(&packet.bytes());
+    let asked = match protocol {
+        Protocol::Tcp => PacketProtocol::Tcp,
+        Protocol::Udp => PacketProtocol::Udp,
+        Protocol::Sctp => PacketProtocol::Sctp,
+    };
+    let said = ask(datapath, routes, from, asked, (before.source, before.destination));
+    let reasons = datapath.reasons();
+    let (verdict, bytes) = datapath.verdict(program, &packet.bytes());
+    let reasons: Vec<Reason> = new_reasons(&reasons, &datapath.reasons());
+    let context = format!("{program} {protocol}: {verdict:?} {reasons:?}, said {said:#?}");
+    let names: Vec<&str> = reasons.iter().map(|reason| reason.name()).collect();
+    assert_eq!(said.reason.into_iter().collect::<Vec<_>>(), names, "{context}");
+    match said.verdict {
+        Fate::Passed => assert_eq!((verdict, &bytes), (Verdict::Pass, &packet.bytes()), "{context}"),
+        Fate::Dropped => assert_eq!(verdict, Verdict::Drop, "{context}"),
+        Fate::Rejected => assert_eq!(verdict, Verdict::Bounce, "{context}"),
+        Fate::Translated => {
+            assert_eq!(verdict, Verdict::Pass, "{context}");
+            assert_rewritten(&said, &see(&bytes), &context);
+        }
+        // TC sends packets back and on alike.
+        Fate::Hairpin | Fate::Forwarded => {
+            assert_eq!(verdict, Verdict::Bounce, "{context}");
+            assert_rewritten(&said, &see(&bytes), &context);
+        }
+        Fate::Answered => panic!("only pings are answered: {context}"),
+    }
+    said
+}
+
+/// Whether the addresses and ports are those that were said.
+#[track_caller]
+fn assert_rewritten(said: &Explanation, seen: &Seen, context: &str) {
+    let source = said.new_source.unwrap();
+    if TRANSLATED_PORTS.contains(source.port()) {
+        assert_eq!(source.ip(), seen.source.ip(), "{context}");
+        assert!(TRANSLATED_PORTS.contains(seen.source.port()), "{context}");
+    } else {
+        assert_eq!(source, seen.source, "{context}");
+    }
+    if said.by_chance {
+        let mut backends = said.backends.iter();
+        assert!(
+            backends.any(|backend| backend.address == seen.destination),
+            "{context}"
+        );
+    } else {
+        assert_eq!(said.new_destination, Some(seen.destination), "{context}");
+    }
+}
+
+fn new_reasons(before: &[(Reason, u64)], after: &[(Reason, u64)]) -> Vec<Reason> {
+    let was = |reason: Reason| {
+        before
+            .iter()
+            .find(|(known, _)| *known == reason)
+            .map_or(0, |row| row.1)
+    };
+    let new = after.iter().filter(|(reason, count)| *count != was(*reason));
+    new.map(|(reason, _)| *reason).collect()
+}
+
+/// Runs a check at every hook, for both families and protocols, each on a Service with two Pods that is published as `row`
+/// says.
+fn with_service(
+    row: impl Fn(Frontend) -> Frontend,
+    mut check: impl FnMut(&mut Datapath, &World, (&str, From), Protocol),
+) {
+    let Some(mut datapath) = datapath() else { return };
+    for hook in HOOKS {
+        // What the hook before has left.
+        datapath.age(1_000_000);
+        for (service, world) in (1..).zip(worlds()) {
+            datapath.service(service, &keys(world.vip), &[at(world.pod), at(world.pod2)]);
+            let region = Region {
+                base: service * 100,
+                length: 2,
+            };
+            let value = row(Frontend {
+                service,
+                cluster: region,
+                local: region,
+                ..Frontend::default()
+            });
+            for key in keys(world.vip) {
+                datapath.apply(&MapOp::SetFrontend { key, value });
+            }
+            for protocol in PROTOCOLS {
+                check(&mut datapath, &world, hook, protocol);
+            }
+        }
+    }
+}
+
+#[test]
+fn plain_services_and_open_connections() {
+    with_service(
+        |row| row,
+        |datapath, world, hook, protocol| {
+            for port in 1000..1010 {
+                let client = world.client_at(port);
+                let said = agree(datapath, hook, protocol, &first(protocol, client, world.vip));
+                assert_eq!(said.verdict, Fate::Translated);
+                assert_eq!(said.by_chance, hook.1 == From::Pod);
+                assert_eq!(said.backends.len(), 2);
+                let known = agree(datapath, hook, protocol, &data(protocol, client, world.vip));
+                assert_eq!((known.verdict, known.by_chance), (Fate::Translated, false));
+                assert!(known.backends.is_empty(), "{known:?}");
+            }
+        },
+    );
+}
+
+#[test]
+fn clients_with_affinity() {
+    with_service(
+        |row| Frontend {
+            affinity_seconds: 100,
+            ..row
+        },
+        |datapath, world, hook, protocol| {
+            for port in 1000..1004 {
+                let client = world.client_at(port);
+                let said = agree(datapath, hook, protocol, &first(protocol, client, world.vip));
+                assert_eq!((said.verdict, said.by_chance), (Fate::Translated, false));
+            }
+        },
+    );
+}
+
+#[test]
+fn policy_local_without_endpoints_here() {
+    let local = frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL;
+    with_service(
+        |row| Frontend {
+            flags: local,
+            local: Region::default(),
+            ..row
+        },
+        |datapath, world, hook, protocol| {
+            let packet = first(protocol, world.client, world.vip);
+            let said = agree(datapath, hook, protocol, &packet);
+            assert_eq!(
+                (said.verdict, said.reason),
+                (Fate::Dropped, Some("no_local_endpoint"))
+            );
+        },
+    );
+}
+
+#[test]
+fn no_endpoints() {
+    with_service(
+        |row| Frontend {
+            cluster: Region::default(),
+            local: Region::default(),
+            ..row
+        },
+        |datapath, world, hook, protocol| {
+            let packet = first(protocol, world.client, world.vip);
+            let said = agree(datapath, hook, protocol, &packet);
+            assert_eq!((said.verdict, said.reason), (Fate::Rejected, Some("no_endpoint")));
+        },
+    );
+}
+
+#[test]
+fn other_ports_and_addresses() {
+    for (flags, expected) in [(0, Fate::Rejected), (frontend_flags::PASS_UNKNOWN, Fate::Passed)] {
+        with_service(
+            |row| row,
+            |datapath, world, hook, protocol| {
+                let value = Frontend {
+                    flags: frontend_flags::WILDCARD | flags,
+                    ..Frontend::default()
+                };
+                let key = FrontendKey::Wildcard(world.vip.ip());
+                datapath.apply(&MapOp::SetFrontend { key, value });
+                let unknown = SocketAddr::new(world.vip.ip(), 9);
+                let said = agree(datapath, hook, protocol, &first(protocol, world.client, unknown));
+                assert_eq!(said.verdict, expected);
+                let said = agree(
+                    datapath,
+                    hook,
+                    protocol,
+                    &first(protocol, world.client, world.vip2),
+                );
+                assert_eq!(said.verdict, Fate::Passed);
+            },
+        );
+    }
+}
+
+#[test]
+fn clients_in_and_out_of_source_ranges() {
+    const SET: u32 = 7;
+    with_service(
+        |row| Frontend {
+            source_ranges: SET,
+            ..row
+        },
+        |datapath, world, hook, protocol| {
+            let packet = first(protocol, world.client, world.vip);
+            let said = agree(datapath, hook, protocol, &packet);
+            assert_eq!((said.verdict, said.reason), (Fate::Dropped, Some("source_range")));
+            match world.client.ip() {
+                IpAddr::V4(client) => allow(datapath, map::SOURCE_RANGES4, SET, Address4::from(client), true),
+                IpAddr::V6(client) => allow(datapath, map::SOURCE_RANGES6, SET, Address6::from(client), true),
+            }
+            let said = agree(datapath, hook, protocol, &packet);
+            assert_eq!(said.verdict, Fate::Translated);
+            match world.client.ip() {
+                IpAddr::V4(client) => {
+                    allow(datapath, map::SOURCE_RANGES4, SET, Address4::from(client), false)
+                }
+                IpAddr::V6(client) => {
+                    allow(datapath, map::SOURCE_RANGES6, SET, Address6::from(client), false)
+                }
+            }
+        },
+    );
+}
+
+/// Lets the networks of 24 bits around a client in, or not any more.
+fn allow<A: PlainAddress>(datapath: &Datapath, name: &str, set: u32, network: A, is_allowed: bool) {
+    let map = MapData::from_pin(datapath.directory().join(name)).and_then(Map::from_map_data);
+    let mut rows: LpmTrie<_, SourceRange<A>, u32> = map.unwrap().try_into().unwrap();
+    let key = Key::new(SourceRange::<A>::SET_BITS + 24, SourceRange { set, network });
+    if is_allowed {
+        rows.insert(&key, 1, 0).unwrap();
+    } else {
+        rows.remove(&key).unwrap();
+    }
+}
+
+#[test]
+fn connections_whose_backend_is_gone() {
+    with_service(
+        |row| row,
+        |datapath, world, hook, protocol| {
+            let service = if world.vip.is_ipv4() { 1 } else { 2 };
+            let rows = [service * 100, service * 100 + 1];
+            agree(
+                datapath,
+                hook,
+                protocol,
+                &first(protocol, world.client, world.vip),
+            );
+            for row in rows {
+                datapath.replace(row, world.pod2.ip());
+            }
+            datapath.set_slots(rows[0], &rows);
+            let said = agree(datapath, hook, protocol, &data(protocol, world.client, world.vip));
+            let expected = match protocol {
+                Protocol::Tcp => (Fate::Rejected, Some("backend_gone")),
+                _ => (Fate::Translated, None),
+            };
+            assert_eq!((said.verdict, said.reason), expected);
+        },
+    );
+}
+
+#[test]
+fn idle_connections_begin_anew() {
+    with_service(
+        |row| row,
+        |datapath, world, hook, protocol| {
+            agree(
+                datapath,
+                hook,
+                protocol,
+                &first(protocol, world.client, world.vip),
+            );
+            datapath.age(100_000);
+            let said = agree(
+                datapath,
+                hook,
+                protocol,
+                &first(protocol, world.client, world.vip),
+            );
+            assert_eq!(said.backends.len(), 2, "{said:?}");
+        },
+    );
+}
+
+#[test]
+fn a_client_that_is_the_backend() {
+    let Some(mut datapath) = datapath() else { return };
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
+        let hook = HOOKS[0];
+        for protocol in PROTOCOLS {
+            let client = SocketAddr::new(world.pod.ip(), 40_000);
+            let said = agree(&mut datapath, hook, protocol, &first(protocol, client, world.vip));
+            assert_eq!(said.verdict, Fate::Hairpin);
+            // Now exactly, as it is remembered; and the reply.
+            let packet = data(protocol, client, world.vip);
+            agree(&mut datapath, hook, protocol, &packet);
+            let request = see(&datapath.bounce(hook.0, &packet.bytes()));
+            let reply = data(protocol, request.destination, request.source);
+            let said = agree(&mut datapath, hook, protocol, &reply);
+            assert_eq!(said.verdict, Fate::Hairpin);
+            assert_eq!(
+                (said.new_source, said.new_destination),
+                (Some(world.vip), Some(client))
+            );
+        }
+    }
+}
+
+#[test]
+fn a_closed_connection_begins_anew_with_syn_only() {
+    let Some(mut datapath) = datapath() else { return };
+    let [world, _] = worlds();
+    datapath.service(1, &keys(world.vip), &[at(world.pod)]);
+    agree(
+        &mut datapath,
+        HOOKS[0],
+        Protocol::Tcp,
+        &first(Protocol::Tcp, world.client, world.vip),
+    );
+    let reset = ack(world.client, world.vip).flags(|header| header.rst = true);
+    datapath.pass(HOOKS[0].0, &reset.bytes());
+    let said = agree(
+        &mut datapath,
+        HOOKS[0],
+        Protocol::Tcp,
+        &first(Protocol::Tcp, world.client, world.vip),
+    );
+    assert_eq!(said.backends.len(), 1, "{said:?}");
+}
+
+#[test]
+fn pings() {
+    let Some(mut datapath) = datapath() else { return };
+    for world in worlds() {
+        let key = FrontendKey::Wildcard(world.vip.ip());
+        for (flags, expected) in [
+            (None, Fate::Passed),
+            (Some(frontend_flags::WILDCARD), Fate::Passed),
+            (
+                Some(frontend_flags::WILDCARD | frontend_flags::ECHO),
+                Fate::Answered,
+            ),
+        ] {
+            if let Some(flags) = flags {
+                let value = Frontend {
+                    flags,
+                    ..Frontend::default()
+                };
+                datapath.apply(&MapOp::SetFrontend { key, value });
+            }
+            for (program, from) in HOOKS {
+                let ends = (world.client, world.vip);
+                let said = ask(&datapath, &NoRoutes, from, PacketProtocol::Icmp, ends);
+                assert_eq!(said.verdict, expected, "{program}");
+                let (verdict, _) = datapath.verdict(program, &ping(world.client.ip(), world.vip.ip()));
+                let answered = verdict == Verdict::Bounce;
+                assert_eq!(answered, expected == Fate::Answered, "{program} {verdict:?}");
+            }
+        }
+    }
+}
+
+fn ping(source: IpAddr, destination: IpAddr) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let link = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => link
+            .ipv4(source.octets(), destination.octets(), 64)
+            .icmpv4_echo_request(1, 1)
+            .write(&mut bytes, b"ping"),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => link
+            .ipv6(source.octets(), destination.octets(), 64)
+            .icmpv6_echo_request(1, 1)
+            .write(&mut bytes, b"ping"),
+        _ => panic!("two families"),
+    }
+    .unwrap();
+    bytes
+}
+
+/// Runs `ip` in the calling thread's network namespace.
+fn ip(line: &str) {
+    let status = Command::new("ip").args(line.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {line}");
+}
+
+#[test]
+fn clients_outside_of_backends_on_other_nodes() {
+    if datapath().is_none() {
+        return;
+    }
+    // Test runs happen in the network namespace of the calling thread, which ends with it.
+    let thread = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        for line in [
+            "link set lo up",
+            "link add out0 type veth peer name out1",
+            "link set out1 up",
+            "addr add 172.30.0.1/24 dev out0",
+            "addr add fd00:30::1/64 dev out0 nodad",
+            "link set out0 up",
+            "route add 10.1.0.0/16 dev out0",
+            "route add fd00:1::/64 dev out0",
+            "route add default dev out0",
+            "-6 route add default dev out0",
+        ] {
+            ip(line);
+        }
+        for forwards in ["0", "1"] {
+            for setting in [
+                "/proc/sys/net/ipv4/conf/all/forwarding",
+                "/proc/sys/net/ipv6/conf/all/forwarding",
+            ] {
+                std::fs::write(setting, forwards).unwrap();
+            }
+            forwarded(forwards == "1");
+        }
+    });
+    thread.join().unwrap();
+}
+
+fn forwarded(forwards: bool) {
+    let Some(mut datapath) = datapath() else { return };
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
+        let backend = Backend {
+            address: world.pod.ip(),
+            port: world.pod.port(),
+            state: BackendState::Active,
+            local: false,
+            in_cluster: true,
+            in_local: false,
+            generation: 1,
+            service,
+        };
+        let id = service * 100;
+        datapath.apply(&MapOp::SetBackend { id, backend });
+        let slots = vec![Slot {
+            backend: id,
+            generation: 1,
+        }];
+        datapath.apply(&MapOp::SetSlots { base: id, slots });
+        let routes = KernelRoutes::connect(world.client.ip()).unwrap();
+        for protocol in PROTOCOLS {
+            let packet = first(protocol, world.client, world.vip);
+            let said = agree_along(&mut datapath, &routes, HOOKS[1], protocol, &packet);
+            if forwards {
+                assert_eq!(said.verdict, Fate::Forwarded);
+                assert_eq!(said.device.as_deref(), Some("out0"));
+            } else {
+                assert_eq!((said.verdict, said.reason), (Fate::Dropped, Some("no_route")));
+            }
+        }
+    }
+}
