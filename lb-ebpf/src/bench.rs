@@ -50,6 +50,7 @@ fn prepare(data: usize, data_end: usize) -> Option<()> {
     // SAFETY: one measurement runs at a time, on one CPU.
     let plan = unsafe { &mut *PLAN.get_ptr_mut(0)? };
     plan.advance();
+    field::<2>(data, data_end, plan.hops_at)?.set_u16::<0>(plan.hops);
     set(data, data_end, plan.client_at, plan.client())?;
     set(data, data_end, plan.service_at, plan.service())
 }

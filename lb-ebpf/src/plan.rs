@@ -22,8 +22,10 @@ pub struct Plan {
     pub service: u32,
     /// The port on the service's end.
     pub service_port: u16,
-    /// Zero.
-    pub pad: u16,
+    /// The two bytes that hold the hop limit and the protocol, as they stand in memory: the programs count hops.
+    pub hops: u16,
+    /// Where they are.
+    pub hops_at: u32,
     /// Where the fields of the client's end are.
     pub client_at: EndAt,
     /// Where the fields of the service's end are.

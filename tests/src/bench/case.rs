@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use lb_agent::datapath::object::program;
 use lb_agent::maps::{Family, Protocol};
 
-use super::plan::{EndAt, Order, Plan};
+use super::plan::{End, EndAt, Order, Plan};
 use crate::packet::build::{self, Build};
 
 /// The number of random flows; a power of two.
@@ -26,6 +26,12 @@ pub(super) mod block {
     pub(in crate::bench) const VIPS: u32 = 0xac10_0000;
     /// Pods: that of a Service has the same number as its VIP.
     pub(in crate::bench) const PODS: u32 = 0xac14_0000;
+    /// The VIP of the Service whose Pod is on another node.
+    pub(in crate::bench) const REMOTE_VIP: u32 = 0xac18_0000;
+    /// That Pod.
+    pub(in crate::bench) const REMOTE_POD: u32 = 0xac1c_0000;
+    /// The node's address towards it.
+    pub(in crate::bench) const NODE: u32 = 0xac1f_0001;
     /// Neither.
     pub(in crate::bench) const FOREIGN: u32 = 0x6440_0000;
 }
@@ -33,6 +39,10 @@ pub(super) mod block {
 pub(super) const VIP_PORT: u16 = 80;
 /// The port of the Pods.
 pub(super) const POD_PORT: u16 = 8080;
+
+/// The only port that the programs give out: that of the first client, so that its packets and their replies differ in
+/// addresses only.
+pub(super) const TRANSLATED_PORT: u16 = 40_000;
 
 /// The program that is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +54,9 @@ pub enum Hook {
     /// TC of a Pod's device: what the Pod receives.
     ToPod,
 }
+
+/// The empty XDP program that asks for the route.
+pub(super) const EMPTY_ROUTE: &str = "lb_empty_route_xdp";
 
 impl Hook {
     /// The program's name.
@@ -73,6 +86,10 @@ pub enum Traffic {
     New,
     /// Of no Service and no flow.
     Foreign,
+    /// Requests to a Pod on another node, of a flow that exists.
+    SentOn,
+    /// Its replies.
+    SentBack,
 }
 
 /// How many flows take turns.
@@ -97,7 +114,11 @@ impl Flows {
     pub(super) fn of(traffic: Traffic) -> impl Iterator<Item = Self> {
         [Self::One, Self::Million]
             .into_iter()
-            .filter(move |flows| (traffic, *flows) != (Traffic::New, Self::One))
+            .filter(move |flows| match traffic {
+                Traffic::New => *flows == Self::Million,
+                Traffic::SentOn | Traffic::SentBack => *flows == Self::One,
+                Traffic::Established | Traffic::Foreign => true,
+            })
     }
 }
 
@@ -119,6 +140,8 @@ const TCP_CASES: &[(Hook, Traffic)] = &[
     (Hook::Xdp, Traffic::Established),
     (Hook::Xdp, Traffic::New),
     (Hook::Xdp, Traffic::Foreign),
+    (Hook::Xdp, Traffic::SentOn),
+    (Hook::Xdp, Traffic::SentBack),
     (Hook::FromPod, Traffic::Established),
     (Hook::FromPod, Traffic::New),
     (Hook::FromPod, Traffic::Foreign),
@@ -129,6 +152,8 @@ const TCP_CASES: &[(Hook, Traffic)] = &[
 const UDP_CASES: &[(Hook, Traffic)] = &[
     (Hook::Xdp, Traffic::Established),
     (Hook::Xdp, Traffic::New),
+    (Hook::Xdp, Traffic::SentOn),
+    (Hook::Xdp, Traffic::SentBack),
     (Hook::FromPod, Traffic::Established),
     (Hook::ToPod, Traffic::Established),
 ];
@@ -182,6 +207,7 @@ impl Case {
             (Hook::Xdp, Traffic::New, _) => Some(1000),
             (Hook::FromPod, Traffic::Established, Flows::One) => Some(200),
             (_, Traffic::Foreign, _) => Some(60),
+            (_, Traffic::SentOn | Traffic::SentBack, _) => Some(120),
             _ => None,
         }
     }
@@ -192,12 +218,14 @@ impl Case {
         let addresses = match self.traffic {
             Traffic::Foreign => ALL_FLOWS,
             Traffic::Established | Traffic::New => SERVICES,
+            Traffic::SentOn | Traffic::SentBack => 1,
         };
         let [source, destination] = self.ends_at();
-        let (client_at, service_at) = match self.hook {
-            Hook::Xdp | Hook::FromPod => (source, destination),
-            Hook::ToPod => (destination, source),
+        let (client_at, service_at) = match (self.hook, self.traffic) {
+            (Hook::ToPod, _) | (_, Traffic::SentBack) => (destination, source),
+            (Hook::Xdp | Hook::FromPod, _) => (source, destination),
         };
+        let (hops_at, hops) = self.hops();
         Plan {
             state: 0,
             order: self.order(),
@@ -206,7 +234,8 @@ impl Case {
             client: self.clients(),
             service,
             service_port,
-            pad: 0,
+            hops,
+            hops_at,
             client_at,
             service_at,
         }
@@ -217,7 +246,8 @@ impl Case {
         match (self.traffic, self.hook) {
             (Traffic::New, Hook::Xdp) => block::NEW_CLIENTS[0],
             (Traffic::New, Hook::FromPod | Hook::ToPod) => block::NEW_CLIENTS[1],
-            (Traffic::Established | Traffic::Foreign, _) => block::CLIENTS,
+            (Traffic::SentBack, _) => block::NODE,
+            (Traffic::Established | Traffic::Foreign | Traffic::SentOn, _) => block::CLIENTS,
         }
     }
 
@@ -229,7 +259,7 @@ impl Case {
                 multiplier: 22_695_477,
                 increment: 1,
             },
-            Traffic::Established | Traffic::Foreign => Order {
+            _ => Order {
                 multiplier: 1_664_525,
                 increment: 1_013_904_223,
             },
@@ -240,6 +270,8 @@ impl Case {
     fn service_end(&self) -> (u32, u16) {
         match (self.traffic, self.hook) {
             (Traffic::Foreign, _) => (block::FOREIGN, VIP_PORT),
+            (Traffic::SentOn, _) => (block::REMOTE_VIP, VIP_PORT),
+            (Traffic::SentBack, _) => (block::REMOTE_POD, POD_PORT),
             (_, Hook::ToPod) => (block::PODS, POD_PORT),
             _ => (block::VIPS, VIP_PORT),
         }
@@ -249,18 +281,57 @@ impl Case {
     pub(super) fn translated_end(&self) -> (u32, u16) {
         match (self.traffic, self.hook) {
             (Traffic::Foreign, _) => self.service_end(),
+            (Traffic::SentOn, _) => (block::REMOTE_POD, POD_PORT),
+            (Traffic::SentBack, _) => (block::REMOTE_VIP, VIP_PORT),
             (_, Hook::ToPod) => (block::VIPS, VIP_PORT),
             _ => (block::PODS, POD_PORT),
         }
     }
 
-    /// The action that all of the packets must get: on into the stack.
-    pub(super) fn action(&self) -> u32 {
+    /// The client's end after the program.
+    pub(super) fn translated_client(&self, client: End) -> End {
+        let address = match self.traffic {
+            Traffic::SentOn => block::NODE,
+            Traffic::SentBack => block::CLIENTS,
+            _ => client.address,
+        };
+        End { address, ..client }
+    }
+
+    /// The action of the empty program: on into the stack.
+    pub(super) fn empty_action(&self) -> u32 {
         match self.hook {
             // XDP_PASS (include/uapi/linux/bpf.h)
             Hook::Xdp => 2,
             // TC_ACT_UNSPEC (include/uapi/linux/pkt_cls.h)
             Hook::FromPod | Hook::ToPod => u32::MAX,
+        }
+    }
+
+    /// The action that all of the packets must get.
+    pub(super) fn action(&self) -> u32 {
+        match self.traffic {
+            // XDP_REDIRECT (include/uapi/linux/bpf.h)
+            Traffic::SentOn | Traffic::SentBack => 4,
+            _ => self.empty_action(),
+        }
+    }
+
+    /// The empty program's name: what is sent on is measured beside one that asks for the route too.
+    pub(super) fn empty(&self) -> &'static str {
+        match self.traffic {
+            Traffic::SentOn | Traffic::SentBack => EMPTY_ROUTE,
+            _ => self.hook.empty(),
+        }
+    }
+
+    /// Where hop limit and protocol are, and what stands there.
+    fn hops(&self) -> (u32, u16) {
+        const HOPS: u8 = 64;
+        let protocol = self.protocol.number();
+        match self.family {
+            Family::V4 => (22, u16::from_ne_bytes([HOPS, protocol])),
+            Family::V6 => (20, u16::from_ne_bytes([protocol, HOPS])),
         }
     }
 
@@ -311,6 +382,8 @@ impl fmt::Display for Case {
             (Traffic::New, _) => "new flow",
             (Traffic::Foreign, Hook::ToPod) => "not a reply",
             (Traffic::Foreign, _) => "not a Service",
+            (Traffic::SentOn, _) => "to another node",
+            (Traffic::SentBack, _) => "back from there",
         };
         write!(formatter, "{} {what}", self.protocol)
     }

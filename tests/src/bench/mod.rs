@@ -124,8 +124,8 @@ impl Bench {
         } else {
             effort.packets
         };
-        self.generator.aim(case.hook, self.subject.fd(case.hook.empty()));
-        let empty = self.generator.run(case, &mut plan.clone(), packets);
+        self.generator.aim(case.hook, self.subject.fd(case.empty()));
+        let empty = self.generator.run_empty(case, &mut plan.clone(), packets);
         self.generator
             .aim(case.hook, self.subject.fd(case.hook.program()));
         let program = self.generator.run(case, plan, packets);

@@ -1,15 +1,23 @@
 //! The programs that are measured, with Services in their maps.
 
+use std::net::IpAddr;
+use std::path::Path;
+
 use aya::Ebpf;
 use aya::programs::{Program, ProgramFd};
+use lb_agent::datapath::devices::DeviceTable;
 use lb_agent::datapath::maps::{Counters, KernelMaps};
 use lb_agent::datapath::object::{self, DEFAULT_CAPACITY, Settings};
+use lb_agent::devices::{Address, Link, Snapshot};
 use lb_agent::maps::{Backend, BackendState, Family, FrontendKey, MapOp, Maps as _, Protocol};
 use lb_common::layout::{Frontend, Region, Slot, frontend_flags};
+use lb_common::tables::PortRange;
+use nix::net::if_::if_nametoindex;
 
-use super::case::Hook;
-use super::case::{FLOW_ENTRIES, POD_PORT, SERVICES, VIP_PORT, address, block};
-use crate::lab::PinDirectory;
+use super::case::{
+    EMPTY_ROUTE, FLOW_ENTRIES, Hook, POD_PORT, SERVICES, TRANSLATED_PORT, VIP_PORT, address, block,
+};
+use crate::lab::{LoneNamespace, PinDirectory};
 use crate::packet::{NODE4, NODE6};
 
 /// The programs, their maps and counters.
@@ -17,7 +25,55 @@ pub(super) struct Subject {
     ebpf: Ebpf,
     counters: Counters,
     connections: u64,
+    _way: Way,
     _pins: PinDirectory,
+}
+
+/// The way to other nodes: a device in a network namespace that the calling thread is in until this is dropped.
+struct Way {
+    _alone: LoneNamespace,
+}
+
+impl Way {
+    fn make(maps: &Path) -> Self {
+        let alone = LoneNamespace::enter("bench").expect("a network namespace");
+        let namespace = alone.namespace();
+        let lines = [
+            "link set lo up",
+            "link add front type veth peer name front-end",
+            "link set front up",
+            "link set front-end up",
+            "addr add 192.0.2.1/24 dev front",
+            "addr add 2001:db8::1/64 dev front nodad",
+            "neigh add 192.0.2.254 lladdr 02:00:00:00:00:01 dev front nud permanent",
+            "neigh add 2001:db8::fe lladdr 02:00:00:00:00:01 dev front nud permanent",
+            "route add default via 192.0.2.254 dev front",
+            "route add default via 2001:db8::fe dev front",
+        ];
+        let forwarding = [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
+        namespace.sysctl(&forwarding).expect("the node forwards");
+        namespace.ip(&lines).expect("a device and routes");
+        let index = if_nametoindex("front").expect("the device is there");
+        let link = Link {
+            index,
+            up: true,
+            ethernet: true,
+            ..Link::default()
+        };
+        let addresses = Family::ALL.map(|family| Address {
+            address: address(family, block::NODE),
+            global: true,
+            stable: true,
+        });
+        let snapshot = Snapshot {
+            links: [(index, link)].into(),
+            addresses: [(index, addresses.to_vec())].into(),
+            default_routes: Vec::new(),
+        };
+        let mut table = DeviceTable::open(maps).expect("the maps are pinned");
+        table.set(&snapshot, &[index].into()).expect("the map takes it");
+        Self { _alone: alone }
+    }
 }
 
 impl Subject {
@@ -30,21 +86,31 @@ impl Subject {
             node_address6: Some(NODE6),
             capacity: DEFAULT_CAPACITY,
             flows: FLOW_ENTRIES,
+            translated_ports: PortRange {
+                first: TRANSLATED_PORT,
+                count: 1,
+            },
             ..Settings::default()
         };
         let mut ebpf = object::load(&settings, directory).expect("the programs load");
-        for name in [Hook::Xdp.empty(), Hook::FromPod.empty()] {
+        for name in [Hook::Xdp.empty(), Hook::FromPod.empty(), EMPTY_ROUTE] {
             load(&mut ebpf, name);
         }
         let mut maps = KernelMaps::open(directory).expect("the maps are pinned");
         for service in 0..SERVICES {
-            write_service(&mut maps, service);
+            let end = |family, block| address(family, block + service);
+            let ends = |family| [end(family, block::VIPS), end(family, block::PODS)];
+            write_service(&mut maps, service, true, ends);
         }
+        let ends = |family| [block::REMOTE_VIP, block::REMOTE_POD].map(|last| address(family, last));
+        write_service(&mut maps, SERVICES, false, ends);
+        let way = Way::make(directory);
         let counters = Counters::open(directory).expect("the counters are pinned");
         Self {
             ebpf,
             counters,
             connections: 0,
+            _way: way,
             _pins: pins,
         }
     }
@@ -81,8 +147,9 @@ fn load(ebpf: &mut Ebpf, name: &str) {
     .expect("the program loads");
 }
 
-/// Writes the rows of a Service in both families, as the agent would.
-fn write_service(maps: &mut KernelMaps, service: u32) {
+/// Writes the rows of a Service in both families, as the agent would. `ends` are its VIP and its Pod, which is on this node
+/// or not (`local`).
+fn write_service(maps: &mut KernelMaps, service: u32, local: bool, ends: impl Fn(Family) -> [IpAddr; 2]) {
     let mut apply = |operation| maps.apply(&operation).expect("the map takes it");
     // Id 0 is never valid.
     let id = service + 1;
@@ -108,18 +175,18 @@ fn write_service(maps: &mut KernelMaps, service: u32) {
         ..Frontend::default()
     };
     for family in Family::ALL {
+        let [vip, pod] = ends(family);
         let backend = Backend {
-            address: address(family, block::PODS + service),
+            address: pod,
             port: POD_PORT,
             state: BackendState::Active,
-            local: true,
+            local,
             in_cluster: true,
             in_local: true,
             generation: 1,
             service: id,
         };
         apply(MapOp::SetBackend { id, backend });
-        let vip = address(family, block::VIPS + service);
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             apply(MapOp::SetFrontend {
                 key: FrontendKey::Port(vip, VIP_PORT, protocol),
