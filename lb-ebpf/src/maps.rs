@@ -11,8 +11,8 @@ use lb_common::filter::{self, Position};
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Fragment,
-    FragmentKey, Frontend, FrontendKey, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey,
-    LoadedSettings, SourceRange, device_flags,
+    FragmentKey, Frontend, FrontendKey, LoadedSettings, ServiceId, ServiceName, ServiceStats, Slot, Socket,
+    SocketKey, SourceRange, device_flags,
 };
 use lb_common::reason::Reason;
 

@@ -1,5 +1,4 @@
 //! What the commands read from the maps, and write to them, agrees with what the kernel programs do.
-#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use lb_agent::datapath::clock::Clock;
 use lb_agent::datapath::live::LiveMaps;
