@@ -136,6 +136,7 @@ pub struct AffinityPinArguments {
 
 /// Arguments of `affinity clear`.
 #[derive(Args, Clone, Debug)]
+#[command(group = clap::ArgGroup::new("which").args(["service", "client", "all"]).required(true).multiple(true))]
 pub struct AffinityClearArguments {
     /// Where the agent pins.
     #[command(flatten)]
@@ -144,7 +145,7 @@ pub struct AffinityClearArguments {
     #[command(flatten)]
     pub which: AffinityFilter,
     /// All clients of all Services
-    #[arg(long, conflicts_with_all = ["service", "client"], required_unless_present_any = ["service", "client"])]
+    #[arg(long, conflicts_with_all = ["service", "client"])]
     pub all: bool,
 }
 

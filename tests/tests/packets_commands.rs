@@ -1,12 +1,11 @@
 //! What the commands read from the maps, and write to them, agrees with what the kernel programs do.
-#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use lb_agent::datapath::clock::Clock;
 use lb_agent::datapath::live::LiveMaps;
-use lb_agent::maps::{BackendState, FrontendKey, MapOp};
+use lb_agent::maps::{BackendState, MapOp};
 use lb_agent::show::affinity::{self, PinError, Which};
 use lb_agent::show::names::{Client, ServiceFilter};
-use lb_common::layout::{Frontend, Region};
+use lb_common::layout::Frontend;
 use lb_tests::packet::build::{see, syn};
 use lb_tests::packet::world::{World, at, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
@@ -17,24 +16,13 @@ fn affine_service(datapath: &mut Datapath, world: &World, service: u32) {
     datapath.service(service, &keys(world.vip), &pods);
     let name = format!("default/web-{service}/http/TCP");
     datapath.apply(&MapOp::SetName { service, name });
-    let region = Region {
-        base: service * 100,
-        length: 2,
-    };
     for key in keys(world.vip) {
         let value = Frontend {
-            service,
-            cluster: region,
-            local: region,
             affinity_seconds: 100,
-            ..Frontend::default()
+            ..Datapath::row(service, 2)
         };
-        set_frontend(datapath, key, value);
+        datapath.frontend(key, value);
     }
-}
-
-fn set_frontend(datapath: &mut Datapath, key: FrontendKey, value: Frontend) {
-    datapath.apply(&MapOp::SetFrontend { key, value });
 }
 
 #[test]

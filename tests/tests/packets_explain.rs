@@ -1,25 +1,22 @@
 //! What `lb-agent explain` says of a packet is what the kernel programs do with it.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
 
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Map, MapData};
 use etherparse::PacketBuilder;
 use lb_agent::datapath::clock::Clock;
 use lb_agent::datapath::live::LiveMaps;
 use lb_agent::explain::{
     Explanation, Fate, From, KernelRoutes, PacketProtocol, Question, Routes, Surroundings, Way, explain,
 };
-use lb_agent::maps::{Backend, BackendState, FrontendKey, MapOp, Protocol};
-use lb_common::layout::{
-    Address4, Address6, Frontend, PlainAddress, Region, Slot, SourceRange, frontend_flags, map,
-};
+use lb_agent::maps::{FrontendKey, Protocol};
+use lb_common::layout::{Frontend, Region, frontend_flags};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_common::tables::TRANSLATED_PORTS;
 use lb_tests::packet::build::{Build, Seen, ack, see};
+use lb_tests::packet::network::{Network, Place};
 use lb_tests::packet::world::{PROTOCOLS, World, at, data, first, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
@@ -95,9 +92,12 @@ fn agree_along(
             assert_eq!(verdict, Verdict::Pass, "{context}");
             assert_rewritten(&said, &see(&bytes), &context);
         }
-        // TC sends packets back and on alike.
         Fate::Hairpin | Fate::Forwarded => {
-            assert_eq!(verdict, Verdict::Bounce, "{context}");
+            let sent = match said.verdict {
+                Fate::Hairpin => Verdict::Bounce,
+                _ => Verdict::Redirect,
+            };
+            assert_eq!(verdict, sent, "{context}");
             assert_rewritten(&said, &see(&bytes), &context);
         }
         Fate::Answered => panic!("only pings are answered: {context}"),
@@ -109,7 +109,7 @@ fn agree_along(
 #[track_caller]
 fn assert_rewritten(said: &Explanation, seen: &Seen, context: &str) {
     let source = said.new_source.unwrap();
-    if TRANSLATED_PORTS.contains(source.port()) {
+    if said.source_port_by_chance {
         assert_eq!(source.ip(), seen.source.ip(), "{context}");
         assert!(TRANSLATED_PORTS.contains(seen.source.port()), "{context}");
     } else {
@@ -146,21 +146,12 @@ fn with_service(
     let Some(mut datapath) = datapath() else { return };
     for hook in HOOKS {
         // What the hook before has left.
-        datapath.age(1_000_000);
+        datapath.forget();
         for (service, world) in (1..).zip(worlds()) {
             datapath.service(service, &keys(world.vip), &[at(world.pod), at(world.pod2)]);
-            let region = Region {
-                base: service * 100,
-                length: 2,
-            };
-            let value = row(Frontend {
-                service,
-                cluster: region,
-                local: region,
-                ..Frontend::default()
-            });
+            let value = row(Datapath::row(service, 2));
             for key in keys(world.vip) {
-                datapath.apply(&MapOp::SetFrontend { key, value });
+                datapath.frontend(key, value);
             }
             for protocol in PROTOCOLS {
                 check(&mut datapath, &world, hook, protocol);
@@ -252,7 +243,7 @@ fn other_ports_and_addresses() {
                     ..Frontend::default()
                 };
                 let key = FrontendKey::Wildcard(world.vip.ip());
-                datapath.apply(&MapOp::SetFrontend { key, value });
+                datapath.frontend(key, value);
                 let unknown = SocketAddr::new(world.vip.ip(), 9);
                 let said = agree(datapath, hook, protocol, &first(protocol, world.client, unknown));
                 assert_eq!(said.verdict, expected);
@@ -270,44 +261,28 @@ fn other_ports_and_addresses() {
 
 #[test]
 fn clients_in_and_out_of_source_ranges() {
-    const SET: u32 = 7;
+    // A set for each case, because there is one of each family and protocol.
+    let sets = Cell::new(0);
     with_service(
-        |row| Frontend {
-            source_ranges: SET,
-            ..row
-        },
+        |row| row,
         |datapath, world, hook, protocol| {
+            sets.set(sets.get() + 1);
+            let service = if world.vip.is_ipv4() { 1 } else { 2 };
+            let value = Frontend {
+                source_ranges: sets.get(),
+                ..Datapath::row(service, 2)
+            };
+            for key in keys(world.vip) {
+                datapath.frontend(key, value);
+            }
             let packet = first(protocol, world.client, world.vip);
             let said = agree(datapath, hook, protocol, &packet);
             assert_eq!((said.verdict, said.reason), (Fate::Dropped, Some("source_range")));
-            match world.client.ip() {
-                IpAddr::V4(client) => allow(datapath, map::SOURCE_RANGES4, SET, Address4::from(client), true),
-                IpAddr::V6(client) => allow(datapath, map::SOURCE_RANGES6, SET, Address6::from(client), true),
-            }
+            datapath.allow(sets.get(), world.client.ip(), 24);
             let said = agree(datapath, hook, protocol, &packet);
             assert_eq!(said.verdict, Fate::Translated);
-            match world.client.ip() {
-                IpAddr::V4(client) => {
-                    allow(datapath, map::SOURCE_RANGES4, SET, Address4::from(client), false)
-                }
-                IpAddr::V6(client) => {
-                    allow(datapath, map::SOURCE_RANGES6, SET, Address6::from(client), false)
-                }
-            }
         },
     );
-}
-
-/// Lets the networks of 24 bits around a client in, or not any more.
-fn allow<A: PlainAddress>(datapath: &Datapath, name: &str, set: u32, network: A, is_allowed: bool) {
-    let map = MapData::from_pin(datapath.directory().join(name)).and_then(Map::from_map_data);
-    let mut rows: LpmTrie<_, SourceRange<A>, u32> = map.unwrap().try_into().unwrap();
-    let key = Key::new(SourceRange::<A>::SET_BITS + 24, SourceRange { set, network });
-    if is_allowed {
-        rows.insert(&key, 1, 0).unwrap();
-    } else {
-        rows.remove(&key).unwrap();
-    }
 }
 
 #[test]
@@ -425,7 +400,7 @@ fn pings() {
                     flags,
                     ..Frontend::default()
                 };
-                datapath.apply(&MapOp::SetFrontend { key, value });
+                datapath.frontend(key, value);
             }
             for (program, from) in HOOKS {
                 let ends = (world.client, world.vip);
@@ -457,78 +432,49 @@ fn ping(source: IpAddr, destination: IpAddr) -> Vec<u8> {
     bytes
 }
 
-/// Runs `ip` in the calling thread's network namespace.
-fn ip(line: &str) {
-    let status = Command::new("ip").args(line.split(' ')).status().unwrap();
-    assert!(status.success(), "ip {line}");
-}
-
 #[test]
 fn clients_outside_of_backends_on_other_nodes() {
-    if datapath().is_none() {
-        return;
-    }
-    // Test runs happen in the network namespace of the calling thread, which ends with it.
-    let thread = std::thread::spawn(|| {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        for line in [
-            "link set lo up",
-            "link add out0 type veth peer name out1",
-            "link set out1 up",
-            "addr add 172.30.0.1/24 dev out0",
-            "addr add fd00:30::1/64 dev out0 nodad",
-            "link set out0 up",
-            "route add 10.1.0.0/16 dev out0",
-            "route add fd00:1::/64 dev out0",
-            "route add default dev out0",
-            "-6 route add default dev out0",
-        ] {
-            ip(line);
-        }
-        for forwards in ["0", "1"] {
-            for setting in [
-                "/proc/sys/net/ipv4/conf/all/forwarding",
-                "/proc/sys/net/ipv6/conf/all/forwarding",
-            ] {
-                std::fs::write(setting, forwards).unwrap();
-            }
-            forwarded(forwards == "1");
-        }
-    });
-    thread.join().unwrap();
-}
-
-fn forwarded(forwards: bool) {
     let Some(mut datapath) = datapath() else { return };
+    let network = Network::enter(&mut datapath);
     for (service, world) in (1..).zip(worlds()) {
-        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
-        let backend = Backend {
-            address: world.pod.ip(),
-            port: world.pod.port(),
-            state: BackendState::Active,
-            local: false,
-            in_cluster: true,
-            in_local: false,
-            generation: 1,
-            service,
-        };
-        let id = service * 100;
-        datapath.apply(&MapOp::SetBackend { id, backend });
-        let slots = vec![Slot {
-            backend: id,
-            generation: 1,
-        }];
-        datapath.apply(&MapOp::SetSlots { base: id, slots });
-        let routes = KernelRoutes::connect(world.client.ip()).unwrap();
-        for protocol in PROTOCOLS {
-            let packet = first(protocol, world.client, world.vip);
-            let said = agree_along(&mut datapath, &routes, HOOKS[1], protocol, &packet);
-            if forwards {
-                assert_eq!(said.verdict, Fate::Forwarded);
-                assert_eq!(said.device.as_deref(), Some("out0"));
-            } else {
-                assert_eq!((said.verdict, said.reason), (Fate::Dropped, Some("no_route")));
+        for place in [Place::Back, Place::Front, Place::Node, Place::Unreachable] {
+            let backend = world.backend_at(place);
+            datapath.service(service, &keys(world.vip), &[at(backend)]);
+            datapath.change_backend(service * 100, |row| row.local = false);
+            let routes = KernelRoutes::connect(world.client.ip()).unwrap();
+            for protocol in PROTOCOLS {
+                datapath.forget();
+                let packet = first(protocol, world.client, world.vip);
+                let said = agree_along(&mut datapath, &routes, HOOKS[1], protocol, &packet);
+                let source = said.new_source.map(|source| source.ip());
+                let (verdict, expected, device) = match place {
+                    Place::Back => (Fate::Forwarded, Some(world.back_address()), Some("back")),
+                    Place::Front => (Fate::Forwarded, Some(world.node), Some("front")),
+                    Place::Node => (Fate::Translated, Some(world.client.ip()), None),
+                    _ => (Fate::Dropped, None, None),
+                };
+                assert_eq!(
+                    (said.verdict, source, said.device.as_deref()),
+                    (verdict, expected, device),
+                    "{place:?}"
+                );
+                if verdict == Fate::Forwarded {
+                    // Now that it is open.
+                    let packet = data(protocol, world.client, world.vip);
+                    let said = agree_along(&mut datapath, &routes, HOOKS[1], protocol, &packet);
+                    assert_eq!((said.verdict, said.source_port_by_chance), (verdict, false));
+                }
             }
         }
+    }
+    network.sysctl(&[("ipv4/ip_forward", "0"), ("ipv6/conf/all/forwarding", "0")]);
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.backend_at(Place::Back))]);
+        datapath.change_backend(service * 100, |row| row.local = false);
+        datapath.forget();
+        let routes = KernelRoutes::connect(world.client.ip()).unwrap();
+        let packet = first(Protocol::Tcp, world.client, world.vip);
+        let said = agree_along(&mut datapath, &routes, HOOKS[1], Protocol::Tcp, &packet);
+        assert_eq!(said.reason, Some("no_route"));
     }
 }

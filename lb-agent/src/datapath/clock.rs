@@ -14,7 +14,7 @@ use nix::time::{ClockId, clock_getres, clock_gettime};
 /// What the kernel's clock shows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Clock {
-    /// Jiffies since [`initial`], and that.
+    /// Jiffies, which do not begin at 0.
     pub jiffies: u64,
     /// How many jiffies a second has.
     pub jiffies_per_second: u32,

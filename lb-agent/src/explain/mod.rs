@@ -14,7 +14,6 @@ mod tables;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use lb_common::choose::Origin;
 use lb_common::decide;
 use lb_common::host::Bytes;
 use lb_common::layout::{Address4, Address6, FlowKey, Port, hook};
@@ -106,7 +105,7 @@ pub struct Explanation {
     /// The Service's port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// The source after the rewrite. Its port is one of many if the programs give it out.
+    /// The source after the rewrite.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub new_source: Option<SocketAddr>,
     /// The destination after the rewrite.
@@ -114,6 +113,8 @@ pub struct Explanation {
     pub new_destination: Option<SocketAddr>,
     /// Whether chance chooses among the backends: `new_destination` is then one of them.
     pub by_chance: bool,
+    /// Whether chance chooses the source's port: that of `new_source` is then one of many.
+    pub source_port_by_chance: bool,
     /// The device that the packet leaves by, if it is sent on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
@@ -173,6 +174,7 @@ fn explain_family<A: LiveFamily>(
         new_source: None,
         new_destination: None,
         by_chance: false,
+        source_port_by_chance: false,
         device: None,
         steps: Vec::new(),
         backends: Vec::new(),
@@ -258,6 +260,8 @@ fn ask_packet<A: LiveFamily>(
     }
     if is_changed && !explanation.verdict.is_refusal() && question.protocol != PacketProtocol::Icmp {
         (explanation.new_source, explanation.new_destination) = ends::<A>(&probe.bytes);
+        let port = explanation.new_source.map(|source| source.port());
+        explanation.source_port_by_chance = tables.has_opened() && port != Some(question.source.port());
     }
     if explanation.verdict == Fate::Forwarded {
         explanation.device = probe.way().map(|way| device_name(way.device));
@@ -320,21 +324,19 @@ fn call<A: LiveFamily>(maps: &LiveMaps, key: &FlowKey<A>) -> Call<A> {
 }
 
 fn verdict_text(explanation: &Explanation) -> String {
-    let to = explanation
-        .new_destination
-        .map_or_else(String::new, |to| to.to_string());
-    let to = if explanation.by_chance {
-        format!("one of the backends, by chance (say {to})")
-    } else {
-        to
+    let to = match explanation.new_destination {
+        Some(to) if explanation.by_chance => format!("one of the backends by chance, say {to}"),
+        Some(to) => to.to_string(),
+        None => String::new(),
     };
-    let source = explanation
-        .new_source
-        .filter(|source| *source != explanation.source);
-    let source = source.map_or_else(
-        || ", the source stays".to_owned(),
-        |source| format!(", the source becomes {source}"),
-    );
+    let source = match explanation.new_source {
+        Some(source) if source == explanation.source => ", the source stays".to_owned(),
+        Some(source) if explanation.source_port_by_chance => {
+            format!(", the source becomes {} with a port by chance", source.ip())
+        }
+        Some(source) => format!(", the source becomes {source}"),
+        None => String::new(),
+    };
     let reason = explanation.reason.map_or("", says);
     match explanation.verdict {
         Fate::Translated if explanation.from == From::Node => {
@@ -356,11 +358,3 @@ fn verdict_text(explanation: &Explanation) -> String {
 
 /// Number of slots by backend.
 type Counts = BTreeMap<u32, u32>;
-
-/// The origin as the decision code knows it.
-fn policy_name(origin: Origin) -> &'static str {
-    match origin {
-        Origin::Inside => "internalTrafficPolicy",
-        Origin::Outside => "externalTrafficPolicy",
-    }
-}

@@ -28,11 +28,7 @@ const NO_ANSWER: u8 = 2;
 /// Answers; the exit code says whether the packet goes on.
 pub fn run(arguments: &ExplainArguments) -> ExitCode {
     let question = Question::new(arguments.protocol, arguments.source, arguments.destination);
-    let question = question.unwrap_or_else(|problem| {
-        Arguments::command()
-            .error(ErrorKind::ValueValidation, problem)
-            .exit()
-    });
+    let question = question.unwrap_or_else(|problem| refuse(&problem));
     match answer(arguments, question) {
         Ok(explanation) if explanation.verdict.is_refusal() => ExitCode::from(REFUSED),
         Ok(_) => ExitCode::SUCCESS,
@@ -40,6 +36,17 @@ pub fn run(arguments: &ExplainArguments) -> ExitCode {
             eprintln!("lb-agent: {error:#}");
             ExitCode::from(NO_ANSWER)
         }
+    }
+}
+
+/// Ends as clap does for arguments that it refuses itself.
+fn refuse(problem: &str) -> ! {
+    let mut all = Arguments::command();
+    all.build();
+    let kind = ErrorKind::ValueValidation;
+    match all.find_subcommand_mut("explain") {
+        Some(command) => command.error(kind, problem).exit(),
+        None => all.error(kind, problem).exit(),
     }
 }
 

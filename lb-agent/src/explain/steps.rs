@@ -9,7 +9,7 @@ use lb_common::reason::Reason;
 use lb_common::tables::Tables as _;
 
 use super::tables::Recorder;
-use super::{Candidate, Counts, Explanation, From, PacketProtocol, Step, call, policy_name};
+use super::{Candidate, Counts, Explanation, From, PacketProtocol, Step, call};
 use crate::datapath::live::LiveFamily;
 use crate::maps::MapError;
 use crate::show::names::ServicePorts;
@@ -214,17 +214,11 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         origin: Origin,
         affinity: &AffinityKey<A>,
     ) -> Result<(), MapError> {
-        let policy = policy_name(origin);
-        let which = if is_local_only(frontend, origin) {
-            format!("{policy} Local: backends of this node")
-        } else {
-            // Short-circuited for clients inside, whatever the policy for clients outside.
-            format!("{policy} Cluster: backends of all nodes")
-        };
+        let which = policy(frontend, origin);
         let region = match region(frontend, origin) {
             Ok(region) => region,
-            Err(reason) => {
-                self.say("traffic policy", format!("{which}: {}", says(reason.name())));
+            Err(_) => {
+                self.say("traffic policy", format!("{which}, and there is none"));
                 return Ok(());
             }
         };
@@ -279,6 +273,16 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
             .backends
             .sort_by_key(|candidate| candidate.address);
         Ok(())
+    }
+}
+
+/// Which backends clients of an origin may use.
+fn policy(frontend: &Frontend, origin: Origin) -> &'static str {
+    match (origin, is_local_only(frontend, origin)) {
+        (Origin::Inside, false) => "clients on this node use backends of all nodes",
+        (Origin::Inside, true) => "clients on this node use its own backends (internalTrafficPolicy: Local)",
+        (Origin::Outside, false) => "clients outside use backends of all nodes",
+        (Origin::Outside, true) => "clients outside use backends of this node (externalTrafficPolicy: Local)",
     }
 }
 
