@@ -2,22 +2,29 @@
 //! backends, and hardly differ when one backend comes or goes.
 //!
 //! The algorithm is that of section 3.4 of "Maglev: A Fast and Reliable Software Network Load Balancer" (Eisenbud and
-//! others, NSDI 2016). A table of another size is another table altogether: sizes are few and far apart.
+//! others, NSDI 2016), but for the order in which a backend likes the entries: with steps of equal width, as there, two
+//! backends now and then like nearly the same entries, and the one moves many when the other leaves. Multiplicative
+//! inverses modulo the size scatter the steps. A table of another size is another table altogether: sizes are few and
+//! far apart.
 
 use std::net::{IpAddr, SocketAddr};
 
 /// Sizes of tables: primes, so that every step width visits all entries.
 const SIZES: [u32; 10] = [251, 509, 1021, 2039, 4093, 8191, 16_381, 32_749, 65_521, 131_071];
-/// Entries for each backend, at least, unless that is more than the largest table has: shares differ by less than 1 %.
-const ENTRIES_PER_BACKEND: usize = 100;
+/// Entries for each backend, unless that is more than the largest table has: with a tenth of them, shares would still
+/// differ by no more than 1 %, but up to 3 % of the entries would change beside those of a backend that leaves.
+const ENTRIES_PER_BACKEND: usize = 1200;
+/// So few backends have the smallest table: nothing changes beside the leaver's entries, as all are the other's then.
+const FEW_BACKENDS: usize = 2;
 
 /// The number of entries of the table for so many backends; none for none.
 pub fn size(backends: usize) -> usize {
-    if backends == 0 {
-        return 0;
-    }
-    let wanted = backends.saturating_mul(ENTRIES_PER_BACKEND);
     let sizes = SIZES.map(|size| size as usize);
+    let wanted = match backends {
+        0 => return 0,
+        1..=FEW_BACKENDS => sizes[0],
+        backends => backends.saturating_mul(ENTRIES_PER_BACKEND),
+    };
     let fitting = sizes.into_iter().find(|size| *size >= wanted);
     fitting.unwrap_or(sizes[SIZES.len() - 1])
 }
@@ -25,6 +32,7 @@ pub fn size(backends: usize) -> usize {
 /// The table for these backends, each given once: positions in `backends`. Their order does not matter.
 pub fn table(backends: &[SocketAddr]) -> Vec<u32> {
     let size = size(backends.len());
+    let inverses = inverses(size);
     let mut preferences: Vec<Preferences> = (0..)
         .zip(backends)
         .map(|(backend, address)| Preferences::of(*address, backend, size))
@@ -36,7 +44,7 @@ pub fn table(backends: &[SocketAddr]) -> Vec<u32> {
     while free > 0 {
         // Each backend takes the free entry that it likes best, in turn.
         for preferences in preferences.iter_mut().take(free) {
-            let entry = preferences.next_free(&is_taken);
+            let entry = preferences.next_free(&is_taken, &inverses);
             is_taken[entry] = true;
             table[entry] = preferences.backend;
         }
@@ -45,37 +53,70 @@ pub fn table(backends: &[SocketAddr]) -> Vec<u32> {
     table
 }
 
+/// The multiplicative inverses of all numbers modulo a prime; that of 0 is 0.
+fn inverses(prime: usize) -> Vec<u32> {
+    let mut inverses = vec![0_u32; prime];
+    let mut known: Vec<u64> = vec![0; prime];
+    for number in 1..prime {
+        // From prime = quotient * number + rest follows 1 / number = -quotient / rest.
+        let inverse = match number {
+            1 => 1,
+            _ => {
+                let quotient = (prime / number) as u64;
+                prime as u64 - quotient * known[prime % number] % prime as u64
+            }
+        };
+        known[number] = inverse;
+        inverses[number] = u32::try_from(inverse).unwrap_or_default();
+    }
+    inverses
+}
+
 /// The entries in the order in which one backend likes them.
 struct Preferences {
     address: SocketAddr,
     backend: u32,
+    /// Where the next step leads, before it is scattered.
     next: usize,
     step: usize,
+    /// Added to what is scattered.
+    shift: usize,
 }
 
 impl Preferences {
     /// `size` is at least 3.
     fn of(address: SocketAddr, backend: u32, size: usize) -> Self {
-        const SEEDS: [u64; 2] = [0x6d61_676c_6576_0001, 0x6d61_676c_6576_0002];
-        let [start, step] = SEEDS.map(|seed| hash(seed, address));
+        const SEEDS: [u64; 3] = [
+            0x6d61_676c_6576_0001,
+            0x6d61_676c_6576_0002,
+            0x6d61_676c_6576_0003,
+        ];
+        let [start, step, shift] = SEEDS.map(|seed| hash(seed, address));
         Self {
             address,
             backend,
             next: remainder(start, size),
             step: remainder(step, size - 1) + 1,
+            shift: remainder(shift, size),
         }
     }
 
     /// The first free entry from `next` on; there is one.
-    fn next_free(&mut self, is_taken: &[bool]) -> usize {
-        while is_taken[self.next] {
-            self.next += self.step;
-            if self.next >= is_taken.len() {
-                self.next -= is_taken.len();
+    fn next_free(&mut self, is_taken: &[bool], inverses: &[u32]) -> usize {
+        let size = is_taken.len();
+        loop {
+            let entry = wrap(inverses[self.next] as usize + self.shift, size);
+            self.next = wrap(self.next + self.step, size);
+            if !is_taken[entry] {
+                return entry;
             }
         }
-        self.next
     }
+}
+
+/// A number below twice the size, modulo the size.
+fn wrap(number: usize, size: usize) -> usize {
+    if number >= size { number - size } else { number }
 }
 
 fn remainder(hash: u64, modulus: usize) -> usize {
@@ -147,9 +188,12 @@ mod tests {
             (0, 0),
             (1, 251),
             (2, 251),
-            (3, 509),
-            (10, 1021),
-            (655, 65_521),
+            (3, 4093),
+            (4, 8191),
+            (6, 8191),
+            (10, 16_381),
+            (54, 65_521),
+            (55, 131_071),
             (1000, 131_071),
             (5000, 131_071),
             (usize::MAX, 131_071),
@@ -171,7 +215,7 @@ mod tests {
         let backends = ["10.1.0.2:80", "10.1.0.3:80", "[fd00:1::2]:8080"].map(|text| text.parse().unwrap());
         assert_eq!(
             table(&backends)[..16],
-            [0, 1, 2, 1, 0, 1, 0, 1, 2, 0, 0, 0, 1, 1, 2, 1]
+            [2, 2, 2, 1, 1, 1, 2, 1, 0, 2, 1, 2, 0, 2, 1, 0]
         );
     }
 
@@ -223,9 +267,7 @@ mod tests {
                 .zip(named(&left))
                 .filter(|(old, new)| **old != leaver && *old != new)
                 .count();
-            // Measured: 3.1 % of the entries at 20 backends, 1.8 % at 160, 0.6 % at 1,000.
-            let limit = before.len() / backends.len() + before.len() * 3 / 200;
-            prop_assert!(changed <= limit, "{} of {}, {} backends", changed, before.len(), backends.len());
+            prop_assert!(changed <= before.len() / 100, "{} of {}, {} backends", changed, before.len(), backends.len());
         }
     }
 }
