@@ -6,20 +6,18 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic too")]
 
+mod objects;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lb_agent::controller::Controller;
 use lb_agent::maps::testing::{FakeMaps, FaultyMaps};
 use lb_agent::maps::{Capacity, Maps, dump};
 use lb_agent::model::{NodeConfig, NodePortAddresses, UnknownPort};
 use lb_agent::object::{Change, Kind, Object, ObjectReference};
-use serde::Deserialize;
-use serde_norway::Value;
 
 const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
 const CAPACITY: Capacity = Capacity {
@@ -38,27 +36,6 @@ struct Step {
     objects: Vec<Object>,
 }
 
-fn parse(path: &Path) -> Vec<Object> {
-    let text = fs::read_to_string(path).unwrap();
-    let mut objects = Vec::new();
-    for document in serde_norway::Deserializer::from_str(&text) {
-        let value = Value::deserialize(document).unwrap();
-        let object = match value.get("kind").and_then(Value::as_str) {
-            Some("Service") => Object::Service(Box::new(from::<Service>(value))),
-            Some("EndpointSlice") => Object::EndpointSlice(Box::new(from::<EndpointSlice>(value))),
-            Some("Node") => Object::Node(Box::new(from::<Node>(value))),
-            Some("Pod") => Object::Pod(Box::new(from::<Pod>(value))),
-            kind => panic!("{}: kind {kind:?}", path.display()),
-        };
-        objects.push(object);
-    }
-    objects
-}
-
-fn from<T: serde::de::DeserializeOwned>(value: Value) -> T {
-    serde_norway::from_value(value).unwrap()
-}
-
 fn steps(scenario: &Path) -> Vec<Step> {
     let mut paths: Vec<PathBuf> = fs::read_dir(scenario)
         .unwrap()
@@ -70,7 +47,7 @@ fn steps(scenario: &Path) -> Vec<Step> {
         .into_iter()
         .map(|path| Step {
             is_delete: path.file_stem().unwrap().to_string_lossy().ends_with("-delete"),
-            objects: parse(&path),
+            objects: objects::parse(&fs::read_to_string(&path).unwrap()),
             path,
         })
         .collect()

@@ -16,6 +16,8 @@ pub struct Usage {
     pub slots: usize,
     /// Service ids.
     pub services: usize,
+    /// Source ranges of IPv4 and IPv6.
+    pub source_ranges: [usize; 2],
     /// How much there is room for.
     pub capacity: Capacity,
 }
@@ -32,6 +34,10 @@ impl Installer {
             backends: Family::ALL.map(|family| usable.saturating_sub(tables.available_backends(family))),
             slots: tables.written_regions().map(|(_, slots)| slots.len()).sum(),
             services: tables.names().len(),
+            source_ranges: Family::ALL.map(|family| {
+                let ranges = tables.ranges().written();
+                ranges.filter(|(_, network)| network.family() == family).count()
+            }),
             capacity,
         }
     }

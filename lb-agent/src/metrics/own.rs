@@ -103,6 +103,11 @@ pub(super) fn maps(
                 usage.backends[index],
                 room.backends,
             );
+            add(
+                &format!("source ranges {family}"),
+                usage.source_ranges[index],
+                room.source_ranges,
+            );
         }
         add("slots", usage.slots, usage.capacity.slots);
         add("services", usage.services, usage.capacity.services);
@@ -160,6 +165,7 @@ mod tests {
             backends: [3, 4],
             slots: 5,
             services: 6,
+            source_ranges: [7, 8],
             capacity: Capacity {
                 frontends: 10,
                 slots: 20,
@@ -173,6 +179,8 @@ mod tests {
             "lb_map_entries{map=\"frontends IPv6\"} 2",
             "lb_map_entries{map=\"backends IPv4\"} 3",
             "lb_map_capacity{map=\"backends IPv6\"} 30",
+            "lb_map_entries{map=\"source ranges IPv6\"} 8",
+            "lb_map_capacity{map=\"source ranges IPv4\"} 50",
             "lb_map_entries{map=\"slots\"} 5",
             "lb_map_capacity{map=\"services\"} 40",
             "lb_map_entries{map=\"flows IPv4\"} 7",

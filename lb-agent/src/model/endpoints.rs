@@ -40,9 +40,22 @@ struct Endpoint<'a> {
 }
 
 impl Endpoint<'_> {
-    /// Of two endpoints with the same address and port, the greater one counts.
-    fn rank(&self) -> (bool, bool, bool) {
-        (self.ready, self.serving, !self.terminating)
+    /// Whether this one counts, of two with the same address and port. Their order does not matter, nor what else is
+    /// in the slices.
+    fn outranks(&self, other: &Self) -> bool {
+        let rank = |endpoint: &Self| {
+            (
+                endpoint.ready,
+                endpoint.serving,
+                !endpoint.terminating,
+                endpoint.local,
+            )
+        };
+        let hints = |endpoint: &Self| -> (Vec<&str>, Vec<&str>) {
+            (for_nodes(endpoint).collect(), for_zones(endpoint).collect())
+        };
+        let order = rank(self).cmp(&rank(other));
+        order.then_with(|| hints(self).cmp(&hints(other))).is_gt()
     }
 
     /// Takes new flows if no endpoint is ready.
@@ -129,7 +142,7 @@ impl<'a> Endpoints<'a> {
                     .entry(SocketAddr::new(endpoint.address, *number))
                     .or_insert(*endpoint);
                 // A terminating Pod's address may already be another Pod's.
-                if endpoint.rank() > found.rank() {
+                if endpoint.outranks(found) {
                     *found = *endpoint;
                 }
             }

@@ -1,16 +1,16 @@
-//! Which endpoints take new flows, in tables.
+//! Which endpoints take new flows, in tables; helpers for the other tests.
 
-use k8s_openapi::api::core::v1::{
-    LoadBalancerIngress, LoadBalancerStatus, ServicePort, ServiceSpec, ServiceStatus,
-};
+mod random;
+mod services;
+
+use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointHints, EndpointPort, ForNode, ForZone,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::*;
-use crate::desired::{DesiredBackend, DesiredVip, FrontendKind};
-use crate::maps::FrontendKey;
+use crate::desired::DesiredBackend;
 
 /// One endpoint: its last octet, then words: where it is, its conditions and its hints.
 fn endpoint(text: &str) -> Endpoint {
@@ -214,172 +214,4 @@ fn flows_of_udp_leave_endpoints_that_do_not_serve() {
 #[test]
 fn ports_of_another_protocol_do_not_match() {
     assert_eq!(selection("TCP", &[slice("UDP", &["1 here"])]), "||");
-}
-
-#[test]
-fn services_of_other_proxies() {
-    for (label, owner, is_handled) in [
-        (None, None, true),
-        (Some("ours"), None, false),
-        (Some(""), None, false),
-        (None, Some("ours"), false),
-        (Some("ours"), Some("ours"), true),
-        (Some("other"), Some("ours"), false),
-    ] {
-        let mut service = service(spec("TCP"));
-        service.metadata.labels = label.map(|name| [(PROXY_NAME_LABEL.to_owned(), name.to_owned())].into());
-        let node = NodeConfig {
-            service_proxy_name: owner.map(str::to_owned),
-            ..node()
-        };
-        let (desired, problems) = desired_on(&node, &service, &[]);
-        assert_eq!(desired.is_some(), is_handled, "{label:?} {owner:?}");
-        assert_eq!(problems, []);
-    }
-}
-
-/// Addresses with a wildcard row, where they come from and what holds for them.
-fn vips(desired: &DesiredService) -> Vec<String> {
-    let text = |vip: &DesiredVip| {
-        let words = [
-            Some(format!("{} {:?}", vip.address, vip.kind)),
-            vip.passes_unknown.then(|| "pass".to_owned()),
-            vip.has_endpoints.then(|| "endpoints".to_owned()),
-        ];
-        words.into_iter().flatten().collect::<Vec<_>>().join(" ")
-    };
-    desired.vips.iter().map(text).collect()
-}
-
-#[test]
-fn wildcard_rows() {
-    let mut spec = spec("TCP");
-    spec.type_ = Some("LoadBalancer".to_owned());
-    let external = ["192.168.0.1", "203.0.113.1", "10.96.0.1", "fd00:51::1"];
-    spec.external_ips = Some(external.map(str::to_owned).into());
-    let mut service = service(spec);
-    service.status = Some(load_balancer(&[("198.51.100.1", None), ("203.0.113.1", None)]));
-    let slices = [slice("TCP", &["1 here"])];
-    let own = ["10.96.0.1", "203.0.113.1", "fd00:51::1"];
-    let node_with_more = NodeConfig {
-        device_addresses: own.map(|text| text.parse().unwrap()).into(),
-        ..node()
-    };
-    let (desired, _) = desired_on(&node_with_more, &service, &slices);
-    assert_eq!(
-        vips(&desired.unwrap()),
-        [
-            "10.96.0.1 ClusterIp endpoints",
-            "198.51.100.1 LoadBalancer endpoints"
-        ]
-    );
-    for (unknown_port, pass) in [(UnknownPort::Reject, ""), (UnknownPort::Pass, " pass")] {
-        let node = NodeConfig {
-            unknown_port,
-            ..node()
-        };
-        let (desired, problems) = desired_on(&node, &service, &slices);
-        assert_eq!(problems, []);
-        assert_eq!(
-            vips(&desired.unwrap()),
-            [
-                "10.96.0.1 ClusterIp endpoints".to_owned(),
-                format!("198.51.100.1 LoadBalancer{pass} endpoints"),
-                format!("203.0.113.1 LoadBalancer{pass} endpoints"),
-                // The endpoint is of the other family.
-                format!("fd00:51::1 ExternalIp{pass}"),
-            ]
-        );
-    }
-    for (endpoints, has_endpoints) in [
-        (&["1 there"][..], true),
-        (&["1 there unready terminating"], true),
-        (&["1 there unready"], false),
-        (&[], false),
-    ] {
-        let (desired, _) = desired_of(&service, &[slice("TCP", endpoints)]);
-        assert_eq!(
-            desired.unwrap().vips[0].has_endpoints,
-            has_endpoints,
-            "{endpoints:?}"
-        );
-    }
-}
-
-/// The status of a load balancer with these addresses and their `ipMode`.
-fn load_balancer(ingress: &[(&str, Option<&str>)]) -> ServiceStatus {
-    let ingress = ingress.iter().map(|(ip, ip_mode)| LoadBalancerIngress {
-        ip: Some((*ip).to_owned()),
-        ip_mode: ip_mode.map(str::to_owned),
-        ..LoadBalancerIngress::default()
-    });
-    ServiceStatus {
-        load_balancer: Some(LoadBalancerStatus {
-            ingress: Some(ingress.collect()),
-        }),
-        conditions: None,
-    }
-}
-
-#[test]
-fn frontends_and_their_policies() {
-    let (inside, outside) = (frontend_flags::INSIDE_LOCAL, frontend_flags::OUTSIDE_LOCAL);
-    for (internal, external, expected_internal, expected_external) in [
-        (None, None, 0, 0),
-        (Some("Cluster"), Some("Cluster"), 0, 0),
-        (Some("Local"), Some("Cluster"), inside | outside, 0),
-        (Some("Cluster"), Some("Local"), 0, outside),
-        (Some("Local"), Some("Local"), inside | outside, outside),
-    ] {
-        let mut spec = spec("TCP");
-        spec.type_ = Some("NodePort".to_owned());
-        spec.internal_traffic_policy = internal.map(str::to_owned);
-        spec.external_traffic_policy = external.map(str::to_owned);
-        // The node's own address is no VIP, and one that is given twice is one.
-        spec.external_ips = Some(vec!["192.168.0.1".to_owned(), "10.96.0.1".to_owned()]);
-        let (desired, problems) = desired_of(&service(spec), &[]);
-        assert_eq!(problems, []);
-        let desired = desired.unwrap();
-        let frontends: Vec<(FrontendKey, FrontendKind, u32)> = desired.ports[0]
-            .frontends
-            .iter()
-            .map(|frontend| (frontend.key, frontend.kind, frontend.flags))
-            .collect();
-        let key = |address: &str, port| {
-            FrontendKey::Port(address.parse().unwrap(), port, crate::maps::Protocol::Tcp)
-        };
-        assert_eq!(
-            frontends,
-            [
-                (key("10.96.0.1", 80), FrontendKind::ClusterIp, expected_internal),
-                (
-                    key("192.168.0.1", 30080),
-                    FrontendKind::NodePort,
-                    expected_external
-                ),
-                (
-                    key("fd00:168::1", 30080),
-                    FrontendKind::NodePort,
-                    expected_external
-                ),
-                (
-                    key("192.168.0.1", 80),
-                    FrontendKind::ExternalIp,
-                    expected_external
-                ),
-            ]
-        );
-        assert_eq!(vips(&desired), ["10.96.0.1 ClusterIp"]);
-    }
-}
-
-#[test]
-fn huge_values_make_short_messages() {
-    let mut spec = spec("TCP");
-    spec.external_ips = Some(vec!["x".repeat(1_000_000)]);
-    let mut service = service(spec);
-    let (_, problems) = desired_of(&service, &[]);
-    assert!(problems[0].to_string().len() < 300, "{}", problems[0]);
-    service.metadata.name = Some("n".repeat(1_000_000));
-    assert_eq!(desired_of(&service, &[]).0, None);
 }

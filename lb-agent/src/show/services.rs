@@ -1,6 +1,6 @@
 //! The Services that the kernel holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
@@ -42,6 +42,9 @@ struct Frontend {
     outside_local: bool,
     #[serde(skip_serializing_if = "is_zero")]
     affinity_seconds: u32,
+    /// Clients must be in one of these networks; absent if all may come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source_ranges: Option<BTreeSet<String>>,
 }
 
 /// A backend of a service port.
@@ -89,6 +92,7 @@ fn service_ports(image: &MapImage) -> Vec<ServicePort> {
                 inside_local: value.flags & frontend_flags::INSIDE_LOCAL != 0,
                 outside_local: value.flags & frontend_flags::OUTSIDE_LOCAL != 0,
                 affinity_seconds: value.affinity_seconds,
+                source_ranges: source_ranges(image, Family::of(*address), value.source_ranges),
             };
             ports
                 .entry(value.service)
@@ -122,6 +126,30 @@ fn service_ports(image: &MapImage) -> Vec<ServicePort> {
     ports
 }
 
+/// The networks of a set; `None` for the set that lets all in.
+fn source_ranges(image: &MapImage, family: Family, set: u32) -> Option<BTreeSet<String>> {
+    let rows = image.source_ranges.iter();
+    let networks = rows.filter(|(other, network)| *other == set && network.family() == family);
+    (set != 0).then(|| networks.map(|(_, network)| network.to_string()).collect())
+}
+
+/// How many networks clients may come from; `-` if from all.
+fn range_count(service: &ServicePort) -> String {
+    let frontends = service.frontends.iter();
+    let sets: Vec<_> = frontends
+        .filter_map(|frontend| frontend.source_ranges.as_ref())
+        .collect();
+    match sets.is_empty() {
+        true => "-".to_owned(),
+        false => sets
+            .into_iter()
+            .flatten()
+            .collect::<BTreeSet<_>>()
+            .len()
+            .to_string(),
+    }
+}
+
 /// A service port from its name `NAMESPACE/NAME/PORT/PROTOCOL`; one without a name shows its id.
 fn named(id: ServiceId, text: &str) -> ServicePort {
     let mut parts = text.split('/').map(str::to_owned);
@@ -152,6 +180,7 @@ fn table(services: &[ServicePort]) -> Table {
         "port",
         "protocol",
         "frontends",
+        "ranges",
         "active",
         "draining",
         "local",
@@ -182,6 +211,7 @@ fn table(services: &[ServicePort]) -> Table {
             },
             service.protocol.clone(),
             frontends.join(","),
+            range_count(service),
             count(&|backend| backend.state == BackendState::Active),
             count(&|backend| backend.state == BackendState::Draining),
             count(&|backend| backend.local),
@@ -206,8 +236,12 @@ mod tests {
         let row = Row {
             service: 3,
             flags: frontend_flags::OUTSIDE_LOCAL,
+            source_ranges: 7,
             ..Row::default()
         };
+        for (set, network) in [(6, "10.0.0.0/8"), (7, "192.0.2.0/24"), (7, "fd00::/8")] {
+            image.source_ranges.insert((set, network.parse().unwrap()));
+        }
         let address = "10.96.0.1".parse().unwrap();
         image
             .frontends
@@ -239,6 +273,9 @@ mod tests {
         );
         assert_eq!(services[0].frontends[0].address, "10.96.0.1:80");
         assert!(services[0].frontends[0].outside_local);
+        let ranges = services[0].frontends[0].source_ranges.clone();
+        assert_eq!(ranges, Some(["192.0.2.0/24".to_owned()].into()));
+        assert_eq!(range_count(&services[0]), "1");
         assert_eq!(services[0].backends.len(), 1);
         let text = table(&services).to_string();
         assert!(text.contains("default     web    http"), "{text}");
