@@ -9,8 +9,8 @@ use network_types::tcp::TcpHdr;
 use crate::address::Address;
 use crate::checksum::Sum;
 use crate::layout::{FlowKey, hook, protocol};
-use crate::packet::{Headers, Packet};
-use crate::parse::{Parsed, TCP_DATA_OFFSET, tcp_flags};
+use crate::packet::{Headers, Packet, Part};
+use crate::parse::{FRAGMENT_LENGTH, Parsed, TCP_DATA_OFFSET, tcp_flags};
 use crate::reason::Reason;
 
 /// The sum of the words at these offsets of a view.
@@ -87,6 +87,8 @@ pub fn answer<A: Address>(
     };
     if is_tcp {
         error_about::<A, QUOTED_TCP>(packet, parsed, &error)
+    } else if A::IS_IPV6 && parsed.headers.part == Part::First {
+        error_about::<A, QUOTED_FRAGMENT>(packet, parsed, &error)
     } else {
         error_about::<A, QUOTED_OTHER>(packet, parsed, &error)
     }
@@ -205,6 +207,8 @@ pub(crate) const ICMP_LENGTH: u32 = 8;
 const QUOTED_OTHER: usize = 8;
 /// The whole TCP header is quoted: who finishes the checksum of a packet at last must find the field.
 const QUOTED_TCP: usize = TcpHdr::LEN;
+/// The same behind the header that says that an IPv6 packet is a fragment.
+const QUOTED_FRAGMENT: usize = QUOTED_OTHER + FRAGMENT_LENGTH as usize;
 /// Type and code of "destination unreachable, port unreachable".
 const PORT_UNREACHABLE4: u32 = (3_u32 << 24 | 3 << 16).to_be();
 /// Type and code of "destination unreachable, port unreachable".
@@ -218,11 +222,11 @@ const HOP_LIMIT4: u32 = (11_u32 << 24).to_be();
 /// Type and code of "hop limit exceeded in transit".
 const HOP_LIMIT6: u32 = (3_u32 << 24).to_be();
 
-/// Turns a packet into an ICMP error about it, whose header begins with the words `error`. So many bytes (`QUOTED`) of the
-/// transport header are quoted.
+/// Turns a packet into an ICMP error about it, whose header begins with the words `error`. So many bytes (`QUOTED`) behind the
+/// IP header are quoted.
 ///
 /// The new headers go before the packet, so the quotation is in place; the old link-layer header is overwritten.
-/// Packets with IP options or extension headers are not answered: quoting them would make the program a hundred
+/// Packets with IP options, or extension headers other than that of a fragment, are not answered: quoting them would make the program a hundred
 /// times as expensive to verify, for packets that nobody sends.
 #[inline(never)]
 fn error_about<A: Address, const QUOTED: usize>(
@@ -234,7 +238,13 @@ fn error_about<A: Address, const QUOTED: usize>(
         network, transport, ..
     } = parsed.headers;
     let quoted = A::HEADER_LENGTH + QUOTED as u32;
-    if transport - network != A::HEADER_LENGTH {
+    let extensions = if QUOTED == QUOTED_FRAGMENT {
+        FRAGMENT_LENGTH
+    } else {
+        0
+    };
+    let content = network + A::HEADER_LENGTH;
+    if transport != content + extensions {
         return None;
     }
     // What is behind the 14 bytes of the link-layer header, all of it if there is none, is overwritten by the IP header.
@@ -242,7 +252,7 @@ fn error_about<A: Address, const QUOTED: usize>(
     let ethertype = packet.view::<16>(0)?.u32::<12>();
     let link = [first, middle, last, ethertype];
     settle_checksum::<A, QUOTED>(packet, parsed)?;
-    let quotation = sum_header::<A>(packet, network)?.join(sum_transport::<QUOTED>(packet, transport)?);
+    let quotation = sum_header::<A>(packet, network)?.join(sum_content::<QUOTED>(packet, content)?);
     let growth = A::HEADER_LENGTH + ICMP_LENGTH;
     packet.grow_head(network, growth)?;
     packet.cut(network + growth + quoted)?;
@@ -269,8 +279,8 @@ fn settle_checksum<A: Address, const QUOTED: usize>(
     packet: &mut impl Packet,
     parsed: &Parsed<A>,
 ) -> Option<()> {
-    // SCTP's is none of this kind.
-    if parsed.key.protocol == protocol::SCTP {
+    // SCTP's is none of this kind, and that of fragments is finished before there are any.
+    if parsed.key.protocol == protocol::SCTP || parsed.headers.part != Part::Whole {
         return Some(());
     }
     let field = parsed.headers.checksum_offset(parsed.key.protocol);
@@ -282,7 +292,7 @@ fn settle_checksum<A: Address, const QUOTED: usize>(
         (word.u16::<0>(), word.u16::<2>())
     };
     let (old, other) = if is_tcp { (first, second) } else { (second, first) };
-    let all = sum_transport::<QUOTED>(packet, parsed.headers.transport)?;
+    let all = sum_content::<QUOTED>(packet, parsed.headers.transport)?;
     // To find out may change the field, so it is written in any case.
     let checksum = if packet.checksum_is_partial(field) {
         // What is finished is the sum over the quoted bytes. The field for which that is the field itself:
@@ -311,12 +321,15 @@ fn sum_header<A: Address>(packet: &impl Packet, offset: u32) -> Option<Sum> {
     }
 }
 
-/// Sums the bytes of a transport header that are quoted.
+/// Sums the bytes behind an IP header that are quoted.
 #[inline(always)]
-fn sum_transport<const QUOTED: usize>(packet: &impl Packet, offset: u32) -> Option<Sum> {
+fn sum_content<const QUOTED: usize>(packet: &impl Packet, offset: u32) -> Option<Sum> {
     if QUOTED == QUOTED_TCP {
         let header = packet.view::<QUOTED_TCP>(offset)?;
         Some(sum!(header, 0 4 8 12 16))
+    } else if QUOTED == QUOTED_FRAGMENT {
+        let headers = packet.view::<QUOTED_FRAGMENT>(offset)?;
+        Some(sum!(headers, 0 4 8 12))
     } else {
         let header = packet.view::<QUOTED_OTHER>(offset)?;
         Some(sum!(header, 0 4))

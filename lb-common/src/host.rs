@@ -84,6 +84,10 @@ impl Packet for Bytes {
         Some(())
     }
 
+    fn segment_size(&self) -> u32 {
+        0
+    }
+
     fn route<A: Address>(&self, _source: A, _destination: A, _length: u32, hop: &mut Hop) -> Route {
         *hop = HOP;
         Route::Ready

@@ -4,6 +4,9 @@
 
 use core::mem::MaybeUninit;
 
+use network_types::tcp::TcpHdr;
+use network_types::udp::UdpHdr;
+
 use crate::address::Address;
 use crate::answer;
 use crate::choose::Origin;
@@ -11,8 +14,8 @@ use crate::flow::FlowEntry;
 use crate::forward::{self, Way};
 use crate::layout::{Flow, FlowKey, backend_state, flow_flags, hook, protocol};
 use crate::open::open;
-use crate::packet::{Hop, Packet, Part, Verdict};
-use crate::parse::{Parsed, tcp_flags};
+use crate::packet::{Headers, Hop, Packet, Part, Verdict};
+use crate::parse::{Parsed, TCP_DATA_OFFSET, tcp_flags};
 use crate::reason::Reason;
 use crate::step::Step;
 use crate::tables::Tables;
@@ -198,7 +201,8 @@ fn apply<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>, flow: &Flow<A
 fn send_on<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>, flow: &Flow<A>, mtu: &mut u32) -> Step {
     let network = parsed.headers.network;
     let mut hop = Hop::default();
-    match forward::way(packet, network, parsed.headers.ip_length, flow, &mut hop) {
+    let length = sent_length(packet, parsed);
+    match forward::way(packet, network, length, flow, &mut hop) {
         Way::Send => {}
         Way::Leave => return Step::Leave,
         Way::Stop(reason) => {
@@ -215,6 +219,31 @@ fn send_on<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>, flow: &Flow
         Some(_) => Step::Redirect,
         None => Step::Stop(Reason::RewriteFailed),
     }
+}
+
+/// Length of IP header and payload of the longest packet that this one is sent as.
+#[inline(always)]
+fn sent_length<A: Address>(packet: &impl Packet, parsed: &Parsed<A>) -> u32 {
+    let Headers {
+        network,
+        transport,
+        ip_length,
+        ..
+    } = parsed.headers;
+    let segment = packet.segment_size();
+    if segment == 0 {
+        return ip_length;
+    }
+    let header = if parsed.key.protocol == protocol::TCP {
+        packet
+            .view::<{ TcpHdr::LEN }>(transport)
+            .map_or(TcpHdr::LEN as u32, |header| {
+                u32::from(header.u8::<TCP_DATA_OFFSET>() >> 4) * 4
+            })
+    } else {
+        UdpHdr::LEN as u32
+    };
+    transport - network + header + segment
 }
 
 /// A client that connects straight to an address may reuse the port of a connection through a frontend that has
@@ -237,12 +266,14 @@ fn stop<A: Address>(
     reason: Reason,
     mtu: u32,
 ) -> Step {
-    // A RST is never answered (RFC 9293 section 3.10.7.1), nor is a part of a datagram: what the answer must say is
-    // in the others.
-    if !reason.is_answered()
-        || parsed.headers.tcp_flags & tcp_flags::RST != 0
-        || parsed.headers.part != Part::Whole
-    {
+    // A RST is never answered (RFC 9293 section 3.10.7.1), and of a datagram's fragments only the first is (RFC 1122
+    // section 3.2.2), but for TCP: what RST must say is in the others.
+    let is_answered = match parsed.headers.part {
+        Part::Whole => parsed.headers.tcp_flags & tcp_flags::RST == 0,
+        Part::First => parsed.key.protocol != protocol::TCP,
+        Part::Later => false,
+    };
+    if !reason.is_answered() || !is_answered {
         return Step::Stop(reason);
     }
     tables.count_reason(reason);

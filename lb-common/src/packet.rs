@@ -203,6 +203,9 @@ pub trait Packet {
     /// Cuts the packet to `length` bytes.
     fn cut(&mut self, length: u32) -> Option<()>;
 
+    /// Payload bytes of each packet that this one is cut into when it is sent; 0 if it is sent as it is.
+    fn segment_size(&self) -> u32;
+
     /// Asks the node's routing tables for the way of a packet from `source` to `destination` of so many bytes (IP header
     /// and payload; 0 if any length will do), and says it in `hop` as far as it is known.
     fn route<A: Address>(&self, source: A, destination: A, length: u32, hop: &mut Hop) -> Route;

@@ -122,6 +122,11 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
+    fn segment_size(&self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
     fn route<A: Address>(&self, source: A, destination: A, length: u32, hop: &mut Hop) -> Route {
         let device = self.device();
         routes::look_up(
@@ -336,14 +341,13 @@ impl Packet for TcPacket {
     }
 
     #[inline(always)]
-    fn route<A: Address>(&self, source: A, destination: A, length: u32, hop: &mut Hop) -> Route {
-        // What is segmented later is not as long as it looks.
+    fn segment_size(&self) -> u32 {
         // SAFETY: the kernel hands the program a valid context.
-        let length = if unsafe { (*self.context.skb.skb).gso_size } == 0 {
-            length
-        } else {
-            0
-        };
+        unsafe { (*self.context.skb.skb).gso_size }
+    }
+
+    #[inline(always)]
+    fn route<A: Address>(&self, source: A, destination: A, length: u32, hop: &mut Hop) -> Route {
         let device = self.device();
         routes::look_up(
             self.context.skb.skb.cast(),

@@ -14,6 +14,8 @@ use lb_tests::lab::{
 
 /// What gets through where it is narrow.
 const NARROW: u16 = 1300;
+/// What gets through the overlay.
+const OVERLAY: u16 = 1450;
 /// Payload of datagrams that do not, but leave the sender whole.
 const TOO_BIG: u32 = 1400;
 /// How long requests wait that are to be lost.
@@ -401,8 +403,20 @@ fn from_outside_through_the_overlay() {
     let options = LabOptions { overlay: true };
     let fixture = Fixture::new("packets-overlay", &options, SocketLb::Off, None);
     for vip in FAR.addresses() {
-        fixture.client_learns(vip, 1450);
+        fixture.client_learns(vip, OVERLAY);
     }
+    fixture.forget_path_mtus();
+    // Fragments are as large as the client's device can send, until it is told. Nodes do not cut them once more.
+    for vip in [NEAR, FAR].into_iter().flat_map(|service| service.addresses()) {
+        let udp = fixture.client.udp(vip, UDP.port).size(4000).timeout(TIMEOUT);
+        let report = udp.count(2).run().unwrap();
+        assert!(report.answered() > 0, "{vip}: {report:?}");
+    }
+    for node in fixture.cluster.nodes[0].host().addresses().both() {
+        let udp = fixture.client.udp(node, UDP.node_port.unwrap());
+        udp.size(4000).sockets(10).timeout(TIMEOUT).run().unwrap();
+    }
+    fixture.fragments(&fixture.client);
     fixture.nobody_listens(&fixture.client);
 }
 

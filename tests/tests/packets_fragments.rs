@@ -6,7 +6,7 @@ use lb_agent::maps::{FrontendKey, Protocol};
 use lb_common::layout::{Frontend, frontend_flags};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
-use lb_tests::packet::build::{Build, Link, NODE, SENDER, syn, udp};
+use lb_tests::packet::build::{Build, Link, NODE, SENDER, see, syn, udp};
 use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Network, Place};
 use lb_tests::packet::world::{DEVICES, PROTOCOLS, World, at, data, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
@@ -314,19 +314,31 @@ fn the_last_first_fragment_counts() {
     }
 }
 
+/// What the answer to a TCP segment must say is in its other fragments, and an error quotes a first fragment only.
 #[test]
-fn without_endpoints_they_are_dropped_and_not_answered() {
+fn without_endpoints_the_first_of_a_datagram_is_answered() {
     let Some(mut datapath) = prepared() else { return };
     let mut count = 0;
     for (service, world) in (3..).zip(worlds()) {
         datapath.service(service, &keys(world.vip2), &[]);
+        let is_ipv4 = world.vip2.is_ipv4();
         for device in DEVICES {
-            for packet in [syn, udp].map(|build| build(world.client, world.vip2).payload(&[0; 61])) {
-                for fragment in two(&packet, 1) {
-                    datapath.dropped(device.ingress, &fragment);
-                    count += 1;
-                }
+            for fragment in two(&syn(world.client, world.vip2).payload(&[0; 61]), 1) {
+                datapath.dropped(device.ingress, &fragment);
             }
+            let [first, second] = two(&udp(world.client, world.vip2).payload(&[0; 61]), 2);
+            let answer = datapath.bounce(device.ingress, &first);
+            let seen = see(&answer);
+            assert_eq!(seen.icmp(), if is_ipv4 { (3, 3) } else { (1, 4) });
+            assert_eq!(
+                (seen.source.ip(), seen.destination.ip()),
+                (world.vip2.ip(), world.client.ip())
+            );
+            // Ethernet, IP and ICMP header; then what is quoted: the IP header, that of fragments, eight bytes.
+            let (header, quoted) = if is_ipv4 { (20, 20 + 8) } else { (40, 40 + 8 + 8) };
+            assert_eq!(answer[14 + header + 8..], first[14..14 + quoted], "{answer:02x?}");
+            datapath.dropped(device.ingress, &second);
+            count += 4;
         }
     }
     assert_eq!(datapath.reasons(), [(Reason::NoEndpoint, count)]);

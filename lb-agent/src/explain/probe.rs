@@ -83,6 +83,10 @@ impl Packet for Probe<'_> {
         self.bytes.cut(length)
     }
 
+    fn segment_size(&self) -> u32 {
+        0
+    }
+
     fn route<A: Address>(&self, _source: A, destination: A, _length: u32, hop: &mut Hop) -> Route {
         let way = self.routes.to(ip(destination));
         self.way.set(Some(way));

@@ -19,7 +19,15 @@ pub struct Published {
 }
 
 impl Published {
-    /// Its addresses, ClusterIPs as well as those of a load balancer. The first node gets what is sent there from outside.
+    /// Its ClusterIPs.
+    pub fn cluster_ips(&self) -> [IpAddr; 2] {
+        [
+            IpAddr::from([10, 96, 0, self.number]),
+            IpAddr::from([0xfd00, 0x10, 0x96, 0, 0, 0, 0, u16::from(self.number)]),
+        ]
+    }
+
+    /// Its addresses of a load balancer, which sends everything to the first node.
     pub fn addresses(&self) -> [IpAddr; 2] {
         [
             IpAddr::from([198, 51, 100, self.number]),
@@ -29,7 +37,7 @@ impl Published {
 
     /// Its manifest.
     pub fn manifest(&self, ports: &[ServicePort]) -> ServiceManifest {
-        ServiceManifest::new(self.name, &self.addresses(), ports).ingress(&self.addresses(), None)
+        ServiceManifest::new(self.name, &self.cluster_ips(), ports).ingress(&self.addresses(), None)
     }
 }
 

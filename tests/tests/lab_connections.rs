@@ -1,0 +1,454 @@
+//! What becomes of connections and flows of clients outside when Pods and Services change: with a Pod on the node that
+//! they come to, and with one on another node.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use lb_agent::maps::{BackendState, FrontendKey, Protocol};
+use lb_tests::lab::cluster::{
+    ECHO, HTTP, PORTS, SERVICE, SERVICE_FILE, Server, UDP, load_balancer_addresses, service, vips,
+};
+use lb_tests::lab::report::TalkEvent;
+use lb_tests::lab::{
+    Agents, Cluster, EndpointManifest, EndpointSliceManifest, Machine, Published, ServiceManifest,
+    ServicePort, SocketLb, Talk, Xdp, require_privileges, wait_for,
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The client's ports of UDP flows: outside of those that the kernel chooses from.
+const FLOWS: u16 = 20_000;
+const FLOW_COUNT: u32 = 16;
+/// The first of the client's ports of flows that begin later.
+const LATER_FLOWS: u16 = 21_000;
+
+/// File of the EndpointSlices in the lab's manifests.
+const SLICES: &str = "slices.yaml";
+
+/// Who answers which of the client's addresses and ports.
+type Flows = BTreeMap<SocketAddr, String>;
+
+/// A Pod on the first node and one on the second; the load balancer sends everything to the first.
+struct Fixture {
+    /// Where the client's ports begin that no flow has had.
+    later_flows: Cell<u16>,
+    _agents: Agents,
+    cluster: Cluster,
+}
+
+impl Fixture {
+    fn new(title: &str, xdp: Option<Xdp>, arguments: &[&str]) -> Self {
+        let cluster = Cluster::new(title, &[0, 1]).unwrap();
+        cluster.lab.apply(SERVICE_FILE, manifest()).unwrap();
+        cluster.route_load_balancer(&[0]).unwrap();
+        Self {
+            later_flows: Cell::new(LATER_FLOWS),
+            _agents: cluster.start_agents(SocketLb::Off, xdp, arguments).unwrap(),
+            cluster,
+        }
+    }
+
+    fn servers(&self) -> [&Server; 2] {
+        let [near, far] = &self.cluster.servers[..] else {
+            panic!("two servers");
+        };
+        [near, far]
+    }
+
+    fn outside(&self) -> &Machine {
+        &self.cluster.outside
+    }
+
+    fn wait_for_active(&self, servers: &[&Server]) {
+        self.cluster.wait_for_active(servers).unwrap();
+    }
+
+    /// A connection to each of the Pods, in their order.
+    fn connect(&self, to: IpAddr, port: u16) -> Vec<Talk> {
+        let connect = |server: &&Server| loop {
+            let mut talk = self.outside().talk(to, port).unwrap();
+            assert!(matches!(talk.next_event().unwrap(), TalkEvent::Connected { .. }));
+            if server_of(&mut talk) == server.pod.name() {
+                return talk;
+            }
+        };
+        self.servers().iter().map(connect).collect()
+    }
+
+    /// One to each Pod by each IP version.
+    fn connect_to_load_balancer(&self) -> Vec<Talk> {
+        let vips = load_balancer_addresses();
+        vips.into_iter()
+            .flat_map(|vip| self.connect(vip, ECHO.port))
+            .collect()
+    }
+
+    /// Who answers the UDP flows that begin at this port of the client.
+    fn flows(&self, vip: IpAddr, first_port: u16) -> Flows {
+        let udp = self.outside().udp(vip, UDP.port).sockets(FLOW_COUNT);
+        let report = udp.source_port(first_port).run().unwrap();
+        assert_eq!(report.answered(), u64::from(FLOW_COUNT), "{vip}: {report:?}");
+        report.servers
+    }
+
+    fn all_flows(&self) -> [Flows; 2] {
+        load_balancer_addresses().map(|vip| self.flows(vip, FLOWS))
+    }
+
+    fn assert_new_connections_go_to(&self, server: &Server) {
+        let only: BTreeSet<&str> = [server.pod.name()].into();
+        for vip in load_balancer_addresses() {
+            let report = self.outside().http(vip, HTTP.port).count(20).run().unwrap();
+            assert_eq!(report.answered(), 20, "{vip}: {report:?}");
+            let pods: BTreeSet<&str> = report.answers.keys().map(String::as_str).collect();
+            assert_eq!(pods, only, "{vip}");
+            let flows = self.flows(vip, self.later_flows.get());
+            let pods: BTreeSet<&str> = flows.values().map(String::as_str).collect();
+            assert_eq!(pods, only, "{vip}");
+        }
+        let used = u16::try_from(FLOW_COUNT).unwrap();
+        self.later_flows.set(self.later_flows.get() + used);
+    }
+
+    /// Not ready, or terminating: connections stay, and UDP flows while the Pod is serving. Others go elsewhere.
+    fn a_pod_drains(&self) {
+        let [near, far] = self.servers();
+        for (draining, other) in [(near, far), (far, near)] {
+            let mut talks = self.connect_to_load_balancer();
+            let flows = self.all_flows();
+            assert!(pods(&flows).contains(draining.pod.name()), "{flows:?}");
+            let states = [(draining, BackendState::Draining), (other, BackendState::Active)];
+            for terminating in [false, true] {
+                self.apply_slices(other, draining, |endpoint| {
+                    endpoint.serving(true).terminating(terminating)
+                });
+                self.cluster.wait_for_states(&states).unwrap();
+                assert_all_live(&mut talks);
+                assert_eq!(self.all_flows(), flows, "terminating: {terminating}");
+                self.assert_new_connections_go_to(other);
+            }
+            self.apply_slices(other, draining, |endpoint| {
+                endpoint.serving(false).terminating(true)
+            });
+            wait_for("flows elsewhere", PATIENCE, || {
+                (pods(&self.all_flows()) == [other.pod.name().to_owned()].into()).then_some(())
+            })
+            .unwrap();
+            assert_all_live(&mut talks);
+            self.assert_new_connections_go_to(other);
+            self.cluster.lab.remove(SLICES).unwrap();
+            self.wait_for_active(&[near, far]);
+            assert_all_live(&mut talks);
+        }
+    }
+
+    /// Endpoints: one that is ready, and one that is not.
+    fn apply_slices(
+        &self,
+        ready: &Server,
+        other: &Server,
+        conditions: impl Fn(EndpointManifest) -> EndpointManifest,
+    ) {
+        let endpoint = |server: &Server| EndpointManifest::of(&server.pod).node(server.node.name());
+        let slices = EndpointSliceManifest::new("web-1", SERVICE, &PORTS)
+            .endpoint(endpoint(ready))
+            .endpoint(conditions(endpoint(other).ready(false)));
+        self.cluster.lab.apply(SLICES, slices).unwrap();
+    }
+
+    /// Removed: TCP is reset at its next packet, UDP goes elsewhere; the others stay.
+    fn a_pod_is_removed(&self) {
+        let servers = self.servers();
+        for (index, gone) in servers.into_iter().enumerate() {
+            let other = servers[1 - index];
+            let mut talks = self.connect_to_load_balancer();
+            let before = self.all_flows();
+            self.cluster.remove_manifest(gone).unwrap();
+            self.wait_for_active(&[other]);
+            for pair in talks.chunks_mut(2) {
+                assert_reset(&mut pair[index]);
+                assert_eq!(server_of(&mut pair[1 - index]), other.pod.name());
+            }
+            self.assert_new_connections_go_to(other);
+            let after = self.all_flows();
+            assert_ne!(before, after);
+            assert!(
+                after
+                    .iter()
+                    .flat_map(BTreeMap::values)
+                    .all(|pod| pod == other.pod.name())
+            );
+            // What comes back is another endpoint: flows stay where they are now.
+            self.cluster.set_ready(gone, true).unwrap();
+            self.wait_for_active(&servers);
+            assert_eq!(self.all_flows(), after);
+        }
+    }
+
+    /// The last one goes, and the first one comes: nothing is remembered of when there was none.
+    fn all_pods_are_removed(&self) {
+        let servers = self.servers();
+        let mut talks = self.connect_to_load_balancer();
+        let refused = |vip, port| {
+            let udp = self.outside().udp(vip, UDP.port).connected();
+            let report = udp.sockets(FLOW_COUNT).source_port(port).run().unwrap();
+            let count = u64::from(FLOW_COUNT);
+            assert_eq!(
+                report.errors,
+                [("receive: ConnectionRefused".to_owned(), count)].into()
+            );
+        };
+        self.all_flows();
+        for server in servers {
+            self.cluster.remove_manifest(server).unwrap();
+        }
+        self.wait_for_active(&[]);
+        talks.iter_mut().for_each(assert_reset);
+        for vip in load_balancer_addresses() {
+            refused(vip, FLOWS);
+            refused(vip, LATER_FLOWS);
+        }
+        for server in servers {
+            self.cluster.set_ready(server, true).unwrap();
+        }
+        self.wait_for_active(&servers);
+        for vip in load_balancer_addresses() {
+            self.flows(vip, FLOWS);
+            self.flows(vip, LATER_FLOWS);
+        }
+    }
+
+    /// Ports, policies, addresses and the type change; the endpoints do not.
+    fn the_service_changes(&self) {
+        let mut talks = self.connect_to_load_balancer();
+        for node in self.cluster.nodes[0].host().addresses().both() {
+            talks.extend(self.connect(node, ECHO.node_port.unwrap()));
+        }
+        let flows = self.all_flows();
+        let moved_echo = PORTS.map(|port| match port {
+            ECHO => ServicePort { port: 8, ..ECHO },
+            port => port,
+        });
+        let balancers = load_balancer_addresses();
+        let moved = ServiceManifest::new(SERVICE, &vips(), &moved_echo).ingress(&balancers, None);
+        self.change(moved, |has| has(8) && !has(ECHO.port), &mut talks);
+        for vip in balancers {
+            let report = self.outside().http(vip, ECHO.port).run().unwrap();
+            assert!(
+                report.errors.contains_key("connect: ConnectionRefused"),
+                "{report:?}"
+            );
+        }
+        assert_eq!(self.all_flows(), flows);
+        self.change(manifest(), |has| has(ECHO.port) && !has(8), &mut talks);
+
+        let local = manifest().external_traffic_policy("Local");
+        self.cluster.lab.apply(SERVICE_FILE, local).unwrap();
+        // The flows' own Pod is not the one that others get now.
+        wait_for("the policy", PATIENCE, || {
+            let vip = load_balancer_addresses()[1];
+            let report = self.outside().http(vip, HTTP.port).count(30).run().unwrap();
+            (report.answers.len() == 1).then_some(())
+        })
+        .unwrap();
+        assert_all_live(&mut talks);
+        assert_eq!(self.all_flows(), flows);
+
+        // Not a load balancer any more: nothing new comes in by its addresses.
+        self.change(service(), |has| !has(HTTP.port), &mut talks);
+        assert_eq!(self.all_flows(), flows);
+        self.change(manifest(), |has| has(HTTP.port), &mut talks);
+    }
+
+    /// Writes another manifest of the Service and waits until `arrived`, which is told which ports the load balancer's
+    /// addresses have. All connections stay.
+    fn change(
+        &self,
+        manifest: ServiceManifest,
+        arrived: impl Fn(&dyn Fn(u16) -> bool) -> bool,
+        talks: &mut [Talk],
+    ) {
+        self.cluster.lab.apply(SERVICE_FILE, manifest).unwrap();
+        wait_for("the change", PATIENCE, || {
+            let image = self.cluster.nodes[0].map_image().ok()?;
+            load_balancer_addresses()
+                .iter()
+                .all(|vip| {
+                    arrived(&|port| {
+                        let key = FrontendKey::Port(*vip, port, Protocol::Tcp);
+                        image.frontends.contains_key(&key)
+                    })
+                })
+                .then_some(())
+        })
+        .unwrap();
+        assert_all_live(talks);
+    }
+
+    /// Nothing is left of it.
+    fn the_service_is_removed(&self) {
+        let mut talks = self.connect_to_load_balancer();
+        self.cluster.lab.remove(SERVICE_FILE).unwrap();
+        self.wait_for_active(&[]);
+        talks.iter_mut().for_each(assert_reset);
+        self.cluster.lab.apply(SERVICE_FILE, manifest()).unwrap();
+        self.wait_for_active(&self.servers());
+        assert_all_live(&mut self.connect_to_load_balancer());
+    }
+}
+
+/// The Pods that flows have.
+fn pods(flows: &[Flows]) -> BTreeSet<String> {
+    flows.iter().flat_map(BTreeMap::values).cloned().collect()
+}
+
+fn manifest() -> ServiceManifest {
+    service().ingress(&load_balancer_addresses(), None)
+}
+
+/// Says something and returns who answered.
+#[track_caller]
+fn server_of(talk: &mut Talk) -> String {
+    match talk.exchange("hello").unwrap() {
+        TalkEvent::Line(line) => line.split(' ').next().unwrap().to_owned(),
+        other => panic!("not answered: {other:?}"),
+    }
+}
+
+#[track_caller]
+fn assert_all_live(talks: &mut [Talk]) {
+    for talk in talks {
+        server_of(talk);
+    }
+}
+
+/// Says something and finds the connection reset.
+#[track_caller]
+fn assert_reset(talk: &mut Talk) {
+    // The next packet may have been an acknowledgement that was put off, and the client be gone by now.
+    let _ = talk.send("hello");
+    match talk.next_event().unwrap() {
+        TalkEvent::Error(error) => assert!(error.ends_with(": ConnectionReset"), "{error}"),
+        other => panic!("not reset: {other:?}"),
+    }
+}
+
+fn changes(title: &str, xdp: Option<Xdp>) {
+    if !require_privileges() {
+        return;
+    }
+    let fixture = Fixture::new(title, xdp, &[]);
+    fixture.a_pod_drains();
+    fixture.a_pod_is_removed();
+    fixture.all_pods_are_removed();
+    fixture.the_service_changes();
+    fixture.the_service_is_removed();
+}
+
+#[test]
+fn through_tc() {
+    changes("connections-tc", None);
+}
+
+#[test]
+fn through_generic_xdp() {
+    changes("connections-generic", Some(Xdp::Generic));
+}
+
+#[test]
+fn through_native_xdp() {
+    changes("connections-native", Some(Xdp::Native));
+}
+
+/// As long as the Pod is there, so are its connections; UDP goes elsewhere all the same.
+#[test]
+fn connections_to_removed_pods_go_on_if_asked_for() {
+    if !require_privileges() {
+        return;
+    }
+    for xdp in [None, Some(Xdp::Native)] {
+        let fixture = Fixture::new("connections-kept", xdp, &["--on-removed-backend=forward"]);
+        let mut talks = fixture.connect_to_load_balancer();
+        fixture.all_flows();
+        let [near, far] = fixture.servers();
+        for (gone, other) in [(near, far), (far, near)] {
+            fixture.cluster.remove_manifest(gone).unwrap();
+            fixture.wait_for_active(&[other]);
+            assert_all_live(&mut talks);
+            fixture.assert_new_connections_go_to(other);
+            let flows = fixture.all_flows();
+            assert_eq!(pods(&flows), [other.pod.name().to_owned()].into());
+            fixture.cluster.set_ready(gone, true).unwrap();
+            fixture.wait_for_active(&[near, far]);
+        }
+    }
+}
+
+/// One port of the client, two VIPs, a single Pod: both connections work, and so do both flows.
+#[test]
+fn two_vips_share_a_pod_and_the_client_a_port() {
+    if !require_privileges() {
+        return;
+    }
+    let first = Published {
+        name: "first",
+        number: 41,
+    };
+    let second = Published {
+        name: "second",
+        number: 42,
+    };
+    for xdp in [None, Some(Xdp::Native)] {
+        let fixture = Fixture::new("shared-port", xdp, &[]);
+        let cluster = &fixture.cluster;
+        for server in fixture.servers() {
+            let ports = [HTTP, UDP, ECHO].map(|port| ServicePort {
+                node_port: None,
+                ..port
+            });
+            for service in [first, second] {
+                let place = [(&server.pod, &server.node)];
+                cluster.publish(service, &ports, &place).unwrap();
+            }
+            wait_for("the Services' Pod", PATIENCE, || {
+                let pods = [first, second].map(|service| {
+                    let http = cluster.outside.http(service.addresses()[0], HTTP.port);
+                    http.run().unwrap().answers.into_keys().next()
+                });
+                pods.iter()
+                    .all(|pod| pod.as_deref() == Some(server.pod.name()))
+                    .then_some(())
+            })
+            .unwrap();
+            for from in [&cluster.outside, &cluster.client] {
+                share_a_port(from, first, second);
+            }
+        }
+    }
+}
+
+fn share_a_port(from: &Machine, first: Published, second: Published) {
+    for (index, own) in from.addresses().both().into_iter().enumerate() {
+        let vips = [first, second].map(|service| service.addresses()[index]);
+        let source = SocketAddr::new(own, LATER_FLOWS);
+        let mut talks = vips.map(|vip| {
+            let to = SocketAddr::new(vip, ECHO.port);
+            let mut talk = from.talk_from(source, to).unwrap();
+            match talk.next_event().unwrap() {
+                TalkEvent::Connected { local, peer } => assert_eq!((local, peer), (source, to)),
+                other => panic!("{vip}: {other:?}"),
+            }
+            talk
+        });
+        for _ in 0..2 {
+            assert_all_live(&mut talks);
+        }
+        for vip in [vips, vips].into_iter().flatten() {
+            let udp = from.udp(vip, UDP.port).connected();
+            let report = udp.source_port(LATER_FLOWS).count(2).run().unwrap();
+            assert_eq!(report.answered(), 2, "{vip}: {report:?}");
+        }
+    }
+}

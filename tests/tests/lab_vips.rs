@@ -1,0 +1,269 @@
+//! What holds for VIPs beside their Services' ports: they answer pings, load balancers' addresses are for some clients
+//! only, and unknown ports may be somebody else's.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use lb_tests::lab::cluster::{HTTP, SERVICE_FILE, UDP, UNKNOWN_PORT, load_balancer_addresses, service};
+use lb_tests::lab::{
+    Agents, Cluster, Machine, Process, Published, ServicePort, SocketLb, Xdp, require_privileges,
+};
+
+/// How long requests wait that are to be lost.
+const TIMEOUT: Duration = Duration::from_millis(150);
+
+/// For the first outside client.
+const OUTSIDE: Published = published("outside", 51);
+/// For Pods and processes of the first node.
+const INSIDE: Published = published("inside", 52);
+/// As before; by IPv6 nobody is excluded.
+const ONLY_IPV4: Published = published("only-ipv4", 53);
+/// For everybody, but there are no Pods.
+const NOBODY: Published = published("nobody", 54);
+
+const fn published(name: &'static str, number: u8) -> Published {
+    Published { name, number }
+}
+
+struct Fixture {
+    _agents: Agents,
+    /// A client outside that is in nobody's ranges.
+    stranger: Machine,
+    cluster: Cluster,
+}
+
+impl Fixture {
+    fn new(title: &str, socket_lb: SocketLb, xdp: Option<Xdp>) -> Self {
+        let cluster = Cluster::new(title, &[0, 1]).unwrap();
+        let stranger = cluster.lab.outside_client("stranger").unwrap();
+        let pods: Vec<_> = cluster
+            .servers
+            .iter()
+            .map(|server| (&server.pod, &server.node))
+            .collect();
+        let [own4, own6] = cluster.outside.addresses().both();
+        let (pods4, pods6) = cluster.nodes[0].pod_cidrs();
+        let [node4, node6] = cluster.nodes[0].host().addresses().both();
+        let outside = [format!(" {own4}/32"), format!("{own6}/128 ")];
+        let inside = [pods4, pods6, format!("{node4}/32"), format!("{node6}/128")];
+        let only_ipv4 = &inside[..1];
+        let services = [
+            (OUTSIDE, &outside[..], 30_151),
+            (INSIDE, &inside[..], 30_152),
+            (ONLY_IPV4, only_ipv4, 30_153),
+        ];
+        for (service, ranges, node_port) in services {
+            let ports = ports(node_port);
+            cluster.publish(service, &ports, &pods).unwrap();
+            let ranges: Vec<&str> = ranges.iter().map(String::as_str).collect();
+            let manifest = service.manifest(&ports).source_ranges(&ranges);
+            cluster
+                .lab
+                .apply(&format!("{}.yaml", service.name), manifest)
+                .unwrap();
+        }
+        cluster.publish(NOBODY, &ports(30_154), &[]).unwrap();
+        for service in [OUTSIDE, INSIDE, NOBODY] {
+            for address in service.cluster_ips() {
+                let node = &cluster.nodes[0];
+                cluster.lab.route(&address.to_string(), &[node]).unwrap();
+            }
+        }
+        Self {
+            _agents: cluster.start_agents(socket_lb, xdp, &[]).unwrap(),
+            stranger,
+            cluster,
+        }
+    }
+
+    fn host(&self) -> &Machine {
+        self.cluster.nodes[0].host()
+    }
+
+    /// Packets dropped for their sender.
+    fn dropped(&self) -> u64 {
+        self.cluster.nodes[0].reason_count("source_range").unwrap()
+    }
+
+    fn source_ranges(&self) {
+        let (outside, stranger) = (&self.cluster.outside, &self.stranger);
+        for (service, allowed, excluded) in [
+            (OUTSIDE, vec![outside], vec![stranger, &self.cluster.client]),
+            (INSIDE, vec![&self.cluster.client], vec![outside, stranger]),
+        ] {
+            for vip in service.addresses() {
+                allowed.iter().for_each(|from| assert_answered(from, vip));
+                for from in &excluded {
+                    let before = self.dropped();
+                    assert_lost(from, vip);
+                    assert!(self.dropped() >= before + 3, "{vip} from {}", from.name());
+                }
+            }
+            // They are for the load balancer's addresses only.
+            for cluster_ip in service.cluster_ips() {
+                excluded.iter().for_each(|from| assert_answered(from, cluster_ip));
+            }
+        }
+        let [vip4, vip6] = ONLY_IPV4.addresses();
+        assert_lost(stranger, vip4);
+        assert_answered(stranger, vip6);
+        for node in self.host().addresses().both() {
+            let report = stranger.http(node, 30_151).count(5).run().unwrap();
+            assert_eq!(report.answered(), 5, "{node}: {report:?}");
+        }
+    }
+
+    /// VIPs that have Pods answer.
+    fn pings(&self, from: &[&Machine]) {
+        for from in from {
+            for vip in OUTSIDE.cluster_ips() {
+                let report = from.ping(vip).count(3).run().unwrap();
+                assert_eq!(report.answers, [(vip, 3)].into(), "{}: {report:?}", from.name());
+                let report = from.ping(vip).size(1400).run().unwrap();
+                assert_eq!(report.answered(), 1, "{vip}: {report:?}");
+            }
+            for vip in NOBODY.cluster_ips() {
+                let report = from.ping(vip).timeout(TIMEOUT).run().unwrap();
+                assert_eq!(report.answered(), 0, "{vip}: {report:?}");
+            }
+        }
+    }
+}
+
+fn ports(node_port: u16) -> [ServicePort; 2] {
+    let http = ServicePort {
+        node_port: Some(node_port),
+        ..HTTP
+    };
+    let udp = ServicePort {
+        node_port: None,
+        ..UDP
+    };
+    [http, udp]
+}
+
+#[track_caller]
+fn assert_answered(from: &Machine, vip: IpAddr) {
+    let report = from.http(vip, HTTP.port).count(5).run().unwrap();
+    assert_eq!(report.answered(), 5, "{vip} from {}: {report:?}", from.name());
+    let report = from.udp(vip, UDP.port).sockets(5).run().unwrap();
+    assert_eq!(report.answered(), 5, "{vip} from {}: {report:?}", from.name());
+    let report = from.ping(vip).run().unwrap();
+    assert_eq!(report.answered(), 1, "{vip} from {}: {report:?}", from.name());
+}
+
+#[track_caller]
+fn assert_lost(from: &Machine, vip: IpAddr) {
+    let report = from.http(vip, HTTP.port).timeout(TIMEOUT).run().unwrap();
+    assert_eq!(report.errors, [("timeout".to_owned(), 1)].into(), "{vip}");
+    let report = from.udp(vip, UDP.port).timeout(TIMEOUT).run().unwrap();
+    assert_eq!(
+        report.errors,
+        [("receive: TimedOut".to_owned(), 1)].into(),
+        "{vip}"
+    );
+    let report = from.ping(vip).timeout(TIMEOUT).run().unwrap();
+    assert_eq!((report.answered(), report.lost), (0, 1), "{vip}");
+}
+
+#[test]
+fn through_tc() {
+    if !require_privileges() {
+        return;
+    }
+    let fixture = Fixture::new("vips-tc", SocketLb::Off, None);
+    fixture.source_ranges();
+    fixture.pings(&[&fixture.cluster.outside, &fixture.cluster.client]);
+}
+
+#[test]
+fn through_generic_xdp() {
+    if !require_privileges() {
+        return;
+    }
+    let fixture = Fixture::new("vips-generic", SocketLb::Off, Some(Xdp::Generic));
+    fixture.source_ranges();
+    fixture.pings(&[&fixture.cluster.outside]);
+}
+
+#[test]
+fn through_native_xdp_and_the_sockets() {
+    if !require_privileges() {
+        return;
+    }
+    let fixture = Fixture::new("vips-native", SocketLb::All, Some(Xdp::Native));
+    fixture.source_ranges();
+    fixture.pings(&[&fixture.cluster.outside, &fixture.cluster.client]);
+    for (inside, outside) in INSIDE.addresses().into_iter().zip(OUTSIDE.addresses()) {
+        let report = fixture.host().http(inside, HTTP.port).count(5).run().unwrap();
+        assert_eq!(report.answered(), 5, "{inside}: {report:?}");
+        let report = fixture.host().http(outside, HTTP.port).run().unwrap();
+        assert!(
+            report.errors.contains_key("connect: HostUnreachable"),
+            "{report:?}"
+        );
+    }
+}
+
+fn serve_unknown_port(host: &Machine) -> Process {
+    host.serve().http(UNKNOWN_PORT).start().unwrap()
+}
+
+#[track_caller]
+fn assert_shared(from: &Machine, address: IpAddr) {
+    let report = from.http(address, HTTP.port).count(5).run().unwrap();
+    assert_eq!(report.answers.get("web-1"), Some(&5), "{address}: {report:?}");
+    let report = from.http(address, UNKNOWN_PORT).count(5).run().unwrap();
+    assert_eq!(report.answers.get("node-1"), Some(&5), "{address}: {report:?}");
+}
+
+/// An external IP that is the node's own: what is for no Service is for the node.
+#[test]
+fn other_ports_of_the_nodes_own_address() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("vips-own", &[0]).unwrap();
+    let own = cluster.nodes[0].host().addresses().both();
+    cluster
+        .lab
+        .apply(SERVICE_FILE, service().external_ips(&own))
+        .unwrap();
+    let _agents = cluster
+        .start_agents(SocketLb::All, Some(Xdp::Generic), &[])
+        .unwrap();
+    let _server = serve_unknown_port(cluster.nodes[0].host());
+    for address in own {
+        for from in [&cluster.outside, &cluster.client, cluster.nodes[0].host()] {
+            assert_shared(from, address);
+        }
+    }
+}
+
+/// The same of a load balancer's address, if unknown ports are to be left alone.
+#[test]
+fn other_ports_of_a_load_balancers_address() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("vips-pass", &[0]).unwrap();
+    let balancers = load_balancer_addresses();
+    cluster
+        .lab
+        .apply(SERVICE_FILE, service().ingress(&balancers, None))
+        .unwrap();
+    cluster.route_load_balancer(&[0]).unwrap();
+    let lines = balancers.map(|address| format!("address add {address} dev lo"));
+    cluster.nodes[0].host().namespace().ip(&lines).unwrap();
+    let arguments = ["--unknown-port=pass"];
+    let _agents = cluster
+        .start_agents(SocketLb::All, Some(Xdp::Generic), &arguments)
+        .unwrap();
+    let _server = serve_unknown_port(cluster.nodes[0].host());
+    for address in balancers {
+        for from in [&cluster.outside, &cluster.client, cluster.nodes[0].host()] {
+            assert_shared(from, address);
+        }
+    }
+}
