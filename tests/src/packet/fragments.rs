@@ -32,7 +32,7 @@ impl Build {
 fn header4(header: &[u8], identification: u16, offset: u16, more: bool, length: usize) -> Vec<u8> {
     const MORE: u16 = 0x2000;
     let total = u16::try_from(20 + length).expect("fits");
-    let fragment = offset / 8 | if more { MORE } else { 0 };
+    let fragment = (offset / 8) | if more { MORE } else { 0 };
     let mut header = header.to_vec();
     set(&mut header, 2, total);
     set(&mut header, 4, identification);
