@@ -43,6 +43,9 @@ pub trait Address: Copy + Eq + Default {
     /// Writes the address at `offset` of a packet, leaving all checksums to the caller.
     fn write(self, packet: &mut impl Packet, offset: u32) -> Option<()>;
 
+    /// Whether it is one of the host's own to itself (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3).
+    fn is_loopback(self) -> bool;
+
     /// The address is all zeros.
     #[inline(always)]
     fn is_unspecified(self) -> bool {
@@ -70,6 +73,11 @@ impl Address for Address4 {
     #[inline(always)]
     fn words(self) -> [u32; 4] {
         [self.to_word(), 0, 0, 0]
+    }
+
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        u32::from_be(self.to_word()) >> 24 == 127
     }
 
     #[inline(always)]
@@ -118,6 +126,11 @@ impl Address for Address6 {
     #[inline(always)]
     fn words(self) -> [u32; 4] {
         self.to_words()
+    }
+
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        self.to_words() == [0, 0, 0, 1_u32.to_be()]
     }
 
     #[inline(always)]

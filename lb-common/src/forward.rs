@@ -114,21 +114,21 @@ mod tests {
             header[10..12].fill(0);
             let checksum = !sum(&header);
             header[10..12].copy_from_slice(&checksum.to_ne_bytes());
-            let mut packet = Bytes(header.clone());
+            let mut packet = Bytes::from(header.clone());
             decrement_hop_limit::<Address4>(&mut packet, 0).unwrap();
-            prop_assert_eq!(packet.0[8], limit - 1);
-            prop_assert_eq!(sum(&packet.0), 0xffff);
+            prop_assert_eq!(packet.bytes[8], limit - 1);
+            prop_assert_eq!(sum(&packet.bytes), 0xffff);
             header[8] -= 1;
-            header[10..12].copy_from_slice(&packet.0[10..12]);
-            prop_assert_eq!(packet.0, header);
+            header[10..12].copy_from_slice(&packet.bytes[10..12]);
+            prop_assert_eq!(packet.bytes, header);
         }
     }
 
     #[test]
     fn ipv6_has_no_checksum() {
-        let mut packet = Bytes(vec![0x60, 0, 0, 0, 1, 0, 6, 64]);
+        let mut packet = Bytes::from(vec![0x60, 0, 0, 0, 1, 0, 6, 64]);
         decrement_hop_limit::<Address6>(&mut packet, 0).unwrap();
         let expected: Vec<u8> = vec![0x60, 0, 0, 0, 1, 0, 6, 63];
-        assert_eq!(packet.0, expected);
+        assert_eq!(packet.bytes, expected);
     }
 }

@@ -26,19 +26,47 @@ use crate::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS, Tables};
 
 /// A packet of plain bytes with complete checksums.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Bytes(pub Vec<u8>);
+pub struct Bytes {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// Ways to single addresses; all others have [`HOP`].
+    pub ways: Vec<Way>,
+    /// Whether it can be sent to a next hop whose link-layer address is not known yet.
+    pub asks_neighbours: bool,
+}
+
+/// What the routing tables say of a destination.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Way {
+    /// The words of the destination's address ([`Address::words`]).
+    pub destination: [u32; 4],
+    /// What they say of packets that are not too big.
+    pub route: Route,
+    /// The next hop. Packets of more bytes than its MTU are too big, unless that is 0.
+    pub hop: Hop,
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            ways: Vec::new(),
+            asks_neighbours: true,
+        }
+    }
+}
 
 impl Bytes {
     fn part<const N: usize>(&self, offset: u32) -> Option<*const u8> {
         let offset = usize::try_from(offset).ok()?;
-        self.0.get(offset..offset.checked_add(N)?).map(<[u8]>::as_ptr)
+        self.bytes.get(offset..offset.checked_add(N)?).map(<[u8]>::as_ptr)
     }
 }
 
 impl DirectPacket for Bytes {
     fn view_mut<const N: usize>(&mut self, offset: u32) -> Option<ViewMut<'_, N>> {
         let offset = usize::try_from(offset).ok()?;
-        let part = self.0.get_mut(offset..offset.checked_add(N)?)?;
+        let part = self.bytes.get_mut(offset..offset.checked_add(N)?)?;
         // SAFETY: the slice has N bytes and stays mutably borrowed.
         Some(unsafe { ViewMut::new(part.as_mut_ptr()) })
     }
@@ -46,7 +74,7 @@ impl DirectPacket for Bytes {
 
 impl Packet for Bytes {
     fn length(&self) -> u32 {
-        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
     }
 
     fn view<const N: usize>(&self, offset: u32) -> Option<View<'_, N>> {
@@ -56,7 +84,7 @@ impl Packet for Bytes {
 
     fn write<const N: usize>(&mut self, offset: u32, words: &[u32; N]) -> Option<()> {
         let offset = usize::try_from(offset).ok()?;
-        let target = self.0.get_mut(offset..offset + N * 4)?;
+        let target = self.bytes.get_mut(offset..offset + N * 4)?;
         for (part, word) in target.chunks_exact_mut(4).zip(words) {
             part.copy_from_slice(&word.to_ne_bytes());
         }
@@ -65,7 +93,7 @@ impl Packet for Bytes {
 
     fn write_half(&mut self, offset: u32, half: u16) -> Option<()> {
         let offset = usize::try_from(offset).ok()?;
-        let target = self.0.get_mut(offset..offset + 2)?;
+        let target = self.bytes.get_mut(offset..offset + 2)?;
         target.copy_from_slice(&half.to_ne_bytes());
         Some(())
     }
@@ -75,12 +103,12 @@ impl Packet for Bytes {
     }
 
     fn grow_head(&mut self, _network: u32, by: u32) -> Option<()> {
-        self.0.splice(0..0, vec![0; usize::try_from(by).ok()?]);
+        self.bytes.splice(0..0, vec![0; usize::try_from(by).ok()?]);
         Some(())
     }
 
     fn cut(&mut self, length: u32) -> Option<()> {
-        self.0.truncate(usize::try_from(length).ok()?);
+        self.bytes.truncate(usize::try_from(length).ok()?);
         Some(())
     }
 
@@ -88,13 +116,21 @@ impl Packet for Bytes {
         0
     }
 
-    fn route<A: Address>(&self, _source: A, _destination: A, _length: u32, hop: &mut Hop) -> Route {
-        *hop = HOP;
-        Route::Ready
+    fn route<A: Address>(&self, _source: A, destination: A, length: u32, hop: &mut Hop) -> Route {
+        let destination = destination.words();
+        let Some(way) = self.ways.iter().find(|way| way.destination == destination) else {
+            *hop = HOP;
+            return Route::Ready;
+        };
+        *hop = way.hop;
+        if way.hop.mtu != 0 && length > way.hop.mtu {
+            return Route::TooBig;
+        }
+        way.route
     }
 
-    fn can_send(&self, _network: u32, _route: Route, _hop: &Hop) -> bool {
-        true
+    fn can_send(&self, _network: u32, route: Route, _hop: &Hop) -> bool {
+        self.asks_neighbours || route == Route::Ready
     }
 
     fn send(&mut self, _network: u32, hop: &Hop) -> Option<Verdict> {
@@ -107,7 +143,7 @@ impl Packet for Bytes {
     }
 }
 
-/// The next hop of all packets of plain bytes.
+/// The next hop where no other is set.
 pub const HOP: Hop = Hop {
     device: 1,
     mtu: 0,
@@ -148,6 +184,8 @@ pub struct HostTables<A> {
     pub device_address: A,
     /// Whether connections to removed backends go on.
     pub keeps_removed: bool,
+    /// Source ports to give out.
+    pub translated_ports: PortRange,
     /// Translated sockets.
     pub sockets: RefCell<HashMap<SocketKey<A>, Socket<A>>>,
     flows: RefCell<HashMap<FlowKey<A>, Box<Flow<A>>>>,
@@ -170,6 +208,7 @@ impl<A: Address + Hash> Default for HostTables<A> {
             fragments: RefCell::default(),
             device_address: A::default(),
             keeps_removed: false,
+            translated_ports: TRANSLATED_PORTS,
             sockets: RefCell::default(),
             flows: RefCell::default(),
         }
@@ -177,6 +216,13 @@ impl<A: Address + Hash> Default for HostTables<A> {
 }
 
 impl<A: Address + Hash> HostTables<A> {
+    /// Forgets everything that was remembered of packets.
+    pub fn forget(&self) {
+        self.flows.borrow_mut().clear();
+        self.fragments.borrow_mut().clear();
+        self.affinities.borrow_mut().clear();
+    }
+
     /// The number of flow entries.
     pub fn flow_count(&self) -> usize {
         self.flows.borrow().len()
@@ -264,7 +310,7 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
     }
 
     fn translated_ports(&self) -> PortRange {
-        TRANSLATED_PORTS
+        self.translated_ports
     }
 
     fn keeps_removed(&self) -> bool {

@@ -364,7 +364,7 @@ mod tests {
         bytes[36..38].copy_from_slice(&destination.1.to_bytes());
         bytes[46] = 0x50;
         bytes[47] = flags;
-        Bytes(bytes)
+        Bytes::from(bytes)
     }
 
     fn key(packet: &Bytes) -> FlowKey<Address4> {

@@ -443,11 +443,11 @@ mod tests {
     }
 
     fn parse4(bytes: &[u8]) -> Option<Parsed<Address4>> {
-        ipv4(&Bytes(bytes.to_vec()), 0, hook::EGRESS)
+        ipv4(&Bytes::from(bytes.to_vec()), 0, hook::EGRESS)
     }
 
     fn parse6(bytes: &[u8]) -> Option<Parsed<Address6>> {
-        ipv6(&Bytes(bytes.to_vec()), 0, hook::INGRESS)
+        ipv6(&Bytes::from(bytes.to_vec()), 0, hook::INGRESS)
     }
 
     #[test]
@@ -609,13 +609,13 @@ mod tests {
 
     #[test]
     fn network_layer() {
-        let frame = |ethertype: u16| Bytes([vec![0; 12], ethertype.to_be_bytes().to_vec()].concat());
+        let frame = |ethertype: u16| Bytes::from([vec![0; 12], ethertype.to_be_bytes().to_vec()].concat());
         assert_eq!(network(&frame(0x0800)), Network::V4);
         assert_eq!(network(&frame(0x86dd)), Network::V6);
         for other in [0x0806, 0x8100, 0x88a8] {
             assert_eq!(network(&frame(other)), Network::Other);
         }
-        assert_eq!(network(&Bytes(vec![0; 13])), Network::Other);
+        assert_eq!(network(&Bytes::from(vec![0; 13])), Network::Other);
     }
 
     proptest! {

@@ -58,6 +58,10 @@ impl<A: Address> Call<A> {
 /// `connect`: the peer to connect to instead, `None` to leave the call alone, or why it fails.
 #[inline(always)]
 pub fn connect<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result<Option<Peer<A>>, Reason> {
+    // A Pod that talks to itself does not mean the node's NodePorts.
+    if call.peer.address.is_loopback() && !call.is_node {
+        return Ok(None);
+    }
     let Some(frontend) = find_frontend(tables, call.peer.address, call.peer.port, call.protocol) else {
         return Ok(None);
     };
@@ -331,6 +335,34 @@ mod tests {
         let to = connect(&tables, &call(7, vip())).unwrap().unwrap();
         assert_eq!(send(&tables, &call(7, to)), Ok(None));
         assert_eq!(restore(&tables, &call(7, to)), Some(vip()));
+    }
+
+    #[test]
+    fn node_ports_at_loopback_addresses_are_for_processes_of_the_node() {
+        let mut tables = tables();
+        let node_port = Peer {
+            address: Address4::from_bytes([127, 0, 0, 1]),
+            port: Port::new(30_053),
+        };
+        let key = FrontendKey {
+            address: node_port.address,
+            port: node_port.port,
+            protocol: protocol::UDP,
+            pad: 0,
+        };
+        let frontend = Frontend {
+            service: SERVICE,
+            cluster: Region { base: 1, length: 2 },
+            ..Frontend::default()
+        };
+        tables.frontends.insert(key, frontend);
+        let of_pod = call(7, node_port);
+        assert_eq!(connect(&tables, &of_pod), Ok(None));
+        let of_node = Call {
+            is_node: true,
+            ..of_pod
+        };
+        assert!(matches!(connect(&tables, &of_node), Ok(Some(_))));
     }
 
     #[test]

@@ -227,6 +227,32 @@ fn without_a_route_packets_are_dropped() {
     });
 }
 
+/// The kernel says of a destination without any route what it says of one of its own addresses; its stack tells the
+/// sender.
+#[test]
+fn without_any_route_packets_are_left_to_the_stack() {
+    with_backend(Place::Back, |datapath, network, world, program| {
+        let routes: [&str; 2] = match world.vip.is_ipv4() {
+            true => [
+                "default via 192.0.2.254 dev front",
+                "10.1.0.0/16 via 172.16.0.2 dev back",
+            ],
+            false => [
+                "default via 2001:db8::fe dev front",
+                "fd00:1::/64 via fd00:172::2 dev back",
+            ],
+        };
+        let lines = |verb: &str| routes.map(|route| format!("route {verb} {route}"));
+        network.ip(&lines("del").each_ref().map(String::as_str));
+        let packet = syn(world.client, world.vip);
+        let expected = packet
+            .clone()
+            .between(world.client, world.backend_at(Place::Back));
+        assert_eq!(datapath.pass(program, &packet.bytes()), expected.bytes());
+        network.ip(&lines("add").each_ref().map(String::as_str));
+    });
+}
+
 #[test]
 fn when_the_route_vanishes_packets_are_dropped() {
     with_backend(Place::Back, |datapath, network, world, program| {

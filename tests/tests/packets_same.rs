@@ -43,13 +43,13 @@ impl Host {
 
     /// What happens to a packet at a hook.
     fn run(&self, hook: u8, packet: &[u8]) -> (Verdict, Vec<u8>) {
-        let mut bytes = Bytes(packet.to_vec());
+        let mut bytes = Bytes::from(packet.to_vec());
         let verdict = match parse::network(&bytes) {
             Network::V4 => decide(&mut bytes, &self.tables4, hook),
             Network::V6 => decide(&mut bytes, &self.tables6, hook),
             Network::Other => Verdict::Pass,
         };
-        (verdict, bytes.0)
+        (verdict, bytes.bytes)
     }
 }
 

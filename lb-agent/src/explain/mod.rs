@@ -244,7 +244,7 @@ fn ask_packet<A: LiveFamily>(
     let mut probe = Probe::new(before.clone(), surroundings.routes);
     let verdict = decide::enter(&mut probe, &tables, NETWORK, explanation.from.origin());
     tables.check()?;
-    let is_changed = probe.bytes.0 != before;
+    let is_changed = probe.bytes.bytes != before;
     explanation.verdict = match verdict {
         Verdict::Pass if is_changed => Fate::Translated,
         Verdict::Pass => Fate::Passed,

@@ -42,7 +42,7 @@ pub(super) struct Probe<'a> {
 impl<'a> Probe<'a> {
     pub(super) fn new(bytes: Vec<u8>, routes: &'a dyn Routes) -> Self {
         Self {
-            bytes: Bytes(bytes),
+            bytes: Bytes::from(bytes),
             routes,
             way: Cell::new(None),
         }

@@ -1,7 +1,9 @@
 //! Packet tests: the kernel programs run on one packet at a time (`BPF_PROG_TEST_RUN`).
 
 pub mod build;
+pub mod checksums;
 pub mod fragments;
+pub mod host;
 pub mod network;
 pub mod rows;
 pub mod world;

@@ -52,7 +52,7 @@ impl Datapath {
         trie.insert(&key, 1, 0).expect("the map takes it");
     }
 
-    fn pinned(&self, name: &str) -> Map {
+    pub(super) fn pinned(&self, name: &str) -> Map {
         let map = MapData::from_pin(self.pins.path().join(name)).and_then(Map::from_map_data);
         map.expect("the map is pinned")
     }

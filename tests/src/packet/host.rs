@@ -1,0 +1,145 @@
+//! The same decision code compiled for the host, on copies of the kernel's tables.
+
+use std::hash::Hash;
+use std::net::IpAddr;
+
+use aya::Pod;
+use aya::maps::{Array, MapData};
+use lb_agent::maps::Maps as _;
+use lb_common::address::Address;
+use lb_common::choose::Origin;
+use lb_common::decide;
+use lb_common::flow::Lifetimes;
+use lb_common::host::{Bytes, HostTables, Way};
+use lb_common::layout::{Address4, Address6, Backend, Frontend, FrontendKey, map};
+use lb_common::packet::{Hop, Route, Verdict};
+use lb_common::parse::{self, BEHIND_ETHERNET, Network};
+use lb_common::tables::PortRange;
+
+use super::build::Link;
+use super::{Datapath, NODE4, NODE6};
+
+/// The host build for both families.
+pub struct Host {
+    tables4: HostTables<Address4>,
+    tables6: HostTables<Address6>,
+    ways: Vec<Way>,
+}
+
+/// What the host build assumes.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings {
+    /// Source ports to give out.
+    pub translated_ports: PortRange,
+    /// How long idle flows live, in seconds.
+    pub lifetimes: Lifetimes,
+    /// Addresses of the device by which packets are sent on.
+    pub device: [IpAddr; 2],
+}
+
+impl Host {
+    /// On copies of a datapath's frontend, slot and backend rows.
+    pub fn new(datapath: &Datapath, surroundings: &Surroundings) -> Self {
+        let [IpAddr::V4(device4), IpAddr::V6(device6)] = surroundings.device else {
+            panic!("an address of each family: {surroundings:?}");
+        };
+        let maps = [map::FRONTENDS4, map::BACKENDS4];
+        let mut tables4 = tables::<Address4>(datapath, maps, surroundings);
+        let maps = [map::FRONTENDS6, map::BACKENDS6];
+        let mut tables6 = tables::<Address6>(datapath, maps, surroundings);
+        (tables4.node_address, tables4.device_address) = (NODE4.into(), device4.into());
+        (tables6.node_address, tables6.device_address) = (NODE6.into(), device6.into());
+        Self {
+            tables4,
+            tables6,
+            ways: Vec::new(),
+        }
+    }
+
+    /// Lets a client into a set of source ranges.
+    pub fn allow(&mut self, set: u32, client: IpAddr) {
+        match client {
+            IpAddr::V4(client) => self.tables4.allowed.push((set, client.into())),
+            IpAddr::V6(client) => self.tables6.allowed.push((set, client.into())),
+        }
+    }
+
+    /// Says how to reach a destination: with these link-layer addresses, if they are known; with this MTU, if not 0.
+    pub fn way(&mut self, destination: IpAddr, route: Route, link: Link, mtu: u32) {
+        let link = [link.destination, link.source].concat();
+        let words = link.chunks_exact(4);
+        let link: Vec<u32> = words
+            .map(|word| u32::from_ne_bytes(word.try_into().expect("four bytes")))
+            .collect();
+        let destination = match destination {
+            IpAddr::V4(address) => Address4::from(address).words(),
+            IpAddr::V6(address) => Address6::from(address).words(),
+        };
+        self.ways.push(Way {
+            destination,
+            route,
+            hop: Hop {
+                device: 1,
+                mtu,
+                link: link.try_into().expect("three words"),
+            },
+        });
+    }
+
+    /// Forgets everything that it remembers of packets.
+    pub fn forget(&self) {
+        self.tables4.forget();
+        self.tables6.forget();
+    }
+
+    /// What a program does to a packet.
+    pub fn run(&self, program: &str, packet: &[u8]) -> (Verdict, Vec<u8>) {
+        let mut bytes = Bytes {
+            ways: self.ways.clone(),
+            asks_neighbours: program != "lb_xdp",
+            ..Bytes::from(packet.to_vec())
+        };
+        let verdict = match parse::network(&bytes) {
+            Network::V4 => decide(&mut bytes, &self.tables4, program),
+            Network::V6 => decide(&mut bytes, &self.tables6, program),
+            Network::Other => Verdict::Pass,
+        };
+        (verdict, bytes.bytes)
+    }
+}
+
+fn decide<A: Address + Hash>(bytes: &mut Bytes, tables: &HostTables<A>, program: &str) -> Verdict {
+    match program {
+        "lb_xdp" | "lb_tc_from_network" => decide::enter(bytes, tables, BEHIND_ETHERNET, Origin::Outside),
+        "lb_tc_from_pod" => decide::enter(bytes, tables, BEHIND_ETHERNET, Origin::Inside),
+        _ => decide::leave(bytes, tables, BEHIND_ETHERNET),
+    }
+}
+
+/// Copies the rows of a family.
+fn tables<A: Address + Hash>(
+    datapath: &Datapath,
+    [frontends, backends]: [&str; 2],
+    surroundings: &Surroundings,
+) -> HostTables<A>
+where
+    FrontendKey<A>: Pod,
+    Backend<A>: Pod,
+{
+    let image = datapath.maps.image().expect("the maps are readable");
+    let rows: Array<MapData, Backend<A>> = datapath.pinned(backends).try_into().expect("an array");
+    let row = |id| (id, rows.get(&id, 0).expect("a row"));
+    let ids = if A::IS_IPV6 {
+        &image.backends6
+    } else {
+        &image.backends4
+    };
+    let frontends = datapath.table::<FrontendKey<A>, Frontend>(frontends);
+    let mut tables = HostTables::default();
+    tables.frontends = frontends.iter().map(|row| row.expect("a row")).collect();
+    tables.slots = image.slots.into_iter().collect();
+    tables.backends = ids.keys().copied().map(row).collect();
+    tables.translated_ports = surroundings.translated_ports;
+    tables.lifetimes = surroundings.lifetimes;
+    tables
+}
