@@ -338,7 +338,7 @@ impl Server {
 pub fn options(socket_lb: SocketLb, arguments: &[&str]) -> AgentOptions {
     let small = [
         "--max-backends=1024",
-        "--max-slots=32768",
+        "--max-slots=262144",
         "--max-frontends=1024",
         "--max-services=1024",
         "--max-flows=16384",
