@@ -37,7 +37,7 @@ pub fn way<A: Address>(
         Some(_) => {}
     }
     match packet.route(flow.source, flow.destination, length, hop) {
-        route @ (Route::Ready | Route::Unresolved) if packet.can_send(network, route, hop) => Way::Send,
+        route @ (Route::Ready | Route::Unresolved) if packet.can_send(route, hop) => Way::Send,
         Route::Ready | Route::Unresolved => Way::Leave,
         Route::TooBig => Way::Stop(Reason::TooBig),
         Route::Local | Route::None => Way::Stop(Reason::NoRoute),

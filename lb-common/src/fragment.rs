@@ -58,35 +58,12 @@ pub(crate) fn parse<A: Address>(
         hook,
         pad: 0,
     };
-    let mut flags = 0;
-    let ports = if header.part == Part::Later {
-        match tables.fragment(&key) {
-            Some(first) if is_fresh(tables, &first) => first,
-            _ if hook == hook::INGRESS && is_vip(tables, destination) => {
-                tables.count_reason(Reason::UnknownFragment);
-                return Kind::Lost;
-            }
-            _ => return Kind::Foreign,
-        }
-    } else {
-        let Some(transport) = parse::transport(packet, header.content, header.protocol, header.room) else {
-            return Kind::Foreign;
-        };
-        flags = transport.tcp_flags;
-        let ports = Fragment {
-            source_port: transport.source_port,
-            destination_port: transport.destination_port,
-            seen: tables.now(),
-        };
-        tables.insert_fragment(&key, &ports);
-        ports
-    };
-    parsed.write(Parsed {
+    let parsed = parsed.write(Parsed {
         key: FlowKey {
             source,
             destination,
-            source_port: ports.source_port,
-            destination_port: ports.destination_port,
+            source_port: Port::default(),
+            destination_port: Port::default(),
             protocol: header.protocol,
             hook,
             pad: 0,
@@ -95,10 +72,40 @@ pub(crate) fn parse<A: Address>(
             network,
             transport: header.content,
             ip_length: header.ip_length,
-            tcp_flags: flags,
+            tcp_flags: 0,
             part: header.part,
         },
     });
+    if header.part == Part::Later {
+        return match tables.fragment(&key) {
+            Some(first) if is_fresh(tables, &first) => {
+                parsed.key.source_port = first.source_port;
+                parsed.key.destination_port = first.destination_port;
+                Kind::Parsed
+            }
+            _ if hook == hook::INGRESS && is_vip(tables, destination) => {
+                tables.count_reason(Reason::UnknownFragment);
+                Kind::Lost
+            }
+            _ => Kind::Foreign,
+        };
+    }
+    let Some(transport) = parse::transport(packet, header.content, header.protocol, header.room) else {
+        return Kind::Foreign;
+    };
+    parsed.key.source_port = transport.source_port;
+    parsed.key.destination_port = transport.destination_port;
+    parsed.headers.tcp_flags = transport.tcp_flags;
+    // Much leaves in fragments that is not ours; what enters was asked for by its destination.
+    if hook == hook::EGRESS && tables.flow(&parsed.key).is_none() {
+        return Kind::Foreign;
+    }
+    let ports = Fragment {
+        source_port: transport.source_port,
+        destination_port: transport.destination_port,
+        seen: tables.now(),
+    };
+    tables.insert_fragment(&key, &ports);
     Kind::Parsed
 }
 

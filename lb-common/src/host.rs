@@ -129,7 +129,7 @@ impl Packet for Bytes {
         way.route
     }
 
-    fn can_send(&self, _network: u32, route: Route, _hop: &Hop) -> bool {
+    fn can_send(&self, route: Route, _hop: &Hop) -> bool {
         self.asks_neighbours || route == Route::Ready
     }
 

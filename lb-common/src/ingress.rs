@@ -1,5 +1,6 @@
 //! A packet enters the node's stack, from a Pod or from a network device: requests to frontends get the address of
-//! a backend; replies of hairpin connections, which come back the same way, get their frontend's address.
+//! a backend. Replies that do not leave through the stack, those of hairpin connections and of backends on other nodes,
+//! get their frontend's address here.
 #![expect(unsafe_code, reason = "a flow on the stack is not written before it is known")]
 
 use core::mem::MaybeUninit;
@@ -62,8 +63,6 @@ pub(crate) fn ingress<A: Address>(
 }
 
 /// Lets a packet go that is not ours.
-///
-/// Not in [`open`], whose stack is nearly all there is.
 #[inline(always)]
 fn pass<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>) -> Verdict {
     if parsed.is_syn() {

@@ -135,7 +135,7 @@ impl<const N: usize> ViewMut<'_, N> {
 /// Where the headers of a packet lie.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Headers {
-    /// Offset of the IP header: the length of the Ethernet header with its VLAN tags.
+    /// Offset of the IP header: the length of the Ethernet header, if there is one.
     pub network: u32,
     /// Offset of the TCP or UDP header.
     pub transport: u32,
@@ -212,7 +212,7 @@ pub trait Packet {
 
     /// Whether this hook can send the packet along a route that is [`Route::Ready`] or [`Route::Unresolved`]. One that
     /// cannot leaves the packet to the next hook.
-    fn can_send(&self, network: u32, route: Route, hop: &Hop) -> bool;
+    fn can_send(&self, route: Route, hop: &Hop) -> bool;
 
     /// Sends the packet, whose IP header is at `network`, to its next hop.
     fn send(&mut self, network: u32, hop: &Hop) -> Option<Verdict>;

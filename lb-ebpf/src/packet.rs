@@ -23,7 +23,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use crate::maps;
 use crate::routes::{self, Query};
 
-/// No header that is read lies behind this offset: two VLAN tags, the largest IP header, TCP.
+/// No header that is read lies behind this offset: Ethernet, the largest IP header, one that is quoted behind it, TCP.
 const OFFSET_MAX: u32 = 0x3ff;
 
 /// A packet in an XDP program: every checksum in it is complete, unless the device is a veth.
@@ -142,11 +142,8 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn can_send(&self, network: u32, route: Route, hop: &Hop) -> bool {
-        // A tagged packet belongs to another device than that which it came in on; the kernel knows which.
-        route == Route::Ready
-            && network == EthHdr::LEN as u32
-            && (hop.device == self.device() || maps::transmits(hop.device))
+    fn can_send(&self, route: Route, hop: &Hop) -> bool {
+        route == Route::Ready && (hop.device == self.device() || maps::transmits(hop.device))
     }
 
     #[inline(always)]
@@ -362,9 +359,8 @@ impl Packet for TcPacket {
     }
 
     #[inline(always)]
-    fn can_send(&self, network: u32, _route: Route, _hop: &Hop) -> bool {
-        // A packet with its tags in front belongs to another device, whose program sends it.
-        network <= EthHdr::LEN as u32
+    fn can_send(&self, _route: Route, _hop: &Hop) -> bool {
+        true
     }
 
     #[inline(always)]

@@ -50,6 +50,21 @@ fn become_those(datapath: &mut Datapath, program: &str, packets: &[Vec<u8>], exp
     }
 }
 
+/// Much leaves a node in fragments: the table is for datagrams of ours.
+#[test]
+fn what_leaves_without_a_flow_is_not_remembered() {
+    let Some(mut datapath) = prepared() else { return };
+    for world in worlds() {
+        for device in DEVICES {
+            for packet in two(&large(Protocol::Udp, world.pod, world.client), 1) {
+                assert_eq!(datapath.pass(device.egress, &packet), packet);
+            }
+        }
+    }
+    assert_eq!(datapath.fragments4().keys().count(), 0);
+    assert_eq!(datapath.fragments6().keys().count(), 0);
+}
+
 #[test]
 fn request_and_reply() {
     let Some(mut datapath) = prepared() else { return };

@@ -94,7 +94,7 @@ impl Packet for Probe<'_> {
         way.route
     }
 
-    fn can_send(&self, _network: u32, _route: Route, _hop: &Hop) -> bool {
+    fn can_send(&self, _route: Route, _hop: &Hop) -> bool {
         // Where XDP cannot, TC behind it can.
         true
     }

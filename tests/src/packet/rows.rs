@@ -88,11 +88,13 @@ impl Datapath {
         update(&mut self.affinities6(), older);
     }
 
-    fn fragments4(&self) -> HashMap<MapData, FragmentKey<Address4>, Fragment> {
+    /// Ports of IPv4 datagrams in fragments.
+    pub fn fragments4(&self) -> HashMap<MapData, FragmentKey<Address4>, Fragment> {
         self.table(map::FRAGMENTS4)
     }
 
-    fn fragments6(&self) -> HashMap<MapData, FragmentKey<Address6>, Fragment> {
+    /// Ports of IPv6 datagrams in fragments.
+    pub fn fragments6(&self) -> HashMap<MapData, FragmentKey<Address6>, Fragment> {
         self.table(map::FRAGMENTS6)
     }
 
