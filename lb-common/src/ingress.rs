@@ -209,9 +209,9 @@ fn send_on<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>, flow: &Flow
             return Step::Stop(reason);
         }
     }
-    let sent = packet
-        .translate(&parsed.headers, &parsed.key, flow)
-        .and_then(|()| forward::decrement_hop_limit::<A>(packet, network))
+    // The hop limit first: its word has the IPv4 checksum, and would wait for the half that `translate` writes.
+    let sent = forward::decrement_hop_limit::<A>(packet, network)
+        .and_then(|()| packet.translate(&parsed.headers, &parsed.key, flow))
         .and_then(|()| packet.send(network, &hop));
     match sent {
         Some(Verdict::Bounce) => Step::Bounce,

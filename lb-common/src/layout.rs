@@ -10,7 +10,7 @@ use crate::flow::Lifetimes;
 use crate::tables::PortRange;
 
 /// The version of these layouts: part of the pin path, so that an agent never reads maps of another layout.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Names of the maps, in the kernel and under the pin path.
 pub mod map {
@@ -48,6 +48,8 @@ pub mod map {
     pub const FRAGMENTS6: &str = "FRAGMENTS6";
     /// Devices that packets to Pods of other nodes leave by: interface index to [`super::Device`].
     pub const DEVICES: &str = "DEVICES";
+    /// Devices that XDP programs of other devices can send through: [`super::xdp_device_row`] to interface index.
+    pub const XDP_DEVICES: &str = "XDP_DEVICES";
     /// Names by service id: [`super::ServiceName`].
     pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
     /// Counters by service id: [`super::ServiceStats`] for each CPU.
@@ -540,14 +542,15 @@ pub struct Device {
     pub address4: Address4,
     /// The address that replaces a client's in IPv6; unspecified if the device has none and the node's is used.
     pub address6: Address6,
-    /// Bits of [`device_flags`].
-    pub flags: u32,
 }
 
-/// Bits of [`Device::flags`].
-pub mod device_flags {
-    /// XDP programs of other devices can send through it.
-    pub const XDP_TRANSMIT: u32 = 1;
+/// Rows of the XDP devices map.
+pub const XDP_DEVICES: u32 = 1_024;
+
+/// The row of a device in the XDP devices map. Where two devices share one, TC sends through the other.
+#[inline(always)]
+pub const fn xdp_device_row(index: u32) -> u32 {
+    index % XDP_DEVICES
 }
 
 /// The name of a service port: value of the service names map. No program reads it; it tells people, and the next
@@ -625,7 +628,7 @@ assert_layout! {
     FragmentKey<Address4>: 16, align 4;
     FragmentKey<Address6>: 40, align 4;
     Fragment: 8, align 4;
-    Device: 24, align 4;
+    Device: 20, align 4;
     ServiceName: 200, align 1;
     ServiceStats: 16, align 8;
     LoadedSettings: 64, align 4;

@@ -12,7 +12,7 @@ use lb_common::flow::FlowEntry;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Fragment,
     FragmentKey, Frontend, FrontendKey, LoadedSettings, ServiceId, ServiceName, ServiceStats, Slot, Socket,
-    SocketKey, SourceRange, device_flags,
+    SocketKey, SourceRange, XDP_DEVICES as XDP_DEVICES_MAX, xdp_device_row,
 };
 use lb_common::reason::Reason;
 
@@ -63,6 +63,8 @@ static FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment> = LruHashMap::wit
 static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment> = LruHashMap::with_max_entries(FRAGMENTS, 0);
 #[map]
 static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static XDP_DEVICES: Array<u32> = Array::with_max_entries(XDP_DEVICES_MAX, 0);
 #[map]
 static SERVICE_NAMES: HashMap<ServiceId, ServiceName> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map]
@@ -249,7 +251,9 @@ pub fn device(index: u32) -> Option<Device> {
 /// Whether XDP programs of other devices can send through a device.
 #[inline(always)]
 pub fn transmits(index: u32) -> bool {
-    device(index).is_some_and(|device| device.flags & device_flags::XDP_TRANSMIT != 0)
+    XDP_DEVICES
+        .get(xdp_device_row(index))
+        .is_some_and(|known| *known == index)
 }
 
 /// Counts a connection of a Service.

@@ -4,32 +4,34 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use aya::maps::{HashMap, MapData};
-use lb_common::layout::{Address4, Address6, Device, device_flags, map};
+use aya::maps::{Array, HashMap, MapData};
+use lb_common::layout::{Address4, Address6, Device, XDP_DEVICES, map, xdp_device_row};
 
 use super::filter::Filter;
 use super::maps::{kernel, open, typed};
-use crate::devices::{Snapshot, first_global_address};
+use crate::devices::{Link, Snapshot, first_global_address};
 use crate::maps::{Family, MapError};
 
-/// The devices map.
+/// The devices maps.
 pub struct DeviceTable {
     devices: HashMap<MapData, u32, Device>,
+    xdp_devices: Array<MapData, u32>,
     filter: Filter,
 }
 
 impl DeviceTable {
-    /// Opens the map pinned in `directory`.
+    /// Opens the maps pinned in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
         Ok(Self {
             devices: typed(open(directory, map::DEVICES)?, map::DEVICES)?,
+            xdp_devices: typed(open(directory, map::XDP_DEVICES)?, map::XDP_DEVICES)?,
             filter: Filter::open(directory)?,
         })
     }
 
     /// Writes what differs. `with_xdp` are the devices that carry the XDP program.
     pub fn set(&mut self, snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> Result<(), MapError> {
-        let wanted = rows(snapshot, with_xdp);
+        let wanted = rows(snapshot);
         let mut present = BTreeMap::new();
         for row in self.devices.iter() {
             let (index, device) =
@@ -51,6 +53,18 @@ impl DeviceTable {
             self.devices
                 .remove(index)
                 .map_err(|error| kernel(map::DEVICES, format!("delete device {index}"), error))?;
+        }
+        self.set_xdp(snapshot, with_xdp)
+    }
+
+    fn set_xdp(&mut self, snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> Result<(), MapError> {
+        let wanted = xdp_rows(snapshot, with_xdp);
+        for row in 0..XDP_DEVICES {
+            let index = wanted.get(&row).copied().unwrap_or(0);
+            let failed = |error| kernel(map::XDP_DEVICES, format!("write device {index} to row {row}"), error);
+            if self.xdp_devices.get(&row, 0).map_err(failed)? != index {
+                self.xdp_devices.set(row, index, 0).map_err(failed)?;
+            }
         }
         Ok(())
     }
@@ -74,10 +88,23 @@ fn addresses(device: &Device) -> impl Iterator<Item = IpAddr> {
         .filter(|address: &IpAddr| !address.is_unspecified())
 }
 
-/// A row for each device that packets can leave by.
-fn rows(snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> BTreeMap<u32, Device> {
-    let devices = snapshot.links.values().filter(|link| link.up && !link.loopback);
-    let rows = devices.map(|link| {
+/// The devices that packets can leave by.
+fn usable(snapshot: &Snapshot) -> impl Iterator<Item = &Link> {
+    snapshot.links.values().filter(|link| link.up && !link.loopback)
+}
+
+/// Which device stands in which row of the XDP devices map.
+fn xdp_rows(snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> BTreeMap<u32, u32> {
+    usable(snapshot)
+        .map(|link| link.index)
+        .filter(|index| with_xdp.contains(index))
+        .map(|index| (xdp_device_row(index), index))
+        .collect()
+}
+
+/// A row for each device with an address that packets can leave by.
+fn rows(snapshot: &Snapshot) -> BTreeMap<u32, Device> {
+    let rows = usable(snapshot).map(|link| {
         let address = |family| first_global_address(snapshot, link.index, family);
         let address4 = match address(Family::V4) {
             Some(IpAddr::V4(address)) => address,
@@ -87,14 +114,9 @@ fn rows(snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> BTreeMap<u32, Device> 
             Some(IpAddr::V6(address)) => address,
             _ => Ipv6Addr::UNSPECIFIED,
         };
-        let flags = match with_xdp.contains(&link.index) {
-            true => device_flags::XDP_TRANSMIT,
-            false => 0,
-        };
         let device = Device {
             address4: Address4::from(address4),
             address6: Address6::from(address6),
-            flags,
         };
         (link.index, device)
     });
@@ -104,16 +126,32 @@ fn rows(snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> BTreeMap<u32, Device> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::{Address, Link};
+    use crate::devices::Address;
 
-    #[test]
-    fn rows_have_the_first_global_address_of_each_family() {
-        let link = |index, up, loopback| Link {
+    fn link(index: u32, up: bool, loopback: bool) -> Link {
+        Link {
             index,
             up,
             loopback,
             ..Link::default()
+        }
+    }
+
+    #[test]
+    fn xdp_sends_through_one_device_of_a_row() {
+        let snapshot = Snapshot {
+            links: [1, 2, 3, 4, 3 + XDP_DEVICES, 5 + XDP_DEVICES]
+                .map(|index| (index, link(index, index != 4, index == 1)))
+                .into(),
+            ..Snapshot::default()
         };
+        let with_xdp = BTreeSet::from([1, 3, 4, 3 + XDP_DEVICES, 5 + XDP_DEVICES]);
+        let expected = BTreeMap::from([(3, 3 + XDP_DEVICES), (5, 5 + XDP_DEVICES)]);
+        assert_eq!(xdp_rows(&snapshot, &with_xdp), expected);
+    }
+
+    #[test]
+    fn rows_have_the_first_global_address_of_each_family() {
         let address = |text: &str, global| Address {
             address: text.parse().unwrap(),
             global,
@@ -145,18 +183,13 @@ mod tests {
             .into(),
             default_routes: vec![],
         };
-        let row = |address4: &str, address6: &str, flags| Device {
+        let row = |address4: &str, address6: &str| Device {
             address4: address4.parse::<Ipv4Addr>().unwrap().into(),
             address6: address6.parse::<Ipv6Addr>().unwrap().into(),
-            flags,
         };
-        let expected = BTreeMap::from([
-            (2, row("192.0.2.1", "2001:db8::1", 0)),
-            (4, row("0.0.0.0", "::", device_flags::XDP_TRANSMIT)),
-        ]);
-        assert_eq!(rows(&snapshot, &BTreeSet::from([4])), expected);
+        let expected = BTreeMap::from([(2, row("192.0.2.1", "2001:db8::1"))]);
+        assert_eq!(rows(&snapshot), expected);
         let found: Vec<IpAddr> = addresses(&expected[&2]).collect();
         assert_eq!(found.len(), 2);
-        assert_eq!(addresses(&expected[&4]).count(), 0);
     }
 }

@@ -139,7 +139,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 21] = [
+const MAPS: [(&str, usize, usize); 22] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -205,6 +205,7 @@ const MAPS: [(&str, usize, usize); 21] = [
         size_of::<Fragment>(),
     ),
     (map::DEVICES, size_of::<u32>(), size_of::<Device>()),
+    (map::XDP_DEVICES, size_of::<u32>(), size_of::<u32>()),
     (map::SERVICE_NAMES, size_of::<u32>(), size_of::<ServiceName>()),
     (map::SERVICE_STATS, size_of::<u32>(), size_of::<ServiceStats>()),
     (map::REASONS, size_of::<u32>(), size_of::<u64>()),
