@@ -361,4 +361,8 @@ impl<A: Address + Hash> SocketTables<A> for HostTables<A> {
     fn insert_socket(&self, key: &SocketKey<A>, socket: &Socket<A>) {
         self.sockets.borrow_mut().insert(*key, *socket);
     }
+
+    fn remove_socket(&self, key: &SocketKey<A>) {
+        self.sockets.borrow_mut().remove(key);
+    }
 }

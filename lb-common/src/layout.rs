@@ -438,7 +438,7 @@ pub mod flow_flags {
 pub struct SocketKey<A> {
     /// The kernel's socket cookie, low and high half (a `u64` would force padding for IPv4).
     pub cookie: [u32; 2],
-    /// The backend's address, or a frontend's for an unconnected UDP socket.
+    /// The backend's address; a frontend's or the unspecified one for an unconnected UDP socket.
     pub address: A,
     /// The port beside `address`.
     pub port: Port,
@@ -450,7 +450,8 @@ pub struct SocketKey<A> {
 
 /// The other side of a translation at a socket: value of the sockets maps.
 ///
-/// Under a backend's address stands the frontend; under a frontend's address the backend that was chosen.
+/// Under a backend's address stands the frontend; under a frontend's address the backend that was chosen. Under the
+/// unspecified address and a small number as port stands a frontend that an unconnected UDP socket has sent to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct Socket<A> {

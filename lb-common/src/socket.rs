@@ -5,7 +5,7 @@ use crate::address::Address;
 use crate::choose::{Origin, affine, choose, find_frontend, region, stay};
 use crate::layout::{
     AffinityKey, Backend, BackendId, Frontend, Port, ServiceId, Socket, SocketKey, backend_state,
-    frontend_flags, halves,
+    frontend_flags, halves, protocol,
 };
 use crate::reason::Reason;
 use crate::tables::Tables;
@@ -16,7 +16,13 @@ pub trait SocketTables<A: Address>: Tables<A> {
     fn socket(&self, key: &SocketKey<A>) -> Option<Socket<A>>;
     /// Adds or replaces a row. Without it the socket works, but shows the backend's address as its peer.
     fn insert_socket(&self, key: &SocketKey<A>, socket: &Socket<A>);
+    /// Removes a row, if it is there.
+    fn remove_socket(&self, key: &SocketKey<A>);
 }
+
+/// How many frontends are noted of an unconnected UDP socket. The rows of others stay behind when it is closed, until
+/// the map needs their room.
+const FRONTENDS: u16 = 4;
 
 /// An address that a socket uses for its peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +58,16 @@ impl<A: Address> Call<A> {
             protocol: self.protocol,
             pad: 0,
         }
+    }
+
+    /// Where the frontends stand that an unconnected UDP socket has sent to: in rows for the unspecified address and
+    /// the ports from 0 on.
+    #[inline(always)]
+    fn frontend_key(&self, index: u16) -> SocketKey<A> {
+        self.key(Peer {
+            address: A::default(),
+            port: Port::new(index),
+        })
     }
 }
 
@@ -110,8 +126,68 @@ pub fn send<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result
                 ..reverse
             },
         );
+        note(tables, call);
     }
     Ok(to)
+}
+
+/// Notes the frontend that an unconnected UDP socket sends to, for [`release`].
+#[inline(never)]
+fn note<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
+    for index in 0..FRONTENDS {
+        let key = call.frontend_key(index);
+        match tables.socket(&key) {
+            Some(known) if known.address == call.peer.address && known.port == call.peer.port => return,
+            Some(_) => {}
+            None => {
+                let frontend = Socket {
+                    address: call.peer.address,
+                    port: call.peer.port,
+                    pad: 0,
+                    service: 0,
+                    backend: 0,
+                    generation: 0,
+                };
+                tables.insert_socket(&key, &frontend);
+                return;
+            }
+        }
+    }
+}
+
+/// A socket is closed, whose peer is now as the call says: nobody needs its rows any more.
+///
+/// The kernel forgets the peer of a TCP connection that was refused while `connect` waited: that row stays.
+#[inline(always)]
+pub fn release<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
+    if call.peer.port.get() != 0 {
+        tables.remove_socket(&call.key(call.peer));
+    }
+    if call.protocol == protocol::UDP {
+        forget_frontends(tables, call);
+    }
+}
+
+#[inline(never)]
+fn forget_frontends<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
+    for index in 0..FRONTENDS {
+        let noted = call.frontend_key(index);
+        let Some(frontend) = tables.socket(&noted) else {
+            return;
+        };
+        tables.remove_socket(&noted);
+        let key = call.key(Peer {
+            address: frontend.address,
+            port: frontend.port,
+        });
+        if let Some(backend) = tables.socket(&key) {
+            tables.remove_socket(&call.key(Peer {
+                address: backend.address,
+                port: backend.port,
+            }));
+            tables.remove_socket(&key);
+        }
+    }
 }
 
 /// Whether a row names a backend that lives.
@@ -187,8 +263,9 @@ fn backend_for<A: Address>(
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
 
-    use super::{Call, Peer, connect, restore, send};
+    use super::{Call, FRONTENDS, Peer, connect, release, restore, send};
     use crate::host::HostTables;
     use crate::layout::{
         Address4, Backend, Frontend, FrontendKey, Port, Region, ServiceId, ServiceStats, Slot, backend_state,
@@ -327,6 +404,75 @@ mod tests {
         let other = send(&tables, &call(7, vip())).unwrap();
         assert_ne!(other, to);
         assert_eq!(send(&tables, &call(7, vip())), Ok(other));
+    }
+
+    /// A call when the socket is closed.
+    fn closed(peer: Peer<Address4>) -> Call<Address4> {
+        call(7, peer)
+    }
+
+    const NO_PEER: Peer<Address4> = Peer {
+        address: Address4::from_word(0),
+        port: Port::new(0),
+    };
+
+    #[test]
+    fn a_closed_socket_leaves_nothing() {
+        let tables = tables();
+        let to = connect(&tables, &call(7, vip())).unwrap().unwrap();
+        let other = connect(&tables, &call(8, vip())).unwrap().unwrap();
+        release(&tables, &closed(to));
+        assert_eq!(restore(&tables, &call(7, to)), None);
+        assert_eq!(restore(&tables, &call(8, other)), Some(vip()));
+        // It may never have been translated.
+        release(&tables, &closed(peer(99, 53)));
+        release(&tables, &closed(NO_PEER));
+        assert_eq!(tables.sockets.borrow().len(), 1);
+    }
+
+    /// Makes the first `count` ports of the VIP frontends of the Service.
+    fn publish_ports(tables: &mut HostTables<Address4>, count: u16) -> Vec<Peer<Address4>> {
+        let known = *tables.frontends.values().find(|row| row.service == SERVICE).unwrap();
+        let frontends: Vec<_> = (0..count).map(|index| peer(1, 1000 + index)).collect();
+        for frontend in &frontends {
+            let key = FrontendKey {
+                address: frontend.address,
+                port: frontend.port,
+                protocol: protocol::UDP,
+                pad: 0,
+            };
+            tables.frontends.insert(key, known);
+        }
+        frontends
+    }
+
+    #[test]
+    fn a_closed_unconnected_socket_leaves_nothing() {
+        let mut tables = tables();
+        let frontends = publish_ports(&mut tables, FRONTENDS);
+        for _ in 0..3 {
+            for frontend in &frontends {
+                send(&tables, &call(7, *frontend)).unwrap().unwrap();
+            }
+        }
+        send(&tables, &call(8, frontends[0])).unwrap().unwrap();
+        release(&tables, &closed(NO_PEER));
+        assert_eq!(tables.sockets.borrow().len(), 3);
+        release(&tables, &call(8, NO_PEER));
+        assert!(tables.sockets.borrow().is_empty());
+    }
+
+    #[test]
+    fn rows_for_more_frontends_than_are_noted_stay() {
+        let mut tables = tables();
+        let frontends = publish_ports(&mut tables, FRONTENDS + 1);
+        for frontend in &frontends {
+            send(&tables, &call(7, *frontend)).unwrap().unwrap();
+        }
+        release(&tables, &closed(NO_PEER));
+        let left = tables.sockets.borrow();
+        assert!(left.keys().any(|key| key.port == frontends.last().unwrap().port));
+        assert!(left.len() <= 2);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use lb_common::packet::{Hop, Route};
 
 /// Address families of the socket interface.
 const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+pub const AF_INET6: u8 = 10;
 
 /// What is asked of the routing tables.
 pub struct Query<A> {

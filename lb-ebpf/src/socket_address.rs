@@ -1,12 +1,13 @@
-//! The address in a system call of a socket.
+//! The address in a system call of a socket, and that of a socket which is closed.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 use lb_common::layout::{Address4, Address6, Port, protocol};
 use lb_common::socket::{Call, Peer};
 
+use crate::routes::AF_INET6;
 use crate::tables::Family;
 
 /// The cookie of the node's own network namespace; set by the agent.
@@ -31,12 +32,7 @@ impl SocketAddress {
     #[inline(always)]
     pub fn call<A: Family>(&self, peer: Peer<A>) -> Option<Call<A>> {
         // SAFETY: the kernel hands the program a valid context.
-        let number = unsafe { (*self.0).protocol };
-        let protocol = match number {
-            number if number == u32::from(protocol::TCP) => protocol::TCP,
-            number if number == u32::from(protocol::UDP) => protocol::UDP,
-            _ => return None,
-        };
+        let protocol = known_protocol(unsafe { (*self.0).protocol })?;
         // SAFETY: plain helper call with the context.
         let namespace = unsafe { bpf_get_netns_cookie(self.0.cast()) };
         let is_node = namespace == NODE_NAMESPACE.load();
@@ -113,5 +109,83 @@ impl SocketAddress {
             address.add(3).write_volatile(d);
         }
         self.set_port(peer.port);
+    }
+}
+
+/// The protocol with this number, if it is one that the agent translates.
+#[inline(always)]
+fn known_protocol(number: u32) -> Option<u8> {
+    match number {
+        number if number == u32::from(protocol::TCP) => Some(protocol::TCP),
+        number if number == u32::from(protocol::UDP) => Some(protocol::UDP),
+        _ => None,
+    }
+}
+
+/// A socket that is closed, as the kernel shows it to the program.
+pub struct ClosedSocket(*mut bpf_sock);
+
+impl ClosedSocket {
+    /// That which the program is told of.
+    #[inline(always)]
+    pub fn of(context: &SockContext) -> Self {
+        Self(context.sock)
+    }
+
+    /// Whether it is an IPv6 socket.
+    #[inline(always)]
+    pub fn is_ipv6(&self) -> bool {
+        // SAFETY: the kernel hands the program a valid context.
+        unsafe { (*self.0).family == u32::from(AF_INET6) }
+    }
+
+    /// Its last system call, if it is a socket that the agent translates.
+    #[inline(always)]
+    pub fn call<A: Family>(&self, peer: Peer<A>) -> Option<Call<A>> {
+        // SAFETY: as above.
+        let protocol = known_protocol(unsafe { (*self.0).protocol })?;
+        // SAFETY: plain helper call with the context.
+        let cookie = unsafe { bpf_get_socket_cookie(self.0.cast()) };
+        Some(Call {
+            cookie,
+            protocol,
+            peer,
+            // Nothing is chosen for it any more.
+            namespace: 0,
+            is_node: false,
+        })
+    }
+
+    /// The peer of an IPv4 socket; all zeros if it has none.
+    #[inline(always)]
+    pub fn peer4(&self) -> Peer<Address4> {
+        // SAFETY: as above.
+        let address = Address4::from_word(unsafe { (*self.0).dst_ip4 });
+        Peer {
+            address,
+            port: self.port(),
+        }
+    }
+
+    /// The peer of an IPv6 socket; all zeros if it has none.
+    #[inline(always)]
+    pub fn peer6(&self) -> Peer<Address6> {
+        // One load for each word, as in [`SocketAddress::peer6`].
+        // SAFETY: as above.
+        let words = unsafe {
+            let address = &raw const (*self.0).dst_ip6;
+            let word = |index: usize| address.cast::<u32>().add(index).read_volatile();
+            [word(0), word(1), word(2), word(3)]
+        };
+        Peer {
+            address: Address6::from_words(words),
+            port: self.port(),
+        }
+    }
+
+    #[inline(always)]
+    fn port(&self) -> Port {
+        // SAFETY: as above.
+        Port::from_bytes(unsafe { (*self.0).dst_port }.to_ne_bytes())
     }
 }

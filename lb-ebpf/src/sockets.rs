@@ -1,13 +1,13 @@
-//! The cgroup programs: translation at `connect`, `sendmsg`, `recvmsg` and `getpeername`.
+//! The cgroup programs: translation at `connect`, `sendmsg`, `recvmsg` and `getpeername`; forgetting at `close`.
 
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 use lb_common::layout::{Address4, Address6};
 use lb_common::reason::Reason;
 use lb_common::socket::{self, Call, Peer};
 
 use crate::helpers;
-use crate::socket_address::SocketAddress;
+use crate::socket_address::{ClosedSocket, SocketAddress};
 use crate::tables::KernelTables;
 
 /// The system call goes on.
@@ -66,6 +66,38 @@ pub fn lb_getpeername4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn lb_getpeername6(context: SockAddrContext) -> i32 {
     restore6(&SocketAddress::of(&context))
+}
+
+/// A socket is closed.
+#[cgroup_sock(sock_release)]
+pub fn lb_sock_release(context: SockContext) -> i32 {
+    release(&ClosedSocket::of(&context));
+    ALLOW
+}
+
+#[inline(always)]
+fn release(socket: &ClosedSocket) -> Option<()> {
+    if !socket.is_ipv6() {
+        socket::release(&KernelTables, &socket.call(socket.peer4())?);
+        return Some(());
+    }
+    let peer = socket.peer6();
+    let peer4 = match peer.address.to_mapped() {
+        Some(address) => address,
+        None => {
+            socket::release(&KernelTables, &socket.call(peer)?);
+            // Unconnected, it may have sent to mapped addresses as well.
+            Address4::from_word(0)
+        }
+    };
+    socket::release(
+        &KernelTables,
+        &socket.call(Peer {
+            address: peer4,
+            port: peer.port,
+        })?,
+    );
+    Some(())
 }
 
 type Translate<A> = fn(&KernelTables, &Call<A>) -> Result<Option<Peer<A>>, Reason>;

@@ -201,6 +201,15 @@ impl<A: Family> SocketTables<A> for KernelTables {
         // A full LRU map makes room; without memory the socket shows the backend as its peer.
         let _ = A::sockets().insert(key, socket, 0);
     }
+
+    #[inline(always)]
+    fn remove_socket(&self, key: &SocketKey<A>) {
+        // Most closed sockets have none, and looking takes no lock.
+        if maps::socket(key).is_some() {
+            // A row that is gone already is what was wanted.
+            let _ = A::sockets().remove(key);
+        }
+    }
 }
 
 /// The kernel's clock in ticks.

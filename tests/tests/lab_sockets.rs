@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lb_agent::datapath::live::LiveMaps;
 use lb_agent::datapath::pins::Pins;
 use lb_agent::datapath::sockets::SocketMaps;
 use lb_agent::maps::BackendState;
@@ -363,4 +364,41 @@ fn unconnected_udp_sockets_stay() {
         maps.removed().unwrap().is_empty().then_some(())
     })
     .unwrap();
+}
+
+/// How many rows of sockets the first node's maps hold.
+fn socket_rows(cluster: &Cluster) -> usize {
+    let maps = LiveMaps::open(&Pins::new(cluster.nodes[0].pin_path()).maps()).unwrap();
+    maps.ipv4().sockets().unwrap().len() + maps.ipv6().sockets().unwrap().len()
+}
+
+#[test]
+fn closed_sockets_leave_no_rows() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("closed", &[0]).unwrap();
+    let _agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
+    let mut talks = Talks::through_service(&cluster.client, &cluster.servers[0]);
+    talks.assert_live();
+    let connected = socket_rows(&cluster);
+    assert_eq!(connected, talks.talks.len());
+    for to in addresses() {
+        // Unconnected ones, each with three rows.
+        let client = cluster.client.udp(to, UDP.port).count(1_000_000);
+        let client = client.interval(Duration::from_millis(5)).start().unwrap();
+        wait_for("three rows more", PATIENCE, || {
+            (socket_rows(&cluster) == connected + 3).then_some(())
+        })
+        .unwrap();
+        let report = client.stop().unwrap();
+        assert!(report.errors.is_empty(), "{report:?}");
+        wait_for("the rows of connected sockets only", PATIENCE, || {
+            (socket_rows(&cluster) == connected).then_some(())
+        })
+        .unwrap();
+    }
+    talks.assert_live();
+    drop(talks);
+    wait_for("no rows", PATIENCE, || (socket_rows(&cluster) == 0).then_some(())).unwrap();
 }

@@ -12,7 +12,7 @@ use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+    CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
 };
 use nix::errno::Errno;
 use nix::net::if_::{if_indextoname, if_nameindex};
@@ -416,7 +416,7 @@ impl Attacher {
             }
             return Ok(());
         };
-        for program in program::SOCKETS {
+        for program in program::SOCKETS.into_iter().chain([program::SOCKET_RELEASE]) {
             self.attach_cgroup(ebpf, program, path)
                 .map_err(|source| AttachError::Attach {
                     program,
@@ -428,11 +428,18 @@ impl Attacher {
     }
 
     fn attach_cgroup(&self, ebpf: &mut Ebpf, program: &str, cgroup: &Path) -> Result<(), Failure> {
-        let socket: &mut CgroupSockAddr = find(ebpf, program)?;
         let directory = std::fs::File::open(cgroup)?;
         // The other modes are refused for links, which are always "multi".
-        let id = socket.attach(directory, CgroupAttachMode::Single)?;
-        let link: FdLink = socket.take_link(id)?.try_into()?;
+        let mode = CgroupAttachMode::Single;
+        let link: FdLink = if program == program::SOCKET_RELEASE {
+            let socket: &mut CgroupSock = find(ebpf, program)?;
+            let id = socket.attach(directory, mode)?;
+            socket.take_link(id)?.try_into()?
+        } else {
+            let socket: &mut CgroupSockAddr = find(ebpf, program)?;
+            let id = socket.attach(directory, mode)?;
+            socket.take_link(id)?.try_into()?
+        };
         let path = self.pins.link(&format!("{CGROUP_PREFIX}{program}"));
         let new = self.pins.link(&format!("{CGROUP_PREFIX}{program}-new"));
         self.pins.remove_link(&format!("{CGROUP_PREFIX}{program}-new"))?;

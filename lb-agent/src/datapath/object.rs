@@ -32,7 +32,7 @@ pub mod program {
     pub const TC_FROM_POD: &str = "lb_tc_from_pod";
     /// TC egress of the host side of Pod devices.
     pub const TC_TO_POD: &str = "lb_tc_to_pod";
-    /// The socket programs.
+    /// The programs that translate the addresses in system calls of sockets.
     pub const SOCKETS: [&str; 8] = [
         "lb_connect4",
         "lb_connect6",
@@ -43,6 +43,8 @@ pub mod program {
         "lb_getpeername4",
         "lb_getpeername6",
     ];
+    /// Is told when a socket is closed.
+    pub const SOCKET_RELEASE: &str = "lb_sock_release";
     /// As [`TC_FROM_NETWORK`], on devices whose packets begin with the IP header.
     pub const TC_FROM_NETWORK_LAYER3: &str = "lb_tc_from_network_layer3";
     /// As [`TC_FROM_POD`], on devices whose packets begin with the IP header.
@@ -331,6 +333,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
             Program::Xdp(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
             _ => continue,
         };
         result.map_err(|error| LoadError::program(name, error))?;

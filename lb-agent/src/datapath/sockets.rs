@@ -159,16 +159,20 @@ fn is_removed<A>(row: &SocketRow, backend: Option<&layout::Backend<A>>) -> bool 
     backend.is_none_or(|backend| backend.state == backend_state::GONE || backend.generation != row.generation)
 }
 
-/// A row as the agent sees it; `None` for a protocol that it does not write.
+/// A row as the agent sees it; `None` if no program would have written it, or if it names no backend.
 fn row_of<A: Copy + Into<IpAddr>>(key: &SocketKey<A>, socket: &layout::Socket<A>) -> Option<SocketRow> {
     let protocols = [Protocol::Tcp, Protocol::Udp];
     let [low, high] = key.cookie.map(u64::from);
+    let address = key.address.into();
+    if address.is_unspecified() {
+        return None;
+    }
     Some(SocketRow {
         cookie: low | high << 32,
         protocol: protocols
             .into_iter()
             .find(|protocol| protocol.number() == key.protocol)?,
-        peer: SocketAddr::new(key.address.into(), key.port.get()),
+        peer: SocketAddr::new(address, key.port.get()),
         backend: socket.backend,
         generation: socket.generation,
     })
@@ -218,6 +222,11 @@ mod tests {
         assert_eq!(row_of(&key, &socket), Some(ROW));
         let unknown = SocketKey { protocol: 1, ..key };
         assert_eq!(row_of(&unknown, &socket), None);
+        let frontend_note = SocketKey {
+            address: Address4::default(),
+            ..key
+        };
+        assert_eq!(row_of(&frontend_note, &socket), None);
     }
 
     #[test]

@@ -207,4 +207,8 @@ impl<A: LiveFamily> SocketTables<A> for Recorder<'_, A> {
     fn insert_socket(&self, key: &SocketKey<A>, socket: &Socket<A>) {
         self.memory.insert_socket(key, socket);
     }
+
+    fn remove_socket(&self, key: &SocketKey<A>) {
+        self.memory.remove_socket(key);
+    }
 }

@@ -122,10 +122,10 @@ impl<A: LiveFamily> Rows<'_, A> {
         }
     }
 
-    /// A socket has a row for its backend's address, which names the frontend; an unconnected one has another for the
-    /// frontend's, which is left out.
+    /// A socket has a row for its backend's address, which names the frontend; an unconnected one has two more for the
+    /// frontend's and for the unspecified one, which are left out.
     fn socket(&self, key: &SocketKey<A>, row: &Socket<A>) -> Option<Connection> {
-        if self.is_known_by_frontend(key, row) {
+        if key.address.is_unspecified() || self.is_known_by_frontend(key, row) {
             return None;
         }
         Some(Connection {
