@@ -186,12 +186,14 @@ pub(crate) fn icmp<A: Address>(
     let Some(message) = Message::parse(packet, network) else {
         return Verdict::Pass;
     };
-    if hook == hook::INGRESS && !tables.concerns(message.destination) {
+    // What leaves towards another node's backend has a destination that is in nobody's filter.
+    let is_error = message.is_error();
+    if !(is_error && hook == hook::EGRESS) && !tables.concerns(message.destination) {
         return Verdict::Pass;
     }
-    if message.is_error() {
+    if is_error {
         error(packet, tables, &message, hook)
-    } else if message.is_echo() && hook == hook::INGRESS {
+    } else if message.is_echo() {
         echo(packet, tables, &message)
     } else {
         Verdict::Pass

@@ -227,7 +227,7 @@ pub trait Packet {
 pub enum Verdict {
     /// Goes on, translated or untouched.
     Pass,
-    /// Goes back out of the device it came in on.
+    /// Turns back: goes out of the device it came in on, or comes in by the one it was to leave by.
     Bounce,
     /// Goes where [`Packet::send`] has sent it.
     Redirect,

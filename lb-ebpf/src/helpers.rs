@@ -1,5 +1,6 @@
 //! Kernel helpers that need no more care than their arguments' types ask for.
 
+use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::generated;
 
 /// The clock of the kernel's timers.
@@ -21,6 +22,13 @@ pub fn random() -> u32 {
 pub fn send_out_of(device: u32) -> i32 {
     // SAFETY: the kernel checks the index.
     unsafe { generated::bpf_redirect(device, 0) as i32 }
+}
+
+/// The action of a TC program that lets the packet come in by a device.
+#[inline(always)]
+pub fn receive_at(device: u32) -> i32 {
+    // SAFETY: the kernel checks the index.
+    unsafe { generated::bpf_redirect(device, BPF_F_INGRESS.into()) as i32 }
 }
 
 /// Sets the error that the system call of a cgroup program fails with.

@@ -78,7 +78,8 @@ pub fn lb_tc_from_pod_layer3(context: TcContext) -> i32 {
 pub fn lb_tc_to_layer3(context: TcContext) -> i32 {
     let mut packet = TcPacket::new(context);
     let network = packet.network();
-    end(leave(&mut packet, network, 0))
+    let verdict = leave(&mut packet, network, 0);
+    end(&packet, verdict)
 }
 
 /// Passes every packet: the benchmark's measure of what any XDP program costs.
@@ -149,14 +150,17 @@ fn begin(packet: &TcPacket, verdict: Verdict) -> i32 {
 fn to_device(context: TcContext) -> i32 {
     let mut packet = TcPacket::new(context);
     let network = parse::network(&packet);
-    end(leave(&mut packet, network, BEHIND_ETHERNET))
+    let verdict = leave(&mut packet, network, BEHIND_ETHERNET);
+    end(&packet, verdict)
 }
 
 /// The action for a packet that leaves the stack.
 #[inline(always)]
-fn end(verdict: Verdict) -> i32 {
+fn end(packet: &TcPacket, verdict: Verdict) -> i32 {
     match verdict {
-        Verdict::Pass | Verdict::Bounce | Verdict::Redirect => TC_ACT_UNSPEC,
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Bounce => helpers::receive_at(packet.device()),
+        Verdict::Redirect => TC_ACT_REDIRECT,
         Verdict::Drop => TC_ACT_SHOT,
     }
 }

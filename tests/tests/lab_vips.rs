@@ -174,7 +174,7 @@ fn through_tc() {
     }
     let fixture = Fixture::new("vips-tc", SocketLb::Off, None);
     fixture.source_ranges();
-    fixture.pings(&[&fixture.cluster.outside, &fixture.cluster.client]);
+    fixture.pings(&[&fixture.cluster.outside, &fixture.cluster.client, fixture.host()]);
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn through_generic_xdp() {
     }
     let fixture = Fixture::new("vips-generic", SocketLb::Off, Some(Xdp::Generic));
     fixture.source_ranges();
-    fixture.pings(&[&fixture.cluster.outside]);
+    fixture.pings(&[&fixture.cluster.outside, fixture.host()]);
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn through_native_xdp_and_the_sockets() {
     }
     let fixture = Fixture::new("vips-native", SocketLb::All, Some(Xdp::Native));
     fixture.source_ranges();
-    fixture.pings(&[&fixture.cluster.outside, &fixture.cluster.client]);
+    fixture.pings(&[&fixture.cluster.outside, &fixture.cluster.client, fixture.host()]);
     for (inside, outside) in INSIDE.addresses().into_iter().zip(OUTSIDE.addresses()) {
         let report = fixture.host().http(inside, HTTP.port).count(5).run().unwrap();
         assert_eq!(report.answered(), 5, "{inside}: {report:?}");
