@@ -12,8 +12,9 @@ use std::net::{IpAddr, SocketAddr};
 /// Sizes of tables: primes, so that every step width visits all entries.
 const SIZES: [u32; 10] = [251, 509, 1021, 2039, 4093, 8191, 16_381, 32_749, 65_521, 131_071];
 /// Entries for each backend, unless that is more than the largest table has: with a tenth of them, shares would still
-/// differ by no more than 1 %, but up to 3 % of the entries would change beside those of a backend that leaves.
-const ENTRIES_PER_BACKEND: usize = 1200;
+/// differ by no more than 1 %, but up to 3 % of the entries would change beside those of a backend that leaves. With
+/// these it was 0.84 % in the worst of 11,000 random sets.
+const ENTRIES_PER_BACKEND: usize = 1400;
 /// So few backends have the smallest table: nothing changes beside the leaver's entries, as all are the other's then.
 const FEW_BACKENDS: usize = 2;
 
@@ -188,12 +189,11 @@ mod tests {
             (0, 0),
             (1, 251),
             (2, 251),
-            (3, 4093),
-            (4, 8191),
-            (6, 8191),
-            (10, 16_381),
-            (54, 65_521),
-            (55, 131_071),
+            (3, 8191),
+            (5, 8191),
+            (6, 16_381),
+            (46, 65_521),
+            (47, 131_071),
             (1000, 131_071),
             (5000, 131_071),
             (usize::MAX, 131_071),
@@ -215,7 +215,7 @@ mod tests {
         let backends = ["10.1.0.2:80", "10.1.0.3:80", "[fd00:1::2]:8080"].map(|text| text.parse().unwrap());
         assert_eq!(
             table(&backends)[..16],
-            [2, 2, 2, 1, 1, 1, 2, 1, 0, 2, 1, 2, 0, 2, 1, 0]
+            [2, 0, 1, 1, 2, 2, 2, 0, 1, 1, 1, 1, 0, 1, 0, 1]
         );
     }
 
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn at_most_one_in_a_hundred_entries_changes_beside_those_of_a_backend_that_leaves() {
-        for n in [2_u8, 4, 6, 8, 12, 13, 20, 27, 50, 54, 100, 160, 250] {
+        for n in [2_u8, 4, 5, 8, 10, 11, 20, 23, 40, 46, 100, 160, 250] {
             let all: Vec<SocketAddr> = (0..n)
                 .map(|number| SocketAddr::new(IpAddr::from([10, 244, 1, number]), 8080))
                 .collect();
@@ -292,8 +292,7 @@ mod tests {
                 .zip(named(&left))
                 .filter(|(old, new)| **old != leaver && *old != new)
                 .count();
-            // 1 %, and a quarter for the worst of the many sets that are tried here over time.
-            prop_assert!(changed <= before.len() / 80, "{} of {}, {} backends", changed, before.len(), backends.len());
+            prop_assert!(changed <= before.len() / 100, "{} of {}, {} backends", changed, before.len(), backends.len());
         }
     }
 }

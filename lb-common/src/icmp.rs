@@ -275,7 +275,7 @@ fn rewrite<A: Address>(
         // The pseudo header (RFC 4443 section 2.3).
         content = content.join(outer);
     } else {
-        patch(packet, message.network + IPV4_CHECKSUM, outer)?;
+        patch(packet, message.network + IPV4_CHECKSUM, outer, 0)?;
     }
     source.write(packet, message.network + A::SOURCE_OFFSET)?;
     flow.destination
@@ -284,6 +284,7 @@ fn rewrite<A: Address>(
         packet,
         message.network + A::HEADER_LENGTH + ICMP_CHECKSUM,
         content,
+        0,
     )?;
     Some(())
 }
@@ -324,10 +325,11 @@ fn rewrite_quotation<A: Address>(
         && let Some(field) = packet.view::<2>(offset).map(|field| field.u16::<0>())
         && (key.protocol == protocol::TCP || field != 0)
     {
-        difference = difference.join(patch(packet, offset, difference)?);
+        let zero = if key.protocol == protocol::UDP { 0xffff } else { 0 };
+        difference = difference.join(patch(packet, offset, difference, zero)?);
     }
     if !A::IS_IPV6 {
-        difference = difference.join(patch(packet, network + IPV4_CHECKSUM, addresses)?);
+        difference = difference.join(patch(packet, network + IPV4_CHECKSUM, addresses, 0)?);
     }
     flow.destination.write(packet, network + A::SOURCE_OFFSET)?;
     flow.source.write(packet, network + A::DESTINATION_OFFSET)?;
@@ -335,12 +337,15 @@ fn rewrite_quotation<A: Address>(
     Some(difference)
 }
 
-/// Patches a checksum after what it covers has changed. Returns the difference that its own change makes to a checksum
-/// over it.
+/// Patches a checksum after what it covers has changed; `zero` is what is written if it becomes 0, which in UDP means
+/// that there is none. Returns the difference that its own change makes to a checksum over it.
 #[inline(always)]
-fn patch(packet: &mut impl Packet, offset: u32, difference: Sum) -> Option<Sum> {
+fn patch(packet: &mut impl Packet, offset: u32, difference: Sum, zero: u16) -> Option<Sum> {
     let old = packet.view::<2>(offset)?.u16::<0>();
-    let new = difference.update(old);
+    let new = match difference.update(old) {
+        0 => zero,
+        new => new,
+    };
     packet.write_half(offset, new)?;
     Some(Sum::new().replace(u32::from(old), u32::from(new)))
 }
@@ -382,7 +387,7 @@ fn reply<A: Address>(packet: &mut impl Packet, message: &Message<A>) -> Option<(
     let new_kind = u16::from_ne_bytes([reply, code]);
     packet.write_half(icmp, new_kind)?;
     let difference = Sum::new().replace(u32::from(kind), u32::from(new_kind));
-    patch(packet, icmp + ICMP_CHECKSUM, difference)?;
+    patch(packet, icmp + ICMP_CHECKSUM, difference, 0)?;
     // The addresses change places, which changes no checksum.
     message.destination.write(packet, network + A::SOURCE_OFFSET)?;
     message.source.write(packet, network + A::DESTINATION_OFFSET)?;

@@ -432,7 +432,11 @@ mod tests {
 
     /// Makes the first `count` ports of the VIP frontends of the Service.
     fn publish_ports(tables: &mut HostTables<Address4>, count: u16) -> Vec<Peer<Address4>> {
-        let known = *tables.frontends.values().find(|row| row.service == SERVICE).unwrap();
+        let known = *tables
+            .frontends
+            .values()
+            .find(|row| row.service == SERVICE)
+            .unwrap();
         let frontends: Vec<_> = (0..count).map(|index| peer(1, 1000 + index)).collect();
         for frontend in &frontends {
             let key = FrontendKey {

@@ -154,6 +154,24 @@ fn about_requests() {
     });
 }
 
+/// A UDP checksum of 0 means that there is none.
+#[test]
+fn a_quoted_checksum_that_becomes_zero_takes_its_other_form() {
+    with_flows(|datapath, device, world| {
+        let (client, vip) = (world.client, vip(world));
+        let checksum_at = if vip.is_ipv4() { 14 + 20 + 6 } else { 14 + 40 + 6 };
+        let checksum = |packet: &Build| packet.bytes()[checksum_at..checksum_at + 2].to_vec();
+        let about = data(Protocol::Udp, client, vip).payload(&[0; 2]);
+        let about = about.clone().payload(&checksum(&about));
+        assert_eq!(checksum(&about), [0xff; 2]);
+        let quoting = quotings()[0];
+        let packet = about.clone().between(client, world.pod);
+        let message = quoting.message(world.pod.ip(), client.ip(), &packet);
+        let bytes = datapath.pass(device.egress, &message.bytes());
+        assert_eq!(bytes, quoting.message(vip.ip(), client.ip(), &about).bytes());
+    });
+}
+
 #[test]
 fn about_requests_of_a_pod_to_itself() {
     let Some(mut datapath) = datapath() else { return };
@@ -412,7 +430,9 @@ fn echo(source: IpAddr, destination: IpAddr, is_reply: bool) -> Build {
 
 /// The programs that answer echo requests: a process of the node asks where packets leave.
 fn hooks() -> impl Iterator<Item = &'static str> {
-    DEVICES.into_iter().flat_map(|device| [device.ingress, device.egress])
+    DEVICES
+        .into_iter()
+        .flat_map(|device| [device.ingress, device.egress])
 }
 
 /// Gives a VIP's wildcard row these flags.

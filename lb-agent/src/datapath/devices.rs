@@ -61,7 +61,13 @@ impl DeviceTable {
         let wanted = xdp_rows(snapshot, with_xdp);
         for row in 0..XDP_DEVICES {
             let index = wanted.get(&row).copied().unwrap_or(0);
-            let failed = |error| kernel(map::XDP_DEVICES, format!("write device {index} to row {row}"), error);
+            let failed = |error| {
+                kernel(
+                    map::XDP_DEVICES,
+                    format!("write device {index} to row {row}"),
+                    error,
+                )
+            };
             if self.xdp_devices.get(&row, 0).map_err(failed)? != index {
                 self.xdp_devices.set(row, index, 0).map_err(failed)?;
             }

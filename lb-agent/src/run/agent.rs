@@ -2,18 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use k8s_openapi::jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::monitor::Monitor;
-use crate::cli::{OnRemovedBackend, RunArguments, SocketLb, SourceArguments};
+use super::setup;
+use crate::cli::RunArguments;
 use crate::controller::Controller;
 use crate::datapath::Datapath;
 use crate::datapath::attach::AttachOptions;
@@ -21,16 +20,12 @@ use crate::datapath::maps::KernelMaps;
 use crate::datapath::object::Settings;
 use crate::datapath::pins::Pins;
 use crate::datapath::readings::Readings;
+use crate::describe;
 use crate::devices::{self, DeviceOptions, View, device_addresses, primary_addresses};
-use crate::health::{self, Health, HealthArguments, Served};
-use crate::maps::Capacity;
-use crate::metrics::Metrics;
 use crate::model::NodeConfig;
-use crate::object::{Change, Kind};
+use crate::object::Change;
 use crate::sockets::Closer;
-use crate::source::kube::{self, KubeOptions};
-use crate::source::manifests::Manifests;
-use crate::{describe, mounts, namespace, ports};
+use crate::source::kube::KubeOptions;
 
 /// Changes that may wait while the maps are written.
 const CHANGES: usize = 1024;
@@ -76,7 +71,7 @@ struct Agent {
 
 impl Agent {
     async fn start(arguments: &RunArguments, closer: Option<Closer>) -> anyhow::Result<Self> {
-        let node_name = node_name(arguments)?;
+        let node_name = setup::node_name(arguments)?;
         let configured: BTreeSet<IpAddr> = arguments.node_address.iter().copied().collect();
         let options = DeviceOptions::new(&arguments.devices, configured.clone())?;
         let (device_options, options) = watch::channel(options);
@@ -91,8 +86,8 @@ impl Agent {
                 addresses.insert(primary);
             }
         }
-        let cgroup = cgroup(arguments)?;
-        let settings = settings(arguments, &addresses)?;
+        let cgroup = setup::cgroup(arguments)?;
+        let settings = setup::settings(arguments, &addresses)?;
         let pins = Pins::new(&arguments.pins.pin_path);
         let attach = AttachOptions {
             xdp: arguments.xdp,
@@ -102,16 +97,16 @@ impl Agent {
         let datapath = Datapath::load(settings, pins, attach)?;
         let mut maps = KernelMaps::open(&maps_directory)?;
         maps.renew_filter(&maps_directory)?;
-        warn_of_other_sizes(&maps, &datapath.settings().capacity);
+        setup::warn_of_other_sizes(&maps, &datapath.settings().capacity);
 
-        let monitor = monitor(arguments.health, Readings::open(&maps_directory)?)?;
+        let monitor = setup::monitor(arguments.health, Readings::open(&maps_directory)?)?;
 
         let (sender, changes) = mpsc::channel(CHANGES);
         let options = KubeOptions {
             node: node_name.clone(),
             service_proxy_name: arguments.service_proxy_name.clone(),
         };
-        let (kinds, source) = start_source(&arguments.source, options, sender).await?;
+        let (kinds, source) = setup::start_source(&arguments.source, options, sender).await?;
         let node = NodeConfig {
             name: node_name,
             zone: None,
@@ -207,8 +202,8 @@ impl Agent {
             is_new
         });
         let settings = Settings {
-            node_address4: first_ipv4(addresses),
-            node_address6: first_ipv6(addresses),
+            node_address4: setup::first_ipv4(addresses),
+            node_address6: setup::first_ipv6(addresses),
             ..self.datapath.settings().clone()
         };
         if settings != *self.datapath.settings() {
@@ -247,120 +242,4 @@ impl Agent {
             Err(error) => tracing::warn!("cannot compare the maps: {:#}", anyhow::Error::from(error)),
         }
     }
-}
-
-/// Starts to tell how the agent is.
-fn monitor(arguments: HealthArguments, readings: Readings) -> anyhow::Result<Monitor> {
-    let (now, clock) = (Instant::now(), Timestamp::now());
-    let health = Arc::new(Health::new(now, clock));
-    let metrics = Arc::new(Metrics::new()?);
-    let monitor = Monitor::new(health.clone(), metrics.clone(), now, clock);
-    let served = Served {
-        arguments,
-        health,
-        checks: monitor.checks(),
-        metrics,
-        readings: Arc::new(readings),
-    };
-    health::start(served).context("cannot start to serve health checks and metrics")?;
-    Ok(monitor)
-}
-
-fn node_name(arguments: &RunArguments) -> anyhow::Result<String> {
-    if let Some(name) = &arguments.node_name {
-        return Ok(name.clone());
-    }
-    let name = nix::unistd::gethostname().context("cannot read the host name: use --node-name")?;
-    Ok(name.to_string_lossy().to_lowercase())
-}
-
-fn cgroup(arguments: &RunArguments) -> anyhow::Result<Option<PathBuf>> {
-    if arguments.socket_lb == SocketLb::Off {
-        return Ok(None);
-    }
-    if let Some(path) = &arguments.cgroup {
-        return Ok(Some(path.clone()));
-    }
-    let mounts = mounts::mounts().context("cannot read the mounts of this host")?;
-    let root = mounts::cgroup2(&mounts).map(Path::to_path_buf);
-    if root.is_none() {
-        tracing::warn!(
-            "cgroup v2 is not mounted: processes of this host do not reach Services; mount it, name it with --cgroup, \
-             or use --socket-lb=off"
-        );
-    }
-    Ok(root)
-}
-
-fn settings(arguments: &RunArguments, addresses: &BTreeSet<IpAddr>) -> anyhow::Result<Settings> {
-    let sizes = &arguments.sizes;
-    let node_namespace = namespace::cookie().context("cannot tell this network namespace from others")?;
-    Ok(Settings {
-        node_address4: first_ipv4(addresses),
-        node_address6: first_ipv6(addresses),
-        node_namespace,
-        only_node_sockets: arguments.socket_lb == SocketLb::Host,
-        keeps_removed: arguments.on_removed_backend == OnRemovedBackend::Forward,
-        translated_ports: ports::translated(),
-        lifetimes: arguments.lifetimes.seconds(),
-        capacity: Capacity {
-            frontends: sizes.max_frontends,
-            slots: sizes.max_slots,
-            backends: sizes.max_backends,
-            services: sizes.max_services,
-            source_ranges: sizes.max_source_ranges,
-        },
-        flows: sizes.max_flows,
-    })
-}
-
-fn first_ipv4(addresses: &BTreeSet<IpAddr>) -> Option<std::net::Ipv4Addr> {
-    addresses.iter().find_map(|address| match address {
-        IpAddr::V4(address) => Some(*address),
-        IpAddr::V6(_) => None,
-    })
-}
-
-fn first_ipv6(addresses: &BTreeSet<IpAddr>) -> Option<std::net::Ipv6Addr> {
-    addresses.iter().find_map(|address| match address {
-        IpAddr::V4(_) => None,
-        IpAddr::V6(address) => Some(*address),
-    })
-}
-
-fn warn_of_other_sizes(maps: &KernelMaps, wanted: &Capacity) {
-    let capacity = crate::maps::Maps::capacity(maps);
-    if capacity != *wanted {
-        tracing::warn!(
-            ?capacity,
-            ?wanted,
-            "the pinned maps keep their sizes: run `lb-agent cleanup` before the agent to change them"
-        );
-    }
-}
-
-/// Starts the source; returns the kinds that it delivers.
-async fn start_source(
-    arguments: &SourceArguments,
-    options: KubeOptions,
-    changes: mpsc::Sender<Change>,
-) -> anyhow::Result<(Vec<Kind>, JoinHandle<anyhow::Result<()>>)> {
-    if let Some(directory) = &arguments.manifests {
-        let manifests = Manifests::open(directory)?;
-        let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
-        return Ok((
-            kinds,
-            tokio::spawn(async move { Ok(manifests.run(changes).await?) }),
-        ));
-    }
-    let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
-    if !arguments.kube && !in_cluster {
-        bail!("name a source of Services: --manifests DIR, or --kube for the Kubernetes API");
-    }
-    let config = kube::infer_config().await?;
-    let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node];
-    Ok((
-        kinds,
-        tokio::spawn(async move { Ok(kube::run(config, options, changes).await?) }),
-    ))
 }

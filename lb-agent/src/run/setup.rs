@@ -1,0 +1,147 @@
+//! What the agent starts with: from its arguments and from what it finds on its host.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::monitor::Monitor;
+use crate::cli::{OnRemovedBackend, RunArguments, SocketLb, SourceArguments};
+use crate::datapath::maps::KernelMaps;
+use crate::datapath::object::Settings;
+use crate::datapath::readings::Readings;
+use crate::health::{self, Health, HealthArguments, Served};
+use crate::maps::Capacity;
+use crate::metrics::Metrics;
+use crate::object::{Change, Kind};
+use crate::source::kube::{self, KubeOptions};
+use crate::source::manifests::Manifests;
+use crate::{mounts, namespace, ports};
+
+/// Starts to tell how the agent is.
+pub(super) fn monitor(arguments: HealthArguments, readings: Readings) -> anyhow::Result<Monitor> {
+    let (now, clock) = (Instant::now(), Timestamp::now());
+    let health = Arc::new(Health::new(now, clock));
+    let metrics = Arc::new(Metrics::new()?);
+    let monitor = Monitor::new(health.clone(), metrics.clone(), now, clock);
+    let served = Served {
+        arguments,
+        health,
+        checks: monitor.checks(),
+        metrics,
+        readings: Arc::new(readings),
+    };
+    health::start(served).context("cannot start to serve health checks and metrics")?;
+    Ok(monitor)
+}
+
+/// The name of this node: as the command line says, else that of the host.
+pub(super) fn node_name(arguments: &RunArguments) -> anyhow::Result<String> {
+    if let Some(name) = &arguments.node_name {
+        return Ok(name.clone());
+    }
+    let name = nix::unistd::gethostname().context("cannot read the host name: use --node-name")?;
+    Ok(name.to_string_lossy().to_lowercase())
+}
+
+/// Where the socket programs are attached, if they are to be.
+pub(super) fn cgroup(arguments: &RunArguments) -> anyhow::Result<Option<PathBuf>> {
+    if arguments.socket_lb == SocketLb::Off {
+        return Ok(None);
+    }
+    if let Some(path) = &arguments.cgroup {
+        return Ok(Some(path.clone()));
+    }
+    let mounts = mounts::mounts().context("cannot read the mounts of this host")?;
+    let root = mounts::cgroup2(&mounts).map(Path::to_path_buf);
+    if root.is_none() {
+        tracing::warn!(
+            "cgroup v2 is not mounted: processes of this host do not reach Services; mount it, name it with --cgroup, \
+             or use --socket-lb=off"
+        );
+    }
+    Ok(root)
+}
+
+/// What the programs are loaded with on a node with these addresses.
+pub(super) fn settings(arguments: &RunArguments, addresses: &BTreeSet<IpAddr>) -> anyhow::Result<Settings> {
+    let sizes = &arguments.sizes;
+    let node_namespace = namespace::cookie().context("cannot tell this network namespace from others")?;
+    Ok(Settings {
+        node_address4: first_ipv4(addresses),
+        node_address6: first_ipv6(addresses),
+        node_namespace,
+        only_node_sockets: arguments.socket_lb == SocketLb::Host,
+        keeps_removed: arguments.on_removed_backend == OnRemovedBackend::Forward,
+        translated_ports: ports::translated(),
+        lifetimes: arguments.lifetimes.seconds(),
+        capacity: Capacity {
+            frontends: sizes.max_frontends,
+            slots: sizes.max_slots,
+            backends: sizes.max_backends,
+            services: sizes.max_services,
+            source_ranges: sizes.max_source_ranges,
+        },
+        flows: sizes.max_flows,
+    })
+}
+
+/// The first IPv4 address.
+pub(super) fn first_ipv4(addresses: &BTreeSet<IpAddr>) -> Option<std::net::Ipv4Addr> {
+    addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    })
+}
+
+/// The first IPv6 address.
+pub(super) fn first_ipv6(addresses: &BTreeSet<IpAddr>) -> Option<std::net::Ipv6Addr> {
+    addresses.iter().find_map(|address| match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(*address),
+    })
+}
+
+/// Tells of maps whose sizes are not those that the command line asks for.
+pub(super) fn warn_of_other_sizes(maps: &KernelMaps, wanted: &Capacity) {
+    let capacity = crate::maps::Maps::capacity(maps);
+    if capacity != *wanted {
+        tracing::warn!(
+            ?capacity,
+            ?wanted,
+            "the pinned maps keep their sizes: run `lb-agent cleanup` before the agent to change them"
+        );
+    }
+}
+
+/// Starts the source; returns the kinds that it delivers.
+pub(super) async fn start_source(
+    arguments: &SourceArguments,
+    options: KubeOptions,
+    changes: mpsc::Sender<Change>,
+) -> anyhow::Result<(Vec<Kind>, JoinHandle<anyhow::Result<()>>)> {
+    if let Some(directory) = &arguments.manifests {
+        let manifests = Manifests::open(directory)?;
+        let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
+        return Ok((
+            kinds,
+            tokio::spawn(async move { Ok(manifests.run(changes).await?) }),
+        ));
+    }
+    let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+    if !arguments.kube && !in_cluster {
+        bail!("name a source of Services: --manifests DIR, or --kube for the Kubernetes API");
+    }
+    let config = kube::infer_config().await?;
+    let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node];
+    Ok((
+        kinds,
+        tokio::spawn(async move { Ok(kube::run(config, options, changes).await?) }),
+    ))
+}
