@@ -188,7 +188,8 @@ pub(crate) fn icmp<A: Address>(
     };
     // What leaves towards another node's backend has a destination that is in nobody's filter.
     let is_error = message.is_error();
-    if !(is_error && hook == hook::EGRESS) && !tables.concerns(message.destination) {
+    let may_be_ours = (is_error && hook == hook::EGRESS) || tables.concerns(message.destination);
+    if !may_be_ours {
         return Verdict::Pass;
     }
     if is_error {
