@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: how fast it is.
 
+use std::process::Command;
+
 use anyhow::{Result, ensure};
 
 use crate::{build_ebpf, command, test, workspace};
@@ -7,19 +9,21 @@ use crate::{build_ebpf, command, test, workspace};
 /// What is measured.
 #[derive(clap::Subcommand)]
 pub(crate) enum Bench {
-    /// What a packet costs at each kernel program, beside an empty program
-    Packets(Packets),
+    /// What a packet costs at each kernel program, beside an empty program (`--quick`: TCP only)
+    Packets(Arguments),
+    /// What it takes to follow the control plane, beside the rules of packet filters
+    ControlPlane(Arguments),
     /// How long the tables take that outside clients' backends are chosen by
     Maglev,
 }
 
-/// How `bench packets` is called.
+/// How a benchmark is called.
 #[derive(clap::Args)]
-pub(crate) struct Packets {
+pub(crate) struct Arguments {
     /// How to print the result: `table` or `json`
     #[arg(short, long, value_name = "FORMAT", value_parser = ["table", "json"], default_value = "table")]
     output: String,
-    /// TCP only, and fewer and shorter rounds: for a first look
+    /// Less, and in fewer and shorter rounds: for a first look
     #[arg(long)]
     quick: bool,
 }
@@ -28,6 +32,7 @@ pub(crate) struct Packets {
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Packets(arguments) => packets(arguments),
+        Bench::ControlPlane(arguments) => control_plane(arguments),
         Bench::Maglev => maglev(),
     }
 }
@@ -44,16 +49,39 @@ fn maglev() -> Result<()> {
 
 /// The kernel takes the time, of programs that are always built for speed: the caller of the kernel need not be, and
 /// so is the one that the tests have built.
-fn packets(arguments: &Packets) -> Result<()> {
+fn packets(arguments: &Arguments) -> Result<()> {
     const BINARY: &str = "bench-packets";
-    ensure!(command::is_root()?, "only root may load kernel programs");
-    test::mount_bpffs()?;
-    build_ebpf::build()?;
+    prepare()?;
     command::run(workspace::cargo().args(["build", "--quiet", "--package=lb-tests", "--bin", BINARY]))?;
     let mut bench = command::clean(workspace::root().join("target/debug").join(BINARY));
-    bench
-        .arg(workspace::ebpf_bench_object())
-        .args(["--output", &arguments.output]);
+    bench.arg(workspace::ebpf_bench_object());
+    measure(bench, arguments)
+}
+
+/// The agent as it is delivered, with the peers beside it.
+fn control_plane(arguments: &Arguments) -> Result<()> {
+    const BINARY: &str = "bench-control-plane";
+    prepare()?;
+    let programs = ["lb-agent", "lab-tool", BINARY].map(|name| format!("--bin={name}"));
+    command::run(
+        workspace::cargo()
+            .args(["build", "--release", "--package=lb-agent", "--package=lb-tests"])
+            .args(programs),
+    )?;
+    let built = workspace::root().join("target/release");
+    let mut bench = command::clean(built.join(BINARY));
+    bench.arg(built.join("lb-agent"));
+    measure(bench, arguments)
+}
+
+fn prepare() -> Result<()> {
+    ensure!(command::is_root()?, "only root may load kernel programs");
+    test::mount_bpffs()?;
+    build_ebpf::build()
+}
+
+fn measure(mut bench: Command, arguments: &Arguments) -> Result<()> {
+    bench.args(["--output", &arguments.output]);
     if arguments.quick {
         bench.arg("--quick");
     }

@@ -19,8 +19,14 @@ pub(crate) struct Tools {
     pub(crate) linker: PathBuf,
 }
 
-/// The packages that the tests call programs of.
-const TEST_PACKAGES: [&str; 3] = ["ethtool", "iproute2", "util-linux"];
+/// Programs that the tests and benchmarks call, and their packages.
+const TEST_PROGRAMS: [(&str, &str); 5] = [
+    ("ethtool", "ethtool"),
+    ("ip", "iproute2"),
+    ("iptables-restore", "iptables"),
+    ("nft", "nftables"),
+    ("setpriv", "util-linux"),
+];
 
 /// Goes through all steps; says at the end whether anything had to be done.
 pub(crate) fn run() -> Result<()> {
@@ -48,14 +54,16 @@ pub(crate) fn require() -> Result<Tools> {
 
 fn test_packages() -> Result<bool> {
     say(
-        "iproute2, ethtool, setpriv",
-        "the tests make network namespaces and drop privileges",
+        "iproute2, ethtool, setpriv, nftables, iptables",
+        "the tests make network namespaces and drop privileges, a benchmark compares with packet filters",
     );
-    if command::in_path("ip").is_empty()
-        || command::in_path("ethtool").is_empty()
-        || command::in_path("setpriv").is_empty()
-    {
-        return install(|| debian::install(&TEST_PACKAGES.map(str::to_owned)));
+    let missing: Vec<String> = TEST_PROGRAMS
+        .iter()
+        .filter(|(program, _)| command::in_path(program).is_empty())
+        .map(|(_, package)| (*package).to_owned())
+        .collect();
+    if !missing.is_empty() {
+        return install(|| debian::install(&missing));
     }
     there("")
 }

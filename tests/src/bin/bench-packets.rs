@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use lb_agent::output::OutputFormat;
-use lb_tests::bench::{self, Effort};
+use lb_tests::bench::packets::{self, Effort};
 
 /// Measures what the kernel programs cost per packet
 #[derive(Parser)]
@@ -27,6 +27,6 @@ fn main() -> io::Result<()> {
     } else {
         Effort::FULL
     };
-    let report = bench::run(&arguments.object, effort);
+    let report = packets::run(&arguments.object, effort);
     report.print(arguments.output)
 }

@@ -19,21 +19,21 @@ pub(super) const SERVICES: u32 = 1 << 10;
 /// Last words of addresses: blocks of clients, VIPs, their Pods, and of addresses that are no Service's.
 pub(super) mod block {
     /// Clients of the flows that exist.
-    pub(in crate::bench) const CLIENTS: u32 = 0x0a40_0000;
+    pub(in crate::bench::packets) const CLIENTS: u32 = 0x0a40_0000;
     /// Clients of flows that are opened while measuring, one block for XDP and one for TC.
-    pub(in crate::bench) const NEW_CLIENTS: [u32; 2] = [0x0a50_0000, 0x0a60_0000];
+    pub(in crate::bench::packets) const NEW_CLIENTS: [u32; 2] = [0x0a50_0000, 0x0a60_0000];
     /// VIPs.
-    pub(in crate::bench) const VIPS: u32 = 0xac10_0000;
+    pub(in crate::bench::packets) const VIPS: u32 = 0xac10_0000;
     /// Pods: that of a Service has the same number as its VIP.
-    pub(in crate::bench) const PODS: u32 = 0xac14_0000;
+    pub(in crate::bench::packets) const PODS: u32 = 0xac14_0000;
     /// The VIP of the Service whose Pod is on another node.
-    pub(in crate::bench) const REMOTE_VIP: u32 = 0xac18_0000;
+    pub(in crate::bench::packets) const REMOTE_VIP: u32 = 0xac18_0000;
     /// That Pod.
-    pub(in crate::bench) const REMOTE_POD: u32 = 0xac1c_0000;
+    pub(in crate::bench::packets) const REMOTE_POD: u32 = 0xac1c_0000;
     /// The node's address towards it.
-    pub(in crate::bench) const NODE: u32 = 0xac1f_0001;
+    pub(in crate::bench::packets) const NODE: u32 = 0xac1f_0001;
     /// Neither.
-    pub(in crate::bench) const FOREIGN: u32 = 0x6440_0000;
+    pub(in crate::bench::packets) const FOREIGN: u32 = 0x6440_0000;
 }
 /// The port of the Services.
 pub(super) const VIP_PORT: u16 = 80;

@@ -1,24 +1,22 @@
 //! The result of a benchmark: figures, and where and when they were taken.
 
-use std::{fs, io};
+use std::io;
 
-use k8s_openapi::jiff::Timestamp;
 use lb_agent::maps::Family;
 use lb_agent::output::{self, OutputFormat, Table};
 use serde::Serialize;
 
 use super::Turn;
 use super::case::{Case, Flows};
+use crate::bench::Place;
+use crate::bench::statistics::Sorted;
 
 /// All figures of a run.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// The processor and how many of it.
-    pub machine: String,
-    /// Release of the kernel.
-    pub kernel: String,
-    /// When the figures were taken.
-    pub date: String,
+    /// Where and when.
+    #[serde(flatten)]
+    pub place: Place,
     /// The figures.
     pub figures: Vec<Figure>,
 }
@@ -49,21 +47,20 @@ pub struct Figure {
 impl Figure {
     /// Makes a figure of all turns of a case.
     pub(super) fn new(case: &Case, flows: Flows, turns: &[Turn]) -> Self {
-        let over = sorted(
-            turns
-                .iter()
-                .map(|turn| i64::from(turn.program) - i64::from(turn.empty)),
-        );
-        let empty = sorted(turns.iter().map(|turn| turn.empty));
+        let over = turns
+            .iter()
+            .map(|turn| i64::from(turn.program) - i64::from(turn.empty));
+        let over = Sorted::new(over);
+        let empty = Sorted::new(turns.iter().map(|turn| turn.empty));
         Self {
             program: case.hook.program(),
             packet: case.to_string(),
             family: case.family,
             flows: flows.count(),
-            empty: empty[empty.len() / 2],
-            over_empty: over[over.len() / 2],
-            min: over[0],
-            max: over[over.len() - 1],
+            empty: empty.median(),
+            over_empty: over.median(),
+            min: over.least(),
+            max: over.greatest(),
             limit: case.limit(flows),
         }
     }
@@ -75,20 +72,11 @@ impl Figure {
     }
 }
 
-fn sorted<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
-    let mut values: Vec<T> = values.collect();
-    values.sort();
-    values
-}
-
 impl Report {
     /// A report of figures that were taken just now.
     pub(super) fn new(figures: Vec<Figure>) -> Self {
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").expect("Linux tells its release");
         Self {
-            machine: machine(),
-            kernel: kernel.trim_end().to_owned(),
-            date: Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
+            place: Place::here(),
             figures,
         }
     }
@@ -96,7 +84,7 @@ impl Report {
     /// Prints the report; for people with a heading.
     pub fn print(&self, format: OutputFormat) -> io::Result<()> {
         if format == OutputFormat::Table {
-            println!("{}, Linux {}, {}", self.machine, self.kernel, self.date);
+            println!("{}", self.place);
             println!(
                 "nanoseconds per packet, medians of the rounds; the packet generator is part of the empty program\n"
             );
@@ -141,16 +129,4 @@ impl Report {
         }
         table
     }
-}
-
-/// The processor's name and count.
-fn machine() -> String {
-    let information = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let fields = information.lines().filter_map(|line| line.split_once(':'));
-    let name = fields
-        .clone()
-        .find(|(field, _)| field.trim() == "model name")
-        .map(|(_, name)| name.trim());
-    let count = fields.filter(|(field, _)| field.trim() == "processor").count();
-    format!("{count} x {}", name.unwrap_or(std::env::consts::ARCH))
 }

@@ -1,0 +1,100 @@
+//! What it takes to follow the control plane: from objects to maps, beside the rules of a packet filter for the same
+//! Services.
+
+mod agent;
+mod filter;
+mod maps;
+mod report;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::objects::Shape;
+use super::rules::Filter;
+pub use report::Report;
+use report::{Figure, Subject};
+
+/// How long and how often is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Effort {
+    /// Full loads of each number of Services.
+    pub loads: usize,
+    /// Endpoints that are replaced one after the other in maps.
+    pub changes: u16,
+    /// The same in rules, where each takes long.
+    pub filter_changes: u16,
+    /// Numbers of Services in maps.
+    shapes: &'static [Shape],
+    /// Numbers of Services in rules.
+    filter_shapes: &'static [Shape],
+    /// How long endpoints change all the time, and then nothing does.
+    pub steady: Duration,
+}
+
+const fn shape(services: u32, endpoints: u32) -> Shape {
+    Shape { services, endpoints }
+}
+
+impl Effort {
+    /// Some minutes, most of them the packet filters'.
+    pub const FULL: Self = Self {
+        loads: 5,
+        changes: 1000,
+        filter_changes: 11,
+        shapes: &[
+            shape(100, 4),
+            shape(1_000, 4),
+            shape(10_000, 4),
+            shape(30_000, 4),
+            shape(10_000, 10),
+            shape(1, 10_000),
+        ],
+        filter_shapes: &[shape(1_000, 4), shape(10_000, 4)],
+        steady: Duration::from_secs(60),
+    };
+    /// For a first look.
+    pub const QUICK: Self = Self {
+        loads: 1,
+        changes: 200,
+        filter_changes: 3,
+        shapes: &[shape(1_000, 4), shape(10_000, 10)],
+        filter_shapes: &[shape(1_000, 4)],
+        steady: Duration::from_secs(5),
+    };
+}
+
+/// Measures everything; `program` is the agent. `progress` is told what comes next.
+pub fn run(program: &Path, effort: &Effort, mut progress: impl FnMut(&str)) -> Result<Report> {
+    let mut figures = Vec::new();
+    for shape in effort.shapes {
+        progress(&format!("{shape} in maps"));
+        figures.push(Figure::new(
+            Subject::Maps,
+            *shape,
+            &maps::measure(*shape, effort)?,
+        ));
+    }
+    for filter in Filter::ALL {
+        for shape in effort.filter_shapes {
+            progress(&format!("{shape} as rules of {filter}"));
+            let times = filter::measure(filter, *shape, effort)?;
+            figures.push(Figure::new(Subject::Rules(filter), *shape, &times));
+        }
+    }
+    let mut agents = Vec::new();
+    for shape in effort.shapes {
+        progress(&format!("an agent that follows an API server with {shape}"));
+        agents.push(agent::measure(program, *shape, effort)?);
+    }
+    Ok(Report::new(figures, agents))
+}
+
+/// How long things took.
+struct Times {
+    /// From all objects to complete maps or rules.
+    loads: Vec<Duration>,
+    /// From one changed endpoint to the same.
+    changes: Vec<Duration>,
+}

@@ -1,0 +1,148 @@
+//! The Services and endpoints of a cluster that a benchmark makes up.
+
+use std::net::Ipv4Addr;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// The port of all Services, and that of their Pods.
+pub(super) const PORT: u16 = 80;
+pub(super) const TARGET_PORT: u16 = 8080;
+
+/// How many endpoints the control plane puts into a slice (`--max-endpoints-per-slice` of kube-controller-manager).
+const SLICE: u32 = 100;
+/// How many nodes the Pods are on.
+const NODES: u32 = 100;
+
+/// How many Services with how many endpoints each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Shape {
+    /// Services.
+    pub services: u32,
+    /// Endpoints of each.
+    pub endpoints: u32,
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} x {}", self.services, self.endpoints)
+    }
+}
+
+/// A Service that was made up: its number, and the addresses of its Pods.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Made {
+    pub(super) number: u32,
+    pub(super) endpoints: Vec<Ipv4Addr>,
+}
+
+impl Shape {
+    /// All Services.
+    pub(super) fn all(self) -> impl Iterator<Item = Made> {
+        (0..self.services).map(move |number| self.service(number))
+    }
+
+    /// One of the Services.
+    pub(super) fn service(self, number: u32) -> Made {
+        let first = u32::from(Ipv4Addr::new(10, 128, 0, 1)) + number * self.endpoints;
+        Made {
+            number,
+            endpoints: (first..first + self.endpoints).map(Ipv4Addr::from).collect(),
+        }
+    }
+}
+
+impl Made {
+    pub(super) fn namespace(&self) -> String {
+        format!("ns{}", self.number % 50)
+    }
+
+    pub(super) fn name(&self) -> String {
+        format!("svc{}", self.number)
+    }
+
+    pub(super) fn vip(&self) -> Ipv4Addr {
+        (u32::from(Ipv4Addr::new(10, 96, 0, 10)) + self.number).into()
+    }
+
+    /// The same with another Pod instead of the last one, of which there are as many as `turn` has values.
+    pub(super) fn with_other_endpoint(mut self, turn: u16) -> Self {
+        let other = u32::from(Ipv4Addr::new(10, 224, 0, 1)) + self.number % 16 * 0x1_0000 + u32::from(turn);
+        if let Some(last) = self.endpoints.last_mut() {
+            *last = other.into();
+        }
+        self
+    }
+
+    /// The object as the API shows it.
+    pub(super) fn service(&self) -> Service {
+        typed(json!({
+            "metadata": {"name": self.name(), "namespace": self.namespace()},
+            "spec": {
+                "type": "ClusterIP", "clusterIP": self.vip(), "clusterIPs": [self.vip()], "ipFamilies": ["IPv4"],
+                "ports": [{"name": "http", "protocol": "TCP", "port": PORT, "targetPort": TARGET_PORT}],
+            },
+        }))
+    }
+
+    /// Its slices.
+    pub(super) fn slices(&self) -> Vec<EndpointSlice> {
+        let parts = self.endpoints.chunks(SLICE as usize);
+        (0..)
+            .zip(parts)
+            .map(|(part, endpoints)| self.slice(part, endpoints))
+            .collect()
+    }
+
+    /// The slice with its last endpoint.
+    pub(super) fn last_slice(&self) -> EndpointSlice {
+        let last = self.endpoints.len().saturating_sub(1) / SLICE as usize;
+        self.slice(last, &self.endpoints[last * SLICE as usize..])
+    }
+
+    fn slice(&self, part: usize, endpoints: &[Ipv4Addr]) -> EndpointSlice {
+        let endpoint = |address: &Ipv4Addr| {
+            json!({
+                "addresses": [address],
+                "nodeName": format!("node-{}", u32::from(*address) % NODES),
+                "conditions": {"ready": true, "serving": true, "terminating": false},
+            })
+        };
+        typed(json!({
+            "metadata": {
+                "name": format!("{}-{part}", self.name()), "namespace": self.namespace(),
+                "labels": {"kubernetes.io/service-name": self.name()},
+            },
+            "addressType": "IPv4",
+            "endpoints": endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+            "ports": [{"name": "http", "protocol": "TCP", "port": TARGET_PORT}],
+        }))
+    }
+}
+
+fn typed<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).expect("an object of its kind")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Shape;
+
+    #[test]
+    fn slices_hold_all_endpoints() {
+        let shape = Shape {
+            services: 2,
+            endpoints: 250,
+        };
+        let made = shape.service(1);
+        let slices = made.slices();
+        let lengths: Vec<usize> = slices.iter().map(|slice| slice.endpoints.len()).collect();
+        assert_eq!(lengths, [100, 100, 50]);
+        assert_eq!(made.last_slice(), slices[2]);
+        let other = made.clone().with_other_endpoint(7);
+        assert_eq!(other.endpoints[..249], made.endpoints[..249]);
+        assert_ne!(other.endpoints[249], made.endpoints[249]);
+    }
+}

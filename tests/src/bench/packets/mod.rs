@@ -1,0 +1,143 @@
+//! What the kernel programs cost per packet, beside the empty program in the same run.
+//!
+//! Each figure is the difference of two runs that follow each other: the packet generator (`lb-ebpf/src/bench.rs`)
+//! going on as the measured program, and the same packets going on as the empty one. The cases take turns, round
+//! after round, so that a busy moment of the machine spoils a round and not a case; the median counts.
+
+mod case;
+mod generator;
+#[path = "../../../../lb-ebpf/src/plan.rs"]
+pub mod plan;
+mod report;
+mod subject;
+
+use std::path::Path;
+
+use lb_agent::maps::Protocol;
+
+pub use case::{Case, Flows, Hook, Traffic};
+pub use report::{Figure, Report};
+
+use case::ALL_FLOWS;
+use generator::Generator;
+use subject::Subject;
+
+/// How long and how often is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Effort {
+    /// The transport protocols.
+    pub protocols: &'static [Protocol],
+    /// Turns of each case.
+    pub rounds: u32,
+    /// Packets of a turn.
+    pub packets: u32,
+    /// Packets of a turn that opens flows: all turns together must leave the flow table room.
+    pub openings: u32,
+}
+
+impl Effort {
+    /// Half a minute on an idle machine.
+    pub const FULL: Self = Self {
+        protocols: &[Protocol::Tcp, Protocol::Udp],
+        rounds: 7,
+        packets: 1 << 16,
+        openings: 1 << 14,
+    };
+    /// A quarter of a minute.
+    pub const QUICK: Self = Self {
+        protocols: &[Protocol::Tcp],
+        rounds: 5,
+        packets: 1 << 16,
+        openings: 1 << 14,
+    };
+}
+
+/// Measures all cases. `object` is the file with the packet generator.
+pub fn run(object: &Path, effort: Effort) -> Report {
+    let mut figures = Vec::new();
+    for protocol in effort.protocols {
+        let cases: Vec<Case> = Case::all(*protocol).collect();
+        // Each protocol has its own tables: a million flows of both would fill them.
+        let mut bench = Bench::new(object);
+        bench.open_flows(*protocol);
+        figures.extend(bench.measure(&cases, effort));
+    }
+    Report::new(figures)
+}
+
+/// The programs and what feeds them.
+struct Bench {
+    subject: Subject,
+    generator: Generator,
+}
+
+/// One turn of a case, in nanoseconds per packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Turn {
+    empty: u32,
+    program: u32,
+}
+
+impl Bench {
+    fn new(object: &Path) -> Self {
+        Self {
+            subject: Subject::new(),
+            generator: Generator::new(object),
+        }
+    }
+
+    /// Opens the flows that the measurements use, and answers each once.
+    fn open_flows(&mut self, protocol: Protocol) {
+        for steps in Case::openings(protocol) {
+            for (case, mut plan) in steps {
+                self.generator
+                    .aim(case.hook, self.subject.fd(case.hook.program()));
+                self.generator.run(&case, &mut plan, ALL_FLOWS);
+            }
+            self.subject
+                .expect_new_connections(ALL_FLOWS, "opening all flows");
+        }
+    }
+
+    fn measure(&mut self, cases: &[Case], effort: Effort) -> Vec<Figure> {
+        let rows = cases
+            .iter()
+            .flat_map(|case| Flows::of(case.traffic).map(move |flows| (*case, flows)));
+        let mut rows: Vec<_> = rows
+            .map(|(case, flows)| (case, flows, case.plan(flows), Vec::new()))
+            .collect();
+        for _ in 0..effort.rounds {
+            for (case, _, plan, turns) in &mut rows {
+                turns.push(self.turn(case, plan, effort));
+            }
+        }
+        let figures = rows
+            .iter()
+            .map(|(case, flows, _, turns)| Figure::new(case, *flows, turns));
+        figures.collect()
+    }
+
+    /// Runs the empty program and the measured one on the same packets; `plan` goes on to the next ones.
+    fn turn(&mut self, case: &Case, plan: &mut plan::Plan, effort: Effort) -> Turn {
+        let packets = if case.traffic == Traffic::New {
+            effort.openings
+        } else {
+            effort.packets
+        };
+        self.generator.aim(case.hook, self.subject.fd(case.empty()));
+        let empty = self.generator.run_empty(case, &mut plan.clone(), packets);
+        self.generator
+            .aim(case.hook, self.subject.fd(case.hook.program()));
+        let program = self.generator.run(case, plan, packets);
+
+        // One packet more.
+        self.generator.expect_translation(case, plan);
+        let opened = if case.traffic == Traffic::New {
+            packets + 1
+        } else {
+            0
+        };
+        self.subject.expect_new_connections(opened, &case.to_string());
+        Turn { empty, program }
+    }
+}

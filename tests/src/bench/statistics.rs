@@ -1,0 +1,52 @@
+//! Orders of many measurements.
+
+/// Measurements in ascending order. There is at least one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Sorted<T>(Vec<T>);
+
+impl<T: Ord + Copy> Sorted<T> {
+    pub(super) fn new(values: impl IntoIterator<Item = T>) -> Self {
+        let mut values: Vec<T> = values.into_iter().collect();
+        assert!(!values.is_empty(), "nothing was measured");
+        values.sort_unstable();
+        Self(values)
+    }
+
+    pub(super) fn median(&self) -> T {
+        self.percentile(50)
+    }
+
+    /// The value that so many of a hundred do not exceed.
+    pub(super) fn percentile(&self, percent: usize) -> T {
+        let last = self.0.len() - 1;
+        self.0[(self.0.len() * percent / 100).min(last)]
+    }
+
+    pub(super) fn least(&self) -> T {
+        self.0[0]
+    }
+
+    pub(super) fn greatest(&self) -> T {
+        self.0[self.0.len() - 1]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Sorted;
+
+    #[test]
+    fn percentiles() {
+        let sorted = Sorted::new((0..1000).rev());
+        assert_eq!(
+            (
+                sorted.least(),
+                sorted.median(),
+                sorted.percentile(99),
+                sorted.greatest()
+            ),
+            (0, 500, 990, 999)
+        );
+        assert_eq!(Sorted::new([7]).percentile(99), 7);
+    }
+}
