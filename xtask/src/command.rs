@@ -54,8 +54,13 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// What a command writes to its standard output; its failure is an error with what it wrote to standard error.
+/// The text that a command writes to its standard output; its failure is an error with what it wrote to standard error.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
+    Ok(String::from_utf8_lossy(&bytes(command)?).into_owned())
+}
+
+/// The same for a command that writes no text.
+pub(crate) fn bytes(command: &mut Command) -> Result<Vec<u8>> {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -69,7 +74,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
             error.trim_end()
         );
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(output.stdout)
 }
 
 /// Whether a command runs and succeeds; nothing is shown.

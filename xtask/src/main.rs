@@ -8,6 +8,7 @@ mod demo;
 mod lint;
 mod setup;
 mod test;
+mod vm_test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ enum Task {
     Lint,
     /// Run the tests, stage by stage
     Test(test::Arguments),
+    /// Run the packet tests and the lab's on other kernels, in virtual machines
+    VmTest(vm_test::Arguments),
     /// Measure how fast it is
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Lint => lint::run(),
         Task::Bench(bench) => bench::run(&bench),
+        Task::VmTest(arguments) => return vm_test::run(&arguments),
         Task::Test(arguments) => return test::run(&arguments),
     };
     exit_code(done)

@@ -1,8 +1,8 @@
 //! `cargo xtask test`: all tests, stage by stage, and one line at the end that says how many passed.
 
-mod runner;
-mod stage;
-mod transcript;
+pub(crate) mod runner;
+pub(crate) mod stage;
+pub(crate) mod transcript;
 
 use std::env;
 use std::fs;

@@ -226,6 +226,15 @@ impl LoadError {
 
 /// Creates the maps, pins them in `directory` and loads all programs. Maps that are pinned there are taken over.
 pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
+    let mut ebpf = open(settings, directory)?;
+    load_programs(&mut ebpf)?;
+    publish(&mut ebpf, loaded_settings(settings))
+        .map_err(|error| LoadError::Object(Box::new(error.into())))?;
+    Ok(ebpf)
+}
+
+/// As [`load`], but no program is loaded yet.
+pub fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let Settings { capacity, .. } = settings;
     let loaded = loaded_settings(settings);
     let Lifetimes {
@@ -276,12 +285,9 @@ pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     for (name, ..) in MAPS {
         loader.map_pin_path(name, directory.join(name));
     }
-    let mut ebpf = loader
+    loader
         .load(OBJECT)
-        .map_err(|error| LoadError::Object(Box::new(error)))?;
-    load_programs(&mut ebpf)?;
-    publish(&mut ebpf, loaded).map_err(|error| LoadError::Object(Box::new(error.into())))?;
-    Ok(ebpf)
+        .map_err(|error| LoadError::Object(Box::new(error)))
 }
 
 /// What the programs and the commands are told.

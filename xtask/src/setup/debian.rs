@@ -6,6 +6,8 @@ use anyhow::{Result, bail};
 
 use crate::command;
 
+const UPDATE: &str = "apt-get update";
+
 /// Those of the packages that are not installed; all of them where there is no dpkg to ask.
 pub(crate) fn missing(packages: &[String]) -> Vec<String> {
     let mut query = Command::new("dpkg-query");
@@ -36,18 +38,28 @@ pub(crate) fn install(packages: &[String]) -> Result<()> {
     }
     let install = format!("apt-get install --yes --no-install-recommends {packages}");
     let Some(root) = root_command()? else {
-        bail!("this needs root; run\n  apt-get update\n  {install}\nas root, then `cargo xtask setup` again");
+        bail!("this needs root; run\n  {UPDATE}\n  {install}\nas root, then `cargo xtask setup` again");
     };
-    for step in ["apt-get update", &install] {
-        println!("  {step}");
-        let mut command = Command::new(root[0]);
-        command
-            .args(&root[1..])
-            .arg("DEBIAN_FRONTEND=noninteractive")
-            .args(step.split(' '));
-        command::run(&mut command)?;
+    as_root(root, UPDATE)?;
+    as_root(root, &install)
+}
+
+/// Makes apt look at what its mirrors have.
+pub(crate) fn update() -> Result<()> {
+    match root_command()? {
+        Some(root) => as_root(root, UPDATE),
+        None => bail!("this needs root; run\n  {UPDATE}\nas root"),
     }
-    Ok(())
+}
+
+fn as_root(root: &[&str], step: &str) -> Result<()> {
+    println!("  {step}");
+    let mut command = Command::new(root[0]);
+    command
+        .args(&root[1..])
+        .arg("DEBIAN_FRONTEND=noninteractive")
+        .args(step.split(' '));
+    command::run(&mut command)
 }
 
 /// What a command that needs root is put behind (with `env`'s manner of setting variables), if there is a way.

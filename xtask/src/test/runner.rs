@@ -20,7 +20,8 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    fn add(&mut self, other: Self) {
+    /// Adds how another part went.
+    pub(crate) fn add(&mut self, other: Self) {
         self.counts += other.counts;
         self.remarks.extend(other.remarks);
     }
@@ -53,6 +54,11 @@ pub(crate) fn run(stage: Stage, targets: &[Target], filter: Option<&str>) -> Res
         outcome.add(follow(cargo.arg("--show-output"))?);
     }
     Ok(outcome)
+}
+
+/// Builds a stage's tests, for whoever runs them in another way.
+pub(crate) fn executables(stage: Stage, targets: &[Target]) -> Result<Vec<Executable>> {
+    build(&select(stage, targets)?)
 }
 
 fn select(stage: Stage, targets: &[Target]) -> Result<Vec<&Target>> {

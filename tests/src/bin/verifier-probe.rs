@@ -1,0 +1,117 @@
+//! What the verifier of the running kernel says of each kernel program: prints one JSON object per program.
+//!
+//! A kernel tells how much work a program was only in a log that the loader throws away when all went well. So every
+//! program is loaded while no file descriptor is free: it passes the verifier, then the kernel has no number to give it.
+
+use std::io::Write as _;
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::{Program, ProgramError};
+use lb_agent::datapath::object::{self, Settings, program};
+use lb_agent::maps::Capacity;
+use lb_tests::lab::PinDirectory;
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::Serialize;
+
+/// Lines of a refused program's log that are worth showing: the end says what is wrong.
+const LOG_LINES: usize = 40;
+
+/// What is said of a program.
+#[derive(Serialize, Default, Debug)]
+struct Finding {
+    program: String,
+    loads: bool,
+    /// Instructions that the verifier walked through, the same one several times if it had to.
+    instructions: Option<u64>,
+    microseconds: Option<u64>,
+    /// Bytes of the longest chain of calls are at most the sum of all functions' frames.
+    stack: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<String>,
+}
+
+fn main() -> Result<()> {
+    let pins = PinDirectory::new("verifier").context("a bpf file system")?;
+    let settings = Settings {
+        capacity: Capacity {
+            frontends: 1024,
+            slots: 1024,
+            backends: 1024,
+            services: 1024,
+            source_ranges: 1024,
+        },
+        flows: 1024,
+        ..Settings::default()
+    };
+    let mut ebpf = object::open(&settings, pins.path())?;
+    let mut programs: Vec<_> = ebpf.programs_mut().collect();
+    programs.sort_by_key(|(name, _)| name.to_string());
+    for (name, program) in programs {
+        if name.starts_with(program::EMPTY_PREFIX) {
+            continue;
+        }
+        let finding = examine(name, program)?;
+        let mut output = std::io::stdout().lock();
+        serde_json::to_writer(&mut output, &finding)?;
+        writeln!(output)?;
+    }
+    Ok(())
+}
+
+fn examine(name: &str, program: &mut Program) -> Result<Finding> {
+    let result = without_descriptors(|| match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => Ok(()),
+    })?;
+    let Err(ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    }) = result
+    else {
+        anyhow::bail!("{name}: no verifier log but {result:?}");
+    };
+    let log = verifier_log.to_string();
+    let loads = io_error.raw_os_error() == Some(Errno::EMFILE as i32);
+    Ok(Finding {
+        program: name.to_owned(),
+        loads,
+        instructions: number_after(&log, "processed "),
+        microseconds: number_after(&log, "verification time "),
+        stack: word_after(&log, "stack depth ").map(str::to_owned),
+        log: (!loads).then(|| format!("{io_error}\n{}", end_of(&log))),
+    })
+}
+
+/// Calls `function` with as many file descriptors as are open now, and no more.
+fn without_descriptors<T>(function: impl FnOnce() -> T) -> Result<T> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // The lowest free number is what the next file would get.
+    let free = std::fs::File::open("/")?;
+    let lowest = std::os::fd::AsRawFd::as_raw_fd(&free);
+    drop(free);
+    ensure!(lowest >= 0, "no file descriptor");
+    setrlimit(Resource::RLIMIT_NOFILE, u64::try_from(lowest)?, hard)?;
+    let result = function();
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+    Ok(result)
+}
+
+fn number_after(log: &str, what: &str) -> Option<u64> {
+    word_after(log, what)?.parse().ok()
+}
+
+fn word_after<'a>(log: &'a str, what: &str) -> Option<&'a str> {
+    let line = log
+        .lines()
+        .rev()
+        .find_map(|line| line.trim().strip_prefix(what))?;
+    line.split_whitespace().next()
+}
+
+fn end_of(log: &str) -> String {
+    let lines: Vec<_> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+}

@@ -1,0 +1,48 @@
+//! What a distribution's init does before anything else can run.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+
+/// Kernel modules, one a line, in an order in which each finds those that it needs.
+const MODULES: &str = "/vm/modules";
+
+/// File systems: kind and place.
+const FILE_SYSTEMS: [(&str, &str); 7] = [
+    ("proc", "/proc"),
+    ("sysfs", "/sys"),
+    ("devtmpfs", "/dev"),
+    ("tmpfs", "/run"),
+    ("tmpfs", "/tmp"),
+    ("bpf", "/sys/fs/bpf"),
+    ("cgroup2", "/sys/fs/cgroup"),
+];
+
+/// Mounts file systems and loads modules.
+pub(super) fn prepare() -> Result<()> {
+    for (kind, place) in FILE_SYSTEMS {
+        fs::create_dir_all(place).with_context(|| format!("make {place}"))?;
+        mount(Some(kind), place, Some(kind), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mount {kind} at {place}"))?;
+    }
+    load_modules()?;
+    // A shell would have the usual limits; those on the memory of maps are not what is tested here.
+    setrlimit(Resource::RLIMIT_NOFILE, 65_536, 65_536).context("raise the limit of open files")?;
+    setrlimit(Resource::RLIMIT_CORE, 0, RLIM_INFINITY).context("forbid core dumps")
+}
+
+fn load_modules() -> Result<()> {
+    let modules = fs::read_to_string(MODULES).with_context(|| format!("read {MODULES}"))?;
+    for module in modules.lines() {
+        let path = Path::new("/vm").join(module);
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        finit_module(&file, &CString::default(), ModuleInitFlags::empty())
+            .with_context(|| format!("load {}", path.display()))?;
+    }
+    Ok(())
+}

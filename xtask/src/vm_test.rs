@@ -1,0 +1,195 @@
+//! `cargo xtask vm-test`: the packet tests and the lab's on kernels of several distributions, in virtual machines.
+
+mod archive;
+mod image;
+mod kernels;
+mod machine;
+mod modules;
+mod packages;
+mod report;
+mod results;
+
+use std::env;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::test::runner;
+use crate::test::stage::{self, Executable, Stage};
+use crate::{build_ebpf, command, setup, workspace};
+use image::Contents;
+use kernels::{Files, Kernel};
+use machine::Boot;
+use results::Results;
+
+/// The program that asks the verifier.
+const PROBE: &str = "verifier-probe";
+
+/// Programs that the tests, or the machine, start.
+const PROGRAMS: [&str; 5] = ["held-lab", "lab-tool", "lb-agent", "lb-demo", PROBE];
+
+/// How many machines run at a time: as many as the smallest machine for this has processors.
+const MACHINES: usize = 2;
+
+/// How long a machine may run, and a test program in it.
+const MACHINE_LIMIT: Duration = Duration::from_secs(40 * 60);
+const PROGRAM_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// How `vm-test` is called.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The kernels: names of `vagrant/kernels.toml`, or `all`
+    #[arg(long = "kernel", value_delimiter = ',', default_value = "all")]
+    kernels: Vec<String>,
+    /// Run these stages only; default: packets and lab
+    stages: Vec<Stage>,
+    /// Only ask the verifier
+    #[arg(long, conflicts_with = "stages")]
+    probe: bool,
+    /// Run only tests with this in their name
+    #[arg(last = true)]
+    test_name: Option<String>,
+}
+
+/// What became of a kernel.
+struct Run {
+    kernel: Kernel,
+    release: String,
+    results: Results,
+    time: Duration,
+}
+
+/// Builds the tests, runs them on all kernels that are asked for and sums up.
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    match try_run(arguments) {
+        Ok(code) => code,
+        Err(error) => crate::exit_code(Err(error)),
+    }
+}
+
+fn try_run(arguments: &Arguments) -> Result<ExitCode> {
+    let kernels = Kernel::named(&arguments.kernels)?;
+    build_ebpf::compile(&setup::require()?, &[])?;
+    let tests = build(arguments)?;
+    let shared = directory().join("tests.cpio");
+    write_tests(&shared, &tests, arguments.test_name.as_deref())?;
+    let waiting = Mutex::new(kernels.into_iter());
+    let worker = || {
+        let mut runs = Vec::new();
+        while let Some(kernel) = next(&waiting) {
+            runs.push(run_kernel(kernel, &shared));
+        }
+        runs
+    };
+    let runs = thread::scope(|scope| {
+        let workers = [(); MACHINES].map(|()| scope.spawn(worker));
+        let runs = workers.into_iter().flat_map(|worker| {
+            let panicked = |panic| std::panic::resume_unwind(panic);
+            worker.join().unwrap_or_else(panicked)
+        });
+        runs.collect::<Result<Vec<Run>>>()
+    })?;
+    fs::remove_file(&shared)?;
+    let is_whole = arguments.stages.is_empty() && arguments.test_name.is_none() && !arguments.probe;
+    report::summarize(runs, is_whole)
+}
+
+fn directory() -> PathBuf {
+    workspace::root().join("target/vm")
+}
+
+fn next(waiting: &Mutex<impl Iterator<Item = Kernel>>) -> Option<Kernel> {
+    waiting.lock().ok()?.next()
+}
+
+fn build(arguments: &Arguments) -> Result<Vec<Executable>> {
+    command::run(workspace::cargo().args(["build", "--workspace", "--bins"]))?;
+    let stages = match arguments.stages.as_slice() {
+        _ if arguments.probe => &[],
+        [] => &[Stage::Packets, Stage::Lab][..],
+        stages => stages,
+    };
+    let targets = stage::targets()?;
+    let mut tests = Vec::new();
+    for stage in stages {
+        tests.extend(runner::executables(*stage, &targets)?);
+    }
+    Ok(tests)
+}
+
+/// Writes what all machines need.
+fn write_tests(path: &Path, tests: &[Executable], test_name: Option<&str>) -> Result<()> {
+    // Where cargo put this program, it puts the others too.
+    let built = env::current_exe()?;
+    let programs = PROGRAMS.map(|name| built.with_file_name(name));
+    let limit = PROGRAM_LIMIT.as_secs();
+    let mut list = format!("{limit} / {}\n", built.with_file_name(PROBE).display());
+    for test in tests {
+        list += &format!("{limit} {} {}", test.directory.display(), test.program.display());
+        list += " --show-output --color=never";
+        list.extend(test_name.map(|name| format!(" {name}")));
+        list += "\n";
+    }
+    let contents = Contents {
+        init: &built.with_file_name("vm-init"),
+        programs: programs
+            .iter()
+            .chain(tests.iter().map(|test| &test.program))
+            .map(PathBuf::as_path)
+            .collect(),
+        directories: tests.iter().map(|test| test.directory.as_path()).collect(),
+        list,
+    };
+    fs::create_dir_all(directory())?;
+    image::write_tests(path, &contents, &directory().join("stripped"))
+}
+
+fn run_kernel(kernel: Kernel, shared: &Path) -> Result<Run> {
+    let Files {
+        release,
+        image,
+        modules,
+    } = kernel.files()?;
+    let directory = kernel.directory();
+    let own = directory.join("modules.cpio");
+    image::write_modules(&own, &modules::wanted(&modules)?)?;
+    let initramfs = directory.join("initramfs");
+    archive::join(&[shared, &own], &initramfs)?;
+    let start = Instant::now();
+    let boot = Boot {
+        image: &image,
+        initramfs: &initramfs,
+        console: &directory.join("console.log"),
+    };
+    let mut transcript = File::create(directory.join("results.log"))?;
+    let mut results = Results::default();
+    println!("{}: Linux {release} starts", kernel.name);
+    let mut written = Ok(());
+    let ended = machine::run(&boot, MACHINE_LIMIT, |line| {
+        if written.is_ok() {
+            written = writeln!(transcript, "{line}");
+        }
+        if results.read(line) {
+            println!("{}: {line}", kernel.name);
+        }
+    })?;
+    written.context("cannot write the results")?;
+    if !ended {
+        println!("{}: ended after {} s", kernel.name, start.elapsed().as_secs());
+    }
+    for file in [own, initramfs] {
+        fs::remove_file(file)?;
+    }
+    Ok(Run {
+        kernel,
+        release,
+        results,
+        time: start.elapsed(),
+    })
+}
