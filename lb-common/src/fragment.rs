@@ -41,10 +41,11 @@ pub(crate) fn parse<A: Address>(
     let Some(header) = A::parse_fragment(packet, network) else {
         return Kind::None;
     };
-    let (Some(source), Some(destination)) = (
-        A::read(packet, network + A::SOURCE_OFFSET),
-        A::read(packet, network + A::DESTINATION_OFFSET),
-    ) else {
+    // One after the other: of a pair, LLVM would carry around what is undefined in the half that is not there.
+    let Some(source) = A::read(packet, network + A::SOURCE_OFFSET) else {
+        return Kind::Foreign;
+    };
+    let Some(destination) = A::read(packet, network + A::DESTINATION_OFFSET) else {
         return Kind::Foreign;
     };
     if hook == hook::INGRESS && !tables.concerns(destination) {

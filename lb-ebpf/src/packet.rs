@@ -63,11 +63,24 @@ fn distance(start: usize, end: usize) -> u32 {
 /// The start of `length` bytes at `offset`, if they lie between `data` and `data_end`.
 #[inline(always)]
 fn part(data: usize, data_end: usize, offset: u32, length: usize) -> Option<usize> {
-    // The verifier wants to see the bound of a variable offset before it is added.
     if offset > OFFSET_MAX {
         return None;
     }
-    let start = data + offset as usize;
+    let mut start = u64::from(offset);
+    // The verifier wants to see the bound of an offset before it is added, and the same sum both checked and used: LLVM
+    // checks a copy of the offset, or adds up in another order ("invalid access to packet", up to Linux 6.12).
+    // SAFETY: changes no more than the register: the offset is within the mask.
+    unsafe {
+        core::arch::asm!(
+            "{start} &= {mask}",
+            "{start} += {data}",
+            start = inout(reg) start,
+            mask = const OFFSET_MAX,
+            data = in(reg) data as u64,
+            options(pure, nomem, nostack, preserves_flags)
+        )
+    };
+    let start = start as usize;
     (start + length <= data_end).then_some(start)
 }
 
