@@ -90,6 +90,12 @@ impl<A: Address> Message<A> {
         self.network + self.ip_length
     }
 
+    /// Offset of the IP header that an error quotes.
+    #[inline(always)]
+    fn quotation(&self) -> u32 {
+        self.network + A::HEADER_LENGTH + ICMP_LENGTH
+    }
+
     #[inline(always)]
     fn is_echo(&self) -> bool {
         self.kind == if A::IS_IPV6 { type6::ECHO } else { type4::ECHO }
@@ -116,8 +122,6 @@ const QUOTED: u32 = 8;
 struct Quotation<A> {
     /// The key of packets that travel as the error does: the quoted addresses and ports reversed.
     key: FlowKey<A>,
-    /// Offset of the quoted IP header.
-    network: u32,
     /// Offset of the quoted transport header.
     transport: u32,
 }
@@ -125,7 +129,7 @@ struct Quotation<A> {
 impl<A: Address> Quotation<A> {
     #[inline(always)]
     fn parse(packet: &impl Packet, message: &Message<A>, hook: u8) -> Option<Self> {
-        let network = message.network + A::HEADER_LENGTH + ICMP_LENGTH;
+        let network = message.quotation();
         let mut transport = network + A::HEADER_LENGTH;
         let protocol = if A::IS_IPV6 {
             let header = packet.view::<{ Ipv6Hdr::LEN }>(network)?;
@@ -169,7 +173,6 @@ impl<A: Address> Quotation<A> {
                 hook,
                 pad: 0,
             },
-            network,
             transport,
         })
     }
@@ -235,25 +238,41 @@ fn error<A: Address>(
             }
         }
     }
-    let verdict = rewrite(packet, message, &quotation, &flow).and_then(|()| {
-        if flow.flags & flow_flags::FORWARD != 0 {
-            forward::decrement_hop_limit::<A>(packet, message.network)?;
-            return packet.send(message.network, &hop);
+    match deliver(packet, message, &quotation, &flow, &hop) {
+        Some(verdict) => verdict,
+        None => {
+            tables.count_reason(Reason::RewriteFailed);
+            Verdict::Drop
         }
-        if flow.flags & flow_flags::HAIRPIN != 0 {
-            answer::swap_link_addresses(packet, message.network)?;
-            return Some(Verdict::Bounce);
-        }
-        Some(Verdict::Pass)
-    });
-    verdict.unwrap_or_else(|| {
-        tables.count_reason(Reason::RewriteFailed);
-        Verdict::Drop
-    })
+    }
+}
+
+/// Rewrites an error about a packet of a flow and sends it where its receiver is.
+#[inline(always)]
+fn deliver<A: Address>(
+    packet: &mut impl Packet,
+    message: &Message<A>,
+    quotation: &Quotation<A>,
+    flow: &Flow<A>,
+    hop: &Hop,
+) -> Option<Verdict> {
+    rewrite(packet, message, quotation, flow)?;
+    if flow.flags & flow_flags::FORWARD != 0 {
+        forward::decrement_hop_limit::<A>(packet, message.network)?;
+        return packet.send(message.network, hop);
+    }
+    if flow.flags & flow_flags::HAIRPIN != 0 {
+        answer::swap_link_addresses(packet, message.network)?;
+        return Some(Verdict::Bounce);
+    }
+    Some(Verdict::Pass)
 }
 
 /// Gives an error the addresses that its receiver knows.
-#[inline(always)]
+///
+/// Out of line: with what it needs, the functions that are called besides would not fit on the stack (kernels before 6.4
+/// count each frame in steps of 32 bytes).
+#[inline(never)]
 fn rewrite<A: Address>(
     packet: &mut impl Packet,
     message: &Message<A>,
@@ -264,14 +283,14 @@ fn rewrite<A: Address>(
     // way at all.
     let is_from_peer = message.source == quotation.key.source;
     let source = if is_from_peer || flow.flags & flow_flags::FORWARD != 0 {
-        flow.source
+        &flow.source
     } else {
-        message.source
+        &message.source
     };
+    let mut content = rewrite_quotation(packet, message, quotation, flow)?;
     let outer = message
         .destination
-        .difference(flow.destination, message.source.difference(source, Sum::new()));
-    let mut content = rewrite_quotation(packet, message, quotation, flow)?;
+        .difference(flow.destination, message.source.difference(*source, Sum::new()));
     if A::IS_IPV6 {
         // The pseudo header (RFC 4443 section 2.3).
         content = content.join(outer);
@@ -305,11 +324,8 @@ fn rewrite_quotation<A: Address>(
     quotation: &Quotation<A>,
     flow: &Flow<A>,
 ) -> Option<Sum> {
-    let Quotation {
-        key,
-        network,
-        transport,
-    } = quotation;
+    let Quotation { key, transport } = quotation;
+    let network = message.quotation();
     let addresses = flow.address_difference();
     let old_ports = key.reversed(key.hook).ports_word();
     let new_ports = flow.peer_key(key.protocol).ports_word();

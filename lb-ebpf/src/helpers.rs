@@ -1,5 +1,6 @@
 //! Kernel helpers that need no more care than their arguments' types ask for.
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::generated;
 
@@ -31,9 +32,16 @@ pub fn receive_at(device: u32) -> i32 {
     unsafe { generated::bpf_redirect(device, BPF_F_INGRESS.into()) as i32 }
 }
 
-/// Sets the error that the system call of a cgroup program fails with.
+/// Not zero if the kernel has `bpf_set_retval` (Linux 5.18); set by the agent. Calls of helpers that a kernel does not
+/// have are fine where it can see that they are never made.
+#[unsafe(no_mangle)]
+static SETS_ERRORS: Global<u32> = Global::new(1);
+
+/// Sets the error that the system call of a cgroup program fails with: else it is EPERM.
 #[inline(always)]
 pub fn set_error(error: i32) {
-    // SAFETY: the kernel checks the number. One before 5.18 does not have the helper, and the call fails with EPERM.
-    unsafe { generated::bpf_set_retval(-error) };
+    if SETS_ERRORS.load() != 0 {
+        // SAFETY: the kernel checks the number.
+        unsafe { generated::bpf_set_retval(-error) };
+    }
 }

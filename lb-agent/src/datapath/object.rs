@@ -16,6 +16,7 @@ use lb_common::layout::{
 use lb_common::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS};
 
 use super::clock;
+use super::probe::{self, Helper};
 use crate::maps::Capacity;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
@@ -254,6 +255,9 @@ pub fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let address4 = loaded.node_address4.to_word();
     let address6 = loaded.node_address6.to_words();
     let ports = [loaded.translated_ports.first, loaded.translated_ports.count];
+    // If that cannot be told, loading tells why.
+    let sets_errors =
+        u32::from(probe::helper(probe::Program::CgroupSockAddr, Helper::SetRetval).unwrap_or(true));
 
     let mut loader = EbpfLoader::new();
     loader
@@ -265,6 +269,7 @@ pub fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
         .override_global("NODE_NAMESPACE", &settings.node_namespace, true)
         .override_global("ONLY_NODE", &loaded.only_node_sockets, true)
         .override_global("KEEP_REMOVED", &loaded.keeps_removed, true)
+        .override_global("SETS_ERRORS", &sets_errors, true)
         .override_global("PORTS", &ports, true)
         .map_max_entries(map::FRONTENDS4, capacity.frontends)
         .map_max_entries(map::FRONTENDS6, capacity.frontends)

@@ -63,6 +63,7 @@ fn examine(name: &str, program: &mut Program) -> Result<Finding> {
     let result = without_descriptors(|| match program {
         Program::Xdp(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         _ => Ok(()),
     })?;
