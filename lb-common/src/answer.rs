@@ -86,12 +86,24 @@ pub fn answer<A: Address>(
         _ => [PORT_UNREACHABLE4, 0],
     };
     if is_tcp {
-        error_about::<A, QUOTED_TCP>(packet, parsed, &error)
+        report::<A, QUOTED_TCP>(packet, parsed, &error)
     } else if A::IS_IPV6 && parsed.headers.part == Part::First {
-        error_about::<A, QUOTED_FRAGMENT>(packet, parsed, &error)
+        report::<A, QUOTED_FRAGMENT>(packet, parsed, &error)
     } else {
-        error_about::<A, QUOTED_OTHER>(packet, parsed, &error)
+        report::<A, QUOTED_OTHER>(packet, parsed, &error)
     }
+}
+
+/// Answers with an ICMP error that begins with the words `error`.
+#[inline(always)]
+fn report<A: Address, const QUOTED: usize>(
+    packet: &mut impl Packet,
+    parsed: &Parsed<A>,
+    error: &[u32; 2],
+) -> Option<()> {
+    let mut quotation = Sum::new();
+    quote::<A, QUOTED>(packet, parsed, &mut quotation)?;
+    error_about::<A, QUOTED>(packet, parsed, error, &quotation)
 }
 
 /// Hop limit of packets that this node makes: Linux' default.
@@ -222,22 +234,19 @@ const HOP_LIMIT4: u32 = (11_u32 << 24).to_be();
 /// Type and code of "hop limit exceeded in transit".
 const HOP_LIMIT6: u32 = (3_u32 << 24).to_be();
 
-/// Turns a packet into an ICMP error about it, whose header begins with the words `error`. So many bytes (`QUOTED`) behind the
-/// IP header are quoted.
+/// Prepares a packet for being quoted, with so many bytes (`QUOTED`) behind the IP header, and sums up what will be.
 ///
-/// The new headers go before the packet, so the quotation is in place; the old link-layer header is overwritten.
 /// Packets with IP options, or extension headers other than that of a fragment, are not answered: quoting them would make the program a hundred
 /// times as expensive to verify, for packets that nobody sends.
 #[inline(never)]
-fn error_about<A: Address, const QUOTED: usize>(
+fn quote<A: Address, const QUOTED: usize>(
     packet: &mut impl Packet,
     parsed: &Parsed<A>,
-    error: &[u32; 2],
+    sum: &mut Sum,
 ) -> Option<()> {
     let Headers {
         network, transport, ..
     } = parsed.headers;
-    let quoted = A::HEADER_LENGTH + QUOTED as u32;
     let extensions = if QUOTED == QUOTED_FRAGMENT {
         FRAGMENT_LENGTH
     } else {
@@ -247,12 +256,28 @@ fn error_about<A: Address, const QUOTED: usize>(
     if transport != content + extensions {
         return None;
     }
+    settle_checksum::<A, QUOTED>(packet, parsed)?;
+    *sum = sum_header::<A>(packet, network)?.join(sum_content::<QUOTED>(packet, content)?);
+    Some(())
+}
+
+/// Turns a packet into an ICMP error about it, whose header begins with the words `error`; `quotation` is the sum over
+/// what is quoted.
+///
+/// The new headers go before the packet, so the quotation is in place; the old link-layer header is overwritten.
+#[inline(never)]
+fn error_about<A: Address, const QUOTED: usize>(
+    packet: &mut impl Packet,
+    parsed: &Parsed<A>,
+    error: &[u32; 2],
+    quotation: &Sum,
+) -> Option<()> {
+    let network = parsed.headers.network;
+    let quoted = A::HEADER_LENGTH + QUOTED as u32;
     // What is behind the 14 bytes of the link-layer header, all of it if there is none, is overwritten by the IP header.
     let [first, middle, last] = link_words(packet)?.swapped();
     let ethertype = packet.view::<16>(0)?.u32::<12>();
     let link = [first, middle, last, ethertype];
-    settle_checksum::<A, QUOTED>(packet, parsed)?;
-    let quotation = sum_header::<A>(packet, network)?.join(sum_content::<QUOTED>(packet, content)?);
     let growth = A::HEADER_LENGTH + ICMP_LENGTH;
     packet.grow_head(network, growth)?;
     packet.cut(network + growth + quoted)?;
