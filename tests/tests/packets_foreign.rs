@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use lb_tests::packet::build::{Build, ack, syn, udp};
 use lb_tests::packet::world::{DEVICES, PROGRAMS, PROTOCOLS, World, at, first, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
+use lb_tests::slowness::cases;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -256,7 +257,7 @@ fn nothing_is_corrupted() {
     let Some(datapath) = prepared() else { return };
     let datapath = RefCell::new(datapath);
     let config = Config {
-        cases: 3000,
+        cases: cases(3000),
         failure_persistence: None,
         ..Config::default()
     };

@@ -15,6 +15,7 @@ use lb_tests::packet::host::{Host, Surroundings};
 use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, NARROW_MTU, Network, Place};
 use lb_tests::packet::world::{PROGRAMS, World, at, chunk, data, first, worlds};
 use lb_tests::packet::{Datapath, LINK, datapath_with};
+use lb_tests::slowness::cases;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -460,7 +461,7 @@ fn whatever_comes() {
     whole(&mut both, &all);
     let both = RefCell::new(both);
     let config = Config {
-        cases: 2000,
+        cases: cases(2000),
         failure_persistence: None,
         ..Config::default()
     };

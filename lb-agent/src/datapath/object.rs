@@ -229,13 +229,30 @@ impl LoadError {
 pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let mut ebpf = open(settings, directory)?;
     load_programs(&mut ebpf)?;
-    publish(&mut ebpf, loaded_settings(settings))
-        .map_err(|error| LoadError::Object(Box::new(error.into())))?;
+    publish(&mut ebpf, loaded_settings(settings))?;
     Ok(ebpf)
 }
 
-/// As [`load`], but no program is loaded yet.
-pub fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
+/// As [`load`], but the programs are left to [`load_program`].
+pub fn prepare(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
+    let mut ebpf = open(settings, directory)?;
+    publish(&mut ebpf, loaded_settings(settings))?;
+    Ok(ebpf)
+}
+
+/// Loads a program that is not loaded yet.
+pub fn load_program(name: &str, program: &mut Program) -> Result<(), LoadError> {
+    match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => Ok(()),
+    }
+    .map_err(|error| LoadError::program(name, error))
+}
+
+fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let Settings { capacity, .. } = settings;
     let loaded = loaded_settings(settings);
     let Lifetimes {
@@ -312,11 +329,13 @@ fn loaded_settings(settings: &Settings) -> LoadedSettings {
 }
 
 /// Tells the commands what the programs were loaded with.
-fn publish(ebpf: &mut Ebpf, loaded: LoadedSettings) -> Result<(), aya::maps::MapError> {
+fn publish(ebpf: &mut Ebpf, loaded: LoadedSettings) -> Result<(), LoadError> {
     let Some(map) = ebpf.map_mut(map::SETTINGS) else {
         return Ok(());
     };
-    Array::try_from(map)?.set(0, loaded, 0)
+    Array::try_from(map)
+        .and_then(|mut settings| settings.set(0, loaded, 0))
+        .map_err(|error| LoadError::Object(Box::new(error.into())))
 }
 
 /// Checks that pinned maps are of this agent's layout: the kernel and aya do not.
@@ -339,15 +358,9 @@ fn check_layouts(directory: &Path) -> Result<(), LoadError> {
 /// Loads every program that the agent attaches in any case. The empty ones are the benchmark's.
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     for (name, program) in ebpf.programs_mut() {
-        let result = match program {
-            _ if name.starts_with(program::EMPTY_PREFIX) || program::LAYER3.contains(&name) => continue,
-            Program::Xdp(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::CgroupSock(program) => program.load(),
-            _ => continue,
-        };
-        result.map_err(|error| LoadError::program(name, error))?;
+        if !name.starts_with(program::EMPTY_PREFIX) && !program::LAYER3.contains(&name) {
+            load_program(name, program)?;
+        }
     }
     Ok(())
 }

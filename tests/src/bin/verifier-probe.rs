@@ -44,7 +44,7 @@ fn main() -> Result<()> {
         flows: 1024,
         ..Settings::default()
     };
-    let mut ebpf = object::open(&settings, pins.path())?;
+    let mut ebpf = object::prepare(&settings, pins.path())?;
     let mut programs: Vec<_> = ebpf.programs_mut().collect();
     programs.sort_by_key(|(name, _)| name.to_string());
     for (name, program) in programs {

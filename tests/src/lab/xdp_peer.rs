@@ -48,7 +48,7 @@ impl Lab {
         let pins = self
             .bpf_file_system
             .join(self.id.part(&format!("{device}-xdp-peer")));
-        let mut ebpf = object::load(&settings, &pins)?;
+        let mut ebpf = object::prepare(&settings, &pins)?;
         // Nobody else needs these maps.
         fs::remove_dir_all(&pins).with_context(|| format!("remove {}", pins.display()))?;
         let program: &mut Xdp = ebpf

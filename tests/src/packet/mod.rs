@@ -8,7 +8,7 @@ pub mod network;
 pub mod rows;
 pub mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
@@ -25,9 +25,11 @@ use lb_common::reason::Reason;
 
 use crate::lab::PinDirectory;
 
-/// The programs with maps of their own.
+/// The programs with maps of their own. Each program is loaded when it is run for the first time: what the verifier
+/// does to all of them takes longer than everything else in a test.
 pub struct Datapath {
     ebpf: Ebpf,
+    loaded: BTreeSet<String>,
     /// The maps that hold Services.
     pub maps: KernelMaps,
     /// The counters.
@@ -105,11 +107,12 @@ impl Datapath {
             ..Settings::default()
         };
         change(&mut settings);
-        let ebpf = object::load(&settings, directory).expect("the programs load");
+        let ebpf = object::prepare(&settings, directory).expect("the maps are made");
         let maps = KernelMaps::open(directory).expect("the maps are pinned");
         let counters = Counters::open(directory).expect("the counters are pinned");
         Self {
             ebpf,
+            loaded: BTreeSet::new(),
             maps,
             counters,
             backends: BTreeMap::new(),
@@ -316,11 +319,7 @@ impl Datapath {
             repeat,
             ..TestRunOptions::new()
         };
-        let result = match self
-            .ebpf
-            .program_mut(program)
-            .expect("the object has the program")
-        {
+        let result = match self.program(program) {
             Program::Xdp(program) => program.test_run(options),
             Program::SchedClassifier(program) => program.test_run(options),
             _ => panic!("{program} is no packet program"),
@@ -352,18 +351,24 @@ impl Datapath {
         Some(words.into_iter().flat_map(u32::to_ne_bytes).collect())
     }
 
-    /// Loads a program that the agent does not attach (the benchmark's empty ones).
-    pub fn load(&mut self, program: &str) {
-        match self
+    /// Loads all programs. Returns what is wrong with those that the kernel refuses.
+    pub fn load_all(&mut self) -> Vec<String> {
+        let results = self
             .ebpf
-            .program_mut(program)
-            .expect("the object has the program")
-        {
-            Program::Xdp(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
-            _ => panic!("{program} is no packet program"),
+            .programs_mut()
+            .map(|(name, program)| object::load_program(name, program));
+        results
+            .filter_map(|result| result.err().map(|error| error.to_string()))
+            .collect()
+    }
+
+    /// A loaded program.
+    fn program(&mut self, name: &str) -> &mut Program {
+        let program = self.ebpf.program_mut(name).expect("the object has the program");
+        if self.loaded.insert(name.to_owned()) {
+            object::load_program(name, program).expect("the program loads");
         }
-        .expect("the program loads");
+        program
     }
 }
 

@@ -65,10 +65,16 @@ impl Drop for Running {
 }
 
 fn command(boot: &Boot<'_>) -> Command {
+    // What a processor can do beyond the least is work for an emulator.
+    let (accelerator, processor) = if has_kvm() {
+        ("kvm", "host")
+    } else {
+        ("tcg", "qemu64")
+    };
     let mut command = Command::new(PROGRAM);
     command
-        .args(["-accel", if has_kvm() { "kvm" } else { "tcg" }])
-        .args(["-cpu", "max", "-smp", "1", "-m", "3G"])
+        .args(["-accel", accelerator])
+        .args(["-cpu", processor, "-smp", "1", "-m", "3G"])
         .args(["-nodefaults", "-display", "none", "-no-reboot"])
         .arg("-kernel")
         .arg(boot.image)

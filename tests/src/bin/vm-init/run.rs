@@ -18,6 +18,9 @@ use nix::unistd::Pid;
 /// The serial port that the host reads.
 const PORT: &str = "/dev/ttyS1";
 
+/// How many times as long as on usual machines everything may take: processors may be emulated.
+const SLOWNESS: &str = "8";
+
 /// How long a program may take to end after it was killed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -55,6 +58,7 @@ pub(super) fn run(report: &Report, line: &str) -> Result<()> {
         .args(words)
         .current_dir(directory)
         .env("CARGO_MANIFEST_DIR", directory)
+        .env("LB_TESTS_SLOWNESS", SLOWNESS)
         .stdin(Stdio::null())
         .stdout(report.as_output()?)
         .stderr(report.as_output()?)
