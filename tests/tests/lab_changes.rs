@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lb_agent::maps::BackendState;
 use lb_tests::lab::cluster::{
-    ECHO, HTTP, PORTS, SERVICE, SERVICE_FILE, Server, UDP, UNKNOWN_PORT, service, vips,
+    ECHO, HTTP, PORTS, SERVICE, SERVICE_FILE, Server, UDP, UNKNOWN_PORT, options, service, vips,
 };
 use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{
@@ -286,8 +286,10 @@ fn a_bad_service_is_named_and_the_one_beside_it_works() {
         .lab
         .apply(SERVICE_FILE, format!("{bad}---\n{good}"))
         .unwrap();
-    let mut agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    let options = options(SocketLb::Off, &[]);
+    let mut agent = cluster.nodes[0].start_agent_unready(&options).unwrap();
     agent.wait_until_logged("default/bad").unwrap();
+    agent.wait_until_logged("in sync").unwrap();
     for vip in vips() {
         let report = cluster.client.http(vip, HTTP.port).count(5).run().unwrap();
         assert_eq!(report.answered(), 5, "{report:?}");

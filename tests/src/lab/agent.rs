@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::node::Node;
 use super::process::{Process, built_binary};
@@ -15,6 +15,13 @@ const COMMAND_TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// What the agent logs once the maps hold everything that the manifests say.
 const READY: &str = "in sync";
+
+/// Who of the agent warns of Services that are not in the maps as their manifests say.
+const COMPLAINANTS: [&str; 3] = [
+    "WARN lb_agent::source",
+    "WARN lb_agent::controller",
+    "WARN lb_agent::install",
+];
 
 /// Whose sockets are translated at the socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,14 +112,23 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// If it does not get in sync; the message shows the end of its log.
+    /// If it does not get in sync; the message shows the end of its log. If it warns of a manifest or a Service, since
+    /// a test would only notice later that the Service does not work; the message says what the agent does.
     pub fn start_agent(&self, options: &AgentOptions) -> Result<Agent> {
         let mut agent = self.start_agent_unready(options)?;
         agent.wait_until_logged(READY)?;
+        let complaints = agent.complaints();
+        ensure!(
+            complaints.is_empty(),
+            "the agent of {} did not install all Services:\n{}",
+            self.name(),
+            complaints.join("\n")
+        );
         Ok(agent)
     }
 
-    /// The same without waiting: for an agent that is to fail, or to be killed while it starts.
+    /// The same without waiting: for an agent that is to fail, to be killed while it starts, or to meet Services that
+    /// it cannot install.
     ///
     /// # Errors
     ///
@@ -166,6 +182,15 @@ impl Agent {
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.process.log()
+    }
+
+    /// Its warnings of what is not in the maps as the manifests say.
+    fn complaints(&self) -> Vec<String> {
+        let log = self.log();
+        let warnings = log
+            .lines()
+            .filter(|line| COMPLAINANTS.iter().any(|who| line.contains(who)));
+        warnings.map(str::to_owned).collect()
     }
 
     /// Where it logs.

@@ -1,0 +1,57 @@
+//! An agent that cannot do what its manifests say does not count as started: a test would only notice later.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::net::IpAddr;
+
+use lb_tests::lab::cluster::{HTTP, options, service, vips};
+use lb_tests::lab::{AgentOptions, Cluster, ServiceManifest, ServicePort, SocketLb, require_privileges};
+
+/// A Service of this name beside the usual one.
+fn other(name: &str, address: IpAddr, port: ServicePort) -> ServiceManifest {
+    let port = ServicePort {
+        node_port: None,
+        ..port
+    };
+    ServiceManifest::new(name, &[address], &[port])
+}
+
+#[track_caller]
+fn assert_does_not_start(cluster: &Cluster, options: &AgentOptions, names: &str) {
+    let error = cluster.nodes[0].start_agent(options).unwrap_err();
+    let message = format!("{error:#}");
+    assert!(
+        message.contains("did not install all Services") && message.contains(names),
+        "{message}"
+    );
+    // The next one has maps of its own size.
+    cluster.nodes[0].agent_command("cleanup", &[]).unwrap();
+}
+
+#[test]
+fn agents_that_leave_services_out_do_not_start() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("left-out", &[0]).unwrap();
+    let [vip, _] = vips();
+    let free = IpAddr::from([10, 96, 0, 66]);
+    let closed = ServicePort { port: 0, ..HTTP };
+    for (wrong, names) in [
+        (other("taken", vip, HTTP).to_string(), "10.96.0.10:80/TCP"),
+        (other("bad", free, closed).to_string(), "default/bad"),
+        (
+            service().to_string().replace("selector:", "selector: ]"),
+            "wrong.yaml",
+        ),
+    ] {
+        cluster.lab.apply("wrong.yaml", wrong).unwrap();
+        assert_does_not_start(&cluster, &options(SocketLb::Off, &[]), names);
+        cluster.lab.remove("wrong.yaml").unwrap();
+    }
+    let few_slots = AgentOptions {
+        arguments: vec!["--max-slots=64".to_owned()],
+        ..AgentOptions::default()
+    };
+    assert_does_not_start(&cluster, &few_slots, "default/web");
+    cluster.start_agent(SocketLb::Off, &[]).unwrap();
+}
