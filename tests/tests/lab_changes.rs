@@ -8,50 +8,14 @@ use lb_agent::maps::BackendState;
 use lb_tests::lab::cluster::{
     ECHO, HTTP, PORTS, SERVICE, SERVICE_FILE, Server, UDP, UNKNOWN_PORT, options, service, vips,
 };
-use lb_tests::lab::report::TalkEvent;
-use lb_tests::lab::{
-    Cluster, Machine, ServiceManifest, ServicePort, SocketLb, Talk, require_privileges, wait_for,
-};
+use lb_tests::lab::{Cluster, ServiceManifest, ServicePort, SocketLb, Talk, require_privileges, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A connection to the echo port, and the name of the Pod at its other end.
-fn connect(from: &Machine, vip: IpAddr) -> (Talk, String) {
-    let mut talk = from.talk(vip, ECHO.port).unwrap();
-    assert!(matches!(talk.next_event().unwrap(), TalkEvent::Connected { .. }));
-    let server = server_of(&mut talk);
-    (talk, server)
-}
-
-/// Says something and returns who answered.
-#[track_caller]
-fn server_of(talk: &mut Talk) -> String {
-    match talk.exchange("hello").unwrap() {
-        TalkEvent::Line(line) => line.split(' ').next().unwrap().to_owned(),
-        other => panic!("not answered: {other:?}"),
-    }
-}
-
-/// Says something and finds the connection reset.
-#[track_caller]
-fn assert_reset(talk: &mut Talk) {
-    // The next packet may have been an acknowledgement that was put off, and the client be gone by now.
-    let _ = talk.send("hello");
-    match talk.next_event().unwrap() {
-        TalkEvent::Error(error) => assert!(error.ends_with(": ConnectionReset"), "{error}"),
-        other => panic!("not reset: {other:?}"),
-    }
-}
-
 /// One connection to each of the Pods.
 fn connect_to_all(cluster: &Cluster, vip: IpAddr) -> Vec<Talk> {
-    let connect_to = |server: &Server| loop {
-        let (talk, name) = connect(&cluster.client, vip);
-        if name == server.pod.name() {
-            return talk;
-        }
-    };
-    cluster.servers.iter().map(connect_to).collect()
+    let connect = |server: &Server| cluster.client.connect_to(&server.pod, vip, ECHO.port).unwrap();
+    cluster.servers.iter().map(connect).collect()
 }
 
 #[test]
@@ -69,20 +33,20 @@ fn connections_to_a_removed_pod_are_reset_and_no_others() {
     cluster.remove_manifest(gone).unwrap();
     cluster.wait_for_active(&[stays]).unwrap();
     for talks in &mut talks {
-        assert_reset(&mut talks[0]);
-        assert_eq!(server_of(&mut talks[1]), stays.pod.name());
+        talks[0].expect_reset().unwrap();
+        assert_eq!(talks[1].server().unwrap(), stays.pod.name());
     }
     // The same addresses again are other backends: a connection of before would not be theirs.
     cluster.set_ready(gone, true).unwrap();
     cluster.wait_for_active(&[gone, stays]).unwrap();
     for talks in &mut talks {
-        assert_eq!(server_of(&mut talks[1]), stays.pod.name());
+        assert_eq!(talks[1].server().unwrap(), stays.pod.name());
     }
 
     cluster.lab.remove(SERVICE_FILE).unwrap();
     cluster.wait_for_active(&[]).unwrap();
     for talks in &mut talks {
-        assert_reset(&mut talks[1]);
+        talks[1].expect_reset().unwrap();
     }
 }
 
@@ -103,15 +67,15 @@ fn a_pod_that_is_not_ready_keeps_its_connections_and_gets_no_others() {
             .wait_for_states(&[(draining, BackendState::Draining), (ready, BackendState::Active)])
             .unwrap();
         for (vip, talks) in vips().into_iter().zip(&mut talks) {
-            assert_eq!(server_of(&mut talks[0]), draining.pod.name());
-            assert_eq!(server_of(&mut talks[1]), ready.pod.name());
+            assert_eq!(talks[0].server().unwrap(), draining.pod.name());
+            assert_eq!(talks[1].server().unwrap(), ready.pod.name());
             let report = cluster.client.http(vip, HTTP.port).count(30).run().unwrap();
             assert_eq!(report.answers[ready.pod.name()], 30, "{report:?}");
         }
         cluster.set_ready(draining, true).unwrap();
         cluster.wait_for_active(&[draining, ready]).unwrap();
         for talks in &mut talks {
-            assert_eq!(server_of(&mut talks[0]), draining.pod.name());
+            assert_eq!(talks[0].server().unwrap(), draining.pod.name());
         }
     }
 }
@@ -164,7 +128,7 @@ fn the_last_pod_goes() {
     }
     let cluster = Cluster::new("last", &[0]).unwrap();
     let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
-    let mut talks = vips().map(|vip| connect(&cluster.client, vip).0);
+    let mut talks = vips().map(|vip| cluster.client.connect(vip, ECHO.port).unwrap().0);
     let udp = |vip| cluster.client.udp(vip, UDP.port).connected().source_port(40_000);
     for vip in vips() {
         assert_eq!(udp(vip).run().unwrap().answered(), 1);
@@ -172,7 +136,7 @@ fn the_last_pod_goes() {
     cluster.remove_manifest(&cluster.servers[0]).unwrap();
     cluster.wait_for_active(&[]).unwrap();
     for (vip, talk) in vips().into_iter().zip(&mut talks) {
-        assert_reset(talk);
+        talk.expect_reset().unwrap();
         let report = udp(vip).run().unwrap();
         assert!(
             report.errors.contains_key("receive: ConnectionRefused"),
@@ -183,7 +147,7 @@ fn the_last_pod_goes() {
     cluster.wait_for_active(&[&cluster.servers[0]]).unwrap();
     for vip in vips() {
         assert_eq!(udp(vip).run().unwrap().answered(), 1);
-        connect(&cluster.client, vip);
+        cluster.client.connect(vip, ECHO.port).unwrap();
     }
 }
 
@@ -253,8 +217,7 @@ fn a_broken_manifest_changes_nothing() {
     ports.push(ServicePort {
         name: "new",
         port: UNKNOWN_PORT,
-        node_port: None,
-        ..HTTP
+        ..HTTP.without_node_port()
     });
     let fixed = ServiceManifest::new(SERVICE, &vips(), &ports).to_string();
     let line = fixed.lines().position(|line| line.contains("selector:")).unwrap();

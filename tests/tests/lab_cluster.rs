@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use lb_agent::maps::BackendState;
 use lb_tests::lab::cluster::{
-    HTTP, PORTS, SERVICE, SERVICE_FILE, Server, load_balancer_addresses, service, vips,
+    HTTP, SERVICE_FILE, SLICES_FILE, Server, load_balancer_addresses, service, vips,
 };
-use lb_tests::lab::{Cluster, EndpointManifest, EndpointSliceManifest, SocketLb, require_privileges};
+use lb_tests::lab::{Cluster, SocketLb, require_privileges};
 
 #[test]
 fn all_nodes_have_agents() {
@@ -51,15 +51,12 @@ fn slices_take_the_place_of_pods() {
     };
     let _agent = cluster.start_agent(SocketLb::Host, &[]).unwrap();
     cluster.wait_for_active(&[ready, draining, absent]).unwrap();
-    let endpoint = |server: &Server| EndpointManifest::of(&server.pod).node(server.node.name());
-    let slices = EndpointSliceManifest::new("web-1", SERVICE, &PORTS)
-        .endpoint(endpoint(ready).ready(true))
-        .endpoint(endpoint(draining).ready(false).serving(true).terminating(true));
-    cluster.lab.apply("slices.yaml", slices).unwrap();
+    let endpoints = [ready.endpoint(), draining.draining_endpoint().terminating(true)];
+    cluster.apply_slices(endpoints).unwrap();
     cluster
         .wait_for_states(&[(ready, BackendState::Active), (draining, BackendState::Draining)])
         .unwrap();
-    cluster.lab.remove("slices.yaml").unwrap();
+    cluster.lab.remove(SLICES_FILE).unwrap();
     cluster.wait_for_active(&[ready, draining, absent]).unwrap();
 
     let terminating = draining.manifest().ready(false).terminating();
@@ -85,14 +82,9 @@ fn hints_name_nodes_and_zones() {
         let file = format!("node-{}.yaml", node.name());
         cluster.lab.apply(&file, manifest).unwrap();
     }
-    let slices = cluster.servers.iter().zip(zones).fold(
-        EndpointSliceManifest::new("web-1", SERVICE, &PORTS),
-        |slices, (server, zone)| {
-            let endpoint = EndpointManifest::of(&server.pod).node(server.node.name());
-            slices.endpoint(endpoint.for_zones(&[zone]))
-        },
-    );
-    cluster.lab.apply("slices.yaml", slices).unwrap();
+    let endpoints = cluster.servers.iter().zip(zones);
+    let endpoints = endpoints.map(|(server, zone)| server.endpoint().for_zones(&[zone]));
+    cluster.apply_slices(endpoints).unwrap();
     let _agent = cluster.start_agent(SocketLb::Host, &[]).unwrap();
     for vip in vips() {
         let report = cluster.client.http(vip, HTTP.port).count(40).run().unwrap();

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_tests::lab::cluster::{ECHO, HTTP, SERVICE_FILE, STREAM, UDP, UNKNOWN_PORT, vips};
 use lb_tests::lab::report::TalkEvent;
-use lb_tests::lab::{Capture, CaptureReport, Cluster, Machine, SocketLb, require_privileges};
+use lb_tests::lab::{Capture, CaptureReport, Cluster, Machine, Outcome, SocketLb, require_privileges};
 
 /// Captures wherever the traffic of a cluster passes.
 struct Captures {
@@ -78,9 +78,7 @@ fn use_service(cluster: &Cluster, from: &Machine) {
         assert_eq!(report.bytes, 4 << 20);
 
         let mut talk = from.talk(vip, ECHO.port).unwrap();
-        let TalkEvent::Connected { local, peer } = talk.next_event().unwrap() else {
-            panic!("{vip}: no connection");
-        };
+        let (local, peer) = talk.connected().unwrap();
         assert_eq!((local.ip(), peer), (own, SocketAddr::new(vip, ECHO.port)));
         let TalkEvent::Line(line) = talk.exchange("hello").unwrap() else {
             panic!("{vip}: no echo");
@@ -219,18 +217,8 @@ fn a_pod_reaches_itself() {
 /// Tries TCP and UDP; both are refused at once.
 #[track_caller]
 fn assert_refused(from: &Machine, to: IpAddr, port: u16, udp_port: u16) {
-    let report = from.http(to, port).count(3).run().unwrap();
-    let errors: Vec<_> = report.errors.into_iter().collect();
-    assert_eq!(errors, [("connect: ConnectionRefused".to_owned(), 3)], "{to}");
-
-    let report = from.udp(to, udp_port).connected().sockets(3).run().unwrap();
-    let refused: u64 = report
-        .errors
-        .iter()
-        .filter(|(error, _)| error.ends_with("ConnectionRefused"))
-        .map(|(_, count)| count)
-        .sum();
-    assert_eq!(refused, 3, "{to}: {report:?}");
+    from.expect_tcp((to, port).into(), &Outcome::Refused).unwrap();
+    from.expect_udp((to, udp_port).into(), &Outcome::Refused).unwrap();
 }
 
 #[test]

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use lb_agent::maps::{BackendState, FrontendKey, Protocol};
 use lb_tests::lab::cluster::{
-    ECHO, HTTP, PORTS, SERVICE, SERVICE_FILE, Server, UDP, load_balancer_addresses, service, vips,
+    ECHO, HTTP, PORTS, SERVICE, SERVICE_FILE, SLICES_FILE, Server, UDP, load_balancer_addresses, service,
+    vips,
 };
-use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{
-    Agents, Cluster, EndpointManifest, EndpointSliceManifest, Machine, Published, ServiceManifest,
-    ServicePort, SocketLb, Talk, Xdp, require_privileges, wait_for,
+    Agents, Cluster, EndpointManifest, Machine, Published, ServiceManifest, ServicePort, SocketLb, Talk, Xdp,
+    require_privileges, wait_for,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,9 +23,6 @@ const FLOWS: u16 = 20_000;
 const FLOW_COUNT: u32 = 16;
 /// The first of the client's ports of flows that begin later.
 const LATER_FLOWS: u16 = 21_000;
-
-/// File of the EndpointSlices in the lab's manifests.
-const SLICES: &str = "slices.yaml";
 
 /// Who answers which of the client's addresses and ports.
 type Flows = BTreeMap<SocketAddr, String>;
@@ -67,13 +64,7 @@ impl Fixture {
 
     /// A connection to each of the Pods, in their order.
     fn connect(&self, to: IpAddr, port: u16) -> Vec<Talk> {
-        let connect = |server: &&Server| loop {
-            let mut talk = self.outside().talk(to, port).unwrap();
-            assert!(matches!(talk.next_event().unwrap(), TalkEvent::Connected { .. }));
-            if server_of(&mut talk) == server.pod.name() {
-                return talk;
-            }
-        };
+        let connect = |server: &&Server| self.outside().connect_to(&server.pod, to, port).unwrap();
         self.servers().iter().map(connect).collect()
     }
 
@@ -138,7 +129,7 @@ impl Fixture {
             .unwrap();
             assert_all_live(&mut talks);
             self.assert_new_connections_go_to(other);
-            self.cluster.lab.remove(SLICES).unwrap();
+            self.cluster.lab.remove(SLICES_FILE).unwrap();
             self.wait_for_active(&[near, far]);
             assert_all_live(&mut talks);
         }
@@ -151,11 +142,8 @@ impl Fixture {
         other: &Server,
         conditions: impl Fn(EndpointManifest) -> EndpointManifest,
     ) {
-        let endpoint = |server: &Server| EndpointManifest::of(&server.pod).node(server.node.name());
-        let slices = EndpointSliceManifest::new("web-1", SERVICE, &PORTS)
-            .endpoint(endpoint(ready))
-            .endpoint(conditions(endpoint(other).ready(false)));
-        self.cluster.lab.apply(SLICES, slices).unwrap();
+        let endpoints = [ready.endpoint(), conditions(other.endpoint().ready(false))];
+        self.cluster.apply_slices(endpoints).unwrap();
     }
 
     /// Removed: TCP is reset at its next packet, UDP goes elsewhere; the others stay.
@@ -168,8 +156,8 @@ impl Fixture {
             self.cluster.remove_manifest(gone).unwrap();
             self.wait_for_active(&[other]);
             for pair in talks.chunks_mut(2) {
-                assert_reset(&mut pair[index]);
-                assert_eq!(server_of(&mut pair[1 - index]), other.pod.name());
+                pair[index].expect_reset().unwrap();
+                assert_eq!(pair[1 - index].server().unwrap(), other.pod.name());
             }
             self.assert_new_connections_go_to(other);
             let after = self.all_flows();
@@ -205,7 +193,7 @@ impl Fixture {
             self.cluster.remove_manifest(server).unwrap();
         }
         self.wait_for_active(&[]);
-        talks.iter_mut().for_each(assert_reset);
+        assert_all_reset(&mut talks);
         for vip in load_balancer_addresses() {
             refused(vip, FLOWS);
             refused(vip, LATER_FLOWS);
@@ -292,7 +280,7 @@ impl Fixture {
         let mut talks = self.connect_to_load_balancer();
         self.cluster.lab.remove(SERVICE_FILE).unwrap();
         self.wait_for_active(&[]);
-        talks.iter_mut().for_each(assert_reset);
+        assert_all_reset(&mut talks);
         self.cluster.lab.apply(SERVICE_FILE, manifest()).unwrap();
         self.wait_for_active(&self.servers());
         assert_all_live(&mut self.connect_to_load_balancer());
@@ -308,30 +296,17 @@ fn manifest() -> ServiceManifest {
     service().ingress(&load_balancer_addresses(), None)
 }
 
-/// Says something and returns who answered.
-#[track_caller]
-fn server_of(talk: &mut Talk) -> String {
-    match talk.exchange("hello").unwrap() {
-        TalkEvent::Line(line) => line.split(' ').next().unwrap().to_owned(),
-        other => panic!("not answered: {other:?}"),
-    }
-}
-
 #[track_caller]
 fn assert_all_live(talks: &mut [Talk]) {
     for talk in talks {
-        server_of(talk);
+        talk.server().unwrap();
     }
 }
 
-/// Says something and finds the connection reset.
 #[track_caller]
-fn assert_reset(talk: &mut Talk) {
-    // The next packet may have been an acknowledgement that was put off, and the client be gone by now.
-    let _ = talk.send("hello");
-    match talk.next_event().unwrap() {
-        TalkEvent::Error(error) => assert!(error.ends_with(": ConnectionReset"), "{error}"),
-        other => panic!("not reset: {other:?}"),
+fn assert_all_reset(talks: &mut [Talk]) {
+    for talk in talks {
+        talk.expect_reset().unwrap();
     }
 }
 
@@ -392,25 +367,14 @@ fn two_vips_share_a_pod_and_the_client_a_port() {
     if !require_privileges() {
         return;
     }
-    let first = Published {
-        name: "first",
-        number: 41,
-    };
-    let second = Published {
-        name: "second",
-        number: 42,
-    };
+    let [first, second] = [Published::new("first", 41), Published::new("second", 42)];
     for xdp in [None, Some(Xdp::Native)] {
         let fixture = Fixture::new("shared-port", xdp, &[]);
         let cluster = &fixture.cluster;
         for server in fixture.servers() {
-            let ports = [HTTP, UDP, ECHO].map(|port| ServicePort {
-                node_port: None,
-                ..port
-            });
+            let ports = [HTTP, UDP, ECHO].map(ServicePort::without_node_port);
             for service in [first, second] {
-                let place = [(&server.pod, &server.node)];
-                cluster.publish(service, &ports, &place).unwrap();
+                cluster.publish(service, &ports, &[server.place()]).unwrap();
             }
             wait_for("the Services' Pod", PATIENCE, || {
                 let pods = [first, second].map(|service| {
@@ -436,10 +400,7 @@ fn share_a_port(from: &Machine, first: Published, second: Published) {
         let mut talks = vips.map(|vip| {
             let to = SocketAddr::new(vip, ECHO.port);
             let mut talk = from.talk_from(source, to).unwrap();
-            match talk.next_event().unwrap() {
-                TalkEvent::Connected { local, peer } => assert_eq!((local, peer), (source, to)),
-                other => panic!("{vip}: {other:?}"),
-            }
+            assert_eq!(talk.connected().unwrap(), (source, to));
             talk
         });
         for _ in 0..2 {

@@ -25,16 +25,10 @@ const PORTS_OF_FLOWS: u16 = 20_000;
 const FLOWS: u32 = 40;
 
 /// A Service whose only Pod is that of the first node.
-const NEAR: Published = Published {
-    name: "near",
-    number: 30,
-};
+const NEAR: Published = Published::new("near", 30);
 
 /// A Service whose only Pod is that of the second node.
-const FAR: Published = Published {
-    name: "far",
-    number: 20,
-};
+const FAR: Published = Published::new("far", 20);
 
 /// One Pod of the usual Service on each node, agents on all of them.
 struct Fixture {
@@ -47,14 +41,9 @@ impl Fixture {
         let cluster = Cluster::with_options(title, options, &[0, 1, 2]).unwrap();
         let manifest = service().ingress(&load_balancer_addresses(), None);
         cluster.lab.apply(SERVICE_FILE, manifest).unwrap();
-        let ports = PORTS.map(|port| ServicePort {
-            node_port: None,
-            ..port
-        });
+        let ports = PORTS.map(ServicePort::without_node_port);
         for (service, server) in [(NEAR, &cluster.servers[0]), (FAR, &cluster.servers[1])] {
-            cluster
-                .publish(service, &ports, &[(&server.pod, &server.node)])
-                .unwrap();
+            cluster.publish(service, &ports, &[server.place()]).unwrap();
         }
         cluster.route_load_balancer(&[0]).unwrap();
         Self {
@@ -180,9 +169,7 @@ impl Fixture {
     fn a_connection_does_not_move(&self) {
         for vip in load_balancer_addresses() {
             self.cluster.route_load_balancer(&[0]).unwrap();
-            let mut talk = self.outside().talk(vip, ECHO.port).unwrap();
-            assert!(matches!(talk.next_event().unwrap(), TalkEvent::Connected { .. }));
-            assert!(matches!(talk.exchange("one").unwrap(), TalkEvent::Line(_)));
+            let (mut talk, _) = self.outside().connect(vip, ECHO.port).unwrap();
             self.cluster.route_load_balancer(&[1]).unwrap();
             let reset = TalkEvent::Error("read: ConnectionReset".to_owned());
             assert_eq!(talk.exchange("two").unwrap(), reset, "{vip}");

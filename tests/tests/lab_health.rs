@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use lb_tests::lab::cluster::{HTTP, SERVICE, SERVICE_FILE, UNKNOWN_PORT, service, vips};
 use lb_tests::lab::report::PageReport;
 use lb_tests::lab::{
-    Agent, Cluster, Machine, Process, ServiceManifest, ServicePort, SocketLb, require_privileges, wait_for,
+    Agent, Cluster, Machine, Process, ServiceManifest, SocketLb, require_privileges, wait_for,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -144,10 +144,7 @@ fn ports_that_are_taken_are_served_as_soon_as_they_are_free() {
     let host = cluster.nodes[0].host();
     let [healthz, metrics, check] = [HEALTHZ, METRICS, CHECK].map(|port| holder(host, port));
     apply_service(&cluster, CHECK);
-    let port = ServicePort {
-        node_port: None,
-        ..HTTP
-    };
+    let port = HTTP.without_node_port();
     let other = ServiceManifest::new("other", &["10.96.0.11".parse().unwrap()], &[port]);
     let other = balanced(other, OTHER_CHECK);
     cluster.lab.apply("other.yaml", other).unwrap();

@@ -2,10 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use lb_tests::lab::cluster::{HTTP, STREAM, UDP};
-use lb_tests::lab::{Capture, Cluster, Machine, SocketLb, require_privileges};
+use lb_tests::lab::{Capture, Cluster, Machine, Outcome, SocketLb, require_privileges};
 
 const DEVICES: [&str; 2] = ["--network-device=eth0", "--network-device=tun-*"];
 
@@ -33,16 +32,6 @@ fn use_node_ports(cluster: &Cluster, from: &Machine) {
     }
 }
 
-#[track_caller]
-fn assert_refused(from: &Machine, to: IpAddr) {
-    let http = from.http(to, HTTP.node_port.unwrap()).count(2).run().unwrap();
-    let errors: Vec<_> = http.errors.into_iter().collect();
-    assert_eq!(errors, [("connect: ConnectionRefused".to_owned(), 2)], "{to}");
-    let udp = from.udp(to, UDP.node_port.unwrap()).connected().run().unwrap();
-    let errors: Vec<_> = udp.errors.into_iter().collect();
-    assert_eq!(errors, [("receive: ConnectionRefused".to_owned(), 1)], "{to}");
-}
-
 #[test]
 fn a_client_behind_a_device_without_ethernet_reaches_pods_of_all_nodes() {
     if !require_privileges() {
@@ -52,7 +41,9 @@ fn a_client_behind_a_device_without_ethernet_reaches_pods_of_all_nodes() {
     let vpn = cluster.lab.layer3_client(&cluster.nodes[0], "vpn-1").unwrap();
     let _agent = cluster.start_agent(SocketLb::Off, &DEVICES).unwrap();
     for node in cluster.nodes[0].host().addresses().both() {
-        assert_refused(&vpn.machine, node);
+        let [http, udp] = [HTTP, UDP].map(|port| (node, port.node_port.unwrap()).into());
+        vpn.machine.expect_tcp(http, &Outcome::Refused).unwrap();
+        vpn.machine.expect_udp(udp, &Outcome::Refused).unwrap();
     }
     for node in [0, 1] {
         cluster.add_server(node).unwrap();

@@ -181,7 +181,7 @@ fn flows_are_shared_out_and_move() {
 
         lab.route(&vip.to_string(), &all[..1]).unwrap();
         let mut talk = client.talk(vip, ECHO).unwrap();
-        assert!(matches!(talk.next_event().unwrap(), TalkEvent::Connected { .. }));
+        talk.connected().unwrap();
         assert_eq!(
             talk.exchange("one").unwrap(),
             TalkEvent::Line("node-1 one".to_owned())

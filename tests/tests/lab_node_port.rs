@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_tests::lab::cluster::{ECHO, HTTP, STREAM, UDP, options};
-use lb_tests::lab::report::TalkEvent;
-use lb_tests::lab::{AgentOptions, Capture, Cluster, Machine, SocketLb, Xdp, require_privileges};
+use lb_tests::lab::{AgentOptions, Capture, Cluster, Machine, Outcome, SocketLb, Xdp, require_privileges};
 
 /// A port in the range of NodePorts that no Service has.
 const FREE_NODE_PORT: u16 = 31_999;
@@ -53,22 +52,16 @@ fn use_node_ports(cluster: &Cluster, from: &Machine, expected: &BTreeSet<String>
 
         let port = ECHO.node_port.unwrap();
         let mut talk = from.talk(node, port).unwrap();
-        let TalkEvent::Connected { peer, .. } = talk.next_event().unwrap() else {
-            panic!("{node}: no connection");
-        };
+        let (_, peer) = talk.connected().unwrap();
         assert_eq!(peer, SocketAddr::new(node, port));
-        assert!(matches!(talk.exchange("hello").unwrap(), TalkEvent::Line(_)));
+        talk.server().unwrap();
     }
 }
 
 #[track_caller]
 fn assert_refused(from: &Machine, to: IpAddr, http: u16, udp: u16) {
-    let report = from.http(to, http).count(3).run().unwrap();
-    let errors: Vec<_> = report.errors.into_iter().collect();
-    assert_eq!(errors, [("connect: ConnectionRefused".to_owned(), 3)], "{to}");
-    let report = from.udp(to, udp).connected().sockets(3).run().unwrap();
-    let errors: Vec<_> = report.errors.into_iter().collect();
-    assert_eq!(errors, [("receive: ConnectionRefused".to_owned(), 3)], "{to}");
+    from.expect_tcp((to, http).into(), &Outcome::Refused).unwrap();
+    from.expect_udp((to, udp).into(), &Outcome::Refused).unwrap();
 }
 
 /// From an outside client, with XDP in this mode.
@@ -162,19 +155,7 @@ fn from_inside() {
         let (http, udp) = (HTTP.node_port.unwrap(), UDP.node_port.unwrap());
         let host = cluster.nodes[0].host().clone();
         for (node, _) in to_node(&cluster, &cluster.client) {
-            let report = cluster.client.http(node, http).run().unwrap();
-            assert!(
-                report.errors.contains_key("connect: ConnectionRefused"),
-                "{report:?}"
-            );
-            let report = cluster.client.udp(node, udp).connected().run().unwrap();
-            assert_eq!(report.answered(), 0);
-            assert!(
-                report
-                    .errors
-                    .keys()
-                    .all(|error| error.ends_with("ConnectionRefused"))
-            );
+            assert_refused(&cluster.client, node, http, udp);
         }
         for node in [0, 1] {
             cluster.add_server(node).unwrap();

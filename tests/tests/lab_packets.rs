@@ -61,17 +61,13 @@ const SILENT_SCTP: ServicePort = ServicePort {
 };
 
 /// Its Pod is on the first node.
-const NEAR: Published = published("near", 30);
+const NEAR: Published = Published::new("near", 30);
 /// Its Pod is on the second node.
-const FAR: Published = published("far", 20);
+const FAR: Published = Published::new("far", 20);
 /// Its silent Pod is on the first node.
-const SILENT_NEAR: Published = published("silent-near", 31);
+const SILENT_NEAR: Published = Published::new("silent-near", 31);
 /// Its silent Pod is on the second node.
-const SILENT_FAR: Published = published("silent-far", 21);
-
-const fn published(name: &'static str, number: u8) -> Published {
-    Published { name, number }
-}
+const SILENT_FAR: Published = Published::new("silent-far", 21);
 
 struct Fixture {
     _agents: Agents,
@@ -87,15 +83,11 @@ struct Fixture {
 impl Fixture {
     fn new(title: &str, options: &LabOptions, socket_lb: SocketLb, xdp: Option<Xdp>) -> Self {
         let cluster = Cluster::with_options(title, options, &[0, 1]).unwrap();
-        let ports = [HTTP, UDP, STREAM].map(|port| ServicePort {
-            node_port: None,
-            ..port
-        });
+        let ports = [HTTP, UDP, STREAM].map(ServicePort::without_node_port);
         let ports = [&ports[..], &[LARGE, CLOSED]].concat();
         let mut servers = Vec::new();
         for (service, server) in [(NEAR, &cluster.servers[0]), (FAR, &cluster.servers[1])] {
-            let place = [(&server.pod, &server.node)];
-            cluster.publish(service, &ports, &place).unwrap();
+            cluster.publish(service, &ports, &[server.place()]).unwrap();
             let large = server.pod.serve().udp(LARGE.target_port).udp_answer_size(TOO_BIG);
             servers.push(large.start().unwrap());
         }

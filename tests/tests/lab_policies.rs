@@ -2,36 +2,14 @@
 //! Pods and from processes of the nodes, at every node and through every hook.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
-use std::time::Duration;
 
 use lb_tests::lab::cluster::{HTTP, UDP, UNKNOWN_PORT};
 use lb_tests::lab::{
-    Agents, Cluster, EndpointManifest, EndpointSliceManifest, Machine, ServiceManifest, ServicePort,
-    SocketLb, Xdp, require_privileges,
+    Agents, Cluster, EndpointSliceManifest, Machine, Outcome, ServiceManifest, ServicePort, SocketLb, Xdp,
+    require_privileges,
 };
-
-/// Enough requests to find both Pods: one is missed once in eight million times.
-const REQUESTS: u32 = 24;
-/// Requests that are to fail.
-const FAILURES: u32 = 2;
-/// How long requests wait that are to be lost.
-const TIMEOUT: Duration = Duration::from_millis(150);
-
-/// What becomes of requests.
-#[derive(Clone, PartialEq, Eq, Debug)]
-enum Outcome {
-    /// These Pods answer.
-    Pods(BTreeSet<&'static str>),
-    /// The client is told at once: RST, or ICMP port unreachable.
-    Refused,
-    /// The socket is told at once that there is no way.
-    NoWay,
-    /// Nothing.
-    Lost,
-}
 
 /// A Service of the table; its Pods are on the first and the second node.
 #[derive(Clone, Copy, Debug)]
@@ -142,8 +120,8 @@ impl Subject {
         match (policy, node) {
             ("Local", EMPTY_NODE) if socket => Outcome::NoWay,
             ("Local", EMPTY_NODE) => Outcome::Lost,
-            ("Local", _) => Outcome::Pods(["web-1"].into()),
-            _ => Outcome::Pods(["web-1", "web-2"].into()),
+            ("Local", _) => Outcome::pods(["web-1"]),
+            _ => Outcome::pods(["web-1", "web-2"]),
         }
     }
 }
@@ -169,9 +147,7 @@ impl Fixture {
             if subject.has_pods {
                 let slices = cluster.servers.iter().fold(
                     EndpointSliceManifest::new(subject.name, subject.name, &[HTTP, UDP]),
-                    |slices, server| {
-                        slices.endpoint(EndpointManifest::of(&server.pod).node(server.node.name()))
-                    },
+                    |slices, server| slices.endpoint(server.endpoint()),
                 );
                 let file = format!("{}-slices.yaml", subject.name);
                 cluster.lab.apply(&file, slices).unwrap();
@@ -214,15 +190,15 @@ impl Fixture {
             for &way in ways {
                 let expected = subject.outcome(way, from_inside, node, socket);
                 for address in subject.addresses(way, self.host(node)) {
-                    let what = format!("{way:?} of {subject:?} at node {node} from {}", from.name());
+                    let what = format!("{way:?} of {subject:?} at node {node}");
                     let of = |port: ServicePort| match way {
                         Way::NodePort => SocketAddr::new(address, port.node_port.unwrap()),
                         _ => SocketAddr::new(address, port.port),
                     };
                     // Together: what is lost takes its time.
                     thread::scope(|scope| {
-                        scope.spawn(|| ask_tcp(from, of(http), &expected, &what));
-                        ask_udp(from, of(udp), &expected, &what);
+                        scope.spawn(|| from.expect_tcp(of(http), &expected).expect(&what));
+                        from.expect_udp(of(udp), &expected).expect(&what);
                     });
                 }
             }
@@ -269,62 +245,11 @@ impl Fixture {
             subject.external_ips(),
         ];
         for address in all.into_iter().flatten() {
-            let what = format!("an unknown port from {}", from.name());
             let to = SocketAddr::new(address, UNKNOWN_PORT);
-            ask_tcp(from, to, &Outcome::Refused, &what);
-            ask_udp(from, to, &Outcome::Refused, &what);
+            from.expect_tcp(to, &Outcome::Refused).unwrap();
+            from.expect_udp(to, &Outcome::Refused).unwrap();
         }
     }
-}
-
-#[track_caller]
-fn ask_tcp(from: &Machine, to: SocketAddr, expected: &Outcome, what: &str) {
-    let client = from.http(to.ip(), to.port());
-    let client = match expected {
-        Outcome::Pods(_) => client.count(REQUESTS).concurrency(2),
-        Outcome::Lost => client.timeout(TIMEOUT),
-        _ => client.count(FAILURES),
-    };
-    let report = client.run().unwrap();
-    let errors: Vec<&str> = report.errors.keys().map(String::as_str).collect();
-    let outcome = format!("{what}, {to}: {report:?}");
-    match expected {
-        Outcome::Pods(pods) => {
-            assert_eq!(errors, [""; 0], "{outcome}");
-            assert!(report.answers.keys().eq(pods), "{outcome}");
-        }
-        Outcome::Refused => assert_eq!(errors, ["connect: ConnectionRefused"], "{outcome}"),
-        Outcome::NoWay => assert_eq!(errors, ["connect: HostUnreachable"], "{outcome}"),
-        Outcome::Lost => assert_eq!(errors, ["timeout"], "{outcome}"),
-    }
-}
-
-#[track_caller]
-fn ask_udp(from: &Machine, to: SocketAddr, expected: &Outcome, what: &str) {
-    let client = from.udp(to.ip(), to.port()).connected();
-    let client = match expected {
-        Outcome::Pods(_) => client.sockets(REQUESTS),
-        Outcome::Lost => client.timeout(TIMEOUT),
-        _ => client.sockets(FAILURES),
-    };
-    let report = client.run().unwrap();
-    let errors: BTreeSet<&str> = report.errors.keys().map(|error| reason(error)).collect();
-    let outcome = format!("{what}, {to}: {report:?}");
-    match expected {
-        Outcome::Pods(pods) => {
-            assert_eq!(errors, BTreeSet::new(), "{outcome}");
-            assert!(report.answers.keys().eq(pods), "{outcome}");
-            assert_eq!(report.sources, [to].into(), "{outcome}");
-        }
-        Outcome::Refused => assert_eq!(errors, ["ConnectionRefused"].into(), "{outcome}"),
-        Outcome::NoWay => assert_eq!(errors, ["HostUnreachable"].into(), "{outcome}"),
-        Outcome::Lost => assert_eq!(errors, ["TimedOut"].into(), "{outcome}"),
-    }
-}
-
-/// `ConnectionRefused` of `receive: ConnectionRefused`: a socket that is translated is told by `connect`.
-fn reason(error: &str) -> &str {
-    error.split_once(": ").map_or(error, |(_, reason)| reason)
 }
 
 #[test]

@@ -32,28 +32,6 @@ fn mapped(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A connected socket, and the name of the Pod at its other end.
-#[track_caller]
-fn connect(from: &Machine, to: IpAddr, port: u16, protocol: &str) -> (Talk, String) {
-    let mut talk = match protocol {
-        "UDP" => from.talk_udp(to, port).unwrap(),
-        _ => from.talk(to, port).unwrap(),
-    };
-    let event = talk.next_event().unwrap();
-    assert!(matches!(event, TalkEvent::Connected { .. }), "{to}: {event:?}");
-    let server = server_of(&mut talk);
-    (talk, server)
-}
-
-/// Says something and returns who answered.
-#[track_caller]
-fn server_of(talk: &mut Talk) -> String {
-    match talk.exchange("hello").unwrap() {
-        TalkEvent::Line(line) => line.split(' ').next().unwrap().to_owned(),
-        other => panic!("not answered: {other:?}"),
-    }
-}
-
 /// Finds that a socket ended without a word from its owner.
 #[track_caller]
 fn assert_aborted(talk: &mut Talk) {
@@ -74,7 +52,7 @@ impl Talks {
         let mut talks = Vec::new();
         for to in addresses() {
             for port in [ECHO, UDP] {
-                talks.push(connect_to(from, to, port, server));
+                talks.push(connect_to(from, to, port.port, port, server));
             }
         }
         Self {
@@ -90,7 +68,7 @@ impl Talks {
         let mut talks = Vec::new();
         for to in [ipv4, ipv6, mapped(ipv4)] {
             for way in [ECHO, UDP] {
-                talks.push(connect(from, to, way.target_port, way.protocol).0);
+                talks.push(connect_to(from, to, way.target_port, way, server));
             }
         }
         Self {
@@ -102,7 +80,7 @@ impl Talks {
     #[track_caller]
     fn assert_live(&mut self) {
         for talk in &mut self.talks {
-            assert_eq!(server_of(talk), self.of);
+            assert_eq!(talk.server().unwrap(), self.of);
         }
     }
 
@@ -112,13 +90,12 @@ impl Talks {
     }
 }
 
+/// By the protocol of this port.
 #[track_caller]
-fn connect_to(from: &Machine, to: IpAddr, port: ServicePort, server: &Server) -> Talk {
-    loop {
-        let (talk, name) = connect(from, to, port.port, port.protocol);
-        if name == server.pod.name() {
-            return talk;
-        }
+fn connect_to(from: &Machine, to: IpAddr, number: u16, port: ServicePort, server: &Server) -> Talk {
+    match port.protocol {
+        "UDP" => from.connect_udp_to(&server.pod, to, number).unwrap(),
+        _ => from.connect_to(&server.pod, to, number).unwrap(),
     }
 }
 
@@ -189,10 +166,10 @@ fn connections_end_when_the_service_is_removed_and_not_while_a_backend_drains() 
     let cluster = Cluster::new("drain", &[0, 1]).unwrap();
     let agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
     let [drains, stays] = two(&cluster);
-    let connect = |server| addresses().map(|to| connect_to(&cluster.client, to, ECHO, server));
+    let connect = |server| addresses().map(|to| connect_to(&cluster.client, to, ECHO.port, ECHO, server));
     let mut talks = [drains, stays].map(connect);
     // A flow of datagrams to a Pod that does not serve goes elsewhere: that of a connected socket cannot.
-    let mut udp = vips().map(|to| connect_to(&cluster.client, to, UDP, drains));
+    let mut udp = vips().map(|to| connect_to(&cluster.client, to, UDP.port, UDP, drains));
 
     cluster.set_ready(drains, false).unwrap();
     cluster
@@ -202,7 +179,7 @@ fn connections_end_when_the_service_is_removed_and_not_while_a_backend_drains() 
     wait_for_closed(&agent, udp.len());
     for (talks, server) in talks.iter_mut().zip([drains, stays]) {
         for talk in talks {
-            assert_eq!(server_of(talk), server.pod.name());
+            assert_eq!(talk.server().unwrap(), server.pod.name());
         }
     }
 
@@ -261,8 +238,7 @@ fn sockets_that_a_removed_backend_never_answered_end_too() {
     })
     .unwrap();
     for talk in &mut udp {
-        let event = talk.next_event().unwrap();
-        assert!(matches!(event, TalkEvent::Connected { .. }), "{event:?}");
+        talk.connected().unwrap();
     }
 
     cluster.remove_manifest(server).unwrap();

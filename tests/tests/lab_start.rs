@@ -8,11 +8,7 @@ use lb_tests::lab::{AgentOptions, Cluster, ServiceManifest, ServicePort, SocketL
 
 /// A Service of this name beside the usual one.
 fn other(name: &str, address: IpAddr, port: ServicePort) -> ServiceManifest {
-    let port = ServicePort {
-        node_port: None,
-        ..port
-    };
-    ServiceManifest::new(name, &[address], &[port])
+    ServiceManifest::new(name, &[address], &[port.without_node_port()])
 }
 
 #[track_caller]

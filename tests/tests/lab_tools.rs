@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use etherparse::{IpNumber, IpSlice, PacketBuilder};
 use lb_tests::lab::capture::Protocol;
-use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{Capture, Fragmentation, Lab, Machine, Node, Process, ServerBuilder, require_privileges};
 
 const HTTP: u16 = 8080;
@@ -197,9 +196,7 @@ fn clients_send_from_where_they_are_told() {
         let source = SocketAddr::new(own, 43_000);
         for port in [ECHO, HTTP] {
             let mut talk = small.client.talk_from(source, (to, port).into()).unwrap();
-            let TalkEvent::Connected { local, .. } = talk.next_event().unwrap() else {
-                panic!("{to}: no connection");
-            };
+            let (local, _) = talk.connected().unwrap();
             assert_eq!(local, source);
         }
     }

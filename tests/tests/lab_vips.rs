@@ -5,7 +5,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use lb_tests::lab::cluster::{HTTP, SERVICE_FILE, UDP, UNKNOWN_PORT, load_balancer_addresses, service};
+use lb_tests::lab::cluster::{
+    HTTP, SERVICE_FILE, Server, UDP, UNKNOWN_PORT, load_balancer_addresses, service,
+};
 use lb_tests::lab::{
     Agents, Cluster, Machine, Process, Published, ServicePort, SocketLb, Xdp, require_privileges,
 };
@@ -14,17 +16,13 @@ use lb_tests::lab::{
 const TIMEOUT: Duration = Duration::from_millis(150);
 
 /// For the first outside client.
-const OUTSIDE: Published = published("outside", 51);
+const OUTSIDE: Published = Published::new("outside", 51);
 /// For Pods and processes of the first node.
-const INSIDE: Published = published("inside", 52);
+const INSIDE: Published = Published::new("inside", 52);
 /// As before; by IPv6 nobody is excluded.
-const ONLY_IPV4: Published = published("only-ipv4", 53);
+const ONLY_IPV4: Published = Published::new("only-ipv4", 53);
 /// For everybody, but there are no Pods.
-const NOBODY: Published = published("nobody", 54);
-
-const fn published(name: &'static str, number: u8) -> Published {
-    Published { name, number }
-}
+const NOBODY: Published = Published::new("nobody", 54);
 
 struct Fixture {
     _agents: Agents,
@@ -37,11 +35,7 @@ impl Fixture {
     fn new(title: &str, socket_lb: SocketLb, xdp: Option<Xdp>) -> Self {
         let cluster = Cluster::new(title, &[0, 1]).unwrap();
         let stranger = cluster.lab.outside_client("stranger").unwrap();
-        let pods: Vec<_> = cluster
-            .servers
-            .iter()
-            .map(|server| (&server.pod, &server.node))
-            .collect();
+        let pods: Vec<_> = cluster.servers.iter().map(Server::place).collect();
         let [own4, own6] = cluster.outside.addresses().both();
         let (pods4, pods6) = cluster.nodes[0].pod_cidrs();
         let [node4, node6] = cluster.nodes[0].host().addresses().both();
@@ -136,11 +130,7 @@ fn ports(node_port: u16) -> [ServicePort; 2] {
         node_port: Some(node_port),
         ..HTTP
     };
-    let udp = ServicePort {
-        node_port: None,
-        ..UDP
-    };
-    [http, udp]
+    [http, UDP.without_node_port()]
 }
 
 #[track_caller]

@@ -11,7 +11,7 @@ use lb_agent::maps::{BackendState, FrontendKey, MapImage, Maps, Protocol};
 
 use super::agent::{Agent, AgentOptions};
 use super::machine::Machine;
-use super::manifest::{PodManifest, ServiceManifest, ServicePort};
+use super::manifest::{EndpointManifest, EndpointSliceManifest, PodManifest, ServiceManifest, ServicePort};
 use super::node::Node;
 use super::process::Process;
 use super::wait::wait_for;
@@ -67,6 +67,9 @@ pub const SERVICE: &str = "web";
 
 /// File of the Service in the lab's manifests.
 pub const SERVICE_FILE: &str = "web.yaml";
+
+/// File of the Service's EndpointSlices in the lab's manifests, if a test writes some.
+pub const SLICES_FILE: &str = "slices.yaml";
 
 /// The Service's addresses.
 pub fn vips() -> [IpAddr; 2] {
@@ -213,6 +216,20 @@ impl Cluster {
         self.lab.remove(&server.manifest_file())
     }
 
+    /// Lets the Service have these endpoints instead of those that follow from the Pods' manifests, until
+    /// [`SLICES_FILE`] is removed.
+    ///
+    /// # Errors
+    ///
+    /// If the file system refuses.
+    pub fn apply_slices(&self, endpoints: impl IntoIterator<Item = EndpointManifest>) -> Result<()> {
+        let slices = EndpointSliceManifest::new("web-1", SERVICE, &PORTS);
+        let slices = endpoints
+            .into_iter()
+            .fold(slices, EndpointSliceManifest::endpoint);
+        self.lab.apply(SLICES_FILE, slices)
+    }
+
     /// Starts the agent of the first node.
     ///
     /// # Errors
@@ -316,6 +333,21 @@ impl Server {
     /// Its manifest; it is ready.
     pub fn manifest(&self) -> PodManifest {
         self.node.pod_manifest(&self.pod)
+    }
+
+    /// Itself as an endpoint, ready.
+    pub fn endpoint(&self) -> EndpointManifest {
+        EndpointManifest::of(&self.pod).node(self.node.name())
+    }
+
+    /// The same, not ready but serving: it keeps what it has.
+    pub fn draining_endpoint(&self) -> EndpointManifest {
+        self.endpoint().ready(false).serving(true)
+    }
+
+    /// Its Pod and node, for [`Cluster::publish`].
+    pub fn place(&self) -> (&Machine, &Node) {
+        (&self.pod, &self.node)
     }
 
     /// Name of the file of its manifest.

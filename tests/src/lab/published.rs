@@ -19,6 +19,11 @@ pub struct Published {
 }
 
 impl Published {
+    /// The Service of this name.
+    pub const fn new(name: &'static str, number: u8) -> Self {
+        Self { name, number }
+    }
+
     /// Its ClusterIPs.
     pub fn cluster_ips(&self) -> [IpAddr; 2] {
         [

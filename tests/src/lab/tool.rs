@@ -11,10 +11,10 @@ use serde::de::DeserializeOwned;
 
 use super::machine::Machine;
 use super::process::Process;
-use super::report::{Fragmentation, HttpReport, PageReport, PingReport, StreamReport, TalkEvent, UdpReport};
+use super::report::{Fragmentation, HttpReport, PageReport, PingReport, StreamReport, UdpReport};
 
 /// How long servers and clients may run.
-const TIME_LIMIT: Duration = Duration::from_secs(300);
+pub(super) const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 impl Machine {
     /// A server here, which answers with the place's name.
@@ -54,43 +54,6 @@ impl Machine {
     /// Echo requests of ICMP or ICMPv6 from here.
     pub fn ping(&self, address: impl Into<IpAddr>) -> ClientBuilder<'_, PingReport> {
         ClientBuilder::to(self, "ping", &address.into())
-    }
-
-    /// A TCP connection from here to an echo server, for the test to use as it likes.
-    ///
-    /// # Errors
-    ///
-    /// If the client cannot be started. How the connection fares is told by [`Talk::next_event`].
-    pub fn talk(&self, address: impl Into<IpAddr>, port: u16) -> Result<Talk> {
-        self.talk_with(SocketAddr::new(address.into(), port), &[])
-    }
-
-    /// The same from an address and port of this machine. Connections to several servers may share it.
-    ///
-    /// # Errors
-    ///
-    /// If the client cannot be started.
-    pub fn talk_from(&self, source: SocketAddr, to: SocketAddr) -> Result<Talk> {
-        let (address, port) = (source.ip().to_string(), source.port().to_string());
-        self.talk_with(to, &["--source-address", &address, "--source-port", &port])
-    }
-
-    /// A connected UDP socket here, for the test to exchange datagrams with a server as it likes.
-    ///
-    /// # Errors
-    ///
-    /// If the client cannot be started.
-    pub fn talk_udp(&self, address: impl Into<IpAddr>, port: u16) -> Result<Talk> {
-        self.talk_with(SocketAddr::new(address.into(), port), &["--udp"])
-    }
-
-    fn talk_with(&self, to: SocketAddr, arguments: &[&str]) -> Result<Talk> {
-        let mut command = self.tool(Some(TIME_LIMIT))?;
-        command.args(["talk", &to.to_string()]).args(arguments);
-        Ok(Talk {
-            process: self.spawn("talk", command)?,
-            seen: 0,
-        })
     }
 }
 
@@ -384,50 +347,5 @@ impl<Report: DeserializeOwned> Client<Report> {
             self.process.signal(Signal::SIGTERM)?;
         }
         self.finish()
-    }
-}
-
-/// A TCP connection or connected UDP socket in the hands of a test.
-#[derive(Debug)]
-pub struct Talk {
-    process: Process,
-    /// How many events the test has seen.
-    seen: usize,
-}
-
-impl Talk {
-    /// Waits for what happens next.
-    ///
-    /// # Errors
-    ///
-    /// If nothing does for some seconds.
-    pub fn next_event(&mut self) -> Result<TalkEvent> {
-        let seen = self.seen;
-        let line = self.process.wait_until("next event", |process| {
-            let output = process.output_so_far();
-            let complete = output.rfind('\n').map_or("", |end| &output[..end]);
-            complete.lines().nth(seen).map(str::to_owned)
-        })?;
-        self.seen += 1;
-        serde_json::from_str(&line).with_context(|| format!("read the event {line:?}"))
-    }
-
-    /// Sends a line.
-    ///
-    /// # Errors
-    ///
-    /// If the client has ended.
-    pub fn send(&mut self, line: &str) -> Result<()> {
-        self.process.write_line(line)
-    }
-
-    /// Sends a line and waits for what happens next: its echo, if all is well.
-    ///
-    /// # Errors
-    ///
-    /// If nothing does for some seconds.
-    pub fn exchange(&mut self, line: &str) -> Result<TalkEvent> {
-        self.send(line)?;
-        self.next_event()
     }
 }

@@ -27,6 +27,16 @@ pub struct ServicePort {
     pub node_port: Option<u16>,
 }
 
+impl ServicePort {
+    /// The same without a NodePort.
+    pub const fn without_node_port(self) -> Self {
+        Self {
+            node_port: None,
+            ..self
+        }
+    }
+}
+
 /// A Service's manifest.
 ///
 /// ```
