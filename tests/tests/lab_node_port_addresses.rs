@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lb_agent::maps::FrontendKey;
 use lb_tests::lab::cluster::{HTTP, UDP};
-use lb_tests::lab::{Cluster, Machine, SocketLb, require_privileges, wait_for};
+use lb_tests::lab::{Cluster, Machine, Outcome, SocketLb, require_privileges, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -48,19 +48,110 @@ fn addresses(cluster: &Cluster) -> BTreeSet<IpAddr> {
     keys.collect()
 }
 
+const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+/// 127.0.0.1 as an IPv6 socket can name it.
+const MAPPED: IpAddr = IpAddr::V6(Ipv4Addr::LOCALHOST.to_ipv6_mapped());
+
+/// The NodePorts for HTTP and UDP at an address.
+fn node_ports(address: IpAddr) -> [SocketAddr; 2] {
+    [HTTP, UDP].map(|port| SocketAddr::new(address, port.node_port.unwrap()))
+}
+
+#[track_caller]
+fn assert_refused(from: &Machine, address: IpAddr) {
+    let [http, udp] = node_ports(address);
+    from.expect_tcp(http, &Outcome::Refused).unwrap();
+    from.expect_udp(udp, &Outcome::Refused).unwrap();
+}
+
 #[test]
 fn processes_of_the_node_use_127_0_0_1_and_1() {
     if !require_privileges() {
         return;
     }
-    let localhost = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-    let cluster = Cluster::new("localhost", &[0, 1]).unwrap();
-    let _agent = cluster.start_agent(SocketLb::Host, &[]).unwrap();
-    let own = cluster.nodes[0].host().addresses().both();
-    let expected: BTreeSet<IpAddr> = own.into_iter().chain(localhost).collect();
-    assert_eq!(addresses(&cluster), expected);
-    for address in localhost {
-        assert_answered(&cluster, cluster.nodes[0].host(), address);
+    for socket_lb in [SocketLb::Host, SocketLb::All] {
+        let cluster = Cluster::new("localhost", &[0, 1]).unwrap();
+        let _agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        let host = cluster.nodes[0].host();
+        let own = host.addresses().both();
+        let expected: BTreeSet<IpAddr> = own.into_iter().chain(LOCALHOST).collect();
+        assert_eq!(addresses(&cluster), expected);
+        for address in LOCALHOST.into_iter().chain([MAPPED]) {
+            assert_answered(&cluster, host, address);
+        }
+    }
+}
+
+/// As under kube-proxy in nftables mode: 127.0.0.1 and ::1 are for sockets only.
+#[test]
+fn without_the_socket_programs_127_0_0_1_and_1_have_no_node_ports() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("no-sockets", &[0]).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    let host = cluster.nodes[0].host();
+    for address in LOCALHOST {
+        assert_refused(host, address);
+    }
+    // They are the node's own, whoever sends to the node.
+    for from in [&cluster.client, &cluster.outside] {
+        for address in host.addresses().both() {
+            assert_answered(&cluster, from, address);
+        }
+    }
+}
+
+#[test]
+fn node_ports_are_at_127_0_0_1_and_1_only_if_asked_for() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("asked-for", &[0]).unwrap();
+    let host = cluster.nodes[0].host();
+    let own = host.addresses().both();
+    for (option, with, without) in [("primary", own, LOCALHOST), ("localhost", LOCALHOST, own)] {
+        let option = format!("--nodeport-addresses={option}");
+        let agent = cluster.start_agent(SocketLb::All, &[&option]).unwrap();
+        assert_eq!(addresses(&cluster), with.into());
+        with.iter()
+            .for_each(|address| assert_answered(&cluster, host, *address));
+        without.iter().for_each(|address| assert_refused(host, *address));
+        agent.kill();
+    }
+}
+
+/// A Pod's 127.0.0.1 is the Pod, not its node.
+#[test]
+fn a_pods_own_127_0_0_1_and_1_are_left_alone() {
+    if !require_privileges() {
+        return;
+    }
+    for socket_lb in [SocketLb::Host, SocketLb::All] {
+        let cluster = Cluster::new("own-loopback", &[0]).unwrap();
+        let _agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        let client = &cluster.client;
+        let everywhere = || LOCALHOST.into_iter().chain([MAPPED]);
+        everywhere().for_each(|address| assert_refused(client, address));
+        let [http, udp] = [HTTP, UDP].map(|port| port.node_port.unwrap());
+        let _server = client.serve().http(http).udp(udp).start().unwrap();
+        let own = Outcome::pods([client.name()]);
+        for address in everywhere() {
+            let [http, udp] = node_ports(address);
+            client.expect_tcp(http, &own).unwrap();
+            client.expect_udp(udp, &own).unwrap();
+            let report = client.udp(udp.ip(), udp.port()).sockets(3).run().unwrap();
+            assert_eq!(
+                report.answers,
+                [(client.name().to_owned(), 3)].into(),
+                "{address}"
+            );
+        }
+        // And the same Pod at the node's own address is a client of the Service.
+        for address in cluster.nodes[0].host().addresses().both() {
+            assert_answered(&cluster, client, address);
+        }
     }
 }
 
