@@ -20,6 +20,7 @@ use crate::layout::{
 };
 use crate::packet::Headers;
 use crate::packet::{DirectPacket, Hop, Packet, Route, Verdict, View, ViewMut, translate_directly};
+use crate::parse::BEHIND_ETHERNET;
 use crate::reason::Reason;
 use crate::socket::SocketTables;
 use crate::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS, Tables};
@@ -133,7 +134,11 @@ impl Packet for Bytes {
         self.asks_neighbours || route == Route::Ready
     }
 
-    fn send(&mut self, _network: u32, hop: &Hop) -> Option<Verdict> {
+    fn send(&mut self, network: u32, hop: &Hop) -> Option<Verdict> {
+        if network == 0 {
+            // The next hop's link has Ethernet headers.
+            self.grow_head(network, BEHIND_ETHERNET)?;
+        }
         self.write(0, &hop.link)?;
         Some(Verdict::Redirect)
     }

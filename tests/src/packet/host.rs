@@ -17,7 +17,7 @@ use lb_common::parse::{self, BEHIND_ETHERNET, Network};
 use lb_common::tables::PortRange;
 
 use super::build::Link;
-use super::{Datapath, NODE4, NODE6};
+use super::{Datapath, LINK, NODE4, NODE6};
 
 /// The host build for both families.
 pub struct Host {
@@ -99,7 +99,12 @@ impl Host {
             asks_neighbours: program != "lb_xdp",
             ..Bytes::from(packet.to_vec())
         };
-        let verdict = match parse::network(&bytes) {
+        let network = if is_layer3(program) {
+            network_as_told(packet)
+        } else {
+            parse::network(&bytes)
+        };
+        let verdict = match network {
             Network::V4 => decide(&mut bytes, &self.tables4, program),
             Network::V6 => decide(&mut bytes, &self.tables6, program),
             Network::Other => Verdict::Pass,
@@ -108,11 +113,27 @@ impl Host {
     }
 }
 
+/// Whether a program sees packets that begin with the IP header.
+fn is_layer3(program: &str) -> bool {
+    program.ends_with("_layer3")
+}
+
+/// What a test run tells a program of a packet: what would be the ethertype in an Ethernet frame.
+fn network_as_told(packet: &[u8]) -> Network {
+    match packet.get(LINK..LINK + 2) {
+        Some(&[first, second]) => parse::network_of(u16::from_ne_bytes([first, second])),
+        _ => Network::Other,
+    }
+}
+
 fn decide<A: Address + Hash>(bytes: &mut Bytes, tables: &HostTables<A>, program: &str) -> Verdict {
+    let network = if is_layer3(program) { 0 } else { BEHIND_ETHERNET };
     match program {
-        "lb_xdp" | "lb_tc_from_network" => decide::enter(bytes, tables, BEHIND_ETHERNET, Origin::Outside),
-        "lb_tc_from_pod" => decide::enter(bytes, tables, BEHIND_ETHERNET, Origin::Inside),
-        _ => decide::leave(bytes, tables, BEHIND_ETHERNET),
+        "lb_xdp" | "lb_tc_from_network" | "lb_tc_from_network_layer3" => {
+            decide::enter(bytes, tables, network, Origin::Outside)
+        }
+        "lb_tc_from_pod" | "lb_tc_from_pod_layer3" => decide::enter(bytes, tables, network, Origin::Inside),
+        _ => decide::leave(bytes, tables, network),
     }
 }
 
