@@ -39,6 +39,9 @@ pub struct Datapath {
     /// Index of the device that packets come in on or leave by, in the network namespace of the thread that runs the
     /// programs; 0 for that namespace's loopback device.
     pub device: u32,
+    /// Payload of each packet that a TC program's packet is to be sent as, if the sender leaves that to the kernel or
+    /// its device (GSO); else 0.
+    pub segment_size: u32,
 }
 
 /// What became of a packet.
@@ -118,6 +121,7 @@ impl Datapath {
             backends: BTreeMap::new(),
             pins,
             device: 0,
+            segment_size: 0,
         }
     }
 
@@ -333,9 +337,10 @@ impl Datapath {
         })
     }
 
-    /// What tells the kernel which device a packet is to come in on; nothing for the loopback device.
+    /// What tells the kernel which device a packet is to come in on, and how it is to be sent; nothing for a packet as
+    /// it is on the loopback device.
     fn context(&self, program: &str, packet: &[u8]) -> Option<Vec<u8>> {
-        if self.device == 0 {
+        if (self.device, self.segment_size) == (0, 0) {
             return None;
         }
         let words = if program == "lb_xdp" {
@@ -343,9 +348,11 @@ impl Datapath {
             let end = u32::try_from(packet.len()).expect("fits");
             vec![0, end, 0, self.device, 0, 0]
         } else {
-            // linux/bpf.h, struct __sk_buff: ifindex is the eleventh word.
-            let mut words = vec![0; 10];
-            words.push(self.device);
+            // Words of struct __sk_buff in linux/bpf.h.
+            const IFINDEX: usize = 10;
+            const GSO_SIZE: usize = 44;
+            let mut words = vec![0; GSO_SIZE + 1];
+            (words[IFINDEX], words[GSO_SIZE]) = (self.device, self.segment_size);
             words
         };
         Some(words.into_iter().flat_map(u32::to_ne_bytes).collect())
