@@ -52,6 +52,7 @@ impl Fixture {
             cluster.publish(service, &ports, &pods).unwrap();
             let ranges: Vec<&str> = ranges.iter().map(String::as_str).collect();
             let manifest = service.manifest(&ports).source_ranges(&ranges);
+            let manifest = manifest.external_ips(&external_ips(service));
             cluster
                 .lab
                 .apply(&format!("{}.yaml", service.name), manifest)
@@ -59,7 +60,7 @@ impl Fixture {
         }
         cluster.publish(NOBODY, &ports(30_154), &[]).unwrap();
         for service in [OUTSIDE, INSIDE, NOBODY] {
-            for address in service.cluster_ips() {
+            for address in service.cluster_ips().into_iter().chain(external_ips(service)) {
                 let node = &cluster.nodes[0];
                 cluster.lab.route(&address.to_string(), &[node]).unwrap();
             }
@@ -95,8 +96,8 @@ impl Fixture {
                 }
             }
             // They are for the load balancer's addresses only.
-            for cluster_ip in service.cluster_ips() {
-                excluded.iter().for_each(|from| assert_answered(from, cluster_ip));
+            for address in service.cluster_ips().into_iter().chain(external_ips(service)) {
+                excluded.iter().for_each(|from| assert_answered(from, address));
             }
         }
         let [vip4, vip6] = ONLY_IPV4.addresses();
@@ -123,6 +124,13 @@ impl Fixture {
             }
         }
     }
+}
+
+fn external_ips(service: Published) -> [IpAddr; 2] {
+    [
+        IpAddr::from([192, 0, 2, service.number]),
+        IpAddr::from([0x2001, 0xdb8, 0xe, 0, 0, 0, 0, u16::from(service.number)]),
+    ]
 }
 
 fn ports(node_port: u16) -> [ServicePort; 2] {
@@ -208,6 +216,26 @@ fn assert_shared(from: &Machine, address: IpAddr) {
     assert_eq!(report.answers.get("node-1"), Some(&5), "{address}: {report:?}");
 }
 
+/// Starts agents in several ways, and asks the address of a Service that the first node has too.
+fn share(cluster: &Cluster, addresses: [IpAddr; 2], arguments: &[&str]) {
+    let host = cluster.nodes[0].host();
+    let _server = serve_unknown_port(host);
+    for (socket_lb, xdp) in [
+        (SocketLb::Off, None),
+        (SocketLb::Host, Some(Xdp::Generic)),
+        (SocketLb::All, Some(Xdp::Native)),
+    ] {
+        let agents = cluster.start_agents(socket_lb, xdp, arguments).unwrap();
+        let translated = (socket_lb != SocketLb::Off).then_some(host);
+        for address in addresses {
+            for from in [&cluster.outside, &cluster.client].into_iter().chain(translated) {
+                assert_shared(from, address);
+            }
+        }
+        drop(agents);
+    }
+}
+
 /// An external IP that is the node's own: what is for no Service is for the node.
 #[test]
 fn other_ports_of_the_nodes_own_address() {
@@ -220,15 +248,7 @@ fn other_ports_of_the_nodes_own_address() {
         .lab
         .apply(SERVICE_FILE, service().external_ips(&own))
         .unwrap();
-    let _agents = cluster
-        .start_agents(SocketLb::All, Some(Xdp::Generic), &[])
-        .unwrap();
-    let _server = serve_unknown_port(cluster.nodes[0].host());
-    for address in own {
-        for from in [&cluster.outside, &cluster.client, cluster.nodes[0].host()] {
-            assert_shared(from, address);
-        }
-    }
+    share(&cluster, own, &[]);
 }
 
 /// The same of a load balancer's address, if unknown ports are to be left alone.
@@ -246,14 +266,5 @@ fn other_ports_of_a_load_balancers_address() {
     cluster.route_load_balancer(&[0]).unwrap();
     let lines = balancers.map(|address| format!("address add {address} dev lo"));
     cluster.nodes[0].host().namespace().ip(&lines).unwrap();
-    let arguments = ["--unknown-port=pass"];
-    let _agents = cluster
-        .start_agents(SocketLb::All, Some(Xdp::Generic), &arguments)
-        .unwrap();
-    let _server = serve_unknown_port(cluster.nodes[0].host());
-    for address in balancers {
-        for from in [&cluster.outside, &cluster.client, cluster.nodes[0].host()] {
-            assert_shared(from, address);
-        }
-    }
+    share(&cluster, balancers, &["--unknown-port=pass"]);
 }
