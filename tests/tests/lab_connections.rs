@@ -18,9 +18,13 @@ use lb_tests::lab::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long datagrams wait that are not answered.
+const TIMEOUT: Duration = Duration::from_millis(20);
 /// The client's ports of UDP flows: outside of those that the kernel chooses from.
 const FLOWS: u16 = 20_000;
 const FLOW_COUNT: u32 = 16;
+/// The first of the client's ports of connections that come again.
+const PORTS_USED_AGAIN: u16 = 19_000;
 /// The first of the client's ports of flows that begin later.
 const LATER_FLOWS: u16 = 21_000;
 
@@ -275,14 +279,55 @@ impl Fixture {
         assert_all_live(talks);
     }
 
+    /// What begins on an address and port whose connection has ended is another connection.
+    fn ports_are_used_again(&self) {
+        let [draining, other] = self.servers();
+        let used = FLOW_COUNT;
+        let connect = |vip| {
+            let http = self.outside().http(vip, HTTP.port).count(used);
+            let report = http.source_port(PORTS_USED_AGAIN).run().unwrap();
+            assert_eq!(report.answered(), u64::from(used), "{vip}: {report:?}");
+            report.answers
+        };
+        for vip in load_balancer_addresses() {
+            assert!(connect(vip).contains_key(draining.pod.name()), "{vip}");
+        }
+        self.apply_slices(other, draining, |endpoint| endpoint.serving(true));
+        let states = [(draining, BackendState::Draining), (other, BackendState::Active)];
+        self.cluster.wait_for_states(&states).unwrap();
+        for vip in load_balancer_addresses() {
+            let only = [(other.pod.name().to_owned(), u64::from(used))];
+            assert_eq!(connect(vip), only.into(), "{vip}");
+        }
+        self.cluster.lab.remove(SLICES_FILE).unwrap();
+        self.wait_for_active(&self.servers());
+    }
+
     /// Nothing is left of it.
     fn the_service_is_removed(&self) {
         let mut talks = self.connect_to_load_balancer();
+        self.all_flows();
         self.cluster.lab.remove(SERVICE_FILE).unwrap();
         self.wait_for_active(&[]);
         assert_all_reset(&mut talks);
+        let received = || {
+            self.servers()
+                .map(|server| server.pod.received_datagrams().unwrap())
+        };
+        let before = received();
+        for vip in load_balancer_addresses() {
+            let udp = self
+                .outside()
+                .udp(vip, UDP.port)
+                .sockets(FLOW_COUNT)
+                .source_port(FLOWS);
+            let report = udp.timeout(TIMEOUT).run().unwrap();
+            assert_eq!(report.answered(), 0, "{vip}: {report:?}");
+        }
+        assert_eq!(received(), before);
         self.cluster.lab.apply(SERVICE_FILE, manifest()).unwrap();
         self.wait_for_active(&self.servers());
+        self.all_flows();
         assert_all_live(&mut self.connect_to_load_balancer());
     }
 }
@@ -319,6 +364,7 @@ fn changes(title: &str, xdp: Option<Xdp>) {
     fixture.a_pod_is_removed();
     fixture.all_pods_are_removed();
     fixture.the_service_changes();
+    fixture.ports_are_used_again();
     fixture.the_service_is_removed();
 }
 
@@ -343,9 +389,16 @@ fn connections_to_removed_pods_go_on_if_asked_for() {
     if !require_privileges() {
         return;
     }
-    for xdp in [None, Some(Xdp::Native)] {
+    for xdp in [None, Some(Xdp::Generic), Some(Xdp::Native)] {
         let fixture = Fixture::new("connections-kept", xdp, &["--on-removed-backend=forward"]);
         let mut talks = fixture.connect_to_load_balancer();
+        let client = &fixture.cluster.client;
+        for (vip, server) in vips()
+            .into_iter()
+            .flat_map(|vip| fixture.servers().map(|server| (vip, server)))
+        {
+            talks.push(client.connect_to(&server.pod, vip, ECHO.port).unwrap());
+        }
         fixture.all_flows();
         let [near, far] = fixture.servers();
         for (gone, other) in [(near, far), (far, near)] {
@@ -368,7 +421,7 @@ fn two_vips_share_a_pod_and_the_client_a_port() {
         return;
     }
     let [first, second] = [Published::new("first", 41), Published::new("second", 42)];
-    for xdp in [None, Some(Xdp::Native)] {
+    for xdp in [None, Some(Xdp::Generic), Some(Xdp::Native)] {
         let fixture = Fixture::new("shared-port", xdp, &[]);
         let cluster = &fixture.cluster;
         for server in fixture.servers() {
