@@ -169,7 +169,8 @@ fn connections_end_when_the_service_is_removed_and_not_while_a_backend_drains() 
     let connect = |server| addresses().map(|to| connect_to(&cluster.client, to, ECHO.port, ECHO, server));
     let mut talks = [drains, stays].map(connect);
     // A flow of datagrams to a Pod that does not serve goes elsewhere: that of a connected socket cannot.
-    let mut udp = vips().map(|to| connect_to(&cluster.client, to, UDP.port, UDP, drains));
+    let udp_to = |server| vips().map(|to| connect_to(&cluster.client, to, UDP.port, UDP, server));
+    let [mut udp, mut other_udp] = [drains, stays].map(udp_to);
 
     cluster.set_ready(drains, false).unwrap();
     cluster
@@ -185,6 +186,32 @@ fn connections_end_when_the_service_is_removed_and_not_while_a_backend_drains() 
 
     cluster.lab.remove(SERVICE_FILE).unwrap();
     talks.iter_mut().flatten().for_each(assert_aborted);
+    other_udp.iter_mut().for_each(assert_aborted);
+}
+
+/// As long as the Pod is there, so are its connections; datagrams are to go elsewhere, and a connected socket's cannot.
+#[test]
+fn connections_to_removed_pods_go_on_if_asked_for() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("kept", &[0, 1]).unwrap();
+    let arguments = ["--on-removed-backend=forward"];
+    let agent = cluster.start_agent(SocketLb::All, &arguments).unwrap();
+    let [gone, stays] = two(&cluster);
+    let places = [&cluster.client, cluster.nodes[0].host()];
+    let talks = |port: ServicePort| -> Vec<Talk> {
+        let to_all = |from| addresses().map(|to| connect_to(from, to, port.port, port, gone));
+        places.into_iter().flat_map(to_all).collect()
+    };
+    let (mut tcp, mut udp) = (talks(ECHO), talks(UDP));
+    cluster.remove_manifest(gone).unwrap();
+    cluster.wait_for_active(&[stays]).unwrap();
+    udp.iter_mut().for_each(assert_aborted);
+    wait_for_closed(&agent, udp.len());
+    for talk in &mut tcp {
+        assert_eq!(talk.server().unwrap(), gone.pod.name());
+    }
 }
 
 #[test]
