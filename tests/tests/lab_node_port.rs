@@ -175,3 +175,29 @@ fn from_inside() {
         }
     }
 }
+
+/// It is that node's business: without an agent there, a process of it answers.
+#[test]
+fn another_nodes_node_ports_are_left_alone() {
+    if !require_privileges() {
+        return;
+    }
+    for socket_lb in [SocketLb::Off, SocketLb::Host, SocketLb::All] {
+        let cluster = Cluster::new("node-port-other", &[0]).unwrap();
+        let _agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        let other = cluster.nodes[1].host();
+        let (http, udp) = (HTTP.node_port.unwrap(), UDP.node_port.unwrap());
+        let own = Outcome::pods([other.name()]);
+        let ask = |expected: &Outcome| {
+            for from in [&cluster.client, cluster.nodes[0].host()] {
+                for node in other.addresses().both() {
+                    from.expect_tcp((node, http).into(), expected).unwrap();
+                    from.expect_udp((node, udp).into(), expected).unwrap();
+                }
+            }
+        };
+        ask(&Outcome::Refused);
+        let _server = other.serve().http(http).udp(udp).start().unwrap();
+        ask(&own);
+    }
+}

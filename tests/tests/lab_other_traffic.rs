@@ -39,7 +39,11 @@ fn real_addresses() {
     if !require_privileges() {
         return;
     }
-    for (socket_lb, xdp) in [(SocketLb::Off, Xdp::Native), (SocketLb::All, Xdp::Auto)] {
+    for (socket_lb, xdp) in [
+        (SocketLb::Off, Xdp::Native),
+        (SocketLb::Host, Xdp::Generic),
+        (SocketLb::All, Xdp::Auto),
+    ] {
         let cluster = Cluster::new("real-addresses", &[0, 1]).unwrap();
         let _peer = (xdp == Xdp::Native).then(|| cluster.lab.prepare_for_xdp(&cluster.nodes[0]).unwrap());
         let agent = AgentOptions {
