@@ -8,8 +8,8 @@ use std::time::Duration;
 use etherparse::{IpHeaders, IpNumber, IpSlice, LaxIpSlice, PacketBuilder, PacketBuilderStep};
 use lb_tests::lab::cluster::{HTTP, STREAM, UDP};
 use lb_tests::lab::{
-    Agents, Capture, Cluster, Fragmentation, LabOptions, Machine, Process, Published, ServicePort, SocketLb,
-    Wire, Xdp, require_privileges,
+    Addresses, Agents, Capture, Cluster, Fragmentation, LabOptions, Machine, Process, Published, ServicePort,
+    SocketLb, Wire, Xdp, require_privileges,
 };
 
 /// What gets through where it is narrow.
@@ -69,6 +69,9 @@ const SILENT_NEAR: Published = Published::new("silent-near", 31);
 /// Its silent Pod is on the second node.
 const SILENT_FAR: Published = Published::new("silent-far", 21);
 
+/// Has no Pods.
+const NOBODY: Published = Published::new("nobody", 22);
+
 struct Fixture {
     _agents: Agents,
     _servers: Vec<Process>,
@@ -77,6 +80,8 @@ struct Fixture {
     router: Machine,
     /// Pods whose packets the test makes: on the first and the second node.
     silent: [Machine; 2],
+    /// The same on the first node, which asks.
+    silent_client: Machine,
     cluster: Cluster,
 }
 
@@ -98,6 +103,7 @@ impl Fixture {
                 .publish(service, &[SILENT_UDP, SILENT_SCTP], &place)
                 .unwrap();
         }
+        cluster.publish(NOBODY, &[SILENT_SCTP], &[]).unwrap();
         let router = cluster.lab.router("router").unwrap();
         Self {
             _agents: cluster.start_agents(socket_lb, xdp, &[]).unwrap(),
@@ -105,6 +111,7 @@ impl Fixture {
             client: cluster.lab.outside_client_behind(&router, "client-1").unwrap(),
             router,
             silent,
+            silent_client: cluster.nodes[0].silent_pod("asks").unwrap(),
             cluster,
         }
     }
@@ -236,7 +243,9 @@ impl Fixture {
                     let port = 2000 + u16::from(limit);
                     let request = udp(client, vip, limit, port);
                     let quoted = at_client
-                        .exchange(&request, &format!("time exceeded: {vip} {limit}"), quotation)
+                        .exchange(&request, &format!("time exceeded: {vip} {limit}"), |packet| {
+                            quotation(packet, HOP_LIMIT_EXCEEDED)
+                        })
                         .unwrap();
                     assert_eq!(quoted, udp_headers(client, vip, port), "{vip} {limit}");
                 }
@@ -244,27 +253,47 @@ impl Fixture {
         }
     }
 
-    /// Addresses are translated, nothing else: the checksum does not cover them.
+    /// By a client outside.
     fn sctp(&self) {
-        let (at_client, pods) = self.wires();
-        let client = self.cluster.outside.phantom().unwrap().both();
-        let node = self.cluster.nodes[0].host().addresses().both();
-        for (service, at_pod, _) in pods {
+        let outside = &self.cluster.outside;
+        let node = self.cluster.nodes[0].host().addresses();
+        self.sctp_from(&outside.wire().unwrap(), outside.phantom().unwrap(), node);
+    }
+
+    /// By a Pod, whose address Pods of other nodes see too.
+    fn sctp_of_a_pod(&self) {
+        let client = &self.silent_client;
+        self.sctp_from(&client.wire().unwrap(), client.addresses(), client.addresses());
+    }
+
+    /// Addresses are translated, nothing else: the checksum does not cover them. Pods of other nodes see the client
+    /// `instead`.
+    fn sctp_from(&self, at_client: &Wire, client: Addresses, instead: Addresses) {
+        let (client, instead) = (client.both(), instead.both());
+        let port = SILENT_SCTP.port;
+        let init = sctp_chunk(30_000, port, b"init");
+        for (service, at_pod, _) in self.wires().1 {
             let is_near = service == SILENT_NEAR;
             let pod = &self.silent[usize::from(!is_near)];
             for (index, vip) in service.addresses().into_iter().enumerate() {
-                let source = if is_near { client[index] } else { node[index] };
+                let source = if is_near { client[index] } else { instead[index] };
                 let pod = pod.addresses().both()[index];
-                let port = SILENT_SCTP.port;
-                let init = sctp_chunk(30_000, port, b"init");
                 at_client.send(&sctp_packet(client[index], vip, &init)).unwrap();
                 let seen = at_pod.receive("a request", read_sctp).unwrap();
-                assert_eq!(seen, (source, pod, init), "{vip}");
+                assert_eq!(seen, (source, pod, init.clone()), "{vip}");
                 let answer = sctp_chunk(port, 30_000, b"init ack");
                 at_pod.send(&sctp_packet(pod, source, &answer)).unwrap();
                 let seen = at_client.receive("an answer", read_sctp).unwrap();
                 assert_eq!(seen, (vip, client[index], answer), "{vip}");
             }
+        }
+        for (client, vip) in client.into_iter().zip(NOBODY.addresses()) {
+            let request = sctp_packet(client, vip, &init);
+            let refusal = |packet: &[u8]| quotation(packet, PORT_UNREACHABLE);
+            let quoted = at_client
+                .exchange(&request, &format!("refused: {vip}"), refusal)
+                .unwrap();
+            assert_eq!(quoted, (client, vip, init[..8].to_vec()));
         }
     }
 }
@@ -333,12 +362,18 @@ fn udp_headers(source: IpAddr, destination: IpAddr, source_port: u16) -> Headers
     (source, destination, header.to_vec())
 }
 
-/// The packet that an ICMP message quotes which says that the hop limit was exceeded.
-fn quotation(packet: &[u8]) -> Option<Headers> {
+/// Type and code of ICMP and ICMPv6.
+type Kinds = [[u8; 2]; 2];
+
+const HOP_LIMIT_EXCEEDED: Kinds = [[11, 0], [3, 0]];
+const PORT_UNREACHABLE: Kinds = [[3, 3], [1, 4]];
+
+/// The packet that an ICMP message of this type and code quotes.
+fn quotation(packet: &[u8], kinds: Kinds) -> Option<Headers> {
     let ip = IpSlice::from_slice(packet).ok()?;
     let kind = match ip.payload().ip_number {
-        IpNumber::ICMP => 11,
-        IpNumber::IPV6_ICMP => 3,
+        IpNumber::ICMP => kinds[0],
+        IpNumber::IPV6_ICMP => kinds[1],
         _ => return None,
     };
     let message = ip.payload().payload;
@@ -348,7 +383,7 @@ fn quotation(packet: &[u8]) -> Option<Headers> {
         let header = quoted.payload().payload.get(..8)?;
         Some((quoted.source_addr(), quoted.destination_addr(), header.to_vec()))
     };
-    (message[0] == kind).then(headers).flatten()
+    (message[..2] == kind).then(headers).flatten()
 }
 
 fn from_outside(title: &str, xdp: Option<Xdp>) {
@@ -424,5 +459,6 @@ fn from_pods() {
         fixture.fragments(client);
         fixture.nobody_listens(client);
         capture.finish().unwrap();
+        fixture.sctp_of_a_pod();
     }
 }
