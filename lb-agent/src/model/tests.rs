@@ -153,6 +153,9 @@ fn which_endpoints_take_new_flows() {
             "||1 2",
         ),
         (&["1 here terminating"], "1|1|"),
+        // Ready wins over what else is said, as with publishNotReadyAddresses.
+        (&["1 here unserving", "2 there"], "1 2|1|"),
+        (&["1 here unserving terminating"], "1|1|"),
         (&["1 here unready terminating", "2 here"], "2|2|1"),
         // Zones.
         (&["1 here zone=zone-a", "2 there zone=zone-b"], "1|1|2"),
@@ -201,6 +204,31 @@ fn which_endpoints_take_new_flows() {
             *expected,
             "{endpoints:?}"
         );
+    }
+}
+
+/// Kubernetes has annotations and fields that say when to use hints; who writes hints has looked at them.
+#[test]
+fn hints_count_whatever_the_service_says() {
+    let slices = [slice("TCP", &["1 here zone=zone-a", "2 there zone=zone-b"])];
+    for (distribution, mode) in [
+        (None, None),
+        (Some("PreferClose"), None),
+        (Some("PreferSameNode"), Some("Disabled")),
+        (None, Some("Disabled")),
+        (None, Some("Auto")),
+    ] {
+        let mut service = service(ServiceSpec {
+            traffic_distribution: distribution.map(str::to_owned),
+            ..spec("TCP")
+        });
+        service.metadata.annotations =
+            mode.map(|mode| [("service.kubernetes.io/topology-mode".to_owned(), mode.to_owned())].into());
+        let (desired, problems) = desired_of(&service, &slices);
+        assert_eq!(problems, []);
+        let backends = &desired.unwrap().ports[0].backends;
+        let cluster: Vec<bool> = backends.iter().map(|backend| backend.in_cluster).collect();
+        assert_eq!(cluster, [true, false], "{distribution:?} {mode:?}");
     }
 }
 

@@ -282,6 +282,34 @@ fn frontends_of_services() {
     }
 }
 
+#[test]
+fn how_long_clients_stay() {
+    let config = |seconds| format!("sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {seconds}}}}}");
+    for (affinity, config, expected, n_problems) in [
+        ("None", String::new(), 0, 0),
+        ("None", config(60), 0, 0),
+        ("ClientIP", String::new(), 10_800, 0),
+        (
+            "ClientIP",
+            "sessionAffinityConfig: {clientIP: {}}".to_owned(),
+            10_800,
+            0,
+        ),
+        ("ClientIP", config(1), 1, 0),
+        ("ClientIP", config(86_400), 86_400, 0),
+        ("ClientIP", config(0), 10_800, 1),
+        ("ClientIP", config(-1), 10_800, 1),
+        ("ClientIP", config(86_401), 10_800, 1),
+        ("Cookie", config(60), 0, 1),
+    ] {
+        let spec =
+            format!("{{clusterIP: 10.96.0.1, ports: [{{port: 80}}], sessionAffinity: {affinity}, {config}}}");
+        let (desired, problems) = desired_of(&service(from_yaml(&spec)), &[]);
+        assert_eq!(desired.unwrap().ports[0].affinity_seconds, expected, "{spec}");
+        assert_eq!(problems.len(), n_problems, "{spec}: {problems:?}");
+    }
+}
+
 /// The regions' backends of all ports, as `port:address` with `C` and `L` for the regions.
 fn backends(service: &Service, slices: &[&str]) -> Vec<String> {
     let slices: Vec<EndpointSlice> = slices.iter().map(|slice| from_yaml(slice)).collect();
