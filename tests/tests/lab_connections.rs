@@ -13,7 +13,7 @@ use lb_tests::lab::cluster::{
     vips,
 };
 use lb_tests::lab::{
-    Agents, Cluster, EndpointManifest, Machine, Published, ServiceManifest, ServicePort, SocketLb, Talk, Xdp,
+    Agents, Cluster, EndpointManifest, Machine, ServiceManifest, ServicePort, SocketLb, Talk, Xdp,
     require_privileges, wait_for,
 };
 
@@ -410,59 +410,6 @@ fn connections_to_removed_pods_go_on_if_asked_for() {
             assert_eq!(pods(&flows), [other.pod.name().to_owned()].into());
             fixture.cluster.set_ready(gone, true).unwrap();
             fixture.wait_for_active(&[near, far]);
-        }
-    }
-}
-
-/// One port of the client, two VIPs, a single Pod: both connections work, and so do both flows.
-#[test]
-fn two_vips_share_a_pod_and_the_client_a_port() {
-    if !require_privileges() {
-        return;
-    }
-    let [first, second] = [Published::new("first", 41), Published::new("second", 42)];
-    for xdp in [None, Some(Xdp::Generic), Some(Xdp::Native)] {
-        let fixture = Fixture::new("shared-port", xdp, &[]);
-        let cluster = &fixture.cluster;
-        for server in fixture.servers() {
-            let ports = [HTTP, UDP, ECHO].map(ServicePort::without_node_port);
-            for service in [first, second] {
-                cluster.publish(service, &ports, &[server.place()]).unwrap();
-            }
-            wait_for("the Services' Pod", PATIENCE, || {
-                let pods = [first, second].map(|service| {
-                    let http = cluster.outside.http(service.addresses()[0], HTTP.port);
-                    http.run().unwrap().answers.into_keys().next()
-                });
-                pods.iter()
-                    .all(|pod| pod.as_deref() == Some(server.pod.name()))
-                    .then_some(())
-            })
-            .unwrap();
-            for from in [&cluster.outside, &cluster.client] {
-                share_a_port(from, first, second);
-            }
-        }
-    }
-}
-
-fn share_a_port(from: &Machine, first: Published, second: Published) {
-    for (index, own) in from.addresses().both().into_iter().enumerate() {
-        let vips = [first, second].map(|service| service.addresses()[index]);
-        let source = SocketAddr::new(own, LATER_FLOWS);
-        let mut talks = vips.map(|vip| {
-            let to = SocketAddr::new(vip, ECHO.port);
-            let mut talk = from.talk_from(source, to).unwrap();
-            assert_eq!(talk.connected().unwrap(), (source, to));
-            talk
-        });
-        for _ in 0..2 {
-            assert_all_live(&mut talks);
-        }
-        for vip in [vips, vips].into_iter().flatten() {
-            let udp = from.udp(vip, UDP.port).connected();
-            let report = udp.source_port(LATER_FLOWS).count(2).run().unwrap();
-            assert_eq!(report.answered(), 2, "{vip}: {report:?}");
         }
     }
 }

@@ -138,7 +138,10 @@ mod tests {
         };
         let made = shape.service(1);
         let slices = made.slices();
-        let lengths: Vec<usize> = slices.iter().map(|slice| slice.endpoints.iter().flatten().count()).collect();
+        let lengths: Vec<usize> = slices
+            .iter()
+            .map(|slice| slice.endpoints.iter().flatten().count())
+            .collect();
         assert_eq!(lengths, [100, 100, 50]);
         assert_eq!(made.last_slice(), slices[2]);
         let other = made.clone().with_other_endpoint(7);

@@ -1,0 +1,91 @@
+//! What the agent and its commands may do: what they need, and no more.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lb_tests::lab::{Cluster, SocketLb, require_privileges};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The agent's program, as the lab finds it.
+fn agent_program() -> PathBuf {
+    let running = std::env::current_exe().unwrap();
+    running.ancestors().nth(2).unwrap().join("lb-agent")
+}
+
+#[test]
+fn commands_say_which_capabilities_they_lack() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("unprivileged", &[]).unwrap();
+    let node = &cluster.nodes[0];
+    let program = agent_program();
+    let manifests = cluster.lab.manifests().to_str().unwrap();
+    for (command, arguments, lacks) in [
+        ("run", vec!["--manifests", manifests], "CAP_NET_ADMIN"),
+        ("cleanup", vec![], "CAP_NET_ADMIN"),
+        ("status", vec![], "CAP_BPF"),
+        ("services", vec![], "CAP_BPF"),
+        ("connections", vec![], "CAP_BPF"),
+        ("affinity", vec!["list"], "CAP_BPF"),
+        ("check", vec![], "CAP_NET_ADMIN"),
+    ] {
+        let unprivileged = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        let program = [program.to_str().unwrap(), command];
+        let arguments: Vec<&str> = [&unprivileged[..], &program, &arguments].concat();
+        let mut process = node.host().start("setpriv", &arguments).unwrap();
+        let status = process.wait(PATIENCE).unwrap();
+        let said = process.output_so_far() + &process.log();
+        assert_eq!(status.code(), Some(1), "{command}: {said}");
+        assert!(said.contains(lacks), "{command}: {said}");
+    }
+    assert!(!node.pin_path().exists());
+}
+
+/// The name of each thread of a process and the capabilities that it has.
+fn threads(process: u32) -> Vec<(String, u64)> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let thread = |task: PathBuf| {
+        let status = fs::read_to_string(task.join("status")).unwrap();
+        let value = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name));
+            value.unwrap().trim().to_owned()
+        };
+        let set = |name: &str| u64::from_str_radix(&value(name), 16).unwrap();
+        let held = set("CapEff:");
+        assert_eq!([set("CapPrm:"), set("CapBnd:")], [held; 2], "{status}");
+        assert_eq!([set("CapInh:"), set("CapAmb:")], [0; 2], "{status}");
+        (value("Name:"), held)
+    };
+    tasks.map(|task| thread(task.unwrap().path())).collect()
+}
+
+#[test]
+fn the_agent_gives_up_what_it_does_not_need() {
+    if !require_privileges() {
+        return;
+    }
+    // By their numbers.
+    let [net_admin, sys_ptrace, sys_admin, perfmon, bpf] = [12, 19, 21, 38, 39].map(|number| 1_u64 << number);
+    let cluster = Cluster::new("capabilities", &[0]).unwrap();
+    for (socket_lb, closer) in [
+        (SocketLb::All, Some(net_admin | sys_ptrace | sys_admin)),
+        (SocketLb::Host, Some(net_admin | bpf)),
+        (SocketLb::Off, None),
+    ] {
+        let mut agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        let (closers, others): (Vec<_>, Vec<_>) = threads(agent.process().pid())
+            .into_iter()
+            .partition(|(name, _)| name == "socket-closer");
+        let closers: Vec<u64> = closers.into_iter().map(|(_, held)| held).collect();
+        assert_eq!(closers, Vec::from_iter(closer), "{socket_lb}");
+        assert!(!others.is_empty());
+        for (name, held) in others {
+            assert_eq!(held, net_admin | perfmon | bpf, "{socket_lb}: {name}");
+        }
+        agent.stop().unwrap();
+    }
+}

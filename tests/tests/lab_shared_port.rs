@@ -1,0 +1,67 @@
+//! Connections and flows that differ in nothing but the VIP.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use lb_tests::lab::cluster::{ECHO, HTTP, UDP};
+use lb_tests::lab::{Cluster, Machine, Published, ServicePort, SocketLb, Xdp, require_privileges, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The client's port: outside of those that the kernel chooses from.
+const SOURCE_PORT: u16 = 21_000;
+
+/// One port of the client, two VIPs, a single Pod: both connections work, and so do both flows.
+#[test]
+fn two_vips_share_a_pod_and_the_client_a_port() {
+    if !require_privileges() {
+        return;
+    }
+    let [first, second] = [Published::new("first", 41), Published::new("second", 42)];
+    for xdp in [None, Some(Xdp::Generic), Some(Xdp::Native)] {
+        let cluster = Cluster::new("shared-port", &[0, 1]).unwrap();
+        let _agents = cluster.start_agents(SocketLb::Off, xdp, &[]).unwrap();
+        for server in &cluster.servers {
+            let ports = [HTTP, UDP, ECHO].map(ServicePort::without_node_port);
+            for service in [first, second] {
+                cluster.publish(service, &ports, &[server.place()]).unwrap();
+            }
+            wait_for("the Services' Pod", PATIENCE, || {
+                let pods = [first, second].map(|service| {
+                    let http = cluster.outside.http(service.addresses()[0], HTTP.port);
+                    http.run().unwrap().answers.into_keys().next()
+                });
+                pods.iter()
+                    .all(|pod| pod.as_deref() == Some(server.pod.name()))
+                    .then_some(())
+            })
+            .unwrap();
+            for from in [&cluster.outside, &cluster.client] {
+                share_a_port(from, first, second);
+            }
+        }
+    }
+}
+
+fn share_a_port(from: &Machine, first: Published, second: Published) {
+    for (index, own) in from.addresses().both().into_iter().enumerate() {
+        let vips = [first, second].map(|service| service.addresses()[index]);
+        let source = SocketAddr::new(own, SOURCE_PORT);
+        let mut talks = vips.map(|vip| {
+            let to = SocketAddr::new(vip, ECHO.port);
+            let mut talk = from.talk_from(source, to).unwrap();
+            assert_eq!(talk.connected().unwrap(), (source, to));
+            talk
+        });
+        for _ in 0..2 {
+            for talk in &mut talks {
+                talk.server().unwrap();
+            }
+        }
+        for vip in [vips, vips].into_iter().flatten() {
+            let udp = from.udp(vip, UDP.port).connected();
+            let report = udp.source_port(SOURCE_PORT).count(2).run().unwrap();
+            assert_eq!(report.answered(), 2, "{vip}: {report:?}");
+        }
+    }
+}
