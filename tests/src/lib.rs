@@ -3,6 +3,7 @@
 pub mod api_server;
 pub mod bench;
 pub mod demo;
+pub mod kernel;
 pub mod lab;
 pub mod packet;
 pub mod slowness;

@@ -25,7 +25,9 @@ fn prepare(datapath: &mut Datapath, place: Place) {
 /// Runs a check for both families and both programs, with a backend at `place`.
 fn with_backend(place: Place, mut check: impl FnMut(&mut Datapath, &Network, &World, &'static str)) {
     let Some(mut datapath) = datapath() else { return };
-    let network = Network::enter(&mut datapath);
+    let Some(network) = Network::enter(&mut datapath) else {
+        return;
+    };
     prepare(&mut datapath, place);
     for world in worlds() {
         for program in FROM_NETWORK {
@@ -380,7 +382,9 @@ fn connections_that_share_a_backend_have_source_ports_of_their_own() {
     let Some(mut datapath) = datapath_with(|settings| settings.translated_ports = two) else {
         return;
     };
-    let _network = Network::enter(&mut datapath);
+    let Some(_network) = Network::enter(&mut datapath) else {
+        return;
+    };
     prepare(&mut datapath, Place::Back);
     for world in worlds() {
         for protocol in PROTOCOLS {

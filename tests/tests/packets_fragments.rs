@@ -144,7 +144,9 @@ fn sent(datapath: &mut Datapath, program: &str, packets: &[Vec<u8>], verdict: Ve
 #[test]
 fn sent_on_to_another_node() {
     let Some(mut datapath) = prepared() else { return };
-    let network = Network::enter(&mut datapath);
+    let Some(network) = Network::enter(&mut datapath) else {
+        return;
+    };
     for (service, world) in (1..).zip(worlds()) {
         let pod = world.backend_at(Place::Back);
         datapath.service(service, &keys(world.vip), &[at(pod)]);

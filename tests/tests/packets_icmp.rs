@@ -198,7 +198,9 @@ fn about_requests_of_a_pod_to_itself() {
 #[test]
 fn about_packets_that_were_sent_on() {
     let Some(mut datapath) = datapath() else { return };
-    let network = Network::enter(&mut datapath);
+    let Some(network) = Network::enter(&mut datapath) else {
+        return;
+    };
     serve(&mut datapath, |world| world.backend_at(Place::Back));
     for (service, world) in (1..).zip(worlds()) {
         datapath.change_backend(service * 100, |backend| backend.local = false);
@@ -270,7 +272,9 @@ fn sent_on(
 #[test]
 fn sent_on_errors_are_not_answered() {
     let Some(mut datapath) = datapath() else { return };
-    let network = Network::enter(&mut datapath);
+    let Some(network) = Network::enter(&mut datapath) else {
+        return;
+    };
     serve(&mut datapath, |world| world.backend_at(Place::Back));
     for (service, world) in (1..).zip(worlds()) {
         datapath.change_backend(service * 100, |backend| backend.local = false);

@@ -131,7 +131,9 @@ fn sent_on_with_its_source_port() {
     let Some(mut datapath) = prepared(pods) else {
         return;
     };
-    let network = Network::enter(&mut datapath);
+    let Some(network) = Network::enter(&mut datapath) else {
+        return;
+    };
     let mut dropped = 0;
     for (service, world) in (1..).zip(worlds()) {
         datapath.change_backend(service * 100, |backend| backend.local = false);

@@ -2,8 +2,9 @@
 //!
 //! Cargo decides whether there is anything to build; the checks run every time.
 
-mod budget;
+pub(crate) mod budget;
 mod inspect;
+mod stack;
 
 use std::env;
 use std::ffi::OsString;
@@ -31,11 +32,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let object = inspect(&workspace::ebpf_object())?;
     // Nothing but the benchmark loads it: it may grow as it likes.
     inspect(&workspace::ebpf_bench_object())?;
+    let sections = [
+        (budget::INSTRUCTIONS, budget::instructions(&object)),
+        (budget::STACK, budget::stack(&object)),
+    ];
     if arguments.update_budget {
-        budget::update(&object)
-    } else {
-        budget::check(&object)
+        return sections
+            .into_iter()
+            .try_for_each(|(section, counts)| budget::replace(section, counts));
     }
+    let mut complaints = Vec::new();
+    for (section, counts) in sections {
+        complaints.extend(budget::complaints(section, &counts)?);
+    }
+    if !complaints.is_empty() {
+        bail!(
+            "{}\nif that is meant: `cargo xtask build-ebpf --update-budget`",
+            complaints.join("\n")
+        );
+    }
+    Ok(())
 }
 
 /// Builds and checks, for tasks with results of their own to show.
@@ -102,6 +118,16 @@ fn check(object: &Object) -> Result<()> {
     if !panics.is_empty() {
         bail!("the programs can panic, and must not: {}", panics.join(", "));
     }
+    for function in &object.functions {
+        if function.stack > stack::LIMIT {
+            bail!(
+                "{} and what it calls take {} bytes of stack: kernels before 6.4 refuse more than {}",
+                function.name,
+                function.stack,
+                stack::LIMIT
+            );
+        }
+    }
     let license = object.license.as_deref().unwrap_or_default();
     if !license.contains("GPL") {
         bail!("the license is {license:?}: the helpers of GPL-compatible programs are refused");
@@ -111,12 +137,13 @@ fn check(object: &Object) -> Result<()> {
 
 fn print(path: &Path, object: &Object) {
     println!("{}", path.display());
-    let mut programs = table(&["program", "section", "instructions"], 2);
+    let mut programs = table(&["program", "section", "instructions", "stack"], 2);
     for function in &object.functions {
         programs.add_row([
             &function.name,
             &function.section,
             &function.instructions.to_string(),
+            &function.stack.to_string(),
         ]);
     }
     println!("{programs}");

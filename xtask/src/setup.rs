@@ -28,9 +28,18 @@ const TEST_PROGRAMS: [(&str, &str); 5] = [
     ("setpriv", "util-linux"),
 ];
 
+/// The packages that the virtual machines need.
+const MACHINE_PACKAGES: [&str; 3] = ["binutils", "qemu-system-x86", "xz-utils"];
+
 /// Goes through all steps; says at the end whether anything had to be done.
 pub(crate) fn run() -> Result<()> {
-    let installed = [test_packages()?, rust_components()?, compiler()?, bpf_linker()?];
+    let installed = [
+        test_packages()?,
+        machine_packages()?,
+        rust_components()?,
+        compiler()?,
+        bpf_linker()?,
+    ];
     if installed.contains(&true) {
         println!("\nsetup is complete");
     } else {
@@ -66,6 +75,15 @@ fn test_packages() -> Result<bool> {
         return install(|| debian::install(&missing));
     }
     there("")
+}
+
+fn machine_packages() -> Result<bool> {
+    say("qemu, xz, strip", "`cargo xtask vm-test` boots other kernels");
+    let is_there = |program| !command::in_path(program).is_empty();
+    if ["qemu-system-x86_64", "xz", "strip"].into_iter().all(is_there) {
+        return there("");
+    }
+    install(|| debian::install(&MACHINE_PACKAGES.map(str::to_owned)))
 }
 
 fn rust_components() -> Result<bool> {

@@ -26,6 +26,7 @@ use crate::{build_ebpf, command, setup, workspace};
 use image::Contents;
 use kernels::{Files, Kernel};
 use machine::Boot;
+use report::Use;
 use results::Results;
 
 /// The program that asks the verifier.
@@ -52,6 +53,9 @@ pub(crate) struct Arguments {
     /// Only ask the verifier
     #[arg(long, conflicts_with = "stages")]
     probe: bool,
+    /// Write down what the verifiers walk through as what they may
+    #[arg(long)]
+    update_budget: bool,
     /// Run only tests with this in their name
     #[arg(last = true)]
     test_name: Option<String>,
@@ -75,6 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 
 fn try_run(arguments: &Arguments) -> Result<ExitCode> {
     let kernels = Kernel::named(&arguments.kernels)?;
+    let has_all = kernels == Kernel::all()?;
     build_ebpf::compile(&setup::require()?, &[])?;
     let tests = build(arguments)?;
     let shared = directory().join("tests.cpio");
@@ -96,8 +101,14 @@ fn try_run(arguments: &Arguments) -> Result<ExitCode> {
         runs.collect::<Result<Vec<Run>>>()
     })?;
     fs::remove_file(&shared)?;
-    let is_whole = arguments.stages.is_empty() && arguments.test_name.is_none() && !arguments.probe;
-    report::summarize(runs, is_whole)
+    let all_tests = arguments.stages.is_empty() && arguments.test_name.is_none() && !arguments.probe;
+    report::summarize(
+        runs,
+        Use {
+            page: all_tests && has_all,
+            update_budget: arguments.update_budget,
+        },
+    )
 }
 
 fn directory() -> PathBuf {

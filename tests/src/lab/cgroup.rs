@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::wait::wait_for;
 
@@ -59,8 +61,7 @@ pub(super) fn remove(unwanted: impl Fn(&str) -> bool) -> Result<()> {
 
 /// Kills every process in a group and those below it, and waits until they have ended.
 fn end_processes(group: &Path) -> Result<()> {
-    ignore_missing(fs::write(group.join("cgroup.kill"), "1"))
-        .with_context(|| format!("end the processes of {}", group.display()))?;
+    kill_processes(group).with_context(|| format!("end the processes of {}", group.display()))?;
     let events = group.join("cgroup.events");
     wait_for(
         &format!("end of the processes of {}", group.display()),
@@ -73,14 +74,33 @@ fn end_processes(group: &Path) -> Result<()> {
     )
 }
 
+fn kill_processes(group: &Path) -> io::Result<()> {
+    let all = group.join("cgroup.kill");
+    if all.exists() {
+        return ignore_missing(fs::write(all, "1"));
+    }
+    // Linux before 5.14, or the group is gone.
+    let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for process in processes.lines().filter_map(|number| number.parse().ok()) {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+    }
+    groups_below(group)
+        .iter()
+        .try_for_each(|group| kill_processes(group))
+}
+
+fn groups_below(group: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(group).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
 fn remove_tree(group: &Path) -> Result<()> {
-    let Ok(entries) = fs::read_dir(group) else {
-        return Ok(());
-    };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path())?;
-        }
+    for below in groups_below(group) {
+        remove_tree(&below)?;
     }
     ignore_missing(fs::remove_dir(group)).with_context(|| format!("remove {}", group.display()))
 }

@@ -10,6 +10,7 @@ use nix::net::if_::if_nametoindex;
 use super::Datapath;
 use super::build::{Link, NODE, SENDER};
 use super::world::World;
+use crate::kernel;
 use crate::lab::LoneNamespace;
 
 /// The network, with the thread that made it inside.
@@ -98,8 +99,11 @@ const SYSCTLS: [(&str, &str); 2] = [("ipv4/ip_forward", "1"), ("ipv6/conf/all/fo
 
 impl Network {
     /// Makes the network and moves the calling thread into it, until it is dropped. The programs learn of its devices;
-    /// packets come in on `front`. XDP programs can send by `back` too.
-    pub fn enter(datapath: &mut Datapath) -> Self {
+    /// packets come in on `front`. XDP programs can send by `back` too. `None` on kernels on which that cannot be tested.
+    pub fn enter(datapath: &mut Datapath) -> Option<Self> {
+        if !kernel::needs("5.14", "devices in test runs of XDP programs") {
+            return None;
+        }
         let alone = LoneNamespace::enter("packets").expect("a network namespace");
         let namespace = alone.namespace();
         namespace.sysctl(&SYSCTLS).expect("the node forwards");
@@ -112,7 +116,7 @@ impl Network {
         };
         network.tell(datapath, &[network.front, network.back]);
         datapath.device = network.front;
-        network
+        Some(network)
     }
 
     /// Tells the programs of the devices, of which these can send for XDP programs of others.

@@ -277,7 +277,9 @@ fn whatever_comes() {
     let Some(mut datapath) = datapath_with(settings) else {
         return;
     };
-    let network = Network::enter(&mut datapath);
+    let Some(network) = Network::enter(&mut datapath) else {
+        return;
+    };
     network.ip(&ROUTES);
     serve(&mut datapath);
     let host = host(&datapath);

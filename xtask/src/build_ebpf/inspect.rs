@@ -1,5 +1,6 @@
 //! What is in an object file of kernel programs.
 
+use super::stack;
 use anyhow::{Context, Result, ensure};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 
@@ -33,6 +34,8 @@ pub(crate) struct Function {
     pub(crate) section: String,
     /// Its size, where a 64-bit constant counts as two.
     pub(crate) instructions: u64,
+    /// The bytes of stack that it and what it calls take, see [`stack::depths`].
+    pub(crate) stack: u64,
 }
 
 /// The head of `bpf_map_def`.
@@ -74,6 +77,7 @@ impl Object {
 }
 
 fn functions(file: &object::File<'_>) -> Result<Vec<Function>> {
+    let depths = stack::depths(file)?;
     let mut functions = Vec::new();
     for symbol in file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text) {
         let Some(index) = symbol.section_index() else {
@@ -84,6 +88,7 @@ fn functions(file: &object::File<'_>) -> Result<Vec<Function>> {
             name: format!("{:#}", rustc_demangle::demangle(symbol.name()?)),
             section: file.section_by_index(index)?.name()?.to_owned(),
             instructions: symbol.size() / INSTRUCTION,
+            stack: depths.get(symbol.name()?).copied().unwrap_or_default(),
         });
     }
     functions.sort_by_cached_key(|function| {

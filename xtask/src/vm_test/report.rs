@@ -1,48 +1,73 @@
 //! What is told at the end, and the page about kernels.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::Run;
+use super::results::Finding;
+use crate::build_ebpf::budget;
+use crate::test::runner::Outcome;
 use crate::test::transcript::Counts;
+use crate::workspace;
 
-/// Prints the tables, writes them down if these were all tests, and says whether all is well.
-pub(super) fn summarize(runs: Vec<Run>, _is_whole: bool) -> Result<ExitCode> {
-    println!();
-    for run in &runs {
-        println!("Linux {}\n{}\n", run.release, programs(run));
-    }
-    let mut sum = Counts::default();
-    let mut tests = table(&["kernel", "passed", "failed", "skipped", "seconds"], 1);
-    for run in runs {
-        let name = run.kernel.name;
-        for finding in &run.results.programs {
-            if let Some(log) = &finding.log {
-                println!("{name}: {} is refused: {log}\n", finding.program);
+/// The line of the page behind which everything is written by this program.
+const MARK: &str = "<!-- From here on written by `cargo xtask vm-test`. -->\n";
+
+/// A kernel's part of the page.
+struct Column {
+    name: String,
+    release: String,
+    programs: Vec<Finding>,
+    outcome: Outcome,
+    seconds: u64,
+}
+
+/// What is to be done with the numbers.
+#[derive(Clone, Copy)]
+pub(super) struct Use {
+    /// Write the page: all tests were run on all kernels.
+    pub(super) page: bool,
+    /// Take the verifiers' numbers for the budget.
+    pub(super) update_budget: bool,
+}
+
+/// Prints the tables, compares with the budget, and says whether all is well.
+pub(super) fn summarize(runs: Vec<Run>, wanted: Use) -> Result<ExitCode> {
+    let mut columns: Vec<_> = runs.into_iter().map(column).collect();
+    for column in &mut columns {
+        let section = format!("verified.\"{}\"", column.name);
+        let counts = verified(&column.programs);
+        if wanted.update_budget {
+            budget::replace(&section, counts)?;
+        } else {
+            for complaint in budget::complaints(&section, &counts)? {
+                column.outcome.counts.failed += 1;
+                column.outcome.remarks.push(complaint);
             }
         }
-        let outcome = run.results.outcome();
-        for remark in &outcome.remarks {
-            println!("{name}: {remark}");
-        }
-        let Counts {
-            passed,
-            failed,
-            skipped,
-        } = outcome.counts;
-        sum += outcome.counts;
-        let seconds = run.time.as_secs();
-        tests.add_row([
-            name,
-            passed.to_string(),
-            failed.to_string(),
-            skipped.to_string(),
-            seconds.to_string(),
-        ]);
     }
-    println!("{tests}\n");
+    println!("\n{}", programs(&columns));
+    let mut sum = Counts::default();
+    for column in &columns {
+        sum += column.outcome.counts;
+        for finding in &column.programs {
+            if let Some(log) = &finding.log {
+                println!("\n{}: {} is refused: {log}", column.name, finding.program);
+            }
+        }
+        for remark in &column.outcome.remarks {
+            println!("{}: {remark}", column.name);
+        }
+    }
+    println!("\n{}\n", tests(&columns));
+    if wanted.page {
+        write_page(&columns)?;
+    }
     let Counts {
         passed,
         failed,
@@ -55,25 +80,110 @@ pub(super) fn summarize(runs: Vec<Run>, _is_whole: bool) -> Result<ExitCode> {
     })
 }
 
-fn programs(run: &Run) -> Table {
-    let mut table = table(&["program", "loads", "instructions", "milliseconds"], 2);
-    for finding in &run.results.programs {
-        let number = |number: Option<u64>| number.map_or("-".to_owned(), |number| number.to_string());
+fn column(run: Run) -> Column {
+    Column {
+        name: run.kernel.name,
+        release: run.release,
+        programs: run.results.programs.clone(),
+        outcome: run.results.outcome(),
+        seconds: run.time.as_secs(),
+    }
+}
+
+/// What a verifier walked through, as the budget has it.
+fn verified(findings: &[Finding]) -> budget::Counts {
+    let counted = findings
+        .iter()
+        .filter_map(|finding| Some((finding.program.clone(), finding.instructions?)));
+    counted.collect()
+}
+
+/// For each program what each kernel's verifier made of it.
+fn programs(columns: &[Column]) -> Table {
+    let mut header = vec!["instructions verified, milliseconds".to_owned()];
+    header.extend(columns.iter().map(|column| column.name.clone()));
+    let mut table = table(&header);
+    let names: BTreeSet<&str> = columns
+        .iter()
+        .flat_map(|column| column.programs.iter().map(|finding| finding.program.as_str()))
+        .collect();
+    for name in names {
+        let mut row = vec![name.to_owned()];
+        row.extend(columns.iter().map(|column| {
+            let mut findings = column.programs.iter();
+            let finding = findings.find(|finding| finding.program == name);
+            finding.map_or_else(|| "-".to_owned(), cell)
+        }));
+        table.add_row(row);
+    }
+    table
+}
+
+fn cell(finding: &Finding) -> String {
+    if !finding.loads {
+        return "refused".to_owned();
+    }
+    let number = |number: Option<u64>| number.map_or("-".to_owned(), |number| number.to_string());
+    format!(
+        "{}, {}",
+        number(finding.instructions),
+        number(finding.microseconds.map(|time| time / 1000))
+    )
+}
+
+fn tests(columns: &[Column]) -> Table {
+    let header = ["kernel", "release", "passed", "failed", "skipped", "seconds"];
+    let mut table = table(&header.map(str::to_owned));
+    for column in columns {
+        let Counts {
+            passed,
+            failed,
+            skipped,
+        } = column.outcome.counts;
         table.add_row([
-            finding.program.clone(),
-            if finding.loads { "yes" } else { "no" }.to_owned(),
-            number(finding.instructions),
-            number(finding.microseconds.map(|time| time / 1000)),
+            column.name.clone(),
+            column.release.clone(),
+            passed.to_string(),
+            failed.to_string(),
+            skipped.to_string(),
+            column.seconds.to_string(),
         ]);
     }
     table
 }
 
-/// A table whose columns from the given one on hold numbers.
-fn table(header: &[&str], numbers_from: usize) -> Table {
+fn write_page(columns: &[Column]) -> Result<()> {
+    let path = workspace::root().join("docs/kernels.md");
+    let page = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let (text, _) = page
+        .split_once(MARK)
+        .with_context(|| format!("{} has no line {MARK}", path.display()))?;
+    let mut page = format!("{text}{MARK}");
+    for mut table in [tests(columns), programs(columns)] {
+        table.load_preset(presets::ASCII_MARKDOWN);
+        // Writing to a string cannot fail.
+        let _ = writeln!(page, "\n{table}");
+    }
+    let remarks: Vec<_> = columns
+        .iter()
+        .flat_map(|column| column.outcome.remarks.iter().map(|remark| (&column.name, remark)))
+        .collect();
+    if !remarks.is_empty() {
+        page += "\n";
+    }
+    for (name, remark) in remarks {
+        let _ = writeln!(page, "- {name}: {remark}");
+    }
+    fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("written: {}", path.display());
+    Ok(())
+}
+
+/// A table whose columns hold numbers, but for the first.
+fn table(header: &[String]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header);
-    for column in table.column_iter_mut().skip(numbers_from) {
+    for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table

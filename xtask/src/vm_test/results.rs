@@ -23,9 +23,13 @@ pub(super) struct Results {
 /// What the verifier says of a kernel program.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(super) struct Finding {
+    /// Its name.
     pub(super) program: String,
+    /// Whether the kernel takes it.
     pub(super) loads: bool,
+    /// The instructions that the verifier walked through, the same one several times if it had to.
     pub(super) instructions: Option<u64>,
+    /// How long that took.
     pub(super) microseconds: Option<u64>,
     /// The end of the verifier's log if it does not load.
     pub(super) log: Option<String>,

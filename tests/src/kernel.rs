@@ -1,0 +1,41 @@
+//! What the running kernel has: tests of what an older one lacks are skipped there, and there only.
+
+use aya::util::KernelVersion;
+
+/// Whether the kernel has a feature that came with a version (`6.6`). Says on standard output that the test is skipped
+/// if the kernel is older; on all others the test runs, and fails if the feature is missing all the same.
+///
+/// ```no_run
+/// if !lb_tests::kernel::needs("6.6", "TCX links") {
+///     return;
+/// }
+/// ```
+pub fn needs(version: &str, feature: &str) -> bool {
+    let current = KernelVersion::current().expect("the kernel tells its version");
+    let is_there = current >= parse(version);
+    if !is_there {
+        println!("skipped: needs Linux {version} ({feature})");
+    }
+    is_there
+}
+
+fn parse(version: &str) -> KernelVersion {
+    let mut numbers = version
+        .split('.')
+        .map(|number| number.parse().expect("a version is numbers"));
+    let mut next = || numbers.next().unwrap_or_default();
+    KernelVersion::new(next(), next(), 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        assert!(parse("5.10") > parse("5.4"));
+        assert!(parse("6.1") > parse("5.18"));
+        assert!(needs("4.0", "what every kernel has"));
+        assert!(!needs("255.0", "what no kernel has"));
+    }
+}
