@@ -3,12 +3,20 @@
 
 use std::os::fd::AsRawFd;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// The kernel's cookie of this thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14): what
-/// `bpf_get_netns_cookie` returns for its sockets.
-pub fn cookie() -> nix::Result<u64> {
+/// The kernel's cookie of this thread's network namespace (`SO_NETNS_COOKIE`): what `bpf_get_netns_cookie` returns for its
+/// sockets. `None` on kernels that do not tell (before 5.14).
+pub fn cookie() -> nix::Result<Option<u64>> {
+    match ask() {
+        Err(Errno::ENOPROTOOPT) => Ok(None),
+        cookie => cookie.map(Some),
+    }
+}
+
+fn ask() -> nix::Result<u64> {
     let socket = socket(
         AddressFamily::Inet,
         SockType::Datagram,
@@ -36,7 +44,7 @@ mod tests {
     #[test]
     fn the_cookie_is_that_of_the_namespace() {
         let cookie = super::cookie().unwrap();
-        assert_ne!(cookie, 0);
+        assert_ne!(cookie, Some(0));
         assert_eq!(super::cookie(), Ok(cookie));
     }
 }

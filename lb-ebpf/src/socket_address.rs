@@ -10,13 +10,23 @@ use lb_common::socket::{Call, Peer};
 use crate::routes::AF_INET6;
 use crate::tables::Family;
 
-/// The cookie of the node's own network namespace; set by the agent.
+/// The cookie of the node's own network namespace; set by the agent. 0 if the kernel tells it to programs only (before
+/// 5.14): then it is the initial one.
 #[unsafe(no_mangle)]
 static NODE_NAMESPACE: Global<u64> = Global::new(0);
 
 /// Not zero if only sockets of the node's own network namespace are translated; set by the agent.
 #[unsafe(no_mangle)]
 static ONLY_NODE: Global<u32> = Global::new(0);
+
+#[inline(always)]
+fn node_namespace() -> u64 {
+    match NODE_NAMESPACE.load() {
+        // SAFETY: plain helper call; without context it is about the initial namespace.
+        0 => unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) },
+        cookie => cookie,
+    }
+}
 
 /// The address in a system call, as the kernel shows it to the program.
 pub struct SocketAddress(*mut bpf_sock_addr);
@@ -35,7 +45,7 @@ impl SocketAddress {
         let protocol = known_protocol(unsafe { (*self.0).protocol })?;
         // SAFETY: plain helper call with the context.
         let namespace = unsafe { bpf_get_netns_cookie(self.0.cast()) };
-        let is_node = namespace == NODE_NAMESPACE.load();
+        let is_node = namespace == node_namespace();
         if ONLY_NODE.load() != 0 && !is_node {
             return None;
         }

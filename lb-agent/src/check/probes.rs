@@ -10,7 +10,7 @@ use super::feature::{Feature, Found};
 use crate::datapath::probe::{self, Helper, Map, Program};
 use crate::maps::Protocol;
 use crate::mounts::{self, Mount};
-use crate::{privileges, sockets};
+use crate::{namespace, privileges, sockets};
 
 /// The number of the top directory of a cgroup hierarchy; a cgroup namespace shows another one as its top.
 const CGROUP_ROOT_INODE: u64 = 1;
@@ -85,7 +85,7 @@ fn device_programs() -> [Feature; 5] {
     ]
 }
 
-fn socket_programs(mounts: &io::Result<Vec<Mount>>) -> [Feature; 4] {
+fn socket_programs(mounts: &io::Result<Vec<Mount>>) -> [Feature; 5] {
     let cookie = probe::helper(Program::CgroupSockAddr, Helper::GetNetnsCookie);
     let retval = probe::helper(Program::CgroupSockAddr, Helper::SetRetval);
     [
@@ -110,6 +110,13 @@ fn socket_programs(mounts: &io::Result<Vec<Mount>>) -> [Feature; 4] {
             cookie.into(),
         )
         .since("5.7"),
+        Feature::optional(
+            "SO_NETNS_COOKIE",
+            "the same where this host's network namespace is not the initial one",
+            "the initial network namespace is taken for this host's",
+            namespace::cookie().map(|cookie| cookie.is_some()).into(),
+        )
+        .since("5.14"),
         Feature::optional(
             "bpf_set_retval",
             "\"connection refused\" at once where there is no endpoint",

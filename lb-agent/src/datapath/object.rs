@@ -65,7 +65,7 @@ pub struct Settings {
     pub node_address4: Option<Ipv4Addr>,
     /// The node's primary IPv6 address: replaces the client's in hairpin connections.
     pub node_address6: Option<Ipv6Addr>,
-    /// The cookie of the node's own network namespace (`SO_NETNS_COOKIE`).
+    /// The cookie of the node's own network namespace (`SO_NETNS_COOKIE`); 0 if the kernel does not tell: the initial one.
     pub node_namespace: u64,
     /// Whether only sockets of that namespace are translated.
     pub only_node_sockets: bool,

@@ -72,11 +72,14 @@ pub(super) fn cgroup(arguments: &RunArguments) -> anyhow::Result<Option<PathBuf>
 /// What the programs are loaded with on a node with these addresses.
 pub(super) fn settings(arguments: &RunArguments, addresses: &BTreeSet<IpAddr>) -> anyhow::Result<Settings> {
     let sizes = &arguments.sizes;
-    let node_namespace = namespace::cookie().context("cannot tell this network namespace from others")?;
+    let cookie = namespace::cookie().context("cannot tell this network namespace from others")?;
+    if cookie.is_none() {
+        tracing::info!("this kernel tells no network namespace: the initial one is taken for the node's");
+    }
     Ok(Settings {
         node_address4: first_ipv4(addresses),
         node_address6: first_ipv6(addresses),
-        node_namespace,
+        node_namespace: cookie.unwrap_or_default(),
         only_node_sockets: arguments.socket_lb == SocketLb::Host,
         keeps_removed: arguments.on_removed_backend == OnRemovedBackend::Forward,
         translated_ports: ports::translated(),
