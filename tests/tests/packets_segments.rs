@@ -37,7 +37,9 @@ fn large(world: &World, protocol: Protocol) -> Build {
 /// Runs a check for both families and protocols, with a backend behind a narrow route.
 fn with_narrow_route(mut check: impl FnMut(&mut Datapath, &World, Protocol)) {
     let Some(mut datapath) = datapath() else { return };
-    let _network = Network::enter(&mut datapath);
+    let Some(_network) = Network::enter(&mut datapath) else {
+        return;
+    };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.backend_at(Place::Narrow))]);
         datapath.change_backend(service * 100, |backend| backend.local = false);
