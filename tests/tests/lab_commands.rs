@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use lb_tests::lab::cluster::{ECHO, HTTP, SERVICE_FILE, UNKNOWN_PORT, service, vips};
-use lb_tests::lab::{Cluster, Machine, SocketLb, require_privileges};
+use lb_tests::lab::{Cluster, Machine, SocketLb, require_privileges, wait_for};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -192,14 +192,17 @@ fn sockets_are_connections_too() {
     let host = cluster.nodes[0].host();
     for (family, vip) in vips().into_iter().enumerate() {
         let node = addresses(host)[family];
-        let report = host.http(vip, HTTP.port).count(3).run().unwrap();
-        assert_eq!(report.answered(), 3);
-        let shown = rows(&cluster, "connections --service default/web:http");
-        let own = shown.iter().filter(|row| row["frontend"] == at(vip, HTTP.port));
-        assert!(own.clone().count() >= 3, "{shown:?}");
-        assert!(own.clone().all(|row| row["kind"] == "socket"), "{shown:?}");
+        let talks = [(); 3].map(|()| host.connect(vip, ECHO.port).unwrap());
+        let shown = rows(&cluster, "connections --service default/web:echo");
+        assert_eq!(shown.len(), 3, "{shown:?}");
+        for row in &shown {
+            assert_eq!(
+                (&row["kind"], &row["frontend"]),
+                (&"socket".into(), &at(vip, ECHO.port).into())
+            );
+        }
 
-        let line = format!("explain tcp {node} {}", at(vip, HTTP.port));
+        let line = format!("explain tcp {node} {}", at(vip, ECHO.port));
         run(&cluster, &line);
         let (code, said) = json(&cluster, &line);
         assert_eq!((code, &said["verdict"]), (0, &"translated".into()), "{said}");
@@ -214,7 +217,12 @@ fn sockets_are_connections_too() {
                 .unwrap()
                 .0
         );
-        assert!(rows(&cluster, &line.replace(['[', ']'], "")).len() >= 3);
+        assert_eq!(rows(&cluster, &line.replace(['[', ']'], "")).len(), 3);
+        drop(talks);
+        wait_for("no rows of closed sockets", PATIENCE, || {
+            rows(&cluster, "connections").is_empty().then_some(())
+        })
+        .unwrap();
     }
     let listed = rows(&cluster, "affinity list");
     assert!(

@@ -18,7 +18,7 @@ use crate::network::Network;
 
 const CAPACITY: Capacity = Capacity {
     frontends: 100,
-    slots: 20_000,
+    slots: 40_000,
     backends: 100,
     services: 30,
     source_ranges: 100,
