@@ -84,7 +84,7 @@ fn try_run(arguments: &Arguments) -> Result<ExitCode> {
     let tests = build(arguments)?;
     let shared = directory().join("tests.cpio");
     write_tests(&shared, &tests, arguments.test_name.as_deref())?;
-    let waiting = Mutex::new(kernels.into_iter());
+    let waiting = Mutex::new(kernels.iter().cloned());
     let worker = || {
         let mut runs = Vec::new();
         while let Some(kernel) = next(&waiting) {
@@ -92,7 +92,7 @@ fn try_run(arguments: &Arguments) -> Result<ExitCode> {
         }
         runs
     };
-    let runs = thread::scope(|scope| {
+    let mut runs = thread::scope(|scope| {
         let workers = [(); MACHINES].map(|()| scope.spawn(worker));
         let runs = workers.into_iter().flat_map(|worker| {
             let panicked = |panic| std::panic::resume_unwind(panic);
@@ -101,11 +101,12 @@ fn try_run(arguments: &Arguments) -> Result<ExitCode> {
         runs.collect::<Result<Vec<Run>>>()
     })?;
     fs::remove_file(&shared)?;
-    let all_tests = arguments.stages.is_empty() && arguments.test_name.is_none() && !arguments.probe;
+    // From the oldest kernel to the newest, whichever ended first.
+    runs.sort_by_key(|run| kernels.iter().position(|kernel| *kernel == run.kernel));
     report::summarize(
         runs,
         Use {
-            page: all_tests && has_all,
+            page: has_all && arguments.stages.is_empty() && arguments.test_name.is_none(),
             update_budget: arguments.update_budget,
         },
     )

@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 
 use super::machine::Machine;
 use super::wait::wait_for;
+use crate::slowness::patience;
 
 /// How long a process may run by default: a test that hangs ends too.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
@@ -74,7 +75,7 @@ impl Machine {
             .args(["--parent", &process::id().to_string()])
             .args([
                 "--time-limit",
-                &time_limit.unwrap_or_default().as_secs().to_string(),
+                &time_limit.map(patience).unwrap_or_default().as_secs().to_string(),
             ]);
         Ok(command)
     }

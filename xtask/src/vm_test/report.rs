@@ -30,7 +30,7 @@ struct Column {
 /// What is to be done with the numbers.
 #[derive(Clone, Copy)]
 pub(super) struct Use {
-    /// Write the page: all tests were run on all kernels.
+    /// Write the page: these are all kernels, and all tests or none.
     pub(super) page: bool,
     /// Take the verifiers' numbers for the budget.
     pub(super) update_budget: bool,

@@ -69,7 +69,7 @@ impl Results {
         }
     }
 
-    /// The sums, and what to tell about tests that did not pass.
+    /// The sums, in which a program that loads is a passed test, and what to tell about those that did not pass.
     pub(super) fn outcome(mut self) -> Outcome {
         let mut outcome = Outcome::default();
         if let Some(running) = self.running.take() {
@@ -83,9 +83,13 @@ impl Results {
                 .remarks
                 .push("the machine ended before its tests were run".to_owned());
         }
-        for finding in self.programs.iter().filter(|finding| !finding.loads) {
-            outcome.counts.failed += 1;
-            outcome.remarks.push(format!("{} is refused", finding.program));
+        for finding in &self.programs {
+            if finding.loads {
+                outcome.counts.passed += 1;
+            } else {
+                outcome.counts.failed += 1;
+                outcome.remarks.push(format!("{} is refused", finding.program));
+            }
         }
         for (_, tests, _) in self.tests {
             outcome.add(tests);
@@ -182,6 +186,6 @@ mod tests {
         assert_eq!(results.programs[0].instructions, Some(7));
         assert_eq!(results.programs[1].log.as_deref(), Some("why"));
         let outcome = results.outcome();
-        assert_eq!((outcome.counts.passed, outcome.counts.failed), (0, 1));
+        assert_eq!((outcome.counts.passed, outcome.counts.failed), (1, 1));
     }
 }
