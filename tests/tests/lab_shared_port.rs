@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lb_tests::lab::cluster::{ECHO, HTTP, UDP};
+use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{Cluster, Machine, Published, ServicePort, SocketLb, Xdp, require_privileges, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,6 +40,42 @@ fn two_vips_share_a_pod_and_the_client_a_port() {
             for from in [&cluster.outside, &cluster.client] {
                 share_a_port(from, first, second);
             }
+        }
+    }
+}
+
+/// Where sockets are translated, the kernel sees two connections from one port to one Pod: the second is refused when it
+/// is asked for, and the first goes on.
+#[test]
+fn through_sockets_the_second_is_refused() {
+    if !require_privileges() {
+        return;
+    }
+    let [first, second] = [Published::new("first", 41), Published::new("second", 42)];
+    let cluster = Cluster::new("shared-sockets", &[0]).unwrap();
+    let ports = [HTTP, UDP, ECHO].map(ServicePort::without_node_port);
+    for service in [first, second] {
+        cluster
+            .publish(service, &ports, &[cluster.servers[0].place()])
+            .unwrap();
+    }
+    let _agents = cluster.start_agents(SocketLb::All, None, &[]).unwrap();
+    for from in [&cluster.client, cluster.nodes[0].host()] {
+        for (index, own) in from.addresses().both().into_iter().enumerate() {
+            let [to, other] =
+                [first, second].map(|service| SocketAddr::new(service.addresses()[index], ECHO.port));
+            let source = SocketAddr::new(own, SOURCE_PORT);
+            let mut talk = from.talk_from(source, to).unwrap();
+            talk.connected().unwrap();
+            let mut refused = from.talk_from(source, other).unwrap();
+            let event = refused.next_event().unwrap();
+            assert_eq!(
+                event,
+                TalkEvent::Error("connect: AddrNotAvailable".to_owned()),
+                "{own}"
+            );
+            talk.server().unwrap();
+            from.connect(other.ip(), other.port()).unwrap();
         }
     }
 }
