@@ -46,6 +46,8 @@ pub struct Call<A> {
     pub namespace: u64,
     /// Whether that is the node's own.
     pub is_node: bool,
+    /// Whether the socket has a port of its own already, which the process may have chosen.
+    pub is_bound: bool,
 }
 
 impl<A: Address> Call<A> {
@@ -81,6 +83,11 @@ pub fn connect<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Res
     let Some(frontend) = find_frontend(tables, call.peer.address, call.peer.port, call.protocol) else {
         return Ok(None);
     };
+    // Two Services may share a Pod, and the kernel has no second TCP connection from one port to it: at the Pod's
+    // device, the port of one is replaced.
+    if call.is_bound && !call.is_node && call.protocol == protocol::TCP {
+        return Ok(None);
+    }
     // The address of a Pod's client is not known here: its packets are filtered at the Pod's device.
     let is_filtered = frontend.source_ranges != 0;
     if frontend.flags & frontend_flags::PASS_UNKNOWN != 0 || (is_filtered && !call.is_node) {
@@ -347,7 +354,37 @@ mod tests {
             protocol: protocol::UDP,
             namespace: 7,
             is_node: false,
+            is_bound: false,
             peer,
+        }
+    }
+
+    #[test]
+    fn connections_of_pods_from_a_port_of_their_choice_are_left_to_their_device() {
+        let mut tables = tables();
+        let row = tables.frontends.values().find(|row| row.service == SERVICE);
+        let row = *row.unwrap();
+        let key = FrontendKey {
+            address: vip().address,
+            port: vip().port,
+            protocol: protocol::TCP,
+            pad: 0,
+        };
+        tables.frontends.insert(key, row);
+        for (protocol, is_node, is_bound, is_translated) in [
+            (protocol::TCP, false, true, false),
+            (protocol::TCP, false, false, true),
+            (protocol::TCP, true, true, true),
+            (protocol::UDP, false, true, true),
+        ] {
+            let call = Call {
+                protocol,
+                is_node,
+                is_bound,
+                ..call(7, vip())
+            };
+            let to = connect(&tables, &call).unwrap();
+            assert_eq!(to.is_some(), is_translated, "{call:?}");
         }
     }
 

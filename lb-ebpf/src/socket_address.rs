@@ -57,7 +57,17 @@ impl SocketAddress {
             peer,
             namespace,
             is_node,
+            is_bound: self.is_bound(),
         })
+    }
+
+    #[inline(always)]
+    fn is_bound(&self) -> bool {
+        // SAFETY: the kernel hands the program a valid context, whose socket can be read.
+        unsafe {
+            let socket = (*self.0).__bindgen_anon_1.sk;
+            !socket.is_null() && (*socket).src_port != 0
+        }
     }
 
     #[inline(always)]
@@ -163,6 +173,7 @@ impl ClosedSocket {
             // Nothing is chosen for it any more.
             namespace: 0,
             is_node: false,
+            is_bound: false,
         })
     }
 

@@ -44,10 +44,11 @@ fn two_vips_share_a_pod_and_the_client_a_port() {
     }
 }
 
-/// Where sockets are translated, the kernel sees two connections from one port to one Pod: the second is refused when it
-/// is asked for, and the first goes on.
+/// Connections of Pods from a port of their choice are translated at their devices, even if sockets are. Those of the node
+/// have no such device: the kernel sees two connections from one port to one Pod, and refuses the second when it is asked
+/// for.
 #[test]
-fn through_sockets_the_second_is_refused() {
+fn where_sockets_are_translated() {
     if !require_privileges() {
         return;
     }
@@ -60,23 +61,23 @@ fn through_sockets_the_second_is_refused() {
             .unwrap();
     }
     let _agents = cluster.start_agents(SocketLb::All, None, &[]).unwrap();
-    for from in [&cluster.client, cluster.nodes[0].host()] {
-        for (index, own) in from.addresses().both().into_iter().enumerate() {
-            let [to, other] =
-                [first, second].map(|service| SocketAddr::new(service.addresses()[index], ECHO.port));
-            let source = SocketAddr::new(own, SOURCE_PORT);
-            let mut talk = from.talk_from(source, to).unwrap();
-            talk.connected().unwrap();
-            let mut refused = from.talk_from(source, other).unwrap();
-            let event = refused.next_event().unwrap();
-            assert_eq!(
-                event,
-                TalkEvent::Error("connect: AddrNotAvailable".to_owned()),
-                "{own}"
-            );
-            talk.server().unwrap();
-            from.connect(other.ip(), other.port()).unwrap();
-        }
+    share_a_port(&cluster.client, first, second);
+    let host = cluster.nodes[0].host();
+    for (index, own) in host.addresses().both().into_iter().enumerate() {
+        let [to, other] =
+            [first, second].map(|service| SocketAddr::new(service.addresses()[index], ECHO.port));
+        let source = SocketAddr::new(own, SOURCE_PORT);
+        let mut talk = host.talk_from(source, to).unwrap();
+        talk.connected().unwrap();
+        let mut refused = host.talk_from(source, other).unwrap();
+        let event = refused.next_event().unwrap();
+        assert_eq!(
+            event,
+            TalkEvent::Error("connect: AddrNotAvailable".to_owned()),
+            "{own}"
+        );
+        talk.server().unwrap();
+        host.connect(other.ip(), other.port()).unwrap();
     }
 }
 

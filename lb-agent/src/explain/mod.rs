@@ -320,6 +320,7 @@ fn call<A: LiveFamily>(maps: &LiveMaps, key: &FlowKey<A>) -> Call<A> {
         },
         namespace: lb_common::layout::cookie(maps.settings().node_namespace),
         is_node: true,
+        is_bound: false,
     }
 }
 
