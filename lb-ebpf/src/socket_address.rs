@@ -104,15 +104,9 @@ impl SocketAddress {
 
     #[inline(always)]
     pub fn peer6(&self) -> Peer<Address6> {
-        // One load for each word: the kernel rewrites loads of context fields one by one.
-        // SAFETY: as above.
-        let words = unsafe {
-            let address = &raw const (*self.0).user_ip6;
-            let word = |index: usize| address.cast::<u32>().add(index).read_volatile();
-            [word(0), word(1), word(2), word(3)]
-        };
         Peer {
-            address: Address6::from_words(words),
+            // SAFETY: as above.
+            address: unsafe { address6(&raw const (*self.0).user_ip6) },
             port: self.port(),
         }
     }
@@ -130,6 +124,18 @@ impl SocketAddress {
         }
         self.set_port(peer.port);
     }
+}
+
+/// The IPv6 address in a field of a context.
+///
+/// # Safety
+/// The field is one of a valid context.
+#[inline(always)]
+unsafe fn address6(field: *const [u32; 4]) -> Address6 {
+    // One load for each word: the kernel rewrites loads of context fields one by one.
+    // SAFETY: as the caller says.
+    let word = |index: usize| unsafe { field.cast::<u32>().add(index).read_volatile() };
+    Address6::from_words([word(0), word(1), word(2), word(3)])
 }
 
 /// The protocol with this number, if it is one that the agent translates.
@@ -191,15 +197,9 @@ impl ClosedSocket {
     /// The peer of an IPv6 socket; all zeros if it has none.
     #[inline(always)]
     pub fn peer6(&self) -> Peer<Address6> {
-        // One load for each word, as in [`SocketAddress::peer6`].
-        // SAFETY: as above.
-        let words = unsafe {
-            let address = &raw const (*self.0).dst_ip6;
-            let word = |index: usize| address.cast::<u32>().add(index).read_volatile();
-            [word(0), word(1), word(2), word(3)]
-        };
         Peer {
-            address: Address6::from_words(words),
+            // SAFETY: as above.
+            address: unsafe { address6(&raw const (*self.0).dst_ip6) },
             port: self.port(),
         }
     }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use aya::maps::{Array, HashMap, MapData};
-use lb_common::layout::{Address4, Address6, Device, XDP_DEVICES, map, xdp_device_row};
+use lb_common::layout::{Address4, Address6, Device, map, xdp_device_row};
 
 use super::filter::Filter;
 use super::maps::{kernel, open, typed};
@@ -16,15 +16,26 @@ use crate::maps::{Family, MapError};
 pub struct DeviceTable {
     devices: HashMap<MapData, u32, Device>,
     xdp_devices: Array<MapData, u32>,
+    /// The rows of `xdp_devices` that hold a device.
+    xdp_rows: BTreeMap<u32, u32>,
     filter: Filter,
 }
 
 impl DeviceTable {
     /// Opens the maps pinned in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
+        let xdp_devices: Array<_, u32> = typed(open(directory, map::XDP_DEVICES)?, map::XDP_DEVICES)?;
+        let mut xdp_rows = BTreeMap::new();
+        for (row, index) in (0..).zip(xdp_devices.iter()) {
+            let index = index.map_err(|error| kernel(map::XDP_DEVICES, format!("read row {row}"), error))?;
+            if index != 0 {
+                xdp_rows.insert(row, index);
+            }
+        }
         Ok(Self {
             devices: typed(open(directory, map::DEVICES)?, map::DEVICES)?,
-            xdp_devices: typed(open(directory, map::XDP_DEVICES)?, map::XDP_DEVICES)?,
+            xdp_devices,
+            xdp_rows,
             filter: Filter::open(directory)?,
         })
     }
@@ -59,19 +70,16 @@ impl DeviceTable {
 
     fn set_xdp(&mut self, snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> Result<(), MapError> {
         let wanted = xdp_rows(snapshot, with_xdp);
-        for row in 0..XDP_DEVICES {
-            let index = wanted.get(&row).copied().unwrap_or(0);
-            let failed = |error| {
+        for (row, index) in changed_rows(&self.xdp_rows, &wanted) {
+            self.xdp_devices.set(row, index, 0).map_err(|error| {
                 kernel(
                     map::XDP_DEVICES,
                     format!("write device {index} to row {row}"),
                     error,
                 )
-            };
-            if self.xdp_devices.get(&row, 0).map_err(failed)? != index {
-                self.xdp_devices.set(row, index, 0).map_err(failed)?;
-            }
+            })?;
         }
+        self.xdp_rows = wanted;
         Ok(())
     }
 }
@@ -108,6 +116,14 @@ fn xdp_rows(snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> BTreeMap<u32, u32>
         .collect()
 }
 
+/// What has to be written so that `wanted` stands where `known` does; 0 where no device does any more.
+fn changed_rows(known: &BTreeMap<u32, u32>, wanted: &BTreeMap<u32, u32>) -> Vec<(u32, u32)> {
+    let gone = known.keys().filter(|row| !wanted.contains_key(row));
+    let gone = gone.map(|row| (*row, 0));
+    let new = wanted.iter().filter(|(row, index)| known.get(row) != Some(index));
+    gone.chain(new.map(|(row, index)| (*row, *index))).collect()
+}
+
 /// A row for each device with an address that packets can leave by.
 fn rows(snapshot: &Snapshot) -> BTreeMap<u32, Device> {
     let rows = usable(snapshot).map(|link| {
@@ -133,6 +149,7 @@ fn rows(snapshot: &Snapshot) -> BTreeMap<u32, Device> {
 mod tests {
     use super::*;
     use crate::devices::Address;
+    use lb_common::layout::XDP_DEVICES;
 
     fn link(index: u32, up: bool, loopback: bool) -> Link {
         Link {
@@ -154,6 +171,14 @@ mod tests {
         let with_xdp = BTreeSet::from([1, 3, 4, 3 + XDP_DEVICES, 5 + XDP_DEVICES]);
         let expected = BTreeMap::from([(3, 3 + XDP_DEVICES), (5, 5 + XDP_DEVICES)]);
         assert_eq!(xdp_rows(&snapshot, &with_xdp), expected);
+    }
+
+    #[test]
+    fn only_rows_that_differ_are_written() {
+        let known = BTreeMap::from([(1, 1), (2, 2), (3, 3)]);
+        let wanted = BTreeMap::from([(1, 1), (3, 1027), (4, 4)]);
+        assert_eq!(changed_rows(&known, &wanted), [(2, 0), (3, 1027), (4, 4)]);
+        assert_eq!(changed_rows(&wanted, &wanted), []);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) fn measure(shape: Shape, effort: &Effort) -> Result<Times> {
     };
     for round in 0..effort.loads {
         let pins = PinDirectory::new("bench")?;
-        object::load(&Settings::default(), pins.path())?;
+        object::prepare(&Settings::default(), pins.path())?;
         let maps = KernelMaps::open(pins.path())?;
         let lists = lists(shape);
         let node = NodeConfig {
