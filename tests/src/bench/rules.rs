@@ -13,6 +13,8 @@ use super::objects::{Made, PORT, Shape, TARGET_PORT};
 /// Addresses of the cluster's Pods: packets of others are masqueraded.
 const POD_CIDR: &str = "10.128.0.0/9";
 const SERVICE_CIDR: &str = "10.96.0.0/12";
+/// kube-proxy's table in nftables.
+const TABLE: &str = "ip kube-proxy";
 /// kube-proxy leaves comments out from so many endpoints on.
 const MANY_ENDPOINTS: u32 = 1000;
 
@@ -81,7 +83,6 @@ impl Filter {
 }
 
 fn nftables_base() -> String {
-    const TABLE: &str = "ip kube-proxy";
     const LINES: &[&str] = &[
         "add table {}",
         "add set {} cluster-ips { type ipv4_addr ; }",
@@ -144,7 +145,6 @@ fn nftables_base() -> String {
 
 /// Since 1.36 a Service is one chain, with a map of its endpoints.
 fn nftables_service(made: &Made, is_new: bool) -> String {
-    const TABLE: &str = "ip kube-proxy";
     let chain = format!("service-{}/{}/tcp/http", made.namespace(), made.name());
     let vip = made.vip();
     let mut rules = format!("add chain {TABLE} {chain}\n");
