@@ -1,7 +1,7 @@
 //! A packet at a hook: parsed, decided about, rewritten.
 //!
-//! The usual packets are whole TCP, UDP or SCTP packets. Fragments and ICMP have functions of their own, for whose stack
-//! the usual packets do not pay.
+//! The usual packets are whole TCP, UDP or SCTP packets. Parsing fragments, and ICMP, have functions of their own, for
+//! whose stack the usual packets do not pay.
 #![expect(
     unsafe_code,
     reason = "headers on the stack are not written before they are known"
@@ -28,10 +28,7 @@ pub fn enter<A: Address>(
     network: u32,
     origin: Origin,
 ) -> Verdict {
-    if let Some(verdict) = enter_whole(packet, tables, network, origin) {
-        return verdict;
-    }
-    match enter_fragment(packet, tables, network, origin) {
+    match enter_transport(packet, tables, network, origin) {
         Some(verdict) => verdict,
         None => enter_icmp(packet, tables, network),
     }
@@ -40,72 +37,59 @@ pub fn enter<A: Address>(
 /// Decides about a packet that leaves the stack, and rewrites it. Its IP header is at `network`.
 #[inline(always)]
 pub fn leave<A: Address>(packet: &mut impl Packet, tables: &impl Tables<A>, network: u32) -> Verdict {
-    if let Some(verdict) = leave_whole(packet, tables, network) {
-        return verdict;
-    }
-    match leave_fragment(packet, tables, network) {
+    match leave_transport(packet, tables, network) {
         Some(verdict) => verdict,
         None => leave_icmp(packet, tables, network),
     }
 }
 
 #[inline(never)]
-fn enter_whole<A: Address>(
+fn enter_transport<A: Address>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
     network: u32,
     origin: Origin,
 ) -> Option<Verdict> {
-    let parsed = A::parse(packet, network, hook::INGRESS)?;
-    Some(ingress(packet, tables, &parsed, origin))
+    parsed(packet, tables, network, hook::INGRESS, |packet, parsed| {
+        ingress(packet, tables, parsed, origin)
+    })
 }
 
 #[inline(never)]
-fn leave_whole<A: Address>(
+fn leave_transport<A: Address>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
     network: u32,
 ) -> Option<Verdict> {
-    let parsed = A::parse(packet, network, hook::EGRESS)?;
-    Some(egress(packet, tables, &parsed))
+    parsed(packet, tables, network, hook::EGRESS, |packet, parsed| {
+        egress(packet, tables, parsed)
+    })
 }
 
-#[inline(never)]
-fn enter_fragment<A: Address>(
-    packet: &mut impl Packet,
+/// Parses a packet or a fragment, and lets `decide` say what becomes of it. `None`: it is neither.
+///
+/// Both end up at the same place, so that the verifier walks through what follows once.
+#[inline(always)]
+fn parsed<A: Address, P: Packet>(
+    packet: &mut P,
     tables: &impl Tables<A>,
     network: u32,
-    origin: Origin,
+    hook: u8,
+    decide: impl FnOnce(&mut P, &Parsed<A>) -> Verdict,
 ) -> Option<Verdict> {
-    let mut parsed = MaybeUninit::uninit();
-    match fragment::parse(packet, tables, network, hook::INGRESS, &mut parsed) {
-        fragment::Kind::Parsed => {
+    let parsed = if let Some(parsed) = A::parse(packet, network, hook) {
+        parsed
+    } else {
+        let mut parsed = MaybeUninit::uninit();
+        match fragment::parse(packet, tables, network, hook, &mut parsed) {
             // SAFETY: written, as it says.
-            let parsed: &Parsed<A> = unsafe { parsed.assume_init_ref() };
-            Some(ingress(packet, tables, parsed, origin))
+            fragment::Kind::Parsed => unsafe { parsed.assume_init() },
+            fragment::Kind::None => return None,
+            fragment::Kind::Foreign => return Some(Verdict::Pass),
+            fragment::Kind::Lost => return Some(Verdict::Drop),
         }
-        fragment::Kind::None => None,
-        fragment::Kind::Foreign => Some(Verdict::Pass),
-        fragment::Kind::Lost => Some(Verdict::Drop),
-    }
-}
-
-#[inline(never)]
-fn leave_fragment<A: Address>(
-    packet: &mut impl Packet,
-    tables: &impl Tables<A>,
-    network: u32,
-) -> Option<Verdict> {
-    let mut parsed = MaybeUninit::uninit();
-    match fragment::parse(packet, tables, network, hook::EGRESS, &mut parsed) {
-        fragment::Kind::Parsed => {
-            // SAFETY: written, as it says.
-            let parsed: &Parsed<A> = unsafe { parsed.assume_init_ref() };
-            Some(egress(packet, tables, parsed))
-        }
-        fragment::Kind::None => None,
-        fragment::Kind::Foreign | fragment::Kind::Lost => Some(Verdict::Pass),
-    }
+    };
+    Some(decide(packet, &parsed))
 }
 
 #[inline(never)]

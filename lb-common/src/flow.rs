@@ -89,6 +89,32 @@ impl Lifetimes {
         udp_unanswered: 60,
     };
 
+    /// How long a flow in a state (bits of [`flow_state`]) lives.
+    #[inline(always)]
+    pub const fn of(&self, protocol: u8, state: u8) -> u32 {
+        let is_answered = state & flow_state::ANSWERED != 0;
+        match (protocol, is_answered) {
+            (protocol::TCP | protocol::SCTP, _) if is_closed(state) => self.tcp_closing,
+            (protocol::TCP | protocol::SCTP, true) => self.tcp_established,
+            (protocol::TCP | protocol::SCTP, false) => self.tcp_opening,
+            (_, true) => self.udp_answered,
+            (_, false) => self.udp_unanswered,
+        }
+    }
+
+    /// Those of all protocols and states, each where [`row`] says.
+    #[must_use]
+    pub const fn rows(&self) -> [u32; ROWS] {
+        let mut rows = [0; ROWS];
+        let mut state = 0;
+        while state < flow_state::COUNT {
+            rows[row(protocol::TCP, state)] = self.of(protocol::TCP, state);
+            rows[row(protocol::UDP, state)] = self.of(protocol::UDP, state);
+            state += 1;
+        }
+        rows
+    }
+
     /// From seconds to ticks of this rate.
     #[must_use]
     pub const fn to_ticks(self, ticks_per_1000_seconds: u32) -> Self {
@@ -104,6 +130,39 @@ impl Lifetimes {
             udp_unanswered: ticks(self.udp_unanswered, rate),
         }
     }
+}
+
+/// How many rows [`Lifetimes::rows`] has.
+pub const ROWS: usize = 2 * flow_state::COUNT as usize;
+
+/// Where the lifetime of a protocol's flows in a state stands in [`Lifetimes::rows`].
+///
+/// Programs look there instead of asking one question after the other: the verifier walks through each answer.
+#[inline(always)]
+pub const fn row(protocol: u8, state: u8) -> usize {
+    // What tells UDP's number from the others.
+    const ODD: u8 = 1;
+    const { assert!(protocol::UDP & ODD != 0 && (protocol::TCP | protocol::SCTP) & ODD == 0) };
+    (state % flow_state::COUNT) as usize | ((protocol & ODD) * flow_state::COUNT) as usize
+}
+
+/// Whether a flow in this state has ended.
+#[inline(always)]
+const fn is_closed(state: u8) -> bool {
+    /// A bit for each state: one question instead of two.
+    const CLOSED: u16 = {
+        const FIN_BOTH: u8 = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
+        let mut closed = 0;
+        let mut state = 0;
+        while state < flow_state::COUNT {
+            if state & flow_state::RESET != 0 || state & FIN_BOTH == FIN_BOTH {
+                closed |= 1 << state;
+            }
+            state += 1;
+        }
+        closed
+    };
+    (CLOSED >> (state % flow_state::COUNT)) & 1 != 0
 }
 
 impl<A: Copy + Eq> Flow<A> {
@@ -154,22 +213,13 @@ impl<A: Copy + Eq> Flow<A> {
     /// Whether the connection has ended: a SYN on the same tuple begins a new one.
     #[inline(always)]
     pub fn is_closed(&self) -> bool {
-        const FIN_BOTH: u8 = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
-        self.state & flow_state::RESET != 0 || self.state & FIN_BOTH == FIN_BOTH
+        is_closed(self.state)
     }
 
-    /// Whether the flow has been idle for longer than it lives.
+    /// Whether the flow has been idle for longer than it lives, as `lifetime` says of its protocol and state.
     #[inline(always)]
-    pub fn is_expired(&self, protocol: u8, now: u32, lifetimes: &Lifetimes) -> bool {
-        let answered = self.state & flow_state::ANSWERED != 0;
-        let lifetime = match (protocol, answered) {
-            (protocol::TCP | protocol::SCTP, _) if self.is_closed() => lifetimes.tcp_closing,
-            (protocol::TCP | protocol::SCTP, true) => lifetimes.tcp_established,
-            (protocol::TCP | protocol::SCTP, false) => lifetimes.tcp_opening,
-            (_, true) => lifetimes.udp_answered,
-            (_, false) => lifetimes.udp_unanswered,
-        };
-        now.wrapping_sub(self.last_seen) > lifetime
+    pub fn is_expired(&self, protocol: u8, now: u32, lifetime: impl FnOnce(u8, u8) -> u32) -> bool {
+        now.wrapping_sub(self.last_seen) > lifetime(protocol, self.state)
     }
 
     /// The bits of [`flow_state`] that a packet adds to this flow.
@@ -197,7 +247,7 @@ impl<A: Copy + Eq> Flow<A> {
 
 #[cfg(test)]
 mod tests {
-    use super::Lifetimes;
+    use super::{Lifetimes, row};
     use crate::layout::{Address4, Flow, Port, flow_flags, flow_state, hook, protocol};
     use crate::parse::tcp_flags;
     use proptest::prelude::*;
@@ -248,7 +298,11 @@ mod tests {
             (protocol::TCP, flow_state::RESET, 10),
             (protocol::UDP, 0, 20),
             (protocol::UDP, flow_state::ANSWERED, 30),
+            (protocol::SCTP, 0, 40),
+            (protocol::SCTP, flow_state::ANSWERED, 50),
         ] {
+            let of = |protocol, state| LIFETIMES.of(protocol, state);
+            assert_eq!(LIFETIMES.rows()[row(protocol, state)], lifetime);
             // The clock wraps.
             for seen in [0, 1000, u32::MAX - 5] {
                 let flow = Flow {
@@ -256,11 +310,11 @@ mod tests {
                     ..flow(state, 0)
                 };
                 assert!(
-                    !flow.is_expired(protocol, seen.wrapping_add(lifetime), &LIFETIMES),
+                    !flow.is_expired(protocol, seen.wrapping_add(lifetime), of),
                     "{protocol} {state}"
                 );
                 assert!(
-                    flow.is_expired(protocol, seen.wrapping_add(lifetime + 1), &LIFETIMES),
+                    flow.is_expired(protocol, seen.wrapping_add(lifetime + 1), of),
                     "{protocol} {state}"
                 );
             }

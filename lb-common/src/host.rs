@@ -337,8 +337,8 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
         self.random.get()
     }
 
-    fn lifetimes(&self) -> Lifetimes {
-        self.lifetimes
+    fn lifetime(&self, protocol: u8, state: u8) -> u32 {
+        self.lifetimes.of(protocol, state)
     }
 
     fn node_address(&self) -> A {

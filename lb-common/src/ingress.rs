@@ -103,7 +103,9 @@ fn remembered<A: Address>(
 /// Whether neither direction of a connection was seen for longer than it lives.
 #[inline(always)]
 pub fn is_idle<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>, now: u32) -> bool {
-    flow.is_expired(key.protocol, now, &tables.lifetimes()) && !peer_is_seen(tables, key, flow)
+    flow.is_expired(key.protocol, now, |protocol, state| {
+        tables.lifetime(protocol, state)
+    }) && !peer_is_seen(tables, key, flow)
 }
 
 /// Whether the opposite direction of a flow was seen lately: much may be sent before anything is answered.
@@ -114,7 +116,9 @@ fn peer_is_seen<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Fl
     };
     !peer
         .get()
-        .is_expired(key.protocol, tables.now(), &tables.lifetimes())
+        .is_expired(key.protocol, tables.now(), |protocol, state| {
+            tables.lifetime(protocol, state)
+        })
 }
 
 /// The entry of the opposite direction, unless another connection has taken its place.

@@ -420,6 +420,8 @@ pub mod flow_state {
     pub const FIN_REPLY: u8 = 1 << 2;
     /// Either side has sent RST.
     pub const RESET: u8 = 1 << 3;
+    /// How many combinations there are.
+    pub const COUNT: u8 = 1 << 4;
 }
 
 /// Bits of [`Flow::flags`].

@@ -18,10 +18,8 @@ use crate::reason::Reason;
 use crate::step::Step;
 use crate::tables::Tables;
 
-/// How often another backend is tried where the source port is taken.
-const ATTEMPTS: u32 = 2;
-/// How many source ports each of them tries where it must be replaced.
-const PORTS: u32 = 4;
+/// How many source ports are tried where the client's must be replaced, or is taken.
+const PORTS: u32 = 8;
 
 /// Opens a flow for a packet to a frontend. With [`Step::Translate`] the flow is written.
 #[inline(always)]
@@ -32,27 +30,19 @@ pub(crate) fn open<A: Address>(
     origin: Origin,
     flow: &mut MaybeUninit<Flow<A>>,
 ) -> Step {
-    for attempt in 0..ATTEMPTS {
-        let step = select(tables, key, origin, flow);
+    let step = select(tables, key, origin, flow);
+    if step != Step::Translate {
+        return step;
+    }
+    // SAFETY: `select` has written it.
+    let flow = unsafe { flow.assume_init_mut() };
+    if flow.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD) != 0 {
+        let step = set_source(packet, tables, flow);
         if step != Step::Translate {
             return step;
         }
-        // SAFETY: `select` has written it.
-        let flow = unsafe { flow.assume_init_mut() };
-        if flow.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD) != 0 {
-            let step = set_source(packet, tables, flow);
-            if step != Step::Translate {
-                return step;
-            }
-        }
-        // The last attempt does not look for another backend but for another source port: a Service with one
-        // backend has no other.
-        let step = remember(tables, key, flow, attempt == ATTEMPTS - 1);
-        if step != Step::Open {
-            return step;
-        }
     }
-    Step::Stop(Reason::NoSourcePort)
+    remember(tables, key, flow)
 }
 
 /// Chooses a backend; the source stays.
@@ -164,39 +154,13 @@ fn set_source<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, flow: &
     Step::Translate
 }
 
-/// Finds a source port whose replies are nobody else's, and writes the entries of both directions. [`Step::Open`]: there
-/// is none.
+/// Finds a source port whose replies are nobody else's, and writes the entries of both directions, that of the request
+/// last: a packet that finds it finds the reply's too.
 #[inline(never)]
-fn remember<A: Address>(
-    tables: &impl Tables<A>,
-    key: &FlowKey<A>,
-    flow: &mut Flow<A>,
-    is_last: bool,
-) -> Step {
+fn remember<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &mut Flow<A>) -> Step {
     let addresses = key.source.difference(flow.source, Sum::new());
     flow.difference = key.destination.difference(flow.destination, addresses).fold16();
-    let has_source = flow.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD) != 0;
-    // A new port in an SCTP packet would need a new checksum over all of it.
-    let is_port_replaced = (has_source || is_last) && key.protocol != protocol::SCTP;
-    let attempts = if is_port_replaced { PORTS } else { 1 };
-    let mut step = Step::Open;
-    for _ in 0..attempts {
-        if is_port_replaced {
-            flow.source_port = translated_port(tables);
-        }
-        step = insert(tables, key, flow);
-        if step != Step::Open {
-            break;
-        }
-    }
-    step
-}
-
-/// Writes the entries of both directions, that of the request last: a packet that finds it finds the reply's too.
-/// [`Step::Open`]: another live connection already receives its replies under the reply's key.
-#[inline(always)]
-fn insert<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &mut Flow<A>) -> Step {
-    let reply_key = flow.peer_key(key.protocol);
+    let mut reply_key = flow.peer_key(key.protocol);
     // In place, for the sake of the stack: the reply's key has what is written over.
     flow.source = key.destination;
     flow.source_port = key.destination_port;
@@ -204,15 +168,7 @@ fn insert<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &mut Flow
     flow.destination_port = key.source_port;
     flow.flags |= flow_flags::REPLY;
     flow.difference = !flow.difference;
-    // Nearly always there is no entry, and looking for one first would be one lookup more.
-    let mut step = Step::Translate;
-    if !tables.add_flow(&reply_key, flow) {
-        if is_taken(tables, &reply_key, key) {
-            step = Step::Open;
-        } else if !tables.insert_flow(&reply_key, flow) {
-            step = Step::Stop(Reason::FlowTableFull);
-        }
-    }
+    let mut step = add_reply(tables, &mut reply_key, key, flow);
     flow.source = reply_key.destination;
     flow.source_port = reply_key.destination_port;
     flow.destination = reply_key.source;
@@ -223,6 +179,49 @@ fn insert<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &mut Flow
         step = Step::Stop(Reason::FlowTableFull);
     }
     step
+}
+
+/// Writes the reply's entry, under a key with another source port if it must be replaced or is taken.
+#[inline(always)]
+fn add_reply<A: Address>(
+    tables: &impl Tables<A>,
+    reply_key: &mut FlowKey<A>,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+) -> Step {
+    // A new port in an SCTP packet would need a new checksum over all of it.
+    let is_fixed = key.protocol == protocol::SCTP;
+    let is_own = is_fixed || flow.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD) == 0;
+    // Nearly always there is no entry, and looking for one first would be one lookup more.
+    if is_own && tables.add_flow(reply_key, flow) {
+        return Step::Translate;
+    }
+    if !is_own || is_taken(tables, reply_key, key) {
+        if is_fixed {
+            return Step::Stop(Reason::NoSourcePort);
+        }
+        // As little as possible in the loop: the verifier walks through each round once for each way through the one
+        // before.
+        let mut is_found = false;
+        for _ in 0..PORTS {
+            reply_key.destination_port = translated_port(tables);
+            if tables.add_flow(reply_key, flow) {
+                return Step::Translate;
+            }
+            if !is_taken(tables, reply_key, key) {
+                is_found = true;
+                break;
+            }
+        }
+        if !is_found {
+            return Step::Stop(Reason::NoSourcePort);
+        }
+    }
+    if tables.insert_flow(reply_key, flow) {
+        Step::Translate
+    } else {
+        Step::Stop(Reason::FlowTableFull)
+    }
 }
 
 #[inline(always)]
@@ -244,5 +243,7 @@ fn is_taken<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, key: &F
     if reply.answers(key) || reply.is_closed() {
         return false;
     }
-    !reply.is_expired(key.protocol, tables.now(), &tables.lifetimes())
+    !reply.is_expired(key.protocol, tables.now(), |protocol, state| {
+        tables.lifetime(protocol, state)
+    })
 }

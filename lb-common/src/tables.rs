@@ -1,7 +1,7 @@
 //! What the decision code asks for outside the packet: maps, clock, chance, settings.
 
 use crate::address::Address;
-use crate::flow::{FlowEntry, Lifetimes};
+use crate::flow::FlowEntry;
 use crate::layout::{
     Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
     ServiceId, Slot,
@@ -49,8 +49,8 @@ pub trait Tables<A: Address> {
     fn jiffies_per_second(&self) -> u32;
     /// A random number.
     fn random(&self) -> u32;
-    /// How long idle flows live.
-    fn lifetimes(&self) -> Lifetimes;
+    /// How long idle flows of a protocol live in a state ([`crate::layout::flow_state`]), in ticks.
+    fn lifetime(&self, protocol: u8, state: u8) -> u32;
     /// The address of this node that replaces the client's in hairpin connections; unspecified if there is none.
     fn node_address(&self) -> A;
 

@@ -3,7 +3,7 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use lb_common::address::Address;
-use lb_common::flow::{FlowEntry, Lifetimes};
+use lb_common::flow::{self, FlowEntry, Lifetimes};
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey,
     Frontend, FrontendKey, ServiceId, Slot, Socket, SocketKey,
@@ -17,7 +17,7 @@ use crate::maps::{self, FamilyMaps};
 
 /// Idle lifetimes in ticks of this kernel, set by the agent.
 #[unsafe(no_mangle)]
-static LIFETIMES: Global<Lifetimes> = Global::new(Lifetimes::DEFAULT_SECONDS);
+static LIFETIMES: Global<[u32; flow::ROWS]> = Global::new(Lifetimes::DEFAULT_SECONDS.rows());
 
 /// The node's primary address of each family, set by the agent; zero if it has none.
 #[unsafe(no_mangle)]
@@ -58,6 +58,8 @@ impl Family for Address6 {
 
 /// The kernel's maps, clock and chance.
 pub struct KernelTables;
+
+const _: () = assert!(flow::ROWS.is_power_of_two() && size_of::<u32>() == 1 << 2);
 
 impl<A: Family> Tables<A> for KernelTables {
     #[inline(always)]
@@ -165,8 +167,24 @@ impl<A: Family> Tables<A> for KernelTables {
     }
 
     #[inline(always)]
-    fn lifetimes(&self) -> Lifetimes {
-        LIFETIMES.load()
+    fn lifetime(&self, protocol: u8, state: u8) -> u32 {
+        let mut place = flow::row(protocol, state) as u64;
+        // The verifier wants to see the bound of an index right before it is used: LLVM computes it in parts ("math
+        // between map_value pointer and register with unbounded min value", up to Linux 6.1).
+        // SAFETY: changes no more than the register: the index is within the mask.
+        unsafe {
+            core::arch::asm!(
+                "{place} &= {mask}",
+                "{place} <<= 2",
+                "{place} += {rows}",
+                place = inout(reg) place,
+                mask = const flow::ROWS - 1,
+                rows = in(reg) &raw const LIFETIMES,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        // SAFETY: a row. Volatile, as all reads of what the agent sets are.
+        unsafe { (place as *const u32).read_volatile() }
     }
 
     #[inline(always)]

@@ -18,6 +18,9 @@ use crate::setup::{self, Tools};
 use crate::{command, workspace};
 use inspect::Object;
 
+/// Functions that LLVM calls where it does not write memory by single instructions.
+const MEMORY_LOOPS: [&str; 4] = ["memset", "memcpy", "memmove", "memcmp"];
+
 /// How `build-ebpf` is called.
 #[derive(clap::Args, Default)]
 pub(crate) struct Arguments {
@@ -85,6 +88,9 @@ pub(crate) fn compile(tools: &Tools, arguments: &[&str]) -> Result<()> {
         // Maps' layouts and function signatures, without which the kernel refuses out-of-line functions.
         "-Clink-arg=--btf".to_owned(),
         "-Ctarget-cpu=v3".to_owned(),
+        // LLVM fills and copies memory by single instructions, and not by loops over bytes, through each round of which
+        // the verifier walks.
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
     ];
     let mut cargo = tools.toolchain.cargo();
     cargo
@@ -119,6 +125,12 @@ fn check(object: &Object) -> Result<()> {
         bail!("the programs can panic, and must not: {}", panics.join(", "));
     }
     for function in &object.functions {
+        if function.is_called && MEMORY_LOOPS.contains(&function.name.as_str()) {
+            bail!(
+                "the programs fill or copy memory byte by byte: they call {}",
+                function.name
+            );
+        }
         if function.stack > stack::LIMIT {
             bail!(
                 "{} and what it calls take {} bytes of stack: kernels before 6.4 refuse more than {}",

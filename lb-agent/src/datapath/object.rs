@@ -255,20 +255,7 @@ pub fn load_program(name: &str, program: &mut Program) -> Result<(), LoadError> 
 fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let Settings { capacity, .. } = settings;
     let loaded = loaded_settings(settings);
-    let Lifetimes {
-        tcp_established,
-        tcp_opening,
-        tcp_closing,
-        udp_answered,
-        udp_unanswered,
-    } = loaded.lifetimes;
-    let lifetimes = [
-        tcp_established,
-        tcp_opening,
-        tcp_closing,
-        udp_answered,
-        udp_unanswered,
-    ];
+    let lifetimes = loaded.lifetimes.rows();
     let address4 = loaded.node_address4.to_word();
     let address6 = loaded.node_address6.to_words();
     let ports = [loaded.translated_ports.first, loaded.translated_ports.count];

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 
-use lb_common::flow::{FlowEntry, Lifetimes};
+use lb_common::flow::FlowEntry;
 use lb_common::host::HostTables;
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
@@ -174,8 +174,8 @@ impl<A: LiveFamily> Tables<A> for Recorder<'_, A> {
         self.memory.random()
     }
 
-    fn lifetimes(&self) -> Lifetimes {
-        self.maps.settings().lifetimes
+    fn lifetime(&self, protocol: u8, state: u8) -> u32 {
+        self.maps.settings().lifetimes.of(protocol, state)
     }
 
     fn node_address(&self) -> A {

@@ -34,8 +34,10 @@ pub(crate) struct Function {
     pub(crate) section: String,
     /// Its size, where a 64-bit constant counts as two.
     pub(crate) instructions: u64,
-    /// The bytes of stack that it and what it calls take, see [`stack::depths`].
+    /// The bytes of stack that it and what it calls take, see [`stack::Calls`].
     pub(crate) stack: u64,
+    /// Whether a program or another function calls it.
+    pub(crate) is_called: bool,
 }
 
 /// The head of `bpf_map_def`.
@@ -77,7 +79,7 @@ impl Object {
 }
 
 fn functions(file: &object::File<'_>) -> Result<Vec<Function>> {
-    let depths = stack::depths(file)?;
+    let calls = stack::scan(file)?;
     let mut functions = Vec::new();
     for symbol in file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text) {
         let Some(index) = symbol.section_index() else {
@@ -88,7 +90,8 @@ fn functions(file: &object::File<'_>) -> Result<Vec<Function>> {
             name: format!("{:#}", rustc_demangle::demangle(symbol.name()?)),
             section: file.section_by_index(index)?.name()?.to_owned(),
             instructions: symbol.size() / INSTRUCTION,
-            stack: depths.get(symbol.name()?).copied().unwrap_or_default(),
+            stack: calls.depths.get(symbol.name()?).copied().unwrap_or_default(),
+            is_called: calls.called.contains(symbol.name()?),
         });
     }
     functions.sort_by_cached_key(|function| {

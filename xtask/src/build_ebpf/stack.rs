@@ -1,6 +1,6 @@
 //! How much stack a program and the functions that it calls take: the kernel refuses more than 512 bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
 use object::{
@@ -31,15 +31,23 @@ struct Function {
     calls: Vec<Place>,
 }
 
-/// The largest sum of frames of a chain of calls from each function, by the function's name.
-pub(super) fn depths(file: &object::File<'_>) -> Result<BTreeMap<String, u64>> {
+/// What functions call each other, by their names.
+pub(super) struct Calls {
+    /// The largest sum of frames of a chain of calls from each function.
+    pub(super) depths: BTreeMap<String, u64>,
+    /// Those that another one calls.
+    pub(super) called: BTreeSet<String>,
+}
+
+/// Looks for all calls.
+pub(super) fn scan(file: &object::File<'_>) -> Result<Calls> {
     let mut functions = BTreeMap::new();
     for symbol in file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text) {
         let Some(index) = symbol.section_index() else {
             continue;
         };
         let name = symbol.name()?.to_owned();
-        let function = scan(file, index, symbol.address(), symbol.size());
+        let function = scan_function(file, index, symbol.address(), symbol.size());
         let (frame, calls) = function.with_context(|| format!("in {name}"))?;
         functions.insert((index.0, symbol.address()), Function { name, frame, calls });
     }
@@ -47,10 +55,14 @@ pub(super) fn depths(file: &object::File<'_>) -> Result<BTreeMap<String, u64>> {
     for place in functions.keys() {
         depth(&functions, *place, &mut known, 0)?;
     }
-    Ok(functions
-        .iter()
-        .map(|(place, function)| (function.name.clone(), known[place]))
-        .collect())
+    let calls = functions.values().flat_map(|function| &function.calls);
+    Ok(Calls {
+        called: calls.map(|place| functions[place].name.clone()).collect(),
+        depths: functions
+            .iter()
+            .map(|(place, function)| (function.name.clone(), known[place]))
+            .collect(),
+    })
 }
 
 fn depth(
@@ -76,7 +88,12 @@ fn depth(
 }
 
 /// The frame of a function and the functions that it calls.
-fn scan(file: &object::File<'_>, index: SectionIndex, start: u64, size: u64) -> Result<(u64, Vec<Place>)> {
+fn scan_function(
+    file: &object::File<'_>,
+    index: SectionIndex,
+    start: u64,
+    size: u64,
+) -> Result<(u64, Vec<Place>)> {
     let section = file.section_by_index(index)?;
     let code = section
         .data_range(start, size)?

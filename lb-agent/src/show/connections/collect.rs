@@ -104,7 +104,9 @@ impl<A: LiveFamily> Rows<'_, A> {
         let now = self.clock.ticks();
         let is_idle = |flow: &Flow<A>| {
             let last_seen = self.clock.past_tick(flow.last_seen);
-            Flow { last_seen, ..*flow }.is_expired(protocol, now, self.lifetimes)
+            Flow { last_seen, ..*flow }.is_expired(protocol, now, |protocol, state| {
+                self.lifetimes.of(protocol, state)
+            })
         };
         if is_idle(flow) && reply.is_none_or(is_idle) {
             return State::Expired;
