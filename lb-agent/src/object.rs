@@ -80,6 +80,20 @@ impl Object {
     }
 }
 
+/// Keeps of each endpoint only what the agent reads, without room for more: endpoints are most of what there is to keep,
+/// and a complete list of them is in memory as a whole.
+pub fn trim_endpoints(slice: &mut EndpointSlice) {
+    for endpoint in slice.endpoints.iter_mut().flatten() {
+        endpoint.target_ref = None;
+        endpoint.hostname = None;
+        endpoint.deprecated_topology = None;
+        endpoint.addresses.shrink_to_fit();
+    }
+    if let Some(endpoints) = &mut slice.endpoints {
+        endpoints.shrink_to_fit();
+    }
+}
+
 /// What a source tells the state.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Change {

@@ -7,10 +7,12 @@ mod setup;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{OnRemovedBackend, RunArguments, SocketLb};
 use crate::datapath::pins::Pins;
+use crate::datapath::probe;
 use crate::privileges;
 use crate::sockets::{Closer, CloserOptions, Reach};
 
@@ -27,6 +29,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     privileges::require("run", &privileges::DATAPATH)?;
     // Its thread keeps what the others drop.
     let closer = closer(arguments)?;
+    lift_memory_limit();
     // Before the runtime, since capabilities belong to threads.
     privileges::drop_others(&privileges::DATAPATH)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -35,6 +38,19 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         .context("cannot start the runtime")?;
     runtime.block_on(agent::run(arguments, closer))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lets maps be as large as they are: before Linux 5.11 their memory counts against a limit of the process.
+fn lift_memory_limit() {
+    if probe::kernel_at_least(5, 11) {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+        tracing::warn!(
+            "cannot lift the limit of locked memory, against which maps count on this kernel: {error}; add \
+             CAP_SYS_RESOURCE, or lift it before (`ulimit -l unlimited`, LimitMEMLOCK=infinity)"
+        );
+    }
 }
 
 /// Sockets are closed where they are translated.

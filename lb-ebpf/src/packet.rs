@@ -25,6 +25,7 @@ use crate::routes::{self, Query};
 
 /// No header that is read lies behind this offset: Ethernet, the largest IP header, one that is quoted behind it, TCP.
 const OFFSET_MAX: u32 = 0x3ff;
+const _: () = assert!((OFFSET_MAX + 1).is_power_of_two(), "it is a mask too");
 
 /// A packet in an XDP program: every checksum in it is complete, unless the device is a veth.
 pub struct XdpPacket {

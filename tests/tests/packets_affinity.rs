@@ -7,7 +7,7 @@ use lb_agent::maps::{BackendState, Protocol};
 use lb_common::layout::{Frontend, Region, frontend_flags};
 use lb_tests::packet::build::see;
 use lb_tests::packet::world::{DEVICES, PROTOCOLS, World, first, keys, worlds};
-use lb_tests::packet::{Datapath, datapath};
+use lb_tests::packet::{Borrowed, Datapath, datapath};
 
 /// Seconds that a client stays.
 const SECONDS: u32 = 100;
@@ -65,7 +65,7 @@ fn sticky(service: u32) -> Frontend {
 }
 
 /// Services with affinity for both families: 1 and 2.
-fn prepared() -> Option<Datapath> {
+fn prepared() -> Option<Borrowed> {
     let mut datapath = datapath()?;
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &pods(&world));
@@ -231,7 +231,7 @@ fn ports_of_a_service_are_independent() {
 const TABLE: u32 = 61;
 
 /// Gives a Service of each family such a table.
-fn with_table(affinity_seconds: u32) -> Option<Datapath> {
+fn with_table(affinity_seconds: u32) -> Option<Borrowed> {
     let mut datapath = datapath()?;
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &pods(&world));

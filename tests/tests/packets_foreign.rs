@@ -4,13 +4,13 @@ use std::cell::RefCell;
 
 use lb_tests::packet::build::{Build, ack, syn, udp};
 use lb_tests::packet::world::{DEVICES, PROGRAMS, PROTOCOLS, World, at, first, keys, worlds};
-use lb_tests::packet::{Datapath, datapath};
+use lb_tests::packet::{Borrowed, Datapath, datapath};
 use lb_tests::slowness::cases;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 /// A Service of one Pod for each family, with flows open in both directions.
-fn prepared() -> Option<Datapath> {
+fn prepared() -> Option<Borrowed> {
     let mut datapath = datapath()?;
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);

@@ -9,13 +9,13 @@ use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, Link, NODE, SENDER, see, syn, udp};
 use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Network, Place};
 use lb_tests::packet::world::{DEVICES, PROTOCOLS, World, at, data, keys, worlds};
-use lb_tests::packet::{Datapath, datapath};
+use lb_tests::packet::{Borrowed, Datapath, datapath};
 
 /// Content of all fragments but the last: a TCP header fits.
 const LENGTH: usize = 24;
 
 /// A Service of one Pod for each family, at an address with a wildcard row.
-fn prepared() -> Option<Datapath> {
+fn prepared() -> Option<Borrowed> {
     let mut datapath = datapath()?;
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);

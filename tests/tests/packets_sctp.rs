@@ -10,7 +10,7 @@ use lb_common::tables::TRANSLATED_PORTS;
 use lb_tests::packet::build::{Build, Link, NODE, SENDER, icmp, sctp};
 use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Network, Place};
 use lb_tests::packet::world::{DEVICES, World, at, chunk, worlds};
-use lb_tests::packet::{Datapath, datapath};
+use lb_tests::packet::{Borrowed, datapath};
 
 /// The VIP at the Pod's port.
 fn vip(world: &World) -> SocketAddr {
@@ -22,7 +22,7 @@ fn key(vip: SocketAddr) -> FrontendKey {
 }
 
 /// A Service of these Pods for each family.
-fn prepared(pods: impl Fn(&World) -> Vec<SocketAddr>) -> Option<Datapath> {
+fn prepared(pods: impl Fn(&World) -> Vec<SocketAddr>) -> Option<Borrowed> {
     let mut datapath = datapath()?;
     for (service, world) in (1..).zip(worlds()) {
         let pods: Vec<_> = pods(&world).into_iter().map(at).collect();

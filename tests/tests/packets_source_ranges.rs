@@ -6,7 +6,7 @@ use lb_common::layout::Frontend;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::see;
 use lb_tests::packet::world::{DEVICES, PROTOCOLS, World, at, data, first, keys, worlds};
-use lb_tests::packet::{Datapath, datapath};
+use lb_tests::packet::{Borrowed, Datapath, datapath};
 
 /// The set of ranges of the Services.
 const SET: u32 = 7;
@@ -23,7 +23,7 @@ fn restrict(datapath: &mut Datapath, service: u32, world: &World) {
 }
 
 /// Restricted Services for both families.
-fn prepared() -> Option<Datapath> {
+fn prepared() -> Option<Borrowed> {
     let mut datapath = datapath()?;
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);

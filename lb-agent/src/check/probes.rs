@@ -47,8 +47,17 @@ fn basics(options: &CheckOptions, mounts: &io::Result<Vec<Mount>>) -> [Feature; 
     ]
 }
 
-fn maps() -> [Feature; 1] {
-    [Feature::required("LRU hash maps", "flows", probe::map(Map::LruHash).into()).since("4.10")]
+fn maps() -> [Feature; 2] {
+    [
+        Feature::required("LRU hash maps", "flows", probe::map(Map::LruHash).into()).since("4.10"),
+        Feature::optional(
+            "memory of maps",
+            "maps that count as memory of their cgroup",
+            "the agent lifts its limit of locked memory, for which it needs CAP_SYS_RESOURCE",
+            version(5, 11),
+        )
+        .since("5.11"),
+    ]
 }
 
 fn device_programs() -> [Feature; 5] {

@@ -265,6 +265,8 @@ fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
 
     let mut loader = EbpfLoader::new();
     loader
+        // The kernel's types, hundred thousands, are of no use to programs that look into no structure of the kernel.
+        .btf(None)
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global("LIFETIMES", &lifetimes, true)
         .override_global("NODE_ADDRESS4", &address4, true)

@@ -4,6 +4,8 @@ use k8s_openapi::api::core::v1::{Node, NodeStatus, Pod, PodSpec, PodStatus, Serv
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use crate::object::trim_endpoints;
+
 /// What is kept of every object.
 fn metadata(metadata: ObjectMeta) -> ObjectMeta {
     ObjectMeta {
@@ -29,11 +31,7 @@ pub(super) fn service(service: Service) -> Service {
 }
 
 pub(super) fn slice(mut slice: EndpointSlice) -> EndpointSlice {
-    for endpoint in slice.endpoints.iter_mut().flatten() {
-        endpoint.target_ref = None;
-        endpoint.hostname = None;
-        endpoint.deprecated_topology = None;
-    }
+    trim_endpoints(&mut slice);
     EndpointSlice {
         metadata: metadata(slice.metadata),
         ..slice

@@ -5,6 +5,7 @@ pub mod checksums;
 pub mod fragments;
 pub mod host;
 pub mod network;
+mod pool;
 pub mod rows;
 pub mod world;
 
@@ -23,6 +24,7 @@ use lb_common::layout::{Address4, Address6, Flow, FlowKey, Frontend, Region, Ser
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 
+pub use self::pool::Borrowed;
 use crate::lab::PinDirectory;
 
 /// The programs with maps of their own. Each program is loaded when it is run for the first time: what the verifier
@@ -63,9 +65,12 @@ pub const NODE4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// See [`NODE4`].
 pub const NODE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
+/// Entries of each flow table.
+const FLOWS: u32 = 1024;
+
 /// The programs with small tables, or `None` where the kernel would not let this process load them.
-pub fn datapath() -> Option<Datapath> {
-    privileged().then(|| Datapath::new(1024))
+pub fn datapath() -> Option<Borrowed> {
+    privileged().then(Borrowed::take)
 }
 
 /// As [`datapath`], on a node that has no addresses.
@@ -75,7 +80,7 @@ pub fn datapath_without_address() -> Option<Datapath> {
 
 /// As [`datapath`], with other settings.
 pub fn datapath_with(change: impl FnOnce(&mut Settings)) -> Option<Datapath> {
-    privileged().then(|| Datapath::with_settings(1024, change))
+    privileged().then(|| Datapath::with_settings(FLOWS, change))
 }
 
 fn privileged() -> bool {
@@ -101,9 +106,9 @@ impl Datapath {
             node_address6: Some(NODE6),
             capacity: Capacity {
                 frontends: 16_384,
-                slots: 65_536,
-                backends: 65_536,
-                services: 16_384,
+                slots: 8_192,
+                backends: 8_192,
+                services: 1_024,
                 source_ranges: 16_384,
             },
             flows,

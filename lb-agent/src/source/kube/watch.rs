@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::KubeError;
 use super::connection::Connection;
-use crate::object::{Change, Kind, Object, ObjectReference};
+use crate::object::{Change, Kind, Object, ObjectReference, trim_endpoints};
 
 /// A kind that is watched.
 pub(super) trait Watched:
@@ -38,7 +38,8 @@ impl Watched for Service {
 impl Watched for EndpointSlice {
     const KIND: Kind = Kind::EndpointSlice;
 
-    fn into_object(self) -> Object {
+    fn into_object(mut self) -> Object {
+        trim_endpoints(&mut self);
         Object::EndpointSlice(Box::new(self))
     }
 }
