@@ -100,7 +100,7 @@ fn writes_are_read_back() {
     let region = |base, length| Region { base, length };
     // At the start, at the end and in between; named by several rows; never written.
     let (first, table) = (region(0, 5), region(5, 32_749));
-    let (last, unwritten) = (region(capacity.slots - 3, 3), region(4_000, 3));
+    let (last, unwritten) = (region(capacity.slots - 3, 3), region(40_000, 3));
     let mut operations = vec![
         MapOp::SetName {
             service: 3,

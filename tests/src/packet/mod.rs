@@ -106,7 +106,7 @@ impl Datapath {
             node_address6: Some(NODE6),
             capacity: Capacity {
                 frontends: 16_384,
-                slots: 8_192,
+                slots: 65_536,
                 backends: 8_192,
                 services: 1_024,
                 source_ranges: 16_384,
