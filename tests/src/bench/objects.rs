@@ -7,9 +7,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// The port of all Services, and that of their Pods.
+/// The port of all Services, and that of their Pods if nothing else is said.
 pub(super) const PORT: u16 = 80;
-pub(super) const TARGET_PORT: u16 = 8080;
+const TARGET_PORT: u16 = 8080;
 
 /// How many endpoints the control plane puts into a slice (`--max-endpoints-per-slice` of kube-controller-manager).
 const SLICE: u32 = 100;
@@ -36,6 +36,14 @@ impl std::fmt::Display for Shape {
 pub(super) struct Made {
     pub(super) number: u32,
     pub(super) endpoints: Vec<Ipv4Addr>,
+    /// `TCP` or `UDP`
+    pub(super) protocol: &'static str,
+    /// Where its Pods listen.
+    pub(super) target_port: u16,
+    /// The node of its Pods; `None` spreads them over many.
+    pub(super) node: Option<String>,
+    /// Its load balancer's address.
+    pub(super) ingress: Option<Ipv4Addr>,
 }
 
 impl Shape {
@@ -50,6 +58,10 @@ impl Shape {
         Made {
             number,
             endpoints: (first..first + self.endpoints).map(Ipv4Addr::from).collect(),
+            protocol: "TCP",
+            target_port: TARGET_PORT,
+            node: None,
+            ingress: None,
         }
     }
 }
@@ -78,12 +90,19 @@ impl Made {
 
     /// The object as the API shows it.
     pub(super) fn service(&self) -> Service {
+        let (protocol, target_port) = (self.protocol, self.target_port);
+        let service_type = match self.ingress {
+            Some(_) => "LoadBalancer",
+            None => "ClusterIP",
+        };
+        let ingress: Vec<Value> = self.ingress.iter().map(|ip| json!({"ip": ip})).collect();
         typed(json!({
             "metadata": {"name": self.name(), "namespace": self.namespace()},
             "spec": {
-                "type": "ClusterIP", "clusterIP": self.vip(), "clusterIPs": [self.vip()], "ipFamilies": ["IPv4"],
-                "ports": [{"name": "http", "protocol": "TCP", "port": PORT, "targetPort": TARGET_PORT}],
+                "type": service_type, "clusterIP": self.vip(), "clusterIPs": [self.vip()], "ipFamilies": ["IPv4"],
+                "ports": [{"name": "http", "protocol": protocol, "port": PORT, "targetPort": target_port}],
             },
+            "status": {"loadBalancer": {"ingress": ingress}},
         }))
     }
 
@@ -102,11 +121,16 @@ impl Made {
         self.slice(last, &self.endpoints[last * SLICE as usize..])
     }
 
+    /// Its name among the nodes' packet filters: `tcp` or `udp`.
+    pub(super) fn protocol_in_rules(&self) -> String {
+        self.protocol.to_lowercase()
+    }
+
     fn slice(&self, part: usize, endpoints: &[Ipv4Addr]) -> EndpointSlice {
         let endpoint = |address: &Ipv4Addr| {
             json!({
                 "addresses": [address],
-                "nodeName": format!("node-{}", u32::from(*address) % NODES),
+                "nodeName": self.node.clone().unwrap_or_else(|| format!("node-{}", u32::from(*address) % NODES)),
                 "conditions": {"ready": true, "serving": true, "terminating": false},
             })
         };
@@ -117,7 +141,7 @@ impl Made {
             },
             "addressType": "IPv4",
             "endpoints": endpoints.iter().map(endpoint).collect::<Vec<_>>(),
-            "ports": [{"name": "http", "protocol": "TCP", "port": TARGET_PORT}],
+            "ports": [{"name": "http", "protocol": self.protocol, "port": self.target_port}],
         }))
     }
 }

@@ -1,14 +1,12 @@
 //! The same Services as rules of the kernel's packet filters, in the form in which kube-proxy writes them.
 //!
 //! Chains, rules and their order follow kube-proxy 1.36 (`pkg/proxy/{iptables,nftables}/proxier.go`), for Services with a
-//! cluster IP and one TCP port. Names are shorter: they are not evaluated when a packet passes.
+//! cluster IP and one port. Names are shorter: they are not evaluated when a packet passes.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
-use serde::Serialize;
-
-use super::objects::{Made, PORT, Shape, TARGET_PORT};
+use super::objects::{Made, PORT};
 
 /// Addresses of the cluster's Pods: packets of others are masqueraded.
 const POD_CIDR: &str = "10.128.0.0/9";
@@ -16,73 +14,9 @@ const SERVICE_CIDR: &str = "10.96.0.0/12";
 /// kube-proxy's table in nftables.
 const TABLE: &str = "ip kube-proxy";
 /// kube-proxy leaves comments out from so many endpoints on.
-const MANY_ENDPOINTS: u32 = 1000;
+const MANY_ENDPOINTS: usize = 1000;
 
-/// Which packet filter.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Filter {
-    /// nftables
-    Nftables,
-    /// iptables
-    Iptables,
-}
-
-impl std::fmt::Display for Filter {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(match self {
-            Self::Nftables => "nftables",
-            Self::Iptables => "iptables",
-        })
-    }
-}
-
-impl Filter {
-    /// Both.
-    pub(super) const ALL: [Self; 2] = [Self::Nftables, Self::Iptables];
-
-    /// The program that loads rules from its input.
-    pub(super) fn command(self) -> &'static [&'static str] {
-        match self {
-            Self::Nftables => &["nft", "-f", "-"],
-            Self::Iptables => &["iptables-restore", "-w", "5", "--noflush", "--counters"],
-        }
-    }
-
-    /// What is loaded once, before [`Self::all`].
-    pub(super) fn base(self) -> String {
-        match self {
-            Self::Nftables => nftables_base(),
-            Self::Iptables => IPTABLES_BASE.to_owned(),
-        }
-    }
-
-    /// All Services.
-    pub(super) fn all(self, shape: Shape) -> String {
-        match self {
-            Self::Nftables => shape.all().map(|made| nftables_service(&made, true)).collect(),
-            Self::Iptables => iptables(shape, &shape.all().collect::<Vec<_>>(), &[]),
-        }
-    }
-
-    /// One Service after one of its endpoints was replaced; `before` is what it was.
-    pub(super) fn change(self, shape: Shape, before: &Made, after: &Made) -> String {
-        match self {
-            Self::Nftables => nftables_service(after, false),
-            Self::Iptables => {
-                let stale: Vec<String> = before
-                    .endpoints
-                    .iter()
-                    .filter(|address| !after.endpoints.contains(address))
-                    .map(|address| endpoint_chain(before, *address))
-                    .collect();
-                iptables(shape, std::slice::from_ref(after), &stale)
-            }
-        }
-    }
-}
-
-fn nftables_base() -> String {
+pub(super) fn nftables_base() -> String {
     const LINES: &[&str] = &[
         "add table {}",
         "add set {} cluster-ips { type ipv4_addr ; }",
@@ -144,15 +78,15 @@ fn nftables_base() -> String {
 }
 
 /// Since 1.36 a Service is one chain, with a map of its endpoints.
-fn nftables_service(made: &Made, is_new: bool) -> String {
-    let chain = format!("service-{}/{}/tcp/http", made.namespace(), made.name());
-    let vip = made.vip();
+pub(super) fn nftables_service(made: &Made, is_new: bool) -> String {
+    let (vip, protocol) = (made.vip(), made.protocol_in_rules());
+    let chain = format!("service-{}/{}/{protocol}/http", made.namespace(), made.name());
     let mut rules = format!("add chain {TABLE} {chain}\n");
     if is_new {
         let _ = writeln!(rules, "add element {TABLE} cluster-ips {{ {vip} }}");
         let _ = writeln!(
             rules,
-            "add element {TABLE} service-ips {{ {vip} . tcp . {PORT} : goto {chain} }}"
+            "add element {TABLE} service-ips {{ {vip} . {protocol} . {PORT} : goto {chain} }}"
         );
     } else {
         let _ = writeln!(rules, "flush chain {TABLE} {chain}");
@@ -163,18 +97,18 @@ fn nftables_service(made: &Made, is_new: bool) -> String {
     );
     let endpoints: Vec<String> = (0..)
         .zip(&made.endpoints)
-        .map(|(index, address): (u32, _)| format!("{index} : {address} . {TARGET_PORT}"))
+        .map(|(index, address): (u32, _)| format!("{index} : {address} . {}", made.target_port))
         .collect();
     let _ = writeln!(
         rules,
-        "add rule {TABLE} {chain} meta l4proto tcp dnat ip addr . port to numgen random mod {} map {{ {} }}",
+        "add rule {TABLE} {chain} meta l4proto {protocol} dnat ip addr . port to numgen random mod {} map {{ {} }}",
         endpoints.len(),
         endpoints.join(" , ")
     );
     rules
 }
 
-const IPTABLES_BASE: &str = "*filter
+pub(super) const IPTABLES_BASE: &str = "*filter
 :KUBE-SERVICES - [0:0]
 :KUBE-EXTERNAL-SERVICES - [0:0]
 :KUBE-FORWARD - [0:0]
@@ -226,14 +160,15 @@ fn service_chain(made: &Made) -> String {
     format!("KUBE-SVC-{:016X}", made.number)
 }
 
-fn endpoint_chain(made: &Made, address: Ipv4Addr) -> String {
+pub(super) fn endpoint_chain(made: &Made, address: Ipv4Addr) -> String {
     format!("KUBE-SEP-{:08X}{:08X}", made.number, u32::from(address))
 }
 
 /// `KUBE-SERVICES` is written whole each time, the chains of a Service only if it changed.
-fn iptables(shape: Shape, changed: &[Made], stale: &[String]) -> String {
+pub(super) fn iptables(services: &[Made], changed: &[Made], stale: &[String]) -> String {
     let mut rules = IPTABLES_FILTER.to_owned();
-    let with_comments = shape.services * shape.endpoints <= MANY_ENDPOINTS;
+    let endpoints: usize = services.iter().map(|made| made.endpoints.len()).sum();
+    let with_comments = endpoints <= MANY_ENDPOINTS;
     for made in changed {
         let _ = writeln!(rules, ":{} - [0:0]", service_chain(made));
         for address in &made.endpoints {
@@ -244,14 +179,15 @@ fn iptables(shape: Shape, changed: &[Made], stale: &[String]) -> String {
         let _ = writeln!(rules, ":{chain} - [0:0]");
     }
     rules.push_str(IPTABLES_NAT);
-    for made in shape.all() {
+    for made in services {
+        let protocol = made.protocol_in_rules();
         let _ = writeln!(
             rules,
-            "-A KUBE-SERVICES -m comment --comment \"{}/{}:http cluster IP\" -m tcp -p tcp -d {} --dport {PORT} -j {}",
+            "-A KUBE-SERVICES -m comment --comment \"{}/{}:http cluster IP\" -m {protocol} -p {protocol} -d {} --dport {PORT} -j {}",
             made.namespace(),
             made.name(),
             made.vip(),
-            service_chain(&made)
+            service_chain(made)
         );
     }
     for made in changed {
@@ -266,7 +202,7 @@ fn iptables(shape: Shape, changed: &[Made], stale: &[String]) -> String {
 }
 
 fn iptables_service(rules: &mut String, made: &Made, with_comments: bool) {
-    let (chain, vip) = (service_chain(made), made.vip());
+    let (chain, vip, protocol) = (service_chain(made), made.vip(), made.protocol_in_rules());
     let comment = if with_comments {
         format!("-m comment --comment {}/{}:http ", made.namespace(), made.name())
     } else {
@@ -274,7 +210,7 @@ fn iptables_service(rules: &mut String, made: &Made, with_comments: bool) {
     };
     let _ = writeln!(
         rules,
-        "-A {chain} -m comment --comment \"{}/{}:http cluster IP\" -m tcp -p tcp -d {vip} --dport {PORT} ! -s {POD_CIDR} -j KUBE-MARK-MASQ",
+        "-A {chain} -m comment --comment \"{}/{}:http cluster IP\" -m {protocol} -p {protocol} -d {vip} --dport {PORT} ! -s {POD_CIDR} -j KUBE-MARK-MASQ",
         made.namespace(),
         made.name()
     );
@@ -296,7 +232,8 @@ fn iptables_service(rules: &mut String, made: &Made, with_comments: bool) {
         let _ = writeln!(rules, "-A {endpoint} {comment}-s {address} -j KUBE-MARK-MASQ");
         let _ = writeln!(
             rules,
-            "-A {endpoint} {comment}-m tcp -p tcp -j DNAT --to-destination {address}:{TARGET_PORT}"
+            "-A {endpoint} {comment}-m {protocol} -p {protocol} -j DNAT --to-destination {address}:{}",
+            made.target_port
         );
     }
 }

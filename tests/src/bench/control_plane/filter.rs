@@ -1,27 +1,24 @@
 //! A packet filter's rules, loaded as kube-proxy loads them.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 
 use super::{Effort, Times};
-use crate::bench::objects::Shape;
-use crate::bench::rules::Filter;
+use crate::bench::filter::Filter;
+use crate::bench::objects::{Made, Shape};
 use crate::lab::LoneNamespace;
 
 /// Loads all rules, and those of one changed Service after the other. The rules are written before the time is taken.
 pub(super) fn measure(filter: Filter, shape: Shape, effort: &Effort) -> Result<Times> {
-    let all = filter.all(shape);
+    let services: Vec<Made> = shape.all().collect();
+    let all = filter.all(&services);
     let mut times = Times {
         loads: Vec::new(),
         changes: Vec::new(),
     };
     for round in 0..effort.loads {
         let _alone = LoneNamespace::enter("rules")?;
-        load(filter, &filter.base())?;
-        times.loads.push(load(filter, &all)?);
+        filter.load(&filter.base())?;
+        times.loads.push(filter.load(&all)?);
         if round > 0 {
             continue;
         }
@@ -30,29 +27,8 @@ pub(super) fn measure(filter: Filter, shape: Shape, effort: &Effort) -> Result<T
             let after = before.clone().with_other_endpoint(turn);
             times
                 .changes
-                .push(load(filter, &filter.change(shape, &before, &after))?);
+                .push(filter.load(&filter.change(&services, &before, &after))?);
         }
     }
     Ok(times)
-}
-
-fn load(filter: Filter, rules: &str) -> Result<Duration> {
-    let [program, arguments @ ..] = filter.command() else {
-        unreachable!("every filter has a program")
-    };
-    let start = Instant::now();
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("start {program}"))?;
-    // Dropping it ends the input.
-    let written = child
-        .stdin
-        .take()
-        .map(|mut input| input.write_all(rules.as_bytes()));
-    let status = child.wait()?;
-    ensure!(status.success(), "{program} refused the rules: {status}");
-    written.transpose().context("write the rules")?;
-    Ok(start.elapsed())
 }

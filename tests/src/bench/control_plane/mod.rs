@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::objects::Shape;
-use super::rules::Filter;
+use crate::bench::filter::Filter;
 pub use report::Report;
 use report::{Figure, Subject};
 

@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::Times;
 use super::agent::AgentFigure;
 use crate::bench::Place;
+use crate::bench::filter::Filter;
 use crate::bench::objects::Shape;
-use crate::bench::rules::Filter;
 use crate::bench::statistics::Sorted;
 
 /// All figures of a run.
