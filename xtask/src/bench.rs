@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: how fast it is.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
@@ -13,6 +14,8 @@ pub(crate) enum Bench {
     Packets(Arguments),
     /// What it takes to follow the control plane, beside the rules of packet filters
     ControlPlane(Arguments),
+    /// What connections to Services notice, beside the rules of packet filters and beside bare Pods
+    EndToEnd(Arguments),
     /// How long the tables take that outside clients' backends are chosen by
     Maglev,
 }
@@ -33,6 +36,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Packets(arguments) => packets(arguments),
         Bench::ControlPlane(arguments) => control_plane(arguments),
+        Bench::EndToEnd(arguments) => end_to_end(arguments),
         Bench::Maglev => maglev(),
     }
 }
@@ -61,17 +65,29 @@ fn packets(arguments: &Arguments) -> Result<()> {
 /// The agent as it is delivered, with the peers beside it.
 fn control_plane(arguments: &Arguments) -> Result<()> {
     const BINARY: &str = "bench-control-plane";
+    let built = build_for_speed(&["lb-agent", "lab-tool", BINARY])?;
+    let mut bench = command::clean(built.join(BINARY));
+    bench.arg(built.join("lb-agent"));
+    measure(bench, arguments)
+}
+
+/// The same in the lab, under load.
+fn end_to_end(arguments: &Arguments) -> Result<()> {
+    const BINARY: &str = "bench-end-to-end";
+    let built = build_for_speed(&["lb-agent", "lab-tool", BINARY])?;
+    measure(command::clean(built.join(BINARY)), arguments)
+}
+
+/// Builds programs as they are delivered; where they are.
+fn build_for_speed(programs: &[&str]) -> Result<PathBuf> {
     prepare()?;
-    let programs = ["lb-agent", "lab-tool", BINARY].map(|name| format!("--bin={name}"));
+    let programs = programs.iter().map(|name| format!("--bin={name}"));
     command::run(
         workspace::cargo()
             .args(["build", "--release", "--package=lb-agent", "--package=lb-tests"])
             .args(programs),
     )?;
-    let built = workspace::root().join("target/release");
-    let mut bench = command::clean(built.join(BINARY));
-    bench.arg(built.join("lb-agent"));
-    measure(bench, arguments)
+    Ok(workspace::root().join("target/release"))
 }
 
 fn prepare() -> Result<()> {

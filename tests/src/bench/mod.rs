@@ -1,7 +1,10 @@
-//! The benchmarks: what a packet costs at each program, and what the agent needs to follow the API.
+//! The benchmarks: what a packet costs at each program, what the agent needs to follow the API, and what connections
+//! notice of all that.
 
 pub mod control_plane;
+pub mod end_to_end;
 mod filter;
+pub mod load;
 mod objects;
 pub mod packets;
 mod place;

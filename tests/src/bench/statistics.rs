@@ -1,14 +1,14 @@
 //! Orders of many measurements.
 
 /// Measurements in ascending order. There is at least one.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub(super) struct Sorted<T>(Vec<T>);
 
-impl<T: Ord + Copy> Sorted<T> {
+impl<T: PartialOrd + Copy> Sorted<T> {
     pub(super) fn new(values: impl IntoIterator<Item = T>) -> Self {
         let mut values: Vec<T> = values.into_iter().collect();
         assert!(!values.is_empty(), "nothing was measured");
-        values.sort_unstable();
+        values.sort_unstable_by(|one, other| one.partial_cmp(other).expect("a measurement is a number"));
         Self(values)
     }
 

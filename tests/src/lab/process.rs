@@ -165,7 +165,7 @@ impl Process {
     }
 
     /// Waits until it says on standard output that it is ready.
-    pub(super) fn wait_until_ready(&mut self) -> Result<()> {
+    pub(crate) fn wait_until_ready(&mut self) -> Result<()> {
         self.wait_until("ready", |process| {
             process
                 .output_so_far()

@@ -51,6 +51,13 @@ impl Machine {
         ClientBuilder::new(self, "stream", address.into(), port)
     }
 
+    /// One side of a load generator, without a time limit: see [`crate::bench::load`].
+    pub(crate) fn load(&self, side: &str) -> Result<Process> {
+        let mut command = self.tool(None)?;
+        command.args(["load", side]);
+        self.spawn("load", command)
+    }
+
     /// Echo requests of ICMP or ICMPv6 from here.
     pub fn ping(&self, address: impl Into<IpAddr>) -> ClientBuilder<'_, PingReport> {
         ClientBuilder::to(self, "ping", &address.into())

@@ -2,6 +2,7 @@
 
 mod http;
 mod layer3;
+mod load;
 mod path_mtu;
 mod ping;
 mod serve;
@@ -62,6 +63,9 @@ enum Role {
     Talk(talk::Options),
     /// Make a link without Ethernet headers and carry its packets; prints `ready`
     Layer3(layer3::Options),
+    /// Make load for benchmarks, or take it
+    #[command(subcommand)]
+    Load(load::Side),
     /// Become another program
     Exec {
         /// The program and its arguments
@@ -76,6 +80,9 @@ fn main() -> Result<()> {
     if let Role::Exec { command } = &options.role {
         let error = Command::new(&command[0]).args(&command[1..]).exec();
         return Err(error).with_context(|| format!("execute {}", command[0].display()));
+    }
+    if let Role::Load(side) = &options.role {
+        return load::run(side);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -115,7 +122,7 @@ async fn play(role: Role) -> Result<()> {
         Role::Ping(options) => print(&ping::run(&options)?),
         Role::Stream(options) => print(&stream::run(&options).await?),
         Role::Talk(options) => talk::run(&options).await,
-        Role::Exec { .. } => unreachable!("main did that"),
+        Role::Load(_) | Role::Exec { .. } => unreachable!("main did that"),
     }
 }
 
