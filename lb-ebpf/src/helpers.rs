@@ -45,3 +45,26 @@ pub fn set_error(error: i32) {
         unsafe { generated::bpf_set_retval(-error) };
     }
 }
+
+/// An element of what the agent has set, by its index modulo the length, which is a power of two.
+#[inline(always)]
+pub fn element<const N: usize>(table: &Global<[u32; N]>, index: usize) -> u32 {
+    const { assert!(N.is_power_of_two() && size_of::<u32>() == 1 << 2) };
+    let mut place = index as u64;
+    // The verifier wants to see the bound of an index right before it is used: LLVM computes it in parts ("math between
+    // map_value pointer and register with unbounded min value", up to Linux 6.1).
+    // SAFETY: changes no more than the register: the index is within the mask.
+    unsafe {
+        core::arch::asm!(
+            "{place} &= {mask}",
+            "{place} <<= 2",
+            "{place} += {table}",
+            place = inout(reg) place,
+            mask = const N - 1,
+            table = in(reg) core::ptr::from_ref(table),
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    // SAFETY: an element. Volatile, as all reads of what the agent sets are.
+    unsafe { (place as *const u32).read_volatile() }
+}

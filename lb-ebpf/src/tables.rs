@@ -59,8 +59,6 @@ impl Family for Address6 {
 /// The kernel's maps, clock and chance.
 pub struct KernelTables;
 
-const _: () = assert!(flow::ROWS.is_power_of_two() && size_of::<u32>() == 1 << 2);
-
 impl<A: Family> Tables<A> for KernelTables {
     #[inline(always)]
     fn concerns(&self, destination: A) -> bool {
@@ -168,23 +166,7 @@ impl<A: Family> Tables<A> for KernelTables {
 
     #[inline(always)]
     fn lifetime(&self, protocol: u8, state: u8) -> u32 {
-        let mut place = flow::row(protocol, state) as u64;
-        // The verifier wants to see the bound of an index right before it is used: LLVM computes it in parts ("math
-        // between map_value pointer and register with unbounded min value", up to Linux 6.1).
-        // SAFETY: changes no more than the register: the index is within the mask.
-        unsafe {
-            core::arch::asm!(
-                "{place} &= {mask}",
-                "{place} <<= 2",
-                "{place} += {rows}",
-                place = inout(reg) place,
-                mask = const flow::ROWS - 1,
-                rows = in(reg) &raw const LIFETIMES,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-        // SAFETY: a row. Volatile, as all reads of what the agent sets are.
-        unsafe { (place as *const u32).read_volatile() }
+        helpers::element(&LIFETIMES, flow::row(protocol, state))
     }
 
     #[inline(always)]

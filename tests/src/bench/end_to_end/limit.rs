@@ -12,7 +12,7 @@ use crate::bench::filter::Filter;
 
 /// With how many Services connections are to be faster than through rules.
 const MANY_SERVICES: u32 = 10_000;
-/// How far from 1 the quartiles of the ratio of two equal things may end.
+/// How far from 1 the ratio of two equal things may be.
 const NOISE: f64 = 0.02;
 
 /// A limit and how it was kept.
@@ -27,7 +27,30 @@ pub struct Limit {
     /// What it may be.
     pub bound: Bound,
     /// Whether it is.
-    pub is_met: bool,
+    pub verdict: Verdict,
+}
+
+/// What a ratio is, held against its bound.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Within the bound.
+    Met,
+    /// The median is beyond it, the nearer quartile is not: these rounds do not tell. Noise alone gets here, so it is not
+    /// counted as met.
+    Unclear,
+    /// Beyond it.
+    Missed,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Met => "ok",
+            Self::Unclear => "unclear",
+            Self::Missed => "missed",
+        })
+    }
 }
 
 /// What a ratio may be.
@@ -38,7 +61,7 @@ pub enum Bound {
     AtMost(f64),
     /// The median is no less.
     AtLeast(f64),
-    /// The quartiles reach 1, or nearly.
+    /// The median is no greater than 1, or hardly.
     NoMore,
     /// The same from the other side.
     NoLess,
@@ -56,13 +79,18 @@ impl fmt::Display for Bound {
 }
 
 impl Bound {
-    fn holds(self, ratio: Quartiles) -> bool {
+    fn verdict(self, ratio: Quartiles) -> Verdict {
         let [first, third] = ratio.quartiles;
-        match self {
-            Self::AtMost(bound) => ratio.median <= bound,
-            Self::AtLeast(bound) => ratio.median >= bound,
-            Self::NoMore => first <= 1.0 + NOISE,
-            Self::NoLess => third >= 1.0 - NOISE,
+        let (is_met, may_be_met) = match self {
+            Self::AtMost(bound) => (ratio.median <= bound, false),
+            Self::AtLeast(bound) => (ratio.median >= bound, false),
+            Self::NoMore => (ratio.median <= 1.0 + NOISE, first <= 1.0 + NOISE),
+            Self::NoLess => (ratio.median >= 1.0 - NOISE, third >= 1.0 - NOISE),
+        };
+        match (is_met, may_be_met) {
+            (true, _) => Verdict::Met,
+            (false, true) => Verdict::Unclear,
+            (false, false) => Verdict::Missed,
         }
     }
 }
@@ -75,7 +103,7 @@ impl Limit {
             services,
             ratio,
             bound,
-            is_met: bound.holds(ratio),
+            verdict: bound.verdict(ratio),
         }
     }
 }
@@ -193,13 +221,19 @@ mod tests {
             median,
             quartiles: [first, third],
         };
-        assert!(Bound::AtMost(1.1).holds(ratio(1.0, 1.1, 1.5)));
-        assert!(!Bound::AtMost(1.1).holds(ratio(0.5, 1.11, 1.5)));
-        assert!(Bound::AtLeast(2.5).holds(ratio(1.0, 2.5, 2.6)));
-        assert!(!Bound::AtLeast(2.5).holds(ratio(1.0, 2.4, 2.6)));
-        assert!(Bound::NoMore.holds(ratio(1.02, 1.05, 1.1)));
-        assert!(!Bound::NoMore.holds(ratio(1.03, 1.05, 1.1)));
-        assert!(Bound::NoLess.holds(ratio(0.9, 0.95, 0.98)));
-        assert!(!Bound::NoLess.holds(ratio(0.9, 0.95, 0.97)));
+        for (bound, ratio, expected) in [
+            (Bound::AtMost(1.1), ratio(1.0, 1.1, 1.5), Verdict::Met),
+            (Bound::AtMost(1.1), ratio(0.5, 1.11, 1.5), Verdict::Missed),
+            (Bound::AtLeast(2.5), ratio(1.0, 2.5, 2.6), Verdict::Met),
+            (Bound::AtLeast(2.5), ratio(1.0, 2.4, 2.6), Verdict::Missed),
+            (Bound::NoMore, ratio(0.9, 1.02, 1.1), Verdict::Met),
+            (Bound::NoMore, ratio(1.02, 1.05, 1.1), Verdict::Unclear),
+            (Bound::NoMore, ratio(1.03, 1.05, 1.1), Verdict::Missed),
+            (Bound::NoLess, ratio(0.9, 0.98, 1.1), Verdict::Met),
+            (Bound::NoLess, ratio(0.9, 0.95, 0.98), Verdict::Unclear),
+            (Bound::NoLess, ratio(0.9, 0.95, 0.97), Verdict::Missed),
+        ] {
+            assert_eq!(bound.verdict(ratio), expected, "{bound}: {ratio:?}");
+        }
     }
 }

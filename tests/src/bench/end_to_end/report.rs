@@ -174,10 +174,7 @@ impl Report {
                 ratio(limit.ratio.median),
                 range(limit.ratio.quartiles.map(ratio)),
                 limit.bound.to_string(),
-                match limit.is_met {
-                    true => "ok".to_owned(),
-                    false => "missed".to_owned(),
-                },
+                limit.verdict.to_string(),
             ]);
         }
         table
