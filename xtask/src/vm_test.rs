@@ -36,7 +36,7 @@ const PROBE: &str = "verifier-probe";
 const PROGRAMS: [&str; 5] = ["held-lab", "lab-tool", "lb-agent", "lb-demo", PROBE];
 
 /// The lab's tests that run if no stage is named: each hook, both families, attached as each kernel can. All of the lab
-/// takes an emulated processor two hours.
+/// would take an emulated processor about two hours, going by one of its tests.
 const LAB: [&str; 2] = ["lab_cluster_ip", "lab_node_port"];
 
 /// How many machines run at a time: as many as the smallest machine for this has processors.
