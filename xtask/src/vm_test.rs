@@ -18,7 +18,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::test::runner;
 use crate::test::stage::{self, Executable, Stage};
@@ -136,7 +136,15 @@ fn build(arguments: &Arguments) -> Result<Vec<Executable>> {
     for stage in stages {
         tests.extend(runner::executables(*stage, &targets)?);
     }
-    if arguments.stages.is_empty() {
+    if arguments.stages.is_empty() && !arguments.probe {
+        let has = |name: &&str| tests.iter().any(|test| test.target.name == **name);
+        // Else a test file with a new name would no longer run, and nobody would notice.
+        if let Some(missing) = LAB.iter().find(|name| !has(name)) {
+            bail!(
+                "there is no test file {missing}: say in {} what runs instead",
+                file!()
+            );
+        }
         tests.retain(|test| {
             let name = test.target.name.as_str();
             !name.starts_with("lab_") || LAB.contains(&name)

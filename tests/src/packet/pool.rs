@@ -7,7 +7,7 @@ use std::thread;
 use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use lb_agent::maps::{Backend, BackendState, MapOp, Maps as _};
-use lb_common::layout::{Slot, map};
+use lb_common::layout::{ServiceStats, Slot, map};
 
 use super::{Datapath, FLOWS};
 
@@ -82,7 +82,7 @@ impl Datapath {
         }
         self.forget();
         self.zero::<u64>(map::REASONS);
-        self.zero::<lb_common::layout::ServiceStats>(map::SERVICE_STATS);
+        self.zero::<ServiceStats>(map::SERVICE_STATS);
         self.backends.clear();
         self.segment_size = 0;
     }
