@@ -216,6 +216,10 @@ pub struct RunArguments {
     /// How to attach TC programs
     #[arg(long, value_enum, default_value_t)]
     pub tc: TcAttach,
+    /// Hand what Pods send to Services with a Pod of this node over to that Pod, and its answers back, without the node's
+    /// stack: faster, but the node's netfilter rules and the TC egress programs of the Pods' devices do not see them
+    #[arg(long)]
+    pub local_redirect: bool,
     /// Which devices.
     #[command(flatten)]
     pub devices: DeviceArguments,

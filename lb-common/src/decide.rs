@@ -75,9 +75,9 @@ fn parsed<A: Address, P: Packet>(
     tables: &impl Tables<A>,
     network: u32,
     hook: u8,
-    decide: impl FnOnce(&mut P, &Parsed<A>) -> Verdict,
+    decide: impl FnOnce(&mut P, &mut Parsed<A>) -> Verdict,
 ) -> Option<Verdict> {
-    let parsed = if let Some(parsed) = A::parse(packet, network, hook) {
+    let mut parsed = if let Some(parsed) = A::parse(packet, network, hook) {
         parsed
     } else {
         let mut parsed = MaybeUninit::uninit();
@@ -89,7 +89,7 @@ fn parsed<A: Address, P: Packet>(
             fragment::Kind::Lost => return Some(Verdict::Drop),
         }
     };
-    Some(decide(packet, &parsed))
+    Some(decide(packet, &mut parsed))
 }
 
 #[inline(never)]

@@ -1,15 +1,19 @@
-//! Packets between a client outside and a backend on another node: they are sent on without the node's stack, which
-//! would take neither for its own.
+//! Packets that go on without the node's stack: those between a client outside and a backend on another node, neither
+//! of which it would take for its own, and, where the user wants it, those between Pods of this node.
 
 use core::mem::offset_of;
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::tcp::TcpHdr;
+use network_types::udp::UdpHdr;
 
 use crate::address::Address;
 use crate::checksum::Sum;
-use crate::layout::Flow;
-use crate::packet::{Hop, Packet, Route};
+use crate::layout::{Flow, protocol};
+use crate::packet::{Headers, Hop, Packet, Route, Verdict};
+use crate::parse::{Parsed, TCP_DATA_OFFSET};
 use crate::reason::Reason;
+use crate::step::Step;
 
 /// What becomes of a packet that is to be sent on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +46,93 @@ pub fn way<A: Address>(
         Route::TooBig => Way::Stop(Reason::TooBig),
         Route::Local | Route::None => Way::Stop(Reason::NoRoute),
     }
+}
+
+/// Rewrites a packet as its flow says and sends it on. `mtu` tells what the route takes if that is less.
+///
+/// Out of line: packets that stay on this node do not pay for its stack.
+#[inline(never)]
+pub(crate) fn send_on<A: Address>(
+    packet: &mut impl Packet,
+    parsed: &Parsed<A>,
+    flow: &Flow<A>,
+    mtu: &mut u32,
+) -> Step {
+    let network = parsed.headers.network;
+    let mut hop = Hop::default();
+    let length = sent_length(packet, parsed);
+    match way(packet, network, length, flow, &mut hop) {
+        Way::Send => {}
+        Way::Leave => return Step::Leave,
+        Way::Stop(reason) => {
+            *mtu = hop.mtu;
+            return Step::Stop(reason);
+        }
+    }
+    let sent = rewrite(packet, parsed, flow).and_then(|()| packet.send(network, &hop));
+    sent_step(sent)
+}
+
+/// Rewrites a packet as its flow says and hands it over to the Pod of this node that it is for. [`Step::Leave`]: it is
+/// as it was, since the stack has more to do, or the Pod is not at the other end of a device.
+///
+/// Out of line, as [`send_on`].
+#[inline(never)]
+pub(crate) fn hand_over<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>, flow: &Flow<A>) -> Step {
+    let network = parsed.headers.network;
+    if matches!(hop_limit::<A>(packet, network), None | Some(0 | 1)) {
+        return Step::Leave;
+    }
+    let mut hop = Hop::default();
+    let length = sent_length(packet, parsed);
+    let route = packet.route(flow.source, flow.destination, length, &mut hop);
+    if route != Route::Ready || !packet.can_hand_over(network, &hop) {
+        return Step::Leave;
+    }
+    let sent = rewrite(packet, parsed, flow).and_then(|()| packet.hand_over(&hop));
+    sent_step(sent)
+}
+
+/// Rewrites a packet as its flow says, one hop further.
+#[inline(always)]
+fn rewrite<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>, flow: &Flow<A>) -> Option<()> {
+    // The hop limit first: its word has the IPv4 checksum, and would wait for the half that `translate` writes.
+    decrement_hop_limit::<A>(packet, parsed.headers.network)?;
+    packet.translate(&parsed.headers, &parsed.key, flow)
+}
+
+#[inline(always)]
+fn sent_step(sent: Option<Verdict>) -> Step {
+    match sent {
+        Some(Verdict::Bounce) => Step::Bounce,
+        Some(_) => Step::Redirect,
+        None => Step::Stop(Reason::RewriteFailed),
+    }
+}
+
+/// Length of IP header and payload of the longest packet that this one is sent as.
+#[inline(always)]
+fn sent_length<A: Address>(packet: &impl Packet, parsed: &Parsed<A>) -> u32 {
+    let Headers {
+        network,
+        transport,
+        ip_length,
+        ..
+    } = parsed.headers;
+    let segment = packet.segment_size();
+    if segment == 0 {
+        return ip_length;
+    }
+    let header = if parsed.key.protocol == protocol::TCP {
+        packet
+            .view::<{ TcpHdr::LEN }>(transport)
+            .map_or(TcpHdr::LEN as u32, |header| {
+                u32::from(header.u8::<TCP_DATA_OFFSET>() >> 4) * 4
+            })
+    } else {
+        UdpHdr::LEN as u32
+    };
+    transport - network + header + segment
 }
 
 /// Offset of the word with the hop limit, which is its first byte in IPv4 and its last in IPv6.

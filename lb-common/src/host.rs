@@ -34,6 +34,8 @@ pub struct Bytes {
     pub ways: Vec<Way>,
     /// Whether it can be sent to a next hop whose link-layer address is not known yet.
     pub asks_neighbours: bool,
+    /// Devices whose other end is in a Pod.
+    pub pod_devices: Vec<u32>,
 }
 
 /// What the routing tables say of a destination.
@@ -53,6 +55,7 @@ impl From<Vec<u8>> for Bytes {
             bytes,
             ways: Vec::new(),
             asks_neighbours: true,
+            pod_devices: Vec::new(),
         }
     }
 }
@@ -143,6 +146,15 @@ impl Packet for Bytes {
         Some(Verdict::Redirect)
     }
 
+    fn can_hand_over(&self, network: u32, hop: &Hop) -> bool {
+        network != 0 && self.pod_devices.contains(&hop.device)
+    }
+
+    fn hand_over(&mut self, hop: &Hop) -> Option<Verdict> {
+        self.write(0, &hop.link)?;
+        Some(Verdict::Redirect)
+    }
+
     fn checksum_is_partial(&mut self, _offset: u32) -> bool {
         false
     }
@@ -189,6 +201,10 @@ pub struct HostTables<A> {
     pub device_address: A,
     /// Whether connections to removed backends go on.
     pub keeps_removed: bool,
+    /// Whether packets between Pods of this node go without its stack.
+    pub redirects_locally: bool,
+    /// Addresses without a bit in the filter.
+    pub filtered: Vec<A>,
     /// Source ports to give out.
     pub translated_ports: PortRange,
     /// Translated sockets.
@@ -213,6 +229,8 @@ impl<A: Address + Hash> Default for HostTables<A> {
             fragments: RefCell::default(),
             device_address: A::default(),
             keeps_removed: false,
+            redirects_locally: false,
+            filtered: Vec::new(),
             translated_ports: TRANSLATED_PORTS,
             sockets: RefCell::default(),
             flows: RefCell::default(),
@@ -244,8 +262,8 @@ impl<A: Address + Hash> HostTables<A> {
 }
 
 impl<A: Address + Hash> Tables<A> for HostTables<A> {
-    fn concerns(&self, _destination: A) -> bool {
-        true
+    fn concerns(&self, destination: A) -> bool {
+        !self.filtered.contains(&destination)
     }
 
     fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>> {
@@ -320,6 +338,10 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
 
     fn keeps_removed(&self) -> bool {
         self.keeps_removed
+    }
+
+    fn redirects_locally(&self) -> bool {
+        self.redirects_locally
     }
 
     fn now(&self) -> u32 {

@@ -5,18 +5,15 @@
 
 use core::mem::MaybeUninit;
 
-use network_types::tcp::TcpHdr;
-use network_types::udp::UdpHdr;
-
 use crate::address::Address;
 use crate::answer;
 use crate::choose::Origin;
 use crate::flow::FlowEntry;
-use crate::forward::{self, Way};
+use crate::forward::{hand_over, send_on};
 use crate::layout::{Flow, FlowKey, backend_state, flow_flags, hook, protocol};
 use crate::open::open;
-use crate::packet::{Headers, Hop, Packet, Part, Verdict};
-use crate::parse::{Parsed, TCP_DATA_OFFSET, tcp_flags};
+use crate::packet::{Packet, Part, Verdict};
+use crate::parse::{Parsed, tcp_flags};
 use crate::reason::Reason;
 use crate::step::Step;
 use crate::tables::Tables;
@@ -26,16 +23,21 @@ use crate::tables::Tables;
 pub(crate) fn ingress<A: Address>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
-    parsed: &Parsed<A>,
+    parsed: &mut Parsed<A>,
     origin: Origin,
 ) -> Verdict {
-    if !tables.concerns(parsed.key.destination) {
-        return pass(tables, parsed);
+    let concerns = tables.concerns(parsed.key.destination);
+    if !concerns {
+        if origin == Origin::Outside || !tables.redirects_locally() {
+            return pass(tables, parsed);
+        }
+        // What a Pod answers would be looked for where it leaves the stack.
+        parsed.key.hook = hook::EGRESS;
     }
     // Zeroing it would cost more than the lookup of a flow: it becomes a call of memset, which counts bytes.
     let mut flow = MaybeUninit::uninit();
     let mut step = remembered(tables, parsed, &mut flow);
-    if step == Step::Open {
+    if step == Step::Open && concerns {
         step = open(packet, tables, &parsed.key, origin, &mut flow);
         if step == Step::Translate {
             // SAFETY: whoever says so has written the flow.
@@ -45,7 +47,13 @@ pub(crate) fn ingress<A: Address>(
     let mut mtu = 0;
     if step == Step::Translate {
         // SAFETY: as above.
-        step = apply(packet, parsed, unsafe { flow.assume_init_ref() }, &mut mtu);
+        step = apply(
+            packet,
+            tables,
+            parsed,
+            unsafe { flow.assume_init_ref() },
+            &mut mtu,
+        );
     }
     if let Step::Stop(reason) = step {
         step = stop(packet, tables, parsed, reason, mtu);
@@ -181,9 +189,24 @@ fn is_kept<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>) -> bool {
 
 /// Rewrites a packet as its flow says.
 #[inline(always)]
-fn apply<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>, flow: &Flow<A>, mtu: &mut u32) -> Step {
+fn apply<A: Address>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    parsed: &Parsed<A>,
+    flow: &Flow<A>,
+    mtu: &mut u32,
+) -> Step {
     if flow.flags & flow_flags::FORWARD != 0 {
         return send_on(packet, parsed, flow, mtu);
+    }
+    if flow.flags & flow_flags::LOCAL != 0 && tables.redirects_locally() {
+        let step = hand_over(packet, parsed, flow);
+        if step != Step::Leave {
+            return step;
+        }
+    }
+    if parsed.key.hook == hook::EGRESS {
+        return Step::Leave;
     }
     if packet.translate(&parsed.headers, &parsed.key, flow).is_none() {
         return Step::Stop(Reason::RewriteFailed);
@@ -195,58 +218,6 @@ fn apply<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>, flow: &Flow<A
         Some(()) => Step::Bounce,
         None => Step::Stop(Reason::RewriteFailed),
     }
-}
-
-/// Rewrites a packet as its flow says and sends it on. `mtu` tells what the route takes if that is less.
-///
-/// Out of line: packets that stay on this node do not pay for its stack.
-#[inline(never)]
-fn send_on<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>, flow: &Flow<A>, mtu: &mut u32) -> Step {
-    let network = parsed.headers.network;
-    let mut hop = Hop::default();
-    let length = sent_length(packet, parsed);
-    match forward::way(packet, network, length, flow, &mut hop) {
-        Way::Send => {}
-        Way::Leave => return Step::Leave,
-        Way::Stop(reason) => {
-            *mtu = hop.mtu;
-            return Step::Stop(reason);
-        }
-    }
-    // The hop limit first: its word has the IPv4 checksum, and would wait for the half that `translate` writes.
-    let sent = forward::decrement_hop_limit::<A>(packet, network)
-        .and_then(|()| packet.translate(&parsed.headers, &parsed.key, flow))
-        .and_then(|()| packet.send(network, &hop));
-    match sent {
-        Some(Verdict::Bounce) => Step::Bounce,
-        Some(_) => Step::Redirect,
-        None => Step::Stop(Reason::RewriteFailed),
-    }
-}
-
-/// Length of IP header and payload of the longest packet that this one is sent as.
-#[inline(always)]
-fn sent_length<A: Address>(packet: &impl Packet, parsed: &Parsed<A>) -> u32 {
-    let Headers {
-        network,
-        transport,
-        ip_length,
-        ..
-    } = parsed.headers;
-    let segment = packet.segment_size();
-    if segment == 0 {
-        return ip_length;
-    }
-    let header = if parsed.key.protocol == protocol::TCP {
-        packet
-            .view::<{ TcpHdr::LEN }>(transport)
-            .map_or(TcpHdr::LEN as u32, |header| {
-                u32::from(header.u8::<TCP_DATA_OFFSET>() >> 4) * 4
-            })
-    } else {
-        UdpHdr::LEN as u32
-    };
-    transport - network + header + segment
 }
 
 /// A client that connects straight to an address may reuse the port of a connection through a frontend that has
@@ -291,14 +262,15 @@ mod tests {
     use std::vec;
 
     use super::ingress;
+    use crate::address::Address;
     use crate::choose::{Origin, region};
     use crate::egress::egress;
-    use crate::host::{Bytes, HostTables};
+    use crate::host::{Bytes, HOP, HostTables, Way};
     use crate::layout::{
-        Address4, Backend, FlowKey, Frontend, FrontendKey, Port, Region, Slot, backend_state, frontend_flags,
-        hook, protocol,
+        Address4, Backend, FlowKey, Frontend, FrontendKey, Port, Region, Slot, backend_flags, backend_state,
+        frontend_flags, hook, protocol,
     };
-    use crate::packet::Verdict;
+    use crate::packet::{Hop, Route, Verdict};
     use crate::parse::{self, tcp_flags};
     use crate::reason::Reason;
     use proptest::prelude::*;
@@ -377,8 +349,8 @@ mod tests {
     /// Where a segment that enters comes from and goes to afterwards.
     fn enter(tables: &HostTables<Address4>, source: End, destination: End, flags: u8) -> (Verdict, End, End) {
         let mut packet = segment(source, destination, flags);
-        let parsed = parse::ipv4(&packet, 14, hook::INGRESS).unwrap();
-        let verdict = ingress(&mut packet, tables, &parsed, Origin::Inside);
+        let mut parsed = parse::ipv4(&packet, 14, hook::INGRESS).unwrap();
+        let verdict = ingress(&mut packet, tables, &mut parsed, Origin::Inside);
         let key = key(&packet);
         (
             verdict,
@@ -448,6 +420,110 @@ mod tests {
             }
         }
         assert!(sources.len() > 10);
+    }
+
+    /// The host's next hop is a Pod's device.
+    fn to_pods(mut packet: Bytes) -> Bytes {
+        packet.pod_devices = vec![HOP.device];
+        packet.bytes[22] = 64;
+        packet
+    }
+
+    /// What becomes of a packet between Pods of this node.
+    fn enter_locally(tables: &HostTables<Address4>, packet: &mut Bytes) -> Verdict {
+        let mut parsed = parse::ipv4(packet, 14, hook::INGRESS).unwrap();
+        ingress(packet, tables, &mut parsed, Origin::Inside)
+    }
+
+    /// A request from a Pod to a Service with only one Pod, of this node.
+    fn local() -> (HostTables<Address4>, Bytes) {
+        let mut tables = tables();
+        tables.redirects_locally = true;
+        tables.filtered = vec![end(50, 0).0];
+        tables
+            .frontends
+            .values_mut()
+            .for_each(|frontend| frontend.cluster.length = 1);
+        for backend in tables.backends.values_mut() {
+            backend.flags = backend_flags::LOCAL;
+        }
+        let request = to_pods(segment(end(50, 1000), end(1, 80), tcp_flags::SYN));
+        (tables, request)
+    }
+
+    #[test]
+    fn packets_of_a_node_are_handed_over_one_hop_further() {
+        let (tables, mut request) = local();
+        assert_eq!(enter_locally(&tables, &mut request), Verdict::Redirect);
+        let at = key(&request);
+        assert_eq!((at.source, at.destination), (end(50, 0).0, end(11, 0).0));
+        let mut reply = to_pods(segment(end(11, 8080), end(50, 1000), tcp_flags::ACK));
+        assert_eq!(enter_locally(&tables, &mut reply), Verdict::Redirect);
+        let at = key(&reply);
+        assert_eq!((at.source, at.source_port), (end(1, 0).0, Port::new(80)));
+        for packet in [request, reply] {
+            assert_eq!(packet.bytes[..12], [2; 12]);
+            assert_eq!(packet.bytes[22], 63);
+        }
+    }
+
+    #[test]
+    fn the_stack_gets_what_it_must_answer_or_ask_for() {
+        fn way(route: Route, mtu: u32) -> Way {
+            Way {
+                destination: end(11, 0).0.words(),
+                route,
+                hop: Hop { mtu, ..HOP },
+            }
+        }
+        type Change = fn(&mut HostTables<Address4>, &mut Bytes);
+        let changes: [(&str, Change); 6] = [
+            ("not wanted", |tables, _| tables.redirects_locally = false),
+            ("no Pod's device", |_, packet| packet.pod_devices.clear()),
+            ("last hop", |_, packet| packet.bytes[22] = 1),
+            ("another node's backend", |tables, _| {
+                tables.backends.values_mut().for_each(|backend| backend.flags = 0);
+            }),
+            ("unknown neighbour", |_, packet| {
+                packet.ways.push(way(Route::Unresolved, 0));
+            }),
+            ("too big", |_, packet| packet.ways.push(way(Route::Ready, 39))),
+        ];
+        for (what, change) in changes {
+            let (mut tables, mut request) = local();
+            change(&mut tables, &mut request);
+            let limit = request.bytes[22];
+            assert_eq!(enter_locally(&tables, &mut request), Verdict::Pass, "{what}");
+            assert_eq!(key(&request).destination, end(11, 0).0, "{what}");
+            assert_eq!(request.bytes[22], limit, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_reply_that_is_not_handed_over_is_translated_where_it_leaves() {
+        let (tables, mut request) = local();
+        assert_eq!(enter_locally(&tables, &mut request), Verdict::Redirect);
+        let reply = segment(end(11, 8080), end(50, 1000), tcp_flags::ACK);
+        let mut entered = reply.clone();
+        assert_eq!(enter_locally(&tables, &mut entered), Verdict::Pass);
+        assert_eq!(entered, reply);
+        let (source, _) = leave(&tables, end(11, 8080), end(50, 1000), tcp_flags::ACK);
+        assert_eq!(source, end(1, 80));
+    }
+
+    #[test]
+    fn what_is_no_reply_is_left_alone() {
+        let (tables, mut request) = local();
+        let mut other = to_pods(segment(end(11, 8080), end(50, 1000), tcp_flags::SYN));
+        let before = other.clone();
+        assert_eq!(enter_locally(&tables, &mut other), Verdict::Pass);
+        assert_eq!(enter_locally(&tables, &mut request), Verdict::Redirect);
+        for source in [end(11, 8081), end(12, 8080)] {
+            let mut other = to_pods(segment(source, end(50, 1000), tcp_flags::ACK));
+            assert_eq!(enter_locally(&tables, &mut other), Verdict::Pass);
+            assert_eq!(key(&other).source, source.0);
+        }
+        assert_eq!(other, before);
     }
 
     /// What happens next in a random history.

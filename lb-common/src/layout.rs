@@ -48,8 +48,10 @@ pub mod map {
     pub const FRAGMENTS6: &str = "FRAGMENTS6";
     /// Devices that packets to Pods of other nodes leave by: interface index to [`super::Device`].
     pub const DEVICES: &str = "DEVICES";
-    /// Devices that XDP programs of other devices can send through: [`super::xdp_device_row`] to interface index.
+    /// Devices that XDP programs of other devices can send through: [`super::device_row`] to interface index.
     pub const XDP_DEVICES: &str = "XDP_DEVICES";
+    /// Devices whose other end is in a Pod: [`super::device_row`] to interface index.
+    pub const POD_DEVICES: &str = "POD_DEVICES";
     /// Names by service id: [`super::ServiceName`].
     pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
     /// Counters by service id: [`super::ServiceStats`] for each CPU.
@@ -432,6 +434,8 @@ pub mod flow_flags {
     pub const HAIRPIN: u8 = 1 << 1;
     /// The client is outside and the backend on another node: the packet is sent on without the node's stack.
     pub const FORWARD: u8 = 1 << 2;
+    /// Client and backend are on this node: the packet may be handed over to the Pod without the node's stack.
+    pub const LOCAL: u8 = 1 << 3;
 }
 
 /// A socket and an address it knows its peer by: key of the sockets maps.
@@ -547,13 +551,14 @@ pub struct Device {
     pub address6: Address6,
 }
 
-/// Rows of the XDP devices map.
-pub const XDP_DEVICES: u32 = 1_024;
+/// Rows of the maps that say which devices have a quality.
+pub const DEVICE_ROWS: u32 = 1_024;
 
-/// The row of a device in the XDP devices map. Where two devices share one, TC sends through the other.
+/// The row of a device in such a map. Where two devices share one, the other goes without: its packets take the longer
+/// way.
 #[inline(always)]
-pub const fn xdp_device_row(index: u32) -> u32 {
-    index % XDP_DEVICES
+pub const fn device_row(index: u32) -> u32 {
+    index % DEVICE_ROWS
 }
 
 /// The name of a service port: value of the service names map. No program reads it; it tells people, and the next

@@ -94,6 +94,8 @@ fn select<A: Address>(
         flow_flags::FORWARD
     } else if backend.address == key.source {
         flow_flags::HAIRPIN
+    } else if origin == Origin::Inside && backend.flags & backend_flags::LOCAL != 0 {
+        flow_flags::LOCAL
     } else {
         0
     };

@@ -217,6 +217,12 @@ pub trait Packet {
     /// Sends the packet, whose IP header is at `network`, to its next hop.
     fn send(&mut self, network: u32, hop: &Hop) -> Option<Verdict>;
 
+    /// Whether this hook can hand the packet, whose IP header is at `network`, over to the Pod behind a device.
+    fn can_hand_over(&self, network: u32, hop: &Hop) -> bool;
+
+    /// Hands the packet over to the Pod behind a device: the Pod receives it at once.
+    fn hand_over(&mut self, hop: &Hop) -> Option<Verdict>;
+
     /// Whether the transport checksum at `offset` is still to be completed by the device (`CHECKSUM_PARTIAL`), so
     /// that the field holds the folded sum of the pseudo header only.
     fn checksum_is_partial(&mut self, offset: u32) -> bool;
@@ -229,7 +235,7 @@ pub enum Verdict {
     Pass,
     /// Turns back: goes out of the device it came in on, or comes in by the one it was to leave by.
     Bounce,
-    /// Goes where [`Packet::send`] has sent it.
+    /// Goes where [`Packet::send`] or [`Packet::hand_over`] has sent it.
     Redirect,
     /// Ends here.
     Drop,

@@ -58,6 +58,8 @@ pub trait Tables<A: Address> {
     fn translated_ports(&self) -> PortRange;
     /// Whether connections to removed backends go on as if nothing had happened.
     fn keeps_removed(&self) -> bool;
+    /// Whether packets between Pods of this node go without its stack.
+    fn redirects_locally(&self) -> bool;
 
     /// Counts a connection of a Service.
     fn count_connection(&self, service: ServiceId);

@@ -10,9 +10,9 @@ use lb_common::address::Address;
 use lb_common::filter::{self, Position};
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Fragment,
-    FragmentKey, Frontend, FrontendKey, LoadedSettings, ServiceId, ServiceName, ServiceStats, Slot, Socket,
-    SocketKey, SourceRange, XDP_DEVICES as XDP_DEVICES_MAX, xdp_device_row,
+    Address4, Address6, Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, Flow, FlowKey,
+    Fragment, FragmentKey, Frontend, FrontendKey, LoadedSettings, ServiceId, ServiceName, ServiceStats, Slot,
+    Socket, SocketKey, SourceRange, device_row,
 };
 use lb_common::reason::Reason;
 
@@ -64,7 +64,9 @@ static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment> = LruHashMap::wit
 #[map]
 static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, BPF_F_NO_PREALLOC);
 #[map]
-static XDP_DEVICES: Array<u32> = Array::with_max_entries(XDP_DEVICES_MAX, 0);
+static XDP_DEVICES: Array<u32> = Array::with_max_entries(DEVICE_ROWS, 0);
+#[map]
+static POD_DEVICES: Array<u32> = Array::with_max_entries(DEVICE_ROWS, 0);
 #[map]
 static SERVICE_NAMES: HashMap<ServiceId, ServiceName> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map]
@@ -251,8 +253,19 @@ pub fn device(index: u32) -> Option<Device> {
 /// Whether XDP programs of other devices can send through a device.
 #[inline(always)]
 pub fn transmits(index: u32) -> bool {
-    XDP_DEVICES
-        .get(xdp_device_row(index))
+    is_among(&XDP_DEVICES, index)
+}
+
+/// Whether the other end of a device is in a Pod.
+#[inline(always)]
+pub fn leads_to_pod(index: u32) -> bool {
+    is_among(&POD_DEVICES, index)
+}
+
+#[inline(always)]
+fn is_among(devices: &Array<u32>, index: u32) -> bool {
+    devices
+        .get(device_row(index))
         .is_some_and(|known| *known == index)
 }
 

@@ -7,8 +7,9 @@ use aya_ebpf::bindings::{
     BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_REDIRECT, xdp_action,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_head,
-    bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
+    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head,
+    bpf_xdp_adjust_tail,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::address::Address;
@@ -169,6 +170,16 @@ impl Packet for XdpPacket {
         // SAFETY: plain helper call.
         let action = unsafe { bpf_redirect(hop.device, 0) };
         (action == xdp_action::XDP_REDIRECT.into()).then_some(Verdict::Redirect)
+    }
+
+    #[inline(always)]
+    fn can_hand_over(&self, _network: u32, _hop: &Hop) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn hand_over(&mut self, _hop: &Hop) -> Option<Verdict> {
+        None
     }
 
     #[inline(always)]
@@ -387,6 +398,19 @@ impl Packet for TcPacket {
         // The kernel asks for the neighbour's address if it does not know it, and keeps the packet meanwhile.
         // SAFETY: plain helper call.
         let action = unsafe { bpf_redirect_neigh(hop.device, core::ptr::null_mut(), 0, 0) };
+        (action == TC_ACT_REDIRECT.into()).then_some(Verdict::Redirect)
+    }
+
+    #[inline(always)]
+    fn can_hand_over(&self, network: u32, hop: &Hop) -> bool {
+        network != 0 && maps::leads_to_pod(hop.device)
+    }
+
+    #[inline(always)]
+    fn hand_over(&mut self, hop: &Hop) -> Option<Verdict> {
+        self.store(0, &hop.link, 0)?;
+        // SAFETY: plain helper call.
+        let action = unsafe { bpf_redirect_peer(hop.device, 0) };
         (action == TC_ACT_REDIRECT.into()).then_some(Verdict::Redirect)
     }
 

@@ -37,6 +37,10 @@ static PORTS: Global<PortRange> = Global::new(TRANSLATED_PORTS);
 #[unsafe(no_mangle)]
 static KEEP_REMOVED: Global<u32> = Global::new(0);
 
+/// Not zero if packets between Pods of this node go without its stack; set by the agent.
+#[unsafe(no_mangle)]
+static LOCAL_REDIRECT: Global<u32> = Global::new(0);
+
 /// A family whose maps and settings this object holds.
 pub trait Family: Address + FamilyMaps {
     fn node_address() -> Self;
@@ -157,6 +161,11 @@ impl<A: Family> Tables<A> for KernelTables {
     #[inline(always)]
     fn keeps_removed(&self) -> bool {
         KEEP_REMOVED.load() != 0
+    }
+
+    #[inline(always)]
+    fn redirects_locally(&self) -> bool {
+        LOCAL_REDIRECT.load() != 0
     }
 
     #[inline(always)]

@@ -7,3 +7,4 @@ pub mod kernel;
 pub mod lab;
 pub mod packet;
 pub mod slowness;
+pub mod stop;

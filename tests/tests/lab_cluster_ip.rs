@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_tests::kernel::needs;
+use lb_tests::lab::capture::Protocol;
 use lb_tests::lab::cluster::{ECHO, HTTP, SERVICE_FILE, STREAM, UDP, UNKNOWN_PORT, vips};
 use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{Capture, CaptureReport, Cluster, Machine, Outcome, SocketLb, require_privileges};
@@ -132,6 +133,83 @@ fn a_pod_through_tc() {
         );
         for server in &captured.servers {
             assert_eq!(devices_with(server, vip), BTreeSet::new());
+        }
+    }
+}
+
+/// How many packets between two machines a node's stack has sent on.
+fn sent_on(host: &CaptureReport, one: &Machine, other: &Machine, like: IpAddr) -> u64 {
+    let ends = [one, other].map(|machine| own_address(machine, like));
+    host.with_address(ends[0])
+        .filter(|(seen, _)| seen.outgoing && seen.flow.protocol != Protocol::Housekeeping)
+        .filter(|(seen, _)| {
+            [seen.flow.source, seen.flow.destination]
+                .map(|end| end.ip())
+                .contains(&ends[1])
+        })
+        .map(|(_, count)| count)
+        .sum()
+}
+
+#[test]
+fn a_pod_past_the_stack_of_its_node() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("past-the-stack", &[0, 0, 1]).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Off, &["--local-redirect"]).unwrap();
+    // The node learns the Pods' link-layer addresses; before, its stack takes the packets.
+    for server in &cluster.servers {
+        for address in server.pod.addresses().both() {
+            let report = cluster.client.http(address, HTTP.target_port).run().unwrap();
+            assert_eq!(report.answered(), 1, "{report:?}");
+        }
+    }
+    let captures = Captures::start(&cluster);
+    use_service(&cluster, &cluster.client);
+    let captured = captures.finish();
+    for vip in vips() {
+        assert_eq!(devices_with(&captured.client, vip), BTreeSet::from(["eth0"]));
+        for (server, report) in cluster.servers.iter().zip(&captured.servers) {
+            assert_eq!(devices_with(report, vip), BTreeSet::new());
+            let is_of_this_node = server.node.name() == cluster.nodes[0].name();
+            let sent_on = sent_on(&captured.host, &cluster.client, &server.pod, vip);
+            assert_eq!(sent_on == 0, is_of_this_node, "{}: {sent_on}", server.pod.name());
+        }
+    }
+}
+
+#[test]
+fn connections_stay_when_the_way_past_the_stack_comes_and_goes() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("past-and-back", &[0]).unwrap();
+    let server = &cluster.servers[0].pod;
+    let start = |arguments: &[&str]| cluster.start_agent(SocketLb::Off, arguments).unwrap();
+    let connect = || {
+        vips().map(|vip| {
+            let mut talk = cluster.client.talk(vip, ECHO.port).unwrap();
+            talk.connected().unwrap();
+            talk
+        })
+    };
+    let mut agent = start(&[]);
+    let mut talks: Vec<_> = connect().into();
+    for arguments in [&[][..], &["--local-redirect"], &[]] {
+        drop(agent);
+        agent = start(arguments);
+        let host = Capture::start(cluster.nodes[0].host().namespace()).unwrap();
+        talks.extend(connect());
+        for talk in &mut talks {
+            let event = talk.exchange("hello").unwrap();
+            assert!(matches!(event, TalkEvent::Line(_)), "{arguments:?}: {event:?}");
+        }
+        let report = host.finish().unwrap();
+        for vip in vips() {
+            // Those that began before go past the stack too.
+            let sent_on = sent_on(&report, &cluster.client, server, vip);
+            assert_eq!(sent_on == 0, !arguments.is_empty(), "{vip}: {sent_on}");
         }
     }
 }

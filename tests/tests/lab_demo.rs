@@ -3,8 +3,9 @@
 use std::process::Command;
 use std::time::Duration;
 
-use lb_tests::demo::{self, Plan, Screen, Stop};
+use lb_tests::demo::{self, Plan, Screen};
 use lb_tests::lab::require_privileges;
+use lb_tests::stop::Stop;
 
 #[test]
 fn the_demo_succeeds() {

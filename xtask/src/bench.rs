@@ -7,9 +7,17 @@ use anyhow::{Result, ensure};
 
 use crate::{build_ebpf, command, test, workspace};
 
+/// Arguments of the task.
+#[derive(clap::Args)]
+pub(crate) struct BenchArguments {
+    /// What is measured; without it everything is, and docs/benchmarks.md is written anew: three quarters of an hour
+    #[command(subcommand)]
+    what: Option<Bench>,
+}
+
 /// What is measured.
 #[derive(clap::Subcommand)]
-pub(crate) enum Bench {
+enum Bench {
     /// What a packet costs at each kernel program, beside an empty program (`--quick`: TCP only)
     Packets(Arguments),
     /// What it takes to follow the control plane, beside the rules of packet filters
@@ -22,23 +30,38 @@ pub(crate) enum Bench {
 
 /// How a benchmark is called.
 #[derive(clap::Args)]
-pub(crate) struct Arguments {
+struct Arguments {
     /// How to print the result: `table` or `json`
     #[arg(short, long, value_name = "FORMAT", value_parser = ["table", "json"], default_value = "table")]
     output: String,
     /// Less, and in fewer and shorter rounds: for a first look
     #[arg(long)]
     quick: bool,
+    /// A page to write the result to as well, as docs/benchmarks.md is written
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
 }
 
 /// Builds what is needed and measures.
-pub(crate) fn run(bench: &Bench) -> Result<()> {
-    match bench {
-        Bench::Packets(arguments) => packets(arguments),
-        Bench::ControlPlane(arguments) => control_plane(arguments),
-        Bench::EndToEnd(arguments) => end_to_end(arguments),
-        Bench::Maglev => maglev(),
+pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
+    match &arguments.what {
+        Some(Bench::Packets(arguments)) => packets(arguments),
+        Some(Bench::ControlPlane(arguments)) => control_plane(arguments),
+        Some(Bench::EndToEnd(arguments)) => end_to_end(arguments),
+        Some(Bench::Maglev) => maglev(),
+        None => all(),
     }
+}
+
+fn all() -> Result<()> {
+    let arguments = Arguments {
+        output: "table".to_owned(),
+        quick: false,
+        page: Some(workspace::root().join("docs/benchmarks.md")),
+    };
+    packets(&arguments)?;
+    control_plane(&arguments)?;
+    end_to_end(&arguments)
 }
 
 fn maglev() -> Result<()> {
@@ -100,6 +123,9 @@ fn measure(mut bench: Command, arguments: &Arguments) -> Result<()> {
     bench.args(["--output", &arguments.output]);
     if arguments.quick {
         bench.arg("--quick");
+    }
+    if let Some(page) = &arguments.page {
+        bench.arg("--page").arg(page);
     }
     command::run(&mut bench)
 }

@@ -40,8 +40,7 @@ enum Task {
     /// Run the packet tests and the lab's on other kernels, in virtual machines
     VmTest(vm_test::Arguments),
     /// Measure how fast it is
-    #[command(subcommand)]
-    Bench(bench::Bench),
+    Bench(bench::BenchArguments),
 }
 
 fn main() -> ExitCode {
@@ -51,7 +50,7 @@ fn main() -> ExitCode {
         Task::Build => build::run(),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Lint => lint::run(),
-        Task::Bench(bench) => bench::run(&bench),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::VmTest(arguments) => return vm_test::run(&arguments),
         Task::Test(arguments) => return test::run(&arguments),
     };

@@ -110,7 +110,7 @@ fn try_run(arguments: &Arguments) -> Result<ExitCode> {
     report::summarize(
         runs,
         Use {
-            page: has_all && arguments.stages.is_empty() && arguments.test_name.is_none(),
+            page: has_all && !arguments.probe && arguments.stages.is_empty() && arguments.test_name.is_none(),
             update_budget: arguments.update_budget,
         },
     )

@@ -5,44 +5,35 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use aya::maps::{Array, HashMap, MapData};
-use lb_common::layout::{Address4, Address6, Device, map, xdp_device_row};
+use lb_common::layout::{Address4, Address6, Device, device_row, map};
 
 use super::filter::Filter;
 use super::maps::{kernel, open, typed};
-use crate::devices::{Link, Snapshot, first_global_address};
+use crate::devices::{Link, Role, Snapshot, View, first_global_address};
 use crate::maps::{Family, MapError};
 
 /// The devices maps.
 pub struct DeviceTable {
     devices: HashMap<MapData, u32, Device>,
-    xdp_devices: Array<MapData, u32>,
-    /// The rows of `xdp_devices` that hold a device.
-    xdp_rows: BTreeMap<u32, u32>,
+    xdp_devices: DeviceSet,
+    pod_devices: DeviceSet,
     filter: Filter,
 }
 
 impl DeviceTable {
     /// Opens the maps pinned in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
-        let xdp_devices: Array<_, u32> = typed(open(directory, map::XDP_DEVICES)?, map::XDP_DEVICES)?;
-        let mut xdp_rows = BTreeMap::new();
-        for (row, index) in (0..).zip(xdp_devices.iter()) {
-            let index = index.map_err(|error| kernel(map::XDP_DEVICES, format!("read row {row}"), error))?;
-            if index != 0 {
-                xdp_rows.insert(row, index);
-            }
-        }
         Ok(Self {
             devices: typed(open(directory, map::DEVICES)?, map::DEVICES)?,
-            xdp_devices,
-            xdp_rows,
+            xdp_devices: DeviceSet::open(directory, map::XDP_DEVICES)?,
+            pod_devices: DeviceSet::open(directory, map::POD_DEVICES)?,
             filter: Filter::open(directory)?,
         })
     }
 
     /// Writes what differs. `with_xdp` are the devices that carry the XDP program.
-    pub fn set(&mut self, snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> Result<(), MapError> {
-        let wanted = rows(snapshot);
+    pub fn set(&mut self, view: &View, with_xdp: &BTreeSet<u32>) -> Result<(), MapError> {
+        let wanted = rows(&view.snapshot);
         let mut present = BTreeMap::new();
         for row in self.devices.iter() {
             let (index, device) =
@@ -65,21 +56,41 @@ impl DeviceTable {
                 .remove(index)
                 .map_err(|error| kernel(map::DEVICES, format!("delete device {index}"), error))?;
         }
-        self.set_xdp(snapshot, with_xdp)
+        self.xdp_devices.set(usable_with_xdp(&view.snapshot, with_xdp))?;
+        self.pod_devices.set(to_pods(view))
+    }
+}
+
+/// A map that says which devices have a quality: in the row of each such device stands its index.
+struct DeviceSet {
+    name: &'static str,
+    map: Array<MapData, u32>,
+    /// The rows that hold a device.
+    rows: BTreeMap<u32, u32>,
+}
+
+impl DeviceSet {
+    fn open(directory: &Path, name: &'static str) -> Result<Self, MapError> {
+        let map: Array<_, u32> = typed(open(directory, name)?, name)?;
+        let mut rows = BTreeMap::new();
+        for (row, index) in (0..).zip(map.iter()) {
+            let index = index.map_err(|error| kernel(name, format!("read row {row}"), error))?;
+            if index != 0 {
+                rows.insert(row, index);
+            }
+        }
+        Ok(Self { name, map, rows })
     }
 
-    fn set_xdp(&mut self, snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> Result<(), MapError> {
-        let wanted = xdp_rows(snapshot, with_xdp);
-        for (row, index) in changed_rows(&self.xdp_rows, &wanted) {
-            self.xdp_devices.set(row, index, 0).map_err(|error| {
-                kernel(
-                    map::XDP_DEVICES,
-                    format!("write device {index} to row {row}"),
-                    error,
-                )
-            })?;
+    /// Writes what differs.
+    fn set(&mut self, devices: impl Iterator<Item = u32>) -> Result<(), MapError> {
+        let wanted = devices.map(|index| (device_row(index), index)).collect();
+        for (row, index) in changed_rows(&self.rows, &wanted) {
+            self.map
+                .set(row, index, 0)
+                .map_err(|error| kernel(self.name, format!("write device {index} to row {row}"), error))?;
         }
-        self.xdp_rows = wanted;
+        self.rows = wanted;
         Ok(())
     }
 }
@@ -107,13 +118,23 @@ fn usable(snapshot: &Snapshot) -> impl Iterator<Item = &Link> {
     snapshot.links.values().filter(|link| link.up && !link.loopback)
 }
 
-/// Which device stands in which row of the XDP devices map.
-fn xdp_rows(snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> BTreeMap<u32, u32> {
+/// The devices that carry XDP and that packets can leave by.
+fn usable_with_xdp(snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> impl Iterator<Item = u32> {
     usable(snapshot)
         .map(|link| link.index)
         .filter(|index| with_xdp.contains(index))
-        .map(|index| (xdp_device_row(index), index))
-        .collect()
+}
+
+/// The devices whose other end is in a Pod, so that a packet can be handed over there. Another kind of device has no
+/// other end, and one whose other end is in this network namespace would lose the packet.
+fn to_pods(view: &View) -> impl Iterator<Item = u32> {
+    let is_pod = |link: &Link| {
+        let attachment = view.attachments.get(&link.index);
+        attachment.is_some_and(|attachment| attachment.role == Role::Pod)
+    };
+    usable(&view.snapshot)
+        .filter(move |link| link.kind == "veth" && link.link_netnsid.is_some() && is_pod(link))
+        .map(|link| link.index)
 }
 
 /// What has to be written so that `wanted` stands where `known` does; 0 where no device does any more.
@@ -148,8 +169,8 @@ fn rows(snapshot: &Snapshot) -> BTreeMap<u32, Device> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::Address;
-    use lb_common::layout::XDP_DEVICES;
+    use crate::devices::{Address, Attachment};
+    use lb_common::layout::DEVICE_ROWS;
 
     fn link(index: u32, up: bool, loopback: bool) -> Link {
         Link {
@@ -161,23 +182,64 @@ mod tests {
     }
 
     #[test]
-    fn xdp_sends_through_one_device_of_a_row() {
+    fn xdp_sends_through_devices_that_are_up() {
         let snapshot = Snapshot {
-            links: [1, 2, 3, 4, 3 + XDP_DEVICES, 5 + XDP_DEVICES]
+            links: [1, 2, 3, 4]
                 .map(|index| (index, link(index, index != 4, index == 1)))
                 .into(),
             ..Snapshot::default()
         };
-        let with_xdp = BTreeSet::from([1, 3, 4, 3 + XDP_DEVICES, 5 + XDP_DEVICES]);
-        let expected = BTreeMap::from([(3, 3 + XDP_DEVICES), (5, 5 + XDP_DEVICES)]);
-        assert_eq!(xdp_rows(&snapshot, &with_xdp), expected);
+        let with_xdp = BTreeSet::from([1, 3, 4]);
+        let found: Vec<u32> = usable_with_xdp(&snapshot, &with_xdp).collect();
+        assert_eq!(found, [3]);
+    }
+
+    #[test]
+    fn packets_are_handed_over_to_other_ends_in_pods() {
+        let veth = |index, up, namespace| Link {
+            kind: "veth".to_owned(),
+            link_netnsid: namespace,
+            ..link(index, up, false)
+        };
+        let other_kind = Link {
+            kind: "macvlan".to_owned(),
+            ..veth(5, true, Some(0))
+        };
+        let links = [
+            veth(2, true, Some(0)),
+            veth(3, false, Some(0)),
+            veth(4, true, None),
+            other_kind,
+            veth(6, true, Some(0)),
+            veth(7, true, Some(0)),
+        ];
+        let role = |index| if index == 6 { Role::Network } else { Role::Pod };
+        let attachment = |index| Attachment {
+            name: String::new(),
+            kind: String::new(),
+            instance: 0,
+            role: role(index),
+            ethernet: true,
+        };
+        let view = View {
+            snapshot: Snapshot {
+                links: links.map(|link| (link.index, link)).into(),
+                ..Snapshot::default()
+            },
+            // The last has no role.
+            attachments: (2..7).map(|index| (index, attachment(index))).collect(),
+        };
+        let found: Vec<u32> = to_pods(&view).collect();
+        assert_eq!(found, [2]);
     }
 
     #[test]
     fn only_rows_that_differ_are_written() {
+        let of_row_3 = 3 + DEVICE_ROWS;
+        assert_eq!(device_row(of_row_3), 3);
         let known = BTreeMap::from([(1, 1), (2, 2), (3, 3)]);
-        let wanted = BTreeMap::from([(1, 1), (3, 1027), (4, 4)]);
-        assert_eq!(changed_rows(&known, &wanted), [(2, 0), (3, 1027), (4, 4)]);
+        let wanted = BTreeMap::from([(1, 1), (3, of_row_3), (4, 4)]);
+        assert_eq!(changed_rows(&known, &wanted), [(2, 0), (3, of_row_3), (4, 4)]);
         assert_eq!(changed_rows(&wanted, &wanted), []);
     }
 

@@ -68,7 +68,7 @@ impl Datapath {
     pub fn set_devices(&mut self, view: &View) -> Vec<DatapathError> {
         let errors = self.attacher.set_devices(&mut self.ebpf, &view.attachments);
         let mut errors: Vec<DatapathError> = errors.into_iter().map(DatapathError::from).collect();
-        if let Err(error) = self.devices.set(&view.snapshot, self.attacher.with_xdp()) {
+        if let Err(error) = self.devices.set(view, self.attacher.with_xdp()) {
             errors.push(error.into());
         }
         errors

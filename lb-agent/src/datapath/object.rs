@@ -71,6 +71,8 @@ pub struct Settings {
     pub only_node_sockets: bool,
     /// Whether TCP connections to removed backends go on, instead of being reset.
     pub keeps_removed: bool,
+    /// Whether packets between Pods of this node go without its stack.
+    pub redirects_locally: bool,
     /// Source ports that the datapath gives out.
     pub translated_ports: PortRange,
     /// How long idle flows live, in seconds.
@@ -89,6 +91,7 @@ impl Default for Settings {
             node_namespace: 0,
             only_node_sockets: false,
             keeps_removed: false,
+            redirects_locally: false,
             translated_ports: TRANSLATED_PORTS,
             lifetimes: Lifetimes::DEFAULT_SECONDS,
             capacity: DEFAULT_CAPACITY,
@@ -142,7 +145,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 22] = [
+const MAPS: [(&str, usize, usize); 23] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -209,6 +212,7 @@ const MAPS: [(&str, usize, usize); 22] = [
     ),
     (map::DEVICES, size_of::<u32>(), size_of::<Device>()),
     (map::XDP_DEVICES, size_of::<u32>(), size_of::<u32>()),
+    (map::POD_DEVICES, size_of::<u32>(), size_of::<u32>()),
     (map::SERVICE_NAMES, size_of::<u32>(), size_of::<ServiceName>()),
     (map::SERVICE_STATS, size_of::<u32>(), size_of::<ServiceStats>()),
     (map::REASONS, size_of::<u32>(), size_of::<u64>()),
@@ -263,6 +267,8 @@ fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let sets_errors =
         u32::from(probe::helper(probe::Program::CgroupSockAddr, Helper::SetRetval).unwrap_or(true));
 
+    let redirects_locally = u32::from(settings.redirects_locally);
+
     let mut loader = EbpfLoader::new();
     loader
         // The kernel's types, hundred thousands, are of no use to programs that look into no structure of the kernel.
@@ -275,6 +281,7 @@ fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
         .override_global("NODE_NAMESPACE", &settings.node_namespace, true)
         .override_global("ONLY_NODE", &loaded.only_node_sockets, true)
         .override_global("KEEP_REMOVED", &loaded.keeps_removed, true)
+        .override_global("LOCAL_REDIRECT", &redirects_locally, true)
         .override_global("SETS_ERRORS", &sets_errors, true)
         .override_global("PORTS", &ports, true)
         .map_max_entries(map::FRONTENDS4, capacity.frontends)

@@ -103,6 +103,14 @@ impl Packet for Probe<'_> {
         Some(Verdict::Redirect)
     }
 
+    fn can_hand_over(&self, _network: u32, _hop: &Hop) -> bool {
+        false
+    }
+
+    fn hand_over(&mut self, _hop: &Hop) -> Option<Verdict> {
+        None
+    }
+
     fn checksum_is_partial(&mut self, _offset: u32) -> bool {
         false
     }

@@ -190,6 +190,11 @@ impl<A: LiveFamily> Tables<A> for Recorder<'_, A> {
         self.maps.settings().keeps_removed != 0
     }
 
+    fn redirects_locally(&self) -> bool {
+        // The decision is the same with and without.
+        false
+    }
+
     fn count_connection(&self, _service: ServiceId) {}
 
     fn count_rejected(&self, _service: ServiceId) {}

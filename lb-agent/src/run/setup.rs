@@ -82,6 +82,7 @@ pub(super) fn settings(arguments: &RunArguments, addresses: &BTreeSet<IpAddr>) -
         node_namespace: cookie.unwrap_or_default(),
         only_node_sockets: arguments.socket_lb == SocketLb::Host,
         keeps_removed: arguments.on_removed_backend == OnRemovedBackend::Forward,
+        redirects_locally: arguments.local_redirect,
         translated_ports: ports::translated(),
         lifetimes: arguments.lifetimes.seconds(),
         capacity: Capacity {

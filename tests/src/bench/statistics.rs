@@ -1,5 +1,7 @@
 //! Orders of many measurements.
 
+use serde::Serialize;
+
 /// Measurements in ascending order. There is at least one.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Sorted<T>(Vec<T>);
@@ -28,6 +30,34 @@ impl<T: PartialOrd + Copy> Sorted<T> {
 
     pub(super) fn greatest(&self) -> T {
         self.0[self.0.len() - 1]
+    }
+}
+
+/// The median of all rounds, and between what half of them are.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Quartiles {
+    /// The median.
+    pub median: f64,
+    /// The first quartile and the third.
+    pub quartiles: [f64; 2],
+}
+
+impl Quartiles {
+    /// Those of a single measurement.
+    pub(super) const fn single(value: f64) -> Self {
+        Self {
+            median: value,
+            quartiles: [value; 2],
+        }
+    }
+
+    /// Those of many measurements.
+    pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let sorted = Sorted::new(values);
+        Self {
+            median: sorted.median(),
+            quartiles: [25, 75].map(|percent| sorted.percentile(percent)),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use lb_agent::output::OutputFormat;
+use lb_tests::bench::Delivery;
 use lb_tests::bench::control_plane::{self, Effort};
 
 /// Measures what it takes to follow the control plane
@@ -11,12 +11,12 @@ use lb_tests::bench::control_plane::{self, Effort};
 struct Arguments {
     /// The agent
     agent: PathBuf,
-    /// How to print the result
-    #[arg(short, long, value_enum, default_value_t)]
-    output: OutputFormat,
     /// Fewer Services and rounds: for a first look
     #[arg(long)]
     quick: bool,
+    /// What becomes of the result.
+    #[command(flatten)]
+    delivery: Delivery,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -27,6 +27,5 @@ fn main() -> anyhow::Result<()> {
         Effort::FULL
     };
     let report = control_plane::run(&arguments.agent, &effort, |next| eprintln!("{next} ..."))?;
-    report.print(arguments.output)?;
-    Ok(())
+    arguments.delivery.deliver(&report)
 }

@@ -3,18 +3,19 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
-use lb_agent::output::OutputFormat;
+use lb_tests::bench::Delivery;
 use lb_tests::bench::end_to_end::{self, Effort};
+use lb_tests::stop::Stop;
 
 /// Measures what connections to Services notice
 #[derive(Parser)]
 struct Arguments {
-    /// How to print the result
-    #[arg(short, long, value_enum, default_value_t)]
-    output: OutputFormat,
     /// Fewer Services and rounds: for a first look
     #[arg(long)]
     quick: bool,
+    /// What becomes of the result.
+    #[command(flatten)]
+    delivery: Delivery,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -25,7 +26,8 @@ fn main() -> anyhow::Result<()> {
         Effort::FULL
     };
     let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let report = end_to_end::run(&effort, seed, |next| eprintln!("{next} ..."))?;
-    report.print(arguments.output)?;
-    Ok(())
+    let report = end_to_end::run(&effort, seed, &Stop::on_signals()?, |next| {
+        eprintln!("{next} ...")
+    })?;
+    arguments.delivery.deliver(&report)
 }

@@ -1,10 +1,9 @@
 //! `cargo xtask bench packets` without the building: measures what the kernel programs cost per packet.
 
-use std::io;
 use std::path::PathBuf;
 
 use clap::Parser;
-use lb_agent::output::OutputFormat;
+use lb_tests::bench::Delivery;
 use lb_tests::bench::packets::{self, Effort};
 
 /// Measures what the kernel programs cost per packet
@@ -12,15 +11,15 @@ use lb_tests::bench::packets::{self, Effort};
 struct Arguments {
     /// The object file with the packet generator
     object: PathBuf,
-    /// How to print the result
-    #[arg(short, long, value_enum, default_value_t)]
-    output: OutputFormat,
     /// TCP only, and fewer and shorter rounds: for a first look
     #[arg(long)]
     quick: bool,
+    /// What becomes of the result.
+    #[command(flatten)]
+    delivery: Delivery,
 }
 
-fn main() -> io::Result<()> {
+fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let effort = if arguments.quick {
         Effort::QUICK
@@ -28,5 +27,5 @@ fn main() -> io::Result<()> {
         Effort::FULL
     };
     let report = packets::run(&arguments.object, effort);
-    report.print(arguments.output)
+    arguments.delivery.deliver(&report)
 }

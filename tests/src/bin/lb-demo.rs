@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use lb_tests::demo::{self, Interrupted, Plan, Screen, Stop};
+use lb_tests::demo::{self, Plan, Screen};
+use lb_tests::stop::{Interrupted, Stop};
 use nix::unistd::Uid;
 
 /// Shows a Service at work between network namespaces of this machine.

@@ -1,7 +1,8 @@
 //! `cargo xtask demo`: a Service between network namespaces, with real connections, while Pods and agents come and go.
 //!
 //! ```no_run
-//! use lb_tests::demo::{Plan, Screen, Stop, run};
+//! use lb_tests::demo::{Plan, Screen, run};
+//! use lb_tests::stop::Stop;
 //!
 //! # fn main() -> anyhow::Result<()> {
 //! let outcome = run(&Plan::default(), &Screen::new()?, &Stop::never())?;
@@ -16,7 +17,6 @@ mod load;
 mod phases;
 mod prepare;
 mod screen;
-mod stop;
 mod summary;
 mod table;
 
@@ -25,8 +25,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 pub use screen::Screen;
-pub use stop::{Interrupted, Stop};
 pub use summary::Outcome;
+
+use crate::stop::{Interrupted, Stop};
 
 /// How often the screen is redrawn, and conditions are looked at.
 const REFRESH: Duration = Duration::from_millis(100);

@@ -6,8 +6,9 @@ use anyhow::{Context, Result, bail};
 
 use super::cluster::{Cluster, NODES};
 use super::load::{Load, failed, requests};
-use super::{Plan, REFRESH, Screen, Stop};
+use super::{Plan, REFRESH, Screen};
 use crate::lab::report::HttpReport;
+use crate::stop::Stop;
 
 /// How long a phase may take beyond the time that its requests need.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::cluster::{Cluster, NODES, SERVICE, SERVICE_FILE};
-use super::{Plan, REFRESH, Screen, Stop};
+use super::{Plan, REFRESH, Screen};
 use crate::lab::Machine;
+use crate::stop::Stop;
 
 /// How long agents may take to get in sync.
 const PATIENCE: Duration = Duration::from_secs(60);

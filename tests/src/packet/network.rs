@@ -1,10 +1,11 @@
 //! The node's routes in packet tests: the programs run in a network namespace with two devices, `front` towards clients
 //! and `back` towards other nodes. Neighbours do not change, and nobody answers.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::datapath::devices::DeviceTable;
-use lb_agent::devices::{Address, Link as Device, Snapshot};
+use lb_agent::devices::{Address, Link as Device, Snapshot, View};
 use nix::net::if_::if_nametoindex;
 
 use super::Datapath;
@@ -121,10 +122,13 @@ impl Network {
 
     /// Tells the programs of the devices, of which these can send for XDP programs of others.
     pub fn tell(&self, datapath: &Datapath, transmitting: &[u32]) {
-        let snapshot = self.snapshot();
+        let view = View {
+            snapshot: self.snapshot(),
+            attachments: BTreeMap::new(),
+        };
         let mut table = DeviceTable::open(datapath.pins.path()).expect("the maps are pinned");
         let transmitting = transmitting.iter().copied().collect();
-        table.set(&snapshot, &transmitting).expect("the map takes it");
+        table.set(&view, &transmitting).expect("the map takes it");
     }
 
     fn snapshot(&self) -> Snapshot {

@@ -3,6 +3,7 @@
 
 mod agent;
 mod filter;
+mod limits;
 mod maps;
 mod report;
 

@@ -1,17 +1,19 @@
 //! The result.
 
-use std::io;
 use std::time::Duration;
 
-use lb_agent::output::{self, OutputFormat, Table};
+use lb_agent::output::Table;
 use serde::Serialize;
 
 use super::Times;
 use super::agent::AgentFigure;
-use crate::bench::Place;
+use super::limits::limits;
+use crate::bench::chart::{Chart, Scale, Series};
 use crate::bench::filter::Filter;
+use crate::bench::limit::Limit;
 use crate::bench::objects::Shape;
-use crate::bench::statistics::Sorted;
+use crate::bench::statistics::{Quartiles, Sorted};
+use crate::bench::{Place, Results};
 
 /// All figures of a run.
 #[derive(Debug, Serialize)]
@@ -23,6 +25,8 @@ pub struct Report {
     pub figures: Vec<Figure>,
     /// What the agent takes.
     pub agents: Vec<AgentFigure>,
+    /// What the figures are to be.
+    pub limits: Vec<Limit>,
 }
 
 /// What holds the Services.
@@ -34,6 +38,15 @@ pub enum Subject {
     /// A packet filter's rules.
     #[serde(untagged)]
     Rules(Filter),
+}
+
+impl std::fmt::Display for Subject {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Maps => formatter.write_str("our maps"),
+            Self::Rules(filter) => write!(formatter, "{filter}"),
+        }
+    }
 }
 
 /// How long it takes, in milliseconds.
@@ -77,25 +90,10 @@ impl Report {
     pub(super) fn new(figures: Vec<Figure>, agents: Vec<AgentFigure>) -> Self {
         Self {
             place: Place::here(),
+            limits: limits(&figures, &agents),
             figures,
             agents,
         }
-    }
-
-    /// Prints the report; for people as two tables.
-    pub fn print(&self, format: OutputFormat) -> io::Result<()> {
-        if format == OutputFormat::Table {
-            println!("{}", self.place);
-            println!(
-                "milliseconds from all objects, and from one changed endpoint, to complete maps or rules\n"
-            );
-        }
-        output::print(format, self, Self::times)?;
-        if format == OutputFormat::Table {
-            println!("\nthe agent's memory, and its CPU time in percent of one CPU\n");
-            output::print(format, &(), |()| self.agents())?;
-        }
-        Ok(())
     }
 
     fn times(&self) -> Table {
@@ -104,10 +102,7 @@ impl Report {
             let [least, greatest] = figure.load_range;
             table.row([
                 figure.shape.to_string(),
-                match figure.subject {
-                    Subject::Maps => "our maps".to_owned(),
-                    Subject::Rules(filter) => filter.to_string(),
-                },
+                figure.subject.to_string(),
                 format!("{:.1}", figure.load),
                 format!("{least:.1}..{greatest:.1}"),
                 format!("{:.3}", figure.change),
@@ -130,5 +125,59 @@ impl Report {
             ]);
         }
         table
+    }
+
+    /// A time over the number of Services with as many endpoints: a line for each way to hold them.
+    fn chart(&self, title: &str, time: impl Fn(&Figure) -> Quartiles) -> Chart {
+        const ENDPOINTS: u32 = 4;
+        let subjects = [Subject::Maps].into_iter().chain(Filter::ALL.map(Subject::Rules));
+        let series = subjects.map(|subject| {
+            let figures = self.figures.iter();
+            let figures =
+                figures.filter(|figure| figure.subject == subject && figure.shape.endpoints == ENDPOINTS);
+            Series {
+                name: subject.to_string(),
+                points: figures
+                    .map(|figure| (f64::from(figure.shape.services), time(figure)))
+                    .collect(),
+            }
+        });
+        Chart {
+            title: title.to_owned(),
+            x: "Services with 4 endpoints",
+            y: "milliseconds".to_owned(),
+            scale: Scale::Logarithmic,
+            series: series.collect(),
+        }
+    }
+}
+
+impl Results for Report {
+    const NAME: &str = "control-plane";
+
+    fn summary(&self) -> String {
+        format!(
+            "{}\n\nmilliseconds from all objects, and from one changed endpoint, to complete maps or rules\n\n{}\n\
+             the agent's memory, and its CPU time in percent of one CPU\n\n{}\nlimits\n\n{}",
+            self.place,
+            self.times(),
+            self.agents(),
+            Limit::table(&self.limits)
+        )
+    }
+
+    fn charts(&self) -> Vec<Chart> {
+        let load = |figure: &Figure| Quartiles {
+            median: figure.load,
+            quartiles: figure.load_range,
+        };
+        let change = |figure: &Figure| Quartiles {
+            median: figure.change,
+            quartiles: [figure.change, figure.change_p99],
+        };
+        vec![
+            self.chart("All Services: median, fastest and slowest", load),
+            self.chart("One changed endpoint: median and 99th percentile", change),
+        ]
     }
 }

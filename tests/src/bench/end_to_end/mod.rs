@@ -6,16 +6,19 @@
 //! is translated. A ratio is one of such neighbours; the median of all rounds counts. Rounds go through all operations
 //! of all ways, in random order too, so that a busy moment of the machine spoils a round and not a way.
 
-mod limit;
+mod limits;
 mod metric;
 mod random;
 mod report;
 mod way;
 mod world;
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 
 use crate::bench::load::Sample;
+use crate::stop::Stop;
 use metric::Operation;
 use random::Random;
 pub use report::Report;
@@ -73,7 +76,15 @@ struct Turn {
 }
 
 /// Measures everything; `progress` is told what comes next. The same `seed` gives the same order.
-pub fn run(effort: &Effort, seed: u64, mut progress: impl FnMut(&str)) -> Result<Report> {
+///
+/// # Errors
+///
+/// If the kernel refuses something, or `stop` is told to end.
+pub fn run(effort: &Effort, seed: u64, stop: &Stop, progress: impl FnMut(&str)) -> Result<Report> {
+    measure(effort, seed, stop, progress).map_err(|error| stop.cause(error))
+}
+
+fn measure(effort: &Effort, seed: u64, stop: &Stop, mut progress: impl FnMut(&str)) -> Result<Report> {
     let mut bare = World::bare()?;
     let mut worlds = Vec::new();
     let mut cells = Vec::new();
@@ -82,6 +93,7 @@ pub fn run(effort: &Effort, seed: u64, mut progress: impl FnMut(&str)) -> Result
             .iter()
             .filter(|way| way.is_ours() || services <= effort.most_in_rules);
         for way in ways {
+            stop.pause(Duration::ZERO)?;
             progress(&format!("{}: {services} Services are loaded", way.name));
             cells.extend(new_cells(way, services, worlds.len()));
             let world = World::of(way, services);
@@ -94,6 +106,7 @@ pub fn run(effort: &Effort, seed: u64, mut progress: impl FnMut(&str)) -> Result
         let mut order: Vec<usize> = (0..cells.len()).collect();
         random.shuffle(&mut order);
         for index in order {
+            stop.pause(Duration::ZERO)?;
             let cell = &mut cells[index];
             let turn = turn(cell, &mut bare, &mut worlds[cell.world], effort, &mut random);
             let turn =

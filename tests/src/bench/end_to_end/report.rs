@@ -1,16 +1,16 @@
 //! The result.
 
-use std::io;
-
-use lb_agent::output::{self, OutputFormat, Table};
+use lb_agent::output::Table;
 use serde::Serialize;
 
-use super::limit::{self, Limit};
+use super::limits::limits;
 use super::metric::{Metric, Operation};
-use super::way::Subject;
+use super::way::{Subject, View};
 use super::{Cell, Effort};
-use crate::bench::Place;
-use crate::bench::statistics::Sorted;
+use crate::bench::chart::{Chart, Scale, Series};
+use crate::bench::limit::{Limit, number, range};
+use crate::bench::statistics::Quartiles;
+use crate::bench::{Place, Results};
 
 /// All figures of a run.
 #[derive(Debug, Serialize)]
@@ -52,25 +52,6 @@ pub struct Figure {
     pub pods_of_bare: Quartiles,
 }
 
-/// The median of all rounds, and between what half of them are.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Quartiles {
-    /// The median.
-    pub median: f64,
-    /// The first quartile and the third.
-    pub quartiles: [f64; 2],
-}
-
-impl Quartiles {
-    pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Self {
-        let sorted = Sorted::new(values);
-        Self {
-            median: sorted.median(),
-            quartiles: [25, 75].map(|percent| sorted.percentile(percent)),
-        }
-    }
-}
-
 impl Figure {
     fn new(cell: &Cell, metric: Metric) -> Self {
         let of = |sample| metric.of(cell.operation, sample);
@@ -106,15 +87,12 @@ impl Report {
             milliseconds: effort.milliseconds,
             operations,
             figures: figures.collect(),
-            limits: limit::limits(cells),
+            limits: limits(cells),
         }
     }
 
-    /// Prints the report; for people as a table for each kind of figure, and one of limits.
-    pub fn print(&self, format: OutputFormat) -> io::Result<()> {
-        if format == OutputFormat::Json {
-            return output::print(format, self, |_| unreachable!("JSON needs no table"));
-        }
+    /// For people: where and how it was measured.
+    fn heading(&self) -> String {
         let Self {
             place,
             rounds,
@@ -123,19 +101,38 @@ impl Report {
             operations: [done, failed],
             ..
         } = self;
-        output::say(&format!(
+        format!(
             "{place}\nmedians of {rounds} rounds with quartiles, each {milliseconds} ms; in an order by seed {seed}\n\
              of bare: in relation to the bare Pods where nothing is translated; Pods: to the bare Pods beside the Service\n\
-             {done} operations succeeded, {failed} failed"
-        ))?;
-        for operation in Operation::ALL {
-            for metric in operation.metrics().0 {
-                output::say(&format!("\n{}\n", operation.title(*metric)))?;
-                output::print(format, self, |_| self.table(operation, *metric))?;
+             {done} operations succeeded, {failed} failed\n"
+        )
+    }
+
+    /// A figure in relation to bare Pods, from Pods: a line for each way.
+    fn chart(&self, operation: Operation, metric: Metric) -> Chart {
+        let figures = self.figures.iter();
+        let figures = figures.filter(|figure| {
+            (figure.operation, figure.metric, figure.subject.view) == (operation, metric, View::Pod)
+        });
+        let mut series: Vec<Series> = Vec::new();
+        for figure in figures {
+            let name = figure.subject.to_string();
+            let point = (f64::from(figure.subject.services), figure.of_bare);
+            match series.iter_mut().find(|series| series.name == name) {
+                Some(series) => series.points.push(point),
+                None => series.push(Series {
+                    name,
+                    points: vec![point],
+                }),
             }
         }
-        output::say("\nlimits, each a ratio in this run\n")?;
-        output::print(format, self, Self::limits)
+        Chart {
+            title: operation.title(metric),
+            x: "Services",
+            y: "in relation to bare Pods".to_owned(),
+            scale: Scale::Linear,
+            series,
+        }
     }
 
     fn table(&self, operation: Operation, metric: Metric) -> Table {
@@ -164,36 +161,42 @@ impl Report {
         }
         table
     }
-
-    fn limits(&self) -> Table {
-        let mut table = Table::new(&["limit", "Services", "ratio", "quartiles", "", ""]);
-        for limit in &self.limits {
-            table.row([
-                limit.what.clone(),
-                limit.services.clone(),
-                ratio(limit.ratio.median),
-                range(limit.ratio.quartiles.map(ratio)),
-                limit.bound.to_string(),
-                limit.verdict.to_string(),
-            ]);
-        }
-        table
-    }
 }
 
-/// Three digits or all before the point.
-fn number(value: f64) -> String {
-    match value {
-        ..10.0 => format!("{value:.2}"),
-        10.0..100.0 => format!("{value:.1}"),
-        _ => format!("{value:.0}"),
+impl Results for Report {
+    const NAME: &str = "end-to-end";
+
+    fn summary(&self) -> String {
+        let limits = Limit::table(&self.limits);
+        format!("{}\nlimits, each a ratio in this run\n\n{limits}", self.heading())
+    }
+
+    fn details(&self) -> Option<String> {
+        let mut text = String::new();
+        for operation in Operation::ALL {
+            for metric in operation.metrics().0 {
+                text += &format!(
+                    "{}\n\n{}\n",
+                    operation.title(*metric),
+                    self.table(operation, *metric)
+                );
+            }
+        }
+        Some(text)
+    }
+
+    fn charts(&self) -> Vec<Chart> {
+        let shown = [
+            (Operation::Connect, Metric::P50),
+            (Operation::Connections, Metric::Rate),
+            (Operation::Datagrams, Metric::Cpu),
+        ];
+        shown
+            .map(|(operation, metric)| self.chart(operation, metric))
+            .into()
     }
 }
 
 fn ratio(value: f64) -> String {
     format!("{value:.2}")
-}
-
-fn range([from, to]: [String; 2]) -> String {
-    format!("{from}..{to}")
 }

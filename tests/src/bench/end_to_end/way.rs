@@ -49,6 +49,14 @@ pub(super) const WAYS: &[Way] = &[
     rules("iptables", Filter::Iptables),
     agent("sockets", SocketLb::All, Xdp::Off, &[], &[View::Pod], Some(103)),
     agent("TC", SocketLb::Off, Xdp::Off, &[], &View::ALL, Some(110)),
+    agent(
+        "TC, local redirect",
+        SocketLb::Off,
+        Xdp::Off,
+        &["--local-redirect"],
+        &[View::Pod],
+        Some(95),
+    ),
     agent("XDP", SocketLb::Off, Xdp::Native, &[], View::FROM_OUTSIDE, None),
 ];
 

@@ -1,15 +1,13 @@
 //! The result of a benchmark: figures, and where and when they were taken.
 
-use std::io;
-
 use lb_agent::maps::Family;
-use lb_agent::output::{self, OutputFormat, Table};
+use lb_agent::output::Table;
 use serde::Serialize;
 
 use super::Turn;
 use super::case::{Case, Flows};
-use crate::bench::Place;
 use crate::bench::statistics::Sorted;
+use crate::bench::{Place, Results};
 
 /// All figures of a run.
 #[derive(Debug, Serialize)]
@@ -81,17 +79,6 @@ impl Report {
         }
     }
 
-    /// Prints the report; for people with a heading.
-    pub fn print(&self, format: OutputFormat) -> io::Result<()> {
-        if format == OutputFormat::Table {
-            println!("{}", self.place);
-            println!(
-                "nanoseconds per packet, medians of the rounds; the packet generator is part of the empty program\n"
-            );
-        }
-        output::print(format, self, Self::table)
-    }
-
     /// The figures as rows.
     fn table(&self) -> Table {
         let mut table = Table::new(&[
@@ -128,5 +115,17 @@ impl Report {
             ]);
         }
         table
+    }
+}
+
+impl Results for Report {
+    const NAME: &str = "packets";
+
+    fn summary(&self) -> String {
+        format!(
+            "{}\nnanoseconds per packet, medians of the rounds; the packet generator is part of the empty program\n\n{}",
+            self.place,
+            self.table()
+        )
     }
 }

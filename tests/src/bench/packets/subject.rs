@@ -1,5 +1,6 @@
 //! The programs that are measured, with Services in their maps.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -8,7 +9,7 @@ use aya::programs::{Program, ProgramFd};
 use lb_agent::datapath::devices::DeviceTable;
 use lb_agent::datapath::maps::{Counters, KernelMaps};
 use lb_agent::datapath::object::{self, DEFAULT_CAPACITY, Settings};
-use lb_agent::devices::{Address, Link, Snapshot};
+use lb_agent::devices::{Address, Link, Snapshot, View};
 use lb_agent::maps::{Backend, BackendState, Family, FrontendKey, MapOp, Maps as _, Protocol};
 use lb_common::layout::{Frontend, Region, Slot, frontend_flags};
 use lb_common::tables::PortRange;
@@ -71,7 +72,11 @@ impl Way {
             default_routes: Vec::new(),
         };
         let mut table = DeviceTable::open(maps).expect("the maps are pinned");
-        table.set(&snapshot, &[index].into()).expect("the map takes it");
+        let view = View {
+            snapshot,
+            attachments: BTreeMap::new(),
+        };
+        table.set(&view, &[index].into()).expect("the map takes it");
         Self { _alone: alone }
     }
 }

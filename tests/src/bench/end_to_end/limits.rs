@@ -1,112 +1,14 @@
 //! What the figures are to be: ratios in one run, since no two machines are alike.
 
-use std::fmt;
-
-use serde::Serialize;
-
 use super::Cell;
 use super::metric::{Metric, Operation};
-use super::report::Quartiles;
 use super::way::{Means, Subject, View};
 use crate::bench::filter::Filter;
+use crate::bench::limit::{Bound, Limit};
+use crate::bench::statistics::Quartiles;
 
 /// With how many Services connections are to be faster than through rules.
 const MANY_SERVICES: u32 = 10_000;
-/// How far from 1 the ratio of two equal things may be.
-const NOISE: f64 = 0.02;
-
-/// A limit and how it was kept.
-#[derive(Debug, Serialize)]
-pub struct Limit {
-    /// What is compared.
-    pub what: String,
-    /// With how many Services.
-    pub services: String,
-    /// The ratio.
-    pub ratio: Quartiles,
-    /// What it may be.
-    pub bound: Bound,
-    /// Whether it is.
-    pub verdict: Verdict,
-}
-
-/// What a ratio is, held against its bound.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// Within the bound.
-    Met,
-    /// The median is beyond it, the nearer quartile is not: these rounds do not tell. Noise alone gets here, so it is not
-    /// counted as met.
-    Unclear,
-    /// Beyond it.
-    Missed,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Met => "ok",
-            Self::Unclear => "unclear",
-            Self::Missed => "missed",
-        })
-    }
-}
-
-/// What a ratio may be.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bound {
-    /// The median is no greater.
-    AtMost(f64),
-    /// The median is no less.
-    AtLeast(f64),
-    /// The median is no greater than 1, or hardly.
-    NoMore,
-    /// The same from the other side.
-    NoLess,
-}
-
-impl fmt::Display for Bound {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::AtMost(bound) => write!(formatter, "at most {bound:.2}"),
-            Self::AtLeast(bound) => write!(formatter, "at least {bound:.2}"),
-            Self::NoMore => write!(formatter, "no more"),
-            Self::NoLess => write!(formatter, "no less"),
-        }
-    }
-}
-
-impl Bound {
-    fn verdict(self, ratio: Quartiles) -> Verdict {
-        let [first, third] = ratio.quartiles;
-        let (is_met, may_be_met) = match self {
-            Self::AtMost(bound) => (ratio.median <= bound, false),
-            Self::AtLeast(bound) => (ratio.median >= bound, false),
-            Self::NoMore => (ratio.median <= 1.0 + NOISE, first <= 1.0 + NOISE),
-            Self::NoLess => (ratio.median >= 1.0 - NOISE, third >= 1.0 - NOISE),
-        };
-        match (is_met, may_be_met) {
-            (true, _) => Verdict::Met,
-            (false, true) => Verdict::Unclear,
-            (false, false) => Verdict::Missed,
-        }
-    }
-}
-
-impl Limit {
-    fn new(what: String, services: String, bound: Bound, ratios: Vec<f64>) -> Self {
-        let ratio = Quartiles::of(ratios);
-        Self {
-            what,
-            services,
-            ratio,
-            bound,
-            verdict: bound.verdict(ratio),
-        }
-    }
-}
 
 /// All limits of what was measured.
 pub(super) fn limits(cells: &[Cell]) -> Vec<Limit> {
@@ -142,8 +44,8 @@ fn beside_bare(cell: &Cell) -> Option<Limit> {
     Some(Limit::new(
         format!("{}: {what}, of bare", cell.subject),
         services.to_string(),
+        Quartiles::of(of_bare(cell, metric)),
         bound,
-        of_bare(cell, metric),
     ))
 }
 
@@ -167,8 +69,8 @@ fn beside_rules(cell: &Cell, cells: &[Cell]) -> Vec<Limit> {
         Some(Limit::new(
             what,
             services.to_string(),
+            Quartiles::of(ratios),
             Bound::AtLeast(bound),
-            ratios,
         ))
     });
     limits.collect()
@@ -199,8 +101,8 @@ fn growth(cell: &Cell, cells: &[Cell]) -> Option<Limit> {
     Some(Limit::new(
         format!("{}: {what} grows", cell.subject),
         format!("{} / {}", cell.subject.services, fewest.subject.services),
+        Quartiles::of(quotients(of_bare(cell, metric), of_bare(fewest, metric))),
         Bound::NoMore,
-        quotients(of_bare(cell, metric), of_bare(fewest, metric)),
     ))
 }
 
@@ -209,31 +111,4 @@ fn quotients(ones: Vec<f64>, others: Vec<f64>) -> Vec<f64> {
         .zip(others)
         .map(|(one, other)| one / other)
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bounds() {
-        let ratio = |first, median, third| Quartiles {
-            median,
-            quartiles: [first, third],
-        };
-        for (bound, ratio, expected) in [
-            (Bound::AtMost(1.1), ratio(1.0, 1.1, 1.5), Verdict::Met),
-            (Bound::AtMost(1.1), ratio(0.5, 1.11, 1.5), Verdict::Missed),
-            (Bound::AtLeast(2.5), ratio(1.0, 2.5, 2.6), Verdict::Met),
-            (Bound::AtLeast(2.5), ratio(1.0, 2.4, 2.6), Verdict::Missed),
-            (Bound::NoMore, ratio(0.9, 1.02, 1.1), Verdict::Met),
-            (Bound::NoMore, ratio(1.02, 1.05, 1.1), Verdict::Unclear),
-            (Bound::NoMore, ratio(1.03, 1.05, 1.1), Verdict::Missed),
-            (Bound::NoLess, ratio(0.9, 0.98, 1.1), Verdict::Met),
-            (Bound::NoLess, ratio(0.9, 0.95, 0.98), Verdict::Unclear),
-            (Bound::NoLess, ratio(0.9, 0.95, 0.97), Verdict::Missed),
-        ] {
-            assert_eq!(bound.verdict(ratio), expected, "{bound}: {ratio:?}");
-        }
-    }
 }

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// How much later than others this process may notice a signal.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// Tells that the demo is to end.
+/// Tells that a program is to end.
 #[derive(Debug)]
 pub struct Stop {
     /// Kept, so that the channel stays open when nobody else can send.
@@ -20,7 +20,7 @@ pub struct Stop {
     wishes: Receiver<()>,
 }
 
-/// The error of a demo that was told to end.
+/// The error of what was told to end.
 #[derive(Debug)]
 pub struct Interrupted;
 
@@ -63,7 +63,7 @@ impl Stop {
                         _ = terminate.recv() => {}
                         _ = hang_up.recv() => {}
                     }
-                    // Nobody listens any more: the demo is at its end.
+                    // Nobody listens any more: the program is at its end.
                     let _ = sender.send(());
                 }
             });
@@ -75,8 +75,8 @@ impl Stop {
     ///
     /// # Errors
     ///
-    /// [`Interrupted`] as soon as the demo is to end.
-    pub(super) fn pause(&self, time: Duration) -> Result<()> {
+    /// [`Interrupted`] as soon as the program is to end.
+    pub fn pause(&self, time: Duration) -> Result<()> {
         match self.wishes.recv_timeout(time) {
             Err(RecvTimeoutError::Timeout) => Ok(()),
             _ => Err(Interrupted.into()),
@@ -84,7 +84,8 @@ impl Stop {
     }
 
     /// The cause of an error. Ctrl-C reaches what runs in the lab too: that it has ended is then no failure.
-    pub(super) fn cause(&self, error: anyhow::Error) -> anyhow::Error {
+    #[must_use]
+    pub fn cause(&self, error: anyhow::Error) -> anyhow::Error {
         match error.is::<Interrupted>() {
             true => error,
             false => self.pause(GRACE).err().unwrap_or(error),
@@ -92,7 +93,11 @@ impl Stop {
     }
 
     /// Waits for Enter, or for a wish to end.
-    pub(super) fn wait_for_enter(&self) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// None: the channel stays open.
+    pub fn wait_for_enter(&self) -> Result<()> {
         let sender = self.sender.clone();
         thread::spawn(move || {
             // At the end of the input nobody can press Enter: only a signal counts.
