@@ -16,15 +16,15 @@ use lb_common::layout::{
     SourceRange, map,
 };
 
-use super::maps::{kernel, open, open_slots, text_of, typed};
-use super::slots::SlotArray;
+use super::batch::BatchArray;
+use super::maps::{kernel, open, open_batch, text_of, typed};
 use crate::maps::MapError;
 
 /// The pinned maps.
 pub struct LiveMaps {
     v4: LiveRows<Address4>,
     v6: LiveRows<Address6>,
-    slots: SlotArray,
+    slots: BatchArray<Slot>,
     filter: Array<MapData, u64>,
     devices: HashMap<MapData, u32, Device>,
     names: HashMap<MapData, ServiceId, ServiceName>,
@@ -147,7 +147,7 @@ impl LiveMaps {
         Ok(Self {
             v4: LiveRows::open(directory)?,
             v6: LiveRows::open(directory)?,
-            slots: open_slots(directory)?,
+            slots: open_batch(directory, map::SLOTS)?,
             filter: typed(open(directory, map::FILTER)?, map::FILTER)?,
             devices: typed(open(directory, map::DEVICES)?, map::DEVICES)?,
             names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,

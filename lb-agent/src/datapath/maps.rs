@@ -6,7 +6,7 @@ use std::path::Path;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use lb_common::address::Address;
 use lb_common::layout::{
     self, Address4, Address6, BackendId, Frontend, Port, Region, ServiceId, ServiceName, ServiceStats, Slot,
@@ -14,8 +14,8 @@ use lb_common::layout::{
 };
 use lb_common::reason::Reason;
 
+use super::batch::BatchArray;
 use super::filter::Filter;
-use super::slots::SlotArray;
 use crate::maps::{Backend, BackendState, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, Protocol};
 use crate::network::Network;
 
@@ -24,9 +24,9 @@ pub struct KernelMaps {
     frontends4: HashMap<MapData, layout::FrontendKey<Address4>, Frontend>,
     frontends6: HashMap<MapData, layout::FrontendKey<Address6>, Frontend>,
     filter: Filter,
-    slots: SlotArray,
-    backends4: Array<MapData, layout::Backend<Address4>>,
-    backends6: Array<MapData, layout::Backend<Address6>>,
+    slots: BatchArray<Slot>,
+    backends4: BatchArray<layout::Backend<Address4>>,
+    backends6: BatchArray<layout::Backend<Address6>>,
     source_ranges4: LpmTrie<MapData, SourceRange<Address4>, u32>,
     source_ranges6: LpmTrie<MapData, SourceRange<Address6>, u32>,
     names: HashMap<MapData, ServiceId, ServiceName>,
@@ -39,14 +39,14 @@ impl KernelMaps {
     /// Opens the maps pinned in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
         let frontends4 = open(directory, map::FRONTENDS4)?;
-        let slots = open_slots(directory)?;
-        let backends4 = open(directory, map::BACKENDS4)?;
+        let slots = open_batch(directory, map::SLOTS)?;
+        let backends4 = open_batch(directory, map::BACKENDS4)?;
         let services = open(directory, map::SERVICE_STATS)?;
         let source_ranges4 = open(directory, map::SOURCE_RANGES4)?;
         let capacity = Capacity {
             frontends: max_entries(&frontends4, map::FRONTENDS4)?,
             slots: slots.length(),
-            backends: max_entries(&backends4, map::BACKENDS4)?,
+            backends: backends4.length(),
             services: max_entries(&services, map::SERVICE_STATS)?,
             source_ranges: max_entries(&source_ranges4, map::SOURCE_RANGES4)?,
         };
@@ -55,8 +55,8 @@ impl KernelMaps {
             frontends6: typed(open(directory, map::FRONTENDS6)?, map::FRONTENDS6)?,
             filter: Filter::open(directory)?,
             slots,
-            backends4: typed(backends4, map::BACKENDS4)?,
-            backends6: typed(open(directory, map::BACKENDS6)?, map::BACKENDS6)?,
+            backends4,
+            backends6: open_batch(directory, map::BACKENDS6)?,
             source_ranges4: typed(source_ranges4, map::SOURCE_RANGES4)?,
             source_ranges6: typed(open(directory, map::SOURCE_RANGES6)?, map::SOURCE_RANGES6)?,
             names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
@@ -92,24 +92,6 @@ impl KernelMaps {
                 error,
             )
         })
-    }
-
-    fn set_backend(&mut self, id: BackendId, backend: &Backend) -> Result<(), MapError> {
-        let operation = || format!("write backend {id} ({}:{})", backend.address, backend.port);
-        match backend.address {
-            IpAddr::V4(address) => self
-                .backends4
-                .set(id, backend_row(backend, Address4::from(address)), 0)
-                .map_err(|error| kernel(map::BACKENDS4, operation(), error))?,
-            IpAddr::V6(address) => self
-                .backends6
-                .set(id, backend_row(backend, Address6::from(address)), 0)
-                .map_err(|error| kernel(map::BACKENDS6, operation(), error))?,
-        }
-        if backend.state == BackendState::Gone {
-            self.removed_backends += 1;
-        }
-        Ok(())
     }
 
     fn set_slots(&mut self, base: u32, slots: &[Slot]) -> Result<(), MapError> {
@@ -226,13 +208,49 @@ impl Maps for KernelMaps {
         match operation {
             MapOp::SetName { service, name } => self.set_name(*service, name),
             MapOp::DeleteName { service } => self.delete_name(*service),
-            MapOp::SetBackend { id, backend } => self.set_backend(*id, backend),
+            MapOp::SetBackend { id, backend } => {
+                self.set_backends(&[(*id, *backend)]).map_err(|(_, error)| error)
+            }
             MapOp::SetSlots { base, slots } => self.set_slots(*base, slots),
             MapOp::SetFrontend { key, value } => self.set_frontend(key, value),
             MapOp::AddSourceRange { set, network } => self.add_source_range(*set, network),
             MapOp::DeleteSourceRange { set, network } => self.delete_source_range(*set, network),
             MapOp::DeleteFrontend { key } => self.delete_frontend(key),
         }
+    }
+
+    fn set_backends(&mut self, rows: &[(BackendId, Backend)]) -> Result<(), (usize, MapError)> {
+        let (mut rows4, mut rows6) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+        for (id, backend) in rows {
+            match backend.address {
+                IpAddr::V4(address) => {
+                    rows4.0.push(*id);
+                    rows4.1.push(backend_row(backend, Address4::from(address)));
+                }
+                IpAddr::V6(address) => {
+                    rows6.0.push(*id);
+                    rows6.1.push(backend_row(backend, Address6::from(address)));
+                }
+            }
+        }
+        let failed = |map| {
+            let first = rows.first().map_or_else(String::new, |(id, backend)| {
+                format!("{id} ({}:{})", backend.address, backend.port)
+            });
+            let operation = format!("write {} backends, the first is {first}", rows.len());
+            move |(written, error)| (written, kernel(map, operation, error))
+        };
+        self.backends4
+            .write_some(rows4.0, rows4.1)
+            .map_err(failed(map::BACKENDS4))?;
+        self.backends6
+            .write_some(rows6.0, rows6.1)
+            .map_err(failed(map::BACKENDS6))?;
+        let gone = rows
+            .iter()
+            .filter(|(_, backend)| backend.state == BackendState::Gone);
+        self.removed_backends += gone.count() as u64;
+        Ok(())
     }
 
     fn image(&self) -> Result<MapImage, MapError> {
@@ -275,20 +293,34 @@ impl Maps for KernelMaps {
             let key = row.map_err(|error| kernel(map::SOURCE_RANGES6, "read all rows".to_owned(), error))?;
             image.source_ranges.extend(source_range(&key));
         }
-        for (id, row) in (0..).zip(self.backends4.iter()) {
-            let row = row.map_err(|error| kernel(map::BACKENDS4, format!("read backend {id}"), error))?;
-            image
-                .backends4
-                .extend(backend(row, row.address.into()).map(|backend| (id, backend)));
-        }
-        for (id, row) in (0..).zip(self.backends6.iter()) {
-            let row = row.map_err(|error| kernel(map::BACKENDS6, format!("read backend {id}"), error))?;
-            image
-                .backends6
-                .extend(backend(row, row.address.into()).map(|backend| (id, backend)));
-        }
+        for_each(&self.backends4, map::BACKENDS4, |id, row| {
+            let backend = backend(row, row.address.into());
+            image.backends4.extend(backend.map(|backend| (id, backend)));
+        })?;
+        for_each(&self.backends6, map::BACKENDS6, |id, row| {
+            let backend = backend(row, row.address.into());
+            image.backends6.extend(backend.map(|backend| (id, backend)));
+        })?;
         Ok(image)
     }
+}
+
+/// Reads all elements of an array, many at a time.
+fn for_each<T: Pod + Default>(
+    array: &BatchArray<T>,
+    name: &'static str,
+    mut with: impl FnMut(u32, T),
+) -> Result<(), MapError> {
+    const AT_ONCE: u32 = 4096;
+    for base in (0..array.length()).step_by(AT_ONCE as usize) {
+        let length = AT_ONCE.min(array.length() - base);
+        let failed = |error| kernel(name, format!("read {length} rows from {base} on"), error);
+        let elements = array.read(base, length).map_err(failed)?;
+        (base..)
+            .zip(elements)
+            .for_each(|(index, element)| with(index, element));
+    }
+    Ok(())
 }
 
 /// The counters of the kernel programs.
@@ -409,13 +441,16 @@ pub(super) fn open(directory: &Path, name: &'static str) -> Result<Map, MapError
         .map_err(|error| kernel(name, format!("open the pinned map {}", path.display()), error))
 }
 
-pub(super) fn open_slots(directory: &Path) -> Result<SlotArray, MapError> {
+pub(super) fn open_batch<T: Pod + Default>(
+    directory: &Path,
+    name: &'static str,
+) -> Result<BatchArray<T>, MapError> {
     let wrong = || aya::maps::MapError::InvalidMapType { map_type: 0 };
-    let slots = match open(directory, map::SLOTS)? {
-        Map::Array(data) => SlotArray::new(data),
+    let array = match open(directory, name)? {
+        Map::Array(data) => BatchArray::new(data),
         _ => None,
     };
-    slots.ok_or_else(|| kernel(map::SLOTS, "use it as the slots array".to_owned(), wrong()))
+    array.ok_or_else(|| kernel(name, "use it as the array it should be".to_owned(), wrong()))
 }
 
 pub(super) fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(

@@ -1,6 +1,7 @@
 //! The kernel side: loads the programs, owns the maps, attaches and pins. The only module that names aya.
 
 pub mod attach;
+mod batch;
 pub mod clock;
 pub mod devices;
 mod filter;
@@ -10,7 +11,6 @@ pub mod object;
 pub mod pins;
 pub mod probe;
 pub mod readings;
-mod slots;
 pub mod sockets;
 
 use std::path::Path;

@@ -172,6 +172,7 @@ impl PortFamily {
         (family, plan): (Family, &FamilyPlan),
         now: Instant,
     ) -> bool {
+        self.members.reserve_exact(plan.added);
         for backend in order.backends {
             if let Err(position) = self
                 .members
@@ -221,13 +222,11 @@ impl PortFamily {
         &self,
         tables: &mut Tables,
         context: &mut Context<'_>,
-        service: ServiceId,
+        (family, service): (Family, ServiceId),
         backends: &[DesiredBackend],
     ) -> Result<(), MapError> {
-        for backend in backends {
-            let Some(id) = self.id(&backend.address) else {
-                continue;
-            };
+        let rows = backends.iter().filter_map(|backend| {
+            let id = self.id(&backend.address)?;
             let mut row = row(tables, service, id, backend);
             if let Some(old) = tables.backend(Family::of(row.address), id) {
                 // The rows in use may name it until they are replaced; what they do not name is taken back then.
@@ -237,8 +236,10 @@ impl PortFamily {
                 row.in_cluster |= old.in_cluster;
                 row.in_local |= old.in_local;
             }
-            tables.set_backend(context, id, row)?;
-        }
+            Some((id, row))
+        });
+        let rows = rows.collect();
+        tables.set_backends(context, family, rows)?;
         for region in self.regions() {
             tables.write_region(context, region)?;
         }
@@ -258,7 +259,7 @@ impl PortFamily {
             match backends.binary_search_by(|backend| backend.address.cmp(&address)) {
                 Ok(found) => {
                     let row = row(tables, service, id, &backends[found]);
-                    tables.set_backend(context, id, row)?;
+                    tables.set_backends(context, family, vec![(id, row)])?;
                     position += 1;
                 }
                 Err(_) => {

@@ -346,18 +346,20 @@ impl Tables {
     }
 
     /// Writes a row unless it is so.
-    pub(super) fn set_backend(
+    pub(super) fn set_backends(
         &mut self,
         context: &mut Context<'_>,
-        id: BackendId,
-        backend: Backend,
+        family: Family,
+        mut rows: Vec<(BackendId, Backend)>,
     ) -> Result<(), MapError> {
-        let table = &mut self.backends[index(Family::of(backend.address))];
-        if table.rows.get(&id) != Some(&backend) {
-            context.maps.apply(&MapOp::SetBackend { id, backend })?;
-            table.rows.insert(id, backend);
-        }
-        Ok(())
+        let table = &mut self.backends[index(family)];
+        rows.retain(|(id, backend)| table.rows.get(id) != Some(backend));
+        let result = context.maps.set_backends(&rows);
+        let written = result
+            .as_ref()
+            .map_or_else(|(written, _)| *written, |()| rows.len());
+        table.rows.extend(rows.into_iter().take(written));
+        result.map_err(|(_, error)| error)
     }
 
     /// Takes a row out of use.
@@ -369,14 +371,11 @@ impl Tables {
     ) -> Result<(), MapError> {
         match self.backend(family, id).copied() {
             Some(backend) => {
-                self.set_backend(
-                    context,
-                    id,
-                    Backend {
-                        state: BackendState::Gone,
-                        ..backend
-                    },
-                )?;
+                let gone = Backend {
+                    state: BackendState::Gone,
+                    ..backend
+                };
+                self.set_backends(context, family, vec![(id, gone)])?;
                 self.retired
                     .push_back((context.now + GRACE, Retired::Backend(family, id)));
             }

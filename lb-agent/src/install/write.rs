@@ -92,7 +92,7 @@ impl Installer {
         }
         for family in Family::ALL {
             let order = Order::of(&self.claims, id, port, family);
-            state.families[index(family)].write(&mut self.tables, context, id, order.backends)?;
+            state.families[index(family)].write(&mut self.tables, context, (family, id), order.backends)?;
         }
         for frontend in port
             .frontends

@@ -287,6 +287,15 @@ pub trait Maps {
     /// Executes one operation. If it fails nothing is written, except that of `SetSlots` a first part may be.
     fn apply(&mut self, operation: &MapOp) -> Result<(), MapError>;
 
+    /// Writes backend rows of a family, as one operation each would. If it fails, so many of the first are written.
+    fn set_backends(&mut self, rows: &[(BackendId, Backend)]) -> Result<(), (usize, MapError)> {
+        for (written, (id, backend)) in rows.iter().copied().enumerate() {
+            self.apply(&MapOp::SetBackend { id, backend })
+                .map_err(|error| (written, error))?;
+        }
+        Ok(())
+    }
+
     /// Reads everything.
     fn image(&self) -> Result<MapImage, MapError>;
 }

@@ -34,9 +34,10 @@ pub struct State {
     node: NodeConfig,
     /// Kinds that have not been listed yet.
     pending: BTreeSet<Kind>,
-    services: BTreeMap<NamespacedName, Service>,
+    // In boxes, since a node of a tree has room for eleven, and few Services have more than one slice.
+    services: BTreeMap<NamespacedName, Box<Service>>,
     /// Slices by Service and name.
-    slices: BTreeMap<NamespacedName, BTreeMap<String, EndpointSlice>>,
+    slices: BTreeMap<NamespacedName, BTreeMap<String, Box<EndpointSlice>>>,
     /// The Service of each slice; `None`: its label is missing.
     slice_owners: HashMap<NamespacedName, Option<NamespacedName>>,
     /// Pods; stays empty unless the source delivers them.
@@ -142,13 +143,13 @@ impl State {
 
     /// A Service, if it exists.
     pub fn service(&self, name: &NamespacedName) -> Option<&Service> {
-        self.services.get(name)
+        self.services.get(name).map(Box::as_ref)
     }
 
     /// The slices of a Service, and what is wrong with the Pods from which they were derived if there are none.
     pub fn slices(&self, name: &NamespacedName) -> (Slices<'_>, Vec<Problem>) {
         if let Some(slices) = self.slices.get(name) {
-            let slices = slices.values().map(Cow::Borrowed).collect();
+            let slices = slices.values().map(|slice| Cow::Borrowed(&**slice)).collect();
             return (
                 Slices {
                     slices,
@@ -259,36 +260,36 @@ impl State {
     }
 
     fn set_service(&mut self, name: NamespacedName, service: Option<Service>) {
-        if self.services.get(&name) == service.as_ref() {
+        if self.service(&name) == service.as_ref() {
             return;
         }
-        if let Some(pair) = self.services.get(&name).and_then(first_selector) {
+        if let Some(pair) = self.services.get(&name).and_then(|old| first_selector(old)) {
             self.selectors.remove(&name, pair);
         }
         if let Some(pair) = service.as_ref().and_then(first_selector) {
             self.selectors.insert(&name, pair);
         }
         match service {
-            Some(service) => self.services.insert(name.clone(), service),
+            Some(service) => self.services.insert(name.clone(), Box::new(service)),
             None => self.services.remove(&name),
         };
         self.observed.service_changes.add();
         self.dirty.insert(name);
     }
 
-    fn set_slice(&mut self, name: NamespacedName, slice: Option<EndpointSlice>, trigger: Option<Timestamp>) {
-        let owner = slice.as_ref().map(|slice| {
-            let label = slice
-                .metadata
-                .labels
-                .as_ref()
-                .and_then(|labels| labels.get(SERVICE_NAME_LABEL));
-            label
-                .filter(|label| !label.is_empty())
-                .map(|label| NamespacedName {
-                    namespace: name.namespace.clone(),
-                    name: label.clone(),
-                })
+    fn set_slice(
+        &mut self,
+        name: NamespacedName,
+        mut slice: Option<EndpointSlice>,
+        trigger: Option<Timestamp>,
+    ) {
+        let owner = slice.as_mut().map(|slice| {
+            // Nobody else reads its labels.
+            let label = slice.metadata.labels.take()?.remove(SERVICE_NAME_LABEL)?;
+            (!label.is_empty()).then(|| NamespacedName {
+                namespace: name.namespace.clone(),
+                name: label,
+            })
         });
         let old_owner = match &owner {
             Some(owner) => self.slice_owners.insert(name.clone(), owner.clone()).flatten(),
@@ -309,11 +310,11 @@ impl State {
             return;
         };
         let slices = self.slices.entry(owner.clone()).or_default();
-        if slices.get(&name.name) != Some(&slice) {
+        if slices.get(&name.name).map(Box::as_ref) != Some(&slice) {
             self.observed
                 .triggers
                 .extend(Trigger::of(&owner, &slice, trigger));
-            slices.insert(name.name, slice);
+            slices.insert(name.name, Box::new(slice));
             self.endpoints_changed(owner);
         }
     }
@@ -358,7 +359,7 @@ impl State {
                     namespace: name.namespace.clone(),
                     name: service.clone(),
                 };
-                let selector = self.services.get(&service).and_then(selector);
+                let selector = self.service(&service).and_then(selector);
                 if selector.is_some_and(|selector| labels::matches(selector, labels))
                     && !self.slices.contains_key(&service)
                 {
@@ -424,7 +425,7 @@ impl State {
     }
 }
 
-fn has_hints(slices: &BTreeMap<String, EndpointSlice>) -> bool {
+fn has_hints(slices: &BTreeMap<String, Box<EndpointSlice>>) -> bool {
     slices
         .values()
         .flat_map(|slice| slice.endpoints.iter().flatten())

@@ -1,18 +1,22 @@
-//! The slots array, read and written in bulk: Maglev tables are large, and aya has a system call for each element.
+//! Arrays that are read and written in bulk: Maglev tables and Services are large, and aya has a system call for each
+//! element.
 #![expect(unsafe_code, reason = "aya has no batch operations")]
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
+use std::marker::PhantomData;
+
+use aya::Pod;
 use aya::maps::MapData;
-use lb_common::layout::Slot;
 use nix::errno::Errno;
 use nix::libc;
 
-/// The slots array.
+/// An array map of elements of one type.
 #[derive(Debug)]
-pub(super) struct SlotArray {
+pub(super) struct BatchArray<T> {
     map: MapData,
     length: u32,
+    element: PhantomData<T>,
 }
 
 /// Commands of bpf(2) (`enum bpf_cmd`, include/uapi/linux/bpf.h).
@@ -37,47 +41,58 @@ struct BatchAttribute {
     flags: u64,
 }
 
-impl SlotArray {
+impl<T: Pod + Default> BatchArray<T> {
     /// The array in a map; `None` if the map is not such an array.
     pub(super) fn new(map: MapData) -> Option<Self> {
         let info = map.info().ok()?;
         let fits =
-            info.key_size() as usize == size_of::<u32>() && info.value_size() as usize == size_of::<Slot>();
+            info.key_size() as usize == size_of::<u32>() && info.value_size() as usize == size_of::<T>();
         fits.then_some(Self {
             length: info.max_entries(),
             map,
+            element: PhantomData,
         })
     }
 
-    /// Number of slots.
+    /// Number of elements.
     pub(super) fn length(&self) -> u32 {
         self.length
     }
 
-    /// Writes consecutive slots. If it fails, a first part of them may be written.
-    pub(super) fn write(&self, base: u32, slots: &[Slot]) -> Result<(), Errno> {
-        let mut keys: Vec<u32> = (base..).take(slots.len()).collect();
-        let mut values = slots.to_vec();
-        self.execute(Command::UpdateBatch, None, &mut keys, &mut values)
+    /// Writes consecutive elements. If it fails, a first part of them may be written.
+    pub(super) fn write(&self, base: u32, elements: &[T]) -> Result<(), Errno> {
+        self.write_some((base..).take(elements.len()).collect(), elements.to_vec())
+            .map_err(|(_, error)| error)
     }
 
-    /// Reads consecutive slots.
-    pub(super) fn read(&self, base: u32, length: u32) -> Result<Vec<Slot>, Errno> {
-        let mut values = vec![Slot::default(); length as usize];
+    /// Writes the elements at these indices. If it fails, so many of the first are written.
+    pub(super) fn write_some(
+        &self,
+        mut indices: Vec<u32>,
+        mut elements: Vec<T>,
+    ) -> Result<(), (usize, Errno)> {
+        self.execute(Command::UpdateBatch, None, &mut indices, &mut elements)
+    }
+
+    /// Reads consecutive elements.
+    pub(super) fn read(&self, base: u32, length: u32) -> Result<Vec<T>, Errno> {
+        let mut values = vec![T::default(); length as usize];
         let mut keys = vec![0; length as usize];
-        self.execute(Command::LookupBatch, base.checked_sub(1), &mut keys, &mut values)?;
+        self.execute(Command::LookupBatch, base.checked_sub(1), &mut keys, &mut values)
+            .map_err(|(_, error)| error)?;
         Ok(values)
     }
 
-    /// Handles as many elements as there are keys; both slices have the same length.
+    /// Handles as many elements as there are keys; both slices have the same length. If it fails, so many of the first
+    /// are handled.
     fn execute(
         &self,
         command: Command,
         before: Option<u32>,
         keys: &mut [u32],
-        values: &mut [Slot],
-    ) -> Result<(), Errno> {
-        let count = u32::try_from(keys.len().min(values.len())).map_err(|_| Errno::E2BIG)?;
+        values: &mut [T],
+    ) -> Result<(), (usize, Errno)> {
+        let count = u32::try_from(keys.len().min(values.len())).map_err(|_| (0, Errno::E2BIG))?;
         if count == 0 {
             return Ok(());
         }
@@ -102,12 +117,14 @@ impl SlotArray {
                 size_of::<BatchAttribute>(),
             )
         };
-        Errno::result(result)?;
-        // Fewer than asked for are the end of the array.
-        if attribute.count == count {
-            Ok(())
-        } else {
-            Err(Errno::ENOENT)
+        // The kernel says how many it handled, unless it refused the whole.
+        let handled = attribute.count;
+        match Errno::result(result) {
+            Ok(_) if handled == count => Ok(()),
+            // The end of the array.
+            Ok(_) => Err((handled as usize, Errno::ENOENT)),
+            Err(error) if handled < count => Err((handled as usize, error)),
+            Err(error) => Err((0, error)),
         }
     }
 }
