@@ -18,6 +18,8 @@ pub struct Controller<M> {
     installer: Installer,
     maps: M,
     is_synced: bool,
+    /// Whether anything may have changed since [`Self::take_news`].
+    has_news: bool,
     /// What cannot be used of each Service and its endpoints.
     problems: BTreeMap<NamespacedName, Vec<Problem>>,
 }
@@ -89,17 +91,20 @@ impl<M: Maps> Controller<M> {
             state: State::new(node, kinds),
             maps,
             is_synced: false,
+            has_news: true,
             problems: BTreeMap::new(),
         })
     }
 
     /// Takes note of a change; the next [`Self::tick`] installs it. So many changes at once are one pass.
     pub fn change(&mut self, change: Change) {
+        self.has_news = true;
         self.state.apply(change);
     }
 
     /// Changes the node's addresses or zone; the next [`Self::tick`] installs it.
     pub fn set_node(&mut self, node: NodeConfig) {
+        self.has_news = true;
         self.state.set_node(node);
     }
 
@@ -109,6 +114,7 @@ impl<M: Maps> Controller<M> {
         if !self.state.ready() {
             return BTreeSet::new();
         }
+        self.has_news |= self.next_due().is_some_and(|due| due <= now);
         let dirty = self.state.take_dirty();
         if self.is_synced {
             for name in &dirty {
@@ -127,6 +133,11 @@ impl<M: Maps> Controller<M> {
         dirty
     }
 
+    /// Whether anything may have changed since the last call: what Services ask for, or what became of it.
+    pub fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.has_news)
+    }
+
     /// When [`Self::tick`] has something to do that no change announces.
     pub fn next_due(&self) -> Option<Instant> {
         self.installer.next_due()
@@ -137,6 +148,7 @@ impl<M: Maps> Controller<M> {
         if !self.is_synced {
             return Ok(Repaired::default());
         }
+        self.has_news = true;
         let image = self.maps.image()?;
         Ok(self.installer.repair(&image, &mut self.maps))
     }

@@ -72,8 +72,10 @@ impl Monitor {
         self.beat(controller, now, clock);
         if self.next_survey <= now {
             self.next_survey = now + SURVEY_INTERVAL;
-            self.metrics.own.set_problems(controller.problems().len());
-            self.metrics.own.set_usage(controller.installer().usage());
+            if controller.take_news() {
+                self.metrics.own.set_problems(controller.problems().len());
+                self.metrics.own.set_usage(controller.installer().usage());
+            }
         }
     }
 

@@ -264,3 +264,17 @@ fn metrics_of_passes() {
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"} 0",
     );
 }
+
+#[test]
+fn what_concerns_no_service_is_told_too_and_nothing_is_looked_at_twice() {
+    let mut bench = Bench::new(FakeMaps::new(CAPACITY)).listed();
+    bench.pass(SURVEY_INTERVAL);
+    bench.assert_metric("lb_problems 0");
+    assert!(!bench.controller.take_news());
+    // Its label names no Service.
+    bench.apply(slice("", &[1], &[], ""));
+    bench.pass(SURVEY_INTERVAL);
+    bench.assert_metric("lb_problems 1");
+    bench.pass(SURVEY_INTERVAL);
+    assert!(!bench.controller.take_news());
+}
