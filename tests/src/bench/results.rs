@@ -37,8 +37,17 @@ pub struct Delivery {
     output: OutputFormat,
     /// A page to write the result to, between the lines that name the benchmark; charts and figures go to a directory
     /// beside it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = existing)]
     page: Option<PathBuf>,
+}
+
+/// Looked for at once: not after all has been measured.
+fn existing(path: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(path);
+    match path.is_file() {
+        true => Ok(path),
+        false => Err("there is no such page".to_owned()),
+    }
 }
 
 impl Delivery {

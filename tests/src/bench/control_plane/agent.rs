@@ -68,10 +68,10 @@ pub(super) fn measure(program: &Path, shape: Shape, effort: &Effort) -> Result<A
     })?;
     let process = Process(agent.process().pid());
     let (resident_mib, peak_mib) = (process.memory("VmRSS")?, process.memory("VmHWM")?);
-    let busy_percent = process.cpu_while(|| change(&server, shape, effort.steady))?;
+    let busy_percent = process.cpu_while(|| change(&server, shape, effort.busy))?;
     // What it has to do last is done.
     let idle_percent = process.cpu_while(|| {
-        std::thread::sleep(effort.steady);
+        std::thread::sleep(effort.idle);
         Ok(())
     })?;
     Ok(AgentFigure {
@@ -85,12 +85,12 @@ pub(super) fn measure(program: &Path, shape: Shape, effort: &Effort) -> Result<A
 }
 
 /// Changes endpoints for so long.
-fn change(server: &ApiServer, shape: Shape, steady: Duration) -> Result<()> {
+fn change(server: &ApiServer, shape: Shape, busy: Duration) -> Result<()> {
     let start = Instant::now();
     let pause = Duration::from_secs(1) / CHANGES_PER_SECOND;
     let turns = (0..u16::MAX)
         .zip(1_u32..)
-        .take_while(|(_, count)| pause * *count <= steady);
+        .take_while(|(_, count)| pause * *count <= busy);
     for (turn, count) in turns {
         let made = shape.service((u32::from(turn) * 7919) % shape.services);
         let slice = made.with_other_endpoint(turn).last_slice();

@@ -66,8 +66,8 @@ pub(super) fn limits(figures: &[Figure], agents: &[AgentFigure]) -> Vec<Limit> {
     }
     for agent in agents {
         if agent.shape == LARGE {
-            let resident = agent.resident_mib as f64;
-            add("the agent's memory, MiB", &LARGE, resident, Bound::AtMost(150.0));
+            let megabytes = (agent.resident_mib << 20) as f64 / 1e6;
+            add("the agent's memory, MB", &LARGE, megabytes, Bound::AtMost(150.0));
         }
         add(
             "idle, percent of a CPU",

@@ -30,8 +30,10 @@ pub struct Effort {
     shapes: &'static [Shape],
     /// Numbers of Services in rules.
     filter_shapes: &'static [Shape],
-    /// How long endpoints change all the time, and then nothing does.
-    pub steady: Duration,
+    /// How long endpoints change all the time.
+    pub busy: Duration,
+    /// How long nothing changes then.
+    pub idle: Duration,
 }
 
 const fn shape(services: u32, endpoints: u32) -> Shape {
@@ -39,7 +41,7 @@ const fn shape(services: u32, endpoints: u32) -> Shape {
 }
 
 impl Effort {
-    /// Some minutes, most of them the packet filters'.
+    /// A quarter of an hour, most of it the agents'.
     pub const FULL: Self = Self {
         loads: 5,
         changes: 1000,
@@ -53,7 +55,8 @@ impl Effort {
             shape(1, 10_000),
         ],
         filter_shapes: &[shape(1_000, 4), shape(10_000, 4)],
-        steady: Duration::from_secs(60),
+        busy: Duration::from_secs(60),
+        idle: Duration::from_secs(30),
     };
     /// For a first look.
     pub const QUICK: Self = Self {
@@ -62,7 +65,8 @@ impl Effort {
         filter_changes: 3,
         shapes: &[shape(1_000, 4), shape(10_000, 10)],
         filter_shapes: &[shape(1_000, 4)],
-        steady: Duration::from_secs(5),
+        busy: Duration::from_secs(5),
+        idle: Duration::from_secs(5),
     };
 }
 
