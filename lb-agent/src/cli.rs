@@ -217,7 +217,8 @@ pub struct RunArguments {
     #[arg(long, value_enum, default_value_t)]
     pub tc: TcAttach,
     /// Hand what Pods send to Services with a Pod of this node over to that Pod, and its answers back, without the node's
-    /// stack: faster, but the node's netfilter rules and the TC egress programs of the Pods' devices do not see them
+    /// stack: faster, but the node's netfilter rules and reverse path filter, and the TC egress programs of the Pods'
+    /// devices, do not see them
     #[arg(long)]
     pub local_redirect: bool,
     /// Which devices.

@@ -84,6 +84,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 fn try_run(arguments: &Arguments) -> Result<ExitCode> {
     let kernels = Kernel::named(&arguments.kernels)?;
     let has_all = kernels == Kernel::all()?;
+    let _alone = lock()?;
     build_ebpf::compile(&setup::require()?, &[])?;
     let tests = build(arguments)?;
     let shared = directory().join("tests.cpio");
@@ -114,6 +115,17 @@ fn try_run(arguments: &Arguments) -> Result<ExitCode> {
             update_budget: arguments.update_budget,
         },
     )
+}
+
+/// Waits until no other run uses the directory.
+fn lock() -> Result<fs::File> {
+    fs::create_dir_all(directory())?;
+    let file = fs::File::create(directory().join("lock"))?;
+    if file.try_lock().is_err() {
+        println!("another run is at work: waiting for its end");
+        file.lock()?;
+    }
+    Ok(file)
 }
 
 fn directory() -> PathBuf {
