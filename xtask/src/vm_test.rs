@@ -111,7 +111,8 @@ fn try_run(arguments: &Arguments) -> Result<ExitCode> {
     report::summarize(
         runs,
         Use {
-            page: has_all && !arguments.probe && arguments.stages.is_empty() && arguments.test_name.is_none(),
+            programs: has_all,
+            tests: !arguments.probe && arguments.stages.is_empty() && arguments.test_name.is_none(),
             update_budget: arguments.update_budget,
         },
     )

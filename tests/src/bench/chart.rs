@@ -9,6 +9,16 @@ use super::statistics::Quartiles;
 /// Width and height in pixels.
 const SIZE: (u32, u32) = (760, 420);
 
+/// Of the lines, in their order.
+const COLORS: [RGBColor; 6] = [
+    RGBColor(31, 119, 180),
+    RGBColor(214, 39, 40),
+    RGBColor(44, 160, 44),
+    RGBColor(148, 103, 189),
+    RGBColor(255, 127, 14),
+    RGBColor(90, 90, 90),
+];
+
 /// Lines over a number of things.
 #[derive(Clone, Debug)]
 pub struct Chart {
@@ -50,8 +60,12 @@ impl Chart {
         let least = values.clone().fold(f64::INFINITY, f64::min);
         let greatest = values.fold(f64::NEG_INFINITY, f64::max);
         match self.scale {
-            Scale::Linear => self.draw(0.0..greatest * 1.1),
-            Scale::Logarithmic => self.draw((least / 1.3..greatest * 1.3).log_scale()),
+            // With room for the names above the lines.
+            Scale::Linear => self.draw(0.0..greatest * 1.45),
+            Scale::Logarithmic => {
+                let room = (greatest / least).powf(0.3).max(1.3);
+                self.draw((least / 1.3..greatest * room).log_scale())
+            }
         }
     }
 
@@ -88,10 +102,11 @@ impl Chart {
             .configure_mesh()
             .x_desc(self.x)
             .y_desc(&self.y)
+            .x_label_formatter(&number)
+            .y_label_formatter(&number)
             .light_line_style(WHITE)
             .draw()?;
-        for (number, series) in self.series.iter().enumerate() {
-            let color = Palette99::pick(number).to_rgba();
+        for (series, color) in self.series.iter().zip(COLORS.into_iter().cycle()) {
             let line = series.points.iter().map(|(at, value)| (*at, value.median));
             chart
                 .draw_series(LineSeries::new(line, color.stroke_width(2)))?
@@ -110,5 +125,15 @@ impl Chart {
             .draw()?;
         area.present()?;
         Ok(())
+    }
+}
+
+/// At an axis.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as the crate calls it")]
+fn number(value: &f64) -> String {
+    match value {
+        ..0.095 => format!("{value:.3}"),
+        ..10.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
     }
 }

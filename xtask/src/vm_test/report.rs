@@ -15,8 +15,10 @@ use crate::test::runner::Outcome;
 use crate::test::transcript::Counts;
 use crate::workspace;
 
-/// The line of the page behind which everything is written by this program.
-const MARK: &str = "<!-- From here on written by `cargo xtask vm-test`. -->\n";
+/// The line of the page behind which is written what became of the tests.
+const TESTS: &str = "<!-- tests: written by `cargo xtask vm-test` -->\n";
+/// The line behind which is written what the verifiers say, to the end.
+const PROGRAMS: &str = "<!-- programs: written by `cargo xtask vm-test`, also with `--probe` -->\n";
 
 /// A kernel's part of the page.
 struct Column {
@@ -30,8 +32,10 @@ struct Column {
 /// What is to be done with the numbers.
 #[derive(Clone, Copy)]
 pub(super) struct Use {
-    /// Write the page: these are all kernels, and all tests or none.
-    pub(super) page: bool,
+    /// Write what the verifiers say to the page: these are all kernels.
+    pub(super) programs: bool,
+    /// Write what became of the tests to the page too: these are the usual ones.
+    pub(super) tests: bool,
     /// Take the verifiers' numbers for the budget.
     pub(super) update_budget: bool,
 }
@@ -65,8 +69,8 @@ pub(super) fn summarize(runs: Vec<Run>, wanted: Use) -> Result<ExitCode> {
         }
     }
     println!("\n{}\n", tests(&columns));
-    if wanted.page {
-        write_page(&columns)?;
+    if wanted.programs {
+        write_page(&columns, wanted.tests)?;
     }
     let Counts {
         passed,
@@ -152,31 +156,49 @@ fn tests(columns: &[Column]) -> Table {
     table
 }
 
-fn write_page(columns: &[Column]) -> Result<()> {
+fn write_page(columns: &[Column], with_tests: bool) -> Result<()> {
     let path = workspace::root().join("docs/kernels.md");
     let page = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let (text, _) = page
-        .split_once(MARK)
-        .with_context(|| format!("{} has no line {MARK}", path.display()))?;
-    let mut page = format!("{text}{MARK}");
-    for mut table in [tests(columns), programs(columns)] {
-        table.load_preset(presets::ASCII_MARKDOWN);
-        // Writing to a string cannot fail.
-        let _ = writeln!(page, "\n{table}");
-    }
+    let page = with_tables(
+        &page,
+        with_tests.then(|| test_section(columns)),
+        &markdown(programs(columns)),
+    )
+    .with_context(|| format!("{} lacks a line: {TESTS} or {PROGRAMS}", path.display()))?;
+    fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("written: {}", path.display());
+    Ok(())
+}
+
+/// The page with other tables; without `tests` those of the tests stay.
+fn with_tables(page: &str, tests: Option<String>, programs: &str) -> Option<String> {
+    let (text, _) = page.split_once(PROGRAMS)?;
+    let text = match tests {
+        Some(tests) => format!("{}{TESTS}\n{tests}\n", text.split_once(TESTS)?.0),
+        None => text.to_owned(),
+    };
+    Some(format!("{text}{PROGRAMS}\n{programs}"))
+}
+
+fn test_section(columns: &[Column]) -> String {
+    let mut section = markdown(tests(columns));
     let remarks: Vec<_> = columns
         .iter()
         .flat_map(|column| column.outcome.remarks.iter().map(|remark| (&column.name, remark)))
         .collect();
     if !remarks.is_empty() {
-        page += "\n";
+        section += "\n";
     }
     for (name, remark) in remarks {
-        let _ = writeln!(page, "- {name}: {remark}");
+        // Writing to a string cannot fail.
+        let _ = writeln!(section, "- {name}: {remark}");
     }
-    fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("written: {}", path.display());
-    Ok(())
+    section
+}
+
+fn markdown(mut table: Table) -> String {
+    table.load_preset(presets::ASCII_MARKDOWN);
+    format!("{table}\n")
 }
 
 /// A table whose columns hold numbers, but for the first.
@@ -187,4 +209,25 @@ fn table(header: &[String]) -> Table {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_leaves_the_tests_alone() {
+        let page = format!("text\n{TESTS}\nold tests\n\n{PROGRAMS}\nold programs\n");
+        let probed = with_tables(&page, None, "new programs\n").unwrap();
+        assert_eq!(
+            probed,
+            format!("text\n{TESTS}\nold tests\n\n{PROGRAMS}\nnew programs\n")
+        );
+        let tested = with_tables(&page, Some("new tests\n".to_owned()), "new programs\n").unwrap();
+        assert_eq!(
+            tested,
+            format!("text\n{TESTS}\nnew tests\n\n{PROGRAMS}\nnew programs\n")
+        );
+        assert_eq!(with_tables("no lines\n", None, ""), None);
+    }
 }

@@ -82,21 +82,26 @@ impl Operation {
         }
     }
 
-    /// What it is and what one of its figures counts.
-    pub(super) fn title(self, metric: Metric) -> String {
-        let unit = match self {
-            Self::Connect | Self::Connections => "connection",
-            Self::Requests => "request",
-            Self::Datagrams | Self::NewFlows => "packet",
-            Self::Stream => "MiB",
-        };
-        let what = match self {
+    /// What it is.
+    pub(super) fn what(self) -> &'static str {
+        match self {
             Self::Connect => "opening a connection",
             Self::Connections => "connections, 8 at a time",
             Self::Requests => "requests of 64 bytes, 32 in flight",
             Self::Datagrams => "UDP packets, one flow",
             Self::NewFlows => "UDP packets, a new flow for each request",
             Self::Stream => "a stream",
+        }
+    }
+
+    /// What it is and what one of its figures counts.
+    pub(super) fn title(self, metric: Metric) -> String {
+        let what = self.what();
+        let unit = match self {
+            Self::Connect | Self::Connections => "connection",
+            Self::Requests => "request",
+            Self::Datagrams | Self::NewFlows => "packet",
+            Self::Stream => "MiB",
         };
         match metric {
             Metric::P50 => format!("{what}: median, microseconds"),

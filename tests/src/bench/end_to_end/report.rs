@@ -109,7 +109,7 @@ impl Report {
     }
 
     /// A figure in relation to bare Pods, from Pods: a line for each way.
-    fn chart(&self, operation: Operation, metric: Metric) -> Chart {
+    fn chart(&self, operation: Operation, metric: Metric, counted: &str) -> Chart {
         let figures = self.figures.iter();
         let figures = figures.filter(|figure| {
             (figure.operation, figure.metric, figure.subject.view) == (operation, metric, View::Pod)
@@ -127,9 +127,9 @@ impl Report {
             }
         }
         Chart {
-            title: operation.title(metric),
+            title: operation.what().to_owned(),
             x: "Services",
-            y: "in relation to bare Pods".to_owned(),
+            y: format!("{counted}, of bare Pods"),
             scale: Scale::Linear,
             series,
         }
@@ -187,12 +187,12 @@ impl Results for Report {
 
     fn charts(&self) -> Vec<Chart> {
         let shown = [
-            (Operation::Connect, Metric::P50),
-            (Operation::Connections, Metric::Rate),
-            (Operation::Datagrams, Metric::Cpu),
+            (Operation::Connect, Metric::P50, "median latency"),
+            (Operation::Connections, Metric::Rate, "connections per second"),
+            (Operation::Datagrams, Metric::Cpu, "CPU time of a packet"),
         ];
         shown
-            .map(|(operation, metric)| self.chart(operation, metric))
+            .map(|(operation, metric, counted)| self.chart(operation, metric, counted))
             .into()
     }
 }
