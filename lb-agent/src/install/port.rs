@@ -255,11 +255,11 @@ impl PortFamily {
         backends: &[DesiredBackend],
     ) -> Result<(), MapError> {
         let mut position = 0;
+        let mut kept = Vec::new();
         while let Some((address, id)) = self.members.get(position).copied() {
             match backends.binary_search_by(|backend| backend.address.cmp(&address)) {
                 Ok(found) => {
-                    let row = row(tables, service, id, &backends[found]);
-                    tables.set_backends(context, family, vec![(id, row)])?;
+                    kept.push((id, row(tables, service, id, &backends[found])));
                     position += 1;
                 }
                 Err(_) => {
@@ -268,7 +268,7 @@ impl PortFamily {
                 }
             }
         }
-        Ok(())
+        tables.set_backends(context, family, kept)
     }
 }
 

@@ -86,6 +86,8 @@ pub enum Traffic {
     New,
     /// Of no Service and no flow.
     Foreign,
+    /// The first of connections to no Service.
+    ForeignNew,
     /// Requests to a Pod on another node, of a flow that exists.
     SentOn,
     /// Its replies.
@@ -117,7 +119,7 @@ impl Flows {
             .filter(move |flows| match traffic {
                 Traffic::New => *flows == Self::Million,
                 Traffic::SentOn | Traffic::SentBack => *flows == Self::One,
-                Traffic::Established | Traffic::Foreign => true,
+                Traffic::Established | Traffic::Foreign | Traffic::ForeignNew => true,
             })
     }
 }
@@ -145,6 +147,7 @@ const TCP_CASES: &[(Hook, Traffic)] = &[
     (Hook::FromPod, Traffic::Established),
     (Hook::FromPod, Traffic::New),
     (Hook::FromPod, Traffic::Foreign),
+    (Hook::FromPod, Traffic::ForeignNew),
     (Hook::ToPod, Traffic::Established),
     (Hook::ToPod, Traffic::Foreign),
 ];
@@ -216,7 +219,7 @@ impl Case {
     pub(super) fn plan(&self, flows: Flows) -> Plan {
         let (service, service_port) = self.service_end();
         let addresses = match self.traffic {
-            Traffic::Foreign => ALL_FLOWS,
+            Traffic::Foreign | Traffic::ForeignNew => ALL_FLOWS,
             Traffic::Established | Traffic::New => SERVICES,
             Traffic::SentOn | Traffic::SentBack => 1,
         };
@@ -247,7 +250,9 @@ impl Case {
             (Traffic::New, Hook::Xdp) => block::NEW_CLIENTS[0],
             (Traffic::New, Hook::FromPod | Hook::ToPod) => block::NEW_CLIENTS[1],
             (Traffic::SentBack, _) => block::NODE,
-            (Traffic::Established | Traffic::Foreign | Traffic::SentOn, _) => block::CLIENTS,
+            (Traffic::Established | Traffic::Foreign | Traffic::ForeignNew | Traffic::SentOn, _) => {
+                block::CLIENTS
+            }
         }
     }
 
@@ -269,7 +274,7 @@ impl Case {
     /// The first address on the service's end, and its port, in the packet before the program.
     fn service_end(&self) -> (u32, u16) {
         match (self.traffic, self.hook) {
-            (Traffic::Foreign, _) => (block::FOREIGN, VIP_PORT),
+            (Traffic::Foreign | Traffic::ForeignNew, _) => (block::FOREIGN, VIP_PORT),
             (Traffic::SentOn, _) => (block::REMOTE_VIP, VIP_PORT),
             (Traffic::SentBack, _) => (block::REMOTE_POD, POD_PORT),
             (_, Hook::ToPod) => (block::PODS, POD_PORT),
@@ -280,7 +285,7 @@ impl Case {
     /// The same after the program.
     pub(super) fn translated_end(&self) -> (u32, u16) {
         match (self.traffic, self.hook) {
-            (Traffic::Foreign, _) => self.service_end(),
+            (Traffic::Foreign | Traffic::ForeignNew, _) => self.service_end(),
             (Traffic::SentOn, _) => (block::REMOTE_POD, POD_PORT),
             (Traffic::SentBack, _) => (block::REMOTE_VIP, VIP_PORT),
             (_, Hook::ToPod) => (block::VIPS, VIP_PORT),
@@ -341,7 +346,7 @@ impl Case {
         let (source, destination) = (end(block::CLIENTS), end(block::VIPS));
         let packet: Build = match (self.protocol, self.traffic) {
             (Protocol::Udp | Protocol::Sctp, _) => build::udp(source, destination),
-            (Protocol::Tcp, Traffic::New) => build::syn(source, destination),
+            (Protocol::Tcp, Traffic::New | Traffic::ForeignNew) => build::syn(source, destination),
             (Protocol::Tcp, _) => build::ack(source, destination),
         };
         packet.bytes()
@@ -382,6 +387,7 @@ impl fmt::Display for Case {
             (Traffic::New, _) => "new flow",
             (Traffic::Foreign, Hook::ToPod) => "not a reply",
             (Traffic::Foreign, _) => "not a Service",
+            (Traffic::ForeignNew, _) => "SYN, not a Service",
             (Traffic::SentOn, _) => "to another node",
             (Traffic::SentBack, _) => "back from there",
         };
