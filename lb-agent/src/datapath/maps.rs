@@ -234,11 +234,13 @@ impl Maps for KernelMaps {
             }
         }
         let failed = |map| {
-            let first = rows.first().map_or_else(String::new, |(id, backend)| {
-                format!("{id} ({}:{})", backend.address, backend.port)
-            });
-            let operation = format!("write {} backends, the first is {first}", rows.len());
-            move |(written, error)| (written, kernel(map, operation, error))
+            move |(written, error)| {
+                let first = rows.first().map_or_else(String::new, |(id, backend)| {
+                    format!("{id} ({}:{})", backend.address, backend.port)
+                });
+                let operation = format!("write {} backends, the first is {first}", rows.len());
+                (written, kernel(map, operation, error))
+            }
         };
         self.backends4
             .write_some(rows4.0, rows4.1)
