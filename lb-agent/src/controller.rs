@@ -205,10 +205,9 @@ impl<M: Maps> Controller<M> {
 
     /// All ports of all Services, sorted.
     pub fn services(&self) -> Vec<ServiceSummary> {
-        self.installer
-            .services()
-            .flat_map(|service| summaries(&service))
-            .collect()
+        let mut services: Vec<InstalledService<'_>> = self.installer.services().collect();
+        services.sort_by_key(|service| service.name);
+        services.iter().flat_map(summaries).collect()
     }
 
     /// Everything that cannot be used or was not installed, sorted.

@@ -12,7 +12,11 @@ use crate::maps::{FrontendKey, MapError};
 impl Installer {
     /// Takes note of what a Service asks for, and gives up frontends that it does not ask for any more.
     pub(super) fn order(&mut self, name: &NamespacedName, desired: Option<Arc<DesiredService>>) {
-        let mut entry = self.services.remove(name).unwrap_or_default();
+        let mut entry = self
+            .services
+            .get_mut(name)
+            .map(std::mem::take)
+            .unwrap_or_default();
         self.stop_waiting(name, &entry);
         let old = std::mem::replace(&mut entry.desired, desired);
         if let Some(new) = entry.desired.clone() {
@@ -49,7 +53,12 @@ impl Installer {
                 }
             }
         }
-        self.services.insert(name.clone(), entry);
+        match self.services.get_mut(name) {
+            Some(place) => *place = entry,
+            None => {
+                self.services.insert(name.clone(), entry);
+            }
+        }
     }
 
     /// A port that only changed its name stays the same port: it keeps its id, its backends and so its flows.
@@ -74,25 +83,19 @@ impl Installer {
 
     /// Gives each port of a Service an id, and the frontends that nobody else has.
     pub(super) fn claim(&mut self, name: &NamespacedName) -> Result<(), MapError> {
-        let Some(mut entry) = self.services.remove(name) else {
-            return Ok(());
-        };
-        self.stop_waiting(name, &entry);
-        let lost_before = std::mem::take(&mut entry.lost);
-        let mut result = Ok(());
-        if let Some(desired) = entry.desired.clone() {
-            for port in &desired.ports {
-                result = self.claim_port(name, &mut entry, port, age(&desired));
-                if result.is_err() {
-                    break;
-                }
+        self.with_entry(name, |installer, entry| {
+            installer.stop_waiting(name, entry);
+            let lost_before = std::mem::take(&mut entry.lost);
+            let mut result = Ok(());
+            if let Some(desired) = entry.desired.clone() {
+                let mut ports = desired.ports.iter();
+                result = ports.try_for_each(|port| installer.claim_port(name, entry, port, age(&desired)));
             }
-        }
-        for key in entry.lost.iter().filter(|key| !lost_before.contains(key)) {
-            tracing::warn!(service = %name, frontend = %key, "another Service has this frontend");
-        }
-        self.services.insert(name.clone(), entry);
-        result
+            for key in entry.lost.iter().filter(|key| !lost_before.contains(key)) {
+                tracing::warn!(service = %name, frontend = %key, "another Service has this frontend");
+            }
+            result
+        })
     }
 
     fn claim_port(

@@ -24,7 +24,7 @@ mod usage;
 mod vips;
 mod write;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ const RETRY_LAST: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Installer {
     tables: Tables,
-    services: BTreeMap<NamespacedName, Entry>,
+    services: HashMap<NamespacedName, Entry>,
     ports: HashMap<ServiceId, Port>,
     /// Which port has the right to a frontend.
     claims: HashMap<FrontendKey, ServiceId>,
@@ -210,7 +210,7 @@ impl Installer {
         [retry, prune, self.tables.next_due()].into_iter().flatten().min()
     }
 
-    /// All Services that are wanted, by name.
+    /// All Services that are wanted, in no order.
     pub fn services(&self) -> impl Iterator<Item = InstalledService<'_>> {
         self.services
             .iter()

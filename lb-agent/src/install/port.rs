@@ -114,21 +114,24 @@ impl<'a> Order<'a> {
 }
 
 impl PortFamily {
-    fn id(&self, address: &SocketAddr) -> Option<BackendId> {
-        let position = self
-            .members
-            .binary_search_by(|(member, _)| member.cmp(address))
-            .ok()?;
-        Some(self.members[position].1)
+    /// Backends, sorted by address, and their ids; `None` for those that have no row yet.
+    fn with_ids<'a, B: IntoIterator<Item = &'a DesiredBackend>>(
+        &self,
+        backends: B,
+    ) -> impl Iterator<Item = (&'a DesiredBackend, Option<BackendId>)> + use<'_, 'a, B> {
+        // Both are sorted: walking along both is much less work than a search for each.
+        let mut members = self.members.iter().peekable();
+        backends.into_iter().map(move |backend| {
+            while members.next_if(|(member, _)| *member < backend.address).is_some() {}
+            let found = members.next_if(|(member, _)| *member == backend.address);
+            (backend, found.map(|(_, id)| *id))
+        })
     }
 
     /// What has to be reserved for an order.
     pub(super) fn plan(&self, tables: &Tables, family: Family, order: &Order<'_>) -> FamilyPlan {
         let backends = order.backends;
-        let added = backends
-            .iter()
-            .filter(|backend| self.id(&backend.address).is_none())
-            .count();
+        let added = self.with_ids(backends).filter(|(_, id)| id.is_none()).count();
         let slots = |policy| self.slots(tables, family, order, policy);
         let cluster = plan_region(tables, self.cluster, &slots(Some(TrafficPolicy::Cluster)));
         let local = match backends
@@ -158,9 +161,8 @@ impl PortFamily {
         order: &Order<'_>,
         policy: Option<TrafficPolicy>,
     ) -> Vec<Option<Slot>> {
-        order
-            .seen(policy)
-            .map(|backend| Some(slot(tables, family, self.id(&backend.address)?)))
+        self.with_ids(order.seen(policy))
+            .map(|(_, id)| Some(slot(tables, family, id?)))
             .collect()
     }
 
@@ -172,17 +174,16 @@ impl PortFamily {
         (family, plan): (Family, &FamilyPlan),
         now: Instant,
     ) -> bool {
-        self.members.reserve_exact(plan.added);
-        for backend in order.backends {
-            if let Err(position) = self
-                .members
-                .binary_search_by(|(member, _)| member.cmp(&backend.address))
-            {
-                let Some(id) = tables.allocate_backend(family) else {
-                    return false;
-                };
-                self.members.insert(position, (backend.address, id));
-            }
+        let missing = self.with_ids(order.backends).filter(|(_, id)| id.is_none());
+        let added: Vec<_> = missing
+            .map_while(|(backend, _)| Some((backend.address, tables.allocate_backend(family)?)))
+            .collect();
+        let is_complete = added.len() == plan.added;
+        self.members.reserve_exact(added.len());
+        self.members.extend(added);
+        self.members.sort();
+        if !is_complete {
+            return false;
         }
         let old = self.regions();
         if let Want::Allocated(region) = plan.cluster {
@@ -225,8 +226,8 @@ impl PortFamily {
         (family, service): (Family, ServiceId),
         backends: &[DesiredBackend],
     ) -> Result<(), MapError> {
-        let rows = backends.iter().filter_map(|backend| {
-            let id = self.id(&backend.address)?;
+        let rows = self.with_ids(backends).filter_map(|(backend, id)| {
+            let id = id?;
             let mut row = row(tables, service, id, backend);
             if let Some(old) = tables.backend(Family::of(row.address), id) {
                 // The rows in use may name it until they are replaced; what they do not name is taken back then.
@@ -236,7 +237,7 @@ impl PortFamily {
                 row.in_cluster |= old.in_cluster;
                 row.in_local |= old.in_local;
             }
-            Some((id, row))
+            tables.is_news(family, id, &row).then_some((id, row))
         });
         let rows = rows.collect();
         tables.set_backends(context, family, rows)?;
@@ -254,21 +255,24 @@ impl PortFamily {
         (family, service): (Family, ServiceId),
         backends: &[DesiredBackend],
     ) -> Result<(), MapError> {
-        let mut position = 0;
-        let mut kept = Vec::new();
-        while let Some((address, id)) = self.members.get(position).copied() {
-            match backends.binary_search_by(|backend| backend.address.cmp(&address)) {
-                Ok(found) => {
-                    kept.push((id, row(tables, service, id, &backends[found])));
-                    position += 1;
-                }
-                Err(_) => {
-                    tables.remove_backend(context, family, id)?;
-                    self.members.remove(position);
-                }
+        let mut wanted = backends.iter().peekable();
+        let mut changed = Vec::new();
+        let mut result = Ok(());
+        // Both are sorted.
+        self.members.retain(|(address, id)| {
+            while wanted.next_if(|backend| backend.address < *address).is_some() {}
+            if let Some(backend) = wanted.next_if(|backend| backend.address == *address) {
+                let row = row(tables, service, *id, backend);
+                changed.extend(tables.is_news(family, *id, &row).then_some((*id, row)));
+                return true;
             }
-        }
-        tables.set_backends(context, family, kept)
+            if result.is_ok() {
+                result = tables.remove_backend(context, family, *id);
+            }
+            result.is_err()
+        });
+        result?;
+        tables.set_backends(context, family, changed)
     }
 }
 

@@ -69,7 +69,7 @@ impl Installer {
 fn foreign_backends(tables: &Tables, image: &MapImage) -> Vec<(Family, u32, Backend)> {
     let of_family = |family| {
         let rows = image.backends(family).iter();
-        let foreign = rows.filter(move |(id, _)| !tables.backends(family).contains_key(id));
+        let foreign = rows.filter(move |(id, _)| tables.backends(family).get(**id).is_none());
         foreign.map(move |(id, backend)| {
             (
                 family,
@@ -101,7 +101,7 @@ fn backend_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
         let rows = tables.backends(family).iter();
         let wrong = rows.filter(move |(id, backend)| image.backends(family).get(id) != Some(backend));
         wrong.map(|(id, backend)| MapOp::SetBackend {
-            id: *id,
+            id,
             backend: *backend,
         })
     };

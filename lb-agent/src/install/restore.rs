@@ -25,7 +25,7 @@ impl Installer {
             .collect();
         let mut installer = Self {
             tables: Tables::restore(image, capacity, ids.iter().copied()),
-            services: BTreeMap::new(),
+            services: HashMap::new(),
             ports: ids.iter().map(|id| (*id, Port::default())).collect(),
             claims: HashMap::new(),
             waiting: HashMap::new(),
@@ -49,7 +49,7 @@ impl Installer {
                     continue;
                 };
                 let address = SocketAddr::new(backend.address, backend.port);
-                port.families[index(family)].members.push((address, *id));
+                port.families[index(family)].members.push((address, id));
             }
         }
         for port in self.ports.values_mut() {

@@ -35,8 +35,34 @@ struct RegionEntry {
 #[derive(Debug)]
 pub(super) struct BackendTable {
     /// What each row holds; those of free ids are gone or were never written.
-    rows: BTreeMap<BackendId, Backend>,
+    rows: Rows,
     ids: Ids,
+}
+
+/// Backend rows by their ids, of which the lowest are in use.
+#[derive(Debug, Default)]
+pub(super) struct Rows(Vec<Option<Backend>>);
+
+impl Rows {
+    /// A row that was ever written.
+    pub(super) fn get(&self, id: BackendId) -> Option<&Backend> {
+        self.0.get(id as usize)?.as_ref()
+    }
+
+    /// All rows that were ever written.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (BackendId, &Backend)> {
+        (0..)
+            .zip(&self.0)
+            .filter_map(|(id, row)| Some((id, row.as_ref()?)))
+    }
+
+    fn set(&mut self, id: BackendId, row: Backend) {
+        let position = id as usize;
+        if position >= self.0.len() {
+            self.0.resize(position + 1, None);
+        }
+        self.0[position] = Some(row);
+    }
 }
 
 /// Something that is free after [`GRACE`].
@@ -81,15 +107,17 @@ impl Tables {
         service_ids: impl Iterator<Item = ServiceId>,
     ) -> Self {
         let backends = Family::ALL.map(|family| {
-            let rows = image.backends(family).clone();
-            let live = rows
+            let found = image.backends(family);
+            let live = found
                 .iter()
                 .filter(|(_, backend)| backend.state != BackendState::Gone)
                 .map(|(id, _)| *id);
-            BackendTable {
-                ids: Ids::new(capacity.backends, live),
-                rows,
+            let ids = Ids::new(capacity.backends, live);
+            let mut rows = Rows::default();
+            for (id, row) in found {
+                rows.set(*id, *row);
             }
+            BackendTable { ids, rows }
         });
         let mut tables = Self {
             capacity,
@@ -314,18 +342,18 @@ impl Tables {
 
     /// What a row holds, if an endpoint.
     pub(super) fn backend(&self, family: Family, id: BackendId) -> Option<&Backend> {
-        let row = self.backends[index(family)].rows.get(&id);
+        let row = self.backends(family).get(id);
         row.filter(|backend| backend.state != BackendState::Gone)
     }
 
-    /// All rows that were ever written.
-    pub(super) fn backends(&self, family: Family) -> &BTreeMap<BackendId, Backend> {
+    /// All rows.
+    pub(super) fn backends(&self, family: Family) -> &Rows {
         &self.backends[index(family)].rows
     }
 
     /// The generation of the endpoint that a row holds, or of the next one if it holds none.
     pub(super) fn generation(&self, family: Family, id: BackendId) -> u32 {
-        match self.backends[index(family)].rows.get(&id) {
+        match self.backends(family).get(id) {
             None => 1,
             Some(backend) if backend.state == BackendState::Gone => backend.generation.wrapping_add(1).max(1),
             Some(backend) => backend.generation,
@@ -345,20 +373,26 @@ impl Tables {
         self.backends[index(family)].ids.release(id);
     }
 
-    /// Writes a row unless it is so.
+    /// Whether a row is not written yet.
+    pub(super) fn is_news(&self, family: Family, id: BackendId, row: &Backend) -> bool {
+        self.backends(family).get(id) != Some(row)
+    }
+
+    /// Writes rows.
     pub(super) fn set_backends(
         &mut self,
         context: &mut Context<'_>,
         family: Family,
-        mut rows: Vec<(BackendId, Backend)>,
+        rows: Vec<(BackendId, Backend)>,
     ) -> Result<(), MapError> {
         let table = &mut self.backends[index(family)];
-        rows.retain(|(id, backend)| table.rows.get(id) != Some(backend));
         let result = context.maps.set_backends(&rows);
         let written = result
             .as_ref()
             .map_or_else(|(written, _)| *written, |()| rows.len());
-        table.rows.extend(rows.into_iter().take(written));
+        for (id, row) in rows.into_iter().take(written) {
+            table.rows.set(id, row);
+        }
         result.map_err(|(_, error)| error)
     }
 
@@ -386,7 +420,7 @@ impl Tables {
 
     /// Takes note of a row that somebody else wrote, so that its next endpoint gets a new generation.
     pub(super) fn note_backend(&mut self, family: Family, id: BackendId, backend: Backend) {
-        self.backends[index(family)].rows.insert(id, backend);
+        self.backends[index(family)].rows.set(id, backend);
     }
 
     // Source ranges.

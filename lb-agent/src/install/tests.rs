@@ -1,6 +1,6 @@
 //! Random histories of Services, with and without faults.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use lb_common::layout::{Frontend, Region, frontend_flags};

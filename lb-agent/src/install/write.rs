@@ -64,16 +64,18 @@ impl Installer {
     }
 
     /// Takes the entry out while `action` works on it and the rest.
-    fn with_entry(
+    pub(super) fn with_entry(
         &mut self,
         name: &NamespacedName,
         action: impl FnOnce(&mut Self, &mut Entry) -> Result<(), MapError>,
     ) -> Result<(), MapError> {
-        let Some(mut entry) = self.services.remove(name) else {
+        let Some(mut entry) = self.services.get_mut(name).map(std::mem::take) else {
             return Ok(());
         };
         let result = action(self, &mut entry);
-        self.services.insert(name.clone(), entry);
+        if let Some(place) = self.services.get_mut(name) {
+            *place = entry;
+        }
         result
     }
 

@@ -1,6 +1,6 @@
 //! The endpoints of a Service, and which of them new flows go to.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
@@ -121,7 +121,7 @@ impl<'a> Endpoints<'a> {
         problems: &mut Vec<Problem>,
     ) -> Vec<DesiredBackend> {
         let PortName { name, protocol } = &port.name;
-        let mut endpoints: BTreeMap<SocketAddr, Endpoint<'_>> = BTreeMap::new();
+        let mut endpoints: Vec<(SocketAddr, Endpoint<'_>)> = Vec::new();
         for slice in &self.slices {
             let Some(number) = slice.ports.get(&(name.as_str(), *protocol)) else {
                 continue;
@@ -137,17 +137,19 @@ impl<'a> Endpoints<'a> {
                 });
                 continue;
             }
-            for endpoint in &slice.endpoints {
-                let found = endpoints
-                    .entry(SocketAddr::new(endpoint.address, *number))
-                    .or_insert(*endpoint);
-                // A terminating Pod's address may already be another Pod's.
-                if endpoint.outranks(found) {
-                    *found = *endpoint;
-                }
-            }
+            let addressed = slice.endpoints.iter();
+            endpoints
+                .extend(addressed.map(|endpoint| (SocketAddr::new(endpoint.address, *number), *endpoint)));
         }
-        let endpoints: Vec<(SocketAddr, Endpoint<'_>)> = endpoints.into_iter().collect();
+        endpoints.sort_by_key(|(address, _)| *address);
+        endpoints.dedup_by(|(address, endpoint), (kept_address, kept)| {
+            let is_same = address == kept_address;
+            // A terminating Pod's address may already be another Pod's.
+            if is_same && endpoint.outranks(kept) {
+                *kept = *endpoint;
+            }
+            is_same
+        });
         // Sorted: IPv4 comes first.
         let split = endpoints.partition_point(|(address, _)| address.is_ipv4());
         let (of_v4, of_v6) = endpoints.split_at(split);

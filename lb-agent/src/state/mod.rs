@@ -34,10 +34,10 @@ pub struct State {
     node: NodeConfig,
     /// Kinds that have not been listed yet.
     pending: BTreeSet<Kind>,
-    // In boxes, since a node of a tree has room for eleven, and few Services have more than one slice.
-    services: BTreeMap<NamespacedName, Box<Service>>,
+    // In boxes, since maps have room for more than they hold.
+    services: HashMap<NamespacedName, Box<Service>>,
     /// Slices by Service and name.
-    slices: BTreeMap<NamespacedName, BTreeMap<String, Box<EndpointSlice>>>,
+    slices: HashMap<NamespacedName, BTreeMap<String, Box<EndpointSlice>>>,
     /// The Service of each slice; `None`: its label is missing.
     slice_owners: HashMap<NamespacedName, Option<NamespacedName>>,
     /// Pods; stays empty unless the source delivers them.
@@ -57,8 +57,8 @@ impl State {
             configured: node.clone(),
             node,
             pending: kinds.into_iter().collect(),
-            services: BTreeMap::new(),
-            slices: BTreeMap::new(),
+            services: HashMap::new(),
+            slices: HashMap::new(),
             slice_owners: HashMap::new(),
             pods: BTreeMap::new(),
             pods_by_label: LabelIndex::default(),
