@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use lb_tests::bench::Delivery;
 use lb_tests::bench::control_plane::{self, Effort};
+use lb_tests::stop::Stop;
 
 /// Measures what it takes to follow the control plane
 #[derive(Parser)]
@@ -26,6 +27,8 @@ fn main() -> anyhow::Result<()> {
     } else {
         Effort::FULL
     };
-    let report = control_plane::run(&arguments.agent, &effort, |next| eprintln!("{next} ..."))?;
+    let report = control_plane::run(&arguments.agent, &effort, &Stop::on_signals()?, |next| {
+        eprintln!("{next} ...")
+    })?;
     arguments.delivery.deliver(&report)
 }

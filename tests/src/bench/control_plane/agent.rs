@@ -12,9 +12,12 @@ use super::Effort;
 use crate::api_server::ApiServer;
 use crate::bench::objects::Shape;
 use crate::lab::{AgentOptions, Lab, SocketLb, wait_for};
+use crate::stop::Stop;
 
 /// How often an endpoint changes.
 const CHANGES_PER_SECOND: u32 = 250;
+/// Within this the agent has done what the last changes leave to be done later.
+const SETTLING: Duration = Duration::from_secs(5);
 /// For the first lists, on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -37,7 +40,7 @@ pub struct AgentFigure {
 }
 
 /// Starts an agent, waits until all is in the maps, and looks at it while endpoints change and while they do not.
-pub(super) fn measure(program: &Path, shape: Shape, effort: &Effort) -> Result<AgentFigure> {
+pub(super) fn measure(program: &Path, shape: Shape, effort: &Effort, stop: &Stop) -> Result<AgentFigure> {
     let lab = Lab::new("bench")?;
     let node = lab.node("node-1")?;
     let directory = tempfile::tempdir()?;
@@ -68,12 +71,9 @@ pub(super) fn measure(program: &Path, shape: Shape, effort: &Effort) -> Result<A
     })?;
     let process = Process(agent.process().pid());
     let (resident_mib, peak_mib) = (process.memory("VmRSS")?, process.memory("VmHWM")?);
-    let busy_percent = process.cpu_while(|| change(&server, shape, effort.busy))?;
-    // What it has to do last is done.
-    let idle_percent = process.cpu_while(|| {
-        std::thread::sleep(effort.idle);
-        Ok(())
-    })?;
+    let busy_percent = process.cpu_while(|| change(&server, shape, effort.busy, stop))?;
+    stop.pause(SETTLING)?;
+    let idle_percent = process.cpu_while(|| stop.pause(effort.idle))?;
     Ok(AgentFigure {
         shape,
         resident_mib,
@@ -85,7 +85,7 @@ pub(super) fn measure(program: &Path, shape: Shape, effort: &Effort) -> Result<A
 }
 
 /// Changes endpoints for so long.
-fn change(server: &ApiServer, shape: Shape, busy: Duration) -> Result<()> {
+fn change(server: &ApiServer, shape: Shape, busy: Duration, stop: &Stop) -> Result<()> {
     let start = Instant::now();
     let pause = Duration::from_secs(1) / CHANGES_PER_SECOND;
     let turns = (0..u16::MAX)
@@ -95,7 +95,7 @@ fn change(server: &ApiServer, shape: Shape, busy: Duration) -> Result<()> {
         let made = shape.service((u32::from(turn) * 7919) % shape.services);
         let slice = made.with_other_endpoint(turn).last_slice();
         server.apply(&serde_json::to_value(slice)?)?;
-        std::thread::sleep((start + pause * count).saturating_duration_since(Instant::now()));
+        stop.pause((start + pause * count).saturating_duration_since(Instant::now()))?;
     }
     Ok(())
 }

@@ -1,14 +1,17 @@
 //! A packet filter's rules, loaded as kube-proxy loads them.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 use super::{Effort, Times};
 use crate::bench::filter::Filter;
 use crate::bench::objects::{Made, Shape};
 use crate::lab::LoneNamespace;
+use crate::stop::Stop;
 
 /// Loads all rules, and those of one changed Service after the other. The rules are written before the time is taken.
-pub(super) fn measure(filter: Filter, shape: Shape, effort: &Effort) -> Result<Times> {
+pub(super) fn measure(filter: Filter, shape: Shape, effort: &Effort, stop: &Stop) -> Result<Times> {
     let services: Vec<Made> = shape.all().collect();
     let all = filter.all(&services);
     let mut times = Times {
@@ -16,6 +19,7 @@ pub(super) fn measure(filter: Filter, shape: Shape, effort: &Effort) -> Result<T
         changes: Vec::new(),
     };
     for round in 0..effort.loads {
+        stop.pause(Duration::ZERO)?;
         let _alone = LoneNamespace::enter("rules")?;
         filter.load(&filter.base())?;
         times.loads.push(filter.load(&all)?);
@@ -23,6 +27,7 @@ pub(super) fn measure(filter: Filter, shape: Shape, effort: &Effort) -> Result<T
             continue;
         }
         for turn in 0..effort.filter_changes {
+            stop.pause(Duration::ZERO)?;
             let before = shape.service((u32::from(turn) * 7919) % shape.services);
             let after = before.clone().with_other_endpoint(turn);
             times

@@ -1,6 +1,6 @@
 //! Our maps: the agent's own code without the API and its wire format.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use lb_agent::controller::{Controller, ServiceState};
@@ -12,14 +12,16 @@ use lb_agent::object::{Change, Kind, Object};
 use super::{Effort, Times};
 use crate::bench::objects::Shape;
 use crate::lab::PinDirectory;
+use crate::stop::Stop;
 
 /// Fills maps, and replaces endpoints of one Service after the other.
-pub(super) fn measure(shape: Shape, effort: &Effort) -> Result<Times> {
+pub(super) fn measure(shape: Shape, effort: &Effort, stop: &Stop) -> Result<Times> {
     let mut times = Times {
         loads: Vec::new(),
         changes: Vec::new(),
     };
     for round in 0..effort.loads {
+        stop.pause(Duration::ZERO)?;
         let pins = PinDirectory::new("bench")?;
         object::prepare(&Settings::default(), pins.path())?;
         let maps = KernelMaps::open(pins.path())?;

@@ -14,6 +14,7 @@ use anyhow::Result;
 
 use super::objects::Shape;
 use crate::bench::filter::Filter;
+use crate::stop::Stop;
 pub use report::Report;
 use report::{Figure, Subject};
 
@@ -71,27 +72,35 @@ impl Effort {
 }
 
 /// Measures everything; `program` is the agent. `progress` is told what comes next.
-pub fn run(program: &Path, effort: &Effort, mut progress: impl FnMut(&str)) -> Result<Report> {
+///
+/// # Errors
+///
+/// If the kernel refuses something, or `stop` is told to end.
+pub fn run(program: &Path, effort: &Effort, stop: &Stop, progress: impl FnMut(&str)) -> Result<Report> {
+    measure(program, effort, stop, progress).map_err(|error| stop.cause(error))
+}
+
+fn measure(program: &Path, effort: &Effort, stop: &Stop, mut progress: impl FnMut(&str)) -> Result<Report> {
     let mut figures = Vec::new();
     for shape in effort.shapes {
         progress(&format!("{shape} in maps"));
         figures.push(Figure::new(
             Subject::Maps,
             *shape,
-            &maps::measure(*shape, effort)?,
+            &maps::measure(*shape, effort, stop)?,
         ));
     }
     for filter in Filter::ALL {
         for shape in effort.filter_shapes {
             progress(&format!("{shape} as rules of {filter}"));
-            let times = filter::measure(filter, *shape, effort)?;
+            let times = filter::measure(filter, *shape, effort, stop)?;
             figures.push(Figure::new(Subject::Rules(filter), *shape, &times));
         }
     }
     let mut agents = Vec::new();
     for shape in effort.shapes {
         progress(&format!("an agent that follows an API server with {shape}"));
-        agents.push(agent::measure(program, *shape, effort)?);
+        agents.push(agent::measure(program, *shape, effort, stop)?);
     }
     Ok(Report::new(figures, agents))
 }
