@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
@@ -36,7 +36,7 @@ static FRONTENDS6: HashMap<FrontendKey<Address6>, Frontend> =
 #[map]
 static FILTER: Array<u64> = Array::with_max_entries(filter::WORDS, 0);
 #[map]
-static SLOTS: Array<Slot> = Array::with_max_entries(1_048_576, 0);
+static SLOTS: Array<Slot> = Array::with_max_entries(1_048_576, BPF_F_MMAPABLE);
 #[map]
 static BACKENDS4: Array<Backend<Address4>> = Array::with_max_entries(BACKENDS, 0);
 #[map]

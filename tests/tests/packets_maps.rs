@@ -136,10 +136,56 @@ fn writes_are_read_back() {
     );
 }
 
+/// Few slots are written by system calls, many as memory: none of either touches its neighbours.
+#[test]
+fn slots_of_any_number_at_any_place() {
+    let Some(mut datapath) = datapath() else { return };
+    let size = datapath.maps.capacity().slots;
+    for length in [1, 63, 64, 65, 511, 512, 513, 2000] {
+        // Slots are 8 bytes: 512 in a page of 4 KiB.
+        for base in [1, 447, 448, 511, 512, 1000, size - 1 - length] {
+            let around = Region {
+                base: base - 1,
+                length: length + 2,
+            };
+            let mut expected = vec![Slot::default(); length as usize + 2];
+            let mut write = |base, slots: &[Slot]| {
+                let slots = slots.to_vec();
+                let operation = MapOp::SetSlots { base, slots };
+                datapath.maps.apply(&operation).expect("the kernel takes it");
+            };
+            write(around.base, &expected);
+            write(base, &slots(length));
+            expected[1..=length as usize].copy_from_slice(&slots(length));
+            let row = frontend(0, around, Region::default());
+            datapath.maps.apply(&row).expect("the kernel takes it");
+            let image = datapath.maps.image().expect("the maps can be read");
+            let found: Vec<Slot> = image.slots.into_values().collect();
+            assert_eq!(found, expected, "{length} slots from {base} on");
+        }
+    }
+}
+
 #[test]
 fn slots_that_do_not_exist() {
     let Some(mut datapath) = datapath() else { return };
-    let base = datapath.maps.capacity().slots - 1;
+    let size = datapath.maps.capacity().slots;
+    for (base, length) in [(size - 99, 100), (u32::MAX - 50, 100), (size, 64)] {
+        let beyond = MapOp::SetSlots {
+            base,
+            slots: slots(length),
+        };
+        let error = datapath
+            .maps
+            .apply(&beyond)
+            .expect_err("it does not fit")
+            .to_string();
+        assert!(
+            error.contains(&format!("write {length} slots from {base} on")),
+            "{error}"
+        );
+    }
+    let base = size - 1;
     let beyond = MapOp::SetSlots {
         base,
         slots: slots(2),

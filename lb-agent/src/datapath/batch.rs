@@ -2,20 +2,35 @@
 //! element.
 #![expect(unsafe_code, reason = "aya has no batch operations")]
 
-use std::os::fd::{AsFd as _, AsRawFd as _};
-
 use std::marker::PhantomData;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::atomic::{Ordering, fence};
 
 use aya::Pod;
 use aya::maps::MapData;
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::unistd::{SysconfVar, sysconf};
+
+/// So many elements are written as memory if the map allows it: the kernel takes 150 ns to write one of many, but some
+/// microseconds to map and unmap pages.
+const MAPPED: usize = 64;
+
+/// A flag of arrays that can be mapped into memory (include/uapi/linux/bpf.h, Linux 5.5).
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// What the kernel rounds the size of elements up to (`array_map_alloc`, kernel/bpf/arraymap.c).
+const ALIGNMENT: usize = 8;
 
 /// An array map of elements of one type.
 #[derive(Debug)]
 pub(super) struct BatchArray<T> {
     map: MapData,
     length: u32,
+    /// Whether it can be mapped into memory. One that an older agent has pinned cannot.
+    is_mappable: bool,
     element: PhantomData<T>,
 }
 
@@ -49,6 +64,7 @@ impl<T: Pod + Default> BatchArray<T> {
             info.key_size() as usize == size_of::<u32>() && info.value_size() as usize == size_of::<T>();
         fits.then_some(Self {
             length: info.max_entries(),
+            is_mappable: info.map_flags() & BPF_F_MMAPABLE != 0 && size_of::<T>().is_multiple_of(ALIGNMENT),
             map,
             element: PhantomData,
         })
@@ -61,8 +77,45 @@ impl<T: Pod + Default> BatchArray<T> {
 
     /// Writes consecutive elements. If it fails, a first part of them may be written.
     pub(super) fn write(&self, base: u32, elements: &[T]) -> Result<(), Errno> {
+        if self.is_mappable && elements.len() >= MAPPED {
+            return self.write_mapped(base, elements);
+        }
         self.write_some((base..).take(elements.len()).collect(), elements.to_vec())
             .map_err(|(_, error)| error)
+    }
+
+    /// The same as memory. What is published afterwards, by a system call, is seen with these elements.
+    fn write_mapped(&self, base: u32, elements: &[T]) -> Result<(), Errno> {
+        let end = (base as usize).checked_add(elements.len());
+        if end.is_none_or(|end| end > self.length as usize) {
+            return Err(Errno::ENOENT);
+        }
+        let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|size| usize::try_from(size).ok());
+        let start = base as usize * size_of::<T>();
+        let before = start % page.ok_or(Errno::EINVAL)?;
+        let length = NonZeroUsize::new(before + size_of_val(elements)).ok_or(Errno::EINVAL)?;
+        let offset = libc::off_t::try_from(start - before).map_err(|_| Errno::EOVERFLOW)?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: the kernel finds the place, so nothing that is mapped is hidden.
+        let pages = unsafe {
+            mmap(
+                None,
+                length,
+                protection,
+                MapFlags::MAP_SHARED,
+                self.map.fd(),
+                offset,
+            )
+        }?;
+        // SAFETY: `before` is within the mapping. Pages and `start` are aligned for any element of [`ALIGNMENT`].
+        let first = unsafe { pages.byte_add(before) }.cast::<T>();
+        for (position, element) in elements.iter().enumerate() {
+            // SAFETY: the mapping holds all elements behind `before`, and the array does by the check above.
+            unsafe { first.add(position).write_volatile(*element) }
+        }
+        fence(Ordering::Release);
+        // SAFETY: it was mapped above with this length, and no reference into it is left.
+        unsafe { munmap(pages, length.get()) }
     }
 
     /// Writes the elements at these indices. If it fails, so many of the first are written.
