@@ -1,45 +1,22 @@
 //! The endpoints of a Service, and which of them new flows go to.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
-
 use super::frontends::{Port, SCTP_REMEDY};
-use super::values::{port_number, protocol, quoted, unicast_address};
+use super::slice::Endpoint;
+use super::values::quoted;
 use super::{NodeConfig, Problem, Slices};
 use crate::desired::{DesiredBackend, PortName};
-use crate::maps::{Family, Protocol};
+use crate::maps::Protocol;
 use crate::object::ObjectReference;
 
 /// The endpoints of a Service, by slice.
 pub(super) struct Endpoints<'a> {
-    slices: Vec<SliceEndpoints<'a>>,
-    problems: Vec<Problem>,
+    slices: &'a Slices<'a>,
+    namespace: &'a str,
 }
 
-/// The endpoints and ports of one slice.
-struct SliceEndpoints<'a> {
-    object: ObjectReference,
-    endpoints: Vec<Endpoint<'a>>,
-    ports: PortNumbers<'a>,
-}
-
-/// The ports of a slice by name and protocol.
-type PortNumbers<'a> = HashMap<(&'a str, Protocol), u16>;
-
-/// One endpoint of a slice.
-#[derive(Clone, Copy)]
-struct Endpoint<'a> {
-    address: IpAddr,
-    ready: bool,
-    serving: bool,
-    terminating: bool,
-    local: bool,
-    source: &'a SliceEndpoint,
-}
-
-impl Endpoint<'_> {
+impl Endpoint {
     /// Whether this one counts, of two with the same address and port. Their order does not matter, nor what else is
     /// in the slices.
     fn outranks(&self, other: &Self) -> bool {
@@ -51,11 +28,11 @@ impl Endpoint<'_> {
                 endpoint.local,
             )
         };
-        let hints = |endpoint: &Self| -> (Vec<&str>, Vec<&str>) {
-            (for_nodes(endpoint).collect(), for_zones(endpoint).collect())
-        };
         let order = rank(self).cmp(&rank(other));
-        order.then_with(|| hints(self).cmp(&hints(other))).is_gt()
+        let order = order.then_with(|| self.for_nodes().cmp(other.for_nodes()));
+        order
+            .then_with(|| self.for_zones().cmp(other.for_zones()))
+            .is_gt()
     }
 
     /// Takes new flows if no endpoint is ready.
@@ -65,48 +42,36 @@ impl Endpoint<'_> {
 }
 
 impl<'a> Endpoints<'a> {
-    pub(super) fn of(slices: &'a Slices<'_>, namespace: &str, node: &NodeConfig) -> Self {
-        let mut problems = Vec::new();
-        let read = |slice: &'a EndpointSlice| {
-            let object = ObjectReference {
-                kind: slices.origin,
-                namespace: namespace.to_owned(),
-                name: slice.metadata.name.clone().unwrap_or_default(),
-            };
-            let mut faults = Vec::new();
-            let read = read_slice(slice, node, &mut faults);
-            problems.extend(faults.into_iter().map(|message| Problem {
-                object: object.clone(),
-                message,
-            }));
-            let (endpoints, ports) = read?;
-            Some(SliceEndpoints {
-                object,
-                endpoints,
-                ports,
-            })
-        };
-        let slices = slices
-            .slices
-            .iter()
-            .map(|slice| slice.as_ref())
-            .filter_map(read)
-            .collect();
-        Self { slices, problems }
+    pub(super) fn of(slices: &'a Slices<'a>, namespace: &'a str) -> Self {
+        Self { slices, namespace }
     }
 
-    pub(super) fn problems(&self) -> &[Problem] {
-        &self.problems
+    /// What cannot be used of the slices.
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
+        let slices = self.slices.slices.iter();
+        slices.flat_map(|(name, slice)| {
+            let faults = slice.faults.iter();
+            faults.map(|fault| Problem {
+                object: self.object(name),
+                message: fault.clone(),
+            })
+        })
+    }
+
+    fn object(&self, slice: &str) -> ObjectReference {
+        ObjectReference {
+            kind: self.slices.origin,
+            namespace: self.namespace.to_owned(),
+            name: slice.to_owned(),
+        }
     }
 
     /// Addresses of the ready endpoints of one port on this node. One that is ready in one slice and terminating in
     /// another, as a terminating Pod's address that is already another Pod's, is ready.
     pub(super) fn ready_here(&self, port: &PortName) -> impl Iterator<Item = IpAddr> {
-        let slices = self
-            .slices
-            .iter()
-            .filter(|slice| slice.ports.contains_key(&(port.name.as_str(), port.protocol)));
+        let slices = self.slices.slices.iter().map(|(_, slice)| slice);
         slices
+            .filter(|slice| slice.port(port).is_some())
             .flat_map(|slice| &slice.endpoints)
             .filter(|endpoint| endpoint.ready && endpoint.local)
             .map(|endpoint| endpoint.address)
@@ -121,14 +86,14 @@ impl<'a> Endpoints<'a> {
         problems: &mut Vec<Problem>,
     ) -> Vec<DesiredBackend> {
         let PortName { name, protocol } = &port.name;
-        let mut endpoints: Vec<(SocketAddr, Endpoint<'_>)> = Vec::new();
-        for slice in &self.slices {
-            let Some(number) = slice.ports.get(&(name.as_str(), *protocol)) else {
+        let mut endpoints: Vec<(SocketAddr, &Endpoint)> = Vec::new();
+        for (slice_name, slice) in &self.slices.slices {
+            let Some(number) = slice.port(&port.name) else {
                 continue;
             };
-            if *protocol == Protocol::Sctp && *number != port.number {
+            if *protocol == Protocol::Sctp && number != port.number {
                 problems.push(Problem {
-                    object: slice.object.clone(),
+                    object: self.object(slice_name),
                     message: format!(
                         "port {}: number {number} is not the Service's {}, and {SCTP_REMEDY}",
                         quoted(name),
@@ -138,15 +103,14 @@ impl<'a> Endpoints<'a> {
                 continue;
             }
             let addressed = slice.endpoints.iter();
-            endpoints
-                .extend(addressed.map(|endpoint| (SocketAddr::new(endpoint.address, *number), *endpoint)));
+            endpoints.extend(addressed.map(|endpoint| (SocketAddr::new(endpoint.address, number), endpoint)));
         }
         endpoints.sort_by_key(|(address, _)| *address);
         endpoints.dedup_by(|(address, endpoint), (kept_address, kept)| {
             let is_same = address == kept_address;
             // A terminating Pod's address may already be another Pod's.
             if is_same && endpoint.outranks(kept) {
-                *kept = *endpoint;
+                *kept = endpoint;
             }
             is_same
         });
@@ -160,7 +124,7 @@ impl<'a> Endpoints<'a> {
 }
 
 fn select_family(
-    endpoints: &[(SocketAddr, Endpoint<'_>)],
+    endpoints: &[(SocketAddr, &Endpoint)],
     protocol: Protocol,
     uses_local: bool,
     node: &NodeConfig,
@@ -205,11 +169,11 @@ enum Topology {
 }
 
 impl Topology {
-    fn of(endpoints: &[(SocketAddr, Endpoint<'_>)], node: &NodeConfig) -> Self {
+    fn of(endpoints: &[(SocketAddr, &Endpoint)], node: &NodeConfig) -> Self {
         let (mut all_nodes, mut all_zones, mut this_node, mut this_zone) = (true, true, false, false);
         for (_, endpoint) in endpoints.iter().filter(|(_, endpoint)| endpoint.ready) {
-            all_nodes &= for_nodes(endpoint).next().is_some();
-            all_zones &= for_zones(endpoint).next().is_some();
+            all_nodes &= endpoint.for_nodes().next().is_some();
+            all_zones &= endpoint.for_zones().next().is_some();
             this_node |= Self::SameNode.admits(endpoint, node);
             this_zone |= Self::SameZone.admits(endpoint, node);
         }
@@ -222,105 +186,13 @@ impl Topology {
         }
     }
 
-    fn admits(&self, endpoint: &Endpoint<'_>, node: &NodeConfig) -> bool {
+    fn admits(&self, endpoint: &Endpoint, node: &NodeConfig) -> bool {
         match self {
             Self::All => true,
-            Self::SameNode => for_nodes(endpoint).any(|name| name == node.name),
-            Self::SameZone => for_zones(endpoint).any(|zone| node.zone.as_deref() == Some(zone)),
+            Self::SameNode => endpoint.for_nodes().any(|name| name == node.name),
+            Self::SameZone => endpoint
+                .for_zones()
+                .any(|zone| node.zone.as_deref() == Some(zone)),
         }
     }
-}
-
-fn for_nodes<'a>(endpoint: &Endpoint<'a>) -> impl Iterator<Item = &'a str> + use<'a> {
-    let hints = endpoint.source.hints.as_ref();
-    hints
-        .into_iter()
-        .flat_map(|hints| hints.for_nodes.iter().flatten())
-        .map(|node| node.name.as_str())
-}
-
-fn for_zones<'a>(endpoint: &Endpoint<'a>) -> impl Iterator<Item = &'a str> + use<'a> {
-    let hints = endpoint.source.hints.as_ref();
-    hints
-        .into_iter()
-        .flat_map(|hints| hints.for_zones.iter().flatten())
-        .map(|zone| zone.name.as_str())
-}
-
-fn read_slice<'a>(
-    slice: &'a EndpointSlice,
-    node: &NodeConfig,
-    faults: &mut Vec<String>,
-) -> Option<(Vec<Endpoint<'a>>, PortNumbers<'a>)> {
-    let family = match slice.address_type.as_str() {
-        "IPv4" => Family::V4,
-        "IPv6" => Family::V6,
-        "FQDN" => return None,
-        other => {
-            faults.push(format!(
-                "addressType {} is unknown: use IPv4 or IPv6",
-                quoted(other)
-            ));
-            return None;
-        }
-    };
-    let mut endpoints = Vec::new();
-    for endpoint in slice.endpoints.iter().flatten() {
-        match read_endpoint(endpoint, family, node) {
-            Ok(endpoint) => endpoints.push(endpoint),
-            Err(fault) => faults.push(fault),
-        }
-    }
-    Some((endpoints, read_ports(slice, faults)))
-}
-
-fn read_ports<'a>(slice: &'a EndpointSlice, faults: &mut Vec<String>) -> PortNumbers<'a> {
-    let mut ports = HashMap::new();
-    for port in slice.ports.iter().flatten() {
-        let name = port.name.as_deref().unwrap_or_default();
-        // A port without a number stands for all ports, one of another protocol belongs to a Service port that is
-        // refused: neither is of use here, nor wrong.
-        let (Some(number), Some(protocol)) = (port.port, protocol(port.protocol.as_deref())) else {
-            continue;
-        };
-        match port_number(number) {
-            Ok(number) => {
-                if ports.insert((name, protocol), number).is_some() {
-                    faults.push(format!("port {}: it is listed twice: remove one", quoted(name)));
-                }
-            }
-            Err(fault) => faults.push(format!("port {}: {fault}", quoted(name))),
-        }
-    }
-    ports
-}
-
-fn read_endpoint<'a>(
-    endpoint: &'a SliceEndpoint,
-    family: Family,
-    node: &NodeConfig,
-) -> Result<Endpoint<'a>, String> {
-    // Further addresses have no meaning (documentation of the field).
-    let Some(text) = endpoint.addresses.first() else {
-        return Err("an endpoint has no address: give it one".to_owned());
-    };
-    let address = unicast_address(text).map_err(|fault| format!("endpoint {fault}"))?;
-    if Family::of(address) != family {
-        return Err(format!(
-            "endpoint {address} is not of the slice's addressType: move it to a slice of its own type"
-        ));
-    }
-    let conditions = endpoint.conditions.as_ref();
-    Ok(Endpoint {
-        address,
-        ready: conditions.and_then(|conditions| conditions.ready).unwrap_or(true),
-        serving: conditions
-            .and_then(|conditions| conditions.serving)
-            .unwrap_or(true),
-        terminating: conditions
-            .and_then(|conditions| conditions.terminating)
-            .unwrap_or(false),
-        local: endpoint.node_name.as_deref() == Some(node.name.as_str()),
-        source: endpoint,
-    })
 }

@@ -4,6 +4,7 @@ mod endpoints;
 mod frontends;
 mod health;
 mod node;
+mod slice;
 mod source_ranges;
 mod values;
 
@@ -11,7 +12,6 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use lb_common::layout::frontend_flags;
 
@@ -19,6 +19,7 @@ use crate::desired::{DesiredPort, DesiredService};
 use crate::object::{Kind, ObjectReference};
 
 pub use node::{NodeConfig, NodePortAddresses, UnknownPort};
+pub use slice::Slice;
 pub(crate) use values::protocol;
 pub use values::quoted;
 
@@ -38,8 +39,8 @@ pub struct Problem {
 /// A Service's EndpointSlices.
 #[derive(Clone, Debug)]
 pub struct Slices<'a> {
-    /// The slices, in the order of their names.
-    pub slices: Vec<Cow<'a, EndpointSlice>>,
+    /// The slices and their names.
+    pub slices: Vec<(&'a str, Cow<'a, Slice>)>,
     /// What kind of object each stands for: `Pod` if it was derived from the Pod of its name.
     pub origin: Kind,
 }
@@ -65,8 +66,9 @@ pub fn desired(
     }
     let addresses = frontends::Addresses::of(service, &mut problems);
     let source_ranges = source_ranges::source_ranges(service, addresses.load_balancer(), node, &mut problems);
-    let endpoints = endpoints::Endpoints::of(slices, &problems.namespace(), node);
-    problems.list.extend_from_slice(endpoints.problems());
+    let namespace = problems.namespace();
+    let endpoints = endpoints::Endpoints::of(slices, &namespace);
+    problems.list.extend(endpoints.problems());
 
     let affinity_seconds = frontends::affinity_seconds(service, &mut problems);
     let mut claimed = BTreeSet::new();

@@ -5,7 +5,7 @@ mod services;
 
 use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{
-    Endpoint, EndpointConditions, EndpointHints, EndpointPort, ForNode, ForZone,
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -113,8 +113,9 @@ fn desired_on(
     service: &Service,
     slices: &[EndpointSlice],
 ) -> (Option<DesiredService>, Vec<Problem>) {
+    let read = |slice: &EndpointSlice| ("slice", Cow::Owned(Slice::read(slice, &node.name)));
     let slices = Slices {
-        slices: slices.iter().map(Cow::Borrowed).collect(),
+        slices: slices.iter().map(read).collect(),
         origin: Kind::EndpointSlice,
     };
     desired(service, &slices, node)

@@ -10,10 +10,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::jiff::Timestamp;
 
 use crate::desired::NamespacedName;
-use crate::model::{NodeConfig, Problem, Slices};
+use crate::model::{NodeConfig, Problem, Slice, Slices};
 use crate::network::parse_address;
 use crate::object::{Change, Kind, Object, ObjectReference};
 use labels::LabelIndex;
@@ -34,10 +33,10 @@ pub struct State {
     node: NodeConfig,
     /// Kinds that have not been listed yet.
     pending: BTreeSet<Kind>,
-    // In boxes, since maps have room for more than they hold.
+    // In boxes, since maps have room for more than they hold, and a node of a tree for eleven.
     services: HashMap<NamespacedName, Box<Service>>,
     /// Slices by Service and name.
-    slices: HashMap<NamespacedName, BTreeMap<String, Box<EndpointSlice>>>,
+    slices: HashMap<NamespacedName, BTreeMap<String, Box<Slice>>>,
     /// The Service of each slice; `None`: its label is missing.
     slice_owners: HashMap<NamespacedName, Option<NamespacedName>>,
     /// Pods; stays empty unless the source delivers them.
@@ -108,7 +107,7 @@ impl State {
         }
     }
 
-    /// Changes the node's description.
+    /// Changes the node's description. It keeps its name.
     pub fn set_node(&mut self, node: NodeConfig) {
         self.configured = node;
         self.node_changed();
@@ -149,7 +148,10 @@ impl State {
     /// The slices of a Service, and what is wrong with the Pods from which they were derived if there are none.
     pub fn slices(&self, name: &NamespacedName) -> (Slices<'_>, Vec<Problem>) {
         if let Some(slices) = self.slices.get(name) {
-            let slices = slices.values().map(|slice| Cow::Borrowed(&**slice)).collect();
+            let slices = slices
+                .iter()
+                .map(|(name, slice)| (name.as_str(), Cow::Borrowed(&**slice)));
+            let slices = slices.collect();
             return (
                 Slices {
                     slices,
@@ -171,11 +173,9 @@ impl State {
                     name: pod_name.clone(),
                 });
                 if let Some(pod) = pod.filter(|pod| labels::matches(selector, pod.metadata.labels.as_ref())) {
-                    slices.extend(
-                        pods::slices(service, pod, &mut problems)
-                            .into_iter()
-                            .map(Cow::Owned),
-                    );
+                    let of_pod = pods::slices(service, pod, &mut problems);
+                    let read = |slice| Cow::Owned(Slice::read(&slice, &self.node.name));
+                    slices.extend(of_pod.into_iter().map(|slice| (pod_name.as_str(), read(slice))));
                 }
             }
         }
@@ -227,10 +227,7 @@ impl State {
         let name = NamespacedName { namespace, name };
         match object {
             Object::Service(service) => self.set_service(name, Some(trim::service(*service))),
-            Object::EndpointSlice(slice) => {
-                let trigger = trigger_time(&slice);
-                self.set_slice(name, Some(trim::slice(*slice)), trigger);
-            }
+            Object::EndpointSlice(slice) => self.set_slice(name, Some(*slice)),
             Object::Pod(pod) => self.set_pod(name, Some(trim::pod(*pod))),
             Object::Node(node) if name.name == self.configured.name => {
                 self.observed.node_is_leaving = observed::is_leaving(&node);
@@ -248,7 +245,7 @@ impl State {
         };
         match reference.kind {
             Kind::Service => self.set_service(name, None),
-            Kind::EndpointSlice => self.set_slice(name, None, None),
+            Kind::EndpointSlice => self.set_slice(name, None),
             Kind::Pod => self.set_pod(name, None),
             Kind::Node if name.name == self.configured.name => {
                 // Whether it was leaving stays as it was: an autoscaler deletes the object before the machine is off.
@@ -277,18 +274,12 @@ impl State {
         self.dirty.insert(name);
     }
 
-    fn set_slice(
-        &mut self,
-        name: NamespacedName,
-        mut slice: Option<EndpointSlice>,
-        trigger: Option<Timestamp>,
-    ) {
-        let owner = slice.as_mut().map(|slice| {
-            // Nobody else reads its labels.
-            let label = slice.metadata.labels.take()?.remove(SERVICE_NAME_LABEL)?;
+    fn set_slice(&mut self, name: NamespacedName, slice: Option<EndpointSlice>) {
+        let owner = slice.as_ref().map(|slice| {
+            let label = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
             (!label.is_empty()).then(|| NamespacedName {
                 namespace: name.namespace.clone(),
-                name: label,
+                name: label.clone(),
             })
         });
         let old_owner = match &owner {
@@ -310,6 +301,8 @@ impl State {
             return;
         };
         let slices = self.slices.entry(owner.clone()).or_default();
+        let trigger = trigger_time(&slice);
+        let slice = Slice::read(&slice, &self.node.name);
         if slices.get(&name.name).map(Box::as_ref) != Some(&slice) {
             self.observed
                 .triggers
@@ -379,14 +372,12 @@ impl State {
             || node.device_addresses != self.node.device_addresses
             || node.node_port_addresses != self.node.node_port_addresses;
         let new_zone = node.zone != self.node.zone;
-        let new_name = node.name != self.node.name;
         self.node = node;
         // Rare: the node's address or zone changed.
         let concerned = self.services.iter().filter(|(name, service)| {
             let slices = self.slices.get(name);
-            new_name
-                || new_addresses && trim::depends_on_addresses(service)
-                || new_zone && slices.is_some_and(has_hints)
+            new_addresses && trim::depends_on_addresses(service)
+                || new_zone && slices.is_some_and(|slices| slices.values().any(|slice| slice.has_hints()))
         });
         self.dirty.extend(concerned.map(|(name, _)| name.clone()));
     }
@@ -423,13 +414,6 @@ impl State {
         }
         node
     }
-}
-
-fn has_hints(slices: &BTreeMap<String, Box<EndpointSlice>>) -> bool {
-    slices
-        .values()
-        .flat_map(|slice| slice.endpoints.iter().flatten())
-        .any(|endpoint| endpoint.hints.is_some())
 }
 
 fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {

@@ -6,6 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::desired::NamespacedName;
 use crate::maps::Family;
+use crate::model::Slice;
 
 /// When the Pod or Service changed that made the control plane write the slice: set by the EndpointSlice controller.
 const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -53,25 +54,16 @@ pub struct Trigger {
 }
 
 impl Trigger {
-    pub(super) fn of(
-        service: &NamespacedName,
-        slice: &EndpointSlice,
-        time: Option<Timestamp>,
-    ) -> Option<Self> {
-        let family = match slice.address_type.as_str() {
-            "IPv4" => Family::V4,
-            "IPv6" => Family::V6,
-            _ => return None,
-        };
+    pub(super) fn of(service: &NamespacedName, slice: &Slice, time: Option<Timestamp>) -> Option<Self> {
         Some(Self {
             service: service.clone(),
-            family,
+            family: slice.family()?,
             time: time?,
         })
     }
 }
 
-/// What the annotation of a slice says. It is not kept with the slice: a slice in which only this changed is the same.
+/// What the annotation of a slice says. A slice in which only this changed is the same.
 pub(super) fn trigger_time(slice: &EndpointSlice) -> Option<Timestamp> {
     let annotations = slice.metadata.annotations.as_ref()?;
     annotations.get(TRIGGER_ANNOTATION)?.parse().ok()

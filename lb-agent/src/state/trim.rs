@@ -1,10 +1,7 @@
 //! Keeps of each object only what the agent reads: less memory, and a change of anything else is no change.
 
 use k8s_openapi::api::core::v1::{Node, NodeStatus, Pod, PodSpec, PodStatus, Service, ServiceStatus};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-
-use crate::object::trim_endpoints;
 
 /// What is kept of every object.
 fn metadata(metadata: ObjectMeta) -> ObjectMeta {
@@ -27,14 +24,6 @@ pub(super) fn service(service: Service) -> Service {
             load_balancer: Some(balancer),
             conditions: None,
         }),
-    }
-}
-
-pub(super) fn slice(mut slice: EndpointSlice) -> EndpointSlice {
-    trim_endpoints(&mut slice);
-    EndpointSlice {
-        metadata: metadata(slice.metadata),
-        ..slice
     }
 }
 
