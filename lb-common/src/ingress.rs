@@ -259,7 +259,9 @@ fn stop<A: Address>(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::vec;
+    use std::vec::Vec;
 
     use super::ingress;
     use crate::address::Address;
@@ -273,6 +275,7 @@ mod tests {
     use crate::packet::{Hop, Route, Verdict};
     use crate::parse::{self, tcp_flags};
     use crate::reason::Reason;
+    use crate::tables::{TICK_SHIFT, Tables as _};
     use proptest::prelude::*;
 
     type End = (Address4, Port);
@@ -420,6 +423,48 @@ mod tests {
             }
         }
         assert!(sources.len() > 10);
+    }
+
+    /// A connection of a Pod to itself that is asked for and refused: the source port that its backend sees.
+    fn refused(tables: &HostTables<Address4>, port: u16) -> Port {
+        let (verdict, source, pod) = enter(tables, end(11, port), end(1, 80), tcp_flags::SYN);
+        assert_eq!(verdict, Verdict::Bounce);
+        let flags = tcp_flags::RST | tcp_flags::ACK;
+        let (verdict, _, client) = enter(tables, pod, source, flags);
+        assert_eq!((verdict, client), (Verdict::Bounce, end(11, port)));
+        source.1
+    }
+
+    #[test]
+    fn ports_that_a_backend_may_remember_are_used_again_last() {
+        let (mut tables, _) = local();
+        tables.redirects_locally = false;
+        tables.translated_ports.count = 64;
+        // By chance, some of them would have the same port in six of seven cases.
+        let ports: Vec<Port> = (1..=16).map(|port| refused(&tables, port)).collect();
+        let others: HashSet<u16> = ports.iter().map(|port| port.get()).collect();
+        assert_eq!(others.len(), 16, "{ports:?}");
+
+        // All are used: not one that was closed just now, if one of those that are looked at has been for longer.
+        tables.translated_ports.count = 8;
+        let first = tables.translated_ports.first;
+        let minute = (tables.jiffies_per_second() * 60) >> TICK_SHIFT;
+        let last_used = |ports: &mut [u32; 8], port: Port| {
+            let at = usize::from(port.get() - first);
+            std::mem::replace(&mut ports[at], tables.now.get())
+        };
+        let mut used = [0; 8];
+        let (mut again_at_once, mut n) = (0, 0);
+        for port in 100..200 {
+            tables.now.set(tables.now.get() + minute / 16);
+            let before = last_used(&mut used, refused(&tables, port));
+            if before != 0 {
+                n += 1;
+                again_at_once += u32::from(tables.now.get() - before < minute / 4);
+            }
+        }
+        // By chance, it would be a third of them.
+        assert!(n > 80 && again_at_once * 10 < n, "{again_at_once} of {n}");
     }
 
     /// The host's next hop is a Pod's device.

@@ -16,10 +16,14 @@ use crate::layout::{
 use crate::packet::{Hop, Packet, Route};
 use crate::reason::Reason;
 use crate::step::Step;
-use crate::tables::Tables;
+use crate::tables::{TICK_SHIFT, Tables};
 
 /// How many source ports are tried where the client's must be replaced, or is taken.
 const PORTS: u32 = 8;
+
+/// How long a backend's stack remembers a TCP connection that it has closed, in seconds (`TCP_TIMEWAIT_LEN`,
+/// include/net/tcp.h): it may refuse a new one from the same port, which the client notices as a second of waiting.
+const TIME_WAIT: u32 = 60;
 
 /// Opens a flow for a packet to a frontend. With [`Step::Translate`] the flow is written.
 #[inline(always)]
@@ -198,26 +202,32 @@ fn add_reply<A: Address>(
     if is_own && tables.add_flow(reply_key, flow) {
         return Step::Translate;
     }
-    if !is_own || is_taken(tables, reply_key, key) {
+    if !is_own || free_for(tables, reply_key, key) == 0 {
         if is_fixed {
             return Step::Stop(Reason::NoSourcePort);
         }
-        // As little as possible in the loop: the verifier walks through each round once for each way through the one
-        // before.
-        let mut is_found = false;
+        let enough = tables.jiffies_per_second().wrapping_mul(TIME_WAIT) >> TICK_SHIFT;
+        // Best is a port that was never used, else one whose last connection the backend has forgotten, else that which
+        // has been free for the longest time. As little as possible in the loop: the verifier walks through each round
+        // once for each way through the one before.
+        let (mut best, mut longest) = (Port::default(), 0);
         for _ in 0..PORTS {
             reply_key.destination_port = translated_port(tables);
             if tables.add_flow(reply_key, flow) {
                 return Step::Translate;
             }
-            if !is_taken(tables, reply_key, key) {
-                is_found = true;
+            let free_for = free_for(tables, reply_key, key);
+            if free_for > longest {
+                (best, longest) = (reply_key.destination_port, free_for);
+            }
+            if longest > enough {
                 break;
             }
         }
-        if !is_found {
+        if longest == 0 {
             return Step::Stop(Reason::NoSourcePort);
         }
+        reply_key.destination_port = best;
     }
     if tables.insert_flow(reply_key, flow) {
         Step::Translate
@@ -233,19 +243,27 @@ fn translated_port<A: Address>(tables: &impl Tables<A>) -> Port {
     Port::new(ports.first.wrapping_add(offset as u16))
 }
 
-/// Whether another live connection already receives its replies under this key: one client port may talk to two
-/// frontends that share a backend.
+/// For how many ticks no other live connection has received its replies under this key, at least 1; 0 if one does: one
+/// client port may talk to two frontends that share a backend.
 #[inline(never)]
-fn is_taken<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, key: &FlowKey<A>) -> bool {
+fn free_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, key: &FlowKey<A>) -> u32 {
     let Some(entry) = tables.flow(reply_key) else {
-        return false;
+        return u32::MAX;
     };
     let reply = entry.get();
-    // In this order, for the sake of the stack: only little of the entry is needed after the call of `now`.
-    if reply.answers(key) || reply.is_closed() {
-        return false;
+    if reply.answers(key) {
+        return u32::MAX;
     }
-    !reply.is_expired(key.protocol, tables.now(), |protocol, state| {
-        tables.lifetime(protocol, state)
-    })
+    // Before the call of `now`, for the sake of the stack: only little of the entry is needed after it.
+    let is_closed = reply.is_closed();
+    let now = tables.now();
+    if is_closed
+        || reply.is_expired(key.protocol, now, |protocol, state| {
+            tables.lifetime(protocol, state)
+        })
+    {
+        now.wrapping_sub(reply.last_seen).saturating_add(1)
+    } else {
+        0
+    }
 }
