@@ -8,14 +8,12 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde_json::json;
 
-use super::Effort;
+use super::{CHANGES_PER_SECOND, Effort};
 use crate::api_server::ApiServer;
 use crate::bench::objects::Shape;
 use crate::lab::{AgentOptions, Lab, SocketLb, wait_for};
 use crate::stop::Stop;
 
-/// How often an endpoint changes.
-const CHANGES_PER_SECOND: u32 = 250;
 /// Within this the agent has done what the last changes leave to be done later.
 const SETTLING: Duration = Duration::from_secs(5);
 /// For the first lists, on a slow machine.

@@ -18,6 +18,9 @@ use crate::stop::Stop;
 pub use report::Report;
 use report::{Figure, Subject};
 
+/// How often an endpoint changes.
+const CHANGES_PER_SECOND: u32 = 250;
+
 /// How long and how often is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Effort {
