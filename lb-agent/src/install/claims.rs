@@ -12,11 +12,7 @@ use crate::maps::{FrontendKey, MapError};
 impl Installer {
     /// Takes note of what a Service asks for, and gives up frontends that it does not ask for any more.
     pub(super) fn order(&mut self, name: &NamespacedName, desired: Option<Arc<DesiredService>>) {
-        let mut entry = self
-            .services
-            .get_mut(name)
-            .map(std::mem::take)
-            .unwrap_or_default();
+        let mut entry = self.services.remove(name).unwrap_or_default();
         self.stop_waiting(name, &entry);
         let old = std::mem::replace(&mut entry.desired, desired);
         if let Some(new) = entry.desired.clone() {
@@ -53,12 +49,7 @@ impl Installer {
                 }
             }
         }
-        match self.services.get_mut(name) {
-            Some(place) => *place = entry,
-            None => {
-                self.services.insert(name.clone(), entry);
-            }
-        }
+        self.services.insert(name.clone(), entry);
     }
 
     /// A port that only changed its name stays the same port: it keeps its id, its backends and so its flows.
