@@ -22,7 +22,7 @@ pub(crate) struct Options {
     /// How many datagrams from each socket
     #[arg(long, default_value_t = 1)]
     count: u32,
-    /// How many sockets, one after the other
+    /// How many sockets, each after the exchanges of the one before it
     #[arg(long, default_value_t = 1)]
     sockets: u32,
     /// Use `connect` instead of `sendto`
@@ -57,6 +57,8 @@ pub(crate) async fn run(options: &Options) -> Result<UdpReport> {
 }
 
 async fn send_all(options: &Options, report: &mut UdpReport) -> Result<()> {
+    // None is closed before the end: the kernel may give its port to a later one.
+    let mut sockets = Vec::new();
     for number in 0..options.sockets {
         let socket = UdpSocket::bind(options.source.of(number, options.to))
             .await
@@ -88,6 +90,7 @@ async fn send_all(options: &Options, report: &mut UdpReport) -> Result<()> {
         if options.connected {
             report.path_mtu = Some(path_mtu(&socket)?);
         }
+        sockets.push(socket);
     }
     Ok(())
 }
