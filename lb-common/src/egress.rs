@@ -15,6 +15,9 @@ pub(crate) fn egress<A: Address>(
     tables: &impl Tables<A>,
     parsed: &Parsed<A>,
 ) -> Verdict {
+    if !tables.may_reply(parsed.key.source, parsed.key.source_port) {
+        return Verdict::Pass;
+    }
     let Some(entry) = tables.flow(&parsed.key) else {
         return Verdict::Pass;
     };

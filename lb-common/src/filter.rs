@@ -1,42 +1,70 @@
-//! Which destination addresses are worth a look into the big maps: a bit for each hash of an address.
+//! Which packets are worth a look into the big maps: a bit for each hash of a frontend's address, and one for each hash
+//! of a backend's address and port, where replies come from.
 //!
-//! Most packets of a node are not for a Service. A clear bit says so for the price of one access to an array that
-//! stays in the processor's cache. A set bit says nothing: another address may share it, or it may be left over.
+//! Most packets of a node are not for a Service, and not from one. A clear bit says so for the price of one access to an
+//! array that stays in the processor's cache. A set bit says nothing: another address may share it, or it may be left
+//! over.
 
 use crate::address::Address;
+use crate::layout::Port;
 
-/// Words of the filter: 2^18 bits in 32 KiB, so that 10,000 addresses fill 4 % of it.
-pub const WORDS: u32 = 1 << (POSITION_BITS - 6);
+/// Words of the filter of destinations: 2^18 bits in 32 KiB, so that 10,000 addresses fill 4 % of it.
+pub const WORDS: u32 = 1 << (POSITION_BITS - WORD_BITS);
 const POSITION_BITS: u32 = 18;
+/// Words of the filter of replies: 2^20 bits in 128 KiB, so that 40,000 backends fill 4 % of it.
+pub const REPLY_WORDS: u32 = 1 << (REPLY_POSITION_BITS - WORD_BITS);
+const REPLY_POSITION_BITS: u32 = 20;
+/// A word has 2^6 bits.
+const WORD_BITS: u32 = 6;
 
-/// Where an address's bit is.
+/// Where a bit is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Position {
-    /// Index of the word, less than [`WORDS`].
+    /// Index of the word, less than [`WORDS`] or [`REPLY_WORDS`].
     pub word: u32,
     /// The word with only this bit.
     pub bit: u64,
 }
 
 impl Position {
-    /// The position of an address's bit.
+    /// The bit of a destination address.
     #[inline(always)]
     pub fn of(address: impl Address) -> Self {
-        // Multiplication by an odd constant near 2^64 / golden ratio spreads addresses that follow each other
-        // (Knuth, The Art of Computer Programming 3, section 6.4).
-        const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
-        let [a, b, c, d] = address.words();
-        let high = u64::from(a) << 32 | u64::from(b);
-        let low = u64::from(c) << 32 | u64::from(d);
-        // The fold between lets the upper bits of a word, where the last byte of an address is, count too.
-        let hash = (high.wrapping_mul(SPREAD).rotate_left(32) ^ low).wrapping_mul(SPREAD);
-        let hash = (hash ^ hash >> 32).wrapping_mul(SPREAD);
-        let position = hash >> (64 - POSITION_BITS);
+        Self::at(hash(address, 0), POSITION_BITS)
+    }
+
+    /// The bit of replies from this address and port.
+    #[inline(always)]
+    pub fn of_replies(address: impl Address, port: Port) -> Self {
+        Self::at(
+            hash(address, u16::from_ne_bytes(port.to_bytes()).into()),
+            REPLY_POSITION_BITS,
+        )
+    }
+
+    /// The upper bits of a hash are the position.
+    #[inline(always)]
+    fn at(hash: u64, bits: u32) -> Self {
+        let position = hash >> (u64::BITS - bits);
         Self {
-            word: (position >> 6) as u32,
-            bit: 1 << (position & 63),
+            word: (position >> WORD_BITS) as u32,
+            bit: 1 << (position & u64::from(u64::BITS - 1)),
         }
     }
+}
+
+#[inline(always)]
+fn hash(address: impl Address, port: u64) -> u64 {
+    // Multiplication by an odd constant near 2^64 / golden ratio spreads addresses that follow each other
+    // (Knuth, The Art of Computer Programming 3, section 6.4).
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let [a, b, c, d] = address.words();
+    let high = u64::from(a) << 32 | u64::from(b);
+    let low = u64::from(c) << 32 | u64::from(d);
+    // The upper half, which is empty behind an IPv4 address, takes the port.
+    let hash = (high.wrapping_mul(SPREAD).rotate_left(32) ^ low ^ port << 32).wrapping_mul(SPREAD);
+    // The fold between lets the upper bits of a word, where the last byte of an address is, count too.
+    (hash ^ hash >> 32).wrapping_mul(SPREAD)
 }
 
 #[cfg(test)]
@@ -64,6 +92,33 @@ mod tests {
             positions4
                 .iter()
                 .all(|(word, bit)| *word < WORDS && bit.count_ones() == 1)
+        );
+    }
+
+    #[test]
+    fn ports_that_follow_each_other_have_bits_of_their_own() {
+        let ends = || (0..64_u16).flat_map(|host| (0..64).map(move |port| (host, 8080 + port)));
+        let v4 = ends().map(|(host, port)| {
+            let address = Address4::from(Ipv4Addr::from(0x0a0a_0000 + u32::from(host)));
+            Position::of_replies(address, Port::new(port))
+        });
+        let v6 = ends().map(|(host, port)| {
+            let address = Address6::from(Ipv6Addr::from((0xfd00_u128 << 112) + u128::from(host)));
+            Position::of_replies(address, Port::new(port))
+        });
+        let positions4: BTreeSet<_> = v4.map(|at| (at.word, at.bit)).collect();
+        let positions6: BTreeSet<_> = v6.map(|at| (at.word, at.bit)).collect();
+        // Random positions would leave about 8 of 4096 without one of their own.
+        assert!(
+            positions4.len() > 4070 && positions6.len() > 4070,
+            "{} {}",
+            positions4.len(),
+            positions6.len()
+        );
+        assert!(
+            positions4
+                .iter()
+                .all(|(word, bit)| *word < REPLY_WORDS && bit.count_ones() == 1)
         );
     }
 }

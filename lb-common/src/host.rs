@@ -16,7 +16,7 @@ use crate::address::Address;
 use crate::flow::{FlowEntry, Lifetimes};
 use crate::layout::{
     Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
-    ServiceId, ServiceStats, Slot, Socket, SocketKey,
+    Port, ServiceId, ServiceStats, Slot, Socket, SocketKey,
 };
 use crate::packet::Headers;
 use crate::packet::{DirectPacket, Hop, Packet, Route, Verdict, View, ViewMut, translate_directly};
@@ -264,6 +264,11 @@ impl<A: Address + Hash> HostTables<A> {
 impl<A: Address + Hash> Tables<A> for HostTables<A> {
     fn concerns(&self, destination: A) -> bool {
         !self.filtered.contains(&destination)
+    }
+
+    fn may_reply(&self, source: A, port: Port) -> bool {
+        let mut backends = self.backends.values();
+        backends.any(|backend| (backend.address, backend.port) == (source, port))
     }
 
     fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>> {

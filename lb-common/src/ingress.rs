@@ -28,10 +28,13 @@ pub(crate) fn ingress<A: Address>(
 ) -> Verdict {
     let concerns = tables.concerns(parsed.key.destination);
     if !concerns {
-        if origin == Origin::Outside || !tables.redirects_locally() {
+        // What a Pod answers would be looked for where it leaves the stack.
+        let may_hand_over = origin == Origin::Inside
+            && tables.redirects_locally()
+            && tables.may_reply(parsed.key.source, parsed.key.source_port);
+        if !may_hand_over {
             return pass(tables, parsed);
         }
-        // What a Pod answers would be looked for where it leaves the stack.
         parsed.key.hook = hook::EGRESS;
     }
     // Zeroing it would cost more than the lookup of a flow: it becomes a call of memset, which counts bytes.
@@ -225,6 +228,9 @@ fn apply<A: Address>(
 #[inline(never)]
 fn forget_stale_reply<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>) {
     let key = key.reversed(hook::EGRESS);
+    if !tables.may_reply(key.source, key.source_port) {
+        return;
+    }
     if tables.flow(&key).is_some_and(|entry| entry.get().is_closed()) {
         tables.remove_flow(&key);
     }
@@ -569,6 +575,30 @@ mod tests {
             assert_eq!(key(&other).source, source.0);
         }
         assert_eq!(other, before);
+    }
+
+    /// The filter knows no backend any more: what would be found is not looked for.
+    #[test]
+    fn what_no_backend_sends_is_not_looked_up() {
+        let (mut tables, mut request) = local();
+        assert_eq!(enter_locally(&tables, &mut request), Verdict::Redirect);
+        let (client, pod) = (end(50, 1000), end(11, 8080));
+        let backends = core::mem::take(&mut tables.backends);
+        let mut reply = to_pods(segment(pod, client, tcp_flags::ACK));
+        assert_eq!(enter_locally(&tables, &mut reply), Verdict::Pass);
+        assert_eq!(key(&reply).source, pod.0);
+        assert_eq!(leave(&tables, pod, client, tcp_flags::ACK), (pod, client));
+        tables.backends = backends;
+        assert_eq!(leave(&tables, pod, client, tcp_flags::RST), (end(1, 80), client));
+        // A connection to the Pod itself from the same port: an entry that has ended is no reply's any more.
+        let count = tables.flow_count();
+        let backends = core::mem::take(&mut tables.backends);
+        tables.filtered.push(pod.0);
+        enter(&tables, client, pod, tcp_flags::SYN);
+        assert_eq!(tables.flow_count(), count);
+        tables.backends = backends;
+        enter(&tables, client, pod, tcp_flags::SYN);
+        assert_eq!(tables.flow_count(), count - 1);
     }
 
     /// What happens next in a random history.

@@ -20,6 +20,8 @@ pub mod map {
     pub const FRONTENDS6: &str = "FRONTENDS6";
     /// Which destination addresses to look up: `u64` words of [`crate::filter`].
     pub const FILTER: &str = "FILTER";
+    /// Which sources' packets to look up as replies: `u64` words of [`crate::filter`].
+    pub const REPLY_FILTER: &str = "REPLY_FILTER";
     /// Slots: index to [`super::Slot`].
     pub const SLOTS: &str = "SLOTS";
     /// Backends of IPv4: [`super::BackendId`] to [`super::Backend`].

@@ -4,7 +4,7 @@ use crate::address::Address;
 use crate::flow::FlowEntry;
 use crate::layout::{
     Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
-    ServiceId, Slot,
+    Port, ServiceId, Slot,
 };
 use crate::reason::Reason;
 
@@ -13,6 +13,9 @@ pub trait Tables<A: Address> {
     /// Whether packets to this address may have a flow or a frontend; if not, they are not looked up (see
     /// [`crate::filter`]).
     fn concerns(&self, destination: A) -> bool;
+    /// Whether packets from this address and port may be replies that leave through the stack; if not, they are not
+    /// looked up (see [`crate::filter`]).
+    fn may_reply(&self, source: A, port: Port) -> bool;
     /// The flow with this key.
     fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>>;
     /// Adds a flow; `false` if there is one with this key, or the table did not take it.

@@ -11,8 +11,8 @@ use lb_common::filter::{self, Position};
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, Flow, FlowKey,
-    Fragment, FragmentKey, Frontend, FrontendKey, LoadedSettings, ServiceId, ServiceName, ServiceStats, Slot,
-    Socket, SocketKey, SourceRange, device_row,
+    Fragment, FragmentKey, Frontend, FrontendKey, LoadedSettings, Port, ServiceId, ServiceName, ServiceStats,
+    Slot, Socket, SocketKey, SourceRange, device_row,
 };
 use lb_common::reason::Reason;
 
@@ -35,6 +35,8 @@ static FRONTENDS6: HashMap<FrontendKey<Address6>, Frontend> =
     HashMap::with_max_entries(FRONTENDS, BPF_F_NO_PREALLOC);
 #[map]
 static FILTER: Array<u64> = Array::with_max_entries(filter::WORDS, 0);
+#[map]
+static REPLY_FILTER: Array<u64> = Array::with_max_entries(filter::REPLY_WORDS, 0);
 #[map]
 static SLOTS: Array<Slot> = Array::with_max_entries(1_048_576, BPF_F_MMAPABLE);
 #[map]
@@ -173,11 +175,21 @@ impl FamilyMaps for Address6 {
     }
 }
 
-/// Whether an address's bit in the filter is set.
+/// Whether the bit of packets to an address is set.
 #[inline(always)]
-pub fn filter<A: FamilyMaps + Address>(address: A) -> bool {
-    let position = Position::of(address);
-    FILTER
+pub fn filter(address: impl Address) -> bool {
+    is_set(&FILTER, Position::of(address))
+}
+
+/// Whether the bit of replies from an address and port is set.
+#[inline(always)]
+pub fn reply_filter(address: impl Address, port: Port) -> bool {
+    is_set(&REPLY_FILTER, Position::of_replies(address, port))
+}
+
+#[inline(always)]
+fn is_set(filter: &Array<u64>, position: Position) -> bool {
+    filter
         .get(position.word)
         .is_some_and(|word| word & position.bit != 0)
 }

@@ -6,7 +6,7 @@ use lb_common::address::Address;
 use lb_common::flow::{self, FlowEntry, Lifetimes};
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey,
-    Frontend, FrontendKey, ServiceId, Slot, Socket, SocketKey,
+    Frontend, FrontendKey, Port, ServiceId, Slot, Socket, SocketKey,
 };
 use lb_common::reason::Reason;
 use lb_common::socket::SocketTables;
@@ -68,6 +68,11 @@ impl<A: Family> Tables<A> for KernelTables {
     fn concerns(&self, destination: A) -> bool {
         // Replies of hairpin connections come to the node's address.
         maps::filter(destination) || destination == A::node_address()
+    }
+
+    #[inline(always)]
+    fn may_reply(&self, source: A, port: Port) -> bool {
+        maps::reply_filter(source, port)
     }
 
     #[inline(always)]

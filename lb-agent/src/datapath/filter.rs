@@ -1,22 +1,24 @@
-//! The filter of destination addresses (see [`lb_common::filter`]), as the agent keeps it.
+//! The filters of destinations and of replies (see [`lb_common::filter`]), as the agent keeps them.
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use aya::maps::{Array, MapData};
-use lb_common::filter::{self, Position};
-use lb_common::layout::{Address4, Address6, map};
+use lb_common::filter::Position;
+use lb_common::layout::{Address4, Address6, Port, map};
+use nix::errno::Errno;
 
-use super::maps::{kernel, open, typed};
+use super::batch::BatchArray;
+use super::maps::{kernel, open_batch};
 use crate::maps::MapError;
 
 /// The filter of destination addresses.
-pub(super) struct Filter(Array<MapData, u64>);
+pub(super) struct Filter(BatchArray<u64>);
 
 impl Filter {
     /// Opens the filter pinned in `directory`.
     pub(super) fn open(directory: &Path) -> Result<Self, MapError> {
-        Ok(Self(typed(open(directory, map::FILTER)?, map::FILTER)?))
+        open_batch(directory, map::FILTER).map(Self)
     }
 
     /// Lets the programs look up packets to an address. The bit stays when nobody needs it any more, for the sake of the
@@ -24,35 +26,105 @@ impl Filter {
     pub(super) fn set(&mut self, address: IpAddr) -> Result<(), MapError> {
         let Position { word, bit } = position(address);
         let failed = |error| kernel(map::FILTER, format!("set the bit of {address}"), error);
-        let old = self.0.get(&word, 0).map_err(failed)?;
-        if old & bit == 0 {
-            self.0.set(word, old | bit, 0).map_err(failed)?;
+        let old = self.0.read(word, 1).map_err(failed)?;
+        match old.first() {
+            Some(old) if old & bit == 0 => self.0.write(word, &[old | bit]).map_err(failed),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Clears the bits of all addresses but these.
     pub(super) fn renew(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), MapError> {
-        let mut wanted = vec![0_u64; filter::WORDS as usize];
-        for address in addresses {
-            let Position { word, bit } = position(address);
-            if let Some(word) = wanted.get_mut(word as usize) {
-                *word |= bit;
+        renew(&self.0, map::FILTER, addresses.map(position)).map(drop)
+    }
+}
+
+/// The filter of replies. Only one at a time may be open to write.
+pub(super) struct ReplyFilter {
+    array: BatchArray<u64>,
+    /// What the array holds: reading it again for each backend would take as long as writing the backend.
+    words: Vec<u64>,
+}
+
+impl ReplyFilter {
+    /// Opens the filter pinned in `directory`.
+    pub(super) fn open(directory: &Path) -> Result<Self, MapError> {
+        let array = open_batch(directory, map::REPLY_FILTER)?;
+        Ok(Self {
+            words: read(&array, map::REPLY_FILTER)?,
+            array,
+        })
+    }
+
+    /// Lets the programs look up packets from backends, which may be replies. The bits stay when the backends go, for
+    /// the sake of their flows, until [`Self::renew`].
+    pub(super) fn set(&mut self, backends: impl Iterator<Item = SocketAddr>) -> Result<(), MapError> {
+        let mut changed = BTreeMap::new();
+        for backend in backends {
+            let Position { word, bit } = reply_position(backend);
+            let Some(old) = self.words.get(word as usize) else {
+                continue;
+            };
+            if old & bit == 0 {
+                *changed.entry(word).or_insert(*old) |= bit;
             }
         }
-        for (index, wanted) in (0..filter::WORDS).zip(wanted) {
-            let failed = |error| kernel(map::FILTER, format!("renew word {index}"), error);
-            if self.0.get(&index, 0).map_err(failed)? != wanted {
-                self.0.set(index, wanted, 0).map_err(failed)?;
+        let (indices, words) = changed.iter().unzip();
+        self.array
+            .write_some(indices, words)
+            .map_err(|(_, error)| kernel(map::REPLY_FILTER, format!("set {} bits", changed.len()), error))?;
+        for (index, word) in changed {
+            if let Some(known) = self.words.get_mut(index as usize) {
+                *known = word;
             }
         }
         Ok(())
     }
+
+    /// Clears the bits of all backends but these.
+    pub(super) fn renew(&mut self, backends: impl Iterator<Item = SocketAddr>) -> Result<(), MapError> {
+        self.words = renew(&self.array, map::REPLY_FILTER, backends.map(reply_position))?;
+        Ok(())
+    }
+}
+
+/// Sets these bits and clears all others, writing only what differs. Returns what the array holds then.
+fn renew(
+    array: &BatchArray<u64>,
+    name: &'static str,
+    positions: impl Iterator<Item = Position>,
+) -> Result<Vec<u64>, MapError> {
+    let present = read(array, name)?;
+    let mut wanted = vec![0_u64; present.len()];
+    for Position { word, bit } in positions {
+        if let Some(word) = wanted.get_mut(word as usize) {
+            *word |= bit;
+        }
+    }
+    let differs = (0..).zip(wanted.iter().zip(&present));
+    let differs = differs.filter(|(_, (wanted, present))| wanted != present);
+    let (indices, words): (Vec<u32>, Vec<u64>) = differs.map(|(index, (wanted, _))| (index, *wanted)).unzip();
+    let failed = |(_, error): (usize, Errno)| kernel(name, "renew its words".to_owned(), error);
+    array.write_some(indices, words).map_err(failed)?;
+    Ok(wanted)
+}
+
+fn read(array: &BatchArray<u64>, name: &'static str) -> Result<Vec<u64>, MapError> {
+    let failed = |error| kernel(name, "read its words".to_owned(), error);
+    array.read(0, array.length()).map_err(failed)
 }
 
 fn position(address: IpAddr) -> Position {
     match address {
         IpAddr::V4(address) => Position::of(Address4::from(address)),
         IpAddr::V6(address) => Position::of(Address6::from(address)),
+    }
+}
+
+fn reply_position(backend: SocketAddr) -> Position {
+    let port = Port::new(backend.port());
+    match backend.ip() {
+        IpAddr::V4(address) => Position::of_replies(Address4::from(address), port),
+        IpAddr::V6(address) => Position::of_replies(Address6::from(address), port),
     }
 }

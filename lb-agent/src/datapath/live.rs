@@ -12,7 +12,7 @@ use lb_common::address::Address;
 use lb_common::filter::Position;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend,
-    FrontendKey, LoadedSettings, PlainAddress, Region, ServiceId, ServiceName, Slot, Socket, SocketKey,
+    FrontendKey, LoadedSettings, PlainAddress, Port, Region, ServiceId, ServiceName, Slot, Socket, SocketKey,
     SourceRange, map,
 };
 
@@ -26,6 +26,7 @@ pub struct LiveMaps {
     v6: LiveRows<Address6>,
     slots: BatchArray<Slot>,
     filter: Array<MapData, u64>,
+    reply_filter: Array<MapData, u64>,
     devices: HashMap<MapData, u32, Device>,
     names: HashMap<MapData, ServiceId, ServiceName>,
     settings: LoadedSettings,
@@ -149,6 +150,7 @@ impl LiveMaps {
             v6: LiveRows::open(directory)?,
             slots: open_batch(directory, map::SLOTS)?,
             filter: typed(open(directory, map::FILTER)?, map::FILTER)?,
+            reply_filter: typed(open(directory, map::REPLY_FILTER)?, map::REPLY_FILTER)?,
             devices: typed(open(directory, map::DEVICES)?, map::DEVICES)?,
             names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
             settings: settings
@@ -190,15 +192,28 @@ impl LiveMaps {
 
     /// Whether packets to this address are looked up.
     pub fn is_in_filter(&self, address: impl Address) -> Result<bool, MapError> {
-        let Position { word, bit } = Position::of(address);
-        let failed = |error| kernel(map::FILTER, format!("read word {word}"), error);
-        Ok(self.filter.get(&word, 0).map_err(failed)? & bit != 0)
+        is_set(&self.filter, map::FILTER, Position::of(address))
+    }
+
+    /// Whether packets from this address and port are looked up as replies.
+    pub fn is_in_reply_filter(&self, address: impl Address, port: Port) -> Result<bool, MapError> {
+        is_set(
+            &self.reply_filter,
+            map::REPLY_FILTER,
+            Position::of_replies(address, port),
+        )
     }
 
     /// What is known of a device.
     pub fn device(&self, index: u32) -> Result<Option<Device>, MapError> {
         found(self.devices.get(&index, 0), map::DEVICES)
     }
+}
+
+fn is_set(filter: &Array<MapData, u64>, name: &'static str, position: Position) -> Result<bool, MapError> {
+    let Position { word, bit } = position;
+    let failed = |error| kernel(name, format!("read word {word}"), error);
+    Ok(filter.get(&word, 0).map_err(failed)? & bit != 0)
 }
 
 impl<A: LiveFamily> LiveRows<A> {

@@ -1,7 +1,7 @@
 //! The kernel's maps as [`Maps`], opened where they are pinned.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use aya::Pod;
@@ -15,7 +15,7 @@ use lb_common::layout::{
 use lb_common::reason::Reason;
 
 use super::batch::BatchArray;
-use super::filter::Filter;
+use super::filter::{Filter, ReplyFilter};
 use crate::maps::{Backend, BackendState, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, Protocol};
 use crate::network::Network;
 
@@ -24,6 +24,7 @@ pub struct KernelMaps {
     frontends4: HashMap<MapData, layout::FrontendKey<Address4>, Frontend>,
     frontends6: HashMap<MapData, layout::FrontendKey<Address6>, Frontend>,
     filter: Filter,
+    reply_filter: ReplyFilter,
     slots: BatchArray<Slot>,
     backends4: BatchArray<layout::Backend<Address4>>,
     backends6: BatchArray<layout::Backend<Address6>>,
@@ -54,6 +55,7 @@ impl KernelMaps {
             frontends4: typed(frontends4, map::FRONTENDS4)?,
             frontends6: typed(open(directory, map::FRONTENDS6)?, map::FRONTENDS6)?,
             filter: Filter::open(directory)?,
+            reply_filter: ReplyFilter::open(directory)?,
             slots,
             backends4,
             backends6: open_batch(directory, map::BACKENDS6)?,
@@ -101,16 +103,22 @@ impl KernelMaps {
             .map_err(|error| kernel(map::SLOTS, operation(), error))
     }
 
-    /// Clears the filter's bits of addresses that nobody needs any more: neither a frontend nor a device that packets are
-    /// sent on by, nor a flow, whose packets must learn of the end of their Service.
-    pub fn renew_filter(&mut self, directory: &Path) -> Result<(), MapError> {
+    /// Clears the filters' bits that nobody needs any more: those of neither a frontend nor a device that packets are sent
+    /// on by nor a backend, nor of a flow, whose packets must learn of the end of their Service and whose replies are
+    /// translated to their end. Sets those that an agent without one of the filters has not set.
+    pub fn renew_filters(&mut self, directory: &Path) -> Result<(), MapError> {
         let image = self.image()?;
         let frontends = image.frontends.keys().map(FrontendKey::address);
-        let mut addresses: BTreeSet<IpAddr> = frontends.filter(has_packets).collect();
-        addresses.extend(super::devices::all_addresses(directory)?);
-        addresses.extend(flow_destinations::<Address4>(directory, map::FLOWS4)?);
-        addresses.extend(flow_destinations::<Address6>(directory, map::FLOWS6)?);
-        self.filter.renew(addresses.into_iter())
+        let mut ends = FlowEnds::default();
+        ends.destinations.extend(frontends.filter(has_packets));
+        ends.destinations
+            .extend(super::devices::all_addresses(directory)?);
+        let backends = image.backends4.values().chain(image.backends6.values());
+        ends.repliers.extend(backends.map(replier));
+        ends.read::<Address4>(directory, map::FLOWS4)?;
+        ends.read::<Address6>(directory, map::FLOWS6)?;
+        self.filter.renew(ends.destinations.into_iter())?;
+        self.reply_filter.renew(ends.repliers.into_iter())
     }
 
     fn set_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), MapError> {
@@ -233,6 +241,9 @@ impl Maps for KernelMaps {
                 }
             }
         }
+        self.reply_filter
+            .set(rows.iter().map(|(_, backend)| replier(backend)))
+            .map_err(|error| (0, error))?;
         let failed = |map| {
             move |(written, error)| {
                 let first = rows.first().map_or_else(String::new, |(id, backend)| {
@@ -410,24 +421,45 @@ fn size<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<(usize, 
     Ok((map.keys().take(most).count(), capacity))
 }
 
-/// The addresses that the packets of a table's flows come to.
-fn flow_destinations<A>(directory: &Path, name: &'static str) -> Result<BTreeSet<IpAddr>, MapError>
-where
-    A: Address + Into<IpAddr>,
-    layout::FlowKey<A>: Pod,
-    layout::Flow<A>: Pod,
-{
-    let map = open(directory, name)?;
-    // Packets add and remove rows meanwhile, which may lead the iteration around for ever.
-    let most = 2 * max_entries(&map, name)? as usize;
-    let flows: HashMap<MapData, layout::FlowKey<A>, layout::Flow<A>> = typed(map, name)?;
-    let keys = flows.keys().take(most);
-    keys.filter_map(|key| match key {
-        Ok(key) if key.hook == layout::hook::INGRESS => Some(Ok(key.destination.into())),
-        Ok(_) | Err(aya::maps::MapError::KeyNotFound) => None,
-        Err(error) => Some(Err(kernel(name, "read all keys".to_owned(), error))),
-    })
-    .collect()
+/// Where packets come to that are looked up, and where replies come from.
+#[derive(Default)]
+struct FlowEnds {
+    destinations: BTreeSet<IpAddr>,
+    repliers: BTreeSet<SocketAddr>,
+}
+
+impl FlowEnds {
+    /// Adds those of a table's flows.
+    fn read<A>(&mut self, directory: &Path, name: &'static str) -> Result<(), MapError>
+    where
+        A: Address + Into<IpAddr>,
+        layout::FlowKey<A>: Pod,
+        layout::Flow<A>: Pod,
+    {
+        let map = open(directory, name)?;
+        // Packets add and remove rows meanwhile, which may lead the iteration around for ever.
+        let most = 2 * max_entries(&map, name)? as usize;
+        let flows: HashMap<MapData, layout::FlowKey<A>, layout::Flow<A>> = typed(map, name)?;
+        for key in flows.keys().take(most) {
+            match key {
+                Ok(key) if key.hook == layout::hook::INGRESS => {
+                    self.destinations.insert(key.destination.into());
+                }
+                Ok(key) => {
+                    let replier = SocketAddr::new(key.source.into(), key.source_port.get());
+                    self.repliers.insert(replier);
+                }
+                Err(aya::maps::MapError::KeyNotFound) => {}
+                Err(error) => return Err(kernel(name, "read all keys".to_owned(), error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a backend's replies come from.
+fn replier(backend: &Backend) -> SocketAddr {
+    SocketAddr::new(backend.address, backend.port)
 }
 
 /// Whether programs at devices can see packets to an address: what a node sends to itself they do not.

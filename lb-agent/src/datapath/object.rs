@@ -145,7 +145,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 23] = [
+const MAPS: [(&str, usize, usize); 24] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -157,6 +157,7 @@ const MAPS: [(&str, usize, usize); 23] = [
         size_of::<Frontend>(),
     ),
     (map::FILTER, size_of::<u32>(), size_of::<u64>()),
+    (map::REPLY_FILTER, size_of::<u32>(), size_of::<u64>()),
     (map::SLOTS, size_of::<u32>(), size_of::<Slot>()),
     (map::BACKENDS4, size_of::<u32>(), size_of::<Backend<Address4>>()),
     (map::BACKENDS6, size_of::<u32>(), size_of::<Backend<Address6>>()),

@@ -7,7 +7,7 @@ use lb_common::flow::FlowEntry;
 use lb_common::host::HostTables;
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
-    ServiceId, Slot, Socket, SocketKey,
+    Port, ServiceId, Slot, Socket, SocketKey,
 };
 use lb_common::reason::Reason;
 use lb_common::socket::SocketTables;
@@ -88,6 +88,10 @@ impl<A: LiveFamily> Tables<A> for Recorder<'_, A> {
     fn concerns(&self, destination: A) -> bool {
         // As in the kernel: replies of hairpin connections come to the node's address.
         self.row(self.maps.is_in_filter(destination)) || destination == self.node_address()
+    }
+
+    fn may_reply(&self, source: A, port: Port) -> bool {
+        self.row(self.maps.is_in_reply_filter(source, port))
     }
 
     fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>> {

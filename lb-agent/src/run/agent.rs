@@ -96,7 +96,7 @@ impl Agent {
         let maps_directory = pins.maps();
         let datapath = Datapath::load(settings, pins, attach)?;
         let mut maps = KernelMaps::open(&maps_directory)?;
-        maps.renew_filter(&maps_directory)?;
+        maps.renew_filters(&maps_directory)?;
         setup::warn_of_other_sizes(&maps, &datapath.settings().capacity);
 
         let monitor = setup::monitor(arguments.health, Readings::open(&maps_directory)?)?;
