@@ -12,8 +12,10 @@ use crate::layout::Port;
 pub const WORDS: u32 = 1 << (POSITION_BITS - WORD_BITS);
 const POSITION_BITS: u32 = 18;
 /// Words of the filter of replies: 2^20 bits in 128 KiB, so that 40,000 backends fill 4 % of it.
-pub const REPLY_WORDS: u32 = 1 << (REPLY_POSITION_BITS - WORD_BITS);
-const REPLY_POSITION_BITS: u32 = 20;
+pub const REPLY_WORDS: u32 = 1 << (LINE_BITS + POSITION_IN_LINE_BITS - WORD_BITS);
+/// An address has a line of the processor's cache, in which its ports have bits: those of a client are many.
+const LINE_BITS: u32 = 11;
+const POSITION_IN_LINE_BITS: u32 = 9;
 /// A word has 2^6 bits.
 const WORD_BITS: u32 = 6;
 
@@ -26,26 +28,27 @@ pub struct Position {
     pub bit: u64,
 }
 
+/// An odd constant near 2^64 / golden ratio: multiplication by it spreads numbers that follow each other over the upper
+/// bits (Knuth, The Art of Computer Programming 3, section 6.4).
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
 impl Position {
     /// The bit of a destination address.
     #[inline(always)]
     pub fn of(address: impl Address) -> Self {
-        Self::at(hash(address, 0), POSITION_BITS)
+        Self::at(hash(address) >> (u64::BITS - POSITION_BITS))
     }
 
     /// The bit of replies from this address and port.
     #[inline(always)]
     pub fn of_replies(address: impl Address, port: Port) -> Self {
-        Self::at(
-            hash(address, u16::from_ne_bytes(port.to_bytes()).into()),
-            REPLY_POSITION_BITS,
-        )
+        let line = hash(address) >> (u64::BITS - LINE_BITS);
+        let port = u64::from(port.get()).wrapping_mul(SPREAD);
+        Self::at(line << POSITION_IN_LINE_BITS | port >> (u64::BITS - POSITION_IN_LINE_BITS))
     }
 
-    /// The upper bits of a hash are the position.
     #[inline(always)]
-    fn at(hash: u64, bits: u32) -> Self {
-        let position = hash >> (u64::BITS - bits);
+    fn at(position: u64) -> Self {
         Self {
             word: (position >> WORD_BITS) as u32,
             bit: 1 << (position & u64::from(u64::BITS - 1)),
@@ -54,16 +57,12 @@ impl Position {
 }
 
 #[inline(always)]
-fn hash(address: impl Address, port: u64) -> u64 {
-    // Multiplication by an odd constant near 2^64 / golden ratio spreads addresses that follow each other
-    // (Knuth, The Art of Computer Programming 3, section 6.4).
-    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+fn hash(address: impl Address) -> u64 {
     let [a, b, c, d] = address.words();
     let high = u64::from(a) << 32 | u64::from(b);
     let low = u64::from(c) << 32 | u64::from(d);
-    // The upper half, which is empty behind an IPv4 address, takes the port.
-    let hash = (high.wrapping_mul(SPREAD).rotate_left(32) ^ low ^ port << 32).wrapping_mul(SPREAD);
     // The fold between lets the upper bits of a word, where the last byte of an address is, count too.
+    let hash = (high.wrapping_mul(SPREAD).rotate_left(32) ^ low).wrapping_mul(SPREAD);
     (hash ^ hash >> 32).wrapping_mul(SPREAD)
 }
 
@@ -95,30 +94,36 @@ mod tests {
         );
     }
 
+    fn reply_positions(hosts: u16, ports: u16) -> [BTreeSet<(u32, u64)>; 2] {
+        let positions = (0..hosts).flat_map(|host| {
+            let v4 = Address4::from(Ipv4Addr::from(0x0a0a_0000 + u32::from(host)));
+            let v6 = Address6::from(Ipv6Addr::from((0xfd00_u128 << 112) + u128::from(host)));
+            let ports = (8080..8080 + ports).map(Port::new);
+            ports.map(move |port| [Position::of_replies(v4, port), Position::of_replies(v6, port)])
+        });
+        let (v4, v6) = positions
+            .map(|positions| positions.map(|at| (at.word, at.bit)).into())
+            .unzip();
+        [v4, v6]
+    }
+
     #[test]
-    fn ports_that_follow_each_other_have_bits_of_their_own() {
-        let ends = || (0..64_u16).flat_map(|host| (0..64).map(move |port| (host, 8080 + port)));
-        let v4 = ends().map(|(host, port)| {
-            let address = Address4::from(Ipv4Addr::from(0x0a0a_0000 + u32::from(host)));
-            Position::of_replies(address, Port::new(port))
-        });
-        let v6 = ends().map(|(host, port)| {
-            let address = Address6::from(Ipv6Addr::from((0xfd00_u128 << 112) + u128::from(host)));
-            Position::of_replies(address, Port::new(port))
-        });
-        let positions4: BTreeSet<_> = v4.map(|at| (at.word, at.bit)).collect();
-        let positions6: BTreeSet<_> = v6.map(|at| (at.word, at.bit)).collect();
-        // Random positions would leave about 8 of 4096 without one of their own.
-        assert!(
-            positions4.len() > 4070 && positions6.len() > 4070,
-            "{} {}",
-            positions4.len(),
-            positions6.len()
-        );
-        assert!(
-            positions4
-                .iter()
-                .all(|(word, bit)| *word < REPLY_WORDS && bit.count_ones() == 1)
-        );
+    fn the_bits_of_an_address_are_in_one_line_of_the_cache() {
+        for positions in reply_positions(1, 512) {
+            let lines: BTreeSet<u32> = positions.iter().map(|(word, _)| word / 8).collect();
+            assert_eq!(lines.len(), 1);
+            // Random positions would be 324.
+            assert!(positions.len() > 420, "{}", positions.len());
+        }
+    }
+
+    #[test]
+    fn addresses_that_follow_each_other_have_lines_of_their_own() {
+        for positions in reply_positions(256, 1) {
+            // Random lines would be 241.
+            assert!(positions.len() > 220, "{}", positions.len());
+            let is_bit = |(word, bit): &(u32, u64)| *word < REPLY_WORDS && bit.count_ones() == 1;
+            assert!(positions.iter().all(is_bit));
+        }
     }
 }

@@ -8,7 +8,9 @@ use lb_agent::maps::BackendState;
 use lb_tests::lab::cluster::{
     ECHO, HTTP, PORTS, SERVICE, SERVICE_FILE, Server, UDP, UNKNOWN_PORT, options, service, vips,
 };
-use lb_tests::lab::{Cluster, ServiceManifest, ServicePort, SocketLb, Talk, require_privileges, wait_for};
+use lb_tests::lab::{
+    Cluster, ServiceManifest, ServicePort, SocketLb, Talk, TcpState, require_privileges, wait_for,
+};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -111,7 +113,11 @@ fn datagrams_of_a_socket_go_elsewhere_when_their_pod_is_removed() {
                 .find(|server| server.pod.name() != gone.pod.name())
                 .unwrap();
             cluster.remove_manifest(gone).unwrap();
-            wait_for("datagrams elsewhere", PATIENCE, || is_used(&stays).then_some(())).unwrap();
+            // The client sends the second one when it has the answer to the first.
+            wait_for("datagrams elsewhere", PATIENCE, || {
+                (stays.pod.received_datagrams().unwrap() > 1).then_some(())
+            })
+            .unwrap();
             let before = gone.pod.received_datagrams().unwrap();
             let report = client.stop().unwrap();
             assert!(report.errors.is_empty(), "{socket_lb} {vip}: {report:?}");
@@ -184,7 +190,12 @@ fn pods_are_replaced_under_load() {
                 .chain([(&old, BackendState::Draining)])
                 .collect();
             cluster.wait_for_states(&states).unwrap();
-            // It answers what it has been asked.
+            // Those that found it just before are still to be answered.
+            wait_for("no connections to the old Pod", PATIENCE, || {
+                let states = [TcpState::Established, TcpState::SynReceived];
+                (old.pod.tcp_sockets(&states).unwrap() == 0).then_some(())
+            })
+            .unwrap();
             let manifest = old.manifest_file();
             old.stop().unwrap();
             cluster.lab.remove(&manifest).unwrap();

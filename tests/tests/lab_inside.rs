@@ -215,7 +215,9 @@ fn the_first_pod_is_found_by_the_next_datagram() {
                 .from
                 .expect_tcp((vip, HTTP.port).into(), &refused)
                 .unwrap();
-            let client = fixture.datagrams(vip, TIMEOUT);
+            // Sockets are told at once.
+            let timeout = if fixture.is_socket { PATIENCE } else { TIMEOUT };
+            let client = fixture.datagrams(vip, timeout);
             let before = received(first);
             fixture.cluster.set_ready(first, true).unwrap();
             wait_for("the first datagram", PATIENCE, || {

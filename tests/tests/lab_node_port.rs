@@ -39,10 +39,10 @@ fn use_node_ports(cluster: &Cluster, from: &Machine, expected: &BTreeSet<String>
 
         let port = UDP.node_port.unwrap();
         for connected in [false, true] {
-            let client = from.udp(node, port).sockets(30).count(2).size(1400);
+            let client = from.udp(node, port).sockets(60).count(2).size(1400);
             let client = if connected { client.connected() } else { client };
             let report = client.run().unwrap();
-            assert_eq!(report.answered(), 60, "{node}: {report:?}");
+            assert_eq!(report.answered(), 120, "{node}: {report:?}");
             assert_eq!(report.answers.into_keys().collect::<BTreeSet<_>>(), *expected);
             assert_eq!(report.sources, BTreeSet::from([SocketAddr::new(node, port)]));
         }

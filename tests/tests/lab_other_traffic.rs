@@ -96,11 +96,15 @@ fn a_pod_by_its_vip_and_by_its_address() {
     let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
     let pod = &cluster.servers[0].pod;
     for (vip, address) in vips().into_iter().zip(pod.addresses().both()) {
-        let http = |to: IpAddr, port| {
-            let client = cluster.client.http(to, port).count(50).concurrency(2);
-            client.start().unwrap()
+        // The kernel could give both the same port, as their destinations differ. Nothing tells their answers apart then.
+        let http = |to: IpAddr, port, source_port| {
+            let client = cluster.client.http(to, port).source_port(source_port);
+            client.count(50).concurrency(2).start().unwrap()
         };
-        for client in [http(vip, HTTP.port), http(address, HTTP.target_port)] {
+        for client in [
+            http(vip, HTTP.port, 20_000),
+            http(address, HTTP.target_port, 21_000),
+        ] {
             let report = client.finish().unwrap();
             assert_eq!(report.answered(), 50, "{report:?}");
         }

@@ -14,7 +14,8 @@ use lb_agent::maps::BackendState;
 use lb_tests::lab::cluster::{ECHO, SERVICE_FILE, Server, UDP, options, vips};
 use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{
-    Agent, AgentOptions, Cluster, Machine, ServicePort, SocketLb, Talk, require_privileges, wait_for,
+    Agent, AgentOptions, Cluster, Machine, ServicePort, SocketLb, Talk, TcpState, require_privileges,
+    wait_for,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -236,12 +237,7 @@ fn what_was_removed_while_no_agent_ran_is_made_up_for() {
 
 /// How many TCP sockets wait for an answer to their first packet.
 fn half_open(machine: &Machine) -> usize {
-    let tables = machine.namespace().run(|| {
-        let ipv4 = fs::read_to_string("/proc/thread-self/net/tcp")?;
-        Ok(ipv4 + &fs::read_to_string("/proc/thread-self/net/tcp6")?)
-    });
-    let is_half_open = |line: &&str| line.split_whitespace().nth(3) == Some("02");
-    tables.unwrap().lines().filter(is_half_open).count()
+    machine.tcp_sockets(&[TcpState::SynSent]).unwrap()
 }
 
 #[test]

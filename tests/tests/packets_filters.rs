@@ -1,4 +1,5 @@
 //! The filters that say which packets are looked up at all.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::SocketAddr;
 

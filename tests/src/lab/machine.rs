@@ -8,6 +8,18 @@ use anyhow::{Context, Result};
 use super::address::Addresses;
 use super::namespace::Namespace;
 
+/// A state of a TCP socket (include/net/tcp_states.h).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum TcpState {
+    /// It is open.
+    Established = 1,
+    /// It has asked for a connection.
+    SynSent = 2,
+    /// It has been asked.
+    SynReceived = 3,
+}
+
 /// A place where processes run: the host side of a node, a Pod or an outside client.
 ///
 /// A clone is the same place. Once its lab is gone, nothing can be started in it any more.
@@ -69,5 +81,25 @@ impl Machine {
             };
             Ok(number(ipv4)? + number(ipv6)?)
         })
+    }
+
+    /// How many TCP sockets are in one of these states, over both IP versions.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not say.
+    pub fn tcp_sockets(&self, states: &[TcpState]) -> Result<usize> {
+        let tables = self.namespace.run(|| {
+            let ipv4 = fs::read_to_string("/proc/thread-self/net/tcp")?;
+            Ok(ipv4 + &fs::read_to_string("/proc/thread-self/net/tcp6")?)
+        })?;
+        let is_one = |line: &&str| {
+            let state = line
+                .split_whitespace()
+                .nth(3)
+                .map(|word| u8::from_str_radix(word, 16));
+            states.iter().any(|&wanted| state == Some(Ok(wanted as u8)))
+        };
+        Ok(tables.lines().filter(is_one).count())
     }
 }

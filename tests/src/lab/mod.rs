@@ -63,7 +63,7 @@ pub use capture::{Capture, CaptureReport};
 pub use cluster::Cluster;
 use id::LabId;
 pub use layer3::{Layer3Client, Layer3Link};
-pub use machine::Machine;
+pub use machine::{Machine, TcpState};
 pub use manifest::{
     EndpointManifest, EndpointSliceManifest, NodeManifest, PodManifest, ServiceManifest, ServicePort,
 };

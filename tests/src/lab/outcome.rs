@@ -8,8 +8,8 @@ use anyhow::{Result, ensure};
 
 use super::machine::Machine;
 
-/// Enough requests to find two Pods: one is missed once in eight million times.
-const REQUESTS: u32 = 24;
+/// Enough requests to find two Pods: one is missed once in two billion times.
+const REQUESTS: u32 = 32;
 /// Requests that are to fail.
 const FAILURES: u32 = 2;
 /// How long requests wait that are to be lost.
