@@ -1,15 +1,18 @@
 //! The filters of destinations and of replies (see [`lb_common::filter`]), as the agent keeps them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use aya::Pod;
+use aya::maps::{HashMap, MapData, MapError as KernelError};
+use lb_common::address::Address;
 use lb_common::filter::Position;
-use lb_common::layout::{Address4, Address6, Port, map};
+use lb_common::layout::{Address4, Address6, Flow, FlowKey, Port, hook, map};
 use nix::errno::Errno;
 
 use super::batch::BatchArray;
-use super::maps::{kernel, open_batch};
+use super::maps::{kernel, max_entries, open, open_batch, typed};
 use crate::maps::MapError;
 
 /// The filter of destination addresses.
@@ -84,6 +87,49 @@ impl ReplyFilter {
     /// Clears the bits of all backends but these.
     pub(super) fn renew(&mut self, backends: impl Iterator<Item = SocketAddr>) -> Result<(), MapError> {
         self.words = renew(&self.array, map::REPLY_FILTER, backends.map(reply_position))?;
+        Ok(())
+    }
+}
+
+/// Whose packets are looked up.
+#[derive(Default)]
+pub(super) struct Ends {
+    /// Addresses that packets come to.
+    pub(super) destinations: BTreeSet<IpAddr>,
+    /// Addresses and ports that replies come from.
+    pub(super) repliers: BTreeSet<SocketAddr>,
+}
+
+impl Ends {
+    /// Adds those of all flows in the maps pinned in `directory`.
+    pub(super) fn add_flows(&mut self, directory: &Path) -> Result<(), MapError> {
+        self.add_flows_of::<Address4>(directory, map::FLOWS4)?;
+        self.add_flows_of::<Address6>(directory, map::FLOWS6)
+    }
+
+    fn add_flows_of<A>(&mut self, directory: &Path, name: &'static str) -> Result<(), MapError>
+    where
+        A: Address + Into<IpAddr>,
+        FlowKey<A>: Pod,
+        Flow<A>: Pod,
+    {
+        let map = open(directory, name)?;
+        // Packets add and remove rows meanwhile, which may lead the iteration around for ever.
+        let most = 2 * max_entries(&map, name)? as usize;
+        let flows: HashMap<MapData, FlowKey<A>, Flow<A>> = typed(map, name)?;
+        for key in flows.keys().take(most) {
+            match key {
+                Ok(key) if key.hook == hook::INGRESS => {
+                    self.destinations.insert(key.destination.into());
+                }
+                Ok(key) => {
+                    let replier = SocketAddr::new(key.source.into(), key.source_port.get());
+                    self.repliers.insert(replier);
+                }
+                Err(KernelError::KeyNotFound) => {}
+                Err(error) => return Err(kernel(name, "read all keys".to_owned(), error)),
+            }
+        }
         Ok(())
     }
 }

@@ -7,7 +7,6 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
-use lb_common::address::Address;
 use lb_common::layout::{
     self, Address4, Address6, BackendId, Frontend, Port, Region, ServiceId, ServiceName, ServiceStats, Slot,
     SourceRange, backend_flags, backend_state, map, protocol,
@@ -15,7 +14,7 @@ use lb_common::layout::{
 use lb_common::reason::Reason;
 
 use super::batch::BatchArray;
-use super::filter::{Filter, ReplyFilter};
+use super::filter::{Ends, Filter, ReplyFilter};
 use crate::maps::{Backend, BackendState, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, Protocol};
 use crate::network::Network;
 
@@ -109,14 +108,13 @@ impl KernelMaps {
     pub fn renew_filters(&mut self, directory: &Path) -> Result<(), MapError> {
         let image = self.image()?;
         let frontends = image.frontends.keys().map(FrontendKey::address);
-        let mut ends = FlowEnds::default();
+        let mut ends = Ends::default();
         ends.destinations.extend(frontends.filter(has_packets));
         ends.destinations
             .extend(super::devices::all_addresses(directory)?);
         let backends = image.backends4.values().chain(image.backends6.values());
         ends.repliers.extend(backends.map(replier));
-        ends.read::<Address4>(directory, map::FLOWS4)?;
-        ends.read::<Address6>(directory, map::FLOWS6)?;
+        ends.add_flows(directory)?;
         self.filter.renew(ends.destinations.into_iter())?;
         self.reply_filter.renew(ends.repliers.into_iter())
     }
@@ -419,42 +417,6 @@ fn size<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<(usize, 
     // A key that is evicted while it is looked at makes the walk begin anew.
     let most = usize::try_from(capacity).unwrap_or(usize::MAX);
     Ok((map.keys().take(most).count(), capacity))
-}
-
-/// Where packets come to that are looked up, and where replies come from.
-#[derive(Default)]
-struct FlowEnds {
-    destinations: BTreeSet<IpAddr>,
-    repliers: BTreeSet<SocketAddr>,
-}
-
-impl FlowEnds {
-    /// Adds those of a table's flows.
-    fn read<A>(&mut self, directory: &Path, name: &'static str) -> Result<(), MapError>
-    where
-        A: Address + Into<IpAddr>,
-        layout::FlowKey<A>: Pod,
-        layout::Flow<A>: Pod,
-    {
-        let map = open(directory, name)?;
-        // Packets add and remove rows meanwhile, which may lead the iteration around for ever.
-        let most = 2 * max_entries(&map, name)? as usize;
-        let flows: HashMap<MapData, layout::FlowKey<A>, layout::Flow<A>> = typed(map, name)?;
-        for key in flows.keys().take(most) {
-            match key {
-                Ok(key) if key.hook == layout::hook::INGRESS => {
-                    self.destinations.insert(key.destination.into());
-                }
-                Ok(key) => {
-                    let replier = SocketAddr::new(key.source.into(), key.source_port.get());
-                    self.repliers.insert(replier);
-                }
-                Err(aya::maps::MapError::KeyNotFound) => {}
-                Err(error) => return Err(kernel(name, "read all keys".to_owned(), error)),
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Where a backend's replies come from.
