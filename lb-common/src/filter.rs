@@ -13,7 +13,8 @@ pub const WORDS: u32 = 1 << (POSITION_BITS - WORD_BITS);
 const POSITION_BITS: u32 = 18;
 /// Words of the filter of replies: 2^20 bits in 128 KiB, so that 40,000 backends fill 4 % of it.
 pub const REPLY_WORDS: u32 = 1 << (LINE_BITS + POSITION_IN_LINE_BITS - WORD_BITS);
-/// An address has a line of the processor's cache, in which its ports have bits: those of a client are many.
+/// An address has 64 bytes, one or two lines of the processor's cache, in which its ports have bits: those of a client
+/// are many. The kernel aligns arrays to 8 bytes only.
 const LINE_BITS: u32 = 11;
 const POSITION_IN_LINE_BITS: u32 = 9;
 /// A word has 2^6 bits.
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bits_of_an_address_are_in_one_line_of_the_cache() {
+    fn the_bits_of_an_address_are_side_by_side() {
         for positions in reply_positions(1, 512) {
             let lines: BTreeSet<u32> = positions.iter().map(|(word, _)| word / 8).collect();
             assert_eq!(lines.len(), 1);
