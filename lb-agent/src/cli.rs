@@ -298,12 +298,18 @@ pub struct LifetimeArguments {
     /// Seconds that an idle TCP connection is remembered
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_established, value_parser = lifetime())]
     pub tcp_established_timeout: u32,
-    /// Seconds that a TCP connection is remembered whose backend has not answered
+    /// Seconds that a TCP connection is remembered that is not established: the client has not acknowledged an answer
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_opening, value_parser = lifetime())]
     pub tcp_opening_timeout: u32,
-    /// Seconds that a closed TCP connection is remembered
+    /// Seconds that an idle TCP connection is remembered that one side has closed
+    #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_half_closed, value_parser = lifetime())]
+    pub tcp_half_closed_timeout: u32,
+    /// Seconds that a TCP connection is remembered that both sides have closed
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_closing, value_parser = lifetime())]
     pub tcp_closing_timeout: u32,
+    /// Seconds that a TCP connection is remembered that was reset
+    #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_reset, value_parser = lifetime())]
+    pub tcp_reset_timeout: u32,
     /// Seconds that an idle UDP flow is remembered whose backend has answered
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.udp_answered, value_parser = lifetime())]
     pub udp_answered_timeout: u32,
@@ -323,7 +329,9 @@ impl LifetimeArguments {
         Lifetimes {
             tcp_established: self.tcp_established_timeout,
             tcp_opening: self.tcp_opening_timeout,
+            tcp_half_closed: self.tcp_half_closed_timeout,
             tcp_closing: self.tcp_closing_timeout,
+            tcp_reset: self.tcp_reset_timeout,
             udp_answered: self.udp_answered_timeout,
             udp_unanswered: self.udp_unanswered_timeout,
         }

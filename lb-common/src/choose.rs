@@ -3,8 +3,8 @@
 use crate::address::Address;
 use crate::hash;
 use crate::layout::{
-    Affinity, AffinityKey, BackendId, Frontend, FrontendKey, Port, Region, backend_flags, backend_state,
-    frontend_flags,
+    Affinity, AffinityKey, BackendId, Frontend, FrontendKey, Port, Region, ServiceId, backend_flags,
+    backend_state, frontend_flags, hook,
 };
 use crate::reason::Reason;
 use crate::tables::Tables;
@@ -16,6 +16,17 @@ pub enum Origin {
     Inside,
     /// Anywhere else.
     Outside,
+}
+
+impl Origin {
+    /// Where packets from there enter the node's stack: one of [`hook`].
+    #[inline(always)]
+    pub const fn hook(self) -> u8 {
+        match self {
+            Self::Inside => hook::INGRESS_INSIDE,
+            Self::Outside => hook::INGRESS_OUTSIDE,
+        }
+    }
 }
 
 /// The frontend with this address, or the wildcard row of its address.
@@ -69,18 +80,25 @@ pub fn region(frontend: &Frontend, origin: Origin) -> Result<Region, Reason> {
 /// replaced.
 const ATTEMPTS: u32 = 4;
 
-/// A backend of a region: that at the position which `hash` names, unless it is just being replaced. 0 if there is none.
+/// A backend of a service's region: that at the position which `hash` names, unless it is just being replaced. 0 if there
+/// is none. A region that was read long ago may be another service's by now.
 ///
 /// Like [`affine`] it returns a number only: of an optional backend LLVM would carry the undefined half around, which
 /// the verifier refuses ("R1 !read_ok", Linux 6.18).
 #[inline(never)]
-pub fn choose<A: Address>(tables: &impl Tables<A>, region: &Region, hash: u32) -> BackendId {
+pub fn choose<A: Address>(
+    tables: &impl Tables<A>,
+    service: ServiceId,
+    region: &Region,
+    hash: u32,
+) -> BackendId {
     let mut hash = hash;
     for _ in 0..ATTEMPTS {
         let position = (u64::from(hash) * u64::from(region.length)) >> 32;
         if let Some(slot) = tables.slot(region.base.wrapping_add(position as u32))
             && let Some(backend) = tables.backend(slot.backend)
             && backend.generation == slot.generation
+            && backend.service == service
             && backend.state == backend_state::ACTIVE
         {
             return slot.backend;
@@ -113,6 +131,7 @@ pub fn affine<A: Address>(
     match tables.backend(known.backend) {
         Some(backend)
             if backend.generation == known.generation
+                && backend.service == frontend.service
                 && backend.state == backend_state::ACTIVE
                 && backend.flags & choosable != 0 =>
         {

@@ -30,7 +30,7 @@ pub fn enter<A: Address>(
 ) -> Verdict {
     match enter_transport(packet, tables, network, origin) {
         Some(verdict) => verdict,
-        None => enter_icmp(packet, tables, network),
+        None => enter_icmp(packet, tables, network, origin),
     }
 }
 
@@ -50,7 +50,7 @@ fn enter_transport<A: Address>(
     network: u32,
     origin: Origin,
 ) -> Option<Verdict> {
-    parsed(packet, tables, network, hook::INGRESS, |packet, parsed| {
+    parsed(packet, tables, network, origin.hook(), |packet, parsed| {
         ingress(packet, tables, parsed, origin)
     })
 }
@@ -93,8 +93,13 @@ fn parsed<A: Address, P: Packet>(
 }
 
 #[inline(never)]
-fn enter_icmp<A: Address>(packet: &mut impl Packet, tables: &impl Tables<A>, network: u32) -> Verdict {
-    icmp(packet, tables, network, hook::INGRESS)
+fn enter_icmp<A: Address>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    network: u32,
+    origin: Origin,
+) -> Verdict {
+    icmp(packet, tables, network, origin.hook())
 }
 
 #[inline(never)]

@@ -2,7 +2,8 @@
 //! frontend's address as their source.
 
 use crate::address::Address;
-use crate::ingress::{is_idle, note};
+use crate::ingress::{is_idle, is_reply_to_flow, record_clash, record_packet};
+use crate::layout::{flow_state, protocol};
 use crate::packet::{Packet, Verdict};
 use crate::parse::Parsed;
 use crate::reason::Reason;
@@ -22,14 +23,28 @@ pub(crate) fn egress<A: Address>(
         return Verdict::Pass;
     };
     let flow = entry.get();
-    let now = tables.now();
-    if is_idle(tables, &parsed.key, &flow, now) {
+    if !is_reply_to_flow(packet, parsed, &flow) {
+        if flow.state & flow_state::CLASH == 0 {
+            record_clash(tables, parsed, &flow);
+        }
         return Verdict::Pass;
     }
-    note(tables, &entry, &flow, parsed, now);
+    let now = tables.now();
+    if !is_idle(tables, &parsed.key, &flow, now) {
+        record_packet(packet, tables, &entry, &flow, parsed, now);
+    } else if !is_late(parsed, flow.state) {
+        return Verdict::Pass;
+    }
     if packet.translate(&parsed.headers, &parsed.key, &flow).is_none() {
         tables.count_reason(Reason::RewriteFailed);
         return Verdict::Drop;
     }
     Verdict::Pass
+}
+
+/// Whether a packet of a connection that was idle for longer than it lives is still a reply. A TCP client that has used
+/// its port for another connection since has removed the entry with its SYN; for a datagram there is no such sign.
+#[inline(always)]
+fn is_late<A>(parsed: &Parsed<A>, state: u8) -> bool {
+    parsed.key.protocol != protocol::UDP && state & flow_state::CONFIRMED != 0
 }

@@ -51,14 +51,38 @@ impl<A: Copy> FlowEntry<A> {
         unsafe { (&raw mut (*self.flow.as_ptr()).last_seen).write(now) }
     }
 
-    /// Adds bits of [`flow_state`].
+    /// Records the acknowledgement number of a segment, in host byte order.
     #[inline(always)]
-    pub fn add_state(&self, bits: u8) {
+    pub fn set_acknowledged(&self, number: u32) {
+        // SAFETY: valid for writes by the contract of `new`.
+        unsafe { (&raw mut (*self.flow.as_ptr()).acknowledged).write(number) }
+    }
+
+    /// Adds and removes bits of [`flow_state`].
+    #[inline(always)]
+    pub fn change_state(&self, change: StateChange) {
         // SAFETY: valid for reads and writes by the contract of `new`.
         unsafe {
             let state = &raw mut (*self.flow.as_ptr()).state;
-            state.write(state.read() | bits);
+            state.write((state.read() & !change.removed) | change.added);
         }
+    }
+}
+
+/// What a packet changes of a flow's state: bits of [`flow_state`].
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct StateChange {
+    /// Bits that were not set.
+    pub added: u8,
+    /// Bits that were set.
+    pub removed: u8,
+}
+
+impl StateChange {
+    /// Whether nothing changes.
+    #[inline(always)]
+    pub const fn is_empty(self) -> bool {
+        self.added | self.removed == 0
     }
 }
 
@@ -66,12 +90,16 @@ impl<A: Copy> FlowEntry<A> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Lifetimes {
-    /// TCP, answered.
+    /// TCP, established.
     pub tcp_established: u32,
-    /// TCP, not yet answered.
+    /// TCP, not yet established.
     pub tcp_opening: u32,
-    /// TCP, closed or reset.
+    /// TCP, closed by one side.
+    pub tcp_half_closed: u32,
+    /// TCP, closed by both sides.
     pub tcp_closing: u32,
+    /// TCP, reset.
+    pub tcp_reset: u32,
     /// UDP, answered.
     pub udp_answered: u32,
     /// UDP, not yet answered.
@@ -79,12 +107,15 @@ pub struct Lifetimes {
 }
 
 impl Lifetimes {
-    /// The defaults of Linux conntrack in seconds (sysctls `net.netfilter.nf_conntrack_*_timeout*`), but for shorter established and
-    /// closing times.
+    /// The defaults of Linux conntrack in seconds (sysctls `net.netfilter.nf_conntrack_*_timeout*`), but for a shorter
+    /// established time. Half-closed connections live as long as kube-proxy lets them (its option
+    /// `--conntrack-tcp-timeout-close-wait`), and closed ones as long as conntrack's longest closing state (TIME_WAIT).
     pub const DEFAULT_SECONDS: Self = Self {
         tcp_established: (2 * 60 + 13) * 60,
         tcp_opening: 60,
-        tcp_closing: 10,
+        tcp_half_closed: 60 * 60,
+        tcp_closing: 120,
+        tcp_reset: 10,
         udp_answered: 180,
         udp_unanswered: 60,
     };
@@ -92,13 +123,18 @@ impl Lifetimes {
     /// How long a flow in a state (bits of [`flow_state`]) lives.
     #[inline(always)]
     pub const fn of(&self, protocol: u8, state: u8) -> u32 {
-        let is_answered = state & flow_state::ANSWERED != 0;
-        match (protocol, is_answered) {
-            (protocol::TCP | protocol::SCTP, _) if is_closed(state) => self.tcp_closing,
-            (protocol::TCP | protocol::SCTP, true) => self.tcp_established,
-            (protocol::TCP | protocol::SCTP, false) => self.tcp_opening,
-            (_, true) => self.udp_answered,
-            (_, false) => self.udp_unanswered,
+        const FIN: u8 = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
+        const fn is(state: u8, bits: u8) -> bool {
+            state & bits != 0
+        }
+        match protocol {
+            protocol::TCP | protocol::SCTP if is(state, flow_state::RESET) => self.tcp_reset,
+            protocol::TCP | protocol::SCTP if is_closed(state) => self.tcp_closing,
+            protocol::TCP | protocol::SCTP if !is(state, flow_state::CONFIRMED) => self.tcp_opening,
+            protocol::TCP | protocol::SCTP if is(state, FIN) => self.tcp_half_closed,
+            protocol::TCP | protocol::SCTP => self.tcp_established,
+            _ if is(state, flow_state::ANSWERED) => self.udp_answered,
+            _ => self.udp_unanswered,
         }
     }
 
@@ -125,7 +161,9 @@ impl Lifetimes {
         Self {
             tcp_established: ticks(self.tcp_established, rate),
             tcp_opening: ticks(self.tcp_opening, rate),
+            tcp_half_closed: ticks(self.tcp_half_closed, rate),
             tcp_closing: ticks(self.tcp_closing, rate),
+            tcp_reset: ticks(self.tcp_reset, rate),
             udp_answered: ticks(self.udp_answered, rate),
             udp_unanswered: ticks(self.udp_unanswered, rate),
         }
@@ -150,7 +188,7 @@ pub const fn row(protocol: u8, state: u8) -> usize {
 #[inline(always)]
 const fn is_closed(state: u8) -> bool {
     /// A bit for each state: one question instead of two.
-    const CLOSED: u16 = {
+    const CLOSED: u64 = {
         const FIN_BOTH: u8 = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
         let mut closed = 0;
         let mut state = 0;
@@ -169,16 +207,32 @@ impl<A: Copy + Eq> Flow<A> {
     /// The key of the entry for the opposite direction.
     #[inline(always)]
     pub fn peer_key(&self, protocol: u8) -> FlowKey<A> {
-        const TO_INGRESS: u8 = flow_flags::REPLY | flow_flags::HAIRPIN | flow_flags::FORWARD;
-        let to_egress = self.flags & TO_INGRESS == 0;
         FlowKey {
             source: self.destination,
             destination: self.source,
             source_port: self.destination_port,
             destination_port: self.source_port,
             protocol,
-            hook: if to_egress { hook::EGRESS } else { hook::INGRESS },
+            hook: self.flags >> flow_flags::PEER_HOOK_SHIFT,
             pad: 0,
+        }
+    }
+
+    /// Says at which [`crate::layout::hook`] the opposite direction is seen.
+    #[inline(always)]
+    pub fn set_peer_hook(&mut self, hook: u8) {
+        const MASK: u8 = (1 << flow_flags::PEER_HOOK_SHIFT) - 1;
+        self.flags = (self.flags & MASK) | hook << flow_flags::PEER_HOOK_SHIFT;
+    }
+
+    /// At which [`crate::layout::hook`] replies to a request of this flow are seen: those that do not leave through the
+    /// stack are seen where they enter.
+    #[inline(always)]
+    pub fn reply_hook(&self) -> u8 {
+        match self.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD | flow_flags::LOCAL) {
+            flow_flags::FORWARD => hook::INGRESS_OUTSIDE,
+            0 | flow_flags::LOCAL => hook::EGRESS,
+            _ => hook::INGRESS_INSIDE,
         }
     }
 
@@ -222,32 +276,52 @@ impl<A: Copy + Eq> Flow<A> {
         now.wrapping_sub(self.last_seen) > lifetime(protocol, self.state)
     }
 
-    /// The bits of [`flow_state`] that a packet adds to this flow.
+    /// What a packet changes of this flow's state. Whether a RST counts is for [`Self::is_in_window`] to say.
     #[inline(always)]
-    pub fn news(&self, tcp_flags: u8) -> u8 {
-        let mut bits = 0;
-        if self.is_reply() {
-            bits |= flow_state::ANSWERED;
+    pub fn state_change(&self, tcp_flags: u8) -> StateChange {
+        const OPENS_OR_RESETS: u8 = tcp_flags::SYN | tcp_flags::RST;
+        // All bits that say nothing of the direction are the same in both entries.
+        let (answers, fin) = if self.is_reply() {
+            (flow_state::ANSWERED, flow_state::FIN_REPLY)
+        } else {
+            let answered = self.state & flow_state::ANSWERED != 0;
+            let confirms = answered && tcp_flags & OPENS_OR_RESETS == 0;
+            (
+                if confirms { flow_state::CONFIRMED } else { 0 },
+                flow_state::FIN_REQUEST,
+            )
+        };
+        let mut added = answers;
+        let mut removed = 0;
+        if tcp_flags & tcp_flags::FIN != 0 {
+            added |= fin;
         }
-        if tcp_flags & (tcp_flags::FIN | tcp_flags::RST) != 0 {
-            if tcp_flags & tcp_flags::RST != 0 {
-                bits |= flow_state::RESET;
-            }
-            if tcp_flags & tcp_flags::FIN != 0 {
-                bits |= if self.is_reply() {
-                    flow_state::FIN_REPLY
-                } else {
-                    flow_state::FIN_REQUEST
-                };
-            }
+        if tcp_flags & tcp_flags::RST != 0 {
+            added |= flow_state::RESET;
+        } else if tcp_flags & tcp_flags::SYN == 0 {
+            // Whoever goes on has not been reset, or did not reset.
+            removed = flow_state::RESET;
         }
-        bits & !self.state
+        StateChange {
+            added: added & !self.state,
+            removed: removed & self.state,
+        }
+    }
+
+    /// Whether a segment's number may be meant for this flow's direction, whose segments have acknowledged about
+    /// [`Flow::acknowledged`]: a sender that cannot see the connection has to guess it.
+    #[inline(always)]
+    pub fn is_in_window(&self, number: u32) -> bool {
+        /// Bytes behind and ahead: more than a window of Linux' default sizes (`tcp_rmem`, 6 MiB at most) is seldom on
+        /// the way, and what was recorded is up to a tick old.
+        const WINDOW: u32 = 4 << 20;
+        number.wrapping_sub(self.acknowledged).wrapping_add(WINDOW) <= 2 * WINDOW
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Lifetimes, row};
+    use super::{Lifetimes, StateChange, row};
     use crate::layout::{Address4, Flow, Port, flow_flags, flow_state, hook, protocol};
     use crate::parse::tcp_flags;
     use proptest::prelude::*;
@@ -255,7 +329,9 @@ mod tests {
     const LIFETIMES: Lifetimes = Lifetimes {
         tcp_established: 50,
         tcp_opening: 40,
-        tcp_closing: 10,
+        tcp_half_closed: 45,
+        tcp_closing: 15,
+        tcp_reset: 10,
         udp_answered: 30,
         udp_unanswered: 20,
     };
@@ -273,6 +349,7 @@ mod tests {
     }
 
     const BOTH: u8 = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
+    const OPEN: u8 = flow_state::ANSWERED | flow_state::CONFIRMED;
 
     #[test]
     fn closed_by_both_or_reset() {
@@ -293,13 +370,20 @@ mod tests {
     fn lifetime_follows_from_state() {
         for (protocol, state, lifetime) in [
             (protocol::TCP, 0, 40),
-            (protocol::TCP, flow_state::ANSWERED, 50),
-            (protocol::TCP, flow_state::ANSWERED | BOTH, 10),
+            (protocol::TCP, flow_state::ANSWERED, 40),
+            (protocol::TCP, OPEN, 50),
+            (protocol::TCP, OPEN | flow_state::FIN_REQUEST, 45),
+            (protocol::TCP, OPEN | flow_state::FIN_REPLY, 45),
+            (protocol::TCP, flow_state::FIN_REQUEST, 40),
+            (protocol::TCP, OPEN | BOTH, 15),
             (protocol::TCP, flow_state::RESET, 10),
+            (protocol::TCP, OPEN | BOTH | flow_state::RESET, 10),
             (protocol::UDP, 0, 20),
             (protocol::UDP, flow_state::ANSWERED, 30),
+            (protocol::UDP, OPEN, 30),
             (protocol::SCTP, 0, 40),
-            (protocol::SCTP, flow_state::ANSWERED, 50),
+            (protocol::SCTP, flow_state::ANSWERED, 40),
+            (protocol::SCTP, OPEN, 50),
         ] {
             let of = |protocol, state| LIFETIMES.of(protocol, state);
             assert_eq!(LIFETIMES.rows()[row(protocol, state)], lifetime);
@@ -322,37 +406,74 @@ mod tests {
     }
 
     #[test]
-    fn news_are_what_is_not_known_yet() {
+    fn a_packet_changes_only_what_is_not_so_yet() {
+        const ACK: u8 = tcp_flags::ACK;
+        const SYN: u8 = tcp_flags::SYN;
+        const ANSWERED: u8 = flow_state::ANSWERED;
+        const RESET: u8 = flow_state::RESET;
         let reply = flow_flags::REPLY;
-        for (state, flags, tcp_flags, news) in [
-            (0, 0, tcp_flags::SYN, 0),
-            (0, 0, tcp_flags::FIN | tcp_flags::ACK, flow_state::FIN_REQUEST),
-            (0, 0, tcp_flags::RST, flow_state::RESET),
-            (flow_state::FIN_REQUEST, 0, tcp_flags::FIN, 0),
-            (0, reply, tcp_flags::SYN | tcp_flags::ACK, flow_state::ANSWERED),
-            (flow_state::ANSWERED, reply, tcp_flags::ACK, 0),
-            (flow_state::ANSWERED, reply, tcp_flags::FIN, flow_state::FIN_REPLY),
-            (0, reply, tcp_flags::RST, flow_state::ANSWERED | flow_state::RESET),
+        for (state, flags, tcp_flags, added, removed) in [
+            (0, 0, SYN, 0, 0),
+            // Nobody has answered yet.
+            (0, 0, ACK, 0, 0),
+            (0, 0, tcp_flags::FIN | ACK, flow_state::FIN_REQUEST, 0),
+            (0, 0, tcp_flags::RST, RESET, 0),
+            (flow_state::FIN_REQUEST, 0, tcp_flags::FIN, 0, 0),
+            (0, reply, SYN | ACK, ANSWERED, 0),
+            (ANSWERED, 0, SYN, 0, 0),
+            (ANSWERED, 0, tcp_flags::RST, RESET, 0),
+            (ANSWERED, 0, ACK, flow_state::CONFIRMED, 0),
+            (OPEN, 0, ACK, 0, 0),
+            (ANSWERED, reply, ACK, 0, 0),
+            (ANSWERED, reply, tcp_flags::FIN, flow_state::FIN_REPLY, 0),
+            (0, reply, tcp_flags::RST, ANSWERED | RESET, 0),
+            // Who was reset does not go on.
+            (OPEN | RESET, 0, ACK, 0, RESET),
+            (OPEN | RESET, reply, ACK, 0, RESET),
+            (OPEN | RESET, 0, tcp_flags::RST, 0, 0),
+            (OPEN | RESET, 0, SYN, 0, 0),
         ] {
             assert_eq!(
-                flow(state, flags).news(tcp_flags),
-                news,
+                flow(state, flags).state_change(tcp_flags),
+                StateChange { added, removed },
                 "{state} {flags} {tcp_flags}"
             );
         }
     }
 
     #[test]
-    fn peer_is_seen_at_the_other_end_of_the_stack() {
+    fn replies_are_seen_where_they_leave_the_stack_or_else_enter_it() {
+        const FORWARD: u8 = flow_flags::FORWARD;
         for (flags, at) in [
             (0, hook::EGRESS),
-            (flow_flags::REPLY, hook::INGRESS),
-            (flow_flags::HAIRPIN, hook::INGRESS),
-            (flow_flags::HAIRPIN | flow_flags::REPLY, hook::INGRESS),
-            (flow_flags::FORWARD, hook::INGRESS),
-            (flow_flags::FORWARD | flow_flags::REPLY, hook::INGRESS),
+            (flow_flags::LOCAL, hook::EGRESS),
+            (flow_flags::HAIRPIN, hook::INGRESS_INSIDE),
+            (FORWARD, hook::INGRESS_OUTSIDE),
+            (FORWARD | flow_flags::LOCAL, hook::INGRESS_INSIDE),
         ] {
-            assert_eq!(flow(0, flags).peer_key(protocol::TCP).hook, at, "{flags}");
+            assert_eq!(flow(0, flags).reply_hook(), at, "{flags}");
+        }
+        for hook in [hook::EGRESS, hook::INGRESS_INSIDE, hook::INGRESS_OUTSIDE] {
+            let mut flow = flow(0, flow_flags::REPLY | FORWARD);
+            flow.set_peer_hook(hook::EGRESS);
+            flow.set_peer_hook(hook);
+            assert_eq!(flow.peer_key(protocol::TCP).hook, hook);
+            assert!(flow.is_reply());
+        }
+    }
+
+    #[test]
+    fn numbers_count_where_the_window_may_be() {
+        const MIB: u32 = 1 << 20;
+        for acknowledged in [0, 1000, u32::MAX - 1000, 1 << 31] {
+            let flow = Flow {
+                acknowledged,
+                ..flow(0, 0)
+            };
+            for (distance, expected) in [(0, true), (MIB, true), (5 * MIB, false), (1 << 31, false)] {
+                assert_eq!(flow.is_in_window(acknowledged.wrapping_add(distance)), expected);
+                assert_eq!(flow.is_in_window(acknowledged.wrapping_sub(distance)), expected);
+            }
         }
     }
 
@@ -368,7 +489,7 @@ mod tests {
             };
             let key = flow.peer_key(protocol::UDP);
             prop_assert!(flow.answers(&key));
-            let back = key.reversed(hook::INGRESS);
+            let back = key.reversed(hook::INGRESS_INSIDE);
             prop_assert_eq!((back.source, back.destination), (flow.source, flow.destination));
             prop_assert_eq!(back.ports_word(), flow.ports_word());
         }

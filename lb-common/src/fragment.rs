@@ -48,7 +48,7 @@ pub(crate) fn parse<A: Address>(
     let Some(destination) = A::read(packet, network + A::DESTINATION_OFFSET) else {
         return Kind::Foreign;
     };
-    if hook == hook::INGRESS && !tables.concerns(destination) {
+    if hook != hook::EGRESS && !tables.concerns(destination) {
         return Kind::Foreign;
     }
     let key = FragmentKey {
@@ -84,7 +84,7 @@ pub(crate) fn parse<A: Address>(
                 parsed.key.destination_port = first.destination_port;
                 Kind::Parsed
             }
-            _ if hook == hook::INGRESS && is_vip(tables, destination) => {
+            _ if hook != hook::EGRESS && is_vip(tables, destination) => {
                 tables.count_reason(Reason::UnknownFragment);
                 Kind::Lost
             }

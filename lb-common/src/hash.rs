@@ -78,7 +78,7 @@ mod tests {
             source_port: Port::new(port),
             destination_port: Port::new(80),
             protocol: protocol::TCP,
-            hook: hook::INGRESS,
+            hook: hook::INGRESS_INSIDE,
             pad: 0,
         }
     }

@@ -8,12 +8,12 @@ use core::mem::MaybeUninit;
 use crate::address::Address;
 use crate::answer;
 use crate::choose::Origin;
-use crate::flow::FlowEntry;
+use crate::flow::{FlowEntry, StateChange};
 use crate::forward::{hand_over, send_on};
-use crate::layout::{Flow, FlowKey, backend_state, flow_flags, hook, protocol};
+use crate::layout::{Flow, FlowKey, backend_state, flow_flags, flow_state, hook, protocol};
 use crate::open::open;
 use crate::packet::{Packet, Part, Verdict};
-use crate::parse::{Parsed, tcp_flags};
+use crate::parse::{Parsed, TCP_ACKNOWLEDGEMENT, TCP_SEQUENCE, tcp_flags};
 use crate::reason::Reason;
 use crate::step::Step;
 use crate::tables::Tables;
@@ -39,9 +39,9 @@ pub(crate) fn ingress<A: Address>(
     }
     // Zeroing it would cost more than the lookup of a flow: it becomes a call of memset, which counts bytes.
     let mut flow = MaybeUninit::uninit();
-    let mut step = remembered(tables, parsed, &mut flow);
+    let mut step = remembered(packet, tables, parsed, &mut flow);
     if step == Step::Open && concerns {
-        step = open(packet, tables, &parsed.key, origin, &mut flow);
+        step = open(packet, tables, parsed, origin, &mut flow);
         if step == Step::Translate {
             // SAFETY: whoever says so has written the flow.
             tables.count_connection(unsafe { flow.assume_init_ref() }.service);
@@ -85,6 +85,7 @@ fn pass<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>) -> Verdict {
 /// Finds the live flow of a packet.
 #[inline(always)]
 fn remembered<A: Address>(
+    packet: &impl Packet,
     tables: &impl Tables<A>,
     parsed: &Parsed<A>,
     flow: &mut MaybeUninit<Flow<A>>,
@@ -95,11 +96,18 @@ fn remembered<A: Address>(
     };
     let flow = flow.write(entry.get());
     let now = tables.now();
-    if (flow.is_closed() && parsed.is_syn()) || is_idle(tables, key, flow, now) {
+    if flow.is_reply() && !is_reply_to_flow(packet, parsed, flow) {
+        // Where it leaves the stack it is looked at again.
+        return Step::Open;
+    }
+    if parsed.is_syn() && begins_anew(tables, key, flow) {
+        return Step::Open;
+    }
+    if is_idle(tables, key, flow, now) && !is_resumed(tables, parsed, flow) {
         return Step::Open;
     }
     if flow.is_reply() || backend_lives(tables, flow) || is_kept(tables, parsed) {
-        note(tables, &entry, flow, parsed, now);
+        record_packet(packet, tables, &entry, flow, parsed, now);
         return Step::Translate;
     }
     // The backend is gone: UDP and new connections get another one, TCP is told.
@@ -109,6 +117,26 @@ fn remembered<A: Address>(
     } else {
         Step::Open
     }
+}
+
+/// Whether a SYN on the tuple of a flow begins another connection: the old one has ended, or its replies belong to a
+/// connection of the client straight to the backend.
+#[inline(always)]
+fn begins_anew<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+    if flow.state & flow_state::ANSWERED != 0 {
+        return flow.is_closed();
+    }
+    flow.is_closed() || flow.state & flow_state::CLASH != 0 || !has_peer(tables, key, flow)
+}
+
+/// Whether a packet goes on with a connection that was idle for longer than it lives. A SYN does not, and a datagram
+/// may belong to anybody who has the port now.
+#[inline(always)]
+fn is_resumed<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
+    parsed.key.protocol != protocol::UDP
+        && !parsed.is_syn()
+        && flow.state & flow_state::CONFIRMED != 0
+        && has_peer(tables, &parsed.key, flow)
 }
 
 /// Whether neither direction of a connection was seen for longer than it lives.
@@ -132,6 +160,31 @@ fn peer_is_seen<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Fl
         })
 }
 
+#[inline(never)]
+fn has_peer<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+    peer(tables, key, flow).is_some()
+}
+
+/// Whether the client of the connection that receives its replies under this key still sends, though they may be
+/// none: a datagram may be answered by nobody for hours.
+#[inline(never)]
+pub(crate) fn is_requested<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>) -> bool {
+    let Some(entry) = tables.flow(reply_key) else {
+        return false;
+    };
+    let reply = entry.get();
+    if reply.is_closed() {
+        return false;
+    }
+    let Some(request) = peer(tables, reply_key, &reply) else {
+        return false;
+    };
+    let request = request.get();
+    !request.is_expired(reply_key.protocol, tables.now(), |protocol, state| {
+        tables.lifetime(protocol, state)
+    })
+}
+
 /// The entry of the opposite direction, unless another connection has taken its place.
 #[inline(always)]
 fn peer<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) -> Option<FlowEntry<A>> {
@@ -149,30 +202,127 @@ fn forget<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>)
     tables.remove_flow(key);
 }
 
-/// Notes what a packet tells about its flow, writing only what changed.
+/// Records what a packet says of its flow, writing only what changed.
 #[inline(always)]
-pub(crate) fn note<A: Address>(
+pub(crate) fn record_packet<A: Address>(
+    packet: &impl Packet,
     tables: &impl Tables<A>,
     entry: &FlowEntry<A>,
     flow: &Flow<A>,
     parsed: &Parsed<A>,
     now: u32,
 ) {
+    let change = flow.state_change(parsed.headers.tcp_flags);
     if flow.last_seen != now {
         entry.set_last_seen(now);
+        record_acknowledgement(packet, entry, parsed);
     }
-    let news = flow.news(parsed.headers.tcp_flags);
-    if news != 0 {
-        entry.add_state(news);
-        tell_peer(tables, &parsed.key, flow, news);
+    if !change.is_empty() {
+        // Before the state says that the connection is established: only then a RST is compared with the number.
+        record_acknowledgement(packet, entry, parsed);
+        change_state(packet, tables, parsed, flow, change);
     }
 }
 
-/// Adds bits to the entry of the opposite direction.
+/// Records the acknowledgement number of a segment.
 #[inline(never)]
-fn tell_peer<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>, news: u8) {
-    if let Some(peer) = peer(tables, key, flow) {
-        peer.add_state(news);
+fn record_acknowledgement<A: Address>(packet: &impl Packet, entry: &FlowEntry<A>, parsed: &Parsed<A>) {
+    const BITS: u8 = tcp_flags::ACK | tcp_flags::RST;
+    if parsed.key.protocol != protocol::TCP
+        || parsed.headers.part == Part::Later
+        || parsed.headers.tcp_flags & BITS != tcp_flags::ACK
+    {
+        return;
+    }
+    if let Some(number) = packet.view::<4>(parsed.headers.transport + TCP_ACKNOWLEDGEMENT) {
+        entry.set_acknowledged(u32::from_be(number.u32::<0>()));
+    }
+}
+
+/// Changes the state in the entries of both directions.
+#[inline(never)]
+fn change_state<A: Address>(
+    packet: &impl Packet,
+    tables: &impl Tables<A>,
+    parsed: &Parsed<A>,
+    flow: &Flow<A>,
+    change: StateChange,
+) {
+    let mut change = change;
+    let peer = peer(tables, &parsed.key, flow);
+    if change.added & flow_state::RESET != 0
+        && flow.state & flow_state::CONFIRMED != 0
+        && parsed.key.protocol == protocol::TCP
+        && let Some(peer) = &peer
+        && !is_believable_reset(packet, parsed, &peer.get())
+    {
+        change.added &= !flow_state::RESET;
+    }
+    if let Some(entry) = tables.flow(&parsed.key) {
+        entry.change_state(change);
+    }
+    if let Some(peer) = peer {
+        peer.change_state(change);
+    }
+}
+
+/// Whether a RST can come from somebody who knows the connection (RFC 5961 section 3.2): its sequence number is about
+/// what the other side has acknowledged.
+#[inline(always)]
+fn is_believable_reset<A: Address>(packet: &impl Packet, parsed: &Parsed<A>, peer: &Flow<A>) -> bool {
+    packet
+        .view::<4>(parsed.headers.transport + TCP_SEQUENCE)
+        .is_some_and(|number| peer.is_in_window(u32::from_be(number.u32::<0>())))
+}
+
+/// Whether a reply's entry translates a segment. Until the backend has answered the client's first segment, the client
+/// may have been somebody else with its address, and what the backend sends may belong to the client's own connection
+/// straight to it.
+#[inline(always)]
+pub(crate) fn is_reply_to_flow<A: Address>(packet: &impl Packet, parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
+    const REPLACED: u8 = flow_flags::HAIRPIN | flow_flags::FORWARD;
+    if flow.state & flow_state::CLASH != 0 {
+        return false;
+    }
+    flow.state & flow_state::ANSWERED != 0
+        || parsed.key.protocol != protocol::TCP
+        // A tuple that the node has made is nobody else's.
+        || flow.flags & REPLACED != 0
+        || flow.destination_port != parsed.key.destination_port
+        || is_first_answer(packet, parsed, flow)
+}
+
+/// Whether a segment is what a backend answers to a first one.
+#[inline(never)]
+fn is_first_answer<A: Address>(packet: &impl Packet, parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
+    let flags = parsed.headers.tcp_flags;
+    let word = |offset| {
+        packet
+            .view::<4>(parsed.headers.transport + offset)
+            .map_or(0, |number| u32::from_be(number.u32::<0>()))
+    };
+    if flow.flags & flow_flags::MIDSTREAM != 0 {
+        return flags & tcp_flags::ACK != 0 && flow.is_in_window(word(TCP_ACKNOWLEDGEMENT));
+    }
+    if flags & tcp_flags::ACK == 0 {
+        return false;
+    }
+    // The RST that refuses a SYN has the sequence number 0 (RFC 9293 section 3.10.7.1).
+    flags & tcp_flags::SYN != 0 || (flags & tcp_flags::RST != 0 && word(TCP_SEQUENCE) == 0)
+}
+
+/// Remembers that the replies' tuple belongs to another connection of the client.
+#[inline(never)]
+pub(crate) fn record_clash<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, flow: &Flow<A>) {
+    let change = StateChange {
+        added: flow_state::CLASH,
+        removed: 0,
+    };
+    if let Some(entry) = tables.flow(&parsed.key) {
+        entry.change_state(change);
+    }
+    if let Some(peer) = peer(tables, &parsed.key, flow) {
+        peer.change_state(change);
     }
 }
 
@@ -223,15 +373,22 @@ fn apply<A: Address>(
     }
 }
 
-/// A client that connects straight to an address may reuse the port of a connection through a frontend that has
-/// ended: its answers must not be taken for replies of that one.
+/// A client that connects straight to an address may use the port of a connection through a frontend that has ended, or
+/// was never established: its answers must not be taken for replies of that one.
 #[inline(never)]
 fn forget_stale_reply<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>) {
     let key = key.reversed(hook::EGRESS);
     if !tables.may_reply(key.source, key.source_port) {
         return;
     }
-    if tables.flow(&key).is_some_and(|entry| entry.get().is_closed()) {
+    let Some(entry) = tables.flow(&key) else {
+        return;
+    };
+    let flow = entry.get();
+    let is_stale = flow.is_closed()
+        || flow.state & flow_state::CONFIRMED == 0
+        || is_idle(tables, &key, &flow, tables.now());
+    if is_stale {
         tables.remove_flow(&key);
     }
 }
@@ -249,6 +406,10 @@ fn stop<A: Address>(
     // A RST is never answered (RFC 9293 section 3.10.7.1), and of a datagram's fragments only the first is (RFC 1122
     // section 3.2.2), but for TCP: what RST must say is in the others.
     let is_answered = match parsed.headers.part {
+        // What would end an SCTP association must name its tag, which is not known here.
+        Part::Whole if reason == Reason::UnknownConnection => {
+            parsed.key.protocol == protocol::TCP && parsed.headers.tcp_flags & tcp_flags::RST == 0
+        }
         Part::Whole => parsed.headers.tcp_flags & tcp_flags::RST == 0,
         Part::First => parsed.key.protocol != protocol::TCP,
         Part::Later => false,
@@ -285,6 +446,10 @@ mod tests {
     use proptest::prelude::*;
 
     type End = (Address4, Port);
+
+    const SYN_ACK: u8 = tcp_flags::SYN | tcp_flags::ACK;
+    /// The answer to a SYN where nobody listens.
+    const REFUSED: u8 = tcp_flags::RST | tcp_flags::ACK;
 
     fn end(last: u8, port: u16) -> End {
         (Address4::from_bytes([10, 0, 0, last]), Port::new(port))
@@ -352,13 +517,13 @@ mod tests {
     }
 
     fn key(packet: &Bytes) -> FlowKey<Address4> {
-        parse::ipv4(packet, 14, hook::INGRESS).unwrap().key
+        parse::ipv4(packet, 14, hook::INGRESS_INSIDE).unwrap().key
     }
 
     /// Where a segment that enters comes from and goes to afterwards.
     fn enter(tables: &HostTables<Address4>, source: End, destination: End, flags: u8) -> (Verdict, End, End) {
         let mut packet = segment(source, destination, flags);
-        let mut parsed = parse::ipv4(&packet, 14, hook::INGRESS).unwrap();
+        let mut parsed = parse::ipv4(&packet, 14, hook::INGRESS_INSIDE).unwrap();
         let verdict = ingress(&mut packet, tables, &mut parsed, Origin::Inside);
         let key = key(&packet);
         (
@@ -482,7 +647,7 @@ mod tests {
 
     /// What becomes of a packet between Pods of this node.
     fn enter_locally(tables: &HostTables<Address4>, packet: &mut Bytes) -> Verdict {
-        let mut parsed = parse::ipv4(packet, 14, hook::INGRESS).unwrap();
+        let mut parsed = parse::ipv4(packet, 14, hook::INGRESS_INSIDE).unwrap();
         ingress(packet, tables, &mut parsed, Origin::Inside)
     }
 
@@ -508,7 +673,7 @@ mod tests {
         assert_eq!(enter_locally(&tables, &mut request), Verdict::Redirect);
         let at = key(&request);
         assert_eq!((at.source, at.destination), (end(50, 0).0, end(11, 0).0));
-        let mut reply = to_pods(segment(end(11, 8080), end(50, 1000), tcp_flags::ACK));
+        let mut reply = to_pods(segment(end(11, 8080), end(50, 1000), SYN_ACK));
         assert_eq!(enter_locally(&tables, &mut reply), Verdict::Redirect);
         let at = key(&reply);
         assert_eq!((at.source, at.source_port), (end(1, 0).0, Port::new(80)));
@@ -558,7 +723,7 @@ mod tests {
         let mut entered = reply.clone();
         assert_eq!(enter_locally(&tables, &mut entered), Verdict::Pass);
         assert_eq!(entered, reply);
-        let (source, _) = leave(&tables, end(11, 8080), end(50, 1000), tcp_flags::ACK);
+        let (source, _) = leave(&tables, end(11, 8080), end(50, 1000), SYN_ACK);
         assert_eq!(source, end(1, 80));
     }
 
@@ -589,7 +754,7 @@ mod tests {
         assert_eq!(key(&reply).source, pod.0);
         assert_eq!(leave(&tables, pod, client, tcp_flags::ACK), (pod, client));
         tables.backends = backends;
-        assert_eq!(leave(&tables, pod, client, tcp_flags::RST), (end(1, 80), client));
+        assert_eq!(leave(&tables, pod, client, REFUSED), (end(1, 80), client));
         // A connection to the Pod itself from the same port: an entry that has ended is no reply's any more.
         let count = tables.flow_count();
         let backends = core::mem::take(&mut tables.backends);
@@ -643,7 +808,7 @@ mod tests {
                             (backend.address, backend.port) == pod && backend.state != backend_state::GONE
                         });
                         prop_assert!(lives, "{pod:?}");
-                        prop_assert_eq!(leave(&tables, pod, source, tcp_flags::ACK), (vip, client));
+                        prop_assert_eq!(leave(&tables, pod, source, SYN_ACK), (vip, client));
                         prop_assert_eq!(enter(&tables, client, vip, tcp_flags::ACK), (Verdict::Pass, source, pod));
                         if matches!(event, Event::Close { .. }) {
                             enter(&tables, client, vip, tcp_flags::FIN | tcp_flags::ACK);

@@ -10,7 +10,7 @@ use crate::flow::Lifetimes;
 use crate::tables::PortRange;
 
 /// The version of these layouts: part of the pin path, so that an agent never reads maps of another layout.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Names of the maps, in the kernel and under the pin path.
 pub mod map {
@@ -288,6 +288,8 @@ pub mod frontend_flags {
     pub const ECHO: u32 = 1 << 4;
     /// In a row with source ranges: processes of the node itself may come, as one of its addresses is in a range.
     pub const NODE_ALLOWED: u32 = 1 << 5;
+    /// The address is one of the node's own: packets to it may be answers to the node's own connections.
+    pub const NODE_ADDRESS: u32 = 1 << 6;
 }
 
 /// Clients that may use an address with `loadBalancerSourceRanges`: key of the source ranges maps.
@@ -380,10 +382,13 @@ pub struct FlowKey<A> {
 
 /// Values of [`FlowKey::hook`].
 pub mod hook {
-    /// The packet enters the node's stack from a Pod or a network device.
-    pub const INGRESS: u8 = 0;
+    /// The packet enters the node's stack from a Pod.
+    pub const INGRESS_INSIDE: u8 = 0;
     /// The packet leaves the node's stack towards a Pod or a network device.
     pub const EGRESS: u8 = 1;
+    /// The packet enters the node's stack from a network device. A packet from there with a Pod's address is not the
+    /// Pod's, so it does not find the Pod's flows.
+    pub const INGRESS_OUTSIDE: u8 = 2;
 }
 
 /// The remembered rewrite of one direction of a connection: value of the flows maps.
@@ -406,6 +411,9 @@ pub struct Flow<A> {
     pub generation: u32,
     /// When a packet was last seen, in ticks (see [`crate::tables::Tables::now`]).
     pub last_seen: u32,
+    /// The acknowledgement number of this direction's TCP segments, about a tick old; before the first one of a reply,
+    /// the sequence number of the segment that opened the flow. Host byte order.
+    pub acknowledged: u32,
     /// Bits of [`flow_state`].
     pub state: u8,
     /// Bits of [`flow_flags`].
@@ -414,7 +422,7 @@ pub struct Flow<A> {
     pub difference: u16,
 }
 
-/// Bits of [`Flow::state`], kept in the entry of the request direction.
+/// Bits of [`Flow::state`], the same in the entries of both directions.
 pub mod flow_state {
     /// The backend has answered.
     pub const ANSWERED: u8 = 1;
@@ -424,8 +432,14 @@ pub mod flow_state {
     pub const FIN_REPLY: u8 = 1 << 2;
     /// Either side has sent RST.
     pub const RESET: u8 = 1 << 3;
+    /// The client has sent another packet after the backend's answer. Only that makes a TCP connection established: a
+    /// client with a forged address does not receive the answer.
+    pub const CONFIRMED: u8 = 1 << 4;
+    /// The backend has answered the SYN as if the connection were open already: the client has another connection from
+    /// the same port straight to the backend. What the backend sends belongs to that one.
+    pub const CLASH: u8 = 1 << 5;
     /// How many combinations there are.
-    pub const COUNT: u8 = 1 << 4;
+    pub const COUNT: u8 = 1 << 6;
 }
 
 /// Bits of [`Flow::flags`].
@@ -434,10 +448,14 @@ pub mod flow_flags {
     pub const REPLY: u8 = 1;
     /// The client is the chosen backend: the packet goes back out of the device it came in on.
     pub const HAIRPIN: u8 = 1 << 1;
-    /// The client is outside and the backend on another node: the packet is sent on without the node's stack.
+    /// The client's address is replaced by one of this node, and the packet is sent on without the node's stack.
     pub const FORWARD: u8 = 1 << 2;
     /// Client and backend are on this node: the packet may be handed over to the Pod without the node's stack.
     pub const LOCAL: u8 = 1 << 3;
+    /// A TCP segment that was no SYN opened the flow: its connection began elsewhere, or its entry was lost.
+    pub const MIDSTREAM: u8 = 1 << 4;
+    /// Shift of the bits that say at which [`super::hook`] the opposite direction is seen.
+    pub const PEER_HOOK_SHIFT: u8 = 6;
 }
 
 /// A socket and an address it knows its peer by: key of the sockets maps.
@@ -626,8 +644,8 @@ assert_layout! {
     Backend<Address6>: 28, align 4;
     FlowKey<Address4>: 16, align 4;
     FlowKey<Address6>: 40, align 4;
-    Flow<Address4>: 32, align 4;
-    Flow<Address6>: 56, align 4;
+    Flow<Address4>: 36, align 4;
+    Flow<Address6>: 60, align 4;
     SocketKey<Address4>: 16, align 4;
     SocketKey<Address6>: 28, align 4;
     Socket<Address4>: 20, align 4;
@@ -641,7 +659,7 @@ assert_layout! {
     Device: 20, align 4;
     ServiceName: 200, align 1;
     ServiceStats: 16, align 8;
-    LoadedSettings: 64, align 4;
+    LoadedSettings: 72, align 4;
 }
 
 #[cfg(feature = "aya")]

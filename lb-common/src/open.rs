@@ -10,10 +10,13 @@ use crate::address::Address;
 use crate::checksum::Sum;
 use crate::choose::{Origin, affine, choose, find_frontend, region, stay};
 use crate::hash;
+use crate::ingress::is_requested;
 use crate::layout::{
-    AffinityKey, Flow, FlowKey, Frontend, Port, backend_flags, flow_flags, frontend_flags, protocol,
+    AffinityKey, Flow, FlowKey, Frontend, Port, backend_flags, flow_flags, flow_state, frontend_flags,
+    protocol,
 };
 use crate::packet::{Hop, Packet, Route};
+use crate::parse::{Parsed, TCP_SEQUENCE, tcp_flags};
 use crate::reason::Reason;
 use crate::step::Step;
 use crate::tables::{TICK_SHIFT, Tables};
@@ -30,33 +33,45 @@ const TIME_WAIT: u32 = 60;
 pub(crate) fn open<A: Address>(
     packet: &impl Packet,
     tables: &impl Tables<A>,
-    key: &FlowKey<A>,
+    parsed: &Parsed<A>,
     origin: Origin,
     flow: &mut MaybeUninit<Flow<A>>,
 ) -> Step {
-    let step = select(tables, key, origin, flow);
+    let step = select(tables, parsed, origin, flow);
     if step != Step::Translate {
         return step;
     }
     // SAFETY: `select` has written it.
     let flow = unsafe { flow.assume_init_mut() };
+    if flow.flags & flow_flags::MIDSTREAM != 0 {
+        flow.acknowledged = sequence(packet, parsed);
+    }
     if flow.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD) != 0 {
         let step = set_source(packet, tables, flow);
         if step != Step::Translate {
             return step;
         }
     }
-    remember(tables, key, flow)
+    remember(tables, &parsed.key, flow)
+}
+
+/// The sequence number of a segment.
+#[inline(always)]
+fn sequence<A: Address>(packet: &impl Packet, parsed: &Parsed<A>) -> u32 {
+    packet
+        .view::<4>(parsed.headers.transport + TCP_SEQUENCE)
+        .map_or(0, |number| u32::from_be(number.u32::<0>()))
 }
 
 /// Chooses a backend; the source stays.
 #[inline(never)]
 fn select<A: Address>(
     tables: &impl Tables<A>,
-    key: &FlowKey<A>,
+    parsed: &Parsed<A>,
     origin: Origin,
     flow: &mut MaybeUninit<Flow<A>>,
 ) -> Step {
+    let key = &parsed.key;
     let Some(frontend) = find_frontend(tables, key.destination, key.destination_port, key.protocol) else {
         return Step::Pass;
     };
@@ -71,6 +86,13 @@ fn select<A: Address>(
             return Step::Stop(reason);
         }
     };
+    let is_midstream = key.protocol != protocol::UDP && !parsed.is_syn();
+    if is_midstream {
+        match resume(parsed, &frontend, origin) {
+            Step::Open => {}
+            step => return step,
+        }
+    }
     let affinity = AffinityKey {
         client: key.source,
         namespace: [0; 2],
@@ -86,15 +108,16 @@ fn select<A: Address>(
         tables.random()
     };
     if id == 0 {
-        id = choose(tables, &region, hash);
+        id = choose(tables, frontend.service, &region, hash);
     }
-    let Some(backend) = tables.backend(id).filter(|_| id != 0) else {
+    let backend = tables.backend(id).filter(|_| id != 0);
+    let Some(backend) = backend.filter(|backend| backend.service == frontend.service) else {
         return Step::Stop(Reason::StaleSlots);
     };
     if frontend.affinity_seconds != 0 {
         stay(tables, &affinity, id, backend.generation);
     }
-    let flags = if origin == Origin::Outside && backend.flags & backend_flags::LOCAL == 0 {
+    let mut flags = if origin == Origin::Outside && backend.flags & backend_flags::LOCAL == 0 {
         flow_flags::FORWARD
     } else if backend.address == key.source {
         flow_flags::HAIRPIN
@@ -103,6 +126,9 @@ fn select<A: Address>(
     } else {
         0
     };
+    if is_midstream {
+        flags |= flow_flags::MIDSTREAM;
+    }
     flow.write(Flow {
         source: key.source,
         destination: backend.address,
@@ -112,11 +138,29 @@ fn select<A: Address>(
         backend: id,
         generation: backend.generation,
         last_seen: tables.now(),
+        acknowledged: 0,
         state: 0,
         flags,
         difference: 0,
     });
     Step::Translate
+}
+
+/// What becomes of a packet that goes on with a connection which is not known. It may go to a backend only where that is
+/// the same one for certain: from outside, where the hash of the packet decides. [`Step::Open`] says so.
+#[inline(always)]
+fn resume<A>(parsed: &Parsed<A>, frontend: &Frontend, origin: Origin) -> Step {
+    if frontend.flags & frontend_flags::NODE_ADDRESS != 0 {
+        // It may be the answer to a connection of the node itself.
+        return Step::Pass;
+    }
+    let is_certain = origin == Origin::Outside && frontend.maglev.length != 0;
+    let resets = parsed.headers.tcp_flags & tcp_flags::RST != 0;
+    if is_certain && !resets {
+        Step::Open
+    } else {
+        Step::Stop(Reason::UnknownConnection)
+    }
 }
 
 /// Why this frontend is none for this client; [`Step::Open`] if it is one.
@@ -166,7 +210,10 @@ fn set_source<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, flow: &
 fn remember<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &mut Flow<A>) -> Step {
     let addresses = key.source.difference(flow.source, Sum::new());
     flow.difference = key.destination.difference(flow.destination, addresses).fold16();
+    let reply_hook = flow.reply_hook();
+    flow.set_peer_hook(reply_hook);
     let mut reply_key = flow.peer_key(key.protocol);
+    flow.set_peer_hook(key.hook);
     // In place, for the sake of the stack: the reply's key has what is written over.
     flow.source = key.destination;
     flow.source_port = key.destination_port;
@@ -180,6 +227,7 @@ fn remember<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &mut Fl
     flow.destination = reply_key.source;
     flow.destination_port = reply_key.source_port;
     flow.flags &= !flow_flags::REPLY;
+    flow.set_peer_hook(reply_hook);
     flow.difference = !flow.difference;
     if step == Step::Translate && !tables.insert_flow(key, flow) {
         step = Step::Stop(Reason::FlowTableFull);
@@ -202,7 +250,7 @@ fn add_reply<A: Address>(
     if is_own && tables.add_flow(reply_key, flow) {
         return Step::Translate;
     }
-    if !is_own || free_for(tables, reply_key, key) == 0 {
+    if !is_own || !is_free(tables, reply_key, free_for(tables, reply_key, key)) {
         if is_fixed {
             return Step::Stop(Reason::NoSourcePort);
         }
@@ -217,7 +265,7 @@ fn add_reply<A: Address>(
                 return Step::Translate;
             }
             let free_for = free_for(tables, reply_key, key);
-            if free_for > longest {
+            if free_for > longest && is_free(tables, reply_key, free_for) {
                 (best, longest) = (reply_key.destination_port, free_for);
             }
             if longest > enough {
@@ -236,6 +284,15 @@ fn add_reply<A: Address>(
     }
 }
 
+/// Whether a key whose replies have been nobody's for so many ticks is nobody's at all.
+#[inline(always)]
+fn is_free<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, free_for: u32) -> bool {
+    free_for == OWN || (free_for != 0 && !is_requested(tables, reply_key))
+}
+
+/// What [`free_for`] says of keys that nobody else has.
+const OWN: u32 = u32::MAX;
+
 #[inline(always)]
 fn translated_port<A: Address>(tables: &impl Tables<A>) -> Port {
     let ports = tables.translated_ports();
@@ -244,15 +301,17 @@ fn translated_port<A: Address>(tables: &impl Tables<A>) -> Port {
 }
 
 /// For how many ticks no other live connection has received its replies under this key, at least 1; 0 if one does: one
-/// client port may talk to two frontends that share a backend.
+/// client port may talk to two frontends that share a backend. Whether its client still sends is for [`is_requested`] to
+/// say.
 #[inline(never)]
 fn free_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, key: &FlowKey<A>) -> u32 {
     let Some(entry) = tables.flow(reply_key) else {
-        return u32::MAX;
+        return OWN;
     };
     let reply = entry.get();
-    if reply.answers(key) {
-        return u32::MAX;
+    let is_clash = reply.state & flow_state::CLASH != 0;
+    if reply.answers(key) && !is_clash {
+        return OWN;
     }
     // Before the call of `now`, for the sake of the stack: only little of the entry is needed after it.
     let is_closed = reply.is_closed();

@@ -404,6 +404,10 @@ mod sctp_chunk {
     pub(super) const SHUTDOWN_COMPLETE: u8 = 14;
 }
 
+/// Offset of the sequence number in a TCP header.
+pub(crate) const TCP_SEQUENCE: u32 = offset_of!(TcpHdr, seq) as u32;
+/// Offset of the acknowledgement number in a TCP header.
+pub(crate) const TCP_ACKNOWLEDGEMENT: u32 = offset_of!(TcpHdr, ack_seq) as u32;
 /// Offset of the byte whose upper half is the length of the TCP header in words.
 pub(crate) const TCP_DATA_OFFSET: usize = 12;
 /// Offset of the byte with the TCP flags.
@@ -447,7 +451,7 @@ mod tests {
     }
 
     fn parse6(bytes: &[u8]) -> Option<Parsed<Address6>> {
-        ipv6(&Bytes::from(bytes.to_vec()), 0, hook::INGRESS)
+        ipv6(&Bytes::from(bytes.to_vec()), 0, hook::INGRESS_INSIDE)
     }
 
     #[test]

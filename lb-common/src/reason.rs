@@ -33,11 +33,14 @@ pub enum Reason {
     HopLimit = 12,
     /// Dropped: a fragment to a VIP whose first fragment was not seen.
     UnknownFragment = 13,
+    /// Answered with RST: a TCP segment that is no SYN, of a connection that is not known and whose backend cannot be
+    /// told.
+    UnknownConnection = 14,
 }
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NoEndpoint,
         Self::NoLocalEndpoint,
         Self::UnknownPort,
@@ -52,6 +55,7 @@ impl Reason {
         Self::TooBig,
         Self::HopLimit,
         Self::UnknownFragment,
+        Self::UnknownConnection,
     ];
 
     /// The name in metrics, tables and logs.
@@ -71,6 +75,7 @@ impl Reason {
             Self::TooBig => "too_big",
             Self::HopLimit => "hop_limit",
             Self::UnknownFragment => "unknown_fragment",
+            Self::UnknownConnection => "unknown_connection",
         }
     }
 
@@ -78,7 +83,12 @@ impl Reason {
     #[inline(always)]
     pub const fn is_answered(self) -> bool {
         match self {
-            Self::NoEndpoint | Self::UnknownPort | Self::BackendGone | Self::TooBig | Self::HopLimit => true,
+            Self::NoEndpoint
+            | Self::UnknownPort
+            | Self::BackendGone
+            | Self::TooBig
+            | Self::HopLimit
+            | Self::UnknownConnection => true,
             Self::NoLocalEndpoint
             | Self::StaleSlots
             | Self::NoSourcePort

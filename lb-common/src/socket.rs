@@ -259,9 +259,12 @@ fn backend_for<A: Address>(
         id = affine(tables, &affinity, frontend, Origin::Inside);
     }
     if id == 0 {
-        id = choose(tables, &region, tables.random());
+        id = choose(tables, frontend.service, &region, tables.random());
     }
-    let backend = tables.backend(id).filter(|_| id != 0).ok_or(Reason::StaleSlots)?;
+    let backend = tables
+        .backend(id)
+        .filter(|backend| id != 0 && backend.service == frontend.service)
+        .ok_or(Reason::StaleSlots)?;
     if has_affinity {
         stay(tables, &affinity, id, backend.generation);
     }

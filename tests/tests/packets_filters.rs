@@ -7,7 +7,7 @@ use aya::maps::{Array, Map, MapData};
 use lb_agent::datapath::live::{LiveFamily, LiveMaps};
 use lb_agent::maps::{BackendState, MapOp};
 use lb_common::layout::{Address4, Address6, Port, map};
-use lb_tests::packet::build::{ack, see, syn};
+use lb_tests::packet::build::{see, syn, syn_ack};
 use lb_tests::packet::world::{DEVICES, Device, World, at, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
@@ -20,7 +20,7 @@ fn open(datapath: &mut Datapath, world: &World, service: u32, device: Device) {
 
 /// Where a reply comes from.
 fn source_of_reply(datapath: &mut Datapath, world: &World, device: Device) -> SocketAddr {
-    let reply = ack(world.pod, world.client).bytes();
+    let reply = syn_ack(world.pod, world.client).bytes();
     see(&datapath.pass(device.egress, &reply)).source
 }
 

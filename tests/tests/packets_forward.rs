@@ -8,7 +8,7 @@ use lb_common::reason::Reason;
 use lb_common::tables::{PortRange, TRANSLATED_PORTS};
 use lb_tests::packet::build::{Build, Link, ack, see, syn, udp};
 use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, FRONT_LINK, NARROW_MTU, Network, Place};
-use lb_tests::packet::world::{PROTOCOLS, World, at, data, first, keys, worlds};
+use lb_tests::packet::world::{PROTOCOLS, World, answer, at, data, first, keys, worlds};
 use lb_tests::packet::{Datapath, datapath, datapath_with};
 
 /// The programs that see clients outside.
@@ -177,8 +177,8 @@ fn an_address_of_this_node_is_left_to_its_stack() {
         for protocol in PROTOCOLS {
             let request = datapath.pass(program, &first(protocol, world.client, world.vip).bytes());
             assert_eq!(request, first(protocol, world.client, pod).bytes());
-            let reply = datapath.pass("lb_tc_to_network", &data(protocol, pod, world.client).bytes());
-            assert_eq!(reply, data(protocol, world.vip, world.client).bytes());
+            let reply = datapath.pass("lb_tc_to_network", &answer(protocol, pod, world.client).bytes());
+            assert_eq!(reply, answer(protocol, world.vip, world.client).bytes());
         }
     });
 }

@@ -8,7 +8,9 @@ use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, Link, NODE, SENDER, see, syn, udp};
 use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Network, Place};
-use lb_tests::packet::world::{DEVICES, PROTOCOLS, World, at, data, keys, worlds};
+use lb_tests::packet::world::{
+    DEVICES, Device, POD_DEVICE, PROTOCOLS, World, answer, at, data, first, keys, worlds,
+};
 use lb_tests::packet::{Borrowed, Datapath, datapath};
 
 /// Content of all fragments but the last: a TCP header fits.
@@ -31,6 +33,12 @@ fn prepared() -> Option<Borrowed> {
 /// A packet of several fragments.
 fn large(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Build {
     data(protocol, source, destination).payload(&[0x5a; 61])
+}
+
+/// Opens the connection that packets belong to.
+fn open(datapath: &mut Datapath, device: Device, protocol: Protocol, world: &World) {
+    datapath.pass(device.ingress, &first(protocol, world.client, world.vip).bytes());
+    datapath.pass(device.egress, &answer(protocol, world.pod, world.client).bytes());
 }
 
 /// The first fragment and one that follows.
@@ -72,6 +80,7 @@ fn request_and_reply() {
         for device in DEVICES {
             for protocol in PROTOCOLS {
                 datapath.forget();
+                open(&mut datapath, device, protocol, &world);
                 // All of it in one is an "atomic fragment" of IPv6 (RFC 6946).
                 for (identification, length) in [(1, LENGTH), (2, 32), (0xfffe, 72), (3, 1000)] {
                     let packet = large(protocol, world.client, world.vip);
@@ -197,9 +206,10 @@ fn sent_on_to_another_node() {
 fn hairpin() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
-        for device in DEVICES {
+        for device in [POD_DEVICE] {
             for protocol in PROTOCOLS {
                 let client = SocketAddr::new(world.pod.ip(), 40_000);
+                datapath.bounce(device.ingress, &first(protocol, client, world.vip).bytes());
                 let packet = large(protocol, client, world.vip);
                 let bytes = sent(
                     &mut datapath,
@@ -226,6 +236,7 @@ fn without_the_first_they_are_dropped() {
         for device in DEVICES {
             for protocol in PROTOCOLS {
                 datapath.forget();
+                open(&mut datapath, device, protocol, &world);
                 let packet = large(protocol, world.client, world.vip);
                 let [first, later] = two(&packet, 1);
                 datapath.dropped(device.ingress, &later);

@@ -54,7 +54,7 @@ impl Host {
 }
 
 fn decide<A: Address + Hash>(bytes: &mut Bytes, tables: &HostTables<A>, hook: u8) -> Verdict {
-    if hook == hook::INGRESS {
+    if hook != hook::EGRESS {
         decide::enter(bytes, tables, BEHIND_ETHERNET, Origin::Outside)
     } else {
         decide::leave(bytes, tables, BEHIND_ETHERNET)
@@ -154,11 +154,11 @@ fn every_hook_makes_the_same_bytes() {
             udp(world.pod, client).without_checksum(),
             udp(world.pod2, client),
         ];
-        for (hook, packets) in [(hook::INGRESS, &requests[..]), (hook::EGRESS, &replies)] {
+        for (hook, packets) in [(hook::INGRESS_OUTSIDE, &requests[..]), (hook::EGRESS, &replies)] {
             for packet in packets.iter().flat_map(|packet| variants(packet, vip.is_ipv4())) {
                 let (verdict, bytes) = host.run(hook, &packet);
                 for device in DEVICES {
-                    let program = if hook == hook::INGRESS {
+                    let program = if hook != hook::EGRESS {
                         device.ingress
                     } else {
                         device.egress

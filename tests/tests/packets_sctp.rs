@@ -9,7 +9,7 @@ use lb_common::reason::Reason;
 use lb_common::tables::TRANSLATED_PORTS;
 use lb_tests::packet::build::{Build, Link, NODE, SENDER, icmp, sctp};
 use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Network, Place};
-use lb_tests::packet::world::{DEVICES, World, at, chunk, worlds};
+use lb_tests::packet::world::{DEVICES, POD_DEVICE, World, at, chunk, worlds};
 use lb_tests::packet::{Borrowed, datapath};
 
 /// The VIP at the Pod's port.
@@ -63,8 +63,8 @@ fn behind_ip_options() {
     for world in worlds() {
         for device in DEVICES {
             let packet = |to| match world.vip.is_ipv4() {
-                true => sctp(world.client, to, chunk::DATA).options(&[1; 8]),
-                false => sctp(world.client, to, chunk::DATA).extension(60, &[0; 14]),
+                true => sctp(world.client, to, chunk::INIT).options(&[1; 8]),
+                false => sctp(world.client, to, chunk::INIT).extension(60, &[0; 14]),
             };
             let bytes = datapath.pass(device.ingress, &packet(vip(&world)).bytes());
             assert_eq!(bytes, packet(world.pod).bytes());
@@ -187,7 +187,7 @@ fn hairpin_keeps_its_source_port() {
         let (client, vip) = (SocketAddr::new(world.pod.ip(), 40_000), vip(&world));
         let source = SocketAddr::new(world.node, client.port());
         assert!(!TRANSLATED_PORTS.contains(source.port()));
-        for device in DEVICES {
+        for device in [POD_DEVICE] {
             let request = datapath.bounce(device.ingress, &sctp(client, vip, chunk::INIT).bytes());
             assert_eq!(request, sctp(source, world.pod, chunk::INIT).link(BACK).bytes());
             let reply = sctp(world.pod, source, chunk::INIT_ACK).bytes();
@@ -245,6 +245,8 @@ fn without_a_chunk_it_is_left_alone() {
     let Some(mut datapath) = prepared(one) else { return };
     for world in worlds() {
         for device in DEVICES {
+            let init = sctp(world.client, vip(&world), chunk::INIT).bytes();
+            datapath.pass(device.ingress, &init);
             let mut bytes = sctp(world.client, vip(&world), chunk::DATA).payload(&[]).bytes();
             datapath.pass(device.ingress, &bytes);
             // Too long for the frame, and too short for a chunk.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use lb_common::layout::Frontend;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::see;
-use lb_tests::packet::world::{DEVICES, PROTOCOLS, World, at, data, first, keys, worlds};
+use lb_tests::packet::world::{DEVICES, PROTOCOLS, World, answer, at, data, first, keys, worlds};
 use lb_tests::packet::{Borrowed, Datapath, datapath};
 
 /// The set of ranges of the Services.
@@ -136,6 +136,7 @@ fn only_first_packets_are_checked() {
             for protocol in PROTOCOLS {
                 datapath.service(service, &keys(world.vip), &[at(world.pod)]);
                 datapath.pass(device.ingress, &first(protocol, world.client, world.vip).bytes());
+                datapath.pass(device.egress, &answer(protocol, world.pod, world.client).bytes());
                 restrict(&mut datapath, service, &world);
                 let request = data(protocol, world.client, world.vip).bytes();
                 let request = datapath.pass(device.ingress, &request);

@@ -1,9 +1,9 @@
 //! Requests get the backend's address, replies the frontend's, and nothing else in the packet changes: the expected
 //! packet is the same one built between the other addresses.
 
-use lb_agent::maps::Protocol;
+use etherparse::TransportHeader;
 use lb_common::layout::protocol;
-use lb_tests::packet::build::{Build, see, syn, tcp, udp};
+use lb_tests::packet::build::{Build, see, syn, syn_ack, tcp, udp};
 use lb_tests::packet::world::{DEVICES, Device, PROTOCOLS, World, at, data, first, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
@@ -16,12 +16,21 @@ fn there_and_back(
     build: impl Fn(std::net::SocketAddr, std::net::SocketAddr) -> Build,
 ) {
     let client = world.client_at(client_port);
-    let request = datapath.pass(device.ingress, &build(client, world.vip).bytes());
+    let bytes = build(client, world.vip).bytes();
+    let seen = see(&bytes);
+    let tcp = matches!(seen.transport, TransportHeader::Tcp(_)).then(|| seen.tcp().clone());
+    if tcp.as_ref().is_some_and(|tcp| !tcp.syn) {
+        datapath.pass(device.ingress, &syn(client, world.vip).bytes());
+    }
+    let request = datapath.pass(device.ingress, &bytes);
     assert_eq!(
         request,
         build(client, world.pod).bytes(),
         "request {device:?}: {request:02x?}"
     );
+    if tcp.is_some() {
+        datapath.pass(device.egress, &syn_ack(world.pod, client).bytes());
+    }
     let reply = datapath.pass(device.egress, &build(world.pod, client).bytes());
     assert_eq!(
         reply,
@@ -69,15 +78,6 @@ fn connections_are_counted_once() {
         assert_eq!(datapath.stats(service), (2, 0));
     }
     assert_eq!(datapath.flow_count(), 8);
-}
-
-#[test]
-fn data_without_syn_opens_a_flow() {
-    everywhere(|datapath, device, world, port| {
-        there_and_back(datapath, device, world, port, |from, to| {
-            data(Protocol::Tcp, from, to)
-        });
-    });
 }
 
 #[test]

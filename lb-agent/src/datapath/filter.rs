@@ -119,7 +119,7 @@ impl Ends {
         let flows: HashMap<MapData, FlowKey<A>, Flow<A>> = typed(map, name)?;
         for key in flows.keys().take(most) {
             match key {
-                Ok(key) if key.hook == hook::INGRESS => {
+                Ok(key) if key.hook != hook::EGRESS => {
                     self.destinations.insert(key.destination.into());
                 }
                 Ok(key) => {

@@ -161,7 +161,7 @@ fn explain_family<A: LiveFamily>(
 ) -> Result<Explanation, MapError> {
     let tables = Recorder::<A>::new(maps, surroundings.clock);
     if question.source.port() == 0 && question.protocol != PacketProtocol::Icmp {
-        question.source.set_port(free_port(&tables, question));
+        question.source.set_port(free_port(&tables, question, from));
     }
     let mut explanation = Explanation {
         protocol: question.protocol,
@@ -179,7 +179,7 @@ fn explain_family<A: LiveFamily>(
         steps: Vec::new(),
         backends: Vec::new(),
     };
-    let key = key_of::<A>(question);
+    let key = key_of::<A>(question, from);
     let mut steps = Steps {
         tables: &tables,
         ports,
@@ -209,24 +209,26 @@ fn explain_family<A: LiveFamily>(
 }
 
 /// A source port without a connection to the destination, as a new client would have.
-fn free_port<A: LiveFamily>(tables: &Recorder<'_, A>, question: Question) -> u16 {
+fn free_port<A: LiveFamily>(tables: &Recorder<'_, A>, question: Question, from: From) -> u16 {
     // The range that the Internet leaves to clients (RFC 6335 section 6).
     const PORTS: std::ops::RangeInclusive<u16> = 49_152..=65_535;
     let is_free = |port: &u16| {
         let source = SocketAddr::new(question.source.ip(), *port);
-        tables.flow(&key_of(Question { source, ..question })).is_none()
+        tables
+            .flow(&key_of(Question { source, ..question }, from))
+            .is_none()
     };
     PORTS.into_iter().find(is_free).unwrap_or(*PORTS.start())
 }
 
-fn key_of<A: LiveFamily>(question: Question) -> FlowKey<A> {
+fn key_of<A: LiveFamily>(question: Question, from: From) -> FlowKey<A> {
     FlowKey {
         source: A::of(question.source.ip()).unwrap_or_default(),
         destination: A::of(question.destination.ip()).unwrap_or_default(),
         source_port: Port::new(question.source.port()),
         destination_port: Port::new(question.destination.port()),
         protocol: packet::number(&question),
-        hook: hook::INGRESS,
+        hook: from.origin().hook(),
         pad: 0,
     }
 }
@@ -271,7 +273,7 @@ fn ask_packet<A: LiveFamily>(
 
 /// Source and destination of a packet.
 fn ends<A: LiveFamily>(bytes: &Bytes) -> (Option<SocketAddr>, Option<SocketAddr>) {
-    let parsed = A::parse(bytes, NETWORK, hook::INGRESS);
+    let parsed = A::parse(bytes, NETWORK, hook::INGRESS_INSIDE);
     let key = parsed.map(|parsed| parsed.key);
     (
         key.map(|key| end(key.source, key.source_port)),

@@ -149,7 +149,7 @@ mod tests {
         for protocol in [Tcp, Udp, Sctp] {
             for is_first in [true, false] {
                 let v4 = question(protocol, "10.0.0.1:1000", "10.0.0.2:80");
-                let parsed = parse::ipv4(&Bytes::from(build(&v4, is_first)), NETWORK, hook::INGRESS)
+                let parsed = parse::ipv4(&Bytes::from(build(&v4, is_first)), NETWORK, hook::INGRESS_INSIDE)
                     .expect("a packet");
                 assert_eq!(
                     (parsed.key.source_port.get(), parsed.key.destination_port.get()),
@@ -158,7 +158,7 @@ mod tests {
                 assert_eq!(IpAddr::from(parsed.key.destination), v4.destination.ip());
                 assert_eq!(parsed.is_syn(), is_first && protocol != Udp);
                 let v6 = question(protocol, "[fd00::1]:1000", "[fd00::2]:80");
-                let parsed = parse::ipv6(&Bytes::from(build(&v6, is_first)), NETWORK, hook::INGRESS)
+                let parsed = parse::ipv6(&Bytes::from(build(&v6, is_first)), NETWORK, hook::INGRESS_INSIDE)
                     .expect("a packet");
                 assert_eq!(IpAddr::from(parsed.key.source), v6.source.ip());
             }

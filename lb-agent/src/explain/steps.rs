@@ -3,7 +3,8 @@
 use lb_common::choose::{Origin, affine, find_frontend, is_local_only, region};
 use lb_common::ingress::{backend_lives, is_idle};
 use lb_common::layout::{
-    AffinityKey, BackendId, Flow, FlowKey, Frontend, FrontendKey, Port, Region, frontend_flags, protocol,
+    AffinityKey, BackendId, Flow, FlowKey, Frontend, FrontendKey, Port, Region, flow_state, frontend_flags,
+    protocol,
 };
 use lb_common::reason::Reason;
 use lb_common::tables::Tables as _;
@@ -124,6 +125,10 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         let backend = end(flow.destination, flow.destination_port);
         if is_idle(self.tables, &self.key, flow, self.tables.now()) {
             return (true, false, "idle for too long: a new connection".to_owned());
+        }
+        if flow.state & flow_state::CLASH != 0 {
+            let finding = "the client's own connection to the backend has the port: a SYN opens a new one";
+            return (true, false, finding.to_owned());
         }
         if flow.is_closed() {
             return (true, false, "closed: a first packet opens a new one".to_owned());
@@ -305,5 +310,6 @@ pub(super) fn says(reason: &'static str) -> &'static str {
         Reason::TooBig => "too big for the link to the backend",
         Reason::HopLimit => "its hop limit ends here",
         Reason::UnknownFragment => "a fragment whose first one was not seen",
+        Reason::UnknownConnection => "the connection is not known, and its backend cannot be told",
     }
 }

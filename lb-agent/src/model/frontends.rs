@@ -115,7 +115,11 @@ impl Addresses {
                 .iter()
                 .filter_map(|address| Some(FrontendKey::Port(*address, number?, port.name.protocol)));
             let new = keys.filter(|key| seen.insert(*key));
-            frontends.extend(new.map(|key| DesiredFrontend { key, kind, flags }));
+            frontends.extend(new.map(|key| DesiredFrontend {
+                key,
+                kind,
+                flags: flags | node_flags(node, kind, key.address()),
+            }));
         }
         frontends
     }
@@ -157,6 +161,20 @@ impl Addresses {
                 has_endpoints: ports.iter().any(|port| has_endpoints(port, address)),
             })
             .collect()
+    }
+}
+
+/// What a row says of an address that the node has too.
+fn node_flags(node: &NodeConfig, kind: FrontendKind, address: IpAddr) -> u32 {
+    let is_node_address = match kind {
+        FrontendKind::ClusterIp => false,
+        FrontendKind::NodePort => true,
+        FrontendKind::LoadBalancer | FrontendKind::ExternalIp => node.owns(address),
+    };
+    if is_node_address {
+        frontend_flags::NODE_ADDRESS
+    } else {
+        0
     }
 }
 

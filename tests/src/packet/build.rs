@@ -64,6 +64,16 @@ pub fn ack(source: SocketAddr, destination: SocketAddr) -> Build {
     })
 }
 
+/// A TCP segment that accepts a connection.
+pub fn syn_ack(source: SocketAddr, destination: SocketAddr) -> Build {
+    ack(source, destination).flags(|header| header.syn = true)
+}
+
+/// A TCP segment that ends a connection at once.
+pub fn rst(source: SocketAddr, destination: SocketAddr) -> Build {
+    tcp(source, destination).flags(|header| header.rst = true)
+}
+
 /// A UDP datagram.
 pub fn udp(source: SocketAddr, destination: SocketAddr) -> Build {
     Build::new(source, destination, Transport::Udp { checksum: true })

@@ -37,6 +37,7 @@ pub struct Datapath {
     /// The counters.
     pub counters: Counters,
     backends: BTreeMap<u32, Backend>,
+    frontends: BTreeMap<FrontendKey, Frontend>,
     pins: PinDirectory,
     /// Index of the device that packets come in on or leave by, in the network namespace of the thread that runs the
     /// programs; 0 for that namespace's loopback device.
@@ -124,6 +125,7 @@ impl Datapath {
             maps,
             counters,
             backends: BTreeMap::new(),
+            frontends: BTreeMap::new(),
             pins,
             device: 0,
             segment_size: 0,
@@ -161,9 +163,10 @@ impl Datapath {
                 service,
                 cluster: region,
                 local: region,
+                maglev: region,
                 ..Frontend::default()
             };
-            self.apply(&MapOp::SetFrontend { key: *key, value });
+            self.frontend(*key, value);
         }
     }
 

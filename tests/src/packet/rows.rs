@@ -32,7 +32,15 @@ impl Datapath {
 
     /// Writes a frontend row.
     pub fn frontend(&mut self, key: FrontendKey, value: Frontend) {
+        self.frontends.insert(key, value);
         self.apply(&MapOp::SetFrontend { key, value });
+    }
+
+    /// Changes a frontend row.
+    pub fn change_frontend(&mut self, key: FrontendKey, change: impl FnOnce(&mut Frontend)) {
+        let mut value = self.frontends[&key];
+        change(&mut value);
+        self.frontend(key, value);
     }
 
     /// Lets a network into a set of source ranges.

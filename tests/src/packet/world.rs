@@ -26,11 +26,14 @@ pub const DEVICES: [Device; 3] = [
         ingress: "lb_tc_from_network",
         egress: "lb_tc_to_network",
     },
-    Device {
-        ingress: "lb_tc_from_pod",
-        egress: "lb_tc_to_pod",
-    },
+    POD_DEVICE,
 ];
+
+/// The host side of a Pod's device.
+pub const POD_DEVICE: Device = Device {
+    ingress: "lb_tc_from_pod",
+    egress: "lb_tc_to_pod",
+};
 
 /// Every packet program.
 pub const PROGRAMS: [&str; 5] = [
@@ -121,6 +124,15 @@ pub fn first(protocol: Protocol, source: SocketAddr, destination: SocketAddr) ->
         Protocol::Tcp => build::syn(source, destination),
         Protocol::Udp => build::udp(source, destination),
         Protocol::Sctp => build::sctp(source, destination, chunk::INIT),
+    }
+}
+
+/// What a backend answers to the first packet of a connection.
+pub fn answer(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Build {
+    match protocol {
+        Protocol::Tcp => build::syn_ack(source, destination),
+        Protocol::Udp => build::udp(source, destination),
+        Protocol::Sctp => build::sctp(source, destination, chunk::INIT_ACK),
     }
 }
 

@@ -24,7 +24,9 @@ const SECONDS: u32 = 1_000_000;
 pub(crate) const LIFETIMES: Lifetimes = Lifetimes {
     tcp_established: SECONDS,
     tcp_opening: SECONDS,
+    tcp_half_closed: SECONDS,
     tcp_closing: SECONDS,
+    tcp_reset: SECONDS,
     udp_answered: SECONDS,
     udp_unanswered: SECONDS,
 };

@@ -114,6 +114,7 @@ fn load_balancer(ingress: &[(&str, Option<&str>)]) -> ServiceStatus {
 #[test]
 fn frontends_and_their_policies() {
     let (inside, outside) = (frontend_flags::INSIDE_LOCAL, frontend_flags::OUTSIDE_LOCAL);
+    let own = frontend_flags::NODE_ADDRESS;
     for (internal, external, expected_internal, expected_external) in [
         (None, None, 0, 0),
         (Some("Cluster"), Some("Cluster"), 0, 0),
@@ -145,17 +146,17 @@ fn frontends_and_their_policies() {
                 (
                     key("192.168.0.1", 30080),
                     FrontendKind::NodePort,
-                    expected_external
+                    expected_external | own
                 ),
                 (
                     key("fd00:168::1", 30080),
                     FrontendKind::NodePort,
-                    expected_external
+                    expected_external | own
                 ),
                 (
                     key("192.168.0.1", 80),
                     FrontendKind::ExternalIp,
-                    expected_external
+                    expected_external | own
                 ),
             ]
         );

@@ -115,9 +115,13 @@ impl<A: LiveFamily> Rows<'_, A> {
             return State::Closed;
         }
         let is = |bits| flow.state & bits != 0;
+        let established = match protocol {
+            protocol::UDP => flow_state::ANSWERED,
+            _ => flow_state::CONFIRMED,
+        };
         if is(flow_state::FIN_REQUEST | flow_state::FIN_REPLY) {
             State::Closing
-        } else if is(flow_state::ANSWERED) {
+        } else if is(established) {
             State::Established
         } else {
             State::Opening
@@ -213,7 +217,7 @@ mod tests {
             source_port: Port::new(4000),
             destination_port: Port::new(80),
             protocol: protocol::TCP,
-            hook: hook::INGRESS,
+            hook: hook::INGRESS_INSIDE,
             pad: 0,
         }
     }
@@ -228,8 +232,9 @@ mod tests {
             backend: 1,
             generation: 3,
             last_seen: seen,
+            acknowledged: 0,
             state,
-            flags,
+            flags: flags | hook::EGRESS << flow_flags::PEER_HOOK_SHIFT,
             difference: 0,
         }
     }
@@ -287,11 +292,13 @@ mod tests {
     #[test]
     fn states() {
         let both = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
+        let open = flow_state::ANSWERED | flow_state::CONFIRMED;
         for (bits, seen, expected) in [
             (0, NOW, State::Opening),
-            (flow_state::ANSWERED, NOW, State::Established),
-            (flow_state::ANSWERED | flow_state::FIN_REPLY, NOW, State::Closing),
-            (flow_state::ANSWERED | both, NOW, State::Closed),
+            (flow_state::ANSWERED, NOW, State::Opening),
+            (open, NOW, State::Established),
+            (open | flow_state::FIN_REPLY, NOW, State::Closing),
+            (open | both, NOW, State::Closed),
             (flow_state::RESET, NOW, State::Closed),
             (flow_state::RESET, NOW - 11, State::Expired),
             (0, NOW - 61, State::Expired),

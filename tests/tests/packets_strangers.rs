@@ -1,0 +1,464 @@
+//! Packets whose sender is not who it says: they change nothing for anybody else.
+
+use std::net::SocketAddr;
+
+use lb_agent::maps::BackendState;
+use lb_common::layout::{Region, frontend_flags};
+use lb_common::packet::Verdict;
+use lb_common::reason::Reason;
+use lb_common::tables::PortRange;
+use lb_tests::packet::build::{Build, ack, rst, see, syn, syn_ack, tcp, udp};
+use lb_tests::packet::network::{Network, Place};
+use lb_tests::packet::world::{
+    DEVICES, Device, POD_DEVICE, PROTOCOLS, World, answer, at, first, keys, worlds,
+};
+use lb_tests::packet::{Datapath, datapath, datapath_with};
+
+/// Runs a check at each device, for both families, with a Service of one Pod and no connections.
+fn everywhere(mut check: impl FnMut(&mut Datapath, Device, &World)) {
+    let Some(mut datapath) = datapath() else { return };
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
+        for device in DEVICES {
+            datapath.forget();
+            check(&mut datapath, device, &world);
+        }
+    }
+}
+
+/// Sequence numbers that no window holds, as far as possible from those of [`tcp`] and [`ack`].
+const FAR: u32 = 1 << 31;
+
+/// Longer than half-open connections live, and less than established ones: at any rate of the kernel's clock.
+const MINUTES: u32 = 1800;
+
+fn translated(datapath: &mut Datapath, program: &str, packet: &Build, expected: &Build) {
+    assert_eq!(
+        datapath.pass(program, &packet.bytes()),
+        expected.bytes(),
+        "{program}"
+    );
+}
+
+/// Opens a connection and lets the client acknowledge the answer.
+fn establish(datapath: &mut Datapath, device: Device, world: &World) {
+    let (client, vip, pod) = (world.client, world.vip, world.pod);
+    translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
+    translated(
+        datapath,
+        device.egress,
+        &syn_ack(pod, client),
+        &syn_ack(vip, client),
+    );
+    translated(datapath, device.ingress, &ack(client, vip), &ack(client, pod));
+}
+
+/// Whether both directions of the connection are translated.
+fn is_open(datapath: &mut Datapath, device: Device, world: &World) {
+    let (client, vip, pod) = (world.client, world.vip, world.pod);
+    translated(datapath, device.egress, &ack(pod, client), &ack(vip, client));
+    translated(datapath, device.ingress, &ack(client, vip), &ack(client, pod));
+}
+
+#[test]
+fn a_forged_syn_does_not_rename_segments_of_a_direct_connection() {
+    everywhere(|datapath, device, world| {
+        let (client, vip, pod) = (world.client, world.vip, world.pod);
+        translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
+        // The backend has a connection with this client already: it says so, and goes on with it.
+        for segment in [
+            ack(pod, client),
+            ack(pod, client).flags(|header| header.fin = true),
+            ack(pod, client).flags(|header| header.rst = true),
+            rst(pod, client),
+            ack(pod, client).payload(&[7; 500]),
+        ] {
+            datapath.untouched(device.egress, &segment.bytes());
+        }
+    });
+}
+
+#[test]
+fn a_forged_syn_does_not_rename_replies_on_their_way_between_pods() {
+    // The same where a reply is handed over to its Pod as it enters.
+    let Some(mut datapath) = datapath_with(|settings| settings.redirects_locally = true) else {
+        return;
+    };
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
+        translated(
+            &mut datapath,
+            POD_DEVICE.ingress,
+            &syn(world.client, world.vip),
+            &syn(world.client, world.pod),
+        );
+        let segment = ack(world.pod, world.client).bytes();
+        datapath.untouched(POD_DEVICE.ingress, &segment);
+        datapath.untouched(POD_DEVICE.egress, &segment);
+    }
+}
+
+#[test]
+fn a_client_with_a_direct_connection_from_its_port_gets_another_one() {
+    everywhere(|datapath, device, world| {
+        let (client, vip, pod) = (world.client, world.vip, world.pod);
+        translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
+        datapath.untouched(device.egress, &ack(pod, client).bytes());
+        // The client asks again.
+        let request = see(&datapath.pass(device.ingress, &syn(client, vip).bytes()));
+        assert_eq!((request.source.ip(), request.destination), (client.ip(), pod));
+        assert_ne!(request.source.port(), client.port());
+        translated(
+            datapath,
+            device.egress,
+            &syn_ack(pod, request.source),
+            &syn_ack(vip, client),
+        );
+        datapath.untouched(device.egress, &ack(pod, client).bytes());
+        translated(
+            datapath,
+            device.ingress,
+            &ack(client, vip),
+            &ack(request.source, pod),
+        );
+    });
+}
+
+#[test]
+fn a_direct_connection_takes_the_port_of_one_that_was_never_established() {
+    everywhere(|datapath, device, world| {
+        let (client, vip, pod) = (world.client, world.vip, world.pod);
+        translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
+        translated(
+            datapath,
+            device.egress,
+            &syn_ack(pod, client),
+            &syn_ack(vip, client),
+        );
+        datapath.untouched(device.ingress, &syn(client, pod).bytes());
+        for segment in [syn_ack(pod, client), ack(pod, client)] {
+            datapath.untouched(device.egress, &segment.bytes());
+        }
+    });
+}
+
+#[test]
+fn a_syn_straight_to_the_backend_does_not_end_an_established_connection() {
+    everywhere(|datapath, device, world| {
+        establish(datapath, device, world);
+        datapath.untouched(device.ingress, &syn(world.client, world.pod).bytes());
+        is_open(datapath, device, world);
+    });
+}
+
+#[test]
+fn a_refused_connection_is_told_by_the_frontend() {
+    everywhere(|datapath, device, world| {
+        let (client, vip, pod) = (world.client, world.vip, world.pod);
+        translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
+        let refusal = |from, to| {
+            ack(from, to).flags(|header| {
+                (header.rst, header.sequence_number) = (true, 0);
+            })
+        };
+        translated(
+            datapath,
+            device.egress,
+            &refusal(pod, client),
+            &refusal(vip, client),
+        );
+    });
+}
+
+#[test]
+fn established_is_what_the_client_has_acknowledged() {
+    everywhere(|datapath, device, world| {
+        let (client, vip, pod) = (world.client, world.vip, world.pod);
+        // A flood of SYNs with forged addresses, each of which the backend answers.
+        translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
+        translated(
+            datapath,
+            device.egress,
+            &syn_ack(pod, client),
+            &syn_ack(vip, client),
+        );
+        let flows = datapath.flow_count();
+        datapath.age(MINUTES);
+        // A client with the same port and Pod behind another frontend finds the port free.
+        datapath.service(50, &keys(world.vip2), &[at(pod)]);
+        translated(
+            datapath,
+            device.ingress,
+            &syn(client, world.vip2),
+            &syn(client, pod),
+        );
+        assert_eq!(datapath.flow_count(), flows + 1);
+        translated(
+            datapath,
+            device.egress,
+            &syn_ack(pod, client),
+            &syn_ack(world.vip2, client),
+        );
+        translated(
+            datapath,
+            device.ingress,
+            &ack(client, world.vip2),
+            &ack(client, pod),
+        );
+        // Now it is established.
+        datapath.age(MINUTES);
+        let other = see(&datapath.pass(device.ingress, &syn(client, vip).bytes()));
+        assert_ne!(other.source.port(), client.port());
+    });
+}
+
+#[test]
+fn a_blind_reset_ends_nothing() {
+    everywhere(|datapath, device, world| {
+        let (client, vip, pod) = (world.client, world.vip, world.pod);
+        let far = |packet: Build| {
+            packet.flags(|header| header.sequence_number = header.sequence_number.wrapping_add(FAR))
+        };
+        establish(datapath, device, world);
+        translated(
+            datapath,
+            device.ingress,
+            &far(rst(client, vip)),
+            &far(rst(client, pod)),
+        );
+        translated(
+            datapath,
+            device.egress,
+            &far(rst(pod, client)),
+            &far(rst(vip, client)),
+        );
+        datapath.age(MINUTES);
+        is_open(datapath, device, world);
+        // Nobody else gets the port.
+        datapath.service(50, &keys(world.vip2), &[at(pod)]);
+        let other = see(&datapath.pass(device.ingress, &syn(client, world.vip2).bytes()));
+        assert_ne!(other.source.port(), client.port());
+    });
+}
+
+#[test]
+fn a_reset_that_may_be_right_is_taken_back_by_what_follows() {
+    everywhere(|datapath, device, world| {
+        let (client, vip, pod) = (world.client, world.vip, world.pod);
+        establish(datapath, device, world);
+        translated(datapath, device.ingress, &rst(client, vip), &rst(client, pod));
+        // The backend does not believe it.
+        is_open(datapath, device, world);
+        datapath.age(MINUTES);
+        datapath.service(50, &keys(world.vip2), &[at(pod)]);
+        let other = see(&datapath.pass(device.ingress, &syn(client, world.vip2).bytes()));
+        assert_ne!(other.source.port(), client.port());
+        // And if nothing followed for a while, what comes later still belongs to the connection.
+        translated(datapath, device.ingress, &rst(client, vip), &rst(client, pod));
+        datapath.age(MINUTES);
+        is_open(datapath, device, world);
+    });
+}
+
+#[test]
+fn a_reply_never_leaves_with_the_pods_address_because_it_is_late() {
+    everywhere(|datapath, device, world| {
+        let (client, vip, pod) = (world.client, world.vip, world.pod);
+        let fin = |from, to| ack(from, to).flags(|header| header.fin = true);
+        establish(datapath, device, world);
+        translated(datapath, device.ingress, &fin(client, vip), &fin(client, pod));
+        translated(datapath, device.egress, &fin(pod, client), &fin(vip, client));
+        datapath.age(1 << 20);
+        translated(datapath, device.egress, &fin(pod, client), &fin(vip, client));
+    });
+}
+
+#[test]
+fn an_idle_connection_goes_on_with_its_own_backend() {
+    let Some(mut datapath) = datapath() else { return };
+    for (service, world) in (1..).zip(worlds()) {
+        for device in DEVICES {
+            datapath.forget();
+            datapath.service(service, &keys(world.vip), &[at(world.pod), at(world.pod2)]);
+            let base = service * 100;
+            datapath.set_slots(base, &[base, base]);
+            establish(&mut datapath, device, &world);
+            datapath.set_slots(base, &[base + 1, base + 1]);
+            datapath.age(1 << 20);
+            is_open(&mut datapath, device, &world);
+        }
+    }
+}
+
+#[test]
+fn a_segment_without_a_connection_goes_to_no_other_pod() {
+    let Some(mut datapath) = datapath() else { return };
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod), at(world.pod2)]);
+        let segment = ack(world.client, world.vip);
+        // From inside chance would choose.
+        let answer = datapath.bounce(POD_DEVICE.ingress, &segment.bytes());
+        assert!(see(&answer).tcp().rst);
+        datapath.dropped(POD_DEVICE.ingress, &rst(world.client, world.vip).bytes());
+        assert!(datapath.reason(Reason::UnknownConnection) >= 2);
+        for device in &DEVICES[..2] {
+            datapath.forget();
+            // From outside the hash does: to the Pod that a SYN would get.
+            let pod = see(&datapath.pass(device.ingress, &syn(world.client, world.vip).bytes())).destination;
+            datapath.forget();
+            datapath.dropped(device.ingress, &rst(world.client, world.vip).bytes());
+            assert_eq!(datapath.flow_count(), 0);
+            let request = see(&datapath.pass(device.ingress, &segment.bytes()));
+            assert_eq!(request.destination, pod);
+            // What does not acknowledge about this is a segment of another connection.
+            let far = ack(pod, world.client).flags(|header| header.acknowledgment_number = FAR);
+            datapath.untouched(device.egress, &far.bytes());
+            datapath.forget();
+            datapath.pass(device.ingress, &segment.bytes());
+            translated(
+                &mut datapath,
+                device.egress,
+                &ack(pod, world.client),
+                &ack(world.vip, world.client),
+            );
+        }
+        // Without a table for outside clients, theirs is lost too.
+        for key in keys(world.vip) {
+            datapath.change_frontend(key, |row| row.maglev = Region::default());
+        }
+        for device in &DEVICES[..2] {
+            datapath.forget();
+            let answer = datapath.bounce(device.ingress, &segment.bytes());
+            assert!(see(&answer).tcp().rst);
+        }
+    }
+}
+
+#[test]
+fn an_answer_to_the_node_itself_is_no_request() {
+    let Some(mut datapath) = datapath() else { return };
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
+        for key in keys(world.vip) {
+            datapath.change_frontend(key, |row| row.flags |= frontend_flags::NODE_ADDRESS);
+        }
+        for device in DEVICES {
+            datapath.forget();
+            for segment in [syn_ack, ack, rst, tcp] {
+                let segment = segment(world.client, world.vip);
+                datapath.untouched(device.ingress, &segment.bytes());
+            }
+            establish(&mut datapath, device, &world);
+        }
+    }
+}
+
+#[test]
+fn a_packet_from_outside_does_not_join_a_pods_flow() {
+    let Some(mut datapath) = datapath() else { return };
+    let Some(network) = Network::enter(&mut datapath) else {
+        return;
+    };
+    for (service, world) in (1..).zip(worlds()) {
+        let backend = world.backend_at(Place::Back);
+        datapath.service(service, &keys(world.vip), &[at(backend)]);
+        datapath.change_backend(service * 100, |row| row.local = false);
+        for protocol in PROTOCOLS {
+            datapath.forget();
+            let request = first(protocol, world.client, world.vip).bytes();
+            datapath.device = network.front;
+            // First the stranger: its flow replaces the source and leaves this node.
+            for program in ["lb_xdp", "lb_tc_from_network"] {
+                let (verdict, bytes) = datapath.verdict(program, &request);
+                assert_eq!(verdict, Verdict::Redirect);
+                assert_eq!(see(&bytes).source.ip(), world.back_address());
+            }
+            translated(
+                &mut datapath,
+                POD_DEVICE.ingress,
+                &first(protocol, world.client, world.vip),
+                &first(protocol, world.client, backend),
+            );
+            translated(
+                &mut datapath,
+                POD_DEVICE.egress,
+                &answer(protocol, backend, world.client),
+                &answer(protocol, world.vip, world.client),
+            );
+        }
+    }
+}
+
+#[test]
+fn a_port_is_in_use_while_its_client_sends_though_nobody_answers() {
+    everywhere(|datapath, device, world| {
+        let (client, vip, pod) = (world.client, world.vip, world.pod);
+        translated(datapath, device.ingress, &udp(client, vip), &udp(client, pod));
+        // Only the request is seen again and again, as of a statsd client.
+        datapath.age_if(MINUTES, |source, _| source.port() != client.port());
+        datapath.service(50, &keys(world.vip2), &[at(pod)]);
+        let other = see(&datapath.pass(device.ingress, &udp(client, world.vip2).bytes()));
+        assert_ne!(other.source.port(), client.port());
+        translated(datapath, device.egress, &udp(pod, client), &udp(vip, client));
+    });
+}
+
+#[test]
+fn slots_that_are_another_services_by_now_are_not_chosen() {
+    let Some(mut datapath) = datapath() else { return };
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
+        datapath.service(service + 10, &keys(world.vip2), &[at(world.pod2)]);
+        // As a program sees it that read the frontend's row before the slots were given away.
+        datapath.set_slots(service * 100, &[(service + 10) * 100; 1]);
+        for device in DEVICES {
+            for protocol in PROTOCOLS {
+                datapath.dropped(device.ingress, &first(protocol, world.client, world.vip).bytes());
+            }
+        }
+        datapath.set_state((service + 10) * 100, BackendState::Active);
+    }
+    assert_eq!(datapath.reasons(), [(Reason::StaleSlots, 12)]);
+}
+
+/// Opens connections from many ports to one backend, each of which the backend answers; returns how many were dropped.
+#[test]
+fn ports_held_by_forged_syns_are_free_again_after_a_minute() {
+    let Some(mut datapath) = datapath_with(|settings| {
+        settings.translated_ports = PortRange {
+            first: 61_000,
+            count: 4,
+        };
+    }) else {
+        return;
+    };
+    let Some(network) = Network::enter(&mut datapath) else {
+        return;
+    };
+    for (service, world) in (1..).zip(worlds()) {
+        let backend = world.backend_at(Place::Back);
+        datapath.service(service, &keys(world.vip), &[at(backend)]);
+        datapath.change_backend(service * 100, |row| row.local = false);
+        for program in ["lb_xdp", "lb_tc_from_network"] {
+            datapath.forget();
+            let mut sources: Vec<SocketAddr> = Vec::new();
+            for port in 1000..1200 {
+                datapath.device = network.front;
+                let (verdict, bytes) =
+                    datapath.verdict(program, &syn(world.client_at(port), world.vip).bytes());
+                if verdict == Verdict::Redirect {
+                    let source = see(&bytes).source;
+                    datapath.device = network.back;
+                    datapath.verdict(program, &syn_ack(backend, source).bytes());
+                    sources.push(source);
+                }
+            }
+            assert_eq!(sources.len(), 4, "{sources:?}");
+            datapath.age(MINUTES);
+            datapath.device = network.front;
+            let genuine = world.client_at(2000);
+            let (verdict, _) = datapath.verdict(program, &syn(genuine, world.vip).bytes());
+            assert_eq!(verdict, Verdict::Redirect);
+        }
+    }
+}
