@@ -210,6 +210,10 @@ pub struct RunArguments {
     /// What becomes of packets to a load balancer address or an external IP that are for no port of a Service
     #[arg(long, value_enum, default_value_t)]
     pub unknown_port: UnknownPort,
+    /// Text that decides, with their addresses, which backends clients outside get: the same on all nodes, and a secret
+    /// from these clients; by default the UID of the cluster's namespace kube-system, or what the last agent had
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub hash_seed: Option<String>,
     /// How to attach XDP to network devices
     #[arg(long, value_enum, default_value_t)]
     pub xdp: XdpAttach,

@@ -2,6 +2,7 @@
 
 mod agent;
 mod monitor;
+mod seed;
 mod setup;
 
 use std::process::ExitCode;

@@ -46,6 +46,13 @@ pub trait Address: Copy + Eq + Default {
     /// Whether it is one of the host's own to itself (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3).
     fn is_loopback(self) -> bool;
 
+    /// Whether it can be one host's: neither broadcast, nor multicast, unspecified or loopback (RFC 1122 section 3.2.1.3,
+    /// RFC 4291 section 2.7). Nobody else may be answered.
+    fn is_host(self) -> bool;
+
+    /// The first 24 bits of an IPv4 address, or the first 64 of an IPv6 address.
+    fn prefix(self) -> u64;
+
     /// The address is all zeros.
     #[inline(always)]
     fn is_unspecified(self) -> bool {
@@ -78,6 +85,17 @@ impl Address for Address4 {
     #[inline(always)]
     fn is_loopback(self) -> bool {
         u32::from_be(self.to_word()) >> 24 == 127
+    }
+
+    #[inline(always)]
+    fn is_host(self) -> bool {
+        // Of class D and E addresses only those of class D are assigned.
+        !matches!(u32::from_be(self.to_word()) >> 24, 0 | 127 | 224..)
+    }
+
+    #[inline(always)]
+    fn prefix(self) -> u64 {
+        u64::from(u32::from_be(self.to_word()) >> 8)
     }
 
     #[inline(always)]
@@ -131,6 +149,21 @@ impl Address for Address6 {
     #[inline(always)]
     fn is_loopback(self) -> bool {
         self.to_words() == [0, 0, 0, 1_u32.to_be()]
+    }
+
+    #[inline(always)]
+    fn is_host(self) -> bool {
+        let [a, b, c, d] = self.to_words();
+        let is_multicast = u32::from_be(a) >> 24 == 0xff;
+        // Unspecified, and loopback.
+        let is_own = a | b | c == 0 && u32::from_be(d) <= 1;
+        !is_multicast && !is_own
+    }
+
+    #[inline(always)]
+    fn prefix(self) -> u64 {
+        let [a, b, ..] = self.to_words();
+        u64::from(a) << 32 | u64::from(b)
     }
 
     #[inline(always)]

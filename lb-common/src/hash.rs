@@ -1,5 +1,6 @@
 //! Where a packet without a remembered flow goes: a number that depends on the packet only, so that every node comes
-//! to the same, and the same again when it has forgotten the flow.
+//! to the same, and the same again when it has forgotten the flow. All nodes of a cluster have the same seed, which
+//! clients do not know: they cannot aim at one Pod.
 
 use crate::address::Address;
 use crate::layout::FlowKey;
@@ -9,8 +10,8 @@ use crate::layout::FlowKey;
 struct Hash(u64);
 
 impl Hash {
-    const fn new() -> Self {
-        Self(0)
+    const fn new(seed: u64) -> Self {
+        Self(seed)
     }
 
     /// Mixes a word in, by multiplication with an odd constant near 2^64 / golden ratio (Knuth, The Art of Computer
@@ -40,8 +41,8 @@ impl Hash {
 
 /// The hash of a connection: of addresses, ports and protocol.
 #[inline(always)]
-pub fn of_connection<A: Address>(key: &FlowKey<A>) -> u32 {
-    Hash::new()
+pub fn of_connection<A: Address>(seed: u64, key: &FlowKey<A>) -> u32 {
+    Hash::new(seed)
         .add_address(key.source)
         .add_address(key.destination)
         .add(u32::from_be(key.ports_word()))
@@ -51,14 +52,14 @@ pub fn of_connection<A: Address>(key: &FlowKey<A>) -> u32 {
 
 /// The hash of a client: of its address only.
 #[inline(always)]
-pub fn of_client(address: impl Address) -> u32 {
-    Hash::new().add_address(address).finish()
+pub fn of_client(seed: u64, address: impl Address) -> u32 {
+    Hash::new(seed).add_address(address).finish()
 }
 
 /// The next hash where one led to nothing.
 #[inline(always)]
 pub fn next(hash: u32) -> u32 {
-    Hash::new().add(hash).finish()
+    Hash::new(0).add(hash).finish()
 }
 
 #[cfg(test)]
@@ -66,6 +67,8 @@ mod tests {
     use super::{next, of_client, of_connection};
     use crate::layout::{Address4, Address6, FlowKey, Port, hook, protocol};
     use core::net::Ipv4Addr;
+
+    const SEED: u64 = 0x0123_4567_89ab_cdef;
 
     fn client(n: u32) -> Address4 {
         Address4::from(Ipv4Addr::from(0x0a00_0000 + n))
@@ -94,9 +97,9 @@ mod tests {
     fn clients_and_ports_that_follow_each_other_are_spread() {
         // A random function would leave all parts within four standard deviations (126) nearly always.
         let bounds = |(least, most): (u32, u32)| least > 850 && most < 1150;
-        assert!(bounds(spread((0..16_000).map(|n| of_client(client(n))))));
+        assert!(bounds(spread((0..16_000).map(|n| of_client(SEED, client(n))))));
         assert!(bounds(spread(
-            (0..16_000).map(|port| of_connection(&key(client(1), port)))
+            (0..16_000).map(|port| of_connection(SEED, &key(client(1), port)))
         )));
         assert!(bounds(spread((0..16_000).map(next))));
     }
@@ -104,8 +107,22 @@ mod tests {
     #[test]
     fn every_node_comes_to_the_same() {
         // Written down, so that a change is noticed: during an upgrade nodes of both versions must agree.
-        assert_eq!(of_client(client(1)), 3_310_418_408);
-        assert_eq!(of_client(Address6::from_mapped(client(1))), 3_775_068_729);
-        assert_eq!(of_connection(&key(client(1), 1000)), 137_281_556);
+        assert_eq!(of_client(0, client(1)), 3_310_418_408);
+        assert_eq!(of_client(0, Address6::from_mapped(client(1))), 3_775_068_729);
+        assert_eq!(of_connection(0, &key(client(1), 1000)), 137_281_556);
+    }
+
+    #[test]
+    fn the_seed_decides() {
+        // Of 64 clients, two seeds send about 32 to the same half.
+        let half = |seed, n| of_client(seed, client(n)) >> 31;
+        let connection = |seed, port| of_connection(seed, &key(client(1), port)) >> 31;
+        for other in [1, SEED, u64::MAX, 1 << 63] {
+            let same = (0..64).filter(|n| half(0, *n) == half(other, *n)).count();
+            assert!((16..48).contains(&same), "{other}: {same}");
+            let same = (0..64).filter(|port| connection(0, *port) == connection(other, *port));
+            let same = same.count();
+            assert!((16..48).contains(&same), "{other}: {same}");
+        }
     }
 }

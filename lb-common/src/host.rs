@@ -13,6 +13,7 @@ use std::vec;
 use std::vec::Vec;
 
 use crate::address::Address;
+use crate::budget::{Bucket, Limit};
 use crate::flow::{FlowEntry, Lifetimes};
 use crate::layout::{
     Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
@@ -207,6 +208,10 @@ pub struct HostTables<A> {
     pub filtered: Vec<A>,
     /// Source ports to give out.
     pub translated_ports: PortRange,
+    /// What the hash of outside clients begins with.
+    pub hash_seed: u64,
+    /// Answers that are left.
+    pub budgets: RefCell<HashMap<u32, Bucket>>,
     /// Translated sockets.
     pub sockets: RefCell<HashMap<SocketKey<A>, Socket<A>>>,
     flows: RefCell<HashMap<FlowKey<A>, Box<Flow<A>>>>,
@@ -232,6 +237,8 @@ impl<A: Address + Hash> Default for HostTables<A> {
             redirects_locally: false,
             filtered: Vec::new(),
             translated_ports: TRANSLATED_PORTS,
+            hash_seed: 0,
+            budgets: RefCell::default(),
             sockets: RefCell::default(),
             flows: RefCell::default(),
         }
@@ -335,6 +342,16 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
     fn jiffies_per_second(&self) -> u32 {
         // As many as a tick has: a tick is a second here.
         1 << TICK_SHIFT
+    }
+
+    fn hash_seed(&self) -> u64 {
+        self.hash_seed
+    }
+
+    fn may_answer(&self, client: A, limit: Limit) -> bool {
+        let mut budgets = self.budgets.borrow_mut();
+        let bucket = budgets.entry(limit.bucket(client)).or_default();
+        bucket.take(self.jiffies() + (1 << 20), self.jiffies_per_second(), limit)
     }
 
     fn translated_ports(&self) -> PortRange {

@@ -373,7 +373,7 @@ fn echo<A: Address>(packet: &mut impl Packet, tables: &impl Tables<A>, message: 
     let Some(row) = find_frontend(tables, message.destination, Port::default(), 0) else {
         return Verdict::Pass;
     };
-    if row.flags & frontend_flags::ECHO == 0 {
+    if row.flags & frontend_flags::ECHO == 0 || !message.source.is_host() {
         return Verdict::Pass;
     }
     if row.source_ranges != 0 && !tables.allows(row.source_ranges, message.source) {

@@ -7,6 +7,7 @@ use core::mem::MaybeUninit;
 
 use crate::address::Address;
 use crate::answer;
+use crate::budget::Limit;
 use crate::choose::Origin;
 use crate::flow::{FlowEntry, StateChange};
 use crate::forward::{hand_over, send_on};
@@ -418,6 +419,16 @@ fn stop<A: Address>(
         return Step::Stop(reason);
     }
     tables.count_reason(reason);
+    let is_refusal =
+        parsed.key.protocol != protocol::TCP && !matches!(reason, Reason::TooBig | Reason::HopLimit);
+    let limit = if is_refusal {
+        Limit::Errors
+    } else {
+        Limit::Connections
+    };
+    if !tables.may_answer(parsed.key.source, limit) {
+        return Step::Stop(Reason::AnswerLimit);
+    }
     match answer::answer(packet, parsed, reason, mtu) {
         Some(()) => Step::Bounce,
         None => Step::Stop(Reason::AnswerFailed),

@@ -60,6 +60,9 @@ pub mod map {
     pub const SERVICE_STATS: &str = "SERVICE_STATS";
     /// Counters by [`crate::reason::Reason`]: `u64` for each CPU.
     pub const REASONS: &str = "REASONS";
+    /// How often clients may still be answered: [`crate::budget::Bucket`] by [`crate::budget::Limit::bucket`], for each
+    /// CPU.
+    pub const ANSWERS: &str = "ANSWERS";
     /// What the programs were loaded with: one [`super::LoadedSettings`].
     pub const SETTINGS: &str = "SETTINGS";
 }
@@ -625,6 +628,8 @@ pub struct LoadedSettings {
     pub node_namespace: [u32; 2],
     /// Not zero if only sockets of that namespace are translated.
     pub only_node_sockets: u32,
+    /// What the hash of outside clients begins with, low and high half.
+    pub hash_seed: [u32; 2],
 }
 
 macro_rules! assert_layout {
@@ -659,7 +664,8 @@ assert_layout! {
     Device: 20, align 4;
     ServiceName: 200, align 1;
     ServiceStats: 16, align 8;
-    LoadedSettings: 72, align 4;
+    crate::budget::Bucket: 8, align 4;
+    LoadedSettings: 80, align 4;
 }
 
 #[cfg(feature = "aya")]
@@ -707,6 +713,7 @@ mod pod {
         ServiceName,
         ServiceStats,
         LoadedSettings,
+        crate::budget::Bucket,
     );
     plain_of!(
         FrontendKey,

@@ -19,6 +19,7 @@ extern crate std;
 
 pub mod address;
 pub mod answer;
+pub mod budget;
 pub mod checksum;
 pub mod choose;
 pub mod decide;

@@ -72,6 +72,9 @@ fn select<A: Address>(
     flow: &mut MaybeUninit<Flow<A>>,
 ) -> Step {
     let key = &parsed.key;
+    if !key.source.is_host() {
+        return Step::Pass;
+    }
     let Some(frontend) = find_frontend(tables, key.destination, key.destination_port, key.protocol) else {
         return Step::Pass;
     };
@@ -101,9 +104,9 @@ fn select<A: Address>(
     let mut id = 0;
     let hash = if frontend.affinity_seconds != 0 {
         id = affine(tables, &affinity, &frontend, origin);
-        hash::of_client(key.source)
+        hash::of_client(tables.hash_seed(), key.source)
     } else if origin == Origin::Outside {
-        hash::of_connection(key)
+        hash::of_connection(tables.hash_seed(), key)
     } else {
         tables.random()
     };

@@ -36,11 +36,13 @@ pub enum Reason {
     /// Answered with RST: a TCP segment that is no SYN, of a connection that is not known and whose backend cannot be
     /// told.
     UnknownConnection = 14,
+    /// Dropped without an answer: its sender, or others with the same prefix, have been answered often enough.
+    AnswerLimit = 15,
 }
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NoEndpoint,
         Self::NoLocalEndpoint,
         Self::UnknownPort,
@@ -56,6 +58,7 @@ impl Reason {
         Self::HopLimit,
         Self::UnknownFragment,
         Self::UnknownConnection,
+        Self::AnswerLimit,
     ];
 
     /// The name in metrics, tables and logs.
@@ -76,6 +79,7 @@ impl Reason {
             Self::HopLimit => "hop_limit",
             Self::UnknownFragment => "unknown_fragment",
             Self::UnknownConnection => "unknown_connection",
+            Self::AnswerLimit => "answer_limit",
         }
     }
 
@@ -97,7 +101,8 @@ impl Reason {
             | Self::AnswerFailed
             | Self::SourceRange
             | Self::NoRoute
-            | Self::UnknownFragment => false,
+            | Self::UnknownFragment
+            | Self::AnswerLimit => false,
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the decision code asks for outside the packet: maps, clock, chance, settings.
 
 use crate::address::Address;
+use crate::budget::Limit;
 use crate::flow::FlowEntry;
 use crate::layout::{
     Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
@@ -56,6 +57,11 @@ pub trait Tables<A: Address> {
     fn lifetime(&self, protocol: u8, state: u8) -> u32;
     /// The address of this node that replaces the client's in hairpin connections; unspecified if there is none.
     fn node_address(&self) -> A;
+
+    /// What the hash of outside clients begins with: the same on all nodes.
+    fn hash_seed(&self) -> u64;
+    /// Whether a client of this address may be told once more that a packet of its goes no further; counts the answer.
+    fn may_answer(&self, client: A, limit: Limit) -> bool;
 
     /// Source ports that the datapath gives out when it must replace one.
     fn translated_ports(&self) -> PortRange;

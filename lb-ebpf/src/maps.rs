@@ -7,6 +7,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::address::Address;
+use lb_common::budget::{BUCKETS, Bucket, Limit};
 use lb_common::filter::{self, Position};
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
@@ -75,6 +76,8 @@ static SERVICE_NAMES: HashMap<ServiceId, ServiceName> = HashMap::with_max_entrie
 static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::with_max_entries(65_536, 0);
 #[map]
 static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
+#[map]
+static ANSWERS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(BUCKETS, 0);
 #[map]
 static SETTINGS: Array<LoadedSettings> = Array::with_max_entries(1, 0);
 
@@ -297,6 +300,16 @@ pub fn count_rejected(service: ServiceId) {
         // SAFETY: the value is this CPU's own.
         unsafe { (*stats).rejected += 1 }
     }
+}
+
+/// Takes an answer to a client out of its bucket.
+#[inline(always)]
+pub fn take_answer(client: impl Address, limit: Limit, now: u64, jiffies_per_second: u32) -> bool {
+    let Some(bucket) = ANSWERS.get_ptr_mut(limit.bucket(client)) else {
+        return false;
+    };
+    // SAFETY: the value is this CPU's own.
+    unsafe { (*bucket).take(now, jiffies_per_second, limit) }
 }
 
 /// Counts a packet by what kept it from being translated.

@@ -3,6 +3,7 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use lb_common::address::Address;
+use lb_common::budget::Limit;
 use lb_common::flow::{self, FlowEntry, Lifetimes};
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey,
@@ -28,6 +29,10 @@ static NODE_ADDRESS6: Global<Address6> = Global::new(Address6::from_words([0; 4]
 /// The kernel's clock rate, set by the agent.
 #[unsafe(no_mangle)]
 static JIFFIES_PER_SECOND: Global<u32> = Global::new(250);
+
+/// What the hash of outside clients begins with, set by the agent.
+#[unsafe(no_mangle)]
+static HASH_SEED: Global<u64> = Global::new(0);
 
 /// Source ports that the programs give out, set by the agent.
 #[unsafe(no_mangle)]
@@ -156,6 +161,16 @@ impl<A: Family> Tables<A> for KernelTables {
     #[inline(always)]
     fn jiffies_per_second(&self) -> u32 {
         JIFFIES_PER_SECOND.load()
+    }
+
+    #[inline(always)]
+    fn hash_seed(&self) -> u64 {
+        HASH_SEED.load()
+    }
+
+    #[inline(never)]
+    fn may_answer(&self, client: A, limit: Limit) -> bool {
+        maps::take_answer(client, limit, helpers::jiffies(), JIFFIES_PER_SECOND.load())
     }
 
     #[inline(always)]

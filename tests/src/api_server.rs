@@ -26,6 +26,9 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use self::store::Store;
 
+/// UID of the namespace kube-system.
+pub const CLUSTER_UID: &str = "0d4ee2c1-4f7e-4d53-8a3b-0c9f3c1b7a55";
+
 /// The server. It stops when it is dropped.
 pub struct ApiServer {
     shared: Arc<Shared>,

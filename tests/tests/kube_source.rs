@@ -11,8 +11,8 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use lb_agent::object::{Change, Object};
-use lb_agent::source::kube::{KubeOptions, run};
-use lb_tests::api_server::ApiServer;
+use lb_agent::source::kube::{KubeOptions, cluster_uid, run};
+use lb_tests::api_server::{ApiServer, CLUSTER_UID};
 use tempfile::TempDir;
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::task::JoinHandle;
@@ -550,4 +550,14 @@ async fn ends_with_its_receiver() {
     let cluster = Cluster::with_services(&[]).await;
     drop(cluster.changes);
     timeout(TIMEOUT, cluster.source).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_cluster_is_known_by_its_uid() {
+    let (server, directory) = Cluster::server().await;
+    let config = server.config(&directory.path().join("token")).unwrap();
+    let ask = || timeout(TIMEOUT, cluster_uid(config.clone()));
+    assert_eq!(ask().await, Ok(Some(CLUSTER_UID.to_owned())));
+    server.set_forbidden("namespaces", true);
+    assert_eq!(ask().await, Ok(None));
 }

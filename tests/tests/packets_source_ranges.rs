@@ -64,7 +64,7 @@ fn edges_of_ipv4_networks() {
     allow(&datapath, SET, "198.51.100.64", 26);
     allow(&datapath, SET, "203.0.113.8", 29);
     allow(&datapath, SET, "192.0.2.9", 32);
-    allow(&datapath, SET, "128.0.0.0", 7);
+    allow(&datapath, SET, "130.0.0.0", 7);
     for (client, is_allowed) in [
         ("198.51.100.63", false),
         ("198.51.100.64", true),
@@ -77,9 +77,9 @@ fn edges_of_ipv4_networks() {
         ("192.0.2.8", false),
         ("192.0.2.9", true),
         ("192.0.2.10", false),
-        ("127.255.255.255", false),
-        ("129.255.255.255", true),
-        ("130.0.0.0", false),
+        ("129.255.255.255", false),
+        ("131.255.255.255", true),
+        ("132.0.0.0", false),
     ] {
         check(&mut datapath, &world, client, is_allowed);
     }

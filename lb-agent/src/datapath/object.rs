@@ -7,6 +7,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, MapInfo};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
+use lb_common::budget::Bucket;
 use lb_common::flow::Lifetimes;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Fragment, FragmentKey,
@@ -75,6 +76,8 @@ pub struct Settings {
     pub redirects_locally: bool,
     /// Source ports that the datapath gives out.
     pub translated_ports: PortRange,
+    /// What the hash of outside clients begins with: the same on all nodes.
+    pub hash_seed: u64,
     /// How long idle flows live, in seconds.
     pub lifetimes: Lifetimes,
     /// Sizes of the maps.
@@ -93,6 +96,7 @@ impl Default for Settings {
             keeps_removed: false,
             redirects_locally: false,
             translated_ports: TRANSLATED_PORTS,
+            hash_seed: 0,
             lifetimes: Lifetimes::DEFAULT_SECONDS,
             capacity: DEFAULT_CAPACITY,
             flows: DEFAULT_FLOWS,
@@ -145,7 +149,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 24] = [
+const MAPS: [(&str, usize, usize); 25] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -217,6 +221,7 @@ const MAPS: [(&str, usize, usize); 24] = [
     (map::SERVICE_NAMES, size_of::<u32>(), size_of::<ServiceName>()),
     (map::SERVICE_STATS, size_of::<u32>(), size_of::<ServiceStats>()),
     (map::REASONS, size_of::<u32>(), size_of::<u64>()),
+    (map::ANSWERS, size_of::<u32>(), size_of::<Bucket>()),
     (map::SETTINGS, size_of::<u32>(), size_of::<LoadedSettings>()),
 ];
 
@@ -285,6 +290,7 @@ fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
         .override_global("LOCAL_REDIRECT", &redirects_locally, true)
         .override_global("SETS_ERRORS", &sets_errors, true)
         .override_global("PORTS", &ports, true)
+        .override_global("HASH_SEED", &settings.hash_seed, true)
         .map_max_entries(map::FRONTENDS4, capacity.frontends)
         .map_max_entries(map::FRONTENDS6, capacity.frontends)
         .map_max_entries(map::SLOTS, capacity.slots)
@@ -322,6 +328,7 @@ fn loaded_settings(settings: &Settings) -> LoadedSettings {
         node_address6: settings.node_address6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
         node_namespace: halves(namespace),
         only_node_sockets: u32::from(settings.only_node_sockets),
+        hash_seed: halves(settings.hash_seed),
     }
 }
 

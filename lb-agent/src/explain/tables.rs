@@ -3,11 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 
+use lb_common::budget::Limit;
 use lb_common::flow::FlowEntry;
 use lb_common::host::HostTables;
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
-    Port, ServiceId, Slot, Socket, SocketKey,
+    Port, ServiceId, Slot, Socket, SocketKey, cookie,
 };
 use lb_common::reason::Reason;
 use lb_common::socket::SocketTables;
@@ -184,6 +185,14 @@ impl<A: LiveFamily> Tables<A> for Recorder<'_, A> {
 
     fn node_address(&self) -> A {
         A::of_node(self.maps.settings())
+    }
+
+    fn hash_seed(&self) -> u64 {
+        cookie(self.maps.settings().hash_seed)
+    }
+
+    fn may_answer(&self, _client: A, _limit: Limit) -> bool {
+        true
     }
 
     fn translated_ports(&self) -> PortRange {

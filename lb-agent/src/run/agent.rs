@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::monitor::Monitor;
+use super::seed::Seed;
 use super::setup;
 use crate::cli::RunArguments;
 use crate::controller::Controller;
@@ -67,6 +68,7 @@ struct Agent {
     attach_retry: Option<Instant>,
     next_repair: Instant,
     closer: Option<Closer>,
+    seed: Seed,
 }
 
 impl Agent {
@@ -87,8 +89,9 @@ impl Agent {
             }
         }
         let cgroup = setup::cgroup(arguments)?;
-        let settings = setup::settings(arguments, &addresses)?;
         let pins = Pins::new(&arguments.pins.pin_path);
+        let mut seed = Seed::new(arguments.hash_seed.as_deref(), &pins.maps());
+        let settings = setup::settings(arguments, &addresses, seed.now())?;
         let attach = AttachOptions {
             xdp: arguments.xdp,
             tc: arguments.tc,
@@ -106,7 +109,8 @@ impl Agent {
             node: node_name.clone(),
             service_proxy_name: arguments.service_proxy_name.clone(),
         };
-        let (kinds, source) = setup::start_source(&arguments.source, options, sender).await?;
+        let source = setup::start_source(&arguments.source, options, sender).await?;
+        seed.follow(source.cluster, arguments.hash_seed.is_some());
         let node = NodeConfig {
             name: node_name,
             zone: None,
@@ -117,19 +121,20 @@ impl Agent {
             service_proxy_name: arguments.service_proxy_name.clone(),
         };
         Ok(Self {
-            controller: Controller::new(maps, node.clone(), kinds)?,
+            controller: Controller::new(maps, node.clone(), source.kinds)?,
             monitor,
             node,
             datapath,
             cgroup,
             changes,
-            source,
+            source: source.task,
             view,
             device_options,
             attached: false,
             attach_retry: None,
             next_repair: Instant::now() + REPAIR_INTERVAL,
             closer,
+            seed,
         })
     }
 
@@ -152,12 +157,16 @@ impl Agent {
                 self.attach_retry = Some(Instant::now());
                 self.follow_devices();
             }
+            () = self.seed.changed() => {}
             () = tokio::time::sleep_until(due.into()) => {}
         }
         let now = Instant::now();
         self.monitor.tick(&mut self.controller, now);
+        let seed = self.seed.settled();
         self.follow_node()?;
-        if self.controller.is_synced() && (!self.attached || self.attach_retry.is_some_and(|due| due <= now))
+        if self.controller.is_synced()
+            && seed.is_some()
+            && (!self.attached || self.attach_retry.is_some_and(|due| due <= now))
         {
             self.attach(now)?;
         }
@@ -204,10 +213,11 @@ impl Agent {
         let settings = Settings {
             node_address4: setup::first_ipv4(addresses),
             node_address6: setup::first_ipv6(addresses),
+            hash_seed: self.seed.now(),
             ..self.datapath.settings().clone()
         };
         if settings != *self.datapath.settings() {
-            tracing::info!(?addresses, "the node's addresses changed");
+            tracing::info!(?addresses, "the node's addresses or the hash seed changed");
             self.datapath.reload(settings)?;
             self.attached = false;
         }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use k8s_openapi::jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::monitor::Monitor;
@@ -70,7 +70,11 @@ pub(super) fn cgroup(arguments: &RunArguments) -> anyhow::Result<Option<PathBuf>
 }
 
 /// What the programs are loaded with on a node with these addresses.
-pub(super) fn settings(arguments: &RunArguments, addresses: &BTreeSet<IpAddr>) -> anyhow::Result<Settings> {
+pub(super) fn settings(
+    arguments: &RunArguments,
+    addresses: &BTreeSet<IpAddr>,
+    hash_seed: u64,
+) -> anyhow::Result<Settings> {
     let sizes = &arguments.sizes;
     let cookie = namespace::cookie().context("cannot tell this network namespace from others")?;
     if cookie.is_none() {
@@ -84,6 +88,7 @@ pub(super) fn settings(arguments: &RunArguments, addresses: &BTreeSet<IpAddr>) -
         keeps_removed: arguments.on_removed_backend == OnRemovedBackend::Forward,
         redirects_locally: arguments.local_redirect,
         translated_ports: ports::translated(),
+        hash_seed,
         lifetimes: arguments.lifetimes.seconds(),
         capacity: Capacity {
             frontends: sizes.max_frontends,
@@ -124,19 +129,30 @@ pub(super) fn warn_of_other_sizes(maps: &KernelMaps, wanted: &Capacity) {
     }
 }
 
-/// Starts the source; returns the kinds that it delivers.
+/// A source that runs.
+pub(super) struct Source {
+    /// The kinds that it delivers.
+    pub(super) kinds: Vec<Kind>,
+    /// What it runs as.
+    pub(super) task: JoinHandle<anyhow::Result<()>>,
+    /// The cluster's UID, once the API has answered; nothing inside if it refuses. Without a cluster there is none.
+    pub(super) cluster: Option<watch::Receiver<Option<Option<String>>>>,
+}
+
+/// Starts the source.
 pub(super) async fn start_source(
     arguments: &SourceArguments,
     options: KubeOptions,
     changes: mpsc::Sender<Change>,
-) -> anyhow::Result<(Vec<Kind>, JoinHandle<anyhow::Result<()>>)> {
+) -> anyhow::Result<Source> {
     if let Some(directory) = &arguments.manifests {
         let manifests = Manifests::open(directory)?;
         let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
-        return Ok((
+        return Ok(Source {
             kinds,
-            tokio::spawn(async move { Ok(manifests.run(changes).await?) }),
-        ));
+            task: tokio::spawn(async move { Ok(manifests.run(changes).await?) }),
+            cluster: None,
+        });
     }
     let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
     if !arguments.kube && !in_cluster {
@@ -144,8 +160,12 @@ pub(super) async fn start_source(
     }
     let config = kube::infer_config().await?;
     let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node];
-    Ok((
+    let (answer, cluster) = watch::channel(None);
+    let asked = config.clone();
+    tokio::spawn(async move { answer.send_replace(Some(kube::cluster_uid(asked).await)) });
+    Ok(Source {
         kinds,
-        tokio::spawn(async move { Ok(kube::run(config, options, changes).await?) }),
-    ))
+        task: tokio::spawn(async move { Ok(kube::run(config, options, changes).await?) }),
+        cluster: Some(cluster),
+    })
 }

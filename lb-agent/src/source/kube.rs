@@ -1,15 +1,17 @@
 //! The Kubernetes API as the source: `--kube`.
 //!
-//! Three watches, on Services, EndpointSlices and the agent's own Node: they need the right to `list` and `watch` these
-//! and nothing else.
+//! Three watches, on Services, EndpointSlices and the agent's own Node: they need the right to `list` and `watch` these.
+//! The UID of the namespace kube-system, which stands for the cluster, needs the right to `get` it.
 
 mod connection;
 mod watch;
 
-use k8s_openapi::api::core::v1::{Node, Service};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::Config;
 use kube::runtime::watcher;
+use kube::{Api, Client, Config};
 use tokio::sync::mpsc;
 
 use self::watch::Watch;
@@ -68,6 +70,34 @@ pub async fn run(
         () = changes.closed() => {}
     }
     Ok(())
+}
+
+/// The UID of the namespace kube-system: the same for all nodes of a cluster, and another in every cluster. Asks until
+/// the API answers; `None` if it refuses.
+pub async fn cluster_uid(config: Config) -> Option<String> {
+    const NAME: &str = "kube-system";
+    const PATIENCE: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(10)];
+    let [mut wait, longest] = PATIENCE;
+    loop {
+        let answer = match Client::try_from(config.clone()) {
+            Ok(client) => Api::<Namespace>::all(client).get_metadata(NAME).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(namespace) => return namespace.metadata.uid,
+            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
+                tracing::warn!(
+                    "cannot get the namespace {NAME}, so clients outside may guess which backend they get: allow the \
+                     agent's service account to get it, or use --hash-seed: {}",
+                    status.message
+                );
+                return None;
+            }
+            Err(error) => tracing::debug!("cannot get the namespace {NAME} yet: {error}"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (2 * wait).min(longest);
+    }
 }
 
 fn services(options: &KubeOptions) -> watcher::Config {

@@ -59,6 +59,17 @@ fn status(code: StatusCode, reason: &str, message: &str) -> Value {
     })
 }
 
+/// Path of the namespace that stands for the cluster.
+pub(super) const NAMESPACE: &str = "/api/v1/namespaces/kube-system";
+
+/// That namespace.
+pub(super) fn namespace() -> Value {
+    json!({
+        "kind": "Namespace", "apiVersion": "v1",
+        "metadata": {"name": "kube-system", "uid": super::CLUSTER_UID, "resourceVersion": "1"},
+    })
+}
+
 /// The resource that a path is about.
 pub(super) fn resource(uri: &Uri) -> Option<Resource> {
     RESOURCES.into_iter().find(|resource| resource.path == uri.path())

@@ -104,6 +104,9 @@ fn answer(request: &Request<Incoming>, shared: &Shared) -> Result<Answer, Failur
             "Unauthorized",
         ));
     }
+    if request.uri().path() == answer::NAMESPACE && !state.forbidden.contains("namespaces") {
+        return Ok(Answer::Object(StatusCode::OK, answer::namespace()));
+    }
     let Some(resource) = answer::resource(request.uri()) else {
         let message = "the server could not find the requested resource";
         return Err(answer::failure(StatusCode::NOT_FOUND, "NotFound", message));

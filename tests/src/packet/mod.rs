@@ -42,6 +42,8 @@ pub struct Datapath {
     /// Index of the device that packets come in on or leave by, in the network namespace of the thread that runs the
     /// programs; 0 for that namespace's loopback device.
     pub device: u32,
+    /// Whether answers are limited; else every answer is the first one for a long time.
+    pub limits_answers: bool,
     /// Payload of each packet that a TC program's packet is to be sent as, if the sender leaves that to the kernel or
     /// its device (GSO); else 0.
     pub segment_size: u32,
@@ -129,6 +131,7 @@ impl Datapath {
             pins,
             device: 0,
             segment_size: 0,
+            limits_answers: false,
         }
     }
 
@@ -272,6 +275,9 @@ impl Datapath {
             (_, 7) => Verdict::Bounce,
             (_, action) => panic!("{program} returned {action}: {:02x?}", outcome.bytes),
         };
+        if verdict == Verdict::Bounce && !self.limits_answers {
+            self.forget_answers();
+        }
         (verdict, outcome.bytes)
     }
 

@@ -4,9 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::util::nr_cpus;
 use lb_agent::datapath::clock;
 use lb_agent::maps::{FrontendKey, MapOp};
+use lb_common::budget::Bucket;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Frontend, Region,
     SourceRange, map,
@@ -78,6 +80,18 @@ impl Datapath {
     pub fn age_if(&self, ticks: u32, which: impl Fn(SocketAddr, SocketAddr) -> bool) {
         age(self.flows4(), ticks, &which);
         age(self.flows6(), ticks, &which);
+    }
+
+    /// Lets every client be answered as if none had been for a long time.
+    pub fn forget_answers(&self) {
+        let pin = MapData::from_pin(self.directory().join(map::ANSWERS)).expect("a pinned map");
+        let map = Map::from_map_data(pin).expect("a map");
+        let mut buckets: PerCpuArray<_, Bucket> = map.try_into().expect("a per-CPU array");
+        let cpus = nr_cpus().expect("the number of processors");
+        for index in 0..buckets.len() {
+            let full = PerCpuValues::try_from(vec![Bucket::default(); cpus]).expect("a value for each");
+            buckets.set(index, full, 0).expect("a bucket is written");
+        }
     }
 
     /// Makes what is known of datagrams in fragments that many seconds older.

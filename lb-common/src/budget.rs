@@ -1,0 +1,137 @@
+//! How often clients are told that their packets go no further: an answer to each packet would let a sender with a
+//! forged address aim answers at somebody else, and keep the node busy with them (RFC 1812 section 4.3.2.8, RFC 4443
+//! section 2.4 f).
+//!
+//! Each CPU has a token bucket for each source prefix and kind of answer, as the kernel has for each peer
+//! (`inet_peer_xrlim_allow`, net/ipv4/inetpeer.c).
+
+use crate::address::Address;
+
+/// How many prefixes have buckets of their own; others share one.
+const PREFIXES: u32 = 256;
+/// Kinds of answers.
+const LIMITS: u32 = 2;
+/// How many buckets there are.
+pub const BUCKETS: u32 = PREFIXES * LIMITS;
+
+/// How often a prefix is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Limit {
+    /// ICMP errors that say that nobody is there: Linux sends one a second, and six at once, to each peer.
+    Errors,
+    /// RSTs and ICMP errors that let a connection go on, with smaller packets: as many as Linux sends of all ICMP errors
+    /// together (`icmp_msgs_per_sec`).
+    Connections,
+}
+
+impl Limit {
+    /// Answers that a prefix gets in a second, and all at once after a silence.
+    const fn rate(self) -> (u32, u32) {
+        match self {
+            Self::Errors => (5, 20),
+            Self::Connections => (1000, 1000),
+        }
+    }
+
+    /// The bucket of a client, less than [`BUCKETS`]. Clients with a prefix of 24 bits (IPv6: 64) in common share it.
+    #[inline(always)]
+    pub fn bucket(self, client: impl Address) -> u32 {
+        /// An odd constant near 2^64 / golden ratio.
+        const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+        let hash = client.prefix().wrapping_mul(SPREAD) >> (u64::BITS - PREFIXES.ilog2());
+        hash as u32 * LIMITS + self as u32
+    }
+}
+
+/// Answers that are left: value of the map of buckets.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[repr(C)]
+pub struct Bucket {
+    /// When it was last filled, in jiffies (lower half).
+    filled: u32,
+    /// An answer costs as many as a second has jiffies.
+    tokens: u32,
+}
+
+impl Bucket {
+    /// Takes an answer out of the bucket at a time in jiffies, of which a second has `jiffies_per_second`, if there is
+    /// one.
+    #[inline(always)]
+    pub fn take(&mut self, now: u64, jiffies_per_second: u32, limit: Limit) -> bool {
+        // The product of it and of a rate fits.
+        const LONG: u32 = 1 << 16;
+        let (per_second, burst) = limit.rate();
+        let now = now as u32;
+        let idle = now.wrapping_sub(self.filled);
+        let gained = if idle < LONG { idle } else { LONG } * per_second;
+        let most = burst * jiffies_per_second;
+        let mut tokens = self.tokens.saturating_add(gained);
+        if tokens > most {
+            tokens = most;
+        }
+        self.filled = now;
+        let is_enough = tokens >= jiffies_per_second;
+        self.tokens = if is_enough {
+            tokens - jiffies_per_second
+        } else {
+            tokens
+        };
+        is_enough
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::{Ipv4Addr, Ipv6Addr};
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::layout::{Address4, Address6};
+
+    const LIMIT_OF: [(Limit, u32, u32); 2] = [(Limit::Errors, 5, 20), (Limit::Connections, 1000, 1000)];
+
+    /// How many of these answers at this time are given.
+    fn given(bucket: &mut Bucket, now: u64, rate: u32, limit: Limit, asked: u32) -> u32 {
+        let answers = (0..asked).filter(|_| bucket.take(now, rate, limit));
+        u32::try_from(answers.count()).unwrap()
+    }
+
+    #[test]
+    fn a_burst_and_then_a_rate() {
+        for (limit, per_second, burst) in LIMIT_OF {
+            for jiffies in [100, 250, 1000] {
+                for start in [0, 5, u64::from(u32::MAX) - 10] {
+                    let mut bucket = Bucket::default();
+                    let start = start + (1 << 20);
+                    assert_eq!(given(&mut bucket, start, jiffies, limit, 10_000), burst);
+                    assert_eq!(given(&mut bucket, start, jiffies, limit, 1), 0);
+                    let mut all = 0;
+                    for jiffy in 1..=10 * u64::from(jiffies) {
+                        all += given(&mut bucket, start + jiffy, jiffies, limit, 100);
+                    }
+                    assert_eq!(all, 10 * per_second, "{limit:?} {jiffies}");
+                    let later = start + (1 << 40);
+                    assert!(given(&mut bucket, later, jiffies, limit, 10_000) <= burst);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn prefixes_have_buckets() {
+        let v4 = |text: &str| Address4::from(text.parse::<Ipv4Addr>().unwrap());
+        let v6 = |text: &str| Address6::from(text.parse::<Ipv6Addr>().unwrap());
+        for limit in [Limit::Errors, Limit::Connections] {
+            assert_eq!(limit.bucket(v4("10.1.2.3")), limit.bucket(v4("10.1.2.255")));
+            assert_ne!(limit.bucket(v4("10.1.2.3")), limit.bucket(v4("10.1.3.3")));
+            assert_eq!(limit.bucket(v6("fd00::1")), limit.bucket(v6("fd00::ffff:1")));
+            assert_ne!(limit.bucket(v6("fd00::1")), limit.bucket(v6("fd00:0:0:1::1")));
+        }
+        let buckets: BTreeSet<u32> = (0..65_536_u32)
+            .map(|n| Address4::from(Ipv4Addr::from(0x0a00_0000 + (n << 8))))
+            .flat_map(|client| [Limit::Errors, Limit::Connections].map(|limit| limit.bucket(client)))
+            .collect();
+        assert_eq!(buckets.len(), usize::try_from(BUCKETS).unwrap());
+        assert!(buckets.iter().all(|bucket| *bucket < BUCKETS));
+    }
+}
