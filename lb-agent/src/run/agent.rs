@@ -33,6 +33,8 @@ const CHANGES: usize = 1024;
 const REPAIR_INTERVAL: Duration = Duration::from_secs(600);
 /// How soon attaching is tried again after it failed.
 const ATTACH_RETRY: Duration = Duration::from_secs(5);
+/// How often to look whether others have attached programs before ours.
+const ATTACH_CHECK: Duration = Duration::from_secs(10);
 
 /// Runs the agent until it is told to stop.
 pub(super) async fn run(arguments: &RunArguments, closer: Option<Closer>) -> anyhow::Result<()> {
@@ -64,7 +66,7 @@ struct Agent {
     device_options: watch::Sender<DeviceOptions>,
     /// Whether the programs are attached: not before the first sync, so that no packet meets empty maps.
     attached: bool,
-    attach_retry: Option<Instant>,
+    next_attach: Option<Instant>,
     next_repair: Instant,
     closer: Option<Closer>,
 }
@@ -97,7 +99,6 @@ impl Agent {
         let datapath = Datapath::load(settings, pins, attach)?;
         let mut maps = KernelMaps::open(&maps_directory)?;
         maps.renew_filters(&maps_directory)?;
-        setup::warn_of_other_sizes(&maps, &datapath.settings().capacity);
 
         let monitor = setup::monitor(arguments.health, Readings::open(&maps_directory)?)?;
 
@@ -127,7 +128,7 @@ impl Agent {
             view,
             device_options,
             attached: false,
-            attach_retry: None,
+            next_attach: None,
             next_repair: Instant::now() + REPAIR_INTERVAL,
             closer,
         })
@@ -137,7 +138,7 @@ impl Agent {
     async fn step(&mut self) -> anyhow::Result<()> {
         let due = [
             self.controller.next_due(),
-            self.attach_retry,
+            self.next_attach,
             Some(self.monitor.next_due()),
             Some(self.next_repair),
         ];
@@ -149,7 +150,7 @@ impl Agent {
             },
             changed = self.view.changed() => {
                 changed.context("the watch on network devices ended")?;
-                self.attach_retry = Some(Instant::now());
+                self.next_attach = Some(Instant::now());
                 self.follow_devices();
             }
             () = tokio::time::sleep_until(due.into()) => {}
@@ -157,8 +158,7 @@ impl Agent {
         let now = Instant::now();
         self.monitor.tick(&mut self.controller, now);
         self.follow_node()?;
-        if self.controller.is_synced() && (!self.attached || self.attach_retry.is_some_and(|due| due <= now))
-        {
+        if self.controller.is_synced() && (!self.attached || self.next_attach.is_some_and(|due| due <= now)) {
             self.attach(now)?;
         }
         if self.next_repair <= now {
@@ -220,9 +220,17 @@ impl Agent {
         for error in &errors {
             tracing::warn!("{}; trying again", describe(error));
         }
-        self.attach_retry = (!errors.is_empty()).then(|| now + ATTACH_RETRY);
+        let next = if errors.is_empty() {
+            ATTACH_CHECK
+        } else {
+            ATTACH_RETRY
+        };
+        self.next_attach = Some(now + next);
         if !self.attached {
             self.datapath.set_cgroup(self.cgroup.as_deref())?;
+        }
+        self.datapath.remove_leftovers()?;
+        if !self.attached {
             self.attached = true;
             let status = self.controller.status();
             tracing::info!(
