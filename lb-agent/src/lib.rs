@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod model;
 pub mod mounts;
 pub mod namespace;
+mod netlink;
 pub mod network;
 pub mod object;
 pub mod output;

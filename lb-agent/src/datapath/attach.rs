@@ -5,21 +5,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
-use aya::programs::xdp::XdpLink;
-use aya::programs::{
-    CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType,
-    Xdp, XdpMode,
-};
-use nix::errno::Errno;
 use nix::net::if_::{if_indextoname, if_nameindex};
 
-use super::object::{LoadError, program};
-use super::pins::Pins;
+use super::filters::xdp_programs;
+use super::hooks::{self, Failure};
+use super::links::{Link, Place, attach_type};
+use super::object::program;
+use super::pins::{self, Pins};
+use super::{cgroup, clsact};
 use crate::devices::{Attachment, Role};
 
 /// How XDP is attached to network devices.
@@ -72,7 +68,7 @@ pub enum AttachError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The pins cannot be read or written.
-    #[error("cannot change the pinned links in {directory}")]
+    #[error("cannot change the pins in {directory}")]
     Pins {
         /// The directory.
         directory: String,
@@ -93,35 +89,36 @@ struct DeviceProgram {
 /// Where on a device.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Hook {
-    Xdp(XdpModeName),
+    Xdp(XdpMode),
     Tc(Direction),
 }
 
 /// The mode is part of a link's name: a link keeps its mode for life.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum XdpModeName {
+pub(super) enum XdpMode {
     Native,
     Generic,
 }
 
+/// A direction of TC.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Direction {
+pub(super) enum Direction {
     Ingress,
     Egress,
 }
 
 impl Direction {
-    const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+    pub(super) const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
 
-    fn attach_type(self) -> TcAttachType {
+    pub(super) fn tcx(self) -> u32 {
         match self {
-            Self::Ingress => TcAttachType::Ingress,
-            Self::Egress => TcAttachType::Egress,
+            Self::Ingress => attach_type::TCX_INGRESS,
+            Self::Egress => attach_type::TCX_EGRESS,
         }
     }
 }
 
-impl XdpModeName {
+impl XdpMode {
     fn other(self) -> Self {
         match self {
             Self::Native => Self::Generic,
@@ -132,18 +129,30 @@ impl XdpModeName {
 
 impl DeviceProgram {
     /// Where in TC it is.
-    fn place(&self) -> Option<(u32, Direction)> {
+    fn in_tc(&self) -> Option<(u32, Direction)> {
         match self.kind {
             Hook::Xdp(_) => None,
             Hook::Tc(direction) => Some((self.index, direction)),
         }
     }
 
+    /// Where its link is attached.
+    fn place(&self) -> Place {
+        let device = self.index;
+        match self.kind {
+            Hook::Xdp(_) => Place::Xdp { device },
+            Hook::Tc(direction) => Place::Tcx {
+                device,
+                attach_type: direction.tcx(),
+            },
+        }
+    }
+
     fn pin_name(&self) -> String {
         let Self { index, program, kind } = self;
         match kind {
-            Hook::Xdp(XdpModeName::Native) => format!("{index}-{program}-native"),
-            Hook::Xdp(XdpModeName::Generic) => format!("{index}-{program}-generic"),
+            Hook::Xdp(XdpMode::Native) => format!("{index}-{program}-native"),
+            Hook::Xdp(XdpMode::Generic) => format!("{index}-{program}-generic"),
             Hook::Tc(_) => format!("{index}-{program}"),
         }
     }
@@ -160,18 +169,22 @@ pub struct Attacher {
     with_xdp: BTreeSet<u32>,
     /// Whether the clsact filters of an earlier agent that are not wanted were removed.
     swept: bool,
+    /// Links that agents of other layouts have pinned, until these programs are in their places.
+    inherited: Vec<(PathBuf, Place)>,
 }
 
 impl Attacher {
     /// Attaches nothing yet. What is pinned stays as it is until [`Self::set_devices`] and [`Self::set_cgroup`].
     pub fn new(pins: Pins, options: AttachOptions) -> Result<Self, AttachError> {
         std::fs::create_dir_all(pins.links()).map_err(|source| pins_error(&pins, source))?;
+        let inherited = inherited(&pins).map_err(|source| pins_error(&pins, source))?;
         Ok(Self {
             pins,
             options,
             devices: BTreeMap::new(),
             with_xdp: BTreeSet::new(),
             swept: false,
+            inherited,
         })
     }
 
@@ -187,13 +200,14 @@ impl Attacher {
         let mut errors = Vec::new();
         let mut wanted = BTreeMap::new();
         let mut with_xdp = BTreeSet::new();
+        let mut failed = BTreeSet::new();
         for (index, device) in devices {
             for program in self.programs_for(*index, device) {
                 wanted.insert(program, device);
             }
         }
         for (program, device) in &wanted {
-            if self.devices.get(program) == Some(&device.instance) {
+            if self.devices.get(program) == Some(&device.instance) && self.is_in_place(program) {
                 if self.with_xdp.contains(&program.index) && program.program == program::XDP {
                     with_xdp.insert(program.index);
                 }
@@ -213,11 +227,17 @@ impl Attacher {
                 }
                 Err(error) => {
                     self.devices.remove(program);
+                    failed.insert(program.place());
                     errors.push(error);
                 }
             }
         }
         if let Err(error) = self.detach_others(&wanted.into_keys().collect()) {
+            errors.push(error);
+        }
+        let is_done =
+            |place: &Place| matches!(place, Place::Xdp { .. } | Place::Tcx { .. }) && !failed.contains(place);
+        if let Err(error) = self.let_go(is_done) {
             errors.push(error);
         }
         self.with_xdp = with_xdp;
@@ -255,8 +275,8 @@ impl Attacher {
                 ];
                 let mode = match self.options.xdp {
                     XdpAttach::Auto if device.kind == "veth" => None,
-                    XdpAttach::Auto | XdpAttach::Native => Some(XdpModeName::Native),
-                    XdpAttach::Generic => Some(XdpModeName::Generic),
+                    XdpAttach::Auto | XdpAttach::Native => Some(XdpMode::Native),
+                    XdpAttach::Generic => Some(XdpMode::Generic),
                     XdpAttach::Off => None,
                 };
                 let xdp = |mode| DeviceProgram {
@@ -277,7 +297,7 @@ impl Attacher {
         let (filters, links): (Vec<_>, Vec<_>) = wanted
             .iter()
             .partition(|program| matches!(program.kind, Hook::Tc(_)) && self.uses_clsact());
-        self.remove_other_filters(&filters.into_iter().filter_map(DeviceProgram::place).collect());
+        self.remove_other_filters(&filters.into_iter().filter_map(DeviceProgram::in_tc).collect());
         self.devices.retain(|program, _| wanted.contains(program));
 
         let names: BTreeSet<String> = links.into_iter().map(DeviceProgram::pin_name).collect();
@@ -303,7 +323,7 @@ impl Attacher {
             if !self.uses_clsact() {
                 return;
             }
-            self.devices.keys().filter_map(DeviceProgram::place).collect()
+            self.devices.keys().filter_map(DeviceProgram::in_tc).collect()
         } else {
             let Ok(devices) = if_nameindex() else { return };
             devices
@@ -315,137 +335,157 @@ impl Attacher {
         for (index, direction) in candidates.difference(wanted) {
             // A device that is gone has taken its filters along.
             if let Ok(device) = if_indextoname(*index) {
-                remove_filter(&device.to_string_lossy(), *direction);
+                clsact::detach(*index, &device.to_string_lossy(), *direction);
             }
         }
     }
 
-    fn attach(&self, ebpf: &mut Ebpf, program: &DeviceProgram, device: &str) -> Result<(), AttachError> {
-        let name = program.pin_name();
-        let result = match program.kind {
-            Hook::Xdp(mode) => self.attach_xdp(ebpf, program, device, mode),
+    fn attach(&mut self, ebpf: &mut Ebpf, program: &DeviceProgram, device: &str) -> Result<(), AttachError> {
+        self.attach_here(ebpf, program, device)
+            .map_err(|source| AttachError::Attach {
+                program: program.program,
+                target: format!("device {device}"),
+                source: source.into(),
+            })
+    }
+
+    fn attach_here(&mut self, ebpf: &mut Ebpf, program: &DeviceProgram, device: &str) -> Result<(), Failure> {
+        let path = self.pins.link(&program.pin_name());
+        match program.kind {
             Hook::Tc(direction) if self.uses_clsact() => {
-                attach_clsact(ebpf, program.program, device, direction)
+                clsact::attach(ebpf, program.program, program.index, device, direction)
             }
-            Hook::Tc(direction) => self.attach_tcx(ebpf, program.program, &name, device, direction),
+            Hook::Tc(direction) => {
+                let old = self.find(&path, program.place())?;
+                hooks::attach_tcx(
+                    ebpf,
+                    program.program,
+                    device,
+                    program.index,
+                    direction,
+                    old,
+                    &path,
+                )
+            }
+            Hook::Xdp(mode) => {
+                let old = self.find_xdp(program, mode)?;
+                hooks::attach_xdp(ebpf, device, mode, old, &path)
+            }
+        }
+    }
+
+    /// Whether a program that was attached is where it was put: others may have got in front of it.
+    fn is_in_place(&self, program: &DeviceProgram) -> bool {
+        let is_first = match program.in_tc() {
+            None => Ok(true),
+            Some((index, direction)) if self.uses_clsact() => clsact::is_first(index, direction),
+            Some((index, direction)) => {
+                let path = self.pins.link(&program.pin_name());
+                hooks::is_first(&path, index, direction)
+            }
         };
-        result.map_err(|source| AttachError::Attach {
-            program: program.program,
-            target: format!("device {device}"),
-            source: source.into(),
-        })
+        // What cannot be asked is no reason to attach again and again.
+        is_first.unwrap_or(true)
     }
 
     fn uses_clsact(&self) -> bool {
         self.options.tc == TcAttach::Clsact || !super::has_tcx()
     }
 
-    fn attach_xdp(
-        &self,
-        ebpf: &mut Ebpf,
-        program: &DeviceProgram,
-        device: &str,
-        mode: XdpModeName,
-    ) -> Result<(), Failure> {
-        let xdp: &mut Xdp = find(ebpf, program::XDP)?;
-        let path = self.pins.link(&program.pin_name());
-        if let Some(old) = pinned(&path)? {
-            match XdpLink::try_from(old)
-                .map_err(Failure::from)
-                .and_then(|link| Ok(xdp.attach_to_link(link)?))
-            {
-                Ok(id) => return close(xdp.take_link(id)),
-                Err(error) if error.is_dead_link() => std::fs::remove_file(&path)?,
-                Err(error) => return Err(error),
-            }
+    /// The link at this place: pinned under this path, or by an agent of another layout, whose pin moves there.
+    fn find(&mut self, path: &Path, place: Place) -> Result<Option<Link>, Failure> {
+        let own = hooks::pinned(path)?;
+        if let Some(link) = own
+            && link.info()?.place == place
+        {
+            return Ok(Some(link));
         }
-        // A device has one XDP program, whatever the mode; until the new one is there TC takes its packets.
+        let Some(found) = self.inherited.iter().position(|(_, other)| *other == place) else {
+            return Ok(None);
+        };
+        let (other, _) = self.inherited.swap_remove(found);
+        std::fs::rename(other, path)?;
+        hooks::pinned(path)
+    }
+
+    /// The same for XDP, of which a device has one program, whatever the mode: a link of the other mode goes. Until there
+    /// is a new one TC takes its packets.
+    fn find_xdp(&mut self, program: &DeviceProgram, mode: XdpMode) -> Result<Option<Link>, Failure> {
         let other = DeviceProgram {
             kind: Hook::Xdp(mode.other()),
             ..program.clone()
         };
-        self.pins.remove_link(&other.pin_name())?;
-        let mode = match mode {
-            XdpModeName::Native => XdpMode::Driver,
-            XdpModeName::Generic => XdpMode::Skb,
+        let present = xdp_programs()?.get(&program.index).and_then(|(mode, _)| *mode);
+        let actual = match present {
+            Some(present) if present != mode => &other,
+            _ => program,
         };
-        let id = xdp.attach(device, mode)?;
-        let link: FdLink = xdp.take_link(id)?.try_into()?;
-        link.pin(&path)?;
+        let link = self.find(&self.pins.link(&actual.pin_name()), program.place())?;
+        if actual == program {
+            return Ok(link);
+        }
+        drop(link);
+        self.pins.remove_link(&other.pin_name())?;
+        Ok(None)
+    }
+
+    /// Detaches links of other layouts at these places.
+    fn let_go(&mut self, is_done: impl Fn(&Place) -> bool) -> Result<(), AttachError> {
+        let (done, others) = std::mem::take(&mut self.inherited)
+            .into_iter()
+            .partition(|(_, place)| is_done(place));
+        self.inherited = others;
+        for (path, _) in done {
+            pins::remove(&path).map_err(|source| pins_error(&self.pins, source))?;
+        }
         Ok(())
     }
 
-    fn attach_tcx(
-        &self,
-        ebpf: &mut Ebpf,
-        program: &str,
-        name: &str,
-        device: &str,
-        direction: Direction,
-    ) -> Result<(), Failure> {
-        let tc = find_tc(ebpf, program)?;
-        let path = self.pins.link(name);
-        if let Some(old) = pinned(&path)? {
-            let link = SchedClassifierLink::try_from(old).map_err(Failure::from);
-            match link.and_then(|link| Ok(tc.attach_to_link(link)?)) {
-                Ok(id) => return close(tc.take_link(id)),
-                Err(error) if error.is_dead_link() => std::fs::remove_file(&path)?,
-                Err(error) => return Err(error),
-            }
+    /// Removes what agents of other layouts have left, if these programs have taken all of their places.
+    pub fn remove_leftovers(&self) -> Result<(), AttachError> {
+        if !self.inherited.is_empty() {
+            return Ok(());
         }
-        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = tc.attach_with_options(device, direction.attach_type(), order)?;
-        let link: FdLink = tc.take_link(id)?.try_into()?;
-        link.pin(&path)?;
-        Ok(())
+        self.pins
+            .remove_others()
+            .map_err(|source| pins_error(&self.pins, source))
     }
 
     /// Attaches the socket programs to a cgroup, or detaches them.
     ///
-    /// The new links are made before the old ones go: for an instant both run, and the second finds an address that
-    /// is translated already.
+    /// Where a link cannot be given another cgroup or program, the new one is made before the old one goes: for an
+    /// instant both run, and the second finds an address that is translated already.
     pub fn set_cgroup(&mut self, ebpf: &mut Ebpf, cgroup: Option<&Path>) -> Result<(), AttachError> {
-        let Some(path) = cgroup else {
-            let pinned = self
-                .pins
-                .link_names()
-                .map_err(|source| pins_error(&self.pins, source))?;
-            for name in pinned.iter().filter(|name| name.starts_with(CGROUP_PREFIX)) {
-                self.pins
-                    .remove_link(name)
+        match cgroup {
+            Some(path) => self.attach_cgroup(ebpf, path)?,
+            None => {
+                let pinned = self
+                    .pins
+                    .link_names()
                     .map_err(|source| pins_error(&self.pins, source))?;
+                for name in pinned.iter().filter(|name| name.starts_with(CGROUP_PREFIX)) {
+                    self.pins
+                        .remove_link(name)
+                        .map_err(|source| pins_error(&self.pins, source))?;
+                }
             }
-            return Ok(());
-        };
-        for program in program::SOCKETS.into_iter().chain([program::SOCKET_RELEASE]) {
-            self.attach_cgroup(ebpf, program, path)
+        }
+        self.let_go(|place| matches!(place, Place::Cgroup { .. } | Place::Elsewhere))
+    }
+
+    fn attach_cgroup(&mut self, ebpf: &mut Ebpf, cgroup: &Path) -> Result<(), AttachError> {
+        for (program, attach_type) in cgroup::PROGRAMS {
+            let path = self.pins.link(&format!("{CGROUP_PREFIX}{program}"));
+            cgroup::place(cgroup, attach_type)
+                .map_err(Failure::from)
+                .and_then(|place| self.find(&path, place))
+                .and_then(|old| cgroup::attach(ebpf, program, cgroup, old, &path))
                 .map_err(|source| AttachError::Attach {
                     program,
-                    target: format!("cgroup {}", path.display()),
+                    target: format!("cgroup {}", cgroup.display()),
                     source: source.into(),
                 })?;
         }
-        Ok(())
-    }
-
-    fn attach_cgroup(&self, ebpf: &mut Ebpf, program: &str, cgroup: &Path) -> Result<(), Failure> {
-        let directory = std::fs::File::open(cgroup)?;
-        // The other modes are refused for links, which are always "multi".
-        let mode = CgroupAttachMode::Single;
-        let link: FdLink = if program == program::SOCKET_RELEASE {
-            let socket: &mut CgroupSock = find(ebpf, program)?;
-            let id = socket.attach(directory, mode)?;
-            socket.take_link(id)?.try_into()?
-        } else {
-            let socket: &mut CgroupSockAddr = find(ebpf, program)?;
-            let id = socket.attach(directory, mode)?;
-            socket.take_link(id)?.try_into()?
-        };
-        let path = self.pins.link(&format!("{CGROUP_PREFIX}{program}"));
-        let new = self.pins.link(&format!("{CGROUP_PREFIX}{program}-new"));
-        self.pins.remove_link(&format!("{CGROUP_PREFIX}{program}-new"))?;
-        link.pin(&new)?;
-        std::fs::rename(new, path)?;
         Ok(())
     }
 }
@@ -453,113 +493,20 @@ impl Attacher {
 /// Begins the pin names of the cgroup's links.
 const CGROUP_PREFIX: &str = "cgroup-";
 
-/// Priority and handle of our clsact filters: fixed, so that the next agent finds them.
-const CLSACT_PRIORITY: u16 = 0x6c62;
-const CLSACT_HANDLE: (u16, u16) = (0, 1);
-
-fn clsact_link(device: &str, direction: Direction) -> io::Result<SchedClassifierLink> {
-    let handle = TcHandle::new(CLSACT_HANDLE.0, CLSACT_HANDLE.1);
-    SchedClassifierLink::attached(device, direction.attach_type(), CLSACT_PRIORITY, handle, None)
-}
-
-/// Attaches or replaces a clsact filter. It belongs to the device and needs no pin.
-fn attach_clsact(ebpf: &mut Ebpf, program: &str, device: &str, direction: Direction) -> Result<(), Failure> {
-    let tc = find_tc(ebpf, program)?;
-    // A qdisc that is there already is what is needed; without one the next call fails and says so.
-    let _ = qdisc_add_clsact(device);
-    let id = match tc.attach_to_link(clsact_link(device, direction)?) {
-        Ok(id) => id,
-        Err(_) => {
-            let options = NlOptions {
-                priority: CLSACT_PRIORITY,
-                handle: TcHandle::new(CLSACT_HANDLE.0, CLSACT_HANDLE.1),
-                classid: None,
-            };
-            tc.attach_with_options(device, direction.attach_type(), TcAttachOptions::Netlink(options))?
+/// The links that agents of other layouts have pinned, and where they are attached.
+fn inherited(pins: &Pins) -> io::Result<Vec<(PathBuf, Place)>> {
+    let mut found = Vec::new();
+    for path in pins.other_files()? {
+        if let Ok(link) = Link::open(&path) {
+            found.push((path, link.info()?.place));
         }
-    };
-    // Dropping the link would remove the filter.
-    std::mem::forget(tc.take_link(id)?);
-    Ok(())
-}
-
-/// Removes our clsact filters of a device; returns how many there were.
-pub fn remove_clsact(device: &str) -> usize {
-    Direction::BOTH
-        .into_iter()
-        .filter(|direction| remove_filter(device, *direction))
-        .count()
-}
-
-/// Removes our clsact filter of one direction; returns whether there was one.
-fn remove_filter(device: &str, direction: Direction) -> bool {
-    clsact_link(device, direction).is_ok_and(|link| aya::programs::links::Link::detach(link).is_ok())
-}
-
-/// Closes a link that is pinned: the pin keeps it.
-fn close<L>(link: Result<L, ProgramError>) -> Result<(), Failure> {
-    drop(link?);
-    Ok(())
-}
-
-/// A pinned link, if there is one.
-fn pinned(path: &Path) -> Result<Option<FdLink>, Failure> {
-    match PinnedLink::from_pin(path) {
-        Ok(link) => Ok(Some(link.into())),
-        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error.into()),
     }
+    Ok(found)
 }
 
-/// A TC program, loaded if it was not needed before.
-fn find_tc<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, Failure> {
-    let program: &mut SchedClassifier = find(ebpf, name)?;
-    if program.fd().is_err() {
-        program.load().map_err(|error| LoadError::program(name, error))?;
-    }
-    Ok(program)
-}
-
-fn find<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Failure>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-{
-    let program = ebpf
-        .program_mut(name)
-        .ok_or_else(|| Failure::Missing(name.to_owned()))?;
-    Ok(program.try_into()?)
-}
-
-fn pins_error(pins: &Pins, source: io::Error) -> AttachError {
+pub(super) fn pins_error(pins: &Pins, source: io::Error) -> AttachError {
     AttachError::Pins {
-        directory: pins.links().display().to_string(),
+        directory: pins.root().display().to_string(),
         source,
-    }
-}
-
-/// What can go wrong on the way.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Program(#[from] ProgramError),
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    #[error(transparent)]
-    Pin(#[from] aya::pin::PinError),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    #[error("the embedded object has no program {0}")]
-    Missing(String),
-}
-
-impl Failure {
-    /// Whether the link's device is gone: the kernel keeps such a link until its pin goes.
-    fn is_dead_link(&self) -> bool {
-        let Self::Program(ProgramError::SyscallError(error)) = self else {
-            return matches!(self, Self::Link(LinkError::InvalidLink));
-        };
-        error.io_error.raw_os_error() == Some(Errno::ENOLINK as i32)
     }
 }

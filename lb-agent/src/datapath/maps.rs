@@ -38,27 +38,30 @@ pub struct KernelMaps {
 impl KernelMaps {
     /// Opens the maps pinned in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
-        let frontends4 = open(directory, map::FRONTENDS4)?;
         let slots = open_batch(directory, map::SLOTS)?;
         let backends4 = open_batch(directory, map::BACKENDS4)?;
-        let services = open(directory, map::SERVICE_STATS)?;
-        let source_ranges4 = open(directory, map::SOURCE_RANGES4)?;
+        let backends6 = open_batch(directory, map::BACKENDS6)?;
+        // Of two maps one may be older than the other: an agent may have died while it made them.
+        let smaller = |names: [&'static str; 2]| {
+            let [first, second] = names.map(|name| max_entries(&open(directory, name)?, name));
+            Ok::<_, MapError>(first?.min(second?))
+        };
         let capacity = Capacity {
-            frontends: max_entries(&frontends4, map::FRONTENDS4)?,
+            frontends: smaller([map::FRONTENDS4, map::FRONTENDS6])?,
             slots: slots.length(),
-            backends: backends4.length(),
-            services: max_entries(&services, map::SERVICE_STATS)?,
-            source_ranges: max_entries(&source_ranges4, map::SOURCE_RANGES4)?,
+            backends: backends4.length().min(backends6.length()),
+            services: smaller([map::SERVICE_STATS, map::SERVICE_NAMES])?,
+            source_ranges: smaller([map::SOURCE_RANGES4, map::SOURCE_RANGES6])?,
         };
         Ok(Self {
-            frontends4: typed(frontends4, map::FRONTENDS4)?,
+            frontends4: typed(open(directory, map::FRONTENDS4)?, map::FRONTENDS4)?,
             frontends6: typed(open(directory, map::FRONTENDS6)?, map::FRONTENDS6)?,
             filter: Filter::open(directory)?,
             reply_filter: ReplyFilter::open(directory)?,
             slots,
             backends4,
-            backends6: open_batch(directory, map::BACKENDS6)?,
-            source_ranges4: typed(source_ranges4, map::SOURCE_RANGES4)?,
+            backends6,
+            source_ranges4: typed(open(directory, map::SOURCE_RANGES4)?, map::SOURCE_RANGES4)?,
             source_ranges6: typed(open(directory, map::SOURCE_RANGES6)?, map::SOURCE_RANGES6)?,
             names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
             counters: Counters::open(directory)?,

@@ -2,9 +2,14 @@
 
 pub mod attach;
 mod batch;
+mod cgroup;
 pub mod clock;
+pub mod clsact;
 pub mod devices;
 mod filter;
+mod filters;
+mod hooks;
+mod links;
 pub mod live;
 pub mod maps;
 pub mod object;
@@ -36,8 +41,34 @@ pub struct Datapath {
 impl Datapath {
     /// Loads the programs, with the maps that are pinned or new ones. What an earlier agent attached goes on running
     /// until [`Self::set_devices`] and [`Self::set_cgroup`] put these programs in its place.
+    ///
+    /// Maps of another layout cannot be read. Their programs go on as well, until these have taken their places.
     pub fn load(settings: Settings, pins: Pins, options: AttachOptions) -> Result<Self, DatapathError> {
-        let ebpf = object::load(&settings, &pins.maps())?;
+        let ebpf = match object::load(&settings, &pins.maps()) {
+            Err(error @ LoadError::Layout { .. }) => {
+                tracing::warn!("{error}: all maps are made anew");
+                pins.set_maps_aside()
+                    .map_err(|error| attach::pins_error(&pins, error))?;
+                object::load(&settings, &pins.maps())?
+            }
+            loaded => loaded?,
+        };
+        let sizes = object::other_sizes(&settings, &pins.maps());
+        if !sizes.is_empty() {
+            tracing::warn!(
+                name_size_wanted = ?sizes,
+                "the pinned maps keep their sizes: run `lb-agent cleanup` before the agent to change them"
+            );
+        }
+        let others = pins.others().map_err(|error| attach::pins_error(&pins, error))?;
+        if !others.is_empty() {
+            tracing::warn!(
+                directory = %pins.root().display(),
+                ?others,
+                "an agent with another layout of the maps ran here: connections that are open through Services are lost, \
+                 as this agent cannot read its maps"
+            );
+        }
         let attacher = Attacher::new(pins.clone(), options)?;
         let devices = DeviceTable::open(&pins.maps())?;
         Ok(Self {
@@ -72,6 +103,11 @@ impl Datapath {
             errors.push(error.into());
         }
         errors
+    }
+
+    /// Removes what agents with other layouts of the maps have left, once these programs have taken their places.
+    pub fn remove_leftovers(&self) -> Result<(), AttachError> {
+        self.attacher.remove_leftovers()
     }
 
     /// Attaches the socket programs to a cgroup, or detaches them.

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, MapInfo};
+use aya::maps::{Array, MapInfo, MapType};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 use lb_common::budget::Bucket;
@@ -138,10 +138,7 @@ pub enum LoadError {
         reason: String,
     },
     /// A pinned map has another layout.
-    #[error(
-        "pinned map {} has another layout than this agent's: run `lb-agent cleanup` with the agent that made it",
-        path.display()
-    )]
+    #[error("pinned map {} has another layout than this agent's", path.display())]
     Layout {
         /// The pinned map.
         path: PathBuf,
@@ -263,7 +260,6 @@ pub fn load_program(name: &str, program: &mut Program) -> Result<(), LoadError> 
 }
 
 fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
-    let Settings { capacity, .. } = settings;
     let loaded = loaded_settings(settings);
     let lifetimes = loaded.lifetimes.rows();
     let address4 = loaded.node_address4.to_word();
@@ -290,23 +286,15 @@ fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
         .override_global("LOCAL_REDIRECT", &redirects_locally, true)
         .override_global("SETS_ERRORS", &sets_errors, true)
         .override_global("PORTS", &ports, true)
-        .override_global("HASH_SEED", &settings.hash_seed, true)
-        .map_max_entries(map::FRONTENDS4, capacity.frontends)
-        .map_max_entries(map::FRONTENDS6, capacity.frontends)
-        .map_max_entries(map::SLOTS, capacity.slots)
-        .map_max_entries(map::BACKENDS4, capacity.backends)
-        .map_max_entries(map::BACKENDS6, capacity.backends)
-        .map_max_entries(map::SOURCE_RANGES4, capacity.source_ranges)
-        .map_max_entries(map::SOURCE_RANGES6, capacity.source_ranges)
-        .map_max_entries(map::SERVICE_NAMES, capacity.services)
-        .map_max_entries(map::SERVICE_STATS, capacity.services)
-        .map_max_entries(map::FLOWS4, settings.flows)
-        .map_max_entries(map::FLOWS6, settings.flows);
+        .override_global("HASH_SEED", &settings.hash_seed, true);
+    for (name, entries) in sizes(settings) {
+        loader.map_max_entries(name, entries);
+    }
     std::fs::create_dir_all(directory).map_err(|source| LoadError::PinDirectory {
         path: directory.to_owned(),
         source,
     })?;
-    check_layouts(directory)?;
+    check_layouts(settings, directory)?;
     for (name, ..) in MAPS {
         loader.map_pin_path(name, directory.join(name));
     }
@@ -342,17 +330,54 @@ fn publish(ebpf: &mut Ebpf, loaded: LoadedSettings) -> Result<(), LoadError> {
         .map_err(|error| LoadError::Object(Box::new(error.into())))
 }
 
+/// The maps whose sizes the settings say, and these sizes.
+fn sizes(settings: &Settings) -> [(&'static str, u32); 11] {
+    let Settings { capacity, flows, .. } = settings;
+    [
+        (map::FRONTENDS4, capacity.frontends),
+        (map::FRONTENDS6, capacity.frontends),
+        (map::SLOTS, capacity.slots),
+        (map::BACKENDS4, capacity.backends),
+        (map::BACKENDS6, capacity.backends),
+        (map::SOURCE_RANGES4, capacity.source_ranges),
+        (map::SOURCE_RANGES6, capacity.source_ranges),
+        (map::SERVICE_NAMES, capacity.services),
+        (map::SERVICE_STATS, capacity.services),
+        (map::FLOWS4, *flows),
+        (map::FLOWS6, *flows),
+    ]
+}
+
+/// The pinned maps that have other sizes than the settings say: name, size, wanted size. A map keeps its size, and what
+/// it holds, as long as it is pinned.
+pub fn other_sizes(settings: &Settings, directory: &Path) -> Vec<(&'static str, u32, u32)> {
+    let pinned = |(name, wanted)| {
+        let info = MapInfo::from_pin(directory.join(name)).ok()?;
+        Some((name, info.max_entries(), wanted))
+    };
+    let found = sizes(settings).into_iter().filter_map(pinned);
+    found.filter(|(_, size, wanted)| size != wanted).collect()
+}
+
 /// Checks that pinned maps are of this agent's layout: the kernel and aya do not.
-fn check_layouts(directory: &Path) -> Result<(), LoadError> {
+fn check_layouts(settings: &Settings, directory: &Path) -> Result<(), LoadError> {
+    let object = aya_obj::Object::parse(OBJECT).map_err(|error| LoadError::Object(Box::new(error.into())))?;
     for (name, key_size, value_size) in MAPS {
         let path = directory.join(name);
         if !path.exists() {
             continue;
         }
-        let matches = MapInfo::from_pin(&path).is_ok_and(|info| {
-            info.key_size() as usize == key_size && info.value_size() as usize == value_size
-        });
-        if !matches {
+        let is_sized = sizes(settings).iter().any(|(sized, _)| *sized == name);
+        let fits = |info: &MapInfo| {
+            let definition = object.maps.get(name)?;
+            let kind = info.map_type().ok()?;
+            let is_array = matches!(kind, MapType::Array | MapType::PerCpuArray);
+            // Programs take for granted how many rows such an array has.
+            let has_rows = !is_array || is_sized || info.max_entries() == definition.max_entries();
+            let has_sizes = info.key_size() as usize == key_size && info.value_size() as usize == value_size;
+            Some(kind as u32 == definition.map_type() && has_sizes && has_rows)
+        };
+        if !MapInfo::from_pin(&path).is_ok_and(|info| fits(&info) == Some(true)) {
             return Err(LoadError::Layout { path });
         }
     }

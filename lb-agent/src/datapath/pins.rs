@@ -5,13 +5,19 @@
 //! PIN_PATH/v1/links/12-lb_tc_from_pod …             INDEX-PROGRAM for a device
 //! PIN_PATH/v1/links/cgroup-lb_connect4 …            for the cgroup
 //! ```
+//! `v1` is the layout's version. What else there is under the pin path was left by agents of other layouts.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::programs::links::PinnedLink;
 use lb_common::layout::LAYOUT_VERSION;
+
+use super::links::Link;
+
+/// Where maps go that cannot be read, until no program uses them any more.
+const SET_ASIDE: &str = "set-aside";
 
 /// The directories under a pin path.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,41 +53,165 @@ impl Pins {
 
     /// Names of the links that are pinned.
     pub fn link_names(&self) -> io::Result<BTreeSet<String>> {
-        let entries = match std::fs::read_dir(self.links()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-            entries => entries?,
-        };
-        entries
-            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-            .collect()
+        let paths = entries(&self.links())?;
+        let names = paths.iter().filter_map(|path| path.file_name());
+        Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
     }
 
     /// Removes a link's file, which detaches its program. One that is gone already is success.
     pub fn remove_link(&self, name: &str) -> io::Result<()> {
-        let path = self.link(name);
-        // Open meanwhile: the kernel detaches at once when a link's last file is closed, but some time after its last
-        // pin was removed, and until then nothing else can be attached there.
-        let _link = PinnedLink::from_pin(&path);
-        remove(|| std::fs::remove_file(path))
+        remove(&self.link(name))
     }
 
-    /// Removes everything, links first: no program runs without its maps. Other layout versions go too.
-    pub fn remove_all(&self) -> io::Result<()> {
-        for name in self.link_names()? {
-            self.remove_link(&name)?;
+    /// Names of what agents of other layouts have left under the pin path.
+    pub fn others(&self) -> io::Result<Vec<String>> {
+        let paths = self.other_paths()?;
+        let names = paths.iter().filter_map(|path| path.file_name());
+        Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
+    }
+
+    /// All files of other layouts, whatever they are.
+    pub(super) fn other_files(&self) -> io::Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for path in self.other_paths()? {
+            collect(&path, &mut files)?;
         }
-        remove(|| std::fs::remove_dir_all(&self.root))
+        Ok(files)
+    }
+
+    /// Removes what agents of other layouts have left.
+    pub(super) fn remove_others(&self) -> io::Result<()> {
+        self.other_paths()?.iter().try_for_each(|path| remove(path))
+    }
+
+    /// Makes this layout's maps another layout's.
+    pub(super) fn set_maps_aside(&self) -> io::Result<()> {
+        let aside = self.root.join(SET_ASIDE);
+        remove(&aside)?;
+        fs::rename(self.maps(), aside)
+    }
+
+    /// Removes everything, links first: no program runs without its maps. Other layouts go too. Returns how many files
+    /// there were, links and maps.
+    pub fn remove_all(&self) -> io::Result<usize> {
+        let mut files = Vec::new();
+        collect(&self.root, &mut files)?;
+        let (links, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| Link::open(path).is_ok());
+        for path in links.iter().chain(&others) {
+            remove(path)?;
+        }
+        remove(&self.root)?;
+        Ok(links.len())
     }
 
     /// The path that was given.
     pub fn root(&self) -> &Path {
         &self.root
     }
+
+    fn other_paths(&self) -> io::Result<Vec<PathBuf>> {
+        let own = self.version();
+        let mut paths = entries(&self.root)?;
+        paths.retain(|path| *path != own);
+        Ok(paths)
+    }
 }
 
-fn remove(remove: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    match remove() {
+/// What is in a directory; nothing if there is no such directory.
+fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries?.map(|entry| Ok(entry?.path())).collect(),
+    }
+}
+
+/// Adds a file, or those in a directory.
+fn collect(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(metadata) if metadata.is_dir() => {
+            entries(path)?.iter().try_for_each(|entry| collect(entry, files))
+        }
+        Ok(_) => {
+            files.push(path.to_owned());
+            Ok(())
+        }
+    }
+}
+
+/// Removes a file or a directory. What is gone already is success.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    let result = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {
+            entries(path)?.iter().try_for_each(|entry| remove(entry))?;
+            fs::remove_dir(path)
+        }
+        Ok(_) => {
+            // Open meanwhile: the kernel detaches at once when a link's last file is closed, but some time after its
+            // last pin was removed, and until then nothing else can be attached there.
+            let _link = Link::open(path);
+            fs::remove_file(path)
+        }
+        Err(error) => Err(error),
+    };
+    match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Plain files are as good as pins here.
+    fn pins(files: &[&str]) -> (tempfile::TempDir, Pins) {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("pins");
+        for file in files {
+            let path = root.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        (directory, Pins::new(root))
+    }
+
+    #[test]
+    fn everything_that_is_not_of_this_layout_is_another_ones() {
+        let own = format!("v{LAYOUT_VERSION}");
+        let (_directory, pins) = pins(&[
+            &format!("{own}/maps/FLOWS4"),
+            &format!("{own}/links/2-lb_xdp-native"),
+            "v1/links/7-lb_tc_to_pod",
+            "v1/maps/FLOWS4",
+            "v99/some/where/deep",
+            "junk",
+        ]);
+        let others: BTreeSet<String> = pins.others().unwrap().into_iter().collect();
+        assert_eq!(others, ["junk", "v1", "v99"].map(str::to_owned).into());
+        assert_eq!(pins.other_files().unwrap().len(), 4);
+        pins.remove_others().unwrap();
+        assert_eq!(pins.others().unwrap(), [""; 0]);
+        assert_eq!(pins.link_names().unwrap().len(), 1);
+        assert!(pins.maps().join("FLOWS4").exists());
+        // Again: nothing is left, which is no error.
+        pins.remove_others().unwrap();
+        pins.remove_all().unwrap();
+        assert!(!pins.root().exists());
+        pins.remove_all().unwrap();
+        assert_eq!(pins.others().unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn maps_are_set_aside_more_than_once() {
+        let (_directory, pins) = pins(&[]);
+        for _ in 0..2 {
+            fs::create_dir_all(pins.maps()).unwrap();
+            fs::write(pins.maps().join("FLOWS4"), "").unwrap();
+            pins.set_maps_aside().unwrap();
+            assert!(!pins.maps().exists());
+        }
+        assert_eq!(pins.others().unwrap(), [SET_ASIDE]);
     }
 }

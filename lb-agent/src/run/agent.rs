@@ -34,6 +34,8 @@ const CHANGES: usize = 1024;
 const REPAIR_INTERVAL: Duration = Duration::from_secs(600);
 /// How soon attaching is tried again after it failed.
 const ATTACH_RETRY: Duration = Duration::from_secs(5);
+/// How often to look whether others have attached programs before ours.
+const ATTACH_CHECK: Duration = Duration::from_secs(10);
 
 /// Runs the agent until it is told to stop.
 pub(super) async fn run(arguments: &RunArguments, closer: Option<Closer>) -> anyhow::Result<()> {
@@ -65,7 +67,7 @@ struct Agent {
     device_options: watch::Sender<DeviceOptions>,
     /// Whether the programs are attached: not before the first sync, so that no packet meets empty maps.
     attached: bool,
-    attach_retry: Option<Instant>,
+    next_attach: Option<Instant>,
     next_repair: Instant,
     closer: Option<Closer>,
     seed: Seed,
@@ -100,7 +102,6 @@ impl Agent {
         let datapath = Datapath::load(settings, pins, attach)?;
         let mut maps = KernelMaps::open(&maps_directory)?;
         maps.renew_filters(&maps_directory)?;
-        setup::warn_of_other_sizes(&maps, &datapath.settings().capacity);
 
         let monitor = setup::monitor(arguments.health, Readings::open(&maps_directory)?)?;
 
@@ -131,7 +132,7 @@ impl Agent {
             view,
             device_options,
             attached: false,
-            attach_retry: None,
+            next_attach: None,
             next_repair: Instant::now() + REPAIR_INTERVAL,
             closer,
             seed,
@@ -142,7 +143,7 @@ impl Agent {
     async fn step(&mut self) -> anyhow::Result<()> {
         let due = [
             self.controller.next_due(),
-            self.attach_retry,
+            self.next_attach,
             Some(self.monitor.next_due()),
             Some(self.next_repair),
         ];
@@ -154,7 +155,7 @@ impl Agent {
             },
             changed = self.view.changed() => {
                 changed.context("the watch on network devices ended")?;
-                self.attach_retry = Some(Instant::now());
+                self.next_attach = Some(Instant::now());
                 self.follow_devices();
             }
             () = self.seed.changed() => {}
@@ -166,7 +167,7 @@ impl Agent {
         self.follow_node()?;
         if self.controller.is_synced()
             && seed.is_some()
-            && (!self.attached || self.attach_retry.is_some_and(|due| due <= now))
+            && (!self.attached || self.next_attach.is_some_and(|due| due <= now))
         {
             self.attach(now)?;
         }
@@ -230,9 +231,17 @@ impl Agent {
         for error in &errors {
             tracing::warn!("{}; trying again", describe(error));
         }
-        self.attach_retry = (!errors.is_empty()).then(|| now + ATTACH_RETRY);
+        let next = if errors.is_empty() {
+            ATTACH_CHECK
+        } else {
+            ATTACH_RETRY
+        };
+        self.next_attach = Some(now + next);
         if !self.attached {
             self.datapath.set_cgroup(self.cgroup.as_deref())?;
+        }
+        self.datapath.remove_leftovers()?;
+        if !self.attached {
             self.attached = true;
             let status = self.controller.status();
             tracing::info!(

@@ -13,7 +13,6 @@ use tokio::task::JoinHandle;
 
 use super::monitor::Monitor;
 use crate::cli::{OnRemovedBackend, RunArguments, SocketLb, SourceArguments};
-use crate::datapath::maps::KernelMaps;
 use crate::datapath::object::Settings;
 use crate::datapath::readings::Readings;
 use crate::health::{self, Health, HealthArguments, Served};
@@ -115,18 +114,6 @@ pub(super) fn first_ipv6(addresses: &BTreeSet<IpAddr>) -> Option<std::net::Ipv6A
         IpAddr::V4(_) => None,
         IpAddr::V6(address) => Some(*address),
     })
-}
-
-/// Tells of maps whose sizes are not those that the command line asks for.
-pub(super) fn warn_of_other_sizes(maps: &KernelMaps, wanted: &Capacity) {
-    let capacity = crate::maps::Maps::capacity(maps);
-    if capacity != *wanted {
-        tracing::warn!(
-            ?capacity,
-            ?wanted,
-            "the pinned maps keep their sizes: run `lb-agent cleanup` before the agent to change them"
-        );
-    }
 }
 
 /// A source that runs.

@@ -6,16 +6,12 @@ use std::net::SocketAddr;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
 use netlink_packet_sock_diag::{AF_INET, AF_INET6, SockDiagDestroy, SockDiagMessage};
 use rtnetlink::packet_core::{
-    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable, Parseable,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, Parseable,
 };
 use rtnetlink::sys::protocols::NETLINK_SOCK_DIAG;
-use rtnetlink::sys::{Socket, SocketAddr as NetlinkAddress};
 
 use crate::maps::{Family, Protocol};
-
-/// The kernel hands out a dump in pieces of at most 32 KiB.
-const BUFFER: usize = 64 * 1024;
+use crate::netlink::Connection;
 
 /// States in which a program can wait for its peer. UDP knows the first of them only: the socket is connected.
 const WAITING: StateFlags = StateFlags::ESTABLISHED
@@ -64,23 +60,12 @@ impl Connected {
 }
 
 /// A connection with the kernel about the sockets of one network namespace.
-pub(super) struct Diag {
-    socket: Socket,
-    sequence_number: u32,
-    buffer: Vec<u8>,
-}
+pub(super) struct Diag(Connection);
 
 impl Diag {
     /// For the namespace that the calling thread is in.
     pub(super) fn open() -> io::Result<Self> {
-        let socket = Socket::new(NETLINK_SOCK_DIAG)?;
-        // From now on only the kernel can send to it.
-        socket.connect(&NetlinkAddress::new(0, 0))?;
-        Ok(Self {
-            socket,
-            sequence_number: 0,
-            buffer: Vec::with_capacity(BUFFER),
-        })
+        Connection::open(NETLINK_SOCK_DIAG).map(Self)
     }
 
     /// Lists connected sockets, and those that are about to be.
@@ -94,9 +79,13 @@ impl Diag {
         let mut id = nobody(listing.family);
         id.destination_port = listing.port.unwrap_or_default();
         let request = request(listing.protocol, listing.family, id, states);
-        self.send(SockDiagMessage::InetRequest(request), NLM_F_REQUEST | NLM_F_DUMP)?;
+        self.0
+            .send(SockDiagMessage::InetRequest(request), NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut found = Vec::new();
-        while !self.receive(|header| found.push(connected(listing, header)))? {}
+        while !self
+            .0
+            .receive(|Answer(header)| found.push(connected(listing, header)))?
+        {}
         Ok(found)
     }
 
@@ -109,57 +98,16 @@ impl Diag {
 
     fn destroy_requested(&mut self, request: InetRequest) -> io::Result<bool> {
         let message = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
-        self.send(message, NLM_F_REQUEST | NLM_F_ACK)?;
+        self.0.send(message, NLM_F_REQUEST | NLM_F_ACK)?;
         let stale = |error: &io::Error| error.raw_os_error() == Some(nix::errno::Errno::ESTALE as i32);
         loop {
-            match self.receive(|_| {}) {
+            match self.0.receive(|_: Answer| {}) {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound || stale(&error) => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    fn send<M: NetlinkSerializable>(&mut self, message: M, flags: u16) -> io::Result<()>
-    where
-        NetlinkPayload<M>: From<M>,
-    {
-        self.sequence_number = self.sequence_number.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = flags;
-        header.sequence_number = self.sequence_number;
-        let mut message = NetlinkMessage::new(header, message.into());
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map(drop)
-    }
-
-    /// Reads what the kernel has to say next. True once it has said everything.
-    fn receive(&mut self, mut take: impl FnMut(InetResponseHeader)) -> io::Result<bool> {
-        self.buffer.clear();
-        self.socket.recv(&mut self.buffer, 0)?;
-        let mut rest = self.buffer.as_slice();
-        while !rest.is_empty() {
-            let length = NetlinkBuffer::new_checked(&rest).map_err(invalid)?.length();
-            let message = NetlinkMessage::<Answer>::deserialize(rest).map_err(invalid)?;
-            let is_end = match message.payload {
-                NetlinkPayload::InnerMessage(Answer(header)) => {
-                    take(header);
-                    false
-                }
-                NetlinkPayload::Done(done) => check(done.code)?,
-                NetlinkPayload::Error(error) => check(error.code.map_or(0, |code| code.get()))?,
-                _ => false,
-            };
-            if is_end {
-                return Ok(true);
-            }
-            let length = (length as usize).next_multiple_of(4);
-            rest = rest.get(length..).unwrap_or_default();
-        }
-        Ok(false)
     }
 }
 
@@ -195,18 +143,6 @@ impl NetlinkDeserializable for Answer {
     fn deserialize(_header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
         InetResponseHeader::parse(payload).map(Self)
     }
-}
-
-/// The end of an answer: an error's number as the kernel returns it, or 0.
-fn check(code: i32) -> io::Result<bool> {
-    match code {
-        0.. => Ok(true),
-        _ => Err(io::Error::from_raw_os_error(code.saturating_neg())),
-    }
-}
-
-fn invalid(error: DecodeError) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 fn request(protocol: Protocol, family: Family, socket_id: SocketId, states: StateFlags) -> InetRequest {
@@ -304,9 +240,10 @@ mod tests {
         let mut diag = Diag::open().unwrap();
         let mut request = request(Protocol::Tcp, Family::V4, nobody(Family::V4), WAITING);
         request.protocol = 254;
-        diag.send(SockDiagMessage::InetRequest(request), NLM_F_REQUEST | NLM_F_DUMP)
+        diag.0
+            .send(SockDiagMessage::InetRequest(request), NLM_F_REQUEST | NLM_F_DUMP)
             .unwrap();
-        let error = diag.receive(|_| {}).unwrap_err();
+        let error = diag.0.receive(|_: Answer| {}).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -1,0 +1,81 @@
+//! Attaches the socket programs to a cgroup.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr};
+
+use super::hooks::{self, Failure};
+use super::links::{Link, Place};
+use super::object::program;
+
+/// The programs and the hooks of a cgroup that they are for (`enum bpf_attach_type`, include/uapi/linux/bpf.h).
+pub(super) const PROGRAMS: [(&str, u32); 9] = {
+    let [
+        connect4,
+        connect6,
+        sendmsg4,
+        sendmsg6,
+        recvmsg4,
+        recvmsg6,
+        getpeername4,
+        getpeername6,
+    ] = program::SOCKETS;
+    [
+        (connect4, 10),
+        (connect6, 11),
+        (sendmsg4, 14),
+        (sendmsg6, 15),
+        (recvmsg4, 19),
+        (recvmsg6, 20),
+        (getpeername4, 29),
+        (getpeername6, 30),
+        (program::SOCKET_RELEASE, 34),
+    ]
+};
+
+/// A hook of the cgroup with this directory.
+pub(super) fn place(cgroup: &Path, attach_type: u32) -> io::Result<Place> {
+    Ok(Place::Cgroup {
+        group: fs::metadata(cgroup)?.ino(),
+        attach_type,
+    })
+}
+
+/// Puts a program in the place of `old`, or attaches it.
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    name: &str,
+    cgroup: &Path,
+    old: Option<Link>,
+    path: &Path,
+) -> Result<(), Failure> {
+    // The other modes are refused for links, which are always "multi".
+    let mode = CgroupAttachMode::Single;
+    let link: FdLink = if name == program::SOCKET_RELEASE {
+        let socket: &mut CgroupSock = hooks::find(ebpf, name)?;
+        if old.is_some_and(|old| updated(&old, socket.fd())) {
+            return Ok(());
+        }
+        let id = socket.attach(File::open(cgroup)?, mode)?;
+        socket.take_link(id)?.try_into()?
+    } else {
+        let socket: &mut CgroupSockAddr = hooks::find(ebpf, name)?;
+        if old.is_some_and(|old| updated(&old, socket.fd())) {
+            return Ok(());
+        }
+        let id = socket.attach(File::open(cgroup)?, mode)?;
+        socket.take_link(id)?.try_into()?
+    };
+    hooks::pin(link, path)
+}
+
+/// Whether the link runs the program now.
+fn updated(link: &Link, program: Result<&aya::programs::ProgramFd, aya::programs::ProgramError>) -> bool {
+    program.is_ok_and(|program| link.update(program.as_fd()).is_ok())
+}

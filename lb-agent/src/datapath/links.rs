@@ -1,0 +1,249 @@
+//! BPF links by their pins: where the kernel has attached them, and another program in the place of theirs.
+#![expect(
+    unsafe_code,
+    reason = "aya tells neither where a link is attached nor replaces programs of cgroups"
+)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::libc;
+
+/// Commands of bpf(2) (`enum bpf_cmd`, include/uapi/linux/bpf.h).
+#[derive(Clone, Copy)]
+enum Command {
+    ObjectGet = 7,
+    ObjectGetInfo = 15,
+    ProgramQuery = 16,
+    LinkUpdate = 29,
+}
+
+/// Kinds of links (`enum bpf_link_type`).
+mod kind {
+    pub(super) const CGROUP: u32 = 3;
+    pub(super) const XDP: u32 = 6;
+    pub(super) const TCX: u32 = 11;
+}
+
+/// Where programs are attached (`enum bpf_attach_type`).
+pub(super) mod attach_type {
+    /// TC ingress of a device.
+    pub(in crate::datapath) const TCX_INGRESS: u32 = 46;
+    /// TC egress of a device.
+    pub(in crate::datapath) const TCX_EGRESS: u32 = 47;
+}
+
+/// A link, held open.
+#[derive(Debug)]
+pub(super) struct Link(OwnedFd);
+
+/// What the kernel says of a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct LinkInfo {
+    /// Number of the program that runs.
+    pub(super) program: u32,
+    /// Where it runs.
+    pub(super) place: Place,
+}
+
+/// Where a link is attached.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Place {
+    /// XDP of the device with this index; 0 if the device is gone.
+    Xdp {
+        /// Index of the device.
+        device: u32,
+    },
+    /// TCX of a device.
+    Tcx {
+        /// Index of the device; 0 if it is gone.
+        device: u32,
+        /// [`attach_type`].
+        attach_type: u32,
+    },
+    /// A hook of a control group.
+    Cgroup {
+        /// The group's number: the inode of its directory.
+        group: u64,
+        /// `enum bpf_attach_type`.
+        attach_type: u32,
+    },
+    /// Somewhere that this agent attaches nothing to.
+    Elsewhere,
+}
+
+/// The part of `union bpf_attr` that `BPF_OBJ_GET` uses.
+#[repr(C)]
+struct PathAttribute {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// The part that `BPF_OBJ_GET_INFO_BY_FD` uses.
+#[repr(C)]
+struct InfoAttribute {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+/// The part that `BPF_LINK_UPDATE` uses.
+#[repr(C)]
+struct UpdateAttribute {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old_program: u32,
+}
+
+/// The part that `BPF_PROG_QUERY` uses.
+#[repr(C)]
+struct QueryAttribute {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    pad: u32,
+}
+
+/// The first part of `struct bpf_link_info`. What follows the numbers depends on the kind: for a cgroup its number and
+/// the attach type, for a device its index and the attach type.
+#[repr(C)]
+#[derive(Default)]
+struct RawLinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    pad: u32,
+    words: [u32; 4],
+}
+
+impl Link {
+    /// The link that is pinned there.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] if nothing is; [`io::ErrorKind::InvalidData`] if that is no link.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let name = CString::new(path.as_os_str().as_bytes())?;
+        let mut attribute = PathAttribute {
+            path: name.as_ptr().expose_provenance() as u64,
+            fd: 0,
+            flags: 0,
+        };
+        // SAFETY: the kernel reads the path, which outlives the call.
+        let fd = unsafe { bpf(Command::ObjectGet, &mut attribute) }?;
+        let fd = owned(fd)?;
+        if !is_link(&fd)? {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(Self(fd))
+    }
+
+    /// What it is.
+    pub(super) fn info(&self) -> io::Result<LinkInfo> {
+        let mut raw = RawLinkInfo::default();
+        info(&self.0, &mut raw)?;
+        let [first, second, third, _] = raw.words;
+        Ok(LinkInfo {
+            program: raw.program,
+            place: match raw.kind {
+                kind::XDP => Place::Xdp { device: first },
+                kind::TCX => Place::Tcx {
+                    device: first,
+                    attach_type: second,
+                },
+                kind::CGROUP => {
+                    let [a, b, c, d] = first.to_ne_bytes();
+                    let [e, f, g, h] = second.to_ne_bytes();
+                    Place::Cgroup {
+                        group: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+                        attach_type: third,
+                    }
+                }
+                _ => Place::Elsewhere,
+            },
+        })
+    }
+
+    /// Lets it run this program from now on: every packet or call meets the one or the other.
+    ///
+    /// # Errors
+    /// `ENOLINK` if the device or cgroup is gone.
+    pub(super) fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        let mut attribute = UpdateAttribute {
+            link: self.0.as_raw_fd().cast_unsigned(),
+            program: program.as_raw_fd().cast_unsigned(),
+            flags: 0,
+            old_program: 0,
+        };
+        // SAFETY: nothing but numbers; both descriptors are open.
+        unsafe { bpf(Command::LinkUpdate, &mut attribute) }.map(drop)
+    }
+}
+
+/// The numbers of the programs at a device's TCX hook, in the order in which they run.
+pub(super) fn tcx_programs(device: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    /// As many as the kernel allows (`BPF_MPROG_MAX`).
+    const MAX: u32 = 64;
+    let mut programs = vec![0_u32; MAX as usize];
+    let mut attribute = QueryAttribute {
+        target: device,
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        programs: programs.as_mut_ptr().expose_provenance() as u64,
+        count: MAX,
+        pad: 0,
+    };
+    // SAFETY: the kernel writes at most `count` numbers to `programs`, which has as many and outlives the call.
+    unsafe { bpf(Command::ProgramQuery, &mut attribute) }?;
+    programs.truncate(attribute.count as usize);
+    Ok(programs)
+}
+
+/// Whether it is a link: maps and programs can be pinned, too, and their descriptions look alike.
+fn is_link(fd: &OwnedFd) -> io::Result<bool> {
+    let what = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    let what = what.to_string_lossy();
+    Ok(what.contains("bpf_link") || what.contains("bpf-link"))
+}
+
+fn info<T>(fd: &OwnedFd, into: &mut T) -> io::Result<()> {
+    let mut attribute = InfoAttribute {
+        fd: fd.as_raw_fd().cast_unsigned(),
+        length: u32::try_from(size_of::<T>()).unwrap_or_default(),
+        info: (&raw mut *into).expose_provenance() as u64,
+    };
+    // SAFETY: the kernel writes at most `length` bytes of plain numbers to `into`, which outlives the call.
+    unsafe { bpf(Command::ObjectGetInfo, &mut attribute) }.map(drop)
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = i32::try_from(fd).map_err(|_| io::Error::from(Errno::EBADF))?;
+    // SAFETY: the kernel has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Calls bpf(2).
+///
+/// # Safety
+/// `T` is the part of `union bpf_attr` that the command uses, and what it points to is as the command wants it.
+unsafe fn bpf<T>(command: Command, attribute: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: as the caller says; the kernel takes what is behind `T` for zero.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            &raw mut *attribute,
+            size_of::<T>(),
+        )
+    };
+    Ok(Errno::result(result)?)
+}

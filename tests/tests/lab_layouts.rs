@@ -1,0 +1,303 @@
+//! An agent that finds the pins of another layout takes over what is attached, and leaves nothing of it.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aya::maps::{Array, HashMap, MapData};
+use aya::programs::links::{FdLink, PinnedLink};
+use lb_agent::datapath::pins::Pins;
+use lb_common::layout::{LAYOUT_VERSION, map};
+use lb_tests::lab::cluster::{HTTP, options, vips};
+use lb_tests::lab::{
+    Agent, AgentOptions, Attached, Cluster, Machine, SocketLb, Xdp, XdpPeer, require_privileges, wait_for,
+};
+
+const OLDER: u32 = LAYOUT_VERSION - 1;
+const NEWER: u32 = LAYOUT_VERSION + 1;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the agent says of open connections.
+const LOST: &str = "connections that are open through Services are lost";
+
+fn layout(root: &Path, version: u32) -> PathBuf {
+    root.join(format!("v{version}"))
+}
+
+/// The agent's pins become those of an agent with another layout.
+fn become_another(root: &Path, version: u32) {
+    fs::rename(layout(root, LAYOUT_VERSION), layout(root, version)).unwrap();
+}
+
+fn names(directory: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+/// The kernel's number of each link, by the name of its pin: a link that was taken over is still the same.
+fn links(directory: &Path) -> BTreeMap<String, u32> {
+    let id = |name: &String| {
+        let link = FdLink::from(PinnedLink::from_pin(directory.join(name)).unwrap());
+        link.info().unwrap().id()
+    };
+    names(directory)
+        .into_iter()
+        .map(|name| {
+            let id = id(&name);
+            (name, id)
+        })
+        .collect()
+}
+
+/// Whom new connections of this client reach.
+#[track_caller]
+fn reached(from: &Machine, to: [IpAddr; 2], port: u16) -> BTreeSet<String> {
+    to.into_iter()
+        .flat_map(|address| {
+            let report = from.http(address, port).count(40).run().unwrap();
+            assert!(report.errors.is_empty(), "{address}: {report:?}");
+            report.answers.into_keys()
+        })
+        .collect()
+}
+
+/// New connections from everywhere reach these Pods and no others.
+#[track_caller]
+fn assert_reach(cluster: &Cluster, way: &Way, pods: [&str; 2]) {
+    let expected = BTreeSet::from(pods.map(str::to_owned));
+    let node = &cluster.nodes[0];
+    assert_eq!(reached(&cluster.client, vips(), HTTP.port), expected);
+    // The node has no route to VIPs.
+    if way.socket_lb != SocketLb::Off {
+        assert_eq!(reached(node.host(), vips(), HTTP.port), expected);
+    }
+    let nodes = node.host().addresses().both();
+    assert_eq!(
+        reached(&cluster.outside, nodes, HTTP.node_port.unwrap()),
+        expected
+    );
+}
+
+/// How an agent is started.
+struct Way {
+    socket_lb: SocketLb,
+    xdp: Xdp,
+    arguments: &'static [&'static str],
+}
+
+impl Way {
+    const LINKS: [Self; 2] = [
+        Self {
+            socket_lb: SocketLb::All,
+            xdp: Xdp::Native,
+            arguments: &[],
+        },
+        Self {
+            socket_lb: SocketLb::Off,
+            xdp: Xdp::Generic,
+            arguments: &[],
+        },
+    ];
+    const CLSACT: Self = Self {
+        socket_lb: SocketLb::All,
+        xdp: Xdp::Off,
+        arguments: &["--tc=clsact"],
+    };
+
+    fn options(&self) -> AgentOptions {
+        AgentOptions {
+            xdp: Some(self.xdp),
+            ..options(self.socket_lb, self.arguments)
+        }
+    }
+
+    fn attached(&self) -> Attached {
+        match self.arguments {
+            [] => Attached::TCX,
+            _ => Attached::CLSACT,
+        }
+    }
+}
+
+/// A cluster whose agent was started this way and has died. Since then its first Pod has left the Service and a third one
+/// has come.
+fn abandoned(title: &str, way: &Way) -> (XdpPeer, Cluster) {
+    let mut cluster = Cluster::new(title, &[0, 1]).unwrap();
+    let peer = cluster.lab.prepare_for_xdp(&cluster.nodes[0]).unwrap();
+    let agent = cluster.nodes[0].start_agent(&way.options()).unwrap();
+    assert_reach(&cluster, way, ["web-1", "web-2"]);
+    agent.kill();
+    cluster.remove_manifest(&cluster.servers[0]).unwrap();
+    cluster.add_server(1).unwrap();
+    (peer, cluster)
+}
+
+/// Starts the agent on what it finds and asserts that it alone decides afterwards. Returns how often it spoke of lost
+/// connections.
+#[track_caller]
+fn assert_takes_over(cluster: &Cluster, way: &Way) -> usize {
+    let node = &cluster.nodes[0];
+    let agent = node.start_agent(&way.options()).unwrap();
+    assert_reach(cluster, way, ["web-2", "web-3"]);
+    let own = format!("v{LAYOUT_VERSION}");
+    assert_eq!(names(node.pin_path()), [own].into());
+    for device in [cluster.client.far_device(), "eth0"] {
+        let attached = node.host().namespace().attached(device).unwrap();
+        assert_eq!(attached, way.attached(), "{device}");
+    }
+    agent.log().matches(LOST).count()
+}
+
+#[test]
+fn links_are_taken_over_in_place() {
+    if !require_privileges() {
+        return;
+    }
+    for (way, version) in Way::LINKS.iter().zip([OLDER, NEWER]) {
+        let (_peer, cluster) = abandoned("layout", way);
+        let pins = Pins::new(cluster.nodes[0].pin_path());
+        let before = links(&pins.links());
+        become_another(pins.root(), version);
+        assert_eq!(assert_takes_over(&cluster, way), 1);
+        let mut after = links(&pins.links());
+        // That of the new Pod's device, if it is on this node, is new.
+        after.retain(|name, _| before.contains_key(name));
+        assert_eq!(after, before);
+    }
+}
+
+#[test]
+fn clsact_filters_are_taken_over() {
+    if !require_privileges() {
+        return;
+    }
+    let (_peer, cluster) = abandoned("layout-clsact", &Way::CLSACT);
+    become_another(cluster.nodes[0].pin_path(), OLDER);
+    assert_eq!(assert_takes_over(&cluster, &Way::CLSACT), 1);
+}
+
+/// Attached in another way than the new agent does it, by several agents, and half gone.
+#[test]
+fn nothing_of_several_layouts_is_left() {
+    if !require_privileges() {
+        return;
+    }
+    let [native, generic] = &Way::LINKS;
+    for (old, new) in [
+        (native, &Way::CLSACT),
+        (native, generic),
+        (&Way::CLSACT, native),
+        (generic, native),
+    ] {
+        let (_peer, cluster) = abandoned("layouts", old);
+        let node = &cluster.nodes[0];
+        let root = node.pin_path();
+        // A device that is selected no more, and one that is gone with its links.
+        become_another(root, OLDER);
+        let gone = node.pod("gone").unwrap();
+        let agent = node.start_agent(&old.options()).unwrap();
+        agent.kill();
+        node.host()
+            .namespace()
+            .ip(&[format!("link delete {}", gone.far_device())])
+            .unwrap();
+        become_another(root, NEWER);
+        let odd = root.join("v99/links");
+        fs::create_dir_all(&odd).unwrap();
+        fs::create_dir_all(root.join("junk/deep")).unwrap();
+        fs::rename(
+            layout(root, NEWER).join("maps/FLOWS4"),
+            odd.join("7-lb_tc_to_pod"),
+        )
+        .unwrap();
+        // As if an agent had died while it took over.
+        let half: Vec<String> = names(&layout(root, NEWER).join("links")).into_iter().collect();
+        let own = Pins::new(root).links();
+        fs::create_dir_all(&own).unwrap();
+        for name in half.iter().step_by(2) {
+            fs::rename(layout(root, NEWER).join("links").join(name), own.join(name)).unwrap();
+        }
+        assert_eq!(assert_takes_over(&cluster, new), 1);
+        // Once only.
+        assert_eq!(assert_takes_over(&cluster, new), 0);
+    }
+}
+
+/// Maps under this layout's name that are not of it, by their values or by their number of rows.
+#[test]
+fn maps_that_do_not_fit_are_another_layout() {
+    if !require_privileges() {
+        return;
+    }
+    let way = &Way::LINKS[0];
+    let other_values = || HashMap::<MapData, u32, u32>::create(4, 0).unwrap();
+    let other_rows = || Array::<MapData, u32>::create(4, 0).unwrap();
+    let misfits: [(&str, &dyn Fn(&Path)); 2] = [
+        (map::FLOWS6, &|path| other_values().pin(path).unwrap()),
+        (map::XDP_DEVICES, &|path| other_rows().pin(path).unwrap()),
+    ];
+    for (name, pin) in misfits {
+        let (_peer, cluster) = abandoned("misfit", way);
+        let pins = Pins::new(cluster.nodes[0].pin_path());
+        let before = links(&pins.links());
+        let path = pins.maps().join(name);
+        fs::remove_file(&path).unwrap();
+        pin(&path);
+        assert_eq!(assert_takes_over(&cluster, way), 1);
+        let mut after = links(&pins.links());
+        after.retain(|name, _| before.contains_key(name));
+        assert_eq!(after, before);
+    }
+}
+
+#[test]
+fn an_agent_that_dies_while_it_takes_over_is_followed_by_one_that_ends_it() {
+    if !require_privileges() {
+        return;
+    }
+    let way = &Way::LINKS[0];
+    let (_peer, cluster) = abandoned("dying", way);
+    let node = &cluster.nodes[0];
+    become_another(node.pin_path(), OLDER);
+    let has_begun = |agent: &mut Agent| agent.wait_until_logged(LOST).unwrap();
+    let has_moved_a_link = |_: &mut Agent| {
+        let own = Pins::new(node.pin_path());
+        let moved = || (!own.link_names().unwrap().is_empty()).then_some(());
+        wait_for("the first link", PATIENCE, moved).unwrap();
+    };
+    let moments: [&dyn Fn(&mut Agent); 3] = [&|_| {}, &has_begun, &has_moved_a_link];
+    for until in moments {
+        let mut agent = node.start_agent_unready(&way.options()).unwrap();
+        until(&mut agent);
+        agent.kill();
+    }
+    assert_eq!(assert_takes_over(&cluster, way), 1);
+}
+
+#[test]
+fn cleanup_leaves_nothing_of_any_layout() {
+    if !require_privileges() {
+        return;
+    }
+    for way in [&Way::LINKS[0], &Way::CLSACT] {
+        let (_peer, cluster) = abandoned("cleanup-layouts", way);
+        let node = &cluster.nodes[0];
+        become_another(node.pin_path(), OLDER);
+        node.agent_command("cleanup", &[]).unwrap();
+        assert!(!node.pin_path().exists());
+        for device in [cluster.client.far_device(), "eth0"] {
+            let attached = node.host().namespace().attached(device).unwrap();
+            assert_eq!(attached, Attached::NOTHING, "{device}");
+        }
+        for vip in vips() {
+            let report = node.host().http(vip, HTTP.port).run().unwrap();
+            assert_eq!(report.answered(), 0, "{report:?}");
+        }
+    }
+}
