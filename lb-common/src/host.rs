@@ -36,6 +36,8 @@ pub struct Bytes {
     pub asks_neighbours: bool,
     /// Devices whose other end is in a Pod.
     pub pod_devices: Vec<u32>,
+    /// Payload bytes of each packet that this one is cut into when it is sent; 0 if it is sent as it is.
+    pub segment_size: u32,
 }
 
 /// What the routing tables say of a destination.
@@ -56,6 +58,7 @@ impl From<Vec<u8>> for Bytes {
             ways: Vec::new(),
             asks_neighbours: true,
             pod_devices: Vec::new(),
+            segment_size: 0,
         }
     }
 }
@@ -117,7 +120,7 @@ impl Packet for Bytes {
     }
 
     fn segment_size(&self) -> u32 {
-        0
+        self.segment_size
     }
 
     fn route<A: Address>(&self, _source: A, destination: A, length: u32, hop: &mut Hop) -> Route {
