@@ -38,6 +38,8 @@ pub struct Bytes {
     pub pod_devices: Vec<u32>,
     /// Payload bytes of each packet that this one is cut into when it is sent; 0 if it is sent as it is.
     pub segment_size: u32,
+    /// Whether the frame is for another machine.
+    pub is_for_other: bool,
 }
 
 /// What the routing tables say of a destination.
@@ -59,6 +61,7 @@ impl From<Vec<u8>> for Bytes {
             asks_neighbours: true,
             pod_devices: Vec::new(),
             segment_size: 0,
+            is_for_other: false,
         }
     }
 }
@@ -117,6 +120,10 @@ impl Packet for Bytes {
     fn cut(&mut self, length: u32) -> Option<()> {
         self.bytes.truncate(usize::try_from(length).ok()?);
         Some(())
+    }
+
+    fn is_for_node(&self, _network: u32) -> bool {
+        !self.is_for_other
     }
 
     fn segment_size(&self) -> u32 {

@@ -94,7 +94,8 @@ pub fn network_of(ethertype: u16) -> Network {
 
 /// The network layer behind an Ethernet header.
 ///
-/// Packets with VLAN tags are none of ours: they belong to a VLAN device, whose programs see them without the tags.
+/// Packets with VLAN tags are none of ours: they belong to a VLAN device, whose programs see them without the tags. XDP
+/// leaves a tag that is of no VLAN to TC, before which the kernel takes the tag out of the frame.
 #[inline(always)]
 pub fn network(packet: &impl Packet) -> Network {
     packet
