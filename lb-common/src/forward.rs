@@ -132,8 +132,19 @@ fn sent_length<A: Address>(packet: &impl Packet, parsed: &Parsed<A>) -> u32 {
     } else {
         UdpHdr::LEN as u32
     };
-    transport - network + header + segment
+    let mut before = transport - network;
+    // The kernel's own header, which tells the length of what the IPv6 header cannot, is left out of the segments
+    // (`ipv6_hopopt_jumbo_remove`, include/net/ipv6.h, Linux 6.18).
+    if A::IS_IPV6 && before == A::HEADER_LENGTH + JUMBO_LENGTH && ip_length > A::HEADER_LENGTH + LENGTH_MAX {
+        before = A::HEADER_LENGTH;
+    }
+    before + header + segment
 }
+
+/// Length of a hop-by-hop header with nothing but a jumbo payload option (RFC 2675).
+const JUMBO_LENGTH: u32 = 8;
+/// The largest payload that an IPv6 header can tell.
+const LENGTH_MAX: u32 = u16::MAX as u32;
 
 /// Offset of the word with the hop limit, which is its first byte in IPv4 and its last in IPv6.
 #[inline(always)]

@@ -48,7 +48,7 @@ pub(crate) fn parse<A: Address>(
     let Some(destination) = A::read(packet, network + A::DESTINATION_OFFSET) else {
         return Kind::Foreign;
     };
-    if hook != hook::EGRESS && !tables.concerns(destination) {
+    if hook != hook::EGRESS && !(tables.concerns(destination) && packet.is_for_node(network)) {
         return Kind::Foreign;
     }
     let key = FragmentKey {

@@ -37,6 +37,10 @@ pub struct Bytes {
     pub asks_neighbours: bool,
     /// Devices whose other end is in a Pod.
     pub pod_devices: Vec<u32>,
+    /// Payload bytes of each packet that this one is cut into when it is sent; 0 if it is sent as it is.
+    pub segment_size: u32,
+    /// Whether the frame is for another machine.
+    pub is_for_other: bool,
 }
 
 /// What the routing tables say of a destination.
@@ -57,6 +61,8 @@ impl From<Vec<u8>> for Bytes {
             ways: Vec::new(),
             asks_neighbours: true,
             pod_devices: Vec::new(),
+            segment_size: 0,
+            is_for_other: false,
         }
     }
 }
@@ -117,8 +123,12 @@ impl Packet for Bytes {
         Some(())
     }
 
+    fn is_for_node(&self, _network: u32) -> bool {
+        !self.is_for_other
+    }
+
     fn segment_size(&self) -> u32 {
-        0
+        self.segment_size
     }
 
     fn route<A: Address>(&self, _source: A, destination: A, length: u32, hop: &mut Hop) -> Route {

@@ -191,7 +191,8 @@ pub(crate) fn icmp<A: Address>(
     };
     // What leaves towards another node's backend has a destination that is in nobody's filter.
     let is_error = message.is_error();
-    let may_be_ours = (is_error && hook == hook::EGRESS) || tables.concerns(message.destination);
+    let may_be_ours = (is_error && hook == hook::EGRESS)
+        || (tables.concerns(message.destination) && (hook == hook::EGRESS || packet.is_for_node(network)));
     if !may_be_ours {
         return Verdict::Pass;
     }

@@ -27,7 +27,7 @@ pub(crate) fn ingress<A: Address>(
     parsed: &mut Parsed<A>,
     origin: Origin,
 ) -> Verdict {
-    let concerns = tables.concerns(parsed.key.destination);
+    let concerns = tables.concerns(parsed.key.destination) && packet.is_for_node(parsed.headers.network);
     if !concerns {
         // What a Pod answers would be looked for where it leaves the stack.
         let may_hand_over = origin == Origin::Inside

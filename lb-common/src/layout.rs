@@ -54,6 +54,12 @@ pub mod map {
     pub const XDP_DEVICES: &str = "XDP_DEVICES";
     /// Devices whose other end is in a Pod: [`super::device_row`] to interface index.
     pub const POD_DEVICES: &str = "POD_DEVICES";
+    /// Which frames that a device receives XDP takes: [`super::device_row`] to [`super::DeviceLinks`].
+    pub const DEVICE_LINKS: &str = "DEVICE_LINKS";
+    /// Addresses of devices that take frames which come in by others: [`super::LinkAddress`] to `u32`.
+    pub const NODE_LINKS: &str = "NODE_LINKS";
+    /// Addresses of the node's devices, of both families: words of [`crate::address::Address::words`] to `u32`.
+    pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
     /// Names by service id: [`super::ServiceName`].
     pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
     /// Counters by service id: [`super::ServiceStats`] for each CPU.
@@ -574,6 +580,38 @@ pub struct Device {
     pub address6: Address6,
 }
 
+/// A link-layer address: key of the map of the node's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(C)]
+pub struct LinkAddress {
+    /// Its first four bytes as they follow each other in memory.
+    pub start: u32,
+    /// The other two.
+    pub end: u16,
+    /// Zero.
+    pub pad: u16,
+}
+
+impl From<[u8; 6]> for LinkAddress {
+    fn from([a, b, c, d, e, f]: [u8; 6]) -> Self {
+        Self {
+            start: u32::from_ne_bytes([a, b, c, d]),
+            end: u16::from_ne_bytes([e, f]),
+            pad: 0,
+        }
+    }
+}
+
+/// Where frames go that are this node's: value of the map of devices' link-layer addresses.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(C)]
+pub struct DeviceLinks {
+    /// Index of the device; 0 in a row of none.
+    pub index: u32,
+    /// The device's own address, and that of the bridge or bond that it is a port of; the same again without one.
+    pub addresses: [LinkAddress; 2],
+}
+
 /// Rows of the maps that say which devices have a quality.
 pub const DEVICE_ROWS: u32 = 1_024;
 
@@ -662,6 +700,8 @@ assert_layout! {
     FragmentKey<Address6>: 40, align 4;
     Fragment: 8, align 4;
     Device: 20, align 4;
+    LinkAddress: 8, align 4;
+    DeviceLinks: 20, align 4;
     ServiceName: 200, align 1;
     ServiceStats: 16, align 8;
     crate::budget::Bucket: 8, align 4;
@@ -710,6 +750,8 @@ mod pod {
         Affinity,
         Fragment,
         Device,
+        LinkAddress,
+        DeviceLinks,
         ServiceName,
         ServiceStats,
         LoadedSettings,

@@ -203,6 +203,11 @@ pub trait Packet {
     /// Cuts the packet to `length` bytes.
     fn cut(&mut self, length: u32) -> Option<()>;
 
+    /// Whether the frame with an IP header at `network` is for this node: neither for another one, whose frames come in by
+    /// a switch that floods them or are listened to, nor for many at once (RFC 1122 section 3.2.2). A hook that cannot
+    /// tell says no and leaves it to the next one.
+    fn is_for_node(&self, network: u32) -> bool;
+
     /// Payload bytes of each packet that this one is cut into when it is sent; 0 if it is sent as it is.
     fn segment_size(&self) -> u32;
 

@@ -94,7 +94,8 @@ pub fn network_of(ethertype: u16) -> Network {
 
 /// The network layer behind an Ethernet header.
 ///
-/// Packets with VLAN tags are none of ours: they belong to a VLAN device, whose programs see them without the tags.
+/// Packets with VLAN tags are none of ours: they belong to a VLAN device, whose programs see them without the tags. XDP
+/// leaves a tag that is of no VLAN to TC, before which the kernel takes the tag out of the frame.
 #[inline(always)]
 pub fn network(packet: &impl Packet) -> Network {
     packet
@@ -106,6 +107,20 @@ pub fn network(packet: &impl Packet) -> Network {
 
 /// More fragments, or an offset: bits of the fragment field of an IPv4 header.
 const FRAGMENT_BITS: u16 = 0x3fff_u16.to_be();
+
+/// The number of bytes from `offset` on that a length field (network byte order) tells.
+///
+/// In a packet that is cut into segments when it is sent, 0 stands for more than the field can hold ("BIG TCP",
+/// `iph_totlen` in include/linux/ip.h, Linux 6.18): what is told ends with the packet. In IPv6, Linux 6.18 puts a
+/// hop-by-hop header with a jumbo payload option (RFC 2675) behind, which is skipped as any other.
+#[inline(always)]
+fn length_behind(packet: &impl Packet, offset: u32, told: u16) -> u32 {
+    if told == 0 && packet.segment_size() != 0 {
+        packet.length().saturating_sub(offset)
+    } else {
+        u32::from(u16::from_be(told))
+    }
+}
 
 /// Parses a transport header over IPv4 at `offset` of a packet seen at `hook` (see [`crate::layout::hook`]).
 #[inline(always)]
@@ -119,7 +134,8 @@ pub fn ipv4(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
     if is_fragment4(header.u16::<{ offset_of!(Ipv4Hdr, frags) }>()) {
         return None;
     }
-    let ip_length = u32::from(u16::from_be(header.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>()));
+    let told = header.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>();
+    let ip_length = length_behind(packet, offset, told);
     if offset + ip_length > packet.length() {
         return None;
     }
@@ -153,16 +169,17 @@ pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
     if header.u8::<0>() >> 4 != 6 {
         return None;
     }
-    let payload_length = u32::from(u16::from_be(header.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>()));
-    let ip_length = Ipv6Hdr::LEN as u32 + payload_length;
-    if offset + ip_length > packet.length() {
+    let payload = offset + Ipv6Hdr::LEN as u32;
+    let told = header.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>();
+    let payload_length = length_behind(packet, payload, told);
+    if payload + payload_length > packet.length() {
         return None;
     }
     let (extensions, protocol) = match header.u8::<{ offset_of!(Ipv6Hdr, next_hdr) }>() {
         next @ (protocol::TCP | protocol::UDP | protocol::SCTP) => (0, next),
-        next => skip_extensions(packet, offset + Ipv6Hdr::LEN as u32, next).get()?,
+        next => skip_extensions(packet, payload, next).get()?,
     };
-    let start = offset + Ipv6Hdr::LEN as u32 + extensions;
+    let start = payload + extensions;
     let transport = transport(packet, start, protocol, payload_length.checked_sub(extensions)?)?;
     const SOURCE: usize = offset_of!(Ipv6Hdr, src_addr);
     const DESTINATION: usize = offset_of!(Ipv6Hdr, dst_addr);
@@ -189,7 +206,7 @@ pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
         headers: Headers {
             network: offset,
             transport: start,
-            ip_length,
+            ip_length: Ipv6Hdr::LEN as u32 + payload_length,
             tcp_flags: transport.tcp_flags,
             part: Part::Whole,
         },
@@ -429,17 +446,17 @@ mod tests {
     ];
 
     fn packet4(transport: &[u8], protocol: u8) -> Vec<u8> {
-        let length = u8::try_from(20 + transport.len()).unwrap();
+        let [high, low] = ((20 + transport.len()) as u16).to_be_bytes();
         let mut bytes = vec![
-            0x45, 0, 0, length, 0, 0, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+            0x45, 0, high, low, 0, 0, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
         ];
         bytes.extend_from_slice(transport);
         bytes
     }
 
     fn packet6(payload: &[u8], next: u8) -> Vec<u8> {
-        let length = u8::try_from(payload.len()).unwrap();
-        let mut bytes = vec![0x60, 0, 0, 0, 0, length, next, 64];
+        let [high, low] = (payload.len() as u16).to_be_bytes();
+        let mut bytes = vec![0x60, 0, 0, 0, high, low, next, 64];
         bytes.extend_from_slice(&[1; 16]);
         bytes.extend_from_slice(&[2; 16]);
         bytes.extend_from_slice(payload);
@@ -496,6 +513,39 @@ mod tests {
         let mut bytes = packet4(&TCP, protocol::TCP);
         bytes[33] = tcp_flags::SYN | tcp_flags::ACK;
         assert!(!parse4(&bytes).unwrap().is_syn());
+    }
+
+    /// BIG TCP: only the packet itself says how long it is, if it is cut into segments.
+    #[test]
+    fn length_0_of_segments_is_that_of_the_packet() {
+        let segments = |bytes: Vec<u8>, size| Bytes {
+            segment_size: size,
+            ..Bytes::from(bytes)
+        };
+        let mut bytes = packet4(&[&TCP[..], &[7; 70_000]].concat(), protocol::TCP);
+        let length = u32::try_from(bytes.len()).unwrap();
+        bytes[2..4].fill(0);
+        let headers = ipv4(&segments(bytes.clone(), 1448), 0, hook::INGRESS_INSIDE)
+            .unwrap()
+            .headers;
+        assert_eq!((headers.transport, headers.ip_length), (20, length));
+        assert_eq!(ipv4(&segments(bytes, 0), 0, hook::INGRESS_INSIDE), None);
+
+        // A jumbo payload option.
+        let option = [protocol::TCP, 0, 0xc2, 4, 0, 1, 0x11, 0x88];
+        for extension in [&[][..], &option] {
+            let payload = [extension, &TCP, &[7; 70_000]].concat();
+            let next = if extension.is_empty() { protocol::TCP } else { 0 };
+            let mut bytes = packet6(&payload, next);
+            let length = u32::try_from(bytes.len()).unwrap();
+            bytes[4..6].fill(0);
+            let headers = ipv6(&segments(bytes.clone(), 1428), 0, hook::EGRESS)
+                .unwrap()
+                .headers;
+            let transport = 40 + u32::try_from(extension.len()).unwrap();
+            assert_eq!((headers.transport, headers.ip_length), (transport, length));
+            assert_eq!(ipv6(&segments(bytes, 0), 0, hook::EGRESS), None);
+        }
     }
 
     #[test]

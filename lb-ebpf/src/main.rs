@@ -21,7 +21,7 @@ use lb_common::layout::{Address4, Address6};
 use lb_common::packet::{Hop, Packet, Verdict};
 use lb_common::parse::{self, BEHIND_ETHERNET, Network};
 
-use crate::packet::{TcPacket, XdpPacket};
+use crate::packet::{TcPacket, XdpPacket, is_of_vlan};
 use crate::tables::KernelTables;
 
 /// A network device's packets before the stack sees them.
@@ -120,6 +120,10 @@ pub fn lb_empty_tc(_context: TcContext) -> i32 {
 
 #[inline(always)]
 fn from_device(context: TcContext, origin: Origin) -> i32 {
+    // It belongs to the VLAN device, whose programs see it without the tag, or to nobody here.
+    if is_of_vlan(&context) {
+        return TC_ACT_UNSPEC;
+    }
     let mut packet = TcPacket::new(context);
     let network = parse::network(&packet);
     let verdict = enter(&mut packet, network, BEHIND_ETHERNET, origin);
@@ -137,6 +141,9 @@ fn from_layer3(context: TcContext, origin: Origin) -> i32 {
 /// The action for a packet that enters the stack.
 #[inline(always)]
 fn begin(packet: &TcPacket, verdict: Verdict) -> i32 {
+    if matches!(verdict, Verdict::Bounce | Verdict::Redirect) {
+        packet.remove_priority_tag();
+    }
     match verdict {
         // Not the last word: programs of others on the same device run too.
         Verdict::Pass => TC_ACT_UNSPEC,
@@ -148,6 +155,9 @@ fn begin(packet: &TcPacket, verdict: Verdict) -> i32 {
 
 #[inline(always)]
 fn to_device(context: TcContext) -> i32 {
+    if is_of_vlan(&context) {
+        return TC_ACT_UNSPEC;
+    }
     let mut packet = TcPacket::new(context);
     let network = parse::network(&packet);
     let verdict = leave(&mut packet, network, BEHIND_ETHERNET);

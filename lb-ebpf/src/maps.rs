@@ -11,9 +11,9 @@ use lb_common::budget::{BUCKETS, Bucket, Limit};
 use lb_common::filter::{self, Position};
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, Flow, FlowKey,
-    Fragment, FragmentKey, Frontend, FrontendKey, LoadedSettings, Port, ServiceId, ServiceName, ServiceStats,
-    Slot, Socket, SocketKey, SourceRange, device_row,
+    Address4, Address6, Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, DeviceLinks, Flow,
+    FlowKey, Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings, Port, ServiceId,
+    ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange, device_row,
 };
 use lb_common::reason::Reason;
 
@@ -25,6 +25,7 @@ const AFFINITIES: u32 = 65_536;
 const SOURCE_RANGES: u32 = 65_536;
 const FRAGMENTS: u32 = 8_192;
 const DEVICES_MAX: u32 = 1_024;
+const NODE_ADDRESSES_MAX: u32 = 16_384;
 
 /// Frontend rows are few and seldom written. Unlike preallocated ones their memory is not given to another row
 /// while a program may still read it.
@@ -70,6 +71,13 @@ static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, BP
 static XDP_DEVICES: Array<u32> = Array::with_max_entries(DEVICE_ROWS, 0);
 #[map]
 static POD_DEVICES: Array<u32> = Array::with_max_entries(DEVICE_ROWS, 0);
+#[map]
+static DEVICE_LINKS: Array<DeviceLinks> = Array::with_max_entries(DEVICE_ROWS, 0);
+#[map]
+static NODE_LINKS: HashMap<LinkAddress, u32> = HashMap::with_max_entries(DEVICES_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static NODE_ADDRESSES: HashMap<[u32; 4], u32> =
+    HashMap::with_max_entries(NODE_ADDRESSES_MAX, BPF_F_NO_PREALLOC);
 #[map]
 static SERVICE_NAMES: HashMap<ServiceId, ServiceName> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map]
@@ -275,6 +283,27 @@ pub fn transmits(index: u32) -> bool {
 #[inline(always)]
 pub fn leads_to_pod(index: u32) -> bool {
     is_among(&POD_DEVICES, index)
+}
+
+/// Whether a frame to this address that came in by a device is the device's own, or for the bridge or bond that it is a
+/// port of.
+#[inline(always)]
+pub fn is_link_of(index: u32, address: LinkAddress) -> bool {
+    DEVICE_LINKS
+        .get(device_row(index))
+        .is_some_and(|row| row.index == index && (row.addresses[0] == address || row.addresses[1] == address))
+}
+
+/// Whether the address is that of a device which takes frames that come in by others.
+#[inline(always)]
+pub fn is_node_link(address: &LinkAddress) -> bool {
+    NODE_LINKS.get_ptr(address).is_some()
+}
+
+/// Whether a device of the node has an IP address, of which these are the words.
+#[inline(always)]
+pub fn is_node_address(words: &[u32; 4]) -> bool {
+    NODE_ADDRESSES.get_ptr(words).is_some()
 }
 
 #[inline(always)]

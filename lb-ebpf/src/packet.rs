@@ -8,13 +8,13 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{
     bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
-    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head,
-    bpf_xdp_adjust_tail,
+    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+    bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::address::Address;
 use lb_common::checksum::Sum;
-use lb_common::layout::{Address6, Flow, FlowKey, Port, protocol};
+use lb_common::layout::{Address6, Flow, FlowKey, LinkAddress, Port, protocol};
 use lb_common::packet::Headers;
 use lb_common::packet::{DirectPacket, Hop, Packet, Route, Verdict, View, ViewMut, translate_directly};
 use lb_common::parse::{self, Network};
@@ -137,6 +137,14 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
+    fn is_for_node(&self, _network: u32) -> bool {
+        let Some(frame) = self.view(0) else {
+            return false;
+        };
+        maps::is_link_of(self.device(), destination_link(&frame))
+    }
+
+    #[inline(always)]
     fn segment_size(&self) -> u32 {
         0
     }
@@ -197,6 +205,16 @@ impl DirectPacket for XdpPacket {
     }
 }
 
+/// The link-layer address that a frame is for.
+#[inline(always)]
+fn destination_link(frame: &View<'_, 6>) -> LinkAddress {
+    LinkAddress {
+        start: frame.u32::<0>(),
+        end: frame.u16::<4>(),
+        pad: 0,
+    }
+}
+
 /// Whether a helper succeeded.
 #[inline(always)]
 fn ok(result: i64) -> Option<()> {
@@ -208,6 +226,16 @@ fn ok(result: i64) -> Option<()> {
 /// ours or not, before the program starts.
 pub struct TcPacket {
     pub context: TcContext,
+}
+
+/// Whether a packet is of a VLAN: the kernel has put its tag beside the frame. Tag 0 is of none (IEEE 802.1Q section
+/// 9.6): it tells a priority.
+#[inline(always)]
+pub fn is_of_vlan(context: &TcContext) -> bool {
+    const VLAN: u32 = 0xfff;
+    // SAFETY: the kernel hands the program a valid context.
+    let packet = unsafe { &*context.skb.skb };
+    packet.vlan_present != 0 && packet.vlan_tci & VLAN != 0
 }
 
 impl TcPacket {
@@ -231,6 +259,19 @@ impl TcPacket {
         // SAFETY: the kernel hands the program a valid context. The field holds an ethertype in network byte order.
         let ethertype = unsafe { (*self.context.skb.skb).protocol };
         parse::network_of(ethertype as u16)
+    }
+
+    /// Takes the tag of a packet away that is of no VLAN, before it goes another way than the stack's: the stack does
+    /// that itself.
+    #[inline(always)]
+    pub fn remove_priority_tag(&self) {
+        // SAFETY: the kernel hands the program a valid context, and nothing borrows the packet any more.
+        unsafe {
+            if (*self.context.skb.skb).vlan_present != 0 {
+                // If it fails, the tag says a priority and nothing else.
+                bpf_skb_vlan_pop(self.context.skb.skb);
+            }
+        }
     }
 
     /// The index of the device that the packet came in on or leaves by.
@@ -272,6 +313,13 @@ impl TcPacket {
         }
     }
 }
+
+/// For everybody (include/uapi/linux/if_packet.h).
+const PACKET_BROADCAST: u32 = 1;
+/// For a group.
+const PACKET_MULTICAST: u32 = 2;
+/// For another device.
+const PACKET_OTHERHOST: u32 = 3;
 
 /// Flag of `bpf_l4_csum_replace` since Linux 6.16 (include/uapi/linux/bpf.h); not in aya's bindings yet.
 const BPF_F_IPV6: u32 = 1 << 7;
@@ -360,6 +408,26 @@ impl Packet for TcPacket {
     #[inline(always)]
     fn write_half(&mut self, offset: u32, half: u16) -> Option<()> {
         self.store(offset, &half, BPF_F_RECOMPUTE_CSUM)
+    }
+
+    #[inline(always)]
+    fn is_for_node(&self, network: u32) -> bool {
+        if network == 0 {
+            // Nothing says whom the packet is for on the link.
+            return true;
+        }
+        // SAFETY: the kernel hands the program a valid context.
+        match unsafe { (*self.context.skb.skb).pkt_type } {
+            PACKET_BROADCAST | PACKET_MULTICAST => false,
+            // To the device's own address it is not: it may be for the bridge that the device is a port of.
+            PACKET_OTHERHOST => {
+                let Some(frame) = self.view(0) else {
+                    return false;
+                };
+                maps::is_node_link(&destination_link(&frame))
+            }
+            _ => true,
+        }
     }
 
     #[inline(always)]

@@ -11,6 +11,8 @@ use aya_ebpf::helpers::generated;
 use lb_common::address::Address;
 use lb_common::packet::{Hop, Route};
 
+use crate::maps;
+
 /// Address families of the socket interface.
 const AF_INET: u8 = 2;
 pub const AF_INET6: u8 = 10;
@@ -54,7 +56,14 @@ pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop
             hop.mtu = u32::from(unsafe { parameters.__bindgen_anon_1.mtu_result });
             Route::TooBig
         }
-        BPF_FIB_LKUP_RET_NOT_FWDED => Route::Local,
+        // Said of the node's own addresses and of those without any route (`bpf_ipv4_fib_lookup`, `bpf_ipv6_fib_lookup`,
+        // net/core/filter.c, Linux 6.18).
+        // SAFETY: any bytes are numbers, and the kernel has left them as they were.
+        BPF_FIB_LKUP_RET_NOT_FWDED
+            if maps::is_node_address(unsafe { &parameters.__bindgen_anon_4.ipv6_dst }) =>
+        {
+            Route::Local
+        }
         _ => Route::None,
     }
 }

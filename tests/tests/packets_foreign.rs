@@ -1,8 +1,10 @@
 //! What is not ours passes every program byte for byte; whatever comes, nothing is corrupted.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 
-use lb_tests::packet::build::{Build, ack, syn, udp};
+use lb_tests::packet::build::{Build, Link, SENDER, ack, icmp, syn, udp};
+use lb_tests::packet::network::Network;
 use lb_tests::packet::world::{DEVICES, PROGRAMS, PROTOCOLS, World, at, first, keys, worlds};
 use lb_tests::packet::{Borrowed, Datapath, datapath};
 use lb_tests::slowness::cases;
@@ -38,6 +40,9 @@ fn ours(world: &World) -> [Build; 4] {
     ]
 }
 
+/// The programs that see what enters the stack.
+const FROM_DEVICES: [&str; 3] = ["lb_xdp", "lb_tc_from_network", "lb_tc_from_pod"];
+
 /// Offset of the IP header.
 const NETWORK: usize = 14;
 
@@ -68,6 +73,78 @@ fn other_ethertypes() {
                 untouched(&mut datapath, &bytes);
             }
         }
+    }
+}
+
+/// A switch floods them, or the device is promiscuous.
+#[test]
+fn frames_for_other_machines() {
+    const ADDRESSES: [[u8; 6]; 6] = [
+        [2, 0, 0, 0, 0, 9],
+        // Of the node's, one byte differs.
+        [2, 0, 0, 0, 1, 2],
+        [2, 0, 0, 0, 0, 3],
+        // For everybody, and for groups (RFC 1112 section 6.4, RFC 2464 section 7).
+        [0xff; 6],
+        [1, 0, 0x5e, 0, 0, 1],
+        [0x33, 0x33, 0, 0, 0, 1],
+    ];
+    let Some(mut datapath) = prepared() else { return };
+    for (service, world) in (11..).zip(worlds()) {
+        // Its connections are refused.
+        datapath.service(service, &keys(world.vip2), &[]);
+        let unknown = SocketAddr::new(world.client.ip(), 999);
+        let mut packets = ours(&world).to_vec();
+        packets.extend(PROTOCOLS.map(|protocol| first(protocol, unknown, world.vip)));
+        packets.extend(PROTOCOLS.map(|protocol| first(protocol, unknown, world.vip2)));
+        packets.push(udp(unknown, world.vip).fragment(0, true));
+        let echo = if world.vip.is_ipv4() { 8 } else { 128 };
+        packets.push(icmp(world.client.ip(), world.vip.ip(), [echo, 0], 7));
+        let flows = datapath.flow_count();
+        for (packet, destination) in packets
+            .iter()
+            .flat_map(|packet| ADDRESSES.map(|address| (packet, address)))
+        {
+            let link = Link {
+                destination,
+                source: SENDER,
+            };
+            let bytes = packet.clone().link(link).bytes();
+            for program in FROM_DEVICES {
+                datapath.untouched(program, &bytes);
+            }
+        }
+        assert_eq!(datapath.flow_count(), flows);
+        // The same for the node are taken.
+        for program in FROM_DEVICES {
+            let bytes = packets[0].bytes();
+            assert_ne!(datapath.pass(program, &bytes), bytes, "{program}");
+        }
+    }
+    assert_eq!(datapath.reasons(), []);
+}
+
+/// What XDP does not know is left to TC.
+#[test]
+fn devices_that_xdp_does_not_know() {
+    let Some(mut datapath) = prepared() else { return };
+    let Some(network) = Network::enter(&mut datapath) else {
+        return;
+    };
+    for world in worlds() {
+        let bytes = ack(world.client, world.vip).bytes();
+        assert_ne!(datapath.pass("lb_xdp", &bytes), bytes);
+    }
+    network.forget_links(&datapath);
+    for world in worlds() {
+        let bytes = ack(world.client, world.vip).bytes();
+        datapath.untouched("lb_xdp", &bytes);
+        assert_ne!(datapath.pass("lb_tc_from_network", &bytes), bytes);
+        // On the other device they are for somebody else.
+        datapath.device = network.back;
+        datapath.untouched("lb_xdp", &bytes);
+        datapath.untouched("lb_tc_from_network", &bytes);
+        datapath.device = network.front;
     }
 }
 

@@ -229,32 +229,6 @@ fn without_a_route_packets_are_dropped() {
     });
 }
 
-/// The kernel says of a destination without any route what it says of one of its own addresses; its stack tells the
-/// sender.
-#[test]
-fn without_any_route_packets_are_left_to_the_stack() {
-    with_backend(Place::Back, |datapath, network, world, program| {
-        let routes: [&str; 2] = match world.vip.is_ipv4() {
-            true => [
-                "default via 192.0.2.254 dev front",
-                "10.1.0.0/16 via 172.16.0.2 dev back",
-            ],
-            false => [
-                "default via 2001:db8::fe dev front",
-                "fd00:1::/64 via fd00:172::2 dev back",
-            ],
-        };
-        let lines = |verb: &str| routes.map(|route| format!("route {verb} {route}"));
-        network.ip(&lines("del").each_ref().map(String::as_str));
-        let packet = syn(world.client, world.vip);
-        let expected = packet
-            .clone()
-            .between(world.client, world.backend_at(Place::Back));
-        assert_eq!(datapath.pass(program, &packet.bytes()), expected.bytes());
-        network.ip(&lines("add").each_ref().map(String::as_str));
-    });
-}
-
 #[test]
 fn when_the_route_vanishes_packets_are_dropped() {
     with_backend(Place::Back, |datapath, network, world, program| {
@@ -370,6 +344,47 @@ fn reset_is_not_answered() {
     with_backend(Place::Back, |datapath, _, world, program| {
         let packet = ack(world.client, world.vip).flags(|header| header.rst = true);
         datapath.dropped(program, &packet.hop_limit(1).bytes());
+    });
+}
+
+/// A route that is gone for a while: what was to go there is dropped, and no flow remembers that there was none.
+#[test]
+fn a_route_comes_back() {
+    const AWAY: [&str; 4] = [
+        "route del 10.1.0.0/16",
+        "route del fd00:1::/64",
+        "route del default via 192.0.2.254 dev front",
+        "route del default via 2001:db8::fe dev front",
+    ];
+    const BACK: [&str; 4] = [
+        "route add 10.1.0.0/16 via 172.16.0.2 dev back",
+        "route add fd00:1::/64 via fd00:172::2 dev back",
+        "route add default via 192.0.2.254 dev front",
+        "route add default via 2001:db8::fe dev front",
+    ];
+    with_backend(Place::Back, |datapath, network, world, program| {
+        for protocol in PROTOCOLS {
+            let before = datapath.reason(Reason::NoRoute);
+            let request = first(protocol, world.client, world.vip);
+            network.ip(&AWAY);
+            datapath.dropped(program, &request.bytes());
+            datapath.dropped(program, &request.bytes());
+            assert_eq!(datapath.reason(Reason::NoRoute), before + 2);
+            assert_eq!(datapath.flow_count(), 0);
+            network.ip(&BACK);
+            there_and_back(datapath, network, world, program, |from, to| {
+                first(protocol, from, to)
+            });
+            // Open connections wait for it.
+            datapath.device = network.front;
+            network.ip(&AWAY);
+            let data = data(protocol, world.client, world.vip);
+            datapath.dropped(program, &data.bytes());
+            assert_eq!(datapath.reason(Reason::NoRoute), before + 3);
+            network.ip(&BACK);
+            sent(datapath, program, &data, Verdict::Redirect);
+            datapath.forget();
+        }
     });
 }
 

@@ -1,12 +1,14 @@
 //! Packets that their sender leaves to be cut into segments (GSO): what counts against the MTU of a route is the
 //! segment, not the packet.
 
-use lb_agent::maps::Protocol;
+use std::net::SocketAddr;
+
+use lb_agent::maps::{BackendState, Protocol};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, see};
 use lb_tests::packet::network::{NARROW_MTU, Network, Place};
-use lb_tests::packet::world::{PROTOCOLS, World, at, data, keys, worlds};
+use lb_tests::packet::world::{PROGRAMS, PROTOCOLS, World, at, data, first, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
 const PROGRAM: &str = "lb_tc_from_network";
@@ -81,6 +83,104 @@ fn the_sender_of_segments_that_are_too_big_is_told() {
         }
         assert_eq!(datapath.reasons(), [(Reason::TooBig, count)]);
     });
+}
+
+/// BIG TCP: the IP header says a length of 0 where the field cannot hold it. In IPv6 there may be a hop-by-hop header with
+/// a jumbo payload option.
+fn without_length(world: &World) -> Vec<Build> {
+    const JUMBO_PAYLOAD: [u8; 6] = [0xc2, 4, 0, 1, 0x11, 0x88];
+    let packet = large(world, Protocol::Tcp).without_length();
+    if world.vip.is_ipv4() {
+        vec![packet]
+    } else {
+        vec![packet.clone().extension(0, &JUMBO_PAYLOAD), packet]
+    }
+}
+
+/// The source port of a TCP segment behind so many bytes of extension headers.
+fn source_port(frame: &[u8], extensions: usize) -> u16 {
+    let network = if frame[14] >> 4 == 4 { 20 } else { 40 };
+    let transport = 14 + network + extensions;
+    u16::from_be_bytes([frame[transport], frame[transport + 1]])
+}
+
+#[test]
+fn segments_without_length_are_translated_and_back() {
+    let Some(mut datapath) = datapath() else { return };
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
+        let syn = first(Protocol::Tcp, world.client, world.vip);
+        datapath.pass(PROGRAM, &syn.bytes());
+        datapath.segment_size = 1400;
+        for packet in without_length(&world) {
+            for program in [PROGRAM, "lb_tc_from_pod"] {
+                let request = packet.clone().between(world.client, world.pod);
+                assert_eq!(datapath.pass(program, &packet.bytes()), request.bytes());
+            }
+            let reply = packet.clone().between(world.pod, world.client);
+            let translated = packet.between(world.vip, world.client);
+            for program in ["lb_tc_to_network", "lb_tc_to_pod"] {
+                assert_eq!(datapath.pass(program, &reply.bytes()), translated.bytes());
+            }
+        }
+        datapath.segment_size = 0;
+        // Not of the kernel's making.
+        for packet in without_length(&world) {
+            for program in PROGRAMS {
+                datapath.untouched(program, &packet.bytes());
+            }
+        }
+    }
+    assert_eq!(datapath.reasons(), []);
+}
+
+#[test]
+fn segments_without_length_are_sent_on_if_each_fits_the_route() {
+    with_narrow_route(|datapath, world, protocol| {
+        if protocol == Protocol::Udp {
+            return;
+        }
+        for packet in without_length(world) {
+            let extensions = packet.bytes().len() - large(world, protocol).bytes().len();
+            let headers = headers(world, protocol) + u32::try_from(extensions).expect("few");
+            datapath.segment_size = 0;
+            datapath.verdict(PROGRAM, &first(protocol, world.client, world.vip).bytes());
+            datapath.segment_size = NARROW_MTU - headers;
+            let (verdict, bytes) = datapath.verdict(PROGRAM, &packet.bytes());
+            assert_eq!(verdict, Verdict::Redirect, "{bytes:02x?}");
+            let source = SocketAddr::new(world.back_address(), source_port(&bytes, extensions));
+            let expected = packet.clone().between(source, world.backend_at(Place::Narrow));
+            assert_eq!(bytes, expected.hop_limit(63).bytes());
+            datapath.segment_size += 1;
+            let (verdict, _) = datapath.verdict(PROGRAM, &packet.bytes());
+            let expected = if extensions == 0 {
+                Verdict::Bounce
+            } else {
+                Verdict::Drop
+            };
+            assert_eq!(verdict, expected);
+            datapath.forget();
+        }
+    });
+}
+
+/// A backend that is gone: what comes for it is answered.
+#[test]
+fn segments_without_length_are_reset() {
+    let Some(mut datapath) = datapath() else { return };
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
+        for packet in without_length(&world) {
+            datapath.set_state(service * 100, BackendState::Active);
+            datapath.segment_size = 0;
+            datapath.pass(PROGRAM, &first(Protocol::Tcp, world.client, world.vip).bytes());
+            datapath.set_state(service * 100, BackendState::Gone);
+            datapath.segment_size = 1400;
+            let answer = see(&datapath.bounce(PROGRAM, &packet.bytes()));
+            assert_eq!((answer.source, answer.destination), (world.vip, world.client));
+            assert!(answer.tcp().rst);
+        }
+    }
 }
 
 /// The same packet as one: it is too big, whatever its segments would have been.

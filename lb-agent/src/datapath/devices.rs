@@ -1,11 +1,14 @@
 //! What the programs know of devices that packets to Pods of other nodes leave by.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use aya::Pod;
 use aya::maps::{Array, HashMap, MapData};
-use lb_common::layout::{Address4, Address6, Device, device_row, map};
+use lb_common::address::Address as _;
+use lb_common::layout::{Address4, Address6, Device, DeviceLinks, LinkAddress, device_row, map};
 
 use super::filter::Filter;
 use super::maps::{kernel, open, typed};
@@ -15,8 +18,11 @@ use crate::maps::{Family, MapError};
 /// The devices maps.
 pub struct DeviceTable {
     devices: HashMap<MapData, u32, Device>,
-    xdp_devices: DeviceSet,
-    pod_devices: DeviceSet,
+    xdp_devices: DeviceRows<u32>,
+    pod_devices: DeviceRows<u32>,
+    device_links: DeviceRows<DeviceLinks>,
+    node_links: KeySet<LinkAddress>,
+    node_addresses: KeySet<[u32; 4]>,
     filter: Filter,
 }
 
@@ -25,8 +31,11 @@ impl DeviceTable {
     pub fn open(directory: &Path) -> Result<Self, MapError> {
         Ok(Self {
             devices: typed(open(directory, map::DEVICES)?, map::DEVICES)?,
-            xdp_devices: DeviceSet::open(directory, map::XDP_DEVICES)?,
-            pod_devices: DeviceSet::open(directory, map::POD_DEVICES)?,
+            xdp_devices: DeviceRows::open(directory, map::XDP_DEVICES)?,
+            pod_devices: DeviceRows::open(directory, map::POD_DEVICES)?,
+            device_links: DeviceRows::open(directory, map::DEVICE_LINKS)?,
+            node_links: KeySet::open(directory, map::NODE_LINKS)?,
+            node_addresses: KeySet::open(directory, map::NODE_ADDRESSES)?,
             filter: Filter::open(directory)?,
         })
     }
@@ -56,41 +65,78 @@ impl DeviceTable {
                 .remove(index)
                 .map_err(|error| kernel(map::DEVICES, format!("delete device {index}"), error))?;
         }
-        self.xdp_devices.set(usable_with_xdp(&view.snapshot, with_xdp))?;
-        self.pod_devices.set(to_pods(view))
+        let itself = |index| (index, index);
+        self.xdp_devices
+            .set(usable_with_xdp(&view.snapshot, with_xdp).map(itself))?;
+        self.pod_devices.set(to_pods(view).map(itself))?;
+        self.device_links.set(device_links(&view.snapshot))?;
+        self.node_links.set(node_links(&view.snapshot))?;
+        self.node_addresses.set(node_addresses(&view.snapshot))
     }
 }
 
-/// A map that says which devices have a quality: in the row of each such device stands its index.
-struct DeviceSet {
+/// A map that has a row for some of the devices: in that of the others stands the default.
+struct DeviceRows<T: Pod> {
     name: &'static str,
-    map: Array<MapData, u32>,
+    map: Array<MapData, T>,
     /// The rows that hold a device.
-    rows: BTreeMap<u32, u32>,
+    rows: BTreeMap<u32, T>,
 }
 
-impl DeviceSet {
+impl<T: Pod + Default + PartialEq> DeviceRows<T> {
     fn open(directory: &Path, name: &'static str) -> Result<Self, MapError> {
-        let map: Array<_, u32> = typed(open(directory, name)?, name)?;
+        let map: Array<_, T> = typed(open(directory, name)?, name)?;
         let mut rows = BTreeMap::new();
-        for (row, index) in (0..).zip(map.iter()) {
-            let index = index.map_err(|error| kernel(name, format!("read row {row}"), error))?;
-            if index != 0 {
-                rows.insert(row, index);
+        for (row, value) in (0..).zip(map.iter()) {
+            let value = value.map_err(|error| kernel(name, format!("read row {row}"), error))?;
+            if value != T::default() {
+                rows.insert(row, value);
             }
         }
         Ok(Self { name, map, rows })
     }
 
     /// Writes what differs.
-    fn set(&mut self, devices: impl Iterator<Item = u32>) -> Result<(), MapError> {
-        let wanted = devices.map(|index| (device_row(index), index)).collect();
-        for (row, index) in changed_rows(&self.rows, &wanted) {
+    fn set(&mut self, devices: impl Iterator<Item = (u32, T)>) -> Result<(), MapError> {
+        let wanted = devices.map(|(index, value)| (device_row(index), value)).collect();
+        for (row, value) in changed_rows(&self.rows, &wanted) {
             self.map
-                .set(row, index, 0)
-                .map_err(|error| kernel(self.name, format!("write device {index} to row {row}"), error))?;
+                .set(row, value, 0)
+                .map_err(|error| kernel(self.name, format!("write row {row}"), error))?;
         }
         self.rows = wanted;
+        Ok(())
+    }
+}
+
+/// A map whose keys alone say something.
+struct KeySet<K: Pod> {
+    name: &'static str,
+    map: HashMap<MapData, K, u32>,
+    keys: BTreeSet<K>,
+}
+
+impl<K: Pod + Ord + Debug> KeySet<K> {
+    fn open(directory: &Path, name: &'static str) -> Result<Self, MapError> {
+        let map: HashMap<_, K, u32> = typed(open(directory, name)?, name)?;
+        let keys = map.keys().collect::<Result<_, _>>();
+        let keys = keys.map_err(|error| kernel(name, "read all keys".to_owned(), error))?;
+        Ok(Self { name, map, keys })
+    }
+
+    /// Writes what differs.
+    fn set(&mut self, wanted: BTreeSet<K>) -> Result<(), MapError> {
+        for key in wanted.difference(&self.keys) {
+            self.map
+                .insert(key, 1, 0)
+                .map_err(|error| kernel(self.name, format!("write {key:?}"), error))?;
+        }
+        for key in self.keys.difference(&wanted) {
+            self.map
+                .remove(key)
+                .map_err(|error| kernel(self.name, format!("delete {key:?}"), error))?;
+        }
+        self.keys = wanted;
         Ok(())
     }
 }
@@ -137,12 +183,58 @@ fn to_pods(view: &View) -> impl Iterator<Item = u32> {
         .map(|link| link.index)
 }
 
-/// What has to be written so that `wanted` stands where `known` does; 0 where no device does any more.
-fn changed_rows(known: &BTreeMap<u32, u32>, wanted: &BTreeMap<u32, u32>) -> Vec<(u32, u32)> {
+/// Which frames are for a device, or for the bridge, bond or the like that it is a port of.
+fn device_links(snapshot: &Snapshot) -> impl Iterator<Item = (u32, DeviceLinks)> {
+    usable(snapshot).filter_map(|link| {
+        let own = link.address?;
+        let master = link
+            .master
+            .and_then(|master| snapshot.links.get(&master)?.address);
+        let addresses = [own, master.unwrap_or(own)].map(LinkAddress::from);
+        let index = link.index;
+        Some((index, DeviceLinks { index, addresses }))
+    })
+}
+
+/// Link-layer addresses of devices that take frames which come in by others: bridges and the like, and a macvlan device with
+/// an IP address, such as that of a VRRP router which is active.
+fn node_links(snapshot: &Snapshot) -> BTreeSet<LinkAddress> {
+    let takes = |link: &Link| match link.kind.as_str() {
+        "bridge" | "bond" | "team" | "openvswitch" => true,
+        "macvlan" => {
+            let addresses = snapshot.addresses.get(&link.index).into_iter().flatten();
+            addresses.into_iter().any(|address| address.global)
+        }
+        _ => false,
+    };
+    let found = usable(snapshot).filter(|link| takes(link));
+    found
+        .filter_map(|link| link.address.map(LinkAddress::from))
+        .collect()
+}
+
+/// The IP addresses of all devices that are up, as the programs look for them.
+fn node_addresses(snapshot: &Snapshot) -> BTreeSet<[u32; 4]> {
+    let is_up = |index| snapshot.links.get(index).is_some_and(|link| link.up);
+    let found = snapshot.addresses.iter().filter(|(index, _)| is_up(index));
+    found
+        .flat_map(|(_, addresses)| addresses)
+        .map(|address| match address.address {
+            IpAddr::V4(address) => Address4::from(address).words(),
+            IpAddr::V6(address) => Address6::from(address).words(),
+        })
+        .collect()
+}
+
+/// What has to be written so that `wanted` stands where `known` does; the default where no device does any more.
+fn changed_rows<T: Copy + Default + PartialEq>(
+    known: &BTreeMap<u32, T>,
+    wanted: &BTreeMap<u32, T>,
+) -> Vec<(u32, T)> {
     let gone = known.keys().filter(|row| !wanted.contains_key(row));
-    let gone = gone.map(|row| (*row, 0));
-    let new = wanted.iter().filter(|(row, index)| known.get(row) != Some(index));
-    gone.chain(new.map(|(row, index)| (*row, *index))).collect()
+    let gone = gone.map(|row| (*row, T::default()));
+    let new = wanted.iter().filter(|(row, value)| known.get(row) != Some(value));
+    gone.chain(new.map(|(row, value)| (*row, *value))).collect()
 }
 
 /// A row for each device with an address that packets can leave by.
@@ -241,6 +333,63 @@ mod tests {
         let wanted = BTreeMap::from([(1, 1), (3, of_row_3), (4, 4)]);
         assert_eq!(changed_rows(&known, &wanted), [(2, 0), (3, of_row_3), (4, 4)]);
         assert_eq!(changed_rows(&wanted, &wanted), []);
+    }
+
+    #[test]
+    fn frames_for_a_device_and_for_its_bridge() {
+        let with_address = |index, kind: &str, last| Link {
+            kind: kind.to_owned(),
+            address: Some([2, 0, 0, 0, 0, last]),
+            ..link(index, true, false)
+        };
+        let port = Link {
+            master: Some(5),
+            ..with_address(3, "", 3)
+        };
+        let links = [
+            link(1, true, true),
+            with_address(2, "", 2),
+            port,
+            Link {
+                up: false,
+                ..with_address(4, "bridge", 4)
+            },
+            with_address(5, "bridge", 5),
+            with_address(6, "macvlan", 6),
+            with_address(7, "macvlan", 7),
+            // Its frames are a virtual machine's.
+            with_address(8, "macvtap", 8),
+        ];
+        let address = |text: &str| Address {
+            address: text.parse().unwrap(),
+            global: true,
+            stable: false,
+        };
+        let snapshot = Snapshot {
+            links: links.map(|link| (link.index, link)).into(),
+            addresses: [
+                (1, vec![address("127.0.0.1")]),
+                (4, vec![address("192.0.2.4")]),
+                (7, vec![address("192.0.2.7"), address("2001:db8::7")]),
+            ]
+            .into(),
+            ..Snapshot::default()
+        };
+        let address = |last| LinkAddress::from([2, 0, 0, 0, 0, last]);
+        let row = |index, own, master| {
+            let addresses = [own, master].map(address);
+            (index, DeviceLinks { index, addresses })
+        };
+        let found: Vec<_> = device_links(&snapshot).collect();
+        let own = |index: u8| row(index.into(), index, index);
+        assert_eq!(found, [own(2), row(3, 3, 5), own(5), own(6), own(7), own(8)]);
+        assert_eq!(node_links(&snapshot), [address(5), address(7)].into());
+        let expected = [
+            Address4::from(Ipv4Addr::LOCALHOST).words(),
+            Address4::from(Ipv4Addr::new(192, 0, 2, 7)).words(),
+            Address6::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7)).words(),
+        ];
+        assert_eq!(node_addresses(&snapshot), expected.into());
     }
 
     #[test]

@@ -10,9 +10,9 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 use lb_common::budget::Bucket;
 use lb_common::flow::Lifetimes;
 use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Fragment, FragmentKey,
-    Frontend, FrontendKey, LoadedSettings, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange,
-    halves, map,
+    Address4, Address6, Affinity, AffinityKey, Backend, Device, DeviceLinks, Flow, FlowKey, Fragment,
+    FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings, ServiceName, ServiceStats, Slot, Socket,
+    SocketKey, SourceRange, halves, map,
 };
 use lb_common::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS};
 
@@ -146,7 +146,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 25] = [
+const MAPS: [(&str, usize, usize); 28] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -215,6 +215,9 @@ const MAPS: [(&str, usize, usize); 25] = [
     (map::DEVICES, size_of::<u32>(), size_of::<Device>()),
     (map::XDP_DEVICES, size_of::<u32>(), size_of::<u32>()),
     (map::POD_DEVICES, size_of::<u32>(), size_of::<u32>()),
+    (map::DEVICE_LINKS, size_of::<u32>(), size_of::<DeviceLinks>()),
+    (map::NODE_LINKS, size_of::<LinkAddress>(), size_of::<u32>()),
+    (map::NODE_ADDRESSES, size_of::<[u32; 4]>(), size_of::<u32>()),
     (map::SERVICE_NAMES, size_of::<u32>(), size_of::<ServiceName>()),
     (map::SERVICE_STATS, size_of::<u32>(), size_of::<ServiceStats>()),
     (map::REASONS, size_of::<u32>(), size_of::<u64>()),

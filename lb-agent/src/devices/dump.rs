@@ -153,6 +153,7 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::LinkNetNsId(id) => link.link_netnsid = Some(*id),
             LinkAttribute::Controller(master) => link.master = Some(*master),
+            LinkAttribute::Address(address) if link.ethernet => link.address = address[..].try_into().ok(),
             LinkAttribute::LinkInfo(infos) => link.kind = kind(infos).unwrap_or_default(),
             _ => {}
         }

@@ -26,6 +26,8 @@ pub struct Link {
     pub link_netnsid: Option<i32>,
     /// The bridge, bond or the like that it is a port of.
     pub master: Option<u32>,
+    /// Its link-layer address, if it has Ethernet headers.
+    pub address: Option<[u8; 6]>,
 }
 
 /// An address of a device.

@@ -59,6 +59,10 @@ impl Packet for Probe<'_> {
         self.bytes.length()
     }
 
+    fn is_for_node(&self, network: u32) -> bool {
+        self.bytes.is_for_node(network)
+    }
+
     fn view<const N: usize>(&self, offset: u32) -> Option<View<'_, N>> {
         self.bytes.view(offset)
     }

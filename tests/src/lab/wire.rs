@@ -11,8 +11,8 @@ use nix::ifaddrs::getifaddrs;
 use nix::libc;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, bind, recvfrom, send,
-    setsockopt, socket, sockopt,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, bind, recv, recvfrom,
+    send, setsockopt, socket, sockopt,
 };
 
 use super::address::LEAF_GATEWAY_MAC;
@@ -108,6 +108,23 @@ impl Wire {
         let mut frame = header.to_bytes().to_vec();
         frame.extend(packet);
         self.send_frame(&frame)
+    }
+
+    /// The length of the largest frame among those that wait, which are dropped; 0 if none does.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn largest_frame(&self) -> Result<usize> {
+        let mut largest = 0;
+        loop {
+            // The length is that of the frame, not of the buffer.
+            match recv(self.socket.as_raw_fd(), &mut [0; 64], MsgFlags::MSG_TRUNC) {
+                Ok(length) => largest = largest.max(length),
+                Err(Errno::EAGAIN) => return Ok(largest),
+                Err(error) => return Err(io::Error::from(error)).context("receive a frame"),
+            }
+        }
     }
 
     /// Waits for a frame of which `wanted` makes something; others are dropped.

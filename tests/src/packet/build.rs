@@ -26,6 +26,7 @@ pub struct Build {
     fragment: Option<(u16, bool)>,
     hop_limit: u8,
     link: Link,
+    without_length: bool,
 }
 
 /// Link-layer addresses of a packet.
@@ -106,6 +107,7 @@ impl Build {
                 destination: NODE,
                 source: SENDER,
             },
+            without_length: false,
         }
     }
 
@@ -185,6 +187,13 @@ impl Build {
         self
     }
 
+    /// Lets the IP header say a length of 0, as the kernel does where the field cannot hold it.
+    #[must_use]
+    pub fn without_length(mut self) -> Self {
+        self.without_length = true;
+        self
+    }
+
     /// The bytes of the frame.
     pub fn bytes(&self) -> Vec<u8> {
         let mut transport = Vec::new();
@@ -209,7 +218,23 @@ impl Build {
             .expect("a vector takes it");
         self.add_extensions(&mut bytes, network);
         bytes.extend_from_slice(&transport);
+        if self.without_length {
+            self.remove_length(&mut bytes[network..]);
+        }
         bytes
+    }
+
+    /// Writes 0 to the length field of the IP header that `packet` begins with.
+    fn remove_length(&self, packet: &mut [u8]) {
+        if self.source.is_ipv6() {
+            packet[4..6].fill(0);
+            return;
+        }
+        packet[2..4].fill(0);
+        packet[10..12].fill(0);
+        let header = usize::from(packet[0] & 0xf) * 4;
+        let checksum = checksum(&packet[..header]);
+        packet[10..12].copy_from_slice(&checksum.to_be_bytes());
     }
 
     /// Chains the extension headers behind an IPv6 header at the end of `bytes`.

@@ -16,7 +16,7 @@ use lb_common::packet::{Hop, Route, Verdict};
 use lb_common::parse::{self, BEHIND_ETHERNET, Network};
 use lb_common::tables::PortRange;
 
-use super::build::Link;
+use super::build::{Link, NODE};
 use super::{Datapath, LINK, NODE4, NODE6};
 
 /// The host build for both families.
@@ -97,6 +97,7 @@ impl Host {
         let mut bytes = Bytes {
             ways: self.ways.clone(),
             asks_neighbours: program != "lb_xdp",
+            is_for_other: !is_layer3(program) && packet.get(..6) != Some(&NODE),
             ..Bytes::from(packet.to_vec())
         };
         let network = if is_layer3(program) {

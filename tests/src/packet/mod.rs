@@ -17,8 +17,10 @@ use std::time::Duration;
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
 use aya::programs::{Program, ProgramError, TestRun as _, TestRunOptions};
+use lb_agent::datapath::devices::DeviceTable;
 use lb_agent::datapath::maps::{Counters, KernelMaps};
 use lb_agent::datapath::object::{self, Settings};
+use lb_agent::devices::{Link, Snapshot, View};
 use lb_agent::maps::{Backend, BackendState, Capacity, FrontendKey, MapOp, Maps as _, Protocol};
 use lb_common::layout::{Address4, Address6, Flow, FlowKey, Frontend, Region, ServiceStats, Slot, map};
 use lb_common::packet::Verdict;
@@ -67,6 +69,27 @@ pub const LINK: usize = 12;
 pub const NODE4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// See [`NODE4`].
 pub const NODE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+
+/// The loopback device, which packets come in on if no other is set, as a port of a bridge with the node's link-layer
+/// address: else no program would take a packet that is for it.
+fn loopback_as_bridge() -> View {
+    const LOOPBACK: u32 = 1;
+    let bridge = Link {
+        index: LOOPBACK,
+        kind: "bridge".to_owned(),
+        up: true,
+        ethernet: true,
+        address: Some(build::NODE),
+        ..Link::default()
+    };
+    View {
+        snapshot: Snapshot {
+            links: [(LOOPBACK, bridge)].into(),
+            ..Snapshot::default()
+        },
+        attachments: BTreeMap::new(),
+    }
+}
 
 /// Entries of each flow table.
 const FLOWS: u32 = 1024;
@@ -119,6 +142,10 @@ impl Datapath {
         };
         change(&mut settings);
         let ebpf = object::prepare(&settings, directory).expect("the maps are made");
+        let mut devices = DeviceTable::open(directory).expect("the maps are pinned");
+        devices
+            .set(&loopback_as_bridge(), &BTreeSet::new())
+            .expect("the maps take it");
         let maps = KernelMaps::open(directory).expect("the maps are pinned");
         let counters = Counters::open(directory).expect("the counters are pinned");
         Self {

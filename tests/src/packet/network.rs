@@ -1,7 +1,7 @@
 //! The node's routes in packet tests: the programs run in a network namespace with two devices, `front` towards clients
 //! and `back` towards other nodes. Neighbours do not change, and nobody answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::datapath::devices::DeviceTable;
@@ -59,6 +59,16 @@ pub const FRONT_LINK: Link = Link {
     destination: [2, 0, 0, 0, 0, 5],
     source: NODE,
 };
+
+/// Index of the loopback device of each namespace.
+const LOOPBACK: u32 = 1;
+
+/// Addresses of [`Place::Node`] that the programs are told of, whether the node has them or not: a test may add the last
+/// two.
+const NODE_ADDRESSES: [&str; 4] = ["10.3.0.5", "fd00:3::5", "8.0.3.5", "fd00:3:86dd::5"];
+
+/// Index of a bridge that the programs are told of.
+const BRIDGE: u32 = 1 << 20;
 
 /// Lines of `ip` that make it.
 const LINES: [&str; 31] = [
@@ -131,11 +141,35 @@ impl Network {
         table.set(&view, &transmitting).expect("the map takes it");
     }
 
+    /// Tells the programs of no device any more.
+    pub fn forget_links(&self, datapath: &Datapath) {
+        let mut table = DeviceTable::open(datapath.pins.path()).expect("the maps are pinned");
+        let nothing = View::default();
+        table.set(&nothing, &BTreeSet::new()).expect("the map takes it");
+    }
+
     fn snapshot(&self) -> Snapshot {
-        let link = |index| Device {
+        let link = |index, address: Link| Device {
             index,
             up: true,
             ethernet: true,
+            address: Some(address.source),
+            master: Some(BRIDGE),
+            ..Device::default()
+        };
+        // Packets of the tests are for this address, whichever device they come in on.
+        let bridge = Device {
+            index: BRIDGE,
+            kind: "bridge".to_owned(),
+            up: true,
+            ethernet: true,
+            address: Some(NODE),
+            ..Device::default()
+        };
+        let loopback = Device {
+            index: LOOPBACK,
+            up: true,
+            loopback: true,
             ..Device::default()
         };
         let address = |text: &str| Address {
@@ -144,10 +178,18 @@ impl Network {
             stable: true,
         };
         // `front` has none of its own: the node's are used.
+        let node = NODE_ADDRESSES.map(address).to_vec();
         let back = vec![address("172.16.0.1"), address("fd00:172::1")];
         Snapshot {
-            links: [self.front, self.back].map(|index| (index, link(index))).into(),
-            addresses: [(self.back, back)].into(),
+            links: [
+                loopback,
+                bridge,
+                link(self.front, FRONT_LINK),
+                link(self.back, BACK_LINK),
+            ]
+            .map(|link| (link.index, link))
+            .into(),
+            addresses: [(LOOPBACK, node), (self.back, back)].into(),
             default_routes: Vec::new(),
         }
     }

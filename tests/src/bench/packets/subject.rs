@@ -19,7 +19,7 @@ use super::case::{
     EMPTY_ROUTE, FLOW_ENTRIES, Hook, POD_PORT, SERVICES, TRANSLATED_PORT, VIP_PORT, address, block,
 };
 use crate::lab::{LoneNamespace, PinDirectory};
-use crate::packet::{NODE4, NODE6};
+use crate::packet::{NODE4, NODE6, build};
 
 /// The programs, their maps and counters.
 pub(super) struct Subject {
@@ -66,8 +66,15 @@ impl Way {
             global: true,
             stable: true,
         });
+        // The device that packets come in on stands for one that is for them.
+        let loopback = Link {
+            index: 1,
+            kind: "bridge".to_owned(),
+            address: Some(build::NODE),
+            ..link.clone()
+        };
         let snapshot = Snapshot {
-            links: [(index, link)].into(),
+            links: [(loopback.index, loopback), (index, link)].into(),
             addresses: [(index, addresses.to_vec())].into(),
             default_routes: Vec::new(),
         };

@@ -1,0 +1,249 @@
+//! Frames that are not for the node pass untouched: those for other machines, and of VLANs that no device serves. Those
+//! for a bridge are the node's. And routes that are gone for a while.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{SlicedPacket, TransportSlice};
+use lb_tests::lab::cluster::{HTTP, STREAM, UDP, options, vips};
+use lb_tests::lab::{AgentOptions, Cluster, Published, ServicePort, SocketLb, Wire, Xdp, require_privileges};
+use lb_tests::packet::build::{Build, Link, syn, udp};
+
+/// A Service without Pods: whoever takes a packet to it for its own answers.
+const NOBODY: Published = Published::new("nobody", 54);
+const REFUSED_TCP: ServicePort = ServicePort {
+    name: "tcp",
+    node_port: Some(30_154),
+    ..HTTP
+};
+const REFUSED_UDP: ServicePort = ServicePort {
+    name: "udp",
+    node_port: Some(30_155),
+    ..UDP
+};
+const SENDER: [u8; 6] = [2, 0, 0, 0, 9, 8];
+/// The clients' ports: of the requests for others, and of those for the node.
+const FOREIGN: u16 = 20_000;
+const OWN: u16 = 20_001;
+
+/// A place on the link to a node, as a switch that floods has: what the node sends is seen there.
+struct Place {
+    wire: Wire,
+    client: IpAddr,
+    node: IpAddr,
+    node_link: [u8; 6],
+}
+
+impl Place {
+    /// Requests from this port that are refused.
+    fn requests(&self, port: u16) -> [Build; 2] {
+        let client = SocketAddr::new(self.client, port);
+        let to = |port: Option<u16>| SocketAddr::new(self.node, port.unwrap());
+        [
+            syn(client, to(REFUSED_TCP.node_port)),
+            udp(client, to(REFUSED_UDP.node_port)),
+        ]
+    }
+
+    fn send(&self, request: &Build, destination: [u8; 6]) {
+        let link = Link {
+            destination,
+            source: SENDER,
+        };
+        self.wire.send_frame(&request.clone().link(link).bytes()).unwrap();
+    }
+
+    /// Sends requests that are the node's, and insists that those are answered, and no others that were sent before.
+    #[track_caller]
+    fn only_own_are_answered(&self, own: impl Fn(Build) -> Build) {
+        for request in self.requests(OWN) {
+            self.send(&own(request), self.node_link);
+            let answered = self
+                .wire
+                .receive_frame("an answer", |frame| self.answered(frame))
+                .unwrap();
+            assert_eq!(answered, OWN);
+        }
+    }
+
+    /// Which of the client's ports a frame refuses.
+    fn answered(&self, frame: &[u8]) -> Option<u16> {
+        const ETHERNET: usize = 14;
+        const ICMP: usize = 8;
+        let header = if self.client.is_ipv4() { 20 } else { 40 };
+        let sliced = SlicedPacket::from_ethernet(frame).ok()?;
+        match sliced.transport? {
+            TransportSlice::Tcp(segment) => segment.rst().then(|| segment.destination_port()),
+            TransportSlice::Icmpv4(_) | TransportSlice::Icmpv6(_) => {
+                let quoted = ETHERNET + header + ICMP + header;
+                let ports = frame.get(quoted..quoted + 4)?;
+                let port = u16::from_be_bytes([ports[2], ports[3]]);
+                (Some(port) == REFUSED_UDP.node_port).then(|| u16::from_be_bytes([ports[0], ports[1]]))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Runs a check for both families and for all kinds of programs, at a promiscuous device.
+fn on_the_link(title: &str, check: impl Fn(&Place)) {
+    if !require_privileges() {
+        return;
+    }
+    for xdp in [Xdp::Off, Xdp::Generic, Xdp::Native] {
+        let cluster = Cluster::new(title, &[0]).unwrap();
+        cluster.publish(NOBODY, &[REFUSED_TCP, REFUSED_UDP], &[]).unwrap();
+        let [node, ..] = &cluster.nodes;
+        let node_link = [2, 0, 0, 0, 9, 1];
+        let lines = ["link set eth0 address 02:00:00:00:09:01 promisc on"];
+        node.host().namespace().ip(&lines).unwrap();
+        let _peer = (xdp == Xdp::Native).then(|| cluster.lab.prepare_for_xdp(node).unwrap());
+        let agent = AgentOptions {
+            xdp: Some(xdp),
+            ..options(SocketLb::Off, &[])
+        };
+        let _agent = node.start_agent(&agent).unwrap();
+        let clients = cluster.outside.phantom().unwrap().both();
+        for (client, node_address) in clients.into_iter().zip(node.host().addresses().both()) {
+            let place = Place {
+                wire: Wire::open(cluster.lab.fabric(), node.host().far_device()).unwrap(),
+                client,
+                node: node_address,
+                node_link,
+            };
+            place.only_own_are_answered(|request| request);
+            check(&place);
+        }
+    }
+}
+
+#[test]
+fn for_other_machines() {
+    const OTHERS: [[u8; 6]; 4] = [
+        [2, 0, 0, 0, 9, 2],
+        [0xff; 6],
+        [1, 0, 0x5e, 0, 0, 1],
+        [0x33, 0x33, 0, 0, 0, 1],
+    ];
+    on_the_link("other-machines", |place| {
+        for other in OTHERS {
+            for request in place.requests(FOREIGN) {
+                place.send(&request, other);
+            }
+            place.only_own_are_answered(|request| request);
+        }
+    });
+}
+
+/// Whether the kernel takes the tag out of the frame or not; tag 0 is of no VLAN.
+#[test]
+fn of_vlans() {
+    on_the_link("vlans", |place| {
+        for tags in [&[20][..], &[20, 30], &[0, 20], &[20, 0]] {
+            for request in place.requests(FOREIGN) {
+                place.send(&request.vlans(tags), place.node_link);
+            }
+            place.only_own_are_answered(|request| request);
+        }
+        place.only_own_are_answered(|request| request.vlans(&[0]));
+    });
+}
+
+/// What a Pod behind a bridge sends is for the bridge, not for the device that it comes in by.
+#[test]
+fn for_the_bridge_that_a_pod_is_behind() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("bridge", &[0, 1]).unwrap();
+    let [node, ..] = &cluster.nodes;
+    let namespace = node.host().namespace();
+    let device = cluster.client.far_device();
+    let [address4, address6] = cluster.client.addresses().both();
+    let bridge = |address: &str| {
+        vec![
+            format!("link add cni0 address {address} type bridge forward_delay 0"),
+            "link set cni0 up".to_owned(),
+            format!("link set {device} down"),
+            format!("link set {device} address 02:00:00:00:09:03 master cni0"),
+            format!("link set {device} up"),
+            format!("route replace {address4} dev cni0 scope link"),
+            format!("route replace {address6} dev cni0"),
+        ]
+    };
+    // The Pod takes this for its gateway's.
+    namespace.ip(&bridge("ee:ee:ee:ee:ee:ee")).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    for vip in vips() {
+        let report = cluster.client.http(vip, HTTP.port).count(20).run().unwrap();
+        assert_eq!(report.answered(), 20, "{vip}: {report:?}");
+        let report = cluster.client.udp(vip, UDP.port).sockets(20).run().unwrap();
+        assert_eq!(report.answered(), 20, "{vip}: {report:?}");
+        let report = cluster.client.stream(vip, STREAM.port).run().unwrap();
+        assert_eq!(report.bytes, 1 << 20, "{vip}");
+    }
+}
+
+/// What could not be sent on is forgotten: the next connection goes the usual way, with the node's address.
+#[test]
+fn a_route_comes_back() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("route", &[1]).unwrap();
+    let [node, other, _] = &cluster.nodes;
+    let agent = AgentOptions {
+        xdp: Some(Xdp::Off),
+        ..options(SocketLb::Off, &[])
+    };
+    let _agent = node.start_agent(&agent).unwrap();
+    let (cidr4, cidr6) = other.pod_cidrs();
+    let [gateway4, gateway6] = other.host().addresses().both();
+    let namespace = node.host().namespace();
+    // Nor is there a default route that would take its place.
+    let away = [
+        format!("route del {cidr4}"),
+        format!("route del {cidr6}"),
+        "route del default".to_owned(),
+        "route del ::/0".to_owned(),
+        "route add 203.0.113.0/24 via 172.30.0.1".to_owned(),
+        "route add 2001:db8:c::/48 via fd00:30::1".to_owned(),
+    ];
+    let back = [
+        format!("route add {cidr4} via {gateway4}"),
+        format!("route add {cidr6} via {gateway6}"),
+    ];
+    let port = HTTP.node_port.unwrap();
+    for address in node.host().addresses().both() {
+        let ask = || {
+            cluster
+                .outside
+                .http(address, port)
+                .source_port(FOREIGN)
+                .run()
+                .unwrap()
+        };
+        assert_eq!(ask().clients, [address].into());
+    }
+    namespace.ip(&away).unwrap();
+    for address in node.host().addresses().both() {
+        let client = cluster.outside.http(address, port).source_port(OWN);
+        let report = client
+            .timeout(std::time::Duration::from_millis(200))
+            .run()
+            .unwrap();
+        assert_eq!(report.answered(), 0, "{address}: {report:?}");
+    }
+    namespace.ip(&back).unwrap();
+    for address in node.host().addresses().both() {
+        let report = cluster
+            .outside
+            .http(address, port)
+            .source_port(OWN)
+            .run()
+            .unwrap();
+        assert_eq!(report.answered(), 1, "{address}: {report:?}");
+        // The Pod sees the node, not the client, whose answer would not come back this way.
+        assert_eq!(report.clients, [address].into(), "{report:?}");
+    }
+}
