@@ -34,10 +34,16 @@ pub fn enter<A: Address>(
     }
 }
 
-/// Decides about a packet that leaves the stack, and rewrites it. Its IP header is at `network`.
+/// Decides about a packet that leaves the stack to whom `destination` says, and rewrites it. Its IP header is at
+/// `network`.
 #[inline(always)]
-pub fn leave<A: Address>(packet: &mut impl Packet, tables: &impl Tables<A>, network: u32) -> Verdict {
-    match leave_transport(packet, tables, network) {
+pub fn leave<A: Address>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    network: u32,
+    destination: Origin,
+) -> Verdict {
+    match leave_transport(packet, tables, network, destination) {
         Some(verdict) => verdict,
         None => leave_icmp(packet, tables, network),
     }
@@ -60,9 +66,10 @@ fn leave_transport<A: Address>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
     network: u32,
+    destination: Origin,
 ) -> Option<Verdict> {
     parsed(packet, tables, network, hook::EGRESS, |packet, parsed| {
-        egress(packet, tables, parsed)
+        egress(packet, tables, parsed, destination)
     })
 }
 

@@ -2,8 +2,9 @@
 //! frontend's address as their source.
 
 use crate::address::Address;
+use crate::choose::Origin;
 use crate::ingress::{is_idle, is_reply_to_flow, record_clash, record_packet};
-use crate::layout::{flow_state, protocol};
+use crate::layout::{Flow, FlowKey, FrontendKey, flow_flags, flow_state, frontend_flags, hook, protocol};
 use crate::packet::{Packet, Verdict};
 use crate::parse::Parsed;
 use crate::reason::Reason;
@@ -15,11 +16,15 @@ pub(crate) fn egress<A: Address>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
     parsed: &Parsed<A>,
+    destination: Origin,
 ) -> Verdict {
     if !tables.may_reply(parsed.key.source, parsed.key.source_port) {
         return Verdict::Pass;
     }
     let Some(entry) = tables.flow(&parsed.key) else {
+        if parsed.key.protocol == protocol::UDP && !packet.is_sent_on() {
+            note_own(tables, &parsed.key, destination);
+        }
         return Verdict::Pass;
     };
     let flow = entry.get();
@@ -35,11 +40,63 @@ pub(crate) fn egress<A: Address>(
     } else if !is_late(parsed, flow.state) {
         return Verdict::Pass;
     }
+    if flow.flags & flow_flags::PASS != 0 {
+        return Verdict::Pass;
+    }
     if packet.translate(&parsed.headers, &parsed.key, &flow).is_none() {
         tables.count_reason(Reason::RewriteFailed);
         return Verdict::Drop;
     }
     Verdict::Pass
+}
+
+/// Remembers a datagram of the node itself, or of a Pod whose address it masquerades, that leaves from a port which is a
+/// frontend's too: what comes back to that port is an answer and no request.
+///
+/// TCP and SCTP need no such entries: only what opens a connection is a request at a node's own address.
+#[inline(never)]
+fn note_own<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, destination: Origin) {
+    let frontend = FrontendKey {
+        address: key.source,
+        port: key.source_port,
+        protocol: key.protocol,
+        pad: 0,
+    };
+    let is_own = tables.concerns(key.source)
+        && tables
+            .frontend(&frontend)
+            .is_some_and(|row| row.flags & frontend_flags::NODE_ADDRESS != 0);
+    if !is_own {
+        return;
+    }
+    let answers = key.reversed(destination.hook());
+    let mut flow = Flow {
+        source: answers.source,
+        destination: answers.destination,
+        source_port: answers.source_port,
+        destination_port: answers.destination_port,
+        service: 0,
+        backend: 0,
+        generation: 0,
+        last_seen: tables.now(),
+        acknowledged: 0,
+        state: 0,
+        flags: flow_flags::PASS | flow_flags::REPLY,
+        difference: 0,
+    };
+    flow.set_peer_hook(hook::EGRESS);
+    // A request of a client to the frontend was there first: this is a reply to it that was translated before.
+    if !tables.add_flow(&answers, &flow) {
+        return;
+    }
+    flow.source = key.source;
+    flow.destination = key.destination;
+    flow.source_port = key.source_port;
+    flow.destination_port = key.destination_port;
+    flow.flags = flow_flags::PASS;
+    flow.set_peer_hook(answers.hook);
+    // Without it the next datagram comes here again.
+    tables.insert_flow(key, &flow);
 }
 
 /// Whether a packet of a connection that was idle for longer than it lives is still a reply. A TCP client that has used

@@ -157,6 +157,10 @@ impl Packet for Bytes {
         Some(Verdict::Redirect)
     }
 
+    fn is_sent_on(&self) -> bool {
+        false
+    }
+
     fn can_hand_over(&self, network: u32, hop: &Hop) -> bool {
         network != 0 && self.pod_devices.contains(&hop.device)
     }

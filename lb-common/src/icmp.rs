@@ -224,6 +224,9 @@ fn error<A: Address>(
         return Verdict::Pass;
     };
     let flow = entry.get();
+    if flow.flags & flow_flags::PASS != 0 {
+        return Verdict::Pass;
+    }
     if is_idle(tables, &quotation.key, &flow, tables.now()) {
         return Verdict::Pass;
     }

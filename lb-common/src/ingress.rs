@@ -109,7 +109,11 @@ fn remembered<A: Address>(
     }
     if flow.is_reply() || backend_lives(tables, flow) || is_kept(tables, parsed) {
         record_packet(packet, tables, &entry, flow, parsed, now);
-        return Step::Translate;
+        return if flow.flags & flow_flags::PASS == 0 {
+            Step::Translate
+        } else {
+            Step::Pass
+        };
     }
     // The backend is gone: UDP and new connections get another one, TCP is told.
     forget(tables, key, flow);
@@ -548,7 +552,10 @@ mod tests {
     fn leave(tables: &HostTables<Address4>, source: End, destination: End, flags: u8) -> (End, End) {
         let mut packet = segment(source, destination, flags);
         let parsed = parse::ipv4(&packet, 14, hook::EGRESS).unwrap();
-        assert_eq!(egress(&mut packet, tables, &parsed), Verdict::Pass);
+        assert_eq!(
+            egress(&mut packet, tables, &parsed, Origin::Inside),
+            Verdict::Pass
+        );
         let key = key(&packet);
         (
             (key.source, key.source_port),

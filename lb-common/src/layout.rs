@@ -463,6 +463,8 @@ pub mod flow_flags {
     pub const LOCAL: u8 = 1 << 3;
     /// A TCP segment that was no SYN opened the flow: its connection began elsewhere, or its entry was lost.
     pub const MIDSTREAM: u8 = 1 << 4;
+    /// Nothing is rewritten: the connection is the node's own, from a port that is a frontend's too.
+    pub const PASS: u8 = 1 << 5;
     /// Shift of the bits that say at which [`super::hook`] the opposite direction is seen.
     pub const PEER_HOOK_SHIFT: u8 = 6;
 }

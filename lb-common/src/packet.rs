@@ -222,6 +222,9 @@ pub trait Packet {
     /// Sends the packet, whose IP header is at `network`, to its next hop.
     fn send(&mut self, network: u32, hop: &Hop) -> Option<Verdict>;
 
+    /// Whether a program of ours has sent the packet to the device that it leaves by.
+    fn is_sent_on(&self) -> bool;
+
     /// Whether this hook can hand the packet, whose IP header is at `network`, over to the Pod behind a device.
     fn can_hand_over(&self, network: u32, hop: &Hop) -> bool;
 

@@ -46,7 +46,7 @@ pub fn lb_tc_from_network(context: TcContext) -> i32 {
 /// What leaves by a network device.
 #[classifier]
 pub fn lb_tc_to_network(context: TcContext) -> i32 {
-    to_device(context)
+    to_device(context, Origin::Outside)
 }
 
 /// What a Pod sends.
@@ -58,7 +58,7 @@ pub fn lb_tc_from_pod(context: TcContext) -> i32 {
 /// What a Pod receives.
 #[classifier]
 pub fn lb_tc_to_pod(context: TcContext) -> i32 {
-    to_device(context)
+    to_device(context, Origin::Inside)
 }
 
 /// As [`lb_tc_from_network`], on a device whose packets begin with the IP header.
@@ -78,7 +78,7 @@ pub fn lb_tc_from_pod_layer3(context: TcContext) -> i32 {
 pub fn lb_tc_to_layer3(context: TcContext) -> i32 {
     let mut packet = TcPacket::new(context);
     let network = packet.network();
-    let verdict = leave(&mut packet, network, 0);
+    let verdict = leave(&mut packet, network, 0, Origin::Outside);
     end(&packet, verdict)
 }
 
@@ -154,13 +154,13 @@ fn begin(packet: &TcPacket, verdict: Verdict) -> i32 {
 }
 
 #[inline(always)]
-fn to_device(context: TcContext) -> i32 {
+fn to_device(context: TcContext, destination: Origin) -> i32 {
     if is_of_vlan(&context) {
         return TC_ACT_UNSPEC;
     }
     let mut packet = TcPacket::new(context);
     let network = parse::network(&packet);
-    let verdict = leave(&mut packet, network, BEHIND_ETHERNET);
+    let verdict = leave(&mut packet, network, BEHIND_ETHERNET, destination);
     end(&packet, verdict)
 }
 
@@ -187,10 +187,10 @@ fn enter(packet: &mut impl Packet, network: Network, offset: u32, origin: Origin
 
 /// Decides about a packet that leaves the stack, with its IP header at `offset`.
 #[inline(always)]
-fn leave(packet: &mut impl Packet, network: Network, offset: u32) -> Verdict {
+fn leave(packet: &mut impl Packet, network: Network, offset: u32, destination: Origin) -> Verdict {
     match network {
-        Network::V4 => decide::leave::<Address4>(packet, &KernelTables, offset),
-        Network::V6 => decide::leave::<Address6>(packet, &KernelTables, offset),
+        Network::V4 => decide::leave::<Address4>(packet, &KernelTables, offset, destination),
+        Network::V6 => decide::leave::<Address6>(packet, &KernelTables, offset, destination),
         Network::Other => Verdict::Pass,
     }
 }

@@ -181,6 +181,11 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
+    fn is_sent_on(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn can_hand_over(&self, _network: u32, _hop: &Hop) -> bool {
         false
     }
@@ -324,6 +329,9 @@ const PACKET_OTHERHOST: u32 = 3;
 /// Flag of `bpf_l4_csum_replace` since Linux 6.16 (include/uapi/linux/bpf.h); not in aya's bindings yet.
 const BPF_F_IPV6: u32 = 1 << 7;
 
+/// What the program of the device that a packet leaves by sees in `tc_index`, which the kernel leaves to classifiers.
+const SENT_ON: u32 = 0x4c42;
+
 /// `EINVAL`
 const INVALID: i64 = -22;
 
@@ -458,6 +466,8 @@ impl Packet for TcPacket {
 
     #[inline(always)]
     fn send(&mut self, network: u32, hop: &Hop) -> Option<Verdict> {
+        // SAFETY: the kernel hands the program a valid context.
+        unsafe { (*self.context.skb.skb).tc_index = SENT_ON };
         if network == 0 {
             // The next call takes packets with an Ethernet header only, whatever stands in it.
             // SAFETY: plain helper call.
@@ -467,6 +477,12 @@ impl Packet for TcPacket {
         // SAFETY: plain helper call.
         let action = unsafe { bpf_redirect_neigh(hop.device, core::ptr::null_mut(), 0, 0) };
         (action == TC_ACT_REDIRECT.into()).then_some(Verdict::Redirect)
+    }
+
+    #[inline(always)]
+    fn is_sent_on(&self) -> bool {
+        // SAFETY: the kernel hands the program a valid context.
+        unsafe { (*self.context.skb.skb).tc_index == SENT_ON }
     }
 
     #[inline(always)]

@@ -57,7 +57,7 @@ fn decide<A: Address + Hash>(bytes: &mut Bytes, tables: &HostTables<A>, hook: u8
     if hook != hook::EGRESS {
         decide::enter(bytes, tables, BEHIND_ETHERNET, Origin::Outside)
     } else {
-        decide::leave(bytes, tables, BEHIND_ETHERNET)
+        decide::leave(bytes, tables, BEHIND_ETHERNET, Origin::Outside)
     }
 }
 

@@ -9,7 +9,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use lb_common::layout::{
     self, Address4, Address6, BackendId, Frontend, Port, Region, ServiceId, ServiceName, ServiceStats, Slot,
-    SourceRange, backend_flags, backend_state, map, protocol,
+    SourceRange, backend_flags, backend_state, frontend_flags, map, protocol,
 };
 use lb_common::reason::Reason;
 
@@ -117,6 +117,9 @@ impl KernelMaps {
             .extend(super::devices::all_addresses(directory)?);
         let backends = image.backends4.values().chain(image.backends6.values());
         ends.repliers.extend(backends.map(replier));
+        let own = image.frontends.iter();
+        ends.repliers
+            .extend(own.filter_map(|(key, value)| own_port(key, value)));
         ends.add_flows(directory)?;
         self.filter.renew(ends.destinations.into_iter())?;
         self.reply_filter.renew(ends.repliers.into_iter())
@@ -125,6 +128,9 @@ impl KernelMaps {
     fn set_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), MapError> {
         if has_packets(&key.address()) {
             self.filter.set(key.address())?;
+        }
+        if let Some(port) = own_port(key, value) {
+            self.reply_filter.set(std::iter::once(port))?;
         }
         let (name, result) = match key.address() {
             IpAddr::V4(address) => (
@@ -425,6 +431,18 @@ fn size<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<(usize, 
 /// Where a backend's replies come from.
 fn replier(backend: &Backend) -> SocketAddr {
     SocketAddr::new(backend.address, backend.port)
+}
+
+/// An address and port of the node that datagrams of its own may leave from: programs look those up as they do replies.
+fn own_port(key: &FrontendKey, value: &Frontend) -> Option<SocketAddr> {
+    match key {
+        FrontendKey::Port(address, port, Protocol::Udp)
+            if value.flags & frontend_flags::NODE_ADDRESS != 0 =>
+        {
+            Some(SocketAddr::new(*address, *port))
+        }
+        _ => None,
+    }
 }
 
 /// Whether programs at devices can see packets to an address: what a node sends to itself they do not.

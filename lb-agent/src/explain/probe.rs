@@ -107,6 +107,10 @@ impl Packet for Probe<'_> {
         Some(Verdict::Redirect)
     }
 
+    fn is_sent_on(&self) -> bool {
+        false
+    }
+
     fn can_hand_over(&self, _network: u32, _hop: &Hop) -> bool {
         false
     }

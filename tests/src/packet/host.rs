@@ -134,7 +134,7 @@ fn decide<A: Address + Hash>(bytes: &mut Bytes, tables: &HostTables<A>, program:
             decide::enter(bytes, tables, network, Origin::Outside)
         }
         "lb_tc_from_pod" | "lb_tc_from_pod_layer3" => decide::enter(bytes, tables, network, Origin::Inside),
-        _ => decide::leave(bytes, tables, network),
+        _ => decide::leave(bytes, tables, network, Origin::Outside),
     }
 }
 

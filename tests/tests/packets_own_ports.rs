@@ -1,0 +1,115 @@
+//! The node's own connections from ports that are NodePorts: their answers are no requests.
+
+use std::net::SocketAddr;
+
+use lb_agent::maps::{FrontendKey, Protocol};
+use lb_common::layout::frontend_flags;
+use lb_tests::packet::build::{ack, icmp, syn, syn_ack, udp};
+use lb_tests::packet::world::{DEVICES, Device, World, at, first, worlds};
+use lb_tests::packet::{Datapath, datapath};
+
+/// A NodePort of the node.
+fn node_port(world: &World) -> SocketAddr {
+    SocketAddr::new(world.node, 30_053)
+}
+
+/// Runs a check at each device, for both families, on a NodePort of a Service with one Pod.
+fn everywhere(mut check: impl FnMut(&mut Datapath, Device, &World)) {
+    let Some(mut datapath) = datapath() else { return };
+    for (service, world) in (1..).zip(worlds()) {
+        let port = node_port(&world);
+        let keys = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+            .map(|protocol| FrontendKey::Port(port.ip(), port.port(), protocol));
+        datapath.service(service, &keys, &[at(world.pod)]);
+        for key in keys {
+            datapath.change_frontend(key, |row| row.flags |= frontend_flags::NODE_ADDRESS);
+        }
+        for device in DEVICES {
+            datapath.forget();
+            check(&mut datapath, device, &world);
+        }
+    }
+    assert_eq!(datapath.reasons(), []);
+}
+
+#[test]
+fn an_answer_to_a_datagram_of_the_node_is_its_own() {
+    everywhere(|datapath, device, world| {
+        let (own, other) = (node_port(world), world.client);
+        let answer = udp(other, own).bytes();
+        for _ in 0..3 {
+            datapath.untouched(device.egress, &udp(own, other).bytes());
+            datapath.untouched(device.ingress, &answer);
+        }
+        assert_eq!(datapath.flow_count(), 2);
+        // Whoever the node did not ask is a client.
+        let stranger = world.client_at(1000);
+        let request = datapath.pass(device.ingress, &udp(stranger, own).bytes());
+        assert_eq!(request, udp(stranger, world.pod).bytes());
+    });
+}
+
+#[test]
+fn after_a_silence_it_is_a_request_again() {
+    everywhere(|datapath, device, world| {
+        let (own, other) = (node_port(world), world.client);
+        datapath.untouched(device.egress, &udp(own, other).bytes());
+        datapath.age(1800);
+        let request = datapath.pass(device.ingress, &udp(other, own).bytes());
+        assert_eq!(request, udp(other, world.pod).bytes());
+    });
+}
+
+#[test]
+fn an_error_about_a_datagram_of_the_node_is_its_own() {
+    everywhere(|datapath, device, world| {
+        let (own, other) = (node_port(world), world.client);
+        let datagram = udp(own, other).bytes();
+        datapath.untouched(device.egress, &datagram);
+        let unreachable = if own.is_ipv4() { [3, 3] } else { [1, 4] };
+        let error = icmp(other.ip(), own.ip(), unreachable, 0).payload(&datagram[14..]);
+        datapath.untouched(device.ingress, &error.bytes());
+    });
+}
+
+#[test]
+fn a_clients_connection_to_the_port_stays_one() {
+    everywhere(|datapath, device, world| {
+        let (port, client) = (node_port(world), world.client);
+        for _ in 0..3 {
+            let request = datapath.pass(device.ingress, &udp(client, port).bytes());
+            assert_eq!(request, udp(client, world.pod).bytes());
+            // The reply, as a device sees it that is reached after the one which has translated it.
+            datapath.untouched(device.egress, &udp(port, client).bytes());
+        }
+        assert_eq!(datapath.flow_count(), 2);
+    });
+}
+
+#[test]
+fn connections_of_tcp_and_sctp_need_no_entries() {
+    everywhere(|datapath, device, world| {
+        let (own, other) = (node_port(world), world.client);
+        datapath.untouched(device.egress, &syn(own, other).bytes());
+        for segment in [syn_ack(other, own), ack(other, own)] {
+            datapath.untouched(device.ingress, &segment.bytes());
+        }
+        datapath.untouched(device.egress, &first(Protocol::Sctp, own, other).bytes());
+        assert_eq!(datapath.flow_count(), 0);
+    });
+}
+
+#[test]
+fn other_ports_and_addresses_leave_nothing_behind() {
+    everywhere(|datapath, device, world| {
+        let (own, other) = (node_port(world), world.client);
+        for from in [
+            SocketAddr::new(own.ip(), own.port() + 1),
+            SocketAddr::new(world.pod.ip(), own.port()),
+            world.pod,
+        ] {
+            datapath.untouched(device.egress, &udp(from, other).bytes());
+        }
+        assert_eq!(datapath.flow_count(), 0);
+    });
+}
