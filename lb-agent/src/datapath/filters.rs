@@ -33,7 +33,7 @@ pub(super) struct Filter {
     /// The number of its program.
     pub(super) program: Option<u32>,
     /// Chains other than the first are asked only if a filter says so.
-    chain: u32,
+    pub(super) chain: u32,
 }
 
 /// The filters of a device in the order in which they are asked. A device without clsact, or no device, has none.
