@@ -11,7 +11,7 @@ mod socket_address;
 mod sockets;
 mod tables;
 
-use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::address::Address;
@@ -116,6 +116,18 @@ fn route<A: Address>(packet: &impl Packet, hop: &mut Hop) -> Option<()> {
 #[classifier]
 pub fn lb_empty_tc(_context: TcContext) -> i32 {
     TC_ACT_UNSPEC
+}
+
+/// Passes every packet and lets no other program see it: a stand-in for programs of others.
+#[classifier]
+pub fn lb_empty_tc_pass(_context: TcContext) -> i32 {
+    TC_ACT_OK
+}
+
+/// Drops every packet: a stand-in for programs of others.
+#[classifier]
+pub fn lb_empty_tc_drop(_context: TcContext) -> i32 {
+    TC_ACT_SHOT
 }
 
 #[inline(always)]

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::datapath::foreign::ForeignProgram;
+
 /// Whether a feature is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -45,6 +47,9 @@ pub struct Feature {
     pub state: State,
     /// What was found, what is missing or why this cannot be told, and how to change that.
     pub detail: String,
+    /// Programs of others that are in the way.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub programs: Vec<ForeignProgram>,
 }
 
 /// What a probe found.
@@ -108,6 +113,7 @@ impl Feature {
             without,
             state: found.state,
             detail: found.detail,
+            programs: Vec::new(),
         }
     }
 

@@ -7,6 +7,8 @@ use std::{fs, iter};
 
 use super::CheckOptions;
 use super::feature::{Feature, Found};
+use crate::datapath::foreign::foreign_programs;
+use crate::datapath::pins::Pins;
 use crate::datapath::probe::{self, Helper, Map, Program};
 use crate::maps::Protocol;
 use crate::mounts::{self, Mount};
@@ -24,6 +26,7 @@ pub(super) fn features(options: &CheckOptions) -> Vec<Feature> {
         .chain(basics(options, &mounts))
         .chain(maps())
         .chain(device_programs())
+        .chain([device_hooks(&Pins::new(&options.pin_path))])
         .chain(socket_programs(&mounts))
         .chain(socket_destruction())
         .chain(host())
@@ -92,6 +95,28 @@ fn device_programs() -> [Feature; 5] {
         )
         .since("5.9"),
     ]
+}
+
+/// Whether ours are alone at the devices, those included that the agent would leave alone.
+fn device_hooks(pins: &Pins) -> Feature {
+    let (found, programs) = match foreign_programs(pins) {
+        Ok(programs) if programs.is_empty() => (Found::present(""), programs),
+        Ok(programs) => {
+            let shown: Vec<String> = programs
+                .iter()
+                .map(|program| format!("{} at {program}", program.title()))
+                .collect();
+            (Found::absent(shown.join("; ")), programs)
+        }
+        Err(error) => (Found::unknown(error), Vec::new()),
+    };
+    let feature = Feature::optional(
+        "devices without programs of others",
+        "programs that see every packet",
+        "a program of others at XDP or before ours decides what ours see; one after ours sees translated packets",
+        found,
+    );
+    Feature { programs, ..feature }
 }
 
 fn socket_programs(mounts: &io::Result<Vec<Mount>>) -> [Feature; 5] {

@@ -56,19 +56,35 @@ pub(super) fn attach(
         std::mem::forget(tc.take_link(id)?);
         return Ok(());
     }
+    if !own.is_empty() && !is_in_place(&present) {
+        tracing::info!(device, ?direction, filters = ?present, "{name} goes before the programs of others again");
+    }
     let handle = HANDLES
         .into_iter()
         .find(|handle| own.iter().all(|filter| filter.handle != *handle));
-    let options = NlOptions {
-        priority: best_priority(&present),
+    let priority = best_priority(&present);
+    let options = TcAttachOptions::Netlink(NlOptions {
+        priority,
         handle: TcHandle::from(handle.unwrap_or_default()),
         classid: None,
-    };
-    let options = TcAttachOptions::Netlink(options);
+    });
     let id = tc.attach_with_options(device, direction.attach_type(), options)?;
     std::mem::forget(tc.take_link(id)?);
     for filter in own {
         link(device, direction, filter)?.detach()?;
+    }
+    let before: Vec<&Filter> = present
+        .iter()
+        .filter(|filter| filter.handle != 0 && filter.priority < priority)
+        .collect();
+    if !before.is_empty() {
+        tracing::warn!(
+            device,
+            ?direction,
+            ?before,
+            "filters of others are asked before {name}, as none of BPF can be at their priorities: what they let pass \
+             does not reach Services"
+        );
     }
     Ok(())
 }

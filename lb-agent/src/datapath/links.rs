@@ -17,6 +17,7 @@ use nix::libc;
 #[derive(Clone, Copy)]
 enum Command {
     ObjectGet = 7,
+    ProgramGetFdById = 13,
     ObjectGetInfo = 15,
     ProgramQuery = 16,
     LinkUpdate = 29,
@@ -113,6 +114,14 @@ struct QueryAttribute {
     pad: u32,
 }
 
+/// The part that `BPF_PROG_GET_FD_BY_ID` uses.
+#[repr(C)]
+struct IdAttribute {
+    id: u32,
+    next_id: u32,
+    flags: u32,
+}
+
 /// The first part of `struct bpf_link_info`. What follows the numbers depends on the kind: for a cgroup its number and
 /// the attach type, for a device its index and the attach type.
 #[repr(C)]
@@ -123,6 +132,22 @@ struct RawLinkInfo {
     program: u32,
     pad: u32,
     words: [u32; 4],
+}
+
+/// The first part of `struct bpf_prog_info` (Linux 4.15).
+#[repr(C)]
+#[derive(Default)]
+struct RawProgramInfo {
+    kind: u32,
+    id: u32,
+    tag: [u8; 8],
+    lengths: [u32; 2],
+    instructions: [u64; 2],
+    load_time: u64,
+    user: u32,
+    map_count: u32,
+    maps: u64,
+    name: [u8; 16],
 }
 
 impl Link {
@@ -206,6 +231,23 @@ pub(super) fn tcx_programs(device: u32, attach_type: u32) -> io::Result<Vec<u32>
     unsafe { bpf(Command::ProgramQuery, &mut attribute) }?;
     programs.truncate(attribute.count as usize);
     Ok(programs)
+}
+
+/// A program's name, at most 15 characters of it; `None` if the kernel does not tell: looking a program up by its number
+/// takes `CAP_SYS_ADMIN`.
+pub(super) fn program_name(id: u32) -> Option<String> {
+    let mut attribute = IdAttribute {
+        id,
+        next_id: 0,
+        flags: 0,
+    };
+    // SAFETY: nothing but numbers.
+    let fd = unsafe { bpf(Command::ProgramGetFdById, &mut attribute) }.ok()?;
+    let mut raw = RawProgramInfo::default();
+    info(&owned(fd).ok()?, &mut raw).ok()?;
+    let name = raw.name.split(|byte| *byte == 0).next()?;
+    let name = String::from_utf8_lossy(name).into_owned();
+    (!name.is_empty()).then_some(name)
 }
 
 /// Whether it is a link: maps and programs can be pinned, too, and their descriptions look alike.

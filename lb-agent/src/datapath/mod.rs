@@ -8,6 +8,7 @@ pub mod clsact;
 pub mod devices;
 mod filter;
 mod filters;
+pub mod foreign;
 mod hooks;
 mod links;
 pub mod live;

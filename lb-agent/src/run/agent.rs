@@ -240,7 +240,9 @@ impl Agent {
         if !self.attached {
             self.datapath.set_cgroup(self.cgroup.as_deref())?;
         }
-        self.datapath.remove_leftovers()?;
+        if let Err(error) = self.datapath.remove_leftovers() {
+            tracing::warn!("{}; trying again", describe(&error));
+        }
         if !self.attached {
             self.attached = true;
             let status = self.controller.status();

@@ -1,5 +1,6 @@
 //! The state of the kernel side as a whole.
 
+use std::io;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -7,6 +8,7 @@ use lb_common::reason::Reason;
 use serde::Serialize;
 
 use crate::cli::ShowArguments;
+use crate::datapath::foreign::{ForeignProgram, Order, foreign_programs};
 use crate::datapath::maps::{Counters, KernelMaps, map_sizes};
 use crate::datapath::pins::Pins;
 use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapImage, Maps as _};
@@ -18,6 +20,8 @@ use crate::privileges;
 struct Status {
     /// Links that are pinned: programs that are attached.
     attached: Vec<Attached>,
+    /// Programs of others where ours are; `null` if that cannot be told.
+    foreign: Option<Vec<ForeignProgram>>,
     maps: Vec<Usage>,
     /// Packets that were not simply translated, by reason.
     reasons: Vec<ReasonCount>,
@@ -67,6 +71,7 @@ pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
     }
     let status = Status {
         attached: attached(&pins)?,
+        foreign: foreign(&pins)?,
         maps: usage,
         reasons,
     };
@@ -81,6 +86,18 @@ fn attached(pins: &Pins) -> anyhow::Result<Vec<Attached>> {
     let mut attached: Vec<Attached> = names.iter().map(|name| link(name, &device_name)).collect();
     attached.sort();
     Ok(attached)
+}
+
+/// Programs of others where ours are; `None` without the capability to ask.
+fn foreign(pins: &Pins) -> anyhow::Result<Option<Vec<ForeignProgram>>> {
+    match foreign_programs(pins) {
+        Ok(mut programs) => {
+            programs.retain(|program| program.order != Order::Alone);
+            Ok(Some(programs))
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        Err(error) => Err(error).context("cannot list the programs of others at the devices"),
+    }
 }
 
 /// What a pin's name says: `INDEX-PROGRAM…` or `cgroup-PROGRAM`.
@@ -141,6 +158,14 @@ fn table(status: &Status) -> Table {
     let mut table = Table::new(&["what", "name", "value"]);
     for Attached { program, target } in &status.attached {
         table.row(["attached".to_owned(), program.clone(), target.clone()]);
+    }
+    match &status.foreign {
+        None => table.row(["foreign", "unknown", "needs CAP_NET_ADMIN"].map(str::to_owned)),
+        Some(programs) => {
+            for program in programs {
+                table.row(["foreign".to_owned(), program.title(), program.to_string()]);
+            }
+        }
     }
     for Usage { what, used, capacity } in &status.maps {
         table.row(["map".to_owned(), what.clone(), format!("{used} of {capacity}")]);

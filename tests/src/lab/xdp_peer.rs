@@ -34,6 +34,21 @@ impl Lab {
         let device = node.host().far_device();
         self.fabric.offload(device, &["tx", "off", "gro", "on"])?;
 
+        let mut ebpf = self.object(&format!("{device}-xdp-peer"))?;
+        let program: &mut Xdp = ebpf
+            .program_mut(PROGRAM)
+            .with_context(|| format!("the agent's object has no {PROGRAM}"))?
+            .try_into()?;
+        self.fabric.run(|| {
+            program.load()?;
+            program.attach(device, XdpMode::Driver)?;
+            Ok(())
+        })?;
+        Ok(XdpPeer { _ebpf: ebpf })
+    }
+
+    /// The agent's object with small maps that nobody else has, and no program loaded. `purpose` is unlike any other.
+    pub(super) fn object(&self, purpose: &str) -> Result<Ebpf> {
         let settings = Settings {
             capacity: Capacity {
                 frontends: 2,
@@ -45,21 +60,10 @@ impl Lab {
             flows: 64,
             ..Settings::default()
         };
-        let pins = self
-            .bpf_file_system
-            .join(self.id.part(&format!("{device}-xdp-peer")));
-        let mut ebpf = object::prepare(&settings, &pins)?;
+        let pins = self.bpf_file_system.join(self.id.part(purpose));
+        let ebpf = object::prepare(&settings, &pins)?;
         // Nobody else needs these maps.
         fs::remove_dir_all(&pins).with_context(|| format!("remove {}", pins.display()))?;
-        let program: &mut Xdp = ebpf
-            .program_mut(PROGRAM)
-            .with_context(|| format!("the agent's object has no {PROGRAM}"))?
-            .try_into()?;
-        self.fabric.run(|| {
-            program.load()?;
-            program.attach(device, XdpMode::Driver)?;
-            Ok(())
-        })?;
-        Ok(XdpPeer { _ebpf: ebpf })
+        Ok(ebpf)
     }
 }

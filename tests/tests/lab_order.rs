@@ -1,0 +1,270 @@
+//! Programs of others on the devices of a node: ours run whatever those return.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use lb_tests::lab::cluster::{HTTP, vips};
+use lb_tests::lab::{
+    At, Attached, Cluster, ForeignPrograms, Machine, Says, SocketLb, require_privileges, wait_for,
+};
+
+/// Longer than it takes the agent to look again without being told.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many that are: at both directions of two devices.
+const PROGRAMS: usize = 4;
+
+/// Attaches programs of others at the client's device and at the network's.
+fn attach(cluster: &Cluster, says: Says, at: At) -> ForeignPrograms {
+    let host = cluster.nodes[0].host().namespace();
+    let devices = [cluster.client.far_device(), "eth0"];
+    cluster.lab.attach_foreign(host, &devices, says, at).unwrap()
+}
+
+/// What `status` says of programs of others.
+fn foreign(cluster: &Cluster) -> Vec<serde_json::Value> {
+    let status = cluster.nodes[0].agent_command("status", &["-o", "json"]).unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    status["foreign"].as_array().unwrap().clone()
+}
+
+/// Waits until there are so many programs of others, all at these hooks and after ours.
+#[track_caller]
+fn wait_until_behind(cluster: &Cluster, hooks: [&str; 2], count: usize) {
+    wait_for("the programs of others behind ours", PATIENCE, || {
+        let behind = |program: &serde_json::Value| {
+            hooks.iter().any(|hook| program["hook"] == *hook) && program["order"] == "after"
+        };
+        let found = foreign(cluster);
+        (found.len() == count && found.iter().all(behind)).then_some(())
+    })
+    .unwrap();
+}
+
+fn ways(cluster: &Cluster) -> [(&Machine, IpAddr, u16); 4] {
+    let [vip4, vip6] = vips();
+    let [node4, node6] = cluster.nodes[0].host().addresses().both();
+    let port = HTTP.node_port.unwrap();
+    [
+        (&cluster.client, vip4, HTTP.port),
+        (&cluster.client, vip6, HTTP.port),
+        (&cluster.outside, node4, port),
+        (&cluster.outside, node6, port),
+    ]
+}
+
+/// Requests from inside and outside are answered, or none is where everything is dropped that the agent's programs let
+/// pass.
+#[track_caller]
+fn assert_served(cluster: &Cluster, says: Says) {
+    for (from, to, port) in ways(cluster) {
+        if says == Says::Drop {
+            let timeout = Duration::from_millis(100);
+            let report = from.http(to, port).timeout(timeout).run().unwrap();
+            assert_eq!(report.answered(), 0, "{to}: {report:?}");
+        } else {
+            let report = from.http(to, port).count(20).run().unwrap();
+            assert_eq!(report.answered(), 20, "{says:?}: {to}: {report:?}");
+            assert_eq!(report.answers.len(), 2, "{says:?}: {to}: {report:?}");
+        }
+    }
+}
+
+/// The agent's arguments, where it attaches by them, and where others attach in the same way.
+const MECHANISMS: [(&[&str], At, [&str; 2]); 2] = [
+    (&["--xdp=off"], At::TcxHead, ["tcx-ingress", "tcx-egress"]),
+    (
+        &["--xdp=off", "--tc=clsact"],
+        At::ClsactFirst,
+        ["clsact-ingress", "clsact-egress"],
+    ),
+];
+
+#[test]
+fn ours_run_before_those_that_are_there_already() {
+    if !require_privileges() {
+        return;
+    }
+    for (arguments, at, hooks) in MECHANISMS {
+        for says in Says::ALL {
+            let cluster = Cluster::new("order-before", &[0, 1]).unwrap();
+            let _foreign = attach(&cluster, says, at);
+            let _agent = cluster.start_agent(SocketLb::Off, arguments).unwrap();
+            wait_until_behind(&cluster, hooks, PROGRAMS);
+            assert_served(&cluster, says);
+        }
+    }
+}
+
+#[test]
+fn ours_go_before_those_that_come_later() {
+    if !require_privileges() {
+        return;
+    }
+    for (arguments, at, hooks) in MECHANISMS {
+        for says in Says::ALL {
+            let cluster = Cluster::new("order-after", &[0, 1]).unwrap();
+            let agent = cluster.start_agent(SocketLb::Off, arguments).unwrap();
+            let foreign = attach(&cluster, says, at);
+            // A change of the devices is a reason for the agent to look at once.
+            let host = cluster.nodes[0].host().namespace();
+            host.ip(&["link add inner0 type veth peer name inner1"]).unwrap();
+            wait_until_behind(&cluster, hooks, PROGRAMS);
+            assert_served(&cluster, says);
+            let is_said = agent.log().contains("before the programs of others again");
+            assert!(is_said, "{}", agent.log());
+
+            // What comes while no agent runs is behind the next one.
+            agent.kill();
+            drop(foreign);
+            let _foreign = attach(&cluster, says, at);
+            let _agent = cluster.start_agent(SocketLb::Off, arguments).unwrap();
+            // Filters stay with their devices.
+            let count = if at == At::TcxHead { PROGRAMS } else { 2 * PROGRAMS };
+            wait_until_behind(&cluster, hooks, count);
+            assert_served(&cluster, says);
+        }
+    }
+}
+
+/// While ours move to the head there is no moment without them.
+#[test]
+fn no_request_fails_while_ours_move() {
+    if !require_privileges() {
+        return;
+    }
+    for (arguments, at, hooks) in MECHANISMS {
+        let cluster = Cluster::new("order-gap", &[0, 1]).unwrap();
+        let _agent = cluster.start_agent(SocketLb::Off, arguments).unwrap();
+        let clients = ways(&cluster).map(|(from, to, port)| {
+            let client = from.http(to, port).count(1_000_000).concurrency(2);
+            client.interval(Duration::from_millis(2)).start().unwrap()
+        });
+        let _foreign = attach(&cluster, Says::Continue, at);
+        wait_until_behind(&cluster, hooks, PROGRAMS);
+        for client in clients {
+            let report = client.stop().unwrap();
+            assert!(report.errors.is_empty(), "{report:?}");
+            assert_ne!(report.answered(), 0);
+        }
+        // No second program or filter of ours is left: one of ours and one of theirs in each direction.
+        let host = cluster.nodes[0].host().namespace();
+        let expected = match at {
+            At::TcxHead => Attached {
+                tcx_ingress: 2,
+                tcx_egress: 2,
+                ..Attached::NOTHING
+            },
+            At::ClsactFirst => Attached {
+                clsact_ingress: 2,
+                clsact_egress: 2,
+                ..Attached::NOTHING
+            },
+        };
+        for device in [cluster.client.far_device(), "eth0"] {
+            assert_eq!(host.attached(device).unwrap(), expected, "{device}");
+        }
+    }
+}
+
+/// A filter that is not for all packets holds the first priority: ours is at the next one and says so.
+#[test]
+fn a_priority_that_is_taken_is_said() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("order-taken", &[0, 1]).unwrap();
+    let host = cluster.nodes[0].host();
+    host.exec("tc", &["qdisc", "add", "dev", "eth0", "clsact"])
+        .unwrap();
+    for direction in ["ingress", "egress"] {
+        let place = [
+            "filter", "add", "dev", "eth0", direction, "protocol", "ip", "prio", "1",
+        ];
+        // A program of classic BPF that never matches.
+        let filter = [&place[..], &["bpf", "bytecode", "1,6 0 0 0,"]].concat();
+        host.exec("tc", &filter).unwrap();
+    }
+    let agent = cluster
+        .start_agent(SocketLb::Off, &["--xdp=off", "--tc=clsact"])
+        .unwrap();
+    assert_served(&cluster, Says::Continue);
+    assert!(
+        agent.log().contains("filters of others are asked before"),
+        "{}",
+        agent.log()
+    );
+    let shown: Vec<_> = foreign(&cluster)
+        .into_iter()
+        .map(|program| {
+            (
+                program["name"].clone(),
+                program["order"].clone(),
+                program["id"].clone(),
+            )
+        })
+        .collect();
+    let expected = ("bpf".into(), "before".into(), serde_json::Value::Null);
+    assert_eq!(shown, [expected.clone(), expected]);
+}
+
+/// `check` and `status` name them, as tables and as JSON, at XDP too.
+#[test]
+fn commands_list_programs_of_others() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("order-shown", &[0]).unwrap();
+    let node = &cluster.nodes[0];
+    let _foreign = attach(&cluster, Says::Continue, At::TcxHead);
+    let _xdp = cluster
+        .lab
+        .attach_foreign_xdp(node.host().namespace(), "eth0")
+        .unwrap();
+    let check = |arguments: &[&str]| node.agent_command("check", arguments).unwrap();
+    let name = Says::Continue.program();
+    let features: Vec<serde_json::Value> = serde_json::from_str(&check(&["-o", "json"])).unwrap();
+    let hooks = |order: &str, programs: &[serde_json::Value]| {
+        let with_order = programs.iter().filter(|program| program["order"] == order);
+        let mut hooks: Vec<String> = with_order
+            .map(|program| {
+                assert!(program["id"].is_u64(), "{program}");
+                format!("{} {} {}", program["device"], program["hook"], program["name"]).replace('"', "")
+            })
+            .collect();
+        hooks.sort_unstable();
+        hooks
+    };
+    let feature = features
+        .iter()
+        .find(|feature| feature["name"] == "devices without programs of others")
+        .unwrap();
+    assert_eq!(feature["state"], "absent");
+    let client = cluster.client.far_device();
+    let at_tcx = [
+        format!("eth0 tcx-egress {name}"),
+        format!("eth0 tcx-ingress {name}"),
+        format!("{client} tcx-egress {name}"),
+        format!("{client} tcx-ingress {name}"),
+    ];
+    let at_xdp = "eth0 xdp lb_empty_xdp".to_owned();
+    let programs = feature["programs"].as_array().unwrap();
+    let mut all = [at_tcx.as_slice(), std::slice::from_ref(&at_xdp)].concat();
+    all.sort_unstable();
+    assert_eq!(hooks("alone", programs), all);
+    assert!(check(&[]).contains(&format!("tcx egress of {client}, position 1")));
+
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    assert_eq!(hooks("after", &foreign(&cluster)), at_tcx);
+    assert_eq!(hooks("before", &foreign(&cluster)), [at_xdp]);
+    let status = node.agent_command("status", &[]).unwrap();
+    assert!(
+        status.contains("xdp of eth0, position 1, before ours"),
+        "{status}"
+    );
+    assert!(
+        status.contains("tcx ingress of eth0, position 2, after ours"),
+        "{status}"
+    );
+}
