@@ -3,6 +3,7 @@
 pub mod attach;
 mod batch;
 pub mod clock;
+mod device_maps;
 pub mod devices;
 mod filter;
 pub mod live;
