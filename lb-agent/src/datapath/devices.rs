@@ -1,15 +1,14 @@
 //! What the programs know of devices that packets to Pods of other nodes leave by.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use aya::Pod;
-use aya::maps::{Array, HashMap, MapData};
+use aya::maps::{HashMap, MapData};
 use lb_common::address::Address as _;
-use lb_common::layout::{Address4, Address6, Device, DeviceLinks, LinkAddress, device_row, map};
+use lb_common::layout::{Address4, Address6, Device, DeviceLinks, LinkAddress, map};
 
+use super::device_maps::{DeviceRows, KeySet};
 use super::filter::Filter;
 use super::maps::{kernel, open, typed};
 use crate::devices::{Link, Role, Snapshot, View, first_global_address};
@@ -72,72 +71,6 @@ impl DeviceTable {
         self.device_links.set(device_links(&view.snapshot))?;
         self.node_links.set(node_links(&view.snapshot))?;
         self.node_addresses.set(node_addresses(&view.snapshot))
-    }
-}
-
-/// A map that has a row for some of the devices: in that of the others stands the default.
-struct DeviceRows<T: Pod> {
-    name: &'static str,
-    map: Array<MapData, T>,
-    /// The rows that hold a device.
-    rows: BTreeMap<u32, T>,
-}
-
-impl<T: Pod + Default + PartialEq> DeviceRows<T> {
-    fn open(directory: &Path, name: &'static str) -> Result<Self, MapError> {
-        let map: Array<_, T> = typed(open(directory, name)?, name)?;
-        let mut rows = BTreeMap::new();
-        for (row, value) in (0..).zip(map.iter()) {
-            let value = value.map_err(|error| kernel(name, format!("read row {row}"), error))?;
-            if value != T::default() {
-                rows.insert(row, value);
-            }
-        }
-        Ok(Self { name, map, rows })
-    }
-
-    /// Writes what differs.
-    fn set(&mut self, devices: impl Iterator<Item = (u32, T)>) -> Result<(), MapError> {
-        let wanted = devices.map(|(index, value)| (device_row(index), value)).collect();
-        for (row, value) in changed_rows(&self.rows, &wanted) {
-            self.map
-                .set(row, value, 0)
-                .map_err(|error| kernel(self.name, format!("write row {row}"), error))?;
-        }
-        self.rows = wanted;
-        Ok(())
-    }
-}
-
-/// A map whose keys alone say something.
-struct KeySet<K: Pod> {
-    name: &'static str,
-    map: HashMap<MapData, K, u32>,
-    keys: BTreeSet<K>,
-}
-
-impl<K: Pod + Ord + Debug> KeySet<K> {
-    fn open(directory: &Path, name: &'static str) -> Result<Self, MapError> {
-        let map: HashMap<_, K, u32> = typed(open(directory, name)?, name)?;
-        let keys = map.keys().collect::<Result<_, _>>();
-        let keys = keys.map_err(|error| kernel(name, "read all keys".to_owned(), error))?;
-        Ok(Self { name, map, keys })
-    }
-
-    /// Writes what differs.
-    fn set(&mut self, wanted: BTreeSet<K>) -> Result<(), MapError> {
-        for key in wanted.difference(&self.keys) {
-            self.map
-                .insert(key, 1, 0)
-                .map_err(|error| kernel(self.name, format!("write {key:?}"), error))?;
-        }
-        for key in self.keys.difference(&wanted) {
-            self.map
-                .remove(key)
-                .map_err(|error| kernel(self.name, format!("delete {key:?}"), error))?;
-        }
-        self.keys = wanted;
-        Ok(())
     }
 }
 
@@ -226,17 +159,6 @@ fn node_addresses(snapshot: &Snapshot) -> BTreeSet<[u32; 4]> {
         .collect()
 }
 
-/// What has to be written so that `wanted` stands where `known` does; the default where no device does any more.
-fn changed_rows<T: Copy + Default + PartialEq>(
-    known: &BTreeMap<u32, T>,
-    wanted: &BTreeMap<u32, T>,
-) -> Vec<(u32, T)> {
-    let gone = known.keys().filter(|row| !wanted.contains_key(row));
-    let gone = gone.map(|row| (*row, T::default()));
-    let new = wanted.iter().filter(|(row, value)| known.get(row) != Some(value));
-    gone.chain(new.map(|(row, value)| (*row, *value))).collect()
-}
-
 /// A row for each device with an address that packets can leave by.
 fn rows(snapshot: &Snapshot) -> BTreeMap<u32, Device> {
     let rows = usable(snapshot).map(|link| {
@@ -262,7 +184,6 @@ fn rows(snapshot: &Snapshot) -> BTreeMap<u32, Device> {
 mod tests {
     use super::*;
     use crate::devices::{Address, Attachment};
-    use lb_common::layout::DEVICE_ROWS;
 
     fn link(index: u32, up: bool, loopback: bool) -> Link {
         Link {
@@ -323,16 +244,6 @@ mod tests {
         };
         let found: Vec<u32> = to_pods(&view).collect();
         assert_eq!(found, [2]);
-    }
-
-    #[test]
-    fn only_rows_that_differ_are_written() {
-        let of_row_3 = 3 + DEVICE_ROWS;
-        assert_eq!(device_row(of_row_3), 3);
-        let known = BTreeMap::from([(1, 1), (2, 2), (3, 3)]);
-        let wanted = BTreeMap::from([(1, 1), (3, of_row_3), (4, 4)]);
-        assert_eq!(changed_rows(&known, &wanted), [(2, 0), (3, of_row_3), (4, 4)]);
-        assert_eq!(changed_rows(&wanted, &wanted), []);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod batch;
 mod cgroup;
 pub mod clock;
 pub mod clsact;
+mod device_maps;
 pub mod devices;
 mod filter;
 mod filters;

@@ -30,6 +30,9 @@ pub(super) struct Subject {
     _pins: PinDirectory,
 }
 
+/// Index of a device that the programs are told of.
+const NEXT_HOP: u32 = 1 << 20;
+
 /// The way to other nodes: a device in a network namespace that the calling thread is in until this is dropped.
 struct Way {
     _alone: LoneNamespace,
@@ -40,7 +43,8 @@ impl Way {
         let alone = LoneNamespace::enter("bench").expect("a network namespace");
         let namespace = alone.namespace();
         let lines = [
-            "link set lo up",
+            // What TC's packets come in on: they are for it.
+            "link set lo address 02:00:00:00:00:02 up",
             "link add front type veth peer name front-end",
             "link set front up",
             "link set front-end up",
@@ -69,12 +73,19 @@ impl Way {
         // The device that packets come in on stands for one that is for them.
         let loopback = Link {
             index: 1,
-            kind: "bridge".to_owned(),
             address: Some(build::NODE),
+            master: Some(NEXT_HOP),
             ..link.clone()
         };
+        // What was sent on comes again as it was sent: for the next hop.
+        let next_hop = Link {
+            index: NEXT_HOP,
+            address: Some(build::SENDER),
+            ..link.clone()
+        };
+        let links = [loopback, next_hop, link];
         let snapshot = Snapshot {
-            links: [(loopback.index, loopback), (index, link)].into(),
+            links: links.map(|link| (link.index, link)).into(),
             addresses: [(index, addresses.to_vec())].into(),
             default_routes: Vec::new(),
         };
