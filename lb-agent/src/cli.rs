@@ -199,7 +199,8 @@ pub struct RunArguments {
     #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub service_proxy_name: Option<String>,
     /// Addresses of the node that take NodePorts: `primary` (the Node's), `all` (of its devices), `localhost` (for
-    /// sockets of the node itself) or networks; a list, or repeated
+    /// sockets of the node itself) or networks, which leave a family that none of them is of at the default; a list, or
+    /// repeated
     #[arg(
         long,
         value_name = "ADDRESSES",

@@ -100,30 +100,32 @@ pub struct ServiceHealth {
 pub struct HealthCheck {
     /// The port, host byte order.
     pub port: u16,
+    /// Families in which the Service has addresses: at the node's addresses of others nobody answers.
+    pub families: PerFamily<bool>,
     /// Addresses of ready endpoints on this node, each once.
     pub local_endpoints: PerFamily,
 }
 
-/// A number for each family.
+/// A number, or something else, for each family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct PerFamily {
+pub struct PerFamily<T = usize> {
     /// That of IPv4.
-    pub ipv4: usize,
+    pub ipv4: T,
     /// That of IPv6.
-    pub ipv6: usize,
+    pub ipv6: T,
 }
 
-impl PerFamily {
-    /// The numbers that `count` gives.
-    pub fn of(count: impl Fn(Family) -> usize) -> Self {
+impl<T> PerFamily<T> {
+    /// What `value` gives for each family.
+    pub fn of(value: impl Fn(Family) -> T) -> Self {
         Self {
-            ipv4: count(Family::V4),
-            ipv6: count(Family::V6),
+            ipv4: value(Family::V4),
+            ipv6: value(Family::V6),
         }
     }
 
-    /// The number of a family.
-    pub fn get(self, family: Family) -> usize {
+    /// That of a family.
+    pub fn get(self, family: Family) -> T {
         match family {
             Family::V4 => self.ipv4,
             Family::V6 => self.ipv6,

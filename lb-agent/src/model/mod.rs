@@ -105,7 +105,7 @@ pub fn desired(
     }
     let desired = DesiredService {
         service_type: addresses.service_type(),
-        health: health::of(service, &ports, &endpoints, &mut problems),
+        health: health::of(service, addresses.families(), &ports, &endpoints, &mut problems),
         created: service
             .metadata
             .creation_timestamp
