@@ -150,7 +150,8 @@ impl Addresses {
         }
     }
 
-    /// The addresses that get a wildcard row: cluster IPs, and others that are not also the node's own.
+    /// The addresses that get a wildcard row: cluster IPs, and others that are not also a node's. Of a node's address a
+    /// Service has its ports; the rest is the node's.
     pub(super) fn vips(&self, ports: &[DesiredPort], node: &NodeConfig) -> Vec<DesiredVip> {
         let sources = [
             (FrontendKind::ClusterIp, &self.cluster),
@@ -160,8 +161,9 @@ impl Addresses {
         let mut vips: BTreeMap<IpAddr, FrontendKind> = BTreeMap::new();
         for (kind, addresses) in sources {
             // A cluster IP is no node's, even if something (a DNS cache) has put one on a device.
-            let is_own = |address: &&IpAddr| kind != FrontendKind::ClusterIp && node.owns(**address);
-            for address in addresses.iter().filter(|address| !is_own(address)) {
+            let is_a_nodes =
+                |address: &&IpAddr| kind != FrontendKind::ClusterIp && node.is_a_nodes(**address);
+            for address in addresses.iter().filter(|address| !is_a_nodes(address)) {
                 vips.entry(*address).or_insert(kind);
             }
         }

@@ -18,6 +18,8 @@ pub struct NodeConfig {
     pub addresses: BTreeSet<IpAddr>,
     /// All addresses of its devices that others can send to: neither loopback nor link-local ones.
     pub device_addresses: BTreeSet<IpAddr>,
+    /// Addresses of the cluster's other Nodes.
+    pub other_nodes: BTreeSet<IpAddr>,
     /// Which of the addresses take NodePorts.
     pub node_port_addresses: Vec<NodePortAddresses>,
     /// What becomes of packets to unknown ports.
@@ -82,9 +84,11 @@ impl NodeConfig {
         }
     }
 
-    /// Whether an address is one of the node's.
-    pub fn owns(&self, address: IpAddr) -> bool {
-        self.addresses.contains(&address) || self.device_addresses.contains(&address)
+    /// Whether an address is this node's or another one's.
+    pub fn is_a_nodes(&self, address: IpAddr) -> bool {
+        [&self.addresses, &self.device_addresses, &self.other_nodes]
+            .into_iter()
+            .any(|addresses| addresses.contains(&address))
     }
 }
 

@@ -103,7 +103,6 @@ impl Agent {
 
         let (sender, changes) = mpsc::channel(CHANGES);
         let options = KubeOptions {
-            node: node_name.clone(),
             service_proxy_name: arguments.service_proxy_name.clone(),
         };
         let (kinds, source) = setup::start_source(&arguments.source, options, sender).await?;
@@ -112,6 +111,7 @@ impl Agent {
             zone: None,
             addresses,
             device_addresses: device_addresses(&view.borrow().snapshot),
+            other_nodes: BTreeSet::new(),
             node_port_addresses: arguments.nodeport_addresses.clone(),
             unknown_port: arguments.unknown_port,
             service_proxy_name: arguments.service_proxy_name.clone(),

@@ -54,19 +54,26 @@ fn wildcard_rows() {
     service.status = Some(load_balancer(&[("198.51.100.1", None), ("203.0.113.1", None)]));
     let slices = [slice("TCP", &["1 here"])];
     let own = ["10.96.0.1", "203.0.113.1", "fd00:51::1"];
+    let own = BTreeSet::from(own.map(|text| text.parse().unwrap()));
     let node_with_more = NodeConfig {
-        device_addresses: own.map(|text| text.parse().unwrap()).into(),
+        device_addresses: own.clone(),
         ..node()
     };
-    let (desired, _) = desired_on(&node_with_more, &service, &slices);
-    assert_eq!(
-        vips(&desired.unwrap()),
-        [
-            "10.96.0.1 ClusterIp endpoints",
-            "198.51.100.1 LoadBalancer endpoints",
-            "fd00:96::1 ClusterIp"
-        ]
-    );
+    let beside_others = NodeConfig {
+        other_nodes: own,
+        ..node()
+    };
+    for node in [node_with_more, beside_others] {
+        let (desired, _) = desired_on(&node, &service, &slices);
+        assert_eq!(
+            vips(&desired.unwrap()),
+            [
+                "10.96.0.1 ClusterIp endpoints",
+                "198.51.100.1 LoadBalancer endpoints",
+                "fd00:96::1 ClusterIp"
+            ]
+        );
+    }
     for (unknown_port, pass) in [(UnknownPort::Reject, ""), (UnknownPort::Pass, " pass")] {
         let node = NodeConfig {
             unknown_port,
