@@ -168,6 +168,8 @@ pub struct DesiredPort {
     pub affinity_seconds: u32,
     /// Its backends, sorted by address (so IPv4 comes first), each address once.
     pub backends: Vec<DesiredBackend>,
+    /// Endpoints that there are and that keep no flow, sorted.
+    pub released: Vec<SocketAddr>,
 }
 
 /// One frontend row.
@@ -192,6 +194,8 @@ pub struct DesiredBackend {
     pub in_cluster: bool,
     /// Whether the `local` region names it.
     pub in_local: bool,
+    /// Whether its Pod ends: once the endpoint is missing, it does not come back.
+    pub leaving: bool,
 }
 
 impl SourceRanges {
@@ -206,6 +210,21 @@ impl SourceRanges {
             true => frontend_flags::NODE_ALLOWED,
             false => 0,
         }
+    }
+}
+
+impl DesiredPort {
+    /// The backend with this address.
+    pub fn backend(&self, address: SocketAddr) -> Option<&DesiredBackend> {
+        let position = self
+            .backends
+            .binary_search_by_key(&address, |backend| backend.address);
+        self.backends.get(position.ok()?)
+    }
+
+    /// Whether the endpoint with this address keeps no flow.
+    pub fn is_released(&self, address: SocketAddr) -> bool {
+        self.released.binary_search(&address).is_ok()
     }
 }
 

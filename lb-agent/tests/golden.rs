@@ -69,7 +69,7 @@ fn node() -> NodeConfig {
 }
 
 fn controller(maps: TestMaps) -> Controller<TestMaps> {
-    Controller::new(maps, node(), KINDS).unwrap()
+    Controller::new(maps, node(), KINDS, Duration::from_secs(5)).unwrap()
 }
 
 /// All objects, as a source lists them.

@@ -10,7 +10,7 @@ use crate::answer;
 use crate::choose::Origin;
 use crate::flow::FlowEntry;
 use crate::forward::{hand_over, send_on};
-use crate::layout::{Flow, FlowKey, backend_state, flow_flags, hook, protocol};
+use crate::layout::{Flow, FlowKey, backend_state, flow_flags, flow_state, hook, protocol};
 use crate::open::open;
 use crate::packet::{Packet, Part, Verdict};
 use crate::parse::{Parsed, tcp_flags};
@@ -98,7 +98,7 @@ fn remembered<A: Address>(
     if (flow.is_closed() && parsed.is_syn()) || is_idle(tables, key, flow, now) {
         return Step::Open;
     }
-    if flow.is_reply() || backend_lives(tables, flow) || is_kept(tables, parsed) {
+    if flow.is_reply() || backend_lives(tables, key.protocol, flow) || is_kept(tables, parsed) {
         note(tables, &entry, flow, parsed, now);
         return Step::Translate;
     }
@@ -176,12 +176,16 @@ fn tell_peer<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<
     }
 }
 
-/// Whether the backend of a flow still takes its packets.
+/// Whether the backend of a flow still takes its packets. One that is absent keeps connections: what it has not answered
+/// is better off elsewhere.
 #[inline(always)]
-pub fn backend_lives<A: Address>(tables: &impl Tables<A>, flow: &Flow<A>) -> bool {
-    tables
-        .backend(flow.backend)
-        .is_some_and(|backend| backend.generation == flow.generation && backend.state != backend_state::GONE)
+pub fn backend_lives<A: Address>(tables: &impl Tables<A>, protocol: u8, flow: &Flow<A>) -> bool {
+    let is_connection = protocol == protocol::TCP || flow.state & flow_state::ANSWERED != 0;
+    tables.backend(flow.backend).is_some_and(|backend| {
+        backend.generation == flow.generation
+            && backend.state != backend_state::GONE
+            && (is_connection || backend.state != backend_state::ABSENT)
+    })
 }
 
 /// Whether a packet's connection to a removed backend goes on. One that is only asked for does not: nobody would answer.

@@ -89,12 +89,13 @@ pub fn desired(
         let uses_local = frontends.iter().any(|frontend| {
             frontend.flags & (frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL) != 0
         });
-        let backends = endpoints.select(&port, uses_local, node, &mut problems.list);
+        let (backends, released) = endpoints.select(&port, uses_local, node, &mut problems.list);
         ports.push(DesiredPort {
             port: port.name,
             frontends,
             affinity_seconds,
             backends,
+            released,
         });
     }
     if !ports.is_empty() && ports.iter().all(|port| port.frontends.is_empty()) {

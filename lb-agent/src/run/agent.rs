@@ -116,8 +116,9 @@ impl Agent {
             unknown_port: arguments.unknown_port,
             service_proxy_name: arguments.service_proxy_name.clone(),
         };
+        let grace = Duration::from_secs(arguments.removed_backend_grace.into());
         Ok(Self {
-            controller: Controller::new(maps, node.clone(), kinds)?,
+            controller: Controller::new(maps, node.clone(), kinds, grace)?,
             monitor,
             node,
             datapath,

@@ -8,11 +8,13 @@ mod trim;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::desired::NamespacedName;
+use crate::maps::Family;
 use crate::model::{NodeConfig, Problem, Slice, Slices};
 use crate::object::{Change, Kind, Object, ObjectReference, trim_node};
 use labels::LabelIndex;
@@ -50,6 +52,8 @@ pub struct State {
     node_object: Option<Node>,
     other_nodes: OtherNodes,
     dirty: BTreeSet<NamespacedName>,
+    /// Addresses of Pods that have ended since the last call of [`Self::take_ended`].
+    ended: BTreeSet<IpAddr>,
     observed: Observed,
 }
 
@@ -70,6 +74,7 @@ impl State {
             node_object: None,
             other_nodes: OtherNodes::default(),
             dirty: BTreeSet::new(),
+            ended: BTreeSet::new(),
             observed: Observed::default(),
         }
     }
@@ -140,6 +145,11 @@ impl State {
         self.observed.service_changes.pending = 0;
         self.observed.endpoint_changes.pending = 0;
         std::mem::take(&mut self.dirty)
+    }
+
+    /// Addresses that were a Pod's and are it no more since the last call: what was there does not come back.
+    pub fn take_ended(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.ended)
     }
 
     /// Whether there are Services that changed.
@@ -351,6 +361,10 @@ impl State {
             return;
         };
         self.pod_concerns(&name, &old);
+        let new = self.pods.get(&name).map(pods::addresses_of).unwrap_or_default();
+        let lost = pods::addresses_of(&old).into_values();
+        self.ended
+            .extend(lost.filter(|address| new.get(&Family::of(*address)) != Some(address)));
         let labels = self.pods.get(&name).and_then(|pod| pod.metadata.labels.as_ref());
         for (key, value) in old.metadata.labels.iter().flatten() {
             if labels.and_then(|labels| labels.get(key)) != Some(value) {

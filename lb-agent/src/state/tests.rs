@@ -7,7 +7,6 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, Time};
 
 use super::*;
-use crate::maps::Family;
 
 const KINDS: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
 
