@@ -194,12 +194,17 @@ pub struct RunArguments {
     /// What happens to TCP connections whose backend was removed
     #[arg(long, value_enum, default_value_t)]
     pub on_removed_backend: OnRemovedBackend,
+    /// Seconds that open connections go on after their backend vanished from the objects, in which it may come back; those
+    /// with a Pod that is known to be gone end at once
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=3600))]
+    pub removed_backend_grace: u32,
     /// Handle only Services whose label `service.kubernetes.io/service-proxy-name` has this value, instead of those
     /// without the label
     #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub service_proxy_name: Option<String>,
     /// Addresses of the node that take NodePorts: `primary` (the Node's), `all` (of its devices), `localhost` (for
-    /// sockets of the node itself) or networks; a list, or repeated
+    /// sockets of the node itself) or networks, which leave a family that none of them is of at the default; a list, or
+    /// repeated
     #[arg(
         long,
         value_name = "ADDRESSES",

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::desired::{DesiredPort, NamespacedName, ServiceType};
 use crate::install::{InstalledService, Installer, Repaired};
@@ -84,10 +84,16 @@ pub enum ServiceState {
 }
 
 impl<M: Maps> Controller<M> {
-    /// Begins with what is in the maps. The source delivers `kinds`.
-    pub fn new(maps: M, node: NodeConfig, kinds: impl IntoIterator<Item = Kind>) -> Result<Self, MapError> {
+    /// Begins with what is in the maps. The source delivers `kinds`. Connections outlive the absence of their backends by
+    /// `grace`.
+    pub fn new(
+        maps: M,
+        node: NodeConfig,
+        kinds: impl IntoIterator<Item = Kind>,
+        grace: Duration,
+    ) -> Result<Self, MapError> {
         Ok(Self {
-            installer: Installer::restore(&maps.image()?, maps.capacity()),
+            installer: Installer::restore(&maps.image()?, maps.capacity(), grace),
             state: State::new(node, kinds),
             maps,
             is_synced: false,
@@ -116,10 +122,11 @@ impl<M: Maps> Controller<M> {
         }
         self.has_news |= self.next_due().is_some_and(|due| due <= now);
         let dirty = self.state.take_dirty();
+        let ended = self.state.take_ended();
         if self.is_synced {
             for name in &dirty {
                 let desired = self.desired(name);
-                self.installer.set(name, desired, &mut self.maps, now);
+                self.installer.set(name, desired, &ended, &mut self.maps, now);
             }
         } else {
             let desired = dirty
@@ -291,3 +298,6 @@ fn summaries(service: &InstalledService<'_>) -> Vec<ServiceSummary> {
     };
     service.desired.ports.iter().map(summary).collect()
 }
+
+#[cfg(test)]
+mod tests;

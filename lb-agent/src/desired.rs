@@ -100,30 +100,32 @@ pub struct ServiceHealth {
 pub struct HealthCheck {
     /// The port, host byte order.
     pub port: u16,
+    /// Families in which the Service has addresses: at the node's addresses of others nobody answers.
+    pub families: PerFamily<bool>,
     /// Addresses of ready endpoints on this node, each once.
     pub local_endpoints: PerFamily,
 }
 
-/// A number for each family.
+/// A number, or something else, for each family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct PerFamily {
+pub struct PerFamily<T = usize> {
     /// That of IPv4.
-    pub ipv4: usize,
+    pub ipv4: T,
     /// That of IPv6.
-    pub ipv6: usize,
+    pub ipv6: T,
 }
 
-impl PerFamily {
-    /// The numbers that `count` gives.
-    pub fn of(count: impl Fn(Family) -> usize) -> Self {
+impl<T> PerFamily<T> {
+    /// What `value` gives for each family.
+    pub fn of(value: impl Fn(Family) -> T) -> Self {
         Self {
-            ipv4: count(Family::V4),
-            ipv6: count(Family::V6),
+            ipv4: value(Family::V4),
+            ipv6: value(Family::V6),
         }
     }
 
-    /// The number of a family.
-    pub fn get(self, family: Family) -> usize {
+    /// That of a family.
+    pub fn get(self, family: Family) -> T {
         match family {
             Family::V4 => self.ipv4,
             Family::V6 => self.ipv6,
@@ -166,6 +168,8 @@ pub struct DesiredPort {
     pub affinity_seconds: u32,
     /// Its backends, sorted by address (so IPv4 comes first), each address once.
     pub backends: Vec<DesiredBackend>,
+    /// Endpoints that there are and that keep no flow, sorted.
+    pub released: Vec<SocketAddr>,
 }
 
 /// One frontend row.
@@ -190,6 +194,8 @@ pub struct DesiredBackend {
     pub in_cluster: bool,
     /// Whether the `local` region names it.
     pub in_local: bool,
+    /// Whether its Pod ends: once the endpoint is missing, it does not come back.
+    pub leaving: bool,
 }
 
 impl SourceRanges {
@@ -204,6 +210,21 @@ impl SourceRanges {
             true => frontend_flags::NODE_ALLOWED,
             false => 0,
         }
+    }
+}
+
+impl DesiredPort {
+    /// The backend with this address.
+    pub fn backend(&self, address: SocketAddr) -> Option<&DesiredBackend> {
+        let position = self
+            .backends
+            .binary_search_by_key(&address, |backend| backend.address);
+        self.backends.get(position.ok()?)
+    }
+
+    /// Whether the endpoint with this address keeps no flow.
+    pub fn is_released(&self, address: SocketAddr) -> bool {
+        self.released.binary_search(&address).is_ok()
     }
 }
 

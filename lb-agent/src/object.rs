@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
 /// The kinds of objects that the agent reads.
@@ -94,6 +95,27 @@ pub fn trim_endpoints(slice: &mut EndpointSlice) {
     }
 }
 
+/// Keeps of a Node only what the agent reads: images and conditions are most of it, and there are many Nodes.
+pub fn trim_node(node: &mut Node) {
+    let metadata = std::mem::take(&mut node.metadata);
+    node.metadata = ObjectMeta {
+        name: metadata.name,
+        labels: metadata.labels,
+        deletion_timestamp: metadata.deletion_timestamp,
+        ..ObjectMeta::default()
+    };
+    let taints = node.spec.take().and_then(|spec| spec.taints);
+    node.spec = taints.map(|taints| NodeSpec {
+        taints: Some(taints),
+        ..NodeSpec::default()
+    });
+    let addresses = node.status.take().and_then(|status| status.addresses);
+    node.status = addresses.map(|addresses| NodeStatus {
+        addresses: Some(addresses),
+        ..NodeStatus::default()
+    });
+}
+
 /// What a source tells the state.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Change {
@@ -109,4 +131,28 @@ pub enum Change {
         /// All of them.
         objects: Vec<Object>,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_node_only_what_is_read_is_kept() {
+        let mut node: Node = serde_norway::from_str(
+            "{metadata: {name: node-b, uid: u, labels: {topology.kubernetes.io/zone: zone-a}, annotations: {a: b}}, \
+              spec: {podCIDR: 10.1.0.0/24, taints: [{key: k, effect: NoSchedule}]}, \
+              status: {addresses: [{type: InternalIP, address: 192.0.2.2}], capacity: {cpu: '2'}, \
+                       images: [{names: [example.com/image], sizeBytes: 5}], conditions: [{type: Ready, status: 'True'}]}}",
+        )
+        .unwrap();
+        let kept: Node = serde_norway::from_str(
+            "{metadata: {name: node-b, labels: {topology.kubernetes.io/zone: zone-a}}, \
+              spec: {taints: [{key: k, effect: NoSchedule}]}, \
+              status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}}",
+        )
+        .unwrap();
+        trim_node(&mut node);
+        assert_eq!(node, kept);
+    }
 }

@@ -10,7 +10,7 @@ mod objects;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lb_agent::controller::Controller;
 use lb_agent::maps::testing::FakeMaps;
@@ -154,7 +154,7 @@ fn rows(yaml: &str, unknown_port: UnknownPort) -> MapImage {
         ..NodeConfig::default()
     };
     let kinds = [Kind::Service, Kind::EndpointSlice];
-    let mut controller = Controller::new(FakeMaps::new(capacity), node, kinds).unwrap();
+    let mut controller = Controller::new(FakeMaps::new(capacity), node, kinds, Duration::ZERO).unwrap();
     for kind in kinds {
         let of_kind = |object: &lb_agent::object::Object| object.reference().kind == kind;
         controller.change(Change::Replace {

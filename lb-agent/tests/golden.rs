@@ -61,6 +61,7 @@ fn node() -> NodeConfig {
             .map(|text| text.parse().unwrap())
             .into(),
         device_addresses: BTreeSet::new(),
+        other_nodes: BTreeSet::new(),
         node_port_addresses: vec![NodePortAddresses::Primary, NodePortAddresses::Localhost],
         unknown_port: UnknownPort::Reject,
         service_proxy_name: None,
@@ -68,7 +69,7 @@ fn node() -> NodeConfig {
 }
 
 fn controller(maps: TestMaps) -> Controller<TestMaps> {
-    Controller::new(maps, node(), KINDS).unwrap()
+    Controller::new(maps, node(), KINDS, Duration::from_secs(5)).unwrap()
 }
 
 /// All objects, as a source lists them.

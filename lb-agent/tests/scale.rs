@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic too")]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
@@ -77,8 +77,13 @@ fn slice(number: u32, n_endpoints: u32) -> Object {
 }
 
 fn load(maps: FakeMaps, n_services: u32) -> Controller<FakeMaps> {
-    let mut controller =
-        Controller::new(maps, NodeConfig::default(), [Kind::Service, Kind::EndpointSlice]).unwrap();
+    let mut controller = Controller::new(
+        maps,
+        NodeConfig::default(),
+        [Kind::Service, Kind::EndpointSlice],
+        Duration::ZERO,
+    )
+    .unwrap();
     controller.change(Change::Replace {
         kind: Kind::Service,
         objects: (0..n_services).map(service).collect(),

@@ -107,7 +107,7 @@ fn remembered<A: Address>(
     if is_idle(tables, key, flow, now) && !is_resumed(tables, parsed, flow) {
         return Step::Open;
     }
-    if flow.is_reply() || backend_lives(tables, flow) || is_kept(tables, parsed) {
+    if flow.is_reply() || backend_lives(tables, key.protocol, flow) || is_kept(tables, parsed) {
         record_packet(packet, tables, &entry, flow, parsed, now);
         return if flow.flags & flow_flags::PASS == 0 {
             Step::Translate
@@ -331,12 +331,16 @@ pub(crate) fn record_clash<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<
     }
 }
 
-/// Whether the backend of a flow still takes its packets.
+/// Whether the backend of a flow still takes its packets. One that is absent keeps connections: what it has not answered
+/// is better off elsewhere.
 #[inline(always)]
-pub fn backend_lives<A: Address>(tables: &impl Tables<A>, flow: &Flow<A>) -> bool {
-    tables
-        .backend(flow.backend)
-        .is_some_and(|backend| backend.generation == flow.generation && backend.state != backend_state::GONE)
+pub fn backend_lives<A: Address>(tables: &impl Tables<A>, protocol: u8, flow: &Flow<A>) -> bool {
+    let is_connection = protocol == protocol::TCP || flow.state & flow_state::ANSWERED != 0;
+    tables.backend(flow.backend).is_some_and(|backend| {
+        backend.generation == flow.generation
+            && backend.state != backend_state::GONE
+            && (is_connection || backend.state != backend_state::ABSENT)
+    })
 }
 
 /// Whether a packet's connection to a removed backend goes on. One that is only asked for does not: nobody would answer.

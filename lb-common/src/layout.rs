@@ -357,6 +357,8 @@ pub mod backend_state {
     pub const ACTIVE: u8 = 1;
     /// Keeps the flows it has.
     pub const DRAINING: u8 = 2;
+    /// Keeps the connections it has for a while: the endpoint is missing, and may come back as the same.
+    pub const ABSENT: u8 = 3;
 }
 
 /// Bits of [`Backend::flags`].

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, Pod, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeStatus, Pod, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use lb_agent::object::{Change, Object};
@@ -53,7 +53,6 @@ impl Cluster {
         let guard = tracing::subscriber::set_default(subscriber.with_env_filter("lb_agent=info").finish());
         let token_file = directory.path().join("token");
         let options = KubeOptions {
-            node: "here".to_owned(),
             service_proxy_name: service_proxy_name.map(str::to_owned),
         };
         let (sender, changes) = mpsc::channel(10);
@@ -187,6 +186,12 @@ fn show(change: &Change) -> String {
             let port = ports.and_then(|ports| ports.first()).map_or(0, |port| port.port);
             format!("{}:{port}", object.reference())
         }
+        Object::Node(node) => {
+            let status = node.status.iter();
+            let addresses = status.flat_map(|status| status.addresses.iter().flatten());
+            let addresses: Vec<&str> = addresses.map(|address| address.address.as_str()).collect();
+            format!("{} at {}", object.reference(), addresses.join(","))
+        }
         _ => object.reference().to_string(),
     };
     match change {
@@ -239,13 +244,20 @@ fn slice(name: &str, labels: &[(&str, &str)]) -> EndpointSlice {
     }
 }
 
-fn node(name: &str) -> Node {
+fn node(name: &str, address: &str) -> Node {
     let metadata = ObjectMeta {
         name: Some(name.to_owned()),
         ..ObjectMeta::default()
     };
     Node {
         metadata,
+        status: Some(NodeStatus {
+            addresses: Some(vec![NodeAddress {
+                type_: "InternalIP".to_owned(),
+                address: address.to_owned(),
+            }]),
+            ..NodeStatus::default()
+        }),
         ..Node::default()
     }
 }
@@ -259,14 +271,14 @@ async fn first_lists_and_changes() {
         .unwrap();
     server.apply(&slice("web-1", &[])).unwrap();
     server.apply(&slice("headless-1", &[(HEADLESS, "")])).unwrap();
-    server.apply(&node("here")).unwrap();
-    server.apply(&node("there")).unwrap();
+    server.apply(&node("here", "192.0.2.1")).unwrap();
+    server.apply(&node("there", "192.0.2.2")).unwrap();
     let mut cluster = Cluster::start(server, directory, None);
     assert_eq!(
         cluster.next_sorted(3).await,
         [
             "replace EndpointSlice [EndpointSlice default/web-1]",
-            "replace Node [Node here]",
+            "replace Node [Node here at 192.0.2.1, Node there at 192.0.2.2]",
             "replace Service [Service default/web:80]"
         ]
     );
@@ -278,8 +290,12 @@ async fn first_lists_and_changes() {
     assert_eq!(cluster.next().await, "apply EndpointSlice default/api-1");
     cluster.server.delete(&slice("api-1", &[])).unwrap();
     assert_eq!(cluster.next().await, "delete EndpointSlice default/api-1");
-    cluster.server.delete(&node("here")).unwrap();
-    assert_eq!(cluster.next().await, "delete Node here");
+    cluster.server.apply(&node("there", "192.0.2.3")).unwrap();
+    assert_eq!(cluster.next().await, "apply Node there at 192.0.2.3");
+    for name in ["here", "there"] {
+        cluster.server.delete(&node(name, "")).unwrap();
+        assert_eq!(cluster.next().await, format!("delete Node {name}"));
+    }
 }
 
 #[tokio::test]
@@ -291,7 +307,11 @@ async fn asks_for_no_more_than_it_needs() {
         let expected = match path {
             "/api/v1/services" => format!("labelSelector=!{PROXY_NAME}"),
             "/apis/discovery.k8s.io/v1/endpointslices" => format!("labelSelector=!{HEADLESS}"),
-            "/api/v1/nodes" => "fieldSelector=metadata.name=here".to_owned(),
+            // All of them, of which the others are known by their addresses.
+            "/api/v1/nodes" => {
+                assert!(!selector.contains("Selector"), "{request}");
+                continue;
+            }
             other => panic!("{other} needs a right that the agent has not"),
         };
         assert!(selector.contains(&expected), "{request}");
@@ -462,7 +482,7 @@ async fn an_outage_is_reported_once() {
 #[tokio::test]
 async fn a_server_that_is_away_at_the_start_is_awaited() {
     let (mut server, directory) = Cluster::server().await;
-    server.apply(&node("here")).unwrap();
+    server.apply(&node("here", "192.0.2.1")).unwrap();
     server.stop().await;
     let mut cluster = Cluster::start(server, directory, None);
     cluster.wait_for_log("cannot watch Nodes").await;
@@ -471,7 +491,7 @@ async fn a_server_that_is_away_at_the_start_is_awaited() {
         cluster.next_sorted(3).await,
         [
             "replace EndpointSlice []",
-            "replace Node [Node here]",
+            "replace Node [Node here at 192.0.2.1]",
             "replace Service []"
         ]
     );

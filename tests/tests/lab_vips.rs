@@ -9,7 +9,7 @@ use lb_tests::lab::cluster::{
     HTTP, SERVICE_FILE, Server, UDP, UNKNOWN_PORT, load_balancer_addresses, service,
 };
 use lb_tests::lab::{
-    Agents, Cluster, Machine, Process, Published, ServicePort, SocketLb, Xdp, require_privileges,
+    Agents, Cluster, Machine, Node, Process, Published, ServicePort, SocketLb, Xdp, require_privileges,
 };
 
 /// How long requests wait that are to be lost.
@@ -202,6 +202,63 @@ fn through_native_xdp_and_the_sockets() {
             "{report:?}"
         );
     }
+}
+
+/// UDP ports of a node that are no Service's: of an overlay, and any other.
+const NODE_UDP: [u16; 2] = [8472, 10_000];
+
+/// Other nodes' addresses as external IPs and as those of a load balancer: the Service's ports are the Service's, all
+/// others the node's.
+#[test]
+fn other_ports_of_other_nodes_addresses() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("vips-other", &[0]).unwrap();
+    let [near, external, balancer] = cluster.nodes.each_ref().map(Node::host);
+    let manifest = service().external_ips(&external.addresses().both());
+    let manifest = manifest.ingress(&balancer.addresses().both(), None);
+    cluster.lab.apply(SERVICE_FILE, manifest).unwrap();
+    let serve = |host: &Machine| {
+        let udp = NODE_UDP.map(|port| host.serve().udp(port).start().unwrap());
+        (serve_unknown_port(host), udp)
+    };
+    let _servers = [external, balancer].map(serve);
+    for socket_lb in [SocketLb::Off, SocketLb::Host, SocketLb::All] {
+        let agent = cluster.start_agent(socket_lb, &[]).unwrap();
+        for other in [external, balancer] {
+            for address in other.addresses().both() {
+                let translated = (socket_lb != SocketLb::Off).then_some(near);
+                for from in [&cluster.client].into_iter().chain(translated) {
+                    let report = from.http(address, HTTP.port).count(5).run().unwrap();
+                    assert_eq!(report.answers.get("web-1"), Some(&5), "{address}: {report:?}");
+                    let report = from.udp(address, UDP.port).sockets(5).run().unwrap();
+                    assert_eq!(report.answers.get("web-1"), Some(&5), "{address}: {report:?}");
+                }
+                for from in [&cluster.client, near] {
+                    assert_nodes_own(from, address, other.name());
+                }
+            }
+        }
+        agent.kill();
+    }
+}
+
+/// The node's own sockets answer, and the node answers pings.
+#[track_caller]
+fn assert_nodes_own(from: &Machine, address: IpAddr, node: &str) {
+    let report = from.http(address, UNKNOWN_PORT).count(5).run().unwrap();
+    assert_eq!(report.answers.get(node), Some(&5), "{address}: {report:?}");
+    for port in NODE_UDP {
+        for connected in [false, true] {
+            let client = from.udp(address, port).sockets(5);
+            let client = if connected { client.connected() } else { client };
+            let report = client.run().unwrap();
+            assert_eq!(report.answers.get(node), Some(&5), "{address}: {report:?}");
+        }
+    }
+    let report = from.ping(address).count(2).run().unwrap();
+    assert_eq!(report.answers, [(address, 2)].into(), "{address}: {report:?}");
 }
 
 fn serve_unknown_port(host: &Machine) -> Process {

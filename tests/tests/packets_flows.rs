@@ -202,10 +202,44 @@ fn draining_backend_keeps_its_flows_and_gets_no_new_ones() {
 }
 
 #[test]
-fn slots_of_a_draining_backend_are_not_chosen() {
+fn absent_backend_keeps_what_it_has_answered_and_tcp() {
+    with_pods(two, |datapath, world, service| {
+        let cases = PROTOCOLS
+            .into_iter()
+            .flat_map(|protocol| [(protocol, false), (protocol, true)]);
+        for (port, (protocol, answered)) in (3000..).step_by(100).zip(cases) {
+            let client = world.client_at(port);
+            let (row, other) = open_and_move(datapath, world, service, &first(protocol, client, world.vip));
+            let pod = if other == world.pod { world.pod2 } else { world.pod };
+            if answered {
+                datapath.pass("lb_tc_to_pod", &data(protocol, pod, client).bytes());
+            }
+            datapath.set_state(row, BackendState::Absent);
+            let is_kept = answered || protocol == Protocol::Tcp;
+            let expected = if is_kept { pod } else { other };
+            for _ in 0..2 {
+                let packet = data(protocol, client, world.vip);
+                assert_eq!(destination(datapath, &packet), expected, "{protocol} {answered}");
+            }
+            for port in port + 1..port + 20 {
+                let packet = first(protocol, world.client_at(port), world.vip);
+                assert_eq!(destination(datapath, &packet), other);
+            }
+            datapath.set_state(row, BackendState::Active);
+            let packet = data(protocol, client, world.vip);
+            assert_eq!(destination(datapath, &packet), expected, "{protocol} {answered}");
+        }
+        assert_eq!(datapath.reason(Reason::BackendGone), 0);
+    });
+}
+
+#[test]
+fn slots_of_a_draining_or_absent_backend_are_not_chosen() {
     with_pods(one, |datapath, world, service| {
-        datapath.set_state(service * 100, BackendState::Draining);
-        datapath.dropped("lb_xdp", &syn(world.client, world.vip).bytes());
+        for state in [BackendState::Draining, BackendState::Absent] {
+            datapath.set_state(service * 100, state);
+            datapath.dropped("lb_xdp", &syn(world.client, world.vip).bytes());
+        }
     });
 }
 

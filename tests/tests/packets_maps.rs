@@ -42,7 +42,12 @@ fn backend(id: u32) -> MapOp {
     let backend = Backend {
         address: address(id),
         port: 8080,
-        state: [BackendState::Gone, BackendState::Active, BackendState::Draining][id as usize % 3],
+        state: [
+            BackendState::Gone,
+            BackendState::Active,
+            BackendState::Draining,
+            BackendState::Absent,
+        ][id as usize % 4],
         local: id.is_multiple_of(5),
         in_cluster: id.is_multiple_of(7),
         in_local: id.is_multiple_of(11),

@@ -591,6 +591,7 @@ fn backend_row<A: Pod>(backend: &Backend, address: A) -> layout::Backend<A> {
             BackendState::Gone => backend_state::GONE,
             BackendState::Active => backend_state::ACTIVE,
             BackendState::Draining => backend_state::DRAINING,
+            BackendState::Absent => backend_state::ABSENT,
         },
         flags: [
             (backend.local, backend_flags::LOCAL),
@@ -613,6 +614,7 @@ fn backend<A>(row: layout::Backend<A>, address: IpAddr) -> Option<Backend> {
         state: match row.state {
             backend_state::ACTIVE => BackendState::Active,
             backend_state::DRAINING => BackendState::Draining,
+            backend_state::ABSENT => BackendState::Absent,
             _ => BackendState::Gone,
         },
         local: row.flags & backend_flags::LOCAL != 0,

@@ -234,6 +234,7 @@ mod tests {
         let removed = |state, generation| is_removed(&ROW, Some(&backend(state, generation)));
         assert!(!removed(backend_state::ACTIVE, 7));
         assert!(!removed(backend_state::DRAINING, 7));
+        assert!(!removed(backend_state::ABSENT, 7));
         assert!(removed(backend_state::GONE, 7));
         assert!(removed(backend_state::ACTIVE, 8));
         assert!(is_removed::<Address4>(&ROW, None));

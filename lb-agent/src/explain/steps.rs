@@ -3,8 +3,8 @@
 use lb_common::choose::{Origin, affine, find_frontend, is_local_only, region};
 use lb_common::ingress::{backend_lives, is_idle};
 use lb_common::layout::{
-    AffinityKey, BackendId, Flow, FlowKey, Frontend, FrontendKey, Port, Region, flow_state, frontend_flags,
-    protocol,
+    AffinityKey, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Port, Region, backend_state,
+    flow_state, frontend_flags, protocol,
 };
 use lb_common::reason::Reason;
 use lb_common::tables::Tables as _;
@@ -136,10 +136,23 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         if flow.is_reply() {
             return (false, true, format!("a reply, on its way to {backend}"));
         }
-        if backend_lives(self.tables, flow) {
+        if backend_lives(self.tables, self.key.protocol, flow) {
             return (false, true, format!("an open connection with {backend}"));
         }
         let is_tcp = self.key.protocol == protocol::TCP;
+        let is_absent =
+            |row: &Backend<A>| row.state == backend_state::ABSENT && row.generation == flow.generation;
+        if self
+            .tables
+            .backend(flow.backend)
+            .is_some_and(|row| is_absent(&row))
+        {
+            return (
+                false,
+                false,
+                format!("not answered by {backend}, which is absent"),
+            );
+        }
         let finding = format!("an open connection with {backend}, which is gone");
         if is_tcp && self.tables.keeps_removed() {
             return (

@@ -28,10 +28,11 @@ type Listener = (SocketAddr, NamespacedName);
 impl Checks {
     fn listeners(&self) -> BTreeSet<Listener> {
         let listeners = |(name, check): (&NamespacedName, &HealthCheck)| {
-            let port = check.port;
+            let HealthCheck { port, families, .. } = *check;
             let name = name.clone();
             let addresses = self.addresses.iter();
-            addresses.map(move |address| (SocketAddr::new(*address, port), name.clone()))
+            let served = addresses.filter(move |address| families.get(Family::of(**address)));
+            served.map(move |address| (SocketAddr::new(*address, port), name.clone()))
         };
         self.services.iter().flat_map(listeners).collect()
     }
@@ -97,6 +98,10 @@ mod tests {
     fn every_port_is_served_at_every_address_for_its_family() {
         let check = |port, ipv4, ipv6| HealthCheck {
             port,
+            families: PerFamily {
+                ipv4: true,
+                ipv6: port != 32_002,
+            },
             local_endpoints: PerFamily { ipv4, ipv6 },
         };
         let checks = Checks {
@@ -106,6 +111,7 @@ mod tests {
             services: [
                 (name("api"), check(32_000, 1, 0)),
                 (name("web"), check(32_001, 2, 3)),
+                (name("web4"), check(32_002, 4, 0)),
             ]
             .into(),
         };
@@ -126,6 +132,7 @@ mod tests {
             [
                 "192.0.2.1:32000 default/api 1",
                 "192.0.2.1:32001 default/web 2",
+                "192.0.2.1:32002 default/web4 4",
                 "[2001:db8::1]:32000 default/api 0",
                 "[2001:db8::1]:32001 default/web 3",
             ]

@@ -1,23 +1,33 @@
 //! Who has the right to a frontend: each belongs to one port, whoever has it keeps it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_common::layout::{ServiceId, map};
 
+use super::port::full_name;
 use super::{Entry, Installer, age};
 use crate::desired::{DesiredPort, DesiredService, NamespacedName};
 use crate::maps::{FrontendKey, MapError};
 
 impl Installer {
     /// Takes note of what a Service asks for, and gives up frontends that it does not ask for any more.
-    pub(super) fn order(&mut self, name: &NamespacedName, desired: Option<Arc<DesiredService>>) {
+    ///
+    /// `ended` are addresses whose Pods have ended.
+    pub(super) fn order(
+        &mut self,
+        name: &NamespacedName,
+        desired: Option<Arc<DesiredService>>,
+        ended: &BTreeSet<IpAddr>,
+    ) {
         let mut entry = self.services.remove(name).unwrap_or_default();
         self.stop_waiting(name, &entry);
         let old = std::mem::replace(&mut entry.desired, desired);
         if let Some(new) = entry.desired.clone() {
             self.rename_ports(&mut entry, &new);
         }
+        self.mark_backends(&entry, ended);
 
         // Which port gets each frontend; `None`: one that has no id yet.
         let mut wanted: HashMap<FrontendKey, Option<ServiceId>> = HashMap::new();
@@ -99,8 +109,10 @@ impl Installer {
         let id = match entry.id(&port.port) {
             Some(id) => id,
             None => {
-                let orphan = self.orphan_of(port.frontends.iter().map(|frontend| frontend.key));
+                let by_frontend = || self.orphan_of(port.frontends.iter().map(|frontend| frontend.key));
+                let orphan = self.orphan_named(&full_name(name, &port.port));
                 let id = orphan
+                    .or_else(by_frontend)
                     .or_else(|| self.tables.allocate_service())
                     .ok_or(MapError::Full {
                         map: map::SERVICE_STATS,

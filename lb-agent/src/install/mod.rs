@@ -11,6 +11,7 @@
 //! What went out of use is used again after `tables::GRACE`, a region never before its last row is gone. If a
 //! write fails, the Service stays where it is and goes on from there at its next attempt.
 
+mod absence;
 mod claims;
 mod ids;
 mod port;
@@ -29,7 +30,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_common::layout::{BackendId, ServiceId};
+use lb_common::layout::{BackendId, ServiceId, map};
 
 use crate::desired::{DesiredPort, DesiredService, NamespacedName, PortName};
 use crate::maps::{Family, FrontendKey, MapError, Maps};
@@ -66,6 +67,12 @@ pub struct Installer {
     strays: Vec<(Family, BackendId)>,
     /// When to try again to remove what nobody owns: number of failures and time.
     prune_retry: Option<(u32, Instant)>,
+    /// How long backends keep connections that are missing from the objects.
+    grace: Duration,
+    /// Whether a Service found no room that absent backends have.
+    needs_room: bool,
+    /// Services with such backends, by the time when the first is given up.
+    absences: BTreeSet<(Instant, NamespacedName)>,
 }
 
 /// One Service: what it asks for, and what it has.
@@ -82,6 +89,8 @@ struct Entry {
     /// Frontends that another Service has.
     lost: Vec<FrontendKey>,
     failure: Option<Failure>,
+    /// As `absences` has it.
+    absent_until: Option<Instant>,
 }
 
 /// Why the last attempt failed, and when the next one is due.
@@ -153,6 +162,11 @@ impl Installer {
                 name
             })
             .collect();
+        let entries = std::mem::take(&mut self.services);
+        for entry in entries.values() {
+            self.mark_backends(entry, &BTreeSet::new());
+        }
+        self.services = entries;
         for name in &names {
             self.share_vips(name);
         }
@@ -169,11 +183,13 @@ impl Installer {
         self.prune(context);
     }
 
-    /// Installs what a Service asks for now; `None` removes it.
+    /// Installs what a Service asks for now; `None` removes it. `ended` are addresses whose Pods have ended: what was there
+    /// does not come back.
     pub fn set(
         &mut self,
         name: &NamespacedName,
         desired: Option<Arc<DesiredService>>,
+        ended: &BTreeSet<IpAddr>,
         maps: &mut dyn Maps,
         now: Instant,
     ) {
@@ -183,9 +199,10 @@ impl Installer {
         if !is_known && desired.is_none() {
             return;
         }
-        self.order(name, desired);
+        self.order(name, desired, ended);
         self.attempt(name, context);
         self.run_woken(context);
+        self.make_room(context);
     }
 
     /// Does what is due: makes available what went out of use, and tries failed Services again.
@@ -197,17 +214,23 @@ impl Installer {
                 self.attempt(&name, context);
             }
         }
+        self.end_absences(context);
         self.run_woken(context);
         if self.prune_retry.is_some_and(|(_, due)| due <= now) {
             self.prune(context);
         }
+        self.make_room(context);
     }
 
     /// When [`Self::tick`] has something to do.
     pub fn next_due(&self) -> Option<Instant> {
         let retry = self.retries.first().map(|(due, _)| *due);
         let prune = self.prune_retry.map(|(_, due)| due);
-        [retry, prune, self.tables.next_due()].into_iter().flatten().min()
+        let absence = self.absences.first().map(|(until, _)| *until);
+        [retry, prune, absence, self.tables.next_due()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// All Services that are wanted, in no order.
@@ -246,11 +269,17 @@ impl Installer {
         let result = self
             .publish_service(name, context)
             .and_then(|()| self.clear_service(name, context));
-        self.settle(name, result, context.now);
+        let ended = self.end_absences_of(name, Some(context.now), context);
+        self.settle(name, result.and(ended), context.now);
     }
 
-    /// Remembers how an attempt ended.
+    /// Remembers how an attempt ended, and what is due next.
     fn settle(&mut self, name: &NamespacedName, result: Result<(), MapError>, now: Instant) {
+        self.remember(name, result, now);
+        self.note_absences(name);
+    }
+
+    fn remember(&mut self, name: &NamespacedName, result: Result<(), MapError>, now: Instant) {
         let Some(entry) = self.services.get_mut(name) else {
             return;
         };
@@ -263,7 +292,11 @@ impl Installer {
         }
         match result {
             Ok(()) if entry.is_empty() => {
-                self.services.remove(name);
+                if let Some(entry) = self.services.remove(name)
+                    && let Some(until) = entry.absent_until
+                {
+                    self.absences.remove(&(until, name.clone()));
+                }
             }
             Ok(()) => {}
             Err(error) => {
@@ -272,7 +305,11 @@ impl Installer {
                     tracing::warn!(service = %name, "not installed yet: {message}");
                 }
                 let fault_since = match error {
-                    MapError::Full { .. } => None,
+                    MapError::Full { map, .. } => {
+                        self.needs_room |=
+                            [map::BACKENDS4, map::BACKENDS6, map::SERVICE_STATS].contains(&map);
+                        None
+                    }
                     MapError::Kernel { .. } => {
                         let before = before.as_ref().and_then(|failure| failure.fault_since);
                         before.or(Some(now))
@@ -288,6 +325,13 @@ impl Installer {
                     fault_since,
                 });
             }
+        }
+    }
+
+    /// Gives up absent backends if others need the room.
+    fn make_room(&mut self, context: &mut Context<'_>) {
+        if std::mem::take(&mut self.needs_room) {
+            self.give_up_absent(context);
         }
     }
 

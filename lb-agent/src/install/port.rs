@@ -1,8 +1,8 @@
 //! What one port of a Service has in the maps.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::time::Instant;
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use lb_common::layout::{BackendId, Region, ServiceId, Slot};
 
@@ -22,11 +22,24 @@ pub(super) struct Port {
     pub(super) families: [PortFamily; 2],
 }
 
+/// A backend of a port.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Member {
+    /// Address and port of the endpoint.
+    pub(super) address: SocketAddr,
+    /// Its row, which may be still to be written.
+    pub(super) id: BackendId,
+    /// Whether it does not come back once it is missing.
+    pub(super) is_leaving: bool,
+    /// It is missing, and its row is kept for its connections until then.
+    pub(super) absent_until: Option<Instant>,
+}
+
 /// What a port has of one family.
 #[derive(Debug, Default)]
 pub(super) struct PortFamily {
-    /// Its backends, sorted by address. A row may be still to be written.
-    pub(super) members: Vec<(SocketAddr, BackendId)>,
+    /// Its backends, sorted by address, absent ones included.
+    pub(super) members: Vec<Member>,
     /// Regions that its next frontend rows name. It counts as a user of each.
     pub(super) cluster: Region,
     /// See `cluster`; it may be the same one.
@@ -122,9 +135,12 @@ impl PortFamily {
         // Both are sorted: walking along both is much less work than a search for each.
         let mut members = self.members.iter().peekable();
         backends.into_iter().map(move |backend| {
-            while members.next_if(|(member, _)| *member < backend.address).is_some() {}
-            let found = members.next_if(|(member, _)| *member == backend.address);
-            (backend, found.map(|(_, id)| *id))
+            while members
+                .next_if(|member| member.address < backend.address)
+                .is_some()
+            {}
+            let found = members.next_if(|member| member.address == backend.address);
+            (backend, found.map(|member| member.id))
         })
     }
 
@@ -176,7 +192,14 @@ impl PortFamily {
     ) -> bool {
         let missing = self.with_ids(order.backends).filter(|(_, id)| id.is_none());
         let added: Vec<_> = missing
-            .map_while(|(backend, _)| Some((backend.address, tables.allocate_backend(family)?)))
+            .map_while(|(backend, _)| {
+                Some(Member {
+                    address: backend.address,
+                    id: tables.allocate_backend(family)?,
+                    is_leaving: backend.leaving,
+                    absent_until: None,
+                })
+            })
             .collect();
         let is_complete = added.len() == plan.added;
         self.members.reserve_exact(added.len());
@@ -218,6 +241,11 @@ impl PortFamily {
         [self.cluster, self.local, self.maglev]
     }
 
+    /// Its regions, which it has no more.
+    pub(super) fn take_regions(&mut self) -> [Region; 3] {
+        [&mut self.cluster, &mut self.local, &mut self.maglev].map(std::mem::take)
+    }
+
     /// Writes what frontend rows will name: backends that are new or may take flows now, and the regions.
     pub(super) fn write(
         &self,
@@ -247,32 +275,105 @@ impl PortFamily {
         Ok(())
     }
 
-    /// Marks backends that are not wanted as gone, and those that shall take no new flows as draining.
+    /// Takes note of what the objects say of its backends: who is there again, and who does not come back. `ended` are
+    /// addresses whose Pods have ended.
+    pub(super) fn mark(&mut self, port: Option<&DesiredPort>, ended: &BTreeSet<IpAddr>) {
+        for member in &mut self.members {
+            let listed = port.and_then(|port| port.backend(member.address));
+            let is_released = || port.is_some_and(|port| port.is_released(member.address));
+            match listed {
+                Some(backend) => member.appear(backend),
+                None => member.is_leaving |= ended.contains(&member.address.ip()) || is_released(),
+            }
+        }
+    }
+
+    /// Marks backends that are not wanted as absent, or as gone if they do not come back or their time is over; and those
+    /// that shall take no new flows as draining.
     pub(super) fn clear(
         &mut self,
         tables: &mut Tables,
         context: &mut Context<'_>,
         (family, service): (Family, ServiceId),
         backends: &[DesiredBackend],
+        grace: Duration,
     ) -> Result<(), MapError> {
         let mut wanted = backends.iter().peekable();
         let mut changed = Vec::new();
         let mut result = Ok(());
         // Both are sorted.
-        self.members.retain(|(address, id)| {
-            while wanted.next_if(|backend| backend.address < *address).is_some() {}
-            if let Some(backend) = wanted.next_if(|backend| backend.address == *address) {
-                let row = row(tables, service, *id, backend);
-                changed.extend(tables.is_news(family, *id, &row).then_some((*id, row)));
+        self.members.retain_mut(|member| {
+            let Member { address, id, .. } = *member;
+            while wanted.next_if(|backend| backend.address < address).is_some() {}
+            let row = match wanted.next_if(|backend| backend.address == address) {
+                Some(backend) => {
+                    member.appear(backend);
+                    Some(row(tables, service, id, backend))
+                }
+                None => tables
+                    .backend(family, id)
+                    .copied()
+                    .filter(|_| member.outlives(context.now, grace))
+                    .map(absent),
+            };
+            if let Some(row) = row {
+                changed.extend(tables.is_news(family, id, &row).then_some((id, row)));
                 return true;
             }
             if result.is_ok() {
-                result = tables.remove_backend(context, family, *id);
+                result = tables.remove_backend(context, family, id);
             }
             result.is_err()
         });
         result?;
         tables.set_backends(context, family, changed)
+    }
+
+    /// Removes backends whose absence has lasted until `now`; all absent ones without a time.
+    pub(super) fn end_absences(
+        &mut self,
+        tables: &mut Tables,
+        context: &mut Context<'_>,
+        family: Family,
+        now: Option<Instant>,
+    ) -> Result<(), MapError> {
+        let mut result = Ok(());
+        self.members.retain(|member| {
+            let is_over = |until: Instant| now.is_none_or(|now| until <= now);
+            if result.is_err() || !member.absent_until.is_some_and(is_over) {
+                return true;
+            }
+            result = tables.remove_backend(context, family, member.id);
+            result.is_err()
+        });
+        result
+    }
+
+    /// When the first absence ends.
+    pub(super) fn absent_until(&self) -> Option<Instant> {
+        self.members.iter().filter_map(|member| member.absent_until).min()
+    }
+}
+
+impl Member {
+    /// An endpoint that was found in the maps.
+    pub(super) fn restored(address: SocketAddr, id: BackendId) -> Self {
+        Self {
+            address,
+            id,
+            is_leaving: false,
+            absent_until: None,
+        }
+    }
+
+    fn appear(&mut self, backend: &DesiredBackend) {
+        self.is_leaving = backend.leaving;
+        self.absent_until = None;
+    }
+
+    /// Whether its row is kept although nobody asks for it: it has just vanished, and may come back.
+    fn outlives(&mut self, now: Instant, grace: Duration) -> bool {
+        !self.is_leaving && *self.absent_until.get_or_insert(now + grace) > now
     }
 }
 
@@ -322,7 +423,27 @@ fn row(tables: &Tables, service: ServiceId, id: BackendId, backend: &DesiredBack
     }
 }
 
+/// The row of a backend that is missing from the objects.
+fn absent(row: Backend) -> Backend {
+    Backend {
+        state: BackendState::Absent,
+        in_cluster: false,
+        in_local: false,
+        ..row
+    }
+}
+
 impl Port {
+    /// When the first absence of a backend ends.
+    pub(super) fn absent_until(&self) -> Option<Instant> {
+        self.families.iter().filter_map(PortFamily::absent_until).min()
+    }
+
+    /// Whether it has neither frontends nor backends.
+    pub(super) fn is_empty(&self) -> bool {
+        self.frontends.is_empty() && self.families.iter().all(|family| family.members.is_empty())
+    }
+
     /// The part of one family.
     pub(super) fn family(&self, family: Family) -> &PortFamily {
         &self.families[index(family)]

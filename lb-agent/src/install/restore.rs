@@ -3,18 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lb_common::layout::ServiceId;
 
-use super::port::{Port, full_name};
+use super::port::{Member, Port, full_name};
 use super::tables::{Context, Tables, index};
 use super::{Installer, pause};
 use crate::desired::{DesiredService, NamespacedName};
 use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapError, MapImage, regions};
 
 impl Installer {
-    /// Begins with what is in the maps. Nothing changes before [`Self::first_sync`].
-    pub fn restore(image: &MapImage, capacity: Capacity) -> Self {
+    /// Begins with what is in the maps. Nothing changes before [`Self::first_sync`]. What is missing then counts as missing
+    /// since then: `grace` begins, also for what was absent before.
+    pub fn restore(image: &MapImage, capacity: Capacity, grace: Duration) -> Self {
         let live = Family::ALL
             .into_iter()
             .flat_map(|family| image.backends(family).values());
@@ -35,6 +37,9 @@ impl Installer {
             orphans: ids.into_iter().collect(),
             strays: Vec::new(),
             prune_retry: None,
+            grace,
+            needs_room: false,
+            absences: BTreeSet::new(),
         };
         installer.restore_members();
         installer.restore_frontends();
@@ -49,7 +54,9 @@ impl Installer {
                     continue;
                 };
                 let address = SocketAddr::new(backend.address, backend.port);
-                port.families[index(family)].members.push((address, id));
+                port.families[index(family)]
+                    .members
+                    .push(Member::restored(address, id));
             }
         }
         for port in self.ports.values_mut() {
@@ -57,9 +64,9 @@ impl Installer {
                 state.members.sort();
                 // Nobody writes an endpoint twice; if it was damaged so, the second row goes.
                 state.members.dedup_by(|second, first| {
-                    let is_same = second.0 == first.0;
+                    let is_same = second.address == first.address;
                     if is_same {
-                        self.strays.push((family, second.1));
+                        self.strays.push((family, second.id));
                     }
                     is_same
                 });
@@ -103,6 +110,15 @@ impl Installer {
             .map(|row| row.service)
     }
 
+    /// The port found in the maps that has this name, if no Service has asked for it.
+    pub(super) fn orphan_named(&self, name: &str) -> Option<ServiceId> {
+        let names = self.tables.names();
+        let mut orphans = self.orphans.iter();
+        orphans
+            .find(|id| names.get(id).is_some_and(|its| its == name))
+            .copied()
+    }
+
     /// Gives ports the ids that they had: by their names, or by the frontends that only one Service asks for. So it is
     /// known who had those that several ask for.
     pub(super) fn adopt_all(&mut self, services: &[(NamespacedName, Arc<DesiredService>)]) {
@@ -144,9 +160,14 @@ impl Installer {
             .prune_retry
             .take()
             .map_or(0, |(attempts, _)| attempts.saturating_add(1));
-        if self.try_prune(context).is_err() {
-            self.prune_retry = Some((attempts, context.now + pause(attempts)));
-        }
+        self.prune_retry = match self.try_prune(context) {
+            Ok(()) => {
+                let ports = self.orphans.iter().filter_map(|id| self.ports.get(id));
+                let absent_until = ports.filter_map(Port::absent_until).min();
+                absent_until.map(|until| (0, until))
+            }
+            Err(_) => Some((attempts, context.now + pause(attempts))),
+        };
     }
 
     fn try_prune(&mut self, context: &mut Context<'_>) -> Result<(), MapError> {
@@ -177,8 +198,10 @@ impl Installer {
         let mut orphans: Vec<ServiceId> = self.orphans.iter().copied().collect();
         orphans.sort_unstable();
         for id in orphans {
-            self.remove_port(id, context)?;
-            self.orphans.remove(&id);
+            self.delete_frontends(id, context)?;
+            if self.remove_port(id, context)? {
+                self.orphans.remove(&id);
+            }
         }
         while let Some((family, id)) = self.strays.last().copied() {
             self.tables.remove_backend(context, family, id)?;

@@ -24,6 +24,9 @@ const CAPACITY: Capacity = Capacity {
     source_ranges: 100,
 };
 
+/// How long absent backends keep connections.
+const ABSENCE: Duration = Duration::from_secs(5);
+
 fn name(number: u8) -> NamespacedName {
     NamespacedName {
         namespace: "default".to_owned(),
@@ -51,6 +54,7 @@ fn backend(number: u8, kind: u8) -> DesiredBackend {
         local: kind & 4 != 0,
         in_cluster: kind & 1 != 0,
         in_local: kind & 2 != 0,
+        leaving: kind & 8 != 0,
     }
 }
 
@@ -105,6 +109,7 @@ fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
             frontends,
             affinity_seconds: u32::from(name),
             backends,
+            released: Vec::new(),
         });
     }
     DesiredService {
@@ -139,7 +144,7 @@ fn random_service() -> impl Strategy<Value = DesiredService> {
     let port = (
         0..3_u8,
         prop::collection::btree_set((0..6_u8, 0..2_u8), 1..4),
-        prop::collection::btree_map(0..8_u8, 0..8_u8, 0..6),
+        prop::collection::btree_map(0..8_u8, 0..16_u8, 0..6),
     );
     let networks = prop::collection::btree_set(0..4_u8, 0..3);
     (
@@ -194,8 +199,13 @@ impl Bench {
     }
 
     fn set(&mut self, number: u8, desired: Option<DesiredService>) {
-        self.installer
-            .set(&name(number), desired.map(Arc::new), &mut self.maps, self.now);
+        self.installer.set(
+            &name(number),
+            desired.map(Arc::new),
+            &BTreeSet::new(),
+            &mut self.maps,
+            self.now,
+        );
     }
 
     fn settle(&mut self) {
@@ -251,12 +261,8 @@ impl Bench {
         let live = Family::ALL
             .into_iter()
             .flat_map(|family| image.backends(family).values());
-        assert_eq!(
-            live.filter(|row| row.state != BackendState::Gone).count(),
-            n_backends,
-            "{}",
-            dump(&image)
-        );
+        let is_wanted = |row: &&Backend| !matches!(row.state, BackendState::Gone | BackendState::Absent);
+        assert_eq!(live.filter(is_wanted).count(), n_backends, "{}", dump(&image));
     }
 
     /// An address says what holds for all Services that share it.
@@ -303,6 +309,7 @@ impl Bench {
         assert!(self.installer.services.is_empty() && self.installer.ports.is_empty());
         assert!(self.installer.claims.is_empty() && self.installer.waiting.is_empty());
         assert!(self.installer.vips.is_empty() && self.installer.retries.is_empty());
+        assert!(self.installer.absences.is_empty() && self.installer.orphans.is_empty());
         let sets = self.installer.tables.ranges_mut();
         assert_eq!(sets.written().count(), 0);
         let n_sets = std::iter::from_fn(|| sets.allocate(BTreeSet::new()).ok()).count();
@@ -322,7 +329,7 @@ impl Bench {
 }
 
 fn restored(maps: &FaultyMaps<FakeMaps>) -> Installer {
-    Installer::restore(&maps.image().unwrap(), maps.capacity())
+    Installer::restore(&maps.image().unwrap(), maps.capacity(), ABSENCE)
 }
 
 fn check_row(image: &MapImage, port: &DesiredPort, frontend: &DesiredFrontend) {
@@ -414,7 +421,56 @@ fn check_prefixes(log: &[MapOp]) {
     }
 }
 
+/// The live backend rows of both families.
+fn live_rows(image: &MapImage) -> Vec<(BackendId, Backend)> {
+    let rows = Family::ALL.into_iter().flat_map(|family| image.backends(family));
+    let live = rows.filter(|(_, row)| row.state != BackendState::Gone);
+    live.map(|(id, row)| (*id, *row)).collect()
+}
+
 proptest! {
+    #[test]
+    fn an_absence_within_the_grace_changes_nothing(
+        history in history(),
+        number in 0..5_u8,
+        missing in prop::collection::btree_set(0..8_u8, 0..8),
+        milliseconds in 0..5000_u64,
+        restart: bool,
+    ) {
+        let mut bench = Bench::new(CAPACITY, 0, 0);
+        let mut services = BTreeMap::new();
+        for (number, desired) in history {
+            match &desired {
+                Some(desired) => services.insert(number, desired.clone()),
+                None => services.remove(&number),
+            };
+            bench.set(number, desired);
+        }
+        bench.settle();
+        let before = live_rows(&bench.image());
+        let Some(whole) = services.get(&number).cloned() else {
+            return Ok(());
+        };
+        let missing: BTreeSet<SocketAddr> = missing.into_iter().map(endpoint).collect();
+        let mut less = whole.clone();
+        for port in &mut less.ports {
+            port.backends.retain(|backend| backend.leaving || !missing.contains(&backend.address));
+        }
+        bench.set(number, Some(less.clone()));
+        bench.check();
+        if restart {
+            services.insert(number, less);
+            bench = Bench::restart(bench.maps, &services);
+            bench.check();
+        }
+        bench.now += Duration::from_millis(milliseconds);
+        bench.installer.tick(&mut bench.maps, bench.now);
+        bench.set(number, Some(whole));
+        prop_assert_eq!(live_rows(&bench.image()), before);
+        bench.check();
+        check_prefixes(&bench.maps.inner.log);
+    }
+
     #[test]
     fn maps_follow_and_nothing_leaks(history in history(), percent in 0..40_u64, seed: u64) {
         let mut bench = Bench::new(CAPACITY, percent, seed);
@@ -694,6 +750,7 @@ fn a_full_frontends_map_takes_a_new_address_in_the_place_of_the_old_one() {
 #[test]
 fn ids_rest_before_they_are_used_again_and_rows_get_a_new_generation() {
     let mut bench = Bench::new(CAPACITY, 0, 0);
+    bench.installer.grace = Duration::ZERO;
     bench.set(0, Some(one_port(&[(0, 0)], [0])));
     bench.set(0, Some(one_port(&[(0, 0)], [1])));
     let image = bench.image();
@@ -710,6 +767,171 @@ fn ids_rest_before_they_are_used_again_and_rows_get_a_new_generation() {
         (endpoint(3).ip(), 2)
     );
     assert_eq!(image.frontends[&key].cluster.base, 0);
+}
+
+/// What the maps say of the first endpoint.
+fn first_backend(bench: &Bench) -> (BackendId, u32, BackendState, ServiceId) {
+    let image = bench.image();
+    let of_first = |row: &&Backend| SocketAddr::new(row.address, row.port) == endpoint(0);
+    let mut rows = image.backends4.iter().filter(|(_, row)| of_first(row));
+    let (id, row) = rows.next_back().unwrap();
+    (*id, row.generation, row.state, row.service)
+}
+
+/// Ways in which the first endpoint of Service 0 is missing for a while.
+fn absences() -> [(&'static str, Option<DesiredService>); 4] {
+    let port = |name, backends: &[u8]| -> RandomPort {
+        let backends = backends.iter().map(|number| (*number, 1)).collect();
+        (name, [(0, name)].into(), backends)
+    };
+    [
+        ("the endpoint", Some(service(vec![port(0, &[1, 3])], 0))),
+        ("all endpoints", Some(service(vec![port(0, &[])], 0))),
+        ("its port", Some(service(vec![port(1, &[1])], 0))),
+        ("the Service", None),
+    ]
+}
+
+#[test]
+fn what_comes_back_in_time_is_the_same() {
+    for (what, desired) in absences() {
+        for restarts in [false, true] {
+            let mut bench = Bench::new(CAPACITY, 0, 0);
+            let whole = one_port(&[(0, 0)], [0, 1]);
+            bench.set(0, Some(whole.clone()));
+            let before = first_backend(&bench);
+            assert_eq!(before.2, BackendState::Active);
+            bench.set(0, desired.clone());
+            let absent = (before.0, before.1, BackendState::Absent, before.3);
+            assert_eq!(first_backend(&bench), absent, "{what}");
+            bench.now += ABSENCE - Duration::from_millis(1);
+            bench.installer.tick(&mut bench.maps, bench.now);
+            assert_eq!(first_backend(&bench), absent, "{what}");
+            if restarts {
+                // The time begins anew.
+                let services = desired.iter().map(|desired| (0, desired.clone())).collect();
+                bench = Bench::restart(bench.maps, &services);
+                bench.now += ABSENCE - Duration::from_millis(1);
+                bench.installer.tick(&mut bench.maps, bench.now);
+                assert_eq!(first_backend(&bench), absent, "{what}");
+            }
+            bench.set(0, Some(whole));
+            assert_eq!(first_backend(&bench), before, "{what}, restart: {restarts}");
+            bench.check();
+            bench.settle();
+            assert_eq!(first_backend(&bench), before, "{what}, restart: {restarts}");
+            check_prefixes(&bench.maps.inner.log);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_come_back_in_time_is_gone() {
+    for (what, desired) in absences() {
+        for restarts in [false, true] {
+            let mut bench = Bench::new(CAPACITY, 0, 0);
+            let whole = one_port(&[(0, 0)], [0, 1]);
+            bench.set(0, Some(whole.clone()));
+            let before = first_backend(&bench);
+            bench.set(0, desired.clone());
+            if restarts {
+                let services = desired.iter().map(|desired| (0, desired.clone())).collect();
+                bench = Bench::restart(bench.maps, &services);
+            }
+            assert!(
+                bench.installer.next_due().unwrap() <= bench.now + ABSENCE,
+                "{what}"
+            );
+            bench.now += ABSENCE;
+            bench.installer.tick(&mut bench.maps, bench.now);
+            let gone = (before.0, before.1, BackendState::Gone, before.3);
+            assert_eq!(first_backend(&bench), gone, "{what}, restart: {restarts}");
+            bench.settle();
+            bench.set(0, Some(whole));
+            let (_, generation, state, _) = first_backend(&bench);
+            assert_eq!((generation, state), (2, BackendState::Active), "{what}");
+            bench.set(0, None);
+            bench.settle();
+            bench.check_empty();
+        }
+    }
+}
+
+#[test]
+fn who_is_known_not_to_come_back_is_gone_at_once() {
+    let whole = || one_port(&[(0, 0)], [0, 1]);
+    let mut leaving = whole();
+    leaving.ports[0].backends[0].leaving = true;
+    let mut released = one_port(&[(0, 0)], [1]);
+    released.ports[0].released = vec![endpoint(0)];
+    let without = || Some(one_port(&[(0, 0)], [1]));
+    let ended = BTreeSet::from([endpoint(0).ip()]);
+    let nobody = BTreeSet::new();
+    for (what, first, then, ended) in [
+        ("it was terminating", &leaving, without(), &nobody),
+        ("it was terminating, and so its Service", &leaving, None, &nobody),
+        ("it serves no more", &whole(), Some(released), &nobody),
+        ("its Pod has ended", &whole(), without(), &ended),
+        ("its Pod has ended, and so its Service", &whole(), None, &ended),
+    ] {
+        let mut bench = Bench::new(CAPACITY, 0, 0);
+        bench.set(0, Some(first.clone()));
+        let then = then.map(Arc::new);
+        bench
+            .installer
+            .set(&name(0), then, ended, &mut bench.maps, bench.now);
+        assert_eq!(first_backend(&bench).2, BackendState::Gone, "{what}");
+    }
+    // While it is there, it is nobody's loss.
+    let mut bench = Bench::new(CAPACITY, 0, 0);
+    bench.set(0, Some(leaving));
+    bench.installer.set(
+        &name(0),
+        Some(Arc::new(whole())),
+        &ended,
+        &mut bench.maps,
+        bench.now,
+    );
+    bench.set(0, without());
+    assert_eq!(first_backend(&bench).2, BackendState::Absent);
+}
+
+#[test]
+fn without_a_grace_nothing_is_absent() {
+    for (what, desired) in absences() {
+        let mut bench = Bench::new(CAPACITY, 0, 0);
+        bench.installer.grace = Duration::ZERO;
+        bench.set(0, Some(one_port(&[(0, 0)], [0, 1])));
+        bench.set(0, desired);
+        assert_eq!(first_backend(&bench).2, BackendState::Gone, "{what}");
+    }
+}
+
+#[test]
+fn absent_backends_make_room() {
+    let capacity = |backends, services| Capacity {
+        backends,
+        services,
+        ..CAPACITY
+    };
+    for (what, capacity) in [("backends", capacity(5, 30)), ("service ids", capacity(100, 2))] {
+        for owner in [0, 1] {
+            let mut bench = Bench::new(capacity, 0, 0);
+            bench.set(0, Some(one_port(&[(0, 0)], [0, 1, 3])));
+            bench.set(0, None);
+            assert_eq!(first_backend(&bench).2, BackendState::Absent);
+            // One that needs what the absent ones have, be it the same Service by another port.
+            let other = service(
+                vec![(2, [(1, 1)].into(), [4, 6, 7].map(|number| (number, 1)).into())],
+                0,
+            );
+            bench.set(owner, Some(other));
+            assert_eq!(first_backend(&bench).2, BackendState::Gone, "{what}");
+            bench.now += tables::GRACE;
+            bench.installer.tick(&mut bench.maps, bench.now);
+            bench.check();
+        }
+    }
 }
 
 #[test]
@@ -735,7 +957,7 @@ fn order_of_the_writes() {
         .log
         .iter()
         .map(|operation| match operation {
-            MapOp::SetBackend { backend, .. } if backend.state == BackendState::Gone => "gone",
+            MapOp::SetBackend { backend, .. } if backend.state == BackendState::Absent => "absent",
             MapOp::SetBackend { .. } => "backend",
             MapOp::SetSlots { .. } => "slots",
             MapOp::SetFrontend { .. } => "frontend",
@@ -748,7 +970,7 @@ fn order_of_the_writes() {
     let written = ["range", "backend", "slots", "slots", "frontend"];
     assert_eq!(names[..5], written);
     // That of the whole address comes last.
-    assert_eq!(names[5..], ["frontend", "delete", "gone", "delete range"]);
+    assert_eq!(names[5..], ["frontend", "delete", "absent", "delete range"]);
 }
 
 #[test]

@@ -51,8 +51,9 @@ impl Installer {
                         installer.clear_backends(id, &wanted, context)?;
                     }
                     None => {
-                        installer.remove_port(id, context)?;
-                        entry.ports.retain(|(_, other)| *other != id);
+                        if installer.remove_port(id, context)? {
+                            entry.ports.retain(|(_, other)| *other != id);
+                        }
                     }
                 }
             }
@@ -167,21 +168,34 @@ impl Installer {
         };
         for (family, order) in Family::ALL.into_iter().zip(orders) {
             let family_and_id = (family, id);
-            state.families[index(family)].clear(&mut self.tables, context, family_and_id, order.backends)?;
+            let backends = order.backends;
+            state.families[index(family)].clear(
+                &mut self.tables,
+                context,
+                family_and_id,
+                backends,
+                self.grace,
+            )?;
         }
         Ok(())
     }
 
-    /// Removes a port that has no frontend rows any more.
-    pub(super) fn remove_port(&mut self, id: ServiceId, context: &mut Context<'_>) -> Result<(), MapError> {
+    /// Removes a port that has no frontend rows any more, and its backends. While some of these are absent it keeps its
+    /// id, and so its connections: returns whether it is removed.
+    pub(super) fn remove_port(&mut self, id: ServiceId, context: &mut Context<'_>) -> Result<bool, MapError> {
         self.clear_backends(id, &[Order::default(); 2], context)?;
-        self.tables.delete_name(context, id)?;
-        if let Some(state) = self.ports.remove(&id) {
-            for region in state.families.iter().flat_map(PortFamily::regions) {
+        if let Some(state) = self.ports.get_mut(&id) {
+            for region in state.families.iter_mut().flat_map(PortFamily::take_regions) {
                 self.tables.release_region(region, context.now);
             }
+            if !state.is_empty() {
+                return Ok(false);
+            }
+        }
+        self.tables.delete_name(context, id)?;
+        if self.ports.remove(&id).is_some() {
             self.tables.retire_service(id, context.now);
         }
-        Ok(())
+        Ok(true)
     }
 }

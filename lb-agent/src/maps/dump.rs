@@ -45,11 +45,10 @@ pub fn dump(image: &MapImage) -> String {
         lines.push(format!("SERVICE {service} {name}"));
     }
     for backend in image.backends4.values().chain(image.backends6.values()) {
-        let state = match backend.state {
-            BackendState::Gone => continue,
-            BackendState::Active => "active",
-            BackendState::Draining => "draining",
-        };
+        if backend.state == BackendState::Gone {
+            continue;
+        }
+        let state = backend.state;
         let local = if backend.local { " local" } else { "" };
         let regions = match (backend.in_cluster, backend.in_local) {
             (false, false) => "",

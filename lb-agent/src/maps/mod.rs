@@ -116,6 +116,8 @@ pub enum BackendState {
     Active,
     /// Keeps the flows it has.
     Draining,
+    /// Keeps the connections it has for a while: its endpoint is missing, and may come back.
+    Absent,
 }
 
 impl fmt::Display for BackendState {
@@ -124,6 +126,7 @@ impl fmt::Display for BackendState {
             Self::Gone => "gone",
             Self::Active => "active",
             Self::Draining => "draining",
+            Self::Absent => "absent",
         })
     }
 }

@@ -77,14 +77,15 @@ impl<'a> Endpoints<'a> {
             .map(|endpoint| endpoint.address)
     }
 
-    /// The backends of one port. `uses_local`: some frontend asks for the endpoints of this node.
+    /// The backends of one port, and the endpoints that keep no flow. `uses_local`: some frontend asks for the endpoints of
+    /// this node.
     pub(super) fn select(
         &self,
         port: &Port,
         uses_local: bool,
         node: &NodeConfig,
         problems: &mut Vec<Problem>,
-    ) -> Vec<DesiredBackend> {
+    ) -> (Vec<DesiredBackend>, Vec<SocketAddr>) {
         let PortName { name, protocol } = &port.name;
         let mut endpoints: Vec<(SocketAddr, &Endpoint)> = Vec::new();
         for (slice_name, slice) in &self.slices.slices {
@@ -117,9 +118,11 @@ impl<'a> Endpoints<'a> {
         // Sorted: IPv4 comes first.
         let split = endpoints.partition_point(|(address, _)| address.is_ipv4());
         let (of_v4, of_v6) = endpoints.split_at(split);
-        let mut backends = select_family(of_v4, *protocol, uses_local, node);
-        backends.append(&mut select_family(of_v6, *protocol, uses_local, node));
-        backends
+        let (mut backends, mut released) = select_family(of_v4, *protocol, uses_local, node);
+        let (mut backends6, mut released6) = select_family(of_v6, *protocol, uses_local, node);
+        backends.append(&mut backends6);
+        released.append(&mut released6);
+        (backends, released)
     }
 }
 
@@ -128,13 +131,14 @@ fn select_family(
     protocol: Protocol,
     uses_local: bool,
     node: &NodeConfig,
-) -> Vec<DesiredBackend> {
+) -> (Vec<DesiredBackend>, Vec<SocketAddr>) {
     let topology = Topology::of(endpoints, node);
     let any_ready = endpoints.iter().any(|(_, endpoint)| endpoint.ready);
     let any_ready_here = endpoints
         .iter()
         .any(|(_, endpoint)| endpoint.ready && endpoint.local);
     let mut backends = Vec::with_capacity(endpoints.len());
+    let mut released = Vec::new();
     for (address, endpoint) in endpoints {
         let in_cluster = match any_ready {
             true => endpoint.ready && topology.admits(endpoint, node),
@@ -155,10 +159,13 @@ fn select_family(
                 local: endpoint.local,
                 in_cluster,
                 in_local,
+                leaving: endpoint.terminating,
             });
+        } else {
+            released.push(*address);
         }
     }
-    backends
+    (backends, released)
 }
 
 /// Which hints count: they do only if every ready endpoint has them and some name this node.

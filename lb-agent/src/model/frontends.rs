@@ -10,7 +10,7 @@ use lb_common::layout::frontend_flags;
 use super::values::{is_dns_label, port_number, protocol, quoted, unicast_address};
 use super::{NodeConfig, Problems, UnknownPort};
 use crate::desired::{
-    DesiredBackend, DesiredFrontend, DesiredPort, DesiredVip, FrontendKind, PortName, ServiceType,
+    DesiredBackend, DesiredFrontend, DesiredPort, DesiredVip, FrontendKind, PerFamily, PortName, ServiceType,
     TrafficPolicy,
 };
 use crate::maps::{Family, FrontendKey, Protocol};
@@ -19,6 +19,9 @@ use crate::maps::{Family, FrontendKey, Protocol};
 const AFFINITY_DEFAULT: i32 = 10_800;
 /// The longest session affinity that Kubernetes allows.
 const AFFINITY_MAX: i32 = 86_400;
+
+/// Where load balancer controllers write addresses.
+const INGRESS: &str = "status.loadBalancer.ingress";
 
 /// A port of a Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -34,6 +37,8 @@ pub(super) struct Port {
 /// The addresses of a Service.
 pub(super) struct Addresses {
     service_type: ServiceType,
+    /// In which families it takes addresses.
+    families: PerFamily<bool>,
     cluster: Vec<IpAddr>,
     external: Vec<IpAddr>,
     load_balancer: Vec<IpAddr>,
@@ -66,12 +71,17 @@ impl Addresses {
                 .into_iter()
                 .collect(),
         };
+        let cluster = addresses("spec.clusterIPs", cluster.into_iter(), problems);
+        let families = families(spec, &cluster);
         let external = spec.external_ips.iter().flatten().map(String::as_str);
+        let external = addresses("spec.externalIPs", external, problems);
+        let load_balancer = load_balancer(service, service_type, problems);
         Self {
             service_type,
-            cluster: addresses("spec.clusterIPs", cluster.into_iter(), problems),
-            external: addresses("spec.externalIPs", external, problems),
-            load_balancer: load_balancer(service, service_type, problems),
+            families,
+            cluster,
+            external: of_families("spec.externalIPs", external, families, problems),
+            load_balancer: of_families(INGRESS, load_balancer, families, problems),
             internal: policy(
                 "spec.internalTrafficPolicy",
                 spec.internal_traffic_policy.as_deref(),
@@ -89,6 +99,11 @@ impl Addresses {
         self.service_type
     }
 
+    /// In which families the Service takes addresses.
+    pub(super) fn families(&self) -> PerFamily<bool> {
+        self.families
+    }
+
     /// The addresses that a load balancer controller assigned.
     pub(super) fn load_balancer(&self) -> &[IpAddr] {
         &self.load_balancer
@@ -100,7 +115,8 @@ impl Addresses {
         let node_port = port
             .node_port
             .filter(|_| self.service_type != ServiceType::ClusterIp);
-        let node_addresses: Vec<IpAddr> = node.node_ports_at().into_iter().collect();
+        let mut node_addresses: Vec<IpAddr> = node.node_ports_at().into_iter().collect();
+        node_addresses.retain(|address| self.families.get(Family::of(*address)));
         let sources = [
             (FrontendKind::ClusterIp, number, &self.cluster),
             (FrontendKind::NodePort, node_port, &node_addresses),
@@ -138,7 +154,8 @@ impl Addresses {
         }
     }
 
-    /// The addresses that get a wildcard row: cluster IPs, and others that are not also the node's own.
+    /// The addresses that get a wildcard row: cluster IPs, and others that are not also a node's. Of a node's address a
+    /// Service has its ports; the rest is the node's.
     pub(super) fn vips(&self, ports: &[DesiredPort], node: &NodeConfig) -> Vec<DesiredVip> {
         let sources = [
             (FrontendKind::ClusterIp, &self.cluster),
@@ -148,8 +165,9 @@ impl Addresses {
         let mut vips: BTreeMap<IpAddr, FrontendKind> = BTreeMap::new();
         for (kind, addresses) in sources {
             // A cluster IP is no node's, even if something (a DNS cache) has put one on a device.
-            let is_own = |address: &&IpAddr| kind != FrontendKind::ClusterIp && node.owns(**address);
-            for address in addresses.iter().filter(|address| !is_own(address)) {
+            let is_a_nodes =
+                |address: &&IpAddr| kind != FrontendKind::ClusterIp && node.is_a_nodes(**address);
+            for address in addresses.iter().filter(|address| !is_a_nodes(address)) {
                 vips.entry(*address).or_insert(kind);
             }
         }
@@ -200,6 +218,40 @@ fn addresses<'a>(field: &str, texts: impl Iterator<Item = &'a str>, problems: &m
     addresses
 }
 
+/// In which families a Service takes addresses, as in kube-proxy: those in which it has a cluster IP. One without cluster
+/// IPs, which no API server lets be, has those of `ipFamilies`, else both.
+fn families(spec: &ServiceSpec, cluster: &[IpAddr]) -> PerFamily<bool> {
+    let listed = |family: Family| {
+        let name = family.to_string();
+        spec.ip_families.iter().flatten().any(|listed| *listed == name)
+    };
+    let assigned = |family| cluster.iter().any(|address| Family::of(*address) == family);
+    let choices = [PerFamily::of(assigned), PerFamily::of(listed)];
+    let choice = choices.into_iter().find(|choice| choice.ipv4 || choice.ipv6);
+    choice.unwrap_or(PerFamily::of(|_| true))
+}
+
+/// The addresses of the families of a Service.
+fn of_families(
+    field: &str,
+    mut addresses: Vec<IpAddr>,
+    families: PerFamily<bool>,
+    problems: &mut Problems,
+) -> Vec<IpAddr> {
+    addresses.retain(|address| {
+        let family = Family::of(*address);
+        let is_taken = families.get(family);
+        if !is_taken {
+            problems.add(format!(
+                "{field}: {address} is not used, since the Service has no {family} cluster IP: give it one \
+                 (spec.ipFamilyPolicy), or remove the address"
+            ));
+        }
+        is_taken
+    });
+    addresses
+}
+
 fn load_balancer(service: &Service, service_type: ServiceType, problems: &mut Problems) -> Vec<IpAddr> {
     let status = service
         .status
@@ -214,7 +266,7 @@ fn load_balancer(service: &Service, service_type: ServiceType, problems: &mut Pr
         .iter()
         .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
         .filter_map(|ingress| ingress.ip.as_deref().filter(|ip| !ip.is_empty()));
-    addresses("status.loadBalancer.ingress", texts, problems)
+    addresses(INGRESS, texts, problems)
 }
 
 fn policy(field: &str, value: Option<&str>, problems: &mut Problems) -> TrafficPolicy {

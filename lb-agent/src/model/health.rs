@@ -16,6 +16,7 @@ use crate::maps::Family;
 
 pub(super) fn of(
     service: &Service,
+    families: PerFamily<bool>,
     ports: &[DesiredPort],
     endpoints: &Endpoints<'_>,
     problems: &mut Problems,
@@ -32,6 +33,7 @@ pub(super) fn of(
     ServiceHealth {
         check: check_port(spec, problems).map(|port| HealthCheck {
             port,
+            families,
             local_endpoints: local_endpoints(ports, endpoints),
         }),
         without_local_internal: internal,

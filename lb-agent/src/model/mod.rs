@@ -89,12 +89,13 @@ pub fn desired(
         let uses_local = frontends.iter().any(|frontend| {
             frontend.flags & (frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL) != 0
         });
-        let backends = endpoints.select(&port, uses_local, node, &mut problems.list);
+        let (backends, released) = endpoints.select(&port, uses_local, node, &mut problems.list);
         ports.push(DesiredPort {
             port: port.name,
             frontends,
             affinity_seconds,
             backends,
+            released,
         });
     }
     if !ports.is_empty() && ports.iter().all(|port| port.frontends.is_empty()) {
@@ -105,7 +106,7 @@ pub fn desired(
     }
     let desired = DesiredService {
         service_type: addresses.service_type(),
-        health: health::of(service, &ports, &endpoints, &mut problems),
+        health: health::of(service, addresses.families(), &ports, &endpoints, &mut problems),
         created: service
             .metadata
             .creation_timestamp

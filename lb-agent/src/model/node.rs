@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use crate::maps::Family;
 use crate::network::Network;
 
 /// What the model knows about the node it runs on, and the agent's options.
@@ -17,6 +18,8 @@ pub struct NodeConfig {
     pub addresses: BTreeSet<IpAddr>,
     /// All addresses of its devices that others can send to: neither loopback nor link-local ones.
     pub device_addresses: BTreeSet<IpAddr>,
+    /// Addresses of the cluster's other Nodes.
+    pub other_nodes: BTreeSet<IpAddr>,
     /// Which of the addresses take NodePorts.
     pub node_port_addresses: Vec<NodePortAddresses>,
     /// What becomes of packets to unknown ports.
@@ -52,27 +55,56 @@ pub enum NodePortAddresses {
 const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 impl NodeConfig {
-    /// The addresses that take NodePorts.
+    /// The addresses that take NodePorts. Networks of one family say nothing of the other.
     pub fn node_ports_at(&self) -> BTreeSet<IpAddr> {
-        let own = || self.addresses.iter().chain(&self.device_addresses).copied();
-        let mut chosen = BTreeSet::new();
-        for addresses in &self.node_port_addresses {
-            match addresses {
-                NodePortAddresses::Primary => chosen.extend(&self.addresses),
-                NodePortAddresses::All => chosen.extend(own()),
-                NodePortAddresses::Localhost => chosen.extend(LOCALHOST),
-                NodePortAddresses::Network(network) => {
-                    let all = own().chain(LOCALHOST);
-                    chosen.extend(all.filter(|address| network.contains(*address)));
-                }
-            }
-        }
-        chosen
+        let configured = &self.node_port_addresses[..];
+        let of_family = |family| {
+            let is_said = configured.is_empty() || configured.iter().any(|choice| choice.concerns(family));
+            let choices = if is_said {
+                configured
+            } else {
+                &NodePortAddresses::DEFAULT
+            };
+            let chosen = choices.iter().flat_map(|choice| self.chosen(choice));
+            chosen.filter(move |address| Family::of(*address) == family)
+        };
+        Family::ALL.into_iter().flat_map(of_family).collect()
     }
 
-    /// Whether an address is one of the node's.
+    fn chosen(&self, choice: &NodePortAddresses) -> Vec<IpAddr> {
+        let own = self.addresses.iter().chain(&self.device_addresses).copied();
+        match choice {
+            NodePortAddresses::Primary => self.addresses.iter().copied().collect(),
+            NodePortAddresses::All => own.collect(),
+            NodePortAddresses::Localhost => LOCALHOST.into(),
+            NodePortAddresses::Network(network) => {
+                let all = own.chain(LOCALHOST);
+                all.filter(|address| network.contains(*address)).collect()
+            }
+        }
+    }
+
+    /// Whether an address is this node's.
     pub fn owns(&self, address: IpAddr) -> bool {
         self.addresses.contains(&address) || self.device_addresses.contains(&address)
+    }
+
+    /// Whether an address is this node's or another one's.
+    pub fn is_a_nodes(&self, address: IpAddr) -> bool {
+        self.owns(address) || self.other_nodes.contains(&address)
+    }
+}
+
+impl NodePortAddresses {
+    /// What holds where the command line does not say.
+    pub const DEFAULT: [Self; 2] = [Self::Primary, Self::Localhost];
+
+    /// Whether it says which addresses of a family take NodePorts.
+    fn concerns(&self, family: Family) -> bool {
+        match self {
+            Self::Primary | Self::All | Self::Localhost => true,
+            Self::Network(network) => network.family() == family,
+        }
     }
 }
 
@@ -116,10 +148,27 @@ mod tests {
                 "all",
                 &["192.168.0.1", "fd00:168::1", "10.9.0.1", "10.9.1.1", "fd00:9::1"],
             ),
-            ("10.9.0.0/16", &["10.9.0.1", "10.9.1.1"]),
+            // What networks of one family leave open is at its default.
+            ("10.9.0.0/16", &["10.9.0.1", "10.9.1.1", "fd00:168::1", "::1"]),
+            ("fd00:9::/32", &["192.168.0.1", "127.0.0.1", "fd00:9::1"]),
+            (
+                "10.9.0.0/16,localhost",
+                &["10.9.0.1", "10.9.1.1", "127.0.0.1", "::1"],
+            ),
             ("10.9.1.7/24,fd00::/8", &["10.9.1.1", "fd00:9::1", "fd00:168::1"]),
-            ("172.16.0.0/12", &[]),
-            ("0.0.0.0/0", &["192.168.0.1", "10.9.0.1", "10.9.1.1", "127.0.0.1"]),
+            ("172.16.0.0/12", &["fd00:168::1", "::1"]),
+            ("172.16.0.0/12,2001:db8::/32", &[]),
+            (
+                "0.0.0.0/0",
+                &[
+                    "192.168.0.1",
+                    "10.9.0.1",
+                    "10.9.1.1",
+                    "127.0.0.1",
+                    "fd00:168::1",
+                    "::1",
+                ],
+            ),
             ("::1/128,primary", &["192.168.0.1", "fd00:168::1", "::1"]),
         ] {
             let options = options.split(',').filter(|option| !option.is_empty());

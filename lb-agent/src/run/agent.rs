@@ -107,7 +107,6 @@ impl Agent {
 
         let (sender, changes) = mpsc::channel(CHANGES);
         let options = KubeOptions {
-            node: node_name.clone(),
             service_proxy_name: arguments.service_proxy_name.clone(),
         };
         let source = setup::start_source(&arguments.source, options, sender).await?;
@@ -117,12 +116,14 @@ impl Agent {
             zone: None,
             addresses,
             device_addresses: device_addresses(&view.borrow().snapshot),
+            other_nodes: BTreeSet::new(),
             node_port_addresses: arguments.nodeport_addresses.clone(),
             unknown_port: arguments.unknown_port,
             service_proxy_name: arguments.service_proxy_name.clone(),
         };
+        let grace = Duration::from_secs(arguments.removed_backend_grace.into());
         Ok(Self {
-            controller: Controller::new(maps, node.clone(), source.kinds)?,
+            controller: Controller::new(maps, node.clone(), source.kinds, grace)?,
             monitor,
             node,
             datapath,

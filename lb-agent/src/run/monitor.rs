@@ -189,6 +189,7 @@ fn check(installer: &Installer, name: &NamespacedName, old: Option<HealthCheck>)
     });
     Some(HealthCheck {
         port: old.port,
+        families: old.families,
         local_endpoints,
     })
 }

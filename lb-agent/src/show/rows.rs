@@ -12,6 +12,7 @@ pub(crate) fn state_of(state: u8) -> BackendState {
     match state {
         backend_state::ACTIVE => BackendState::Active,
         backend_state::DRAINING => BackendState::Draining,
+        backend_state::ABSENT => BackendState::Absent,
         _ => BackendState::Gone,
     }
 }

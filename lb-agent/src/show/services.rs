@@ -183,6 +183,7 @@ fn table(services: &[ServicePort]) -> Table {
         "ranges",
         "active",
         "draining",
+        "absent",
         "local",
         "connections",
         "rejected",
@@ -214,6 +215,7 @@ fn table(services: &[ServicePort]) -> Table {
             range_count(service),
             count(&|backend| backend.state == BackendState::Active),
             count(&|backend| backend.state == BackendState::Draining),
+            count(&|backend| backend.state == BackendState::Absent),
             count(&|backend| backend.local),
             service.connections.to_string(),
             service.rejected.to_string(),
@@ -261,6 +263,7 @@ mod tests {
         };
         image.backends4.insert(1, backend(BackendState::Active, 1));
         image.backends4.insert(2, backend(BackendState::Gone, 7));
+        image.backends4.insert(3, backend(BackendState::Absent, 1));
         let services = service_ports(&image);
         assert_eq!(services.len(), 1, "{services:?}");
         assert_eq!(
@@ -276,7 +279,8 @@ mod tests {
         let ranges = services[0].frontends[0].source_ranges.clone();
         assert_eq!(ranges, Some(["192.0.2.0/24".to_owned()].into()));
         assert_eq!(range_count(&services[0]), "1");
-        assert_eq!(services[0].backends.len(), 1);
+        assert_eq!(services[0].backends.len(), 2);
+        assert_eq!(services[0].backends[1].state, BackendState::Absent);
         let text = table(&services).to_string();
         assert!(text.contains("default     web    http"), "{text}");
     }

@@ -1,7 +1,8 @@
 //! The Kubernetes API as the source: `--kube`.
 //!
-//! Three watches, on Services, EndpointSlices and the agent's own Node: they need the right to `list` and `watch` these.
-//! The UID of the namespace kube-system, which stands for the cluster, needs the right to `get` it.
+//! Three watches, on Services, EndpointSlices and Nodes (of the other ones for their addresses): they need the right to
+//! `list` and `watch` these. The UID of the namespace kube-system, which stands for the cluster, needs the right to `get`
+//! it.
 
 mod connection;
 mod watch;
@@ -41,8 +42,6 @@ pub enum KubeError {
 /// What to watch.
 #[derive(Clone, Debug)]
 pub struct KubeOptions {
-    /// Name of the agent's own Node.
-    pub node: String,
     /// The `service-proxy-name` that the agent owns: it handles the Services with this name only. Without, it handles
     /// the Services that have none.
     pub service_proxy_name: Option<String>,
@@ -64,9 +63,9 @@ pub async fn run(
 ) -> Result<(), KubeError> {
     let services = Watch::<Service>::new(&config, services(&options), changes.clone())?;
     let slices = Watch::<EndpointSlice>::new(&config, slices(), changes.clone())?;
-    let node = Watch::<Node>::new(&config, node(&options), changes.clone())?;
+    let nodes = Watch::<Node>::new(&config, watcher::Config::default(), changes.clone())?;
     tokio::select! {
-        _ = futures::future::join3(services.run(), slices.run(), node.run()) => {}
+        _ = futures::future::join3(services.run(), slices.run(), nodes.run()) => {}
         () = changes.closed() => {}
     }
     Ok(())
@@ -111,8 +110,4 @@ fn services(options: &KubeOptions) -> watcher::Config {
 /// label, and when a Service comes from another proxy its slices are known already.
 fn slices() -> watcher::Config {
     watcher::Config::default().labels(&format!("!{HEADLESS_LABEL}"))
-}
-
-fn node(options: &KubeOptions) -> watcher::Config {
-    watcher::Config::default().fields(&format!("metadata.name={}", options.node))
 }

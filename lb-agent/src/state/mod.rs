@@ -1,21 +1,24 @@
 //! The objects as the source last told them, and which Services a change concerns.
 
 mod labels;
+mod nodes;
 mod observed;
 mod pods;
 mod trim;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::desired::NamespacedName;
+use crate::maps::Family;
 use crate::model::{NodeConfig, Problem, Slice, Slices};
-use crate::network::parse_address;
-use crate::object::{Change, Kind, Object, ObjectReference};
+use crate::object::{Change, Kind, Object, ObjectReference, trim_node};
 use labels::LabelIndex;
+use nodes::{AddressIndex, OtherNodes};
 use observed::trigger_time;
 pub use observed::{Changes, Observed, Trigger};
 
@@ -44,8 +47,13 @@ pub struct State {
     pods_by_label: LabelIndex,
     /// Services with a selector, under the first pair of it.
     selectors: LabelIndex,
+    /// Services that may have another Node's address.
+    by_address: AddressIndex,
     node_object: Option<Node>,
+    other_nodes: OtherNodes,
     dirty: BTreeSet<NamespacedName>,
+    /// Addresses of Pods that have ended since the last call of [`Self::take_ended`].
+    ended: BTreeSet<IpAddr>,
     observed: Observed,
 }
 
@@ -62,8 +70,11 @@ impl State {
             pods: BTreeMap::new(),
             pods_by_label: LabelIndex::default(),
             selectors: LabelIndex::default(),
+            by_address: AddressIndex::default(),
             node_object: None,
+            other_nodes: OtherNodes::default(),
             dirty: BTreeSet::new(),
+            ended: BTreeSet::new(),
             observed: Observed::default(),
         }
     }
@@ -113,7 +124,8 @@ impl State {
         self.node_changed();
     }
 
-    /// The node with what its object says: its zone, and its primary address of each family.
+    /// The node with what its object says (its zone, and its primary address of each family) and the other Nodes'
+    /// addresses.
     pub fn node(&self) -> &NodeConfig {
         &self.node
     }
@@ -133,6 +145,11 @@ impl State {
         self.observed.service_changes.pending = 0;
         self.observed.endpoint_changes.pending = 0;
         std::mem::take(&mut self.dirty)
+    }
+
+    /// Addresses that were a Pod's and are it no more since the last call: what was there does not come back.
+    pub fn take_ended(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.ended)
     }
 
     /// Whether there are Services that changed.
@@ -211,14 +228,15 @@ impl State {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slice_owners.keys().cloned().collect(),
             Kind::Pod => self.pods.keys().cloned().collect(),
-            Kind::Node => self
-                .node_object
-                .iter()
-                .map(|_| NamespacedName {
+            Kind::Node => {
+                let own = self.node_object.iter().map(|_| &self.configured.name);
+                let names = own.chain(self.other_nodes.names());
+                let name = |name: &String| NamespacedName {
                     namespace: String::new(),
-                    name: self.configured.name.clone(),
-                })
-                .collect(),
+                    name: name.clone(),
+                };
+                names.map(name).collect()
+            }
         }
     }
 
@@ -230,11 +248,13 @@ impl State {
             Object::EndpointSlice(slice) => self.set_slice(name, Some(*slice)),
             Object::Pod(pod) => self.set_pod(name, Some(trim::pod(*pod))),
             Object::Node(node) if name.name == self.configured.name => {
+                let mut node = *node;
+                trim_node(&mut node);
                 self.observed.node_is_leaving = observed::is_leaving(&node);
-                self.node_object = Some(trim::node(*node));
+                self.node_object = Some(node);
                 self.node_changed();
             }
-            Object::Node(_) => {}
+            Object::Node(node) => self.set_other_node(&name.name, Some(&node)),
         }
     }
 
@@ -252,7 +272,7 @@ impl State {
                 self.node_object = None;
                 self.node_changed();
             }
-            Kind::Node => {}
+            Kind::Node => self.set_other_node(&name.name, None),
         }
     }
 
@@ -260,11 +280,17 @@ impl State {
         if self.service(&name) == service.as_ref() {
             return;
         }
-        if let Some(pair) = self.services.get(&name).and_then(|old| first_selector(old)) {
-            self.selectors.remove(&name, pair);
+        if let Some(old) = self.services.get(&name) {
+            if let Some(pair) = first_selector(old) {
+                self.selectors.remove(&name, pair);
+            }
+            self.by_address.remove(&name, old);
         }
-        if let Some(pair) = service.as_ref().and_then(first_selector) {
-            self.selectors.insert(&name, pair);
+        if let Some(new) = &service {
+            if let Some(pair) = first_selector(new) {
+                self.selectors.insert(&name, pair);
+            }
+            self.by_address.insert(&name, new);
         }
         match service {
             Some(service) => self.services.insert(name.clone(), Box::new(service)),
@@ -335,6 +361,10 @@ impl State {
             return;
         };
         self.pod_concerns(&name, &old);
+        let new = self.pods.get(&name).map(pods::addresses_of).unwrap_or_default();
+        let lost = pods::addresses_of(&old).into_values();
+        self.ended
+            .extend(lost.filter(|address| new.get(&Family::of(*address)) != Some(address)));
         let labels = self.pods.get(&name).and_then(|pod| pod.metadata.labels.as_ref());
         for (key, value) in old.metadata.labels.iter().flatten() {
             if labels.and_then(|labels| labels.get(key)) != Some(value) {
@@ -363,16 +393,27 @@ impl State {
         }
     }
 
-    fn node_changed(&mut self) {
-        let node = self.effective_node();
-        if node == self.node {
-            return;
+    /// The Services that have an address which another Node got or lost changed.
+    fn set_other_node(&mut self, name: &str, node: Option<&Node>) {
+        let (come, gone) = self.other_nodes.set(name, node);
+        for address in come.iter().chain(&gone) {
+            self.dirty.extend(self.by_address.at(*address).cloned());
         }
-        let new_addresses = node.addresses != self.node.addresses
-            || node.device_addresses != self.node.device_addresses
-            || node.node_port_addresses != self.node.node_port_addresses;
-        let new_zone = node.zone != self.node.zone;
-        self.node = node;
+        let known = &mut self.node.other_nodes;
+        known.extend(come);
+        for address in &gone {
+            known.remove(address);
+        }
+    }
+
+    fn node_changed(&mut self) {
+        let new = self.effective_node();
+        let old = std::mem::replace(&mut self.node, new);
+        let new_addresses = self.node.addresses != old.addresses
+            || self.node.device_addresses != old.device_addresses
+            || self.node.node_port_addresses != old.node_port_addresses;
+        let new_zone = self.node.zone != old.zone;
+        self.node.other_nodes = old.other_nodes;
         // Rare: the node's address or zone changed.
         let concerned = self.services.iter().filter(|(name, service)| {
             let slices = self.slices.get(name);
@@ -395,18 +436,8 @@ impl State {
         {
             node.zone = Some(zone.clone());
         }
-        let addresses = object
-            .status
-            .as_ref()
-            .and_then(|status| status.addresses.as_deref())
-            .unwrap_or_default();
         for is_family in [std::net::IpAddr::is_ipv4, std::net::IpAddr::is_ipv6] {
-            let of_type = |type_: &str| {
-                let typed = addresses.iter().filter(|address| address.type_ == type_);
-                typed
-                    .filter_map(|address| parse_address(&address.address))
-                    .find(is_family)
-            };
+            let of_type = |type_| nodes::typed(object, type_).find(is_family);
             if let Some(primary) = of_type("InternalIP").or_else(|| of_type("ExternalIP")) {
                 node.addresses.retain(|address| !is_family(address));
                 node.addresses.insert(primary);

@@ -16,12 +16,7 @@ use crate::object::{Kind, ObjectReference};
 /// The slices that one Pod makes for a Service, one for each family: what the EndpointSlice controller does, except
 /// that a Pod without a `Ready` condition counts as ready, since no kubelet writes conditions into manifests.
 pub(super) fn slices(service: &Service, pod: &Pod, problems: &mut Vec<Problem>) -> Vec<EndpointSlice> {
-    let status = pod.status.as_ref();
-    // Its containers have ended for good: its address may be another Pod's.
-    if matches!(
-        status.and_then(|status| status.phase.as_deref()),
-        Some("Succeeded" | "Failed")
-    ) {
+    if has_ended(pod) {
         return Vec::new();
     }
     let object = ObjectReference {
@@ -60,6 +55,20 @@ pub(super) fn slices(service: &Service, pod: &Pod, problems: &mut Vec<Problem>) 
         ports: Some(ports.clone()),
     };
     by_family.into_iter().map(slice).collect()
+}
+
+/// Whether its containers have ended for good: its address may be another Pod's.
+fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// The addresses at which a Pod may be reached; none once it has ended.
+pub(super) fn addresses_of(pod: &Pod) -> BTreeMap<Family, IpAddr> {
+    match has_ended(pod) {
+        true => BTreeMap::new(),
+        false => addresses(pod, &mut |_| {}),
+    }
 }
 
 fn conditions(service: &Service, pod: &Pod) -> EndpointConditions {

@@ -1,10 +1,12 @@
 //! Which Services a change concerns.
 
-use k8s_openapi::api::core::v1::{NodeSpec, ServiceSpec, Taint};
+use k8s_openapi::api::core::v1::{
+    LoadBalancerIngress, LoadBalancerStatus, NodeAddress, NodeSpec, NodeStatus, ServiceSpec, ServiceStatus,
+    Taint,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, Time};
 
 use super::*;
-use crate::maps::Family;
 
 const KINDS: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
 
@@ -229,4 +231,121 @@ fn new_addresses_concern_services_that_may_have_them() {
     assert_eq!(dirty(&mut state), ["balanced", "external", "ports"]);
     state.set_node(node);
     assert_eq!(dirty(&mut state), [""; 0]);
+}
+
+fn node_at(name: &str, addresses: &[(&str, &str)]) -> Object {
+    let address = |(type_, address): &(&str, &str)| NodeAddress {
+        type_: (*type_).to_owned(),
+        address: (*address).to_owned(),
+    };
+    Object::Node(Box::new(Node {
+        metadata: ObjectMeta {
+            namespace: None,
+            ..metadata(name)
+        },
+        spec: None,
+        status: Some(NodeStatus {
+            addresses: Some(addresses.iter().map(address).collect()),
+            ..NodeStatus::default()
+        }),
+    }))
+}
+
+/// Services with an external IP or a load balancer address each, and one with none of them.
+fn services_at(addresses: &[(&str, &str)]) -> impl Iterator<Item = Service> {
+    let services = addresses.iter().map(|(name, address)| {
+        let mut service = service(name);
+        let address = (*address).to_owned();
+        if name.starts_with("balanced") {
+            service.status = Some(ServiceStatus {
+                load_balancer: Some(LoadBalancerStatus {
+                    ingress: Some(vec![LoadBalancerIngress {
+                        ip: Some(address),
+                        ..LoadBalancerIngress::default()
+                    }]),
+                }),
+                conditions: None,
+            });
+        } else {
+            service.spec.as_mut().unwrap().external_ips = Some(vec![address]);
+        }
+        service
+    });
+    services.chain([service("plain")])
+}
+
+#[test]
+fn addresses_of_other_nodes_concern_the_services_that_have_them() {
+    let config = NodeConfig {
+        name: "node-a".to_owned(),
+        ..NodeConfig::default()
+    };
+    let mut state = State::new(config, KINDS);
+    for service in services_at(&[
+        ("balanced4", "192.0.2.2"),
+        ("external4", "192.0.2.2"),
+        ("external6", "2001:db8::2"),
+        ("elsewhere", "192.0.2.9"),
+    ]) {
+        apply_service(&mut state, service);
+    }
+    dirty(&mut state);
+    let known = |state: &State| {
+        let addresses = state.node().other_nodes.iter();
+        addresses.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let mut apply = |object: Object| {
+        state.apply(Change::Apply(object));
+        (dirty(&mut state), known(&state))
+    };
+    let both = [
+        ("InternalIP", "192.0.2.2"),
+        ("ExternalIP", "2001:db8::2"),
+        ("Hostname", "192.0.2.9"),
+    ];
+    let at4 = ["balanced4", "external4"];
+    let (changed, addresses) = apply(node_at("node-b", &both));
+    assert_eq!(changed, ["balanced4", "external4", "external6"]);
+    assert_eq!(addresses, ["192.0.2.2", "2001:db8::2"]);
+    assert_eq!(apply(node_at("node-b", &both)).0, [""; 0]);
+    // The node's own addresses are another matter.
+    assert_eq!(
+        apply(node_at("node-a", &[("InternalIP", "192.0.2.1")])).1,
+        addresses
+    );
+    // An address that moves is in two objects for a while.
+    assert_eq!(apply(node_at("node-c", &both[..1])).0, [""; 0]);
+    let (changed, addresses) = apply(node_at("node-b", &[("InternalIP", "192.0.2.3")]));
+    assert_eq!(
+        (changed, addresses),
+        (
+            vec!["external6".to_owned()],
+            vec!["192.0.2.2".to_owned(), "192.0.2.3".to_owned()]
+        )
+    );
+
+    let delete = |name: &str| {
+        Change::Delete(ObjectReference {
+            kind: Kind::Node,
+            namespace: String::new(),
+            name: name.to_owned(),
+        })
+    };
+    state.apply(delete("node-c"));
+    assert_eq!(
+        (&dirty(&mut state)[..], &known(&state)[..]),
+        (&at4.map(str::to_owned)[..], &["192.0.2.3".to_owned()][..])
+    );
+    // A Service that comes later, and a complete list without a Node.
+    state.apply(Change::Apply(node_at("node-c", &both)));
+    dirty(&mut state);
+    let mut moved = services_at(&[("external4", "192.0.2.9")]);
+    apply_service(&mut state, moved.next().unwrap());
+    dirty(&mut state);
+    state.apply(Change::Replace {
+        kind: Kind::Node,
+        objects: vec![node_at("node-a", &[("InternalIP", "192.0.2.1")])],
+    });
+    assert_eq!(dirty(&mut state), ["balanced4", "external6"]);
+    assert_eq!(known(&state), [""; 0]);
 }

@@ -1,6 +1,6 @@
 //! Keeps of each object only what the agent reads: less memory, and a change of anything else is no change.
 
-use k8s_openapi::api::core::v1::{Node, NodeStatus, Pod, PodSpec, PodStatus, Service, ServiceStatus};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus, Service, ServiceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 /// What is kept of every object.
@@ -23,18 +23,6 @@ pub(super) fn service(service: Service) -> Service {
         status: load_balancer.map(|balancer| ServiceStatus {
             load_balancer: Some(balancer),
             conditions: None,
-        }),
-    }
-}
-
-pub(super) fn node(node: Node) -> Node {
-    let addresses = node.status.and_then(|status| status.addresses);
-    Node {
-        metadata: metadata(node.metadata),
-        spec: None,
-        status: Some(NodeStatus {
-            addresses,
-            ..NodeStatus::default()
         }),
     }
 }

@@ -3,6 +3,8 @@
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, LoadBalancerStatus, ServiceStatus};
 
 use super::*;
+use std::net::IpAddr;
+
 use crate::desired::{DesiredVip, FrontendKind};
 use crate::maps::FrontendKey;
 
@@ -47,22 +49,31 @@ fn wildcard_rows() {
     spec.type_ = Some("LoadBalancer".to_owned());
     let external = ["192.168.0.1", "203.0.113.1", "10.96.0.1", "fd00:51::1"];
     spec.external_ips = Some(external.map(str::to_owned).into());
+    spec.cluster_ips = Some(["10.96.0.1", "fd00:96::1"].map(str::to_owned).into());
     let mut service = service(spec);
     service.status = Some(load_balancer(&[("198.51.100.1", None), ("203.0.113.1", None)]));
     let slices = [slice("TCP", &["1 here"])];
     let own = ["10.96.0.1", "203.0.113.1", "fd00:51::1"];
+    let own = BTreeSet::from(own.map(|text| text.parse().unwrap()));
     let node_with_more = NodeConfig {
-        device_addresses: own.map(|text| text.parse().unwrap()).into(),
+        device_addresses: own.clone(),
         ..node()
     };
-    let (desired, _) = desired_on(&node_with_more, &service, &slices);
-    assert_eq!(
-        vips(&desired.unwrap()),
-        [
-            "10.96.0.1 ClusterIp endpoints",
-            "198.51.100.1 LoadBalancer endpoints"
-        ]
-    );
+    let beside_others = NodeConfig {
+        other_nodes: own,
+        ..node()
+    };
+    for node in [node_with_more, beside_others] {
+        let (desired, _) = desired_on(&node, &service, &slices);
+        assert_eq!(
+            vips(&desired.unwrap()),
+            [
+                "10.96.0.1 ClusterIp endpoints",
+                "198.51.100.1 LoadBalancer endpoints",
+                "fd00:96::1 ClusterIp"
+            ]
+        );
+    }
     for (unknown_port, pass) in [(UnknownPort::Reject, ""), (UnknownPort::Pass, " pass")] {
         let node = NodeConfig {
             unknown_port,
@@ -78,6 +89,7 @@ fn wildcard_rows() {
                 format!("203.0.113.1 LoadBalancer{pass} endpoints"),
                 // The endpoint is of the other family.
                 format!("fd00:51::1 ExternalIp{pass}"),
+                "fd00:96::1 ClusterIp".to_owned(),
             ]
         );
     }
@@ -149,11 +161,6 @@ fn frontends_and_their_policies() {
                     expected_external | own
                 ),
                 (
-                    key("fd00:168::1", 30080),
-                    FrontendKind::NodePort,
-                    expected_external | own
-                ),
-                (
                     key("192.168.0.1", 80),
                     FrontendKind::ExternalIp,
                     expected_external | own
@@ -218,10 +225,11 @@ fn frontends_of_services() {
         ),
         // A NodePort, at the node's address of each family, as long as the type asks for it.
         (
-            "{type: NodePort, clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 30080}]}",
+            "{type: NodePort, clusterIPs: [10.96.0.1, 'fd00:96::1'], ports: [{port: 80, nodePort: 30080}]}",
             "[]",
             Some(&[
                 "10.96.0.1:80/TCP",
+                "[fd00:96::1]:80/TCP",
                 "192.168.0.1:30080/TCP",
                 "[fd00:168::1]:30080/TCP",
             ]),
@@ -233,10 +241,12 @@ fn frontends_of_services() {
         ),
         // Load balancers.
         (
-            "{type: LoadBalancer, loadBalancerClass: example.com/any, clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 30080}]}",
+            "{type: LoadBalancer, loadBalancerClass: example.com/any, clusterIPs: [10.96.0.1, 'fd00:96::1'], \
+              ports: [{port: 80, nodePort: 30080}]}",
             "[{ip: 198.51.100.1}, {ip: 198.51.100.2, ipMode: VIP}, {ip: 'fd00:51::1'}]",
             Some(&[
                 "10.96.0.1:80/TCP",
+                "[fd00:96::1]:80/TCP",
                 "192.168.0.1:30080/TCP",
                 "[fd00:168::1]:30080/TCP",
                 "198.51.100.1:80/TCP",
@@ -280,6 +290,81 @@ fn frontends_of_services() {
         });
         let expected = expected.map(|keys| keys.iter().map(|key| (*key).to_owned()).collect());
         assert_eq!(frontends, expected, "{spec}");
+    }
+}
+
+/// A Service takes addresses in its own families only, whatever else is said of others.
+#[test]
+fn families_of_services() {
+    let both = [
+        "192.168.0.1",
+        "[fd00:168::1]",
+        "198.51.100.1",
+        "[fd00:51::1]",
+        "203.0.113.1",
+        "[fd00:52::1]",
+    ];
+    let [ipv4, ipv6] = [0, 1].map(|first| both.iter().copied().skip(first).step_by(2).collect::<Vec<_>>());
+    for (families, expected) in [
+        ("clusterIPs: [10.96.0.1]", &ipv4[..]),
+        ("clusterIPs: ['fd00:96::1']", &ipv6),
+        ("clusterIP: 10.96.0.1", &ipv4),
+        ("clusterIP: 'fd00:96::1'", &ipv6),
+        ("clusterIPs: ['fd00:96::1', 10.96.0.1]", &both),
+        // What cluster IPs say outranks what was asked for.
+        ("clusterIPs: [10.96.0.1], ipFamilies: [IPv4, IPv6]", &ipv4),
+        ("clusterIPs: ['fd00:96::1'], ipFamilies: [IPv4]", &ipv6),
+        // Manifests that nobody completed.
+        ("ipFamilies: [IPv4]", &ipv4),
+        ("ipFamilies: [IPv6]", &ipv6),
+        ("ipFamilies: [IPv6, IPv4]", &both),
+        ("ipFamilies: []", &both),
+        ("ipFamilyPolicy: SingleStack", &both),
+    ] {
+        let spec = format!(
+            "{{type: LoadBalancer, {families}, externalTrafficPolicy: Local, healthCheckNodePort: 32000, \
+              externalIPs: [203.0.113.1, 'fd00:52::1'], ports: [{{port: 80, nodePort: 30080}}]}}"
+        );
+        let service = balanced(&spec, "[{ip: 198.51.100.1}, {ip: 'fd00:51::1'}]");
+        let (desired, problems) = desired_of(&service, &[]);
+        let desired = desired.unwrap();
+        let keys = desired.ports[0].frontends.iter();
+        let keys = keys.filter(|frontend| frontend.kind != FrontendKind::ClusterIp);
+        let text = |key: FrontendKey| key.to_string().rsplit_once(':').unwrap().0.to_owned();
+        assert_eq!(
+            keys.map(|frontend| text(frontend.key)).collect::<Vec<_>>(),
+            expected,
+            "{families}"
+        );
+
+        let is_taken = |address: IpAddr| expected.iter().any(|taken| taken.contains(&address.to_string()));
+        let external =
+            ["198.51.100.1", "203.0.113.1", "fd00:51::1", "fd00:52::1"].map(|text| text.parse().unwrap());
+        let vips = desired
+            .vips
+            .iter()
+            .filter(|vip| vip.kind != FrontendKind::ClusterIp);
+        assert_eq!(
+            vips.map(|vip| vip.address).collect::<Vec<_>>(),
+            external
+                .into_iter()
+                .filter(|address| is_taken(*address))
+                .collect::<Vec<_>>(),
+            "{families}"
+        );
+        let check = desired.health.check.unwrap();
+        assert_eq!(
+            (check.families.ipv4, check.families.ipv6),
+            (expected.contains(&both[0]), expected.contains(&both[1])),
+            "{families}"
+        );
+        // Whoever wrote such an address is told.
+        let unused = external.into_iter().filter(|address| !is_taken(*address));
+        assert_eq!(problems.len(), unused.clone().count(), "{families}: {problems:?}");
+        for address in unused {
+            let is_named = |problem: &Problem| problem.message.contains(&address.to_string());
+            assert!(problems.iter().any(is_named), "{families}: {problems:?}");
+        }
     }
 }
 

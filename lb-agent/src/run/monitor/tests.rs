@@ -35,7 +35,7 @@ impl<M: Maps> Bench<M> {
         let health = Arc::new(Health::new(now, STARTED.parse().unwrap()));
         let metrics = Arc::new(Metrics::new().unwrap());
         Self {
-            controller: Controller::new(maps, node, [Kind::Service]).unwrap(),
+            controller: Controller::new(maps, node, [Kind::Service], Duration::ZERO).unwrap(),
             monitor: Monitor::new(health, metrics, now, STARTED.parse().unwrap()),
             now,
         }

@@ -353,6 +353,7 @@ mod tests {
         for (row, expected) in [
             (Some(backend(backend_state::ACTIVE, 3)), BackendState::Active),
             (Some(backend(backend_state::DRAINING, 3)), BackendState::Draining),
+            (Some(backend(backend_state::ABSENT, 3)), BackendState::Absent),
             (Some(backend(backend_state::ACTIVE, 4)), BackendState::Gone),
             (None, BackendState::Gone),
         ] {

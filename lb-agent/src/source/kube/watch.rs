@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::KubeError;
 use super::connection::Connection;
-use crate::object::{Change, Kind, Object, ObjectReference, trim_endpoints};
+use crate::object::{Change, Kind, Object, ObjectReference, trim_endpoints, trim_node};
 
 /// A kind that is watched.
 pub(super) trait Watched:
@@ -47,7 +47,8 @@ impl Watched for EndpointSlice {
 impl Watched for Node {
     const KIND: Kind = Kind::Node;
 
-    fn into_object(self) -> Object {
+    fn into_object(mut self) -> Object {
+        trim_node(&mut self);
         Object::Node(Box::new(self))
     }
 }

@@ -30,7 +30,8 @@ pub(super) fn measure(shape: Shape, effort: &Effort, stop: &Stop) -> Result<Time
             name: "node-1".to_owned(),
             ..NodeConfig::default()
         };
-        let mut controller = Controller::new(maps, node, [Kind::Service, Kind::EndpointSlice])?;
+        let mut controller =
+            Controller::new(maps, node, [Kind::Service, Kind::EndpointSlice], Duration::ZERO)?;
         let start = Instant::now();
         for list in lists {
             controller.change(list);

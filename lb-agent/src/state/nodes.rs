@@ -1,0 +1,112 @@
+//! Addresses of the cluster's other Nodes, and the Services that may have such an address for their own.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Node, NodeAddress, Service};
+
+use crate::desired::NamespacedName;
+use crate::network::parse_address;
+
+/// Which Node has which addresses.
+#[derive(Debug, Default)]
+pub(super) struct OtherNodes {
+    by_name: HashMap<String, BTreeSet<IpAddr>>,
+    /// How many Nodes have an address: when it moves, two have it for a while.
+    holders: HashMap<IpAddr, usize>,
+}
+
+impl OtherNodes {
+    /// Their names.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.by_name.keys()
+    }
+
+    /// Takes note of a Node; `None`: it is gone. Returns the addresses that are some Node's only now, and those that are
+    /// no Node's any more.
+    pub(super) fn set(&mut self, name: &str, node: Option<&Node>) -> (BTreeSet<IpAddr>, BTreeSet<IpAddr>) {
+        let new: BTreeSet<IpAddr> = node.map(|node| addresses(node).collect()).unwrap_or_default();
+        let old = match node {
+            Some(_) => self.by_name.insert(name.to_owned(), new.clone()),
+            None => self.by_name.remove(name),
+        };
+        let old = old.unwrap_or_default();
+        let mut come: BTreeSet<IpAddr> = new.difference(&old).copied().collect();
+        let mut gone: BTreeSet<IpAddr> = old.difference(&new).copied().collect();
+        come.retain(|address| {
+            let holders = self.holders.entry(*address).or_default();
+            *holders += 1;
+            *holders == 1
+        });
+        gone.retain(|address| {
+            let holders = self.holders.entry(*address).or_default();
+            *holders = holders.saturating_sub(1);
+            let is_gone = *holders == 0;
+            if is_gone {
+                self.holders.remove(address);
+            }
+            is_gone
+        });
+        (come, gone)
+    }
+}
+
+/// The addresses of a Node, in its order.
+fn addresses(node: &Node) -> impl Iterator<Item = IpAddr> {
+    typed(node, "InternalIP").chain(typed(node, "ExternalIP"))
+}
+
+/// The addresses of a Node that are of this type, in its order.
+pub(super) fn typed(node: &Node, type_: &'static str) -> impl Iterator<Item = IpAddr> {
+    let listed = node
+        .status
+        .as_ref()
+        .and_then(|status| status.addresses.as_deref());
+    let of_type = move |address: &&NodeAddress| address.type_ == type_;
+    let typed = listed.unwrap_or_default().iter().filter(of_type);
+    typed.filter_map(|address| parse_address(&address.address))
+}
+
+/// Services by their external IPs and load balancer addresses.
+#[derive(Debug, Default)]
+pub(super) struct AddressIndex(HashMap<IpAddr, BTreeSet<NamespacedName>>);
+
+impl AddressIndex {
+    pub(super) fn insert(&mut self, name: &NamespacedName, service: &Service) {
+        for address in external_addresses(service) {
+            self.0.entry(address).or_default().insert(name.clone());
+        }
+    }
+
+    pub(super) fn remove(&mut self, name: &NamespacedName, service: &Service) {
+        for address in external_addresses(service) {
+            if let Some(names) = self.0.get_mut(&address) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.0.remove(&address);
+                }
+            }
+        }
+    }
+
+    /// The Services with this address.
+    pub(super) fn at(&self, address: IpAddr) -> impl Iterator<Item = &NamespacedName> {
+        self.0.get(&address).into_iter().flatten()
+    }
+}
+
+fn external_addresses(service: &Service) -> impl Iterator<Item = IpAddr> {
+    let external = service
+        .spec
+        .iter()
+        .flat_map(|spec| spec.external_ips.iter().flatten());
+    let status = service
+        .status
+        .as_ref()
+        .and_then(|status| status.load_balancer.as_ref());
+    let ingress = status
+        .into_iter()
+        .flat_map(|balancer| balancer.ingress.iter().flatten());
+    let texts = external.chain(ingress.filter_map(|ingress| ingress.ip.as_ref()));
+    texts.filter_map(|text| parse_address(text))
+}
