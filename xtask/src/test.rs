@@ -58,7 +58,10 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 fn stages(arguments: &Arguments) -> impl Iterator<Item = Stage> {
     let is_root = command::is_root().unwrap_or_default();
     Stage::ALL.into_iter().filter(move |stage| {
-        let asked = arguments.stages.is_empty() || arguments.stages.contains(stage);
+        let asked = match arguments.stages.as_slice() {
+            [] => *stage != Stage::Vm,
+            stages => stages.contains(stage),
+        };
         asked && (is_root || *stage != Stage::PlainUser)
     })
 }

@@ -25,17 +25,20 @@ pub(crate) enum Stage {
     Api,
     /// Traffic between network namespaces (`lab_*.rs`)
     Lab,
+    /// The same with devices that not every kernel has (`vm_*.rs`): part of `cargo xtask vm-test`, here only if asked for
+    Vm,
 }
 
 impl Stage {
     /// All of them.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Unit,
         Self::PlainUser,
         Self::Golden,
         Self::Packets,
         Self::Api,
         Self::Lab,
+        Self::Vm,
     ];
 
     /// What it is called in headings and on the command line.
@@ -47,17 +50,18 @@ impl Stage {
             Self::Packets => "packets",
             Self::Api => "api",
             Self::Lab => "lab",
+            Self::Vm => "vm",
         }
     }
 
     /// Whether its tests pin maps and programs, as root.
     pub(crate) fn needs_bpffs(self) -> bool {
-        matches!(self, Self::Packets | Self::Api | Self::Lab)
+        matches!(self, Self::Packets | Self::Api | Self::Lab | Self::Vm)
     }
 
     /// Whether its tests start the agent's program.
     pub(crate) fn needs_agent(self) -> bool {
-        matches!(self, Self::Api | Self::Lab)
+        matches!(self, Self::Api | Self::Lab | Self::Vm)
     }
 }
 
@@ -75,11 +79,12 @@ pub(crate) struct Target {
 impl Target {
     /// The stage that runs it. A test file that no stage would run is an error.
     pub(crate) fn stage(&self) -> Result<Stage> {
-        const PREFIXES: [(&str, Stage); 4] = [
+        const PREFIXES: [(&str, Stage); 5] = [
             ("golden", Stage::Golden),
             ("packets", Stage::Packets),
             ("kube_", Stage::Api),
             ("lab_", Stage::Lab),
+            ("vm_", Stage::Vm),
         ];
         if self.kind != "test" {
             return Ok(Stage::Unit);
@@ -194,6 +199,7 @@ mod tests {
         assert_eq!(stage("lb-tests", "test", "packets_nat"), Stage::Packets);
         assert_eq!(stage("lb-tests", "test", "kube_watch"), Stage::Api);
         assert_eq!(stage("lb-tests", "test", "lab_restart"), Stage::Lab);
+        assert_eq!(stage("lb-tests", "test", "vm_vlan"), Stage::Vm);
         assert_eq!(stage("lb-tests", "lib", "lab_tests"), Stage::Unit);
     }
 

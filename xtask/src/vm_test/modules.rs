@@ -11,7 +11,8 @@ use object::{Object as _, ObjectSection as _};
 use crate::command;
 
 /// What the tests need where it is not a part of the kernel itself.
-const WANTED: [&str; 11] = [
+const WANTED: [&str; 12] = [
+    "8021q",
     "bridge",
     "cls_bpf",
     "dummy",
