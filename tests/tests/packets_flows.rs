@@ -69,28 +69,27 @@ fn accept(datapath: &mut Datapath, client: SocketAddr, vip: SocketAddr, pod: Soc
 #[test]
 fn hairpin_goes_back_with_the_address_of_the_node() {
     with_pods(one, |datapath, world, service| {
-        for device in [POD_DEVICE] {
-            for protocol in PROTOCOLS {
-                let client = SocketAddr::new(world.pod.ip(), 40_000);
-                let request = datapath.bounce(device.ingress, &first(protocol, client, world.vip).bytes());
-                let seen = see(&request);
-                assert_eq!((seen.link_source, seen.link_destination), (NODE, SENDER));
-                assert_eq!(seen.source.ip(), world.node, "{request:02x?}");
-                assert!(TRANSLATED_PORTS.contains(seen.source.port()), "{request:02x?}");
-                assert_eq!(seen.destination, world.pod, "{request:02x?}");
+        let device = POD_DEVICE;
+        for protocol in PROTOCOLS {
+            let client = SocketAddr::new(world.pod.ip(), 40_000);
+            let request = datapath.bounce(device.ingress, &first(protocol, client, world.vip).bytes());
+            let seen = see(&request);
+            assert_eq!((seen.link_source, seen.link_destination), (NODE, SENDER));
+            assert_eq!(seen.source.ip(), world.node, "{request:02x?}");
+            assert!(TRANSLATED_PORTS.contains(seen.source.port()), "{request:02x?}");
+            assert_eq!(seen.destination, world.pod, "{request:02x?}");
 
-                let reply = datapath.bounce(
-                    device.ingress,
-                    &data(protocol, seen.destination, seen.source).bytes(),
-                );
-                let seen = see(&reply);
-                assert_eq!((seen.link_source, seen.link_destination), (NODE, SENDER));
-                assert_eq!(
-                    (seen.source, seen.destination),
-                    (world.vip, client),
-                    "{reply:02x?}"
-                );
-            }
+            let reply = datapath.bounce(
+                device.ingress,
+                &data(protocol, seen.destination, seen.source).bytes(),
+            );
+            let seen = see(&reply);
+            assert_eq!((seen.link_source, seen.link_destination), (NODE, SENDER));
+            assert_eq!(
+                (seen.source, seen.destination),
+                (world.vip, client),
+                "{reply:02x?}"
+            );
         }
         assert_eq!(datapath.stats(service), (2, 0));
         assert_eq!(datapath.reasons(), []);
