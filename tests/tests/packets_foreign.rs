@@ -344,6 +344,19 @@ fn nothing_is_corrupted() {
             let Some(outcome) = datapath.try_run(program, &packet) else {
                 continue;
             };
+            let (passed, dropped, answered) = match program {
+                "lb_xdp" => (2, 1, 3),
+                _ => (u32::MAX, 2, 7),
+            };
+            // A flag more or less makes a segment of an unknown connection of a SYN, which is reset, or a RST.
+            if outcome.action == answered {
+                prop_assert_eq!(residuals(&outcome.bytes), [0, 0], "{}: {:02x?}", program, &packet);
+                continue;
+            }
+            if outcome.action == dropped {
+                prop_assert_eq!(&outcome.bytes, &packet, "{}", program);
+                continue;
+            }
             prop_assert!(
                 residuals(&packet) == residuals(&outcome.bytes) && packet.len() == outcome.bytes.len(),
                 "{}: {:02x?} -> {:02x?}",
@@ -351,8 +364,7 @@ fn nothing_is_corrupted() {
                 &packet,
                 &outcome.bytes
             );
-            let action = if program == "lb_xdp" { 2 } else { u32::MAX };
-            prop_assert_eq!(outcome.action, action, "{}: {:02x?}", program, &packet);
+            prop_assert_eq!(outcome.action, passed, "{}: {:02x?}", program, &packet);
         }
         Ok(())
     });

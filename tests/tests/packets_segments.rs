@@ -8,7 +8,7 @@ use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, see};
 use lb_tests::packet::network::{NARROW_MTU, Network, Place};
-use lb_tests::packet::world::{PROGRAMS, PROTOCOLS, World, at, data, first, keys, worlds};
+use lb_tests::packet::world::{PROGRAMS, PROTOCOLS, World, answer, at, data, first, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
 const PROGRAM: &str = "lb_tc_from_network";
@@ -110,7 +110,11 @@ fn segments_without_length_are_translated_and_back() {
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);
         let syn = first(Protocol::Tcp, world.client, world.vip);
-        datapath.pass(PROGRAM, &syn.bytes());
+        for program in [PROGRAM, "lb_tc_from_pod"] {
+            datapath.pass(program, &syn.bytes());
+        }
+        let accepted = answer(Protocol::Tcp, world.pod, world.client);
+        datapath.pass("lb_tc_to_pod", &accepted.bytes());
         datapath.segment_size = 1400;
         for packet in without_length(&world) {
             for program in [PROGRAM, "lb_tc_from_pod"] {

@@ -105,6 +105,9 @@ impl Host {
         } else {
             parse::network(&bytes)
         };
+        // As in the kernel, where every answer is the first one for a long time.
+        self.tables4.budgets.borrow_mut().clear();
+        self.tables6.budgets.borrow_mut().clear();
         let verdict = match network {
             Network::V4 => decide(&mut bytes, &self.tables4, program),
             Network::V6 => decide(&mut bytes, &self.tables6, program),
