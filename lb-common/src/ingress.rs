@@ -34,7 +34,7 @@ pub(crate) fn ingress<A: Address>(
             && tables.redirects_locally()
             && tables.may_reply(parsed.key.source, parsed.key.source_port);
         if !may_hand_over {
-            return pass(tables, parsed);
+            return pass(packet, tables, parsed);
         }
         parsed.key.hook = hook::EGRESS;
     }
@@ -64,7 +64,7 @@ pub(crate) fn ingress<A: Address>(
     }
     match step {
         Step::Translate | Step::Leave => Verdict::Pass,
-        Step::Open | Step::Pass => pass(tables, parsed),
+        Step::Open | Step::Pass => pass(packet, tables, parsed),
         Step::Bounce => Verdict::Bounce,
         Step::Redirect => Verdict::Redirect,
         Step::Stop(reason) => {
@@ -76,9 +76,9 @@ pub(crate) fn ingress<A: Address>(
 
 /// Lets a packet go that is not ours.
 #[inline(always)]
-fn pass<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>) -> Verdict {
+fn pass<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, parsed: &Parsed<A>) -> Verdict {
     if parsed.is_syn() {
-        forget_stale_reply(tables, &parsed.key);
+        forget_stale_reply(packet, tables, parsed);
     }
     Verdict::Pass
 }
@@ -220,11 +220,12 @@ pub(crate) fn record_packet<A: Address>(
     let change = flow.state_change(parsed.headers.tcp_flags);
     if flow.last_seen != now {
         entry.set_last_seen(now);
-        record_acknowledgement(packet, entry, parsed);
+        if flow.state & flow_state::CONFIRMED != 0 {
+            record_acknowledgement(packet, entry, parsed);
+        }
     }
-    if !change.is_empty() {
-        // Before the state says that the connection is established: only then a RST is compared with the number.
-        record_acknowledgement(packet, entry, parsed);
+    let opens = parsed.headers.tcp_flags & tcp_flags::SYN != 0 && flow.state & flow_state::CONFIRMED == 0;
+    if opens || !change.is_empty() {
         change_state(packet, tables, parsed, flow, change);
     }
 }
@@ -233,15 +234,20 @@ pub(crate) fn record_packet<A: Address>(
 #[inline(never)]
 fn record_acknowledgement<A: Address>(packet: &impl Packet, entry: &FlowEntry<A>, parsed: &Parsed<A>) {
     const BITS: u8 = tcp_flags::ACK | tcp_flags::RST;
-    if parsed.key.protocol != protocol::TCP
-        || parsed.headers.part == Part::Later
-        || parsed.headers.tcp_flags & BITS != tcp_flags::ACK
+    if parsed.key.protocol == protocol::TCP
+        && parsed.headers.part != Part::Later
+        && parsed.headers.tcp_flags & BITS == tcp_flags::ACK
     {
-        return;
+        entry.set_acknowledged(tcp_word(packet, parsed, TCP_ACKNOWLEDGEMENT));
     }
-    if let Some(number) = packet.view::<4>(parsed.headers.transport + TCP_ACKNOWLEDGEMENT) {
-        entry.set_acknowledged(u32::from_be(number.u32::<0>()));
-    }
+}
+
+/// A number in a TCP header, in host byte order.
+#[inline(always)]
+pub(crate) fn tcp_word<A>(packet: &impl Packet, parsed: &Parsed<A>, offset: u32) -> u32 {
+    packet
+        .view::<4>(parsed.headers.transport + offset)
+        .map_or(0, |number| u32::from_be(number.u32::<0>()))
 }
 
 /// Changes the state in the entries of both directions.
@@ -254,30 +260,40 @@ fn change_state<A: Address>(
     change: StateChange,
 ) {
     let mut change = change;
+    let entry = tables.flow(&parsed.key);
     let peer = peer(tables, &parsed.key, flow);
-    if change.added & flow_state::RESET != 0
-        && flow.state & flow_state::CONFIRMED != 0
-        && parsed.key.protocol == protocol::TCP
-        && let Some(peer) = &peer
-        && !is_believable_reset(packet, parsed, &peer.get())
-    {
-        change.added &= !flow_state::RESET;
+    if parsed.key.protocol == protocol::TCP && parsed.headers.part != Part::Later {
+        let sequence = tcp_word(packet, parsed, TCP_SEQUENCE);
+        let acknowledged = tcp_word(packet, parsed, TCP_ACKNOWLEDGEMENT);
+        if flow.state & flow_state::CONFIRMED != 0 {
+            // Who knows the connection resets it with what the other side has acknowledged (RFC 5961 section 3.2).
+            let is_known = peer.as_ref().is_none_or(|peer| peer.get().is_in_window(sequence));
+            if !is_known {
+                change.added &= !flow_state::RESET;
+            }
+        } else if parsed.headers.tcp_flags & tcp_flags::RST == 0 {
+            // The answer says what the client acknowledges, and the client's SYN what is answered.
+            if (flow.is_reply() || parsed.is_syn())
+                && let Some(peer) = &peer
+            {
+                peer.set_acknowledged(sequence);
+            }
+            // A client with a forged address has to guess.
+            if change.added & flow_state::CONFIRMED != 0 && !flow.is_in_window(acknowledged) {
+                change.added &= !flow_state::CONFIRMED;
+            } else if !parsed.is_syn()
+                && let Some(entry) = &entry
+            {
+                entry.set_acknowledged(acknowledged);
+            }
+        }
     }
-    if let Some(entry) = tables.flow(&parsed.key) {
+    if let Some(entry) = entry {
         entry.change_state(change);
     }
     if let Some(peer) = peer {
         peer.change_state(change);
     }
-}
-
-/// Whether a RST can come from somebody who knows the connection (RFC 5961 section 3.2): its sequence number is about
-/// what the other side has acknowledged.
-#[inline(always)]
-fn is_believable_reset<A: Address>(packet: &impl Packet, parsed: &Parsed<A>, peer: &Flow<A>) -> bool {
-    packet
-        .view::<4>(parsed.headers.transport + TCP_SEQUENCE)
-        .is_some_and(|number| peer.is_in_window(u32::from_be(number.u32::<0>())))
 }
 
 /// Whether a reply's entry translates a segment. Until the backend has answered the client's first segment, the client
@@ -301,19 +317,18 @@ pub(crate) fn is_reply_to_flow<A: Address>(packet: &impl Packet, parsed: &Parsed
 #[inline(never)]
 fn is_first_answer<A: Address>(packet: &impl Packet, parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
     let flags = parsed.headers.tcp_flags;
-    let word = |offset| {
-        packet
-            .view::<4>(parsed.headers.transport + offset)
-            .map_or(0, |number| u32::from_be(number.u32::<0>()))
-    };
     if flow.flags & flow_flags::MIDSTREAM != 0 {
-        return flags & tcp_flags::ACK != 0 && flow.is_in_window(word(TCP_ACKNOWLEDGEMENT));
+        // A backend that does not know the connection resets it; one that knows another with this client does not.
+        return flags & tcp_flags::RST != 0
+            || (flags & tcp_flags::ACK != 0
+                && flow.is_in_window(tcp_word(packet, parsed, TCP_ACKNOWLEDGEMENT)));
     }
     if flags & tcp_flags::ACK == 0 {
         return false;
     }
     // The RST that refuses a SYN has the sequence number 0 (RFC 9293 section 3.10.7.1).
-    flags & tcp_flags::SYN != 0 || (flags & tcp_flags::RST != 0 && word(TCP_SEQUENCE) == 0)
+    flags & tcp_flags::SYN != 0
+        || (flags & tcp_flags::RST != 0 && tcp_word(packet, parsed, TCP_SEQUENCE) == 0)
 }
 
 /// Remembers that the replies' tuple belongs to another connection of the client.
@@ -384,9 +399,11 @@ fn apply<A: Address>(
 
 /// A client that connects straight to an address may use the port of a connection through a frontend that has ended, or
 /// was never established: its answers must not be taken for replies of that one.
+///
+/// The SYN of the connection itself comes by too, translated by a program before this one.
 #[inline(never)]
-fn forget_stale_reply<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>) {
-    let key = key.reversed(hook::EGRESS);
+fn forget_stale_reply<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, parsed: &Parsed<A>) {
+    let key = parsed.key.reversed(hook::EGRESS);
     if !tables.may_reply(key.source, key.source_port) {
         return;
     }
@@ -394,9 +411,12 @@ fn forget_stale_reply<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>) {
         return;
     };
     let flow = entry.get();
-    let is_stale = flow.is_closed()
-        || flow.state & flow_state::CONFIRMED == 0
-        || is_idle(tables, &key, &flow, tables.now());
+    let sequence = tcp_word(packet, parsed, TCP_SEQUENCE);
+    let is_unconfirmed = flow.state & flow_state::CONFIRMED == 0
+        && key.protocol == protocol::TCP
+        // An answer acknowledges the number behind the SYN's.
+        && flow.acknowledged.wrapping_sub(sequence) > 1;
+    let is_stale = flow.is_closed() || is_unconfirmed || is_idle(tables, &key, &flow, tables.now());
     if is_stale {
         tables.remove_flow(&key);
     }

@@ -10,7 +10,7 @@ use crate::address::Address;
 use crate::checksum::Sum;
 use crate::choose::{Origin, affine, choose, find_frontend, region, stay};
 use crate::hash;
-use crate::ingress::is_requested;
+use crate::ingress::{is_requested, tcp_word};
 use crate::layout::{
     AffinityKey, Flow, FlowKey, Frontend, Port, backend_flags, flow_flags, flow_state, frontend_flags,
     protocol,
@@ -43,8 +43,8 @@ pub(crate) fn open<A: Address>(
     }
     // SAFETY: `select` has written it.
     let flow = unsafe { flow.assume_init_mut() };
-    if flow.flags & flow_flags::MIDSTREAM != 0 {
-        flow.acknowledged = sequence(packet, parsed);
+    if parsed.key.protocol == protocol::TCP {
+        flow.acknowledged = tcp_word(packet, parsed, TCP_SEQUENCE);
     }
     if flow.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD) != 0 {
         let step = set_source(packet, tables, flow);
@@ -53,14 +53,6 @@ pub(crate) fn open<A: Address>(
         }
     }
     remember(tables, &parsed.key, flow)
-}
-
-/// The sequence number of a segment.
-#[inline(always)]
-fn sequence<A: Address>(packet: &impl Packet, parsed: &Parsed<A>) -> u32 {
-    packet
-        .view::<4>(parsed.headers.transport + TCP_SEQUENCE)
-        .map_or(0, |number| u32::from_be(number.u32::<0>()))
 }
 
 /// Chooses a backend; the source stays.

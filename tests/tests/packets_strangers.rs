@@ -213,6 +213,71 @@ fn established_is_what_the_client_has_acknowledged() {
 }
 
 #[test]
+fn a_blind_acknowledgement_establishes_nothing() {
+    everywhere(|datapath, device, world| {
+        let (client, vip, pod) = (world.client, world.vip, world.pod);
+        translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
+        translated(
+            datapath,
+            device.egress,
+            &syn_ack(pod, client),
+            &syn_ack(vip, client),
+        );
+        let blind = |from, to| ack(from, to).flags(|header| header.acknowledgment_number = FAR);
+        for _ in 0..3 {
+            translated(datapath, device.ingress, &blind(client, vip), &blind(client, pod));
+        }
+        datapath.age(MINUTES);
+        datapath.service(50, &keys(world.vip2), &[at(pod)]);
+        translated(
+            datapath,
+            device.ingress,
+            &syn(client, world.vip2),
+            &syn(client, pod),
+        );
+    });
+}
+
+#[test]
+fn a_syn_that_another_program_has_translated_is_no_direct_one() {
+    everywhere(|datapath, device, world| {
+        let (client, vip, pod) = (world.client, world.vip, world.pod);
+        for _ in 0..2 {
+            translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
+            // XDP before TC, or a bridge's port before the bridge.
+            datapath.untouched(device.ingress, &syn(client, pod).bytes());
+            datapath.untouched("lb_tc_from_network", &syn(client, pod).bytes());
+        }
+        translated(
+            datapath,
+            device.egress,
+            &syn_ack(pod, client),
+            &syn_ack(vip, client),
+        );
+        translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
+        datapath.untouched("lb_tc_from_network", &syn(client, pod).bytes());
+        translated(
+            datapath,
+            device.egress,
+            &syn_ack(pod, client),
+            &syn_ack(vip, client),
+        );
+    });
+}
+
+#[test]
+fn a_refused_segment_of_an_unknown_connection_is_reset_by_the_frontend() {
+    everywhere(|datapath, device, world| {
+        if device.ingress == POD_DEVICE.ingress {
+            return;
+        }
+        let (client, vip, pod) = (world.client, world.vip, world.pod);
+        translated(datapath, device.ingress, &ack(client, vip), &ack(client, pod));
+        translated(datapath, device.egress, &rst(pod, client), &rst(vip, client));
+    });
+}
+
+#[test]
 fn a_blind_reset_ends_nothing() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
@@ -421,7 +486,6 @@ fn slots_that_are_another_services_by_now_are_not_chosen() {
     assert_eq!(datapath.reasons(), [(Reason::StaleSlots, 12)]);
 }
 
-/// Opens connections from many ports to one backend, each of which the backend answers; returns how many were dropped.
 #[test]
 fn ports_held_by_forged_syns_are_free_again_after_a_minute() {
     let Some(mut datapath) = datapath_with(|settings| {

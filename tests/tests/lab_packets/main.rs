@@ -275,7 +275,8 @@ impl Fixture {
     fn sctp_from(&self, at_client: &Wire, client: Addresses, instead: Addresses) {
         let (client, instead) = (client.both(), instead.both());
         let port = SILENT_SCTP.port;
-        let init = sctp_chunk(30_000, port, b"init");
+        // The type of the first chunk is that of INIT.
+        let init = sctp_chunk(30_000, port, b"\x01nit");
         for (service, at_pod, _) in self.wires().1 {
             let is_near = service == SILENT_NEAR;
             let pod = &self.silent[usize::from(!is_near)];
