@@ -17,7 +17,8 @@ pub const BUCKETS: u32 = PREFIXES * LIMITS;
 /// How often a prefix is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Limit {
-    /// ICMP errors that say that nobody is there: Linux sends one a second, and six at once, to each peer.
+    /// ICMP errors that say that nobody is there. Linux sends one a second, and six at once, to each peer; a prefix may have
+    /// some such peers.
     Errors,
     /// RSTs and ICMP errors that let a connection go on, with smaller packets: as many as Linux sends of all ICMP errors
     /// together (`icmp_msgs_per_sec`).
@@ -28,7 +29,7 @@ impl Limit {
     /// Answers that a prefix gets in a second, and all at once after a silence.
     const fn rate(self) -> (u32, u32) {
         match self {
-            Self::Errors => (5, 20),
+            Self::Errors => (10, 50),
             Self::Connections => (1000, 1000),
         }
     }
@@ -88,7 +89,7 @@ mod tests {
     use super::*;
     use crate::layout::{Address4, Address6};
 
-    const LIMIT_OF: [(Limit, u32, u32); 2] = [(Limit::Errors, 5, 20), (Limit::Connections, 1000, 1000)];
+    const LIMIT_OF: [(Limit, u32, u32); 2] = [(Limit::Errors, 10, 50), (Limit::Connections, 1000, 1000)];
 
     /// How many of these answers at this time are given.
     fn given(bucket: &mut Bucket, now: u64, rate: u32, limit: Limit, asked: u32) -> u32 {

@@ -69,7 +69,9 @@ fn of_family<A: LiveFamily>(
 
 impl<A: LiveFamily> Rows<'_, A> {
     fn connections(&self) -> Vec<Connection> {
-        let requests = self.flows.iter().filter(|(_, flow)| !flow.is_reply());
+        // Those that pass belong to no Service.
+        let is_request = |flow: &Flow<A>| flow.flags & (flow_flags::REPLY | flow_flags::PASS) == 0;
+        let requests = self.flows.iter().filter(|(_, flow)| is_request(flow));
         let flows = requests.filter_map(|(key, flow)| self.flow(key, flow));
         let sockets = self.sockets.iter().filter_map(|(key, row)| self.socket(key, row));
         flows.chain(sockets).collect()
