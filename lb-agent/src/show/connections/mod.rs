@@ -24,9 +24,9 @@ use crate::privileges;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// The backend has not answered.
+    /// The backend has not answered, or the client has not acknowledged its answer.
     Opening,
-    /// The backend has answered.
+    /// The client has acknowledged the backend's answer; for UDP, the backend has answered.
     Established,
     /// One side has sent FIN.
     Closing,
