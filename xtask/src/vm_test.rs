@@ -141,7 +141,7 @@ fn build(arguments: &Arguments) -> Result<Vec<Executable>> {
     command::run(workspace::cargo().args(["build", "--workspace", "--bins"]))?;
     let stages = match arguments.stages.as_slice() {
         _ if arguments.probe => &[],
-        [] => &[Stage::Packets, Stage::Lab, Stage::Vm][..],
+        [] => &[Stage::Packets, Stage::Lab][..],
         stages => stages,
     };
     let targets = stage::targets()?;

@@ -25,7 +25,7 @@ pub(crate) enum Stage {
     Api,
     /// Traffic between network namespaces (`lab_*.rs`)
     Lab,
-    /// The same with devices that not every kernel has (`vm_*.rs`): part of `cargo xtask vm-test`, here only if asked for
+    /// The same with devices that not every kernel has (`vm_*.rs`): for `cargo xtask vm-test vm`, here only if asked for
     Vm,
 }
 
