@@ -145,7 +145,11 @@ fn ports_that_are_taken_are_served_as_soon_as_they_are_free() {
     let [healthz, metrics, check] = [HEALTHZ, METRICS, CHECK].map(|port| holder(host, port));
     apply_service(&cluster, CHECK);
     let port = HTTP.without_node_port();
-    let other = ServiceManifest::new("other", &["10.96.0.11".parse().unwrap()], &[port]);
+    let other = ServiceManifest::new(
+        "other",
+        &["10.96.0.11", "fd00:10:96::11"].map(|vip| vip.parse().unwrap()),
+        &[port],
+    );
     let other = balanced(other, OTHER_CHECK);
     cluster.lab.apply("other.yaml", other).unwrap();
     let mut agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
