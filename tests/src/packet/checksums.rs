@@ -57,9 +57,13 @@ fn sum(bytes: &[u8]) -> u32 {
 /// All checksums, outer ones first.
 fn checksums(bytes: &[u8]) -> Vec<Checksum> {
     let mut found = Vec::new();
-    match bytes.get(12..14) {
-        Some([0x08, 0x00]) => ipv4(bytes, 14, false, &mut found),
-        Some([0x86, 0xdd]) => ipv6(bytes, 14, false, &mut found),
+    let mut network = 14;
+    while matches!(bytes.get(network - 2..network), Some([0x81, 0x00] | [0x88, 0xa8])) {
+        network += 4;
+    }
+    match bytes.get(network - 2..network) {
+        Some([0x08, 0x00]) => ipv4(bytes, network, false, &mut found),
+        Some([0x86, 0xdd]) => ipv6(bytes, network, false, &mut found),
         _ => None,
     };
     found

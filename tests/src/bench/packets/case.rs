@@ -11,15 +11,17 @@ use crate::packet::build::{self, Build};
 
 /// The number of random flows; a power of two.
 pub(super) const ALL_FLOWS: u32 = 1 << 20;
-/// Entries of the flow tables: two for each random flow, and room for those that are opened while measuring.
-pub(super) const FLOW_ENTRIES: u32 = 4 * ALL_FLOWS;
+/// Entries of the flow tables: two for each random flow of outside and of Pods, and room for those that are opened while measuring.
+pub(super) const FLOW_ENTRIES: u32 = 8 * ALL_FLOWS;
 /// The number of Services; a power of two.
 pub(super) const SERVICES: u32 = 1 << 10;
 
 /// Last words of addresses: blocks of clients, VIPs, their Pods, and of addresses that are no Service's.
 pub(super) mod block {
-    /// Clients of the flows that exist.
+    /// Clients of the flows that exist, outside.
     pub(in crate::bench::packets) const CLIENTS: u32 = 0x0a40_0000;
+    /// The same, Pods.
+    pub(in crate::bench::packets) const POD_CLIENTS: u32 = 0x0a70_0000;
     /// Clients of flows that are opened while measuring, one block for XDP and one for TC.
     pub(in crate::bench::packets) const NEW_CLIENTS: [u32; 2] = [0x0a50_0000, 0x0a60_0000];
     /// VIPs.
@@ -135,6 +137,8 @@ pub struct Case {
     pub protocol: Protocol,
     /// Their IP version.
     pub family: Family,
+    /// Whether TCP segments are those that open a connection: the SYN of a request, the SYN-ACK of a reply.
+    opens: bool,
 }
 
 /// TCP, which everything is measured for.
@@ -175,31 +179,53 @@ impl Case {
                 traffic,
                 protocol,
                 family,
+                opens: matches!(traffic, Traffic::New | Traffic::ForeignNew),
             };
             cases.iter().map(case)
         };
         Family::ALL.into_iter().flat_map(family_cases)
     }
 
-    /// What opens the flows that exist in the measurements, and what then answers each.
-    pub(super) fn openings(protocol: Protocol) -> impl Iterator<Item = [(Self, Plan); 2]> {
-        Family::ALL.into_iter().map(move |family| {
-            let case = |hook, traffic| Self {
+    /// What opens the flows that exist in the measurements: requests, answers, and what the clients say then.
+    pub(super) fn openings(protocol: Protocol) -> impl Iterator<Item = [(Self, Plan); 3]> {
+        let openings = move |family| {
+            let case = |hook, traffic, opens| Self {
                 hook,
                 traffic,
                 protocol,
                 family,
+                opens,
             };
-            let (opening, answer) = (
-                case(Hook::Xdp, Traffic::New),
-                case(Hook::ToPod, Traffic::Established),
-            );
-            let plan = Plan {
-                client: block::CLIENTS,
-                ..opening.plan(Flows::Million)
+            // What is opened while measuring is opened in another order, by other clients.
+            let new = |hook, client| {
+                let case = case(hook, Traffic::New, true);
+                let plan = case.plan(Flows::Million);
+                (case, Plan { client, ..plan })
             };
-            [(opening, plan), (answer, answer.plan(Flows::Million))]
-        })
+            let reply = case(Hook::ToPod, Traffic::Established, true);
+            let plan = reply.plan(Flows::Million);
+            let reply_to = |client| (reply, Plan { client, ..plan });
+            let all = |case: Self| (case, case.plan(Flows::Million));
+            let one = |case: Self| (case, case.plan(Flows::One));
+            [
+                [
+                    new(Hook::Xdp, block::CLIENTS),
+                    reply_to(block::CLIENTS),
+                    all(case(Hook::Xdp, Traffic::Established, false)),
+                ],
+                [
+                    new(Hook::FromPod, block::POD_CLIENTS),
+                    reply_to(block::POD_CLIENTS),
+                    all(case(Hook::FromPod, Traffic::Established, false)),
+                ],
+                [
+                    one(case(Hook::Xdp, Traffic::SentOn, true)),
+                    one(case(Hook::Xdp, Traffic::SentBack, true)),
+                    one(case(Hook::Xdp, Traffic::SentOn, false)),
+                ],
+            ]
+        };
+        Family::ALL.into_iter().flat_map(openings)
     }
 
     /// What the issue asks for, in nanoseconds over the empty program.
@@ -224,9 +250,9 @@ impl Case {
             Traffic::SentOn | Traffic::SentBack => 1,
         };
         let [source, destination] = self.ends_at();
-        let (client_at, service_at) = match (self.hook, self.traffic) {
-            (Hook::ToPod, _) | (_, Traffic::SentBack) => (destination, source),
-            (Hook::Xdp | Hook::FromPod, _) => (source, destination),
+        let (client_at, service_at) = match self.is_reply() {
+            true => (destination, source),
+            false => (source, destination),
         };
         let (hops_at, hops) = self.hops();
         Plan {
@@ -244,12 +270,18 @@ impl Case {
         }
     }
 
+    /// Whether the packets come from the service's end.
+    fn is_reply(&self) -> bool {
+        self.hook == Hook::ToPod || self.traffic == Traffic::SentBack
+    }
+
     /// The last word of the first client's address.
     fn clients(&self) -> u32 {
         match (self.traffic, self.hook) {
             (Traffic::New, Hook::Xdp) => block::NEW_CLIENTS[0],
             (Traffic::New, Hook::FromPod | Hook::ToPod) => block::NEW_CLIENTS[1],
             (Traffic::SentBack, _) => block::NODE,
+            (Traffic::Established, Hook::FromPod | Hook::ToPod) => block::POD_CLIENTS,
             (Traffic::Established | Traffic::Foreign | Traffic::ForeignNew | Traffic::SentOn, _) => {
                 block::CLIENTS
             }
@@ -346,8 +378,9 @@ impl Case {
         let (source, destination) = (end(block::CLIENTS), end(block::VIPS));
         let packet: Build = match (self.protocol, self.traffic) {
             (Protocol::Udp | Protocol::Sctp, _) => build::udp(source, destination),
-            (Protocol::Tcp, Traffic::New | Traffic::ForeignNew) => build::syn(source, destination),
-            (Protocol::Tcp, _) => build::ack(source, destination),
+            (Protocol::Tcp, _) if !self.opens => build::ack(source, destination),
+            (Protocol::Tcp, _) if self.is_reply() => build::syn_ack(source, destination),
+            (Protocol::Tcp, _) => build::syn(source, destination),
         };
         packet.bytes()
     }
