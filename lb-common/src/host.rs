@@ -20,7 +20,7 @@ use crate::layout::{
     Port, ServiceId, ServiceStats, Slot, Socket, SocketKey,
 };
 use crate::packet::Headers;
-use crate::packet::{DirectPacket, Hop, Packet, Route, Verdict, View, ViewMut, translate_directly};
+use crate::packet::{DirectPacket, Hop, Packet, Route, Sender, Verdict, View, ViewMut, translate_directly};
 use crate::parse::BEHIND_ETHERNET;
 use crate::reason::Reason;
 use crate::socket::SocketTables;
@@ -37,6 +37,8 @@ pub struct Bytes {
     pub asks_neighbours: bool,
     /// Devices whose other end is in a Pod.
     pub pod_devices: Vec<u32>,
+    /// Where senders are: what the first network says that one is in. All others are here.
+    pub senders: Vec<SenderNetwork>,
     /// Payload bytes of each packet that this one is cut into when it is sent; 0 if it is sent as it is.
     pub segment_size: u32,
     /// Whether the frame is for another machine.
@@ -54,6 +56,17 @@ pub struct Way {
     pub hop: Hop,
 }
 
+/// Where the senders of a network are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SenderNetwork {
+    /// The words of the network's address ([`Address::words`]).
+    pub network: [u32; 4],
+    /// The bits that all its addresses share.
+    pub mask: [u32; 4],
+    /// Where they are.
+    pub sender: Sender,
+}
+
 impl From<Vec<u8>> for Bytes {
     fn from(bytes: Vec<u8>) -> Self {
         Self {
@@ -61,6 +74,7 @@ impl From<Vec<u8>> for Bytes {
             ways: Vec::new(),
             asks_neighbours: true,
             pod_devices: Vec::new(),
+            senders: Vec::new(),
             segment_size: 0,
             is_for_other: false,
         }
@@ -157,6 +171,13 @@ impl Packet for Bytes {
         Some(Verdict::Redirect)
     }
 
+    fn sender<A: Address>(&self, source: A) -> Sender {
+        let words = source.words();
+        let is_in = |found: &&SenderNetwork| (0..4).all(|at| words[at] & found.mask[at] == found.network[at]);
+        let found = self.senders.iter().find(is_in);
+        found.map_or(Sender::Here, |found| found.sender)
+    }
+
     fn is_sent_on(&self) -> bool {
         false
     }
@@ -178,6 +199,7 @@ impl Packet for Bytes {
 /// The next hop where no other is set.
 pub const HOP: Hop = Hop {
     device: 1,
+    router: 0,
     mtu: 0,
     link: [0x0202_0202, 0x0202_0202, 0x0202_0202],
 };

@@ -52,6 +52,8 @@ pub mod map {
     pub const DEVICES: &str = "DEVICES";
     /// Devices that XDP programs of other devices can send through: [`super::device_row`] to interface index.
     pub const XDP_DEVICES: &str = "XDP_DEVICES";
+    /// What is at the other end of devices: [`super::device_row`] to [`super::DeviceRole`].
+    pub const DEVICE_ROLES: &str = "DEVICE_ROLES";
     /// Devices whose other end is in a Pod: [`super::device_row`] to interface index.
     pub const POD_DEVICES: &str = "POD_DEVICES";
     /// Which frames that a device receives XDP takes: [`super::device_row`] to [`super::DeviceLinks`].
@@ -616,6 +618,26 @@ pub struct DeviceLinks {
     pub addresses: [LinkAddress; 2],
 }
 
+/// What is at the other end of a device: value of the map of devices' roles.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[repr(C)]
+pub struct DeviceRole {
+    /// Index of the device; 0 in a row of none.
+    pub index: u32,
+    /// One of [`device_role`].
+    pub role: u32,
+    /// Index of the bridge or bond that it is a port of; else its own.
+    pub master: u32,
+}
+
+/// Values of [`DeviceRole::role`].
+pub mod device_role {
+    /// A Pod.
+    pub const POD: u32 = 1;
+    /// The network.
+    pub const NETWORK: u32 = 2;
+}
+
 /// Rows of the maps that say which devices have a quality.
 pub const DEVICE_ROWS: u32 = 1_024;
 
@@ -704,6 +726,7 @@ assert_layout! {
     FragmentKey<Address6>: 40, align 4;
     Fragment: 8, align 4;
     Device: 20, align 4;
+    DeviceRole: 12, align 4;
     LinkAddress: 8, align 4;
     DeviceLinks: 20, align 4;
     ServiceName: 200, align 1;
@@ -754,6 +777,7 @@ mod pod {
         Affinity,
         Fragment,
         Device,
+        DeviceRole,
         LinkAddress,
         DeviceLinks,
         ServiceName,

@@ -15,7 +15,7 @@ use crate::layout::{
     AffinityKey, Flow, FlowKey, Frontend, Port, backend_flags, flow_flags, flow_state, frontend_flags,
     protocol,
 };
-use crate::packet::{Hop, Packet, Route};
+use crate::packet::{Hop, Packet, Route, Sender};
 use crate::parse::{Parsed, TCP_SEQUENCE, tcp_flags};
 use crate::reason::Reason;
 use crate::step::Step;
@@ -45,6 +45,10 @@ pub(crate) fn open<A: Address>(
     let flow = unsafe { flow.assume_init_mut() };
     if parsed.key.protocol == protocol::TCP {
         flow.acknowledged = tcp_word(packet, parsed, TCP_SEQUENCE);
+    }
+    let step = check_source(packet, parsed, origin, flow);
+    if step != Step::Translate {
+        return step;
     }
     if flow.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD) != 0 {
         let step = set_source(packet, tables, flow);
@@ -171,6 +175,40 @@ fn refusal<A: Address>(tables: &impl Tables<A>, frontend: &Frontend, client: A) 
         return Step::Stop(Reason::SourceRange);
     }
     Step::Open
+}
+
+/// Looks whether the sender is who it says. From outside, what has the address of a Pod of this node, or of the node, is
+/// forged. A client behind a Pod's device that is not this Pod gets its source replaced, unless replies to it pass this
+/// node anyway.
+#[inline(never)]
+fn check_source<A: Address>(
+    packet: &impl Packet,
+    parsed: &Parsed<A>,
+    origin: Origin,
+    flow: &mut Flow<A>,
+) -> Step {
+    if flow.flags & flow_flags::HAIRPIN != 0 && origin == Origin::Inside {
+        return Step::Translate;
+    }
+    let sender = packet.sender(parsed.key.source);
+    if origin == Origin::Outside {
+        return match sender {
+            Sender::Pod | Sender::Node => Step::Stop(Reason::ForgedSource),
+            Sender::Here | Sender::Behind | Sender::Network => Step::Translate,
+        };
+    }
+    let is_foreign = match sender {
+        Sender::Here => false,
+        // Only what the router itself serves does not come back.
+        Sender::Behind if flow.flags & flow_flags::LOCAL != 0 => {
+            packet.sender(flow.destination) == Sender::Here
+        }
+        Sender::Behind | Sender::Network | Sender::Pod | Sender::Node => true,
+    };
+    if is_foreign {
+        flow.flags |= flow_flags::FORWARD;
+    }
+    Step::Translate
 }
 
 /// Replaces the client's address by one whose replies come back to this node.

@@ -222,6 +222,9 @@ pub trait Packet {
     /// Sends the packet, whose IP header is at `network`, to its next hop.
     fn send(&mut self, network: u32, hop: &Hop) -> Option<Verdict>;
 
+    /// Where the routing tables say that the sender of a packet is which came in here.
+    fn sender<A: Address>(&self, source: A) -> Sender;
+
     /// Whether a program of ours has sent the packet to the device that it leaves by.
     fn is_sent_on(&self) -> bool;
 
@@ -254,10 +257,29 @@ pub enum Verdict {
 pub struct Hop {
     /// Index of the device that leads to it; 0 if there is none.
     pub device: u32,
+    /// Not zero if it is a router and not the destination.
+    pub router: u32,
     /// The largest packet that the route takes, in bytes, if [`Route::TooBig`].
     pub mtu: u32,
     /// Destination and source address of the link layer, if [`Route::Ready`], as they follow each other in memory.
     pub link: [u32; 3],
+}
+
+/// Where a source address belongs, as the way to it says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Sender {
+    /// It may be what sends here: the way leads to the device that the packet came by, or by a device that is neither a
+    /// Pod's nor one to the network (a bridge, a CNI's own device), or there is none.
+    Here,
+    /// Behind a router which is at the other end of the device that the packet came by.
+    Behind,
+    /// Outside.
+    Network,
+    /// Another Pod of this node.
+    Pod,
+    /// This node itself.
+    Node,
 }
 
 /// What the routing tables say of a packet.

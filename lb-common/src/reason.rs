@@ -38,11 +38,13 @@ pub enum Reason {
     UnknownConnection = 14,
     /// Dropped without an answer: its sender, or others with the same prefix, have been answered often enough.
     AnswerLimit = 15,
+    /// Dropped: a packet from a network device has the address of a Pod of this node, or of the node itself.
+    ForgedSource = 16,
 }
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NoEndpoint,
         Self::NoLocalEndpoint,
         Self::UnknownPort,
@@ -59,6 +61,7 @@ impl Reason {
         Self::UnknownFragment,
         Self::UnknownConnection,
         Self::AnswerLimit,
+        Self::ForgedSource,
     ];
 
     /// The name in metrics, tables and logs.
@@ -80,6 +83,7 @@ impl Reason {
             Self::UnknownFragment => "unknown_fragment",
             Self::UnknownConnection => "unknown_connection",
             Self::AnswerLimit => "answer_limit",
+            Self::ForgedSource => "forged_source",
         }
     }
 
@@ -102,7 +106,8 @@ impl Reason {
             | Self::SourceRange
             | Self::NoRoute
             | Self::UnknownFragment
-            | Self::AnswerLimit => false,
+            | Self::AnswerLimit
+            | Self::ForgedSource => false,
         }
     }
 

@@ -11,7 +11,7 @@ use lb_common::budget::{BUCKETS, Bucket, Limit};
 use lb_common::filter::{self, Position};
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, DeviceLinks, Flow,
+    Address4, Address6, Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, DeviceLinks, DeviceRole, Flow,
     FlowKey, Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings, Port, ServiceId,
     ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange, device_row,
 };
@@ -69,6 +69,8 @@ static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment> = LruHashMap::wit
 static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, BPF_F_NO_PREALLOC);
 #[map]
 static XDP_DEVICES: Array<u32> = Array::with_max_entries(DEVICE_ROWS, 0);
+#[map]
+static DEVICE_ROLES: Array<DeviceRole> = Array::with_max_entries(DEVICE_ROWS, 0);
 #[map]
 static POD_DEVICES: Array<u32> = Array::with_max_entries(DEVICE_ROWS, 0);
 #[map]
@@ -277,6 +279,22 @@ pub fn device(index: u32) -> Option<Device> {
 #[inline(always)]
 pub fn transmits(index: u32) -> bool {
     is_among(&XDP_DEVICES, index)
+}
+
+/// What is at the other end of a device: one of [`lb_common::layout::device_role`], or 0.
+#[inline(always)]
+pub fn role_of(index: u32) -> u32 {
+    DEVICE_ROLES
+        .get(device_row(index))
+        .map_or(0, |row| if row.index == index { row.role } else { 0 })
+}
+
+/// The bridge or bond that a device is a port of; else the device.
+#[inline(always)]
+pub fn master_of(index: u32) -> u32 {
+    DEVICE_ROLES
+        .get(device_row(index))
+        .map_or(index, |row| if row.index == index { row.master } else { index })
 }
 
 /// Whether the other end of a device is in a Pod.

@@ -16,7 +16,7 @@ use lb_common::address::Address;
 use lb_common::checksum::Sum;
 use lb_common::layout::{Address6, Flow, FlowKey, LinkAddress, Port, protocol};
 use lb_common::packet::Headers;
-use lb_common::packet::{DirectPacket, Hop, Packet, Route, Verdict, View, ViewMut, translate_directly};
+use lb_common::packet::{DirectPacket, Hop, Packet, Route, Sender, Verdict, View, ViewMut, translate_directly};
 use lb_common::parse::{self, Network};
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -178,6 +178,11 @@ impl Packet for XdpPacket {
         // SAFETY: plain helper call.
         let action = unsafe { bpf_redirect(hop.device, 0) };
         (action == xdp_action::XDP_REDIRECT.into()).then_some(Verdict::Redirect)
+    }
+
+    #[inline(always)]
+    fn sender<A: Address>(&self, source: A) -> Sender {
+        routes::sender(self.context.ctx.cast(), self.device(), source)
     }
 
     #[inline(always)]
@@ -477,6 +482,11 @@ impl Packet for TcPacket {
         // SAFETY: plain helper call.
         let action = unsafe { bpf_redirect_neigh(hop.device, core::ptr::null_mut(), 0, 0) };
         (action == TC_ACT_REDIRECT.into()).then_some(Verdict::Redirect)
+    }
+
+    #[inline(always)]
+    fn sender<A: Address>(&self, source: A) -> Sender {
+        routes::sender(self.context.skb.skb.cast(), self.device(), source)
     }
 
     #[inline(always)]

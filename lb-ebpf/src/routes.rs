@@ -9,7 +9,8 @@ use aya_ebpf::bindings::{
 use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated;
 use lb_common::address::Address;
-use lb_common::packet::{Hop, Route};
+use lb_common::layout::device_role;
+use lb_common::packet::{Hop, Route, Sender};
 
 use crate::maps;
 
@@ -43,6 +44,15 @@ pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop
     // SAFETY: the pointer and length are those of one value.
     let result = unsafe { generated::bpf_fib_lookup(context, &mut parameters, length, 0) };
     hop.device = parameters.ifindex;
+    // SAFETY: any bytes are numbers.
+    let next = unsafe { parameters.__bindgen_anon_4.ipv6_dst };
+    let [a, b, c, d] = query.destination.words();
+    let is_other = if A::IS_IPV6 {
+        (next[0] ^ a) | (next[1] ^ b) | (next[2] ^ c) | (next[3] ^ d)
+    } else {
+        next[0] ^ a
+    };
+    hop.router = u32::from(is_other != 0);
     match result as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => {
             let [a, b, c, d, e, f] = parameters.dmac;
@@ -65,5 +75,30 @@ pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop
             Route::Local
         }
         _ => Route::None,
+    }
+}
+
+/// Where the sender of a packet is that came in by a device.
+#[inline(never)]
+pub fn sender<A: Address>(context: *mut c_void, device: u32, source: A) -> Sender {
+    let mut hop = Hop::default();
+    let query = Query {
+        device,
+        source: A::default(),
+        destination: source,
+        length: 0,
+    };
+    match look_up(context, &query, &mut hop) {
+        Route::Local => return Sender::Node,
+        Route::None => return Sender::Here,
+        Route::Ready | Route::Unresolved | Route::TooBig => {}
+    }
+    if hop.device == device || hop.device == maps::master_of(device) {
+        return if hop.router == 0 { Sender::Here } else { Sender::Behind };
+    }
+    match maps::role_of(hop.device) {
+        device_role::POD => Sender::Pod,
+        device_role::NETWORK => Sender::Network,
+        _ => Sender::Here,
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use aya::maps::{HashMap, MapData};
 use lb_common::address::Address as _;
-use lb_common::layout::{Address4, Address6, Device, DeviceLinks, LinkAddress, map};
+use lb_common::layout::{Address4, Address6, Device, DeviceLinks, DeviceRole, LinkAddress, device_role, map};
 
 use super::device_maps::{DeviceRows, KeySet};
 use super::filter::Filter;
@@ -18,6 +18,7 @@ use crate::maps::{Family, MapError};
 pub struct DeviceTable {
     devices: HashMap<MapData, u32, Device>,
     xdp_devices: DeviceRows<u32>,
+    roles: DeviceRows<DeviceRole>,
     pod_devices: DeviceRows<u32>,
     device_links: DeviceRows<DeviceLinks>,
     node_links: KeySet<LinkAddress>,
@@ -31,6 +32,7 @@ impl DeviceTable {
         Ok(Self {
             devices: typed(open(directory, map::DEVICES)?, map::DEVICES)?,
             xdp_devices: DeviceRows::open(directory, map::XDP_DEVICES)?,
+            roles: DeviceRows::open(directory, map::DEVICE_ROLES)?,
             pod_devices: DeviceRows::open(directory, map::POD_DEVICES)?,
             device_links: DeviceRows::open(directory, map::DEVICE_LINKS)?,
             node_links: KeySet::open(directory, map::NODE_LINKS)?,
@@ -67,6 +69,7 @@ impl DeviceTable {
         let itself = |index| (index, index);
         self.xdp_devices
             .set(usable_with_xdp(&view.snapshot, with_xdp).map(itself))?;
+        self.roles.set(roles(view).into_iter())?;
         self.pod_devices.set(to_pods(view).map(itself))?;
         self.device_links.set(device_links(&view.snapshot))?;
         self.node_links.set(node_links(&view.snapshot))?;
@@ -114,6 +117,33 @@ fn to_pods(view: &View) -> impl Iterator<Item = u32> {
     usable(&view.snapshot)
         .filter(move |link| link.kind == "veth" && link.link_netnsid.is_some() && is_pod(link))
         .map(|link| link.index)
+}
+
+/// What is at the other end of the devices that carry programs, and of the bridges whose ports are Pods' devices.
+fn roles(view: &View) -> BTreeMap<u32, DeviceRole> {
+    let master = |index: &u32| view.snapshot.links.get(index)?.master;
+    let mut roles = BTreeMap::new();
+    for (index, attachment) in &view.attachments {
+        let is_pod = attachment.role == Role::Pod;
+        if is_pod && let Some(bridge) = master(index) {
+            roles.entry(bridge).or_insert(DeviceRole {
+                index: bridge,
+                role: device_role::POD,
+                master: bridge,
+            });
+        }
+        let row = DeviceRole {
+            index: *index,
+            role: if is_pod {
+                device_role::POD
+            } else {
+                device_role::NETWORK
+            },
+            master: master(index).unwrap_or(*index),
+        };
+        roles.insert(*index, row);
+    }
+    roles
 }
 
 /// Which frames are for a device, or for the bridge, bond or the like that it is a port of.

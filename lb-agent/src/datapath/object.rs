@@ -10,9 +10,9 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 use lb_common::budget::Bucket;
 use lb_common::flow::Lifetimes;
 use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Backend, Device, DeviceLinks, Flow, FlowKey, Fragment,
-    FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings, ServiceName, ServiceStats, Slot, Socket,
-    SocketKey, SourceRange, halves, map,
+    Address4, Address6, Affinity, AffinityKey, Backend, Device, DeviceLinks, DeviceRole, Flow, FlowKey,
+    Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings, ServiceName, ServiceStats,
+    Slot, Socket, SocketKey, SourceRange, halves, map,
 };
 use lb_common::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS};
 
@@ -146,7 +146,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 28] = [
+const MAPS: [(&str, usize, usize); 29] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -214,6 +214,7 @@ const MAPS: [(&str, usize, usize); 28] = [
     ),
     (map::DEVICES, size_of::<u32>(), size_of::<Device>()),
     (map::XDP_DEVICES, size_of::<u32>(), size_of::<u32>()),
+    (map::DEVICE_ROLES, size_of::<u32>(), size_of::<DeviceRole>()),
     (map::POD_DEVICES, size_of::<u32>(), size_of::<u32>()),
     (map::DEVICE_LINKS, size_of::<u32>(), size_of::<DeviceLinks>()),
     (map::NODE_LINKS, size_of::<LinkAddress>(), size_of::<u32>()),

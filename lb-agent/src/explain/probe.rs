@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use lb_common::address::Address;
 use lb_common::host::Bytes;
 use lb_common::layout::{Address4, Address6, Flow, FlowKey};
-use lb_common::packet::{Headers, Hop, Packet, Route, Verdict, View};
+use lb_common::packet::{Headers, Hop, Packet, Route, Sender, Verdict, View};
 
 /// What the routing tables say of a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,6 +105,11 @@ impl Packet for Probe<'_> {
 
     fn send(&mut self, _network: u32, _hop: &Hop) -> Option<Verdict> {
         Some(Verdict::Redirect)
+    }
+
+    fn sender<A: Address>(&self, _source: A) -> Sender {
+        // By which device the packet comes is not said.
+        Sender::Here
     }
 
     fn is_sent_on(&self) -> bool {

@@ -10,9 +10,9 @@ use lb_common::address::Address;
 use lb_common::choose::Origin;
 use lb_common::decide;
 use lb_common::flow::Lifetimes;
-use lb_common::host::{Bytes, HostTables, Way};
+use lb_common::host::{Bytes, HostTables, SenderNetwork, Way};
 use lb_common::layout::{Address4, Address6, Backend, Frontend, FrontendKey, map};
-use lb_common::packet::{Hop, Route, Verdict};
+use lb_common::packet::{Hop, Route, Sender, Verdict};
 use lb_common::parse::{self, BEHIND_ETHERNET, Network};
 use lb_common::tables::PortRange;
 
@@ -24,6 +24,8 @@ pub struct Host {
     tables4: HostTables<Address4>,
     tables6: HostTables<Address6>,
     ways: Vec<Way>,
+    senders4: Vec<SenderNetwork>,
+    senders6: Vec<SenderNetwork>,
 }
 
 /// What the host build assumes.
@@ -53,7 +55,30 @@ impl Host {
             tables4,
             tables6,
             ways: Vec::new(),
+            senders4: Vec::new(),
+            senders6: Vec::new(),
         }
+    }
+
+    /// Says where the senders of a network are, of those that no network before has.
+    pub fn senders(&mut self, address: IpAddr, prefix: u32, sender: Sender) {
+        let words = |bits: u128| {
+            let bytes = bits.to_be_bytes();
+            let words = bytes.chunks_exact(4);
+            let words: Vec<u32> = words
+                .map(|word| u32::from_ne_bytes(word.try_into().expect("four bytes")))
+                .collect();
+            words.try_into().expect("four words")
+        };
+        let (senders, bits) = match address {
+            IpAddr::V4(address) => (&mut self.senders4, u128::from(address.to_bits()) << 96),
+            IpAddr::V6(address) => (&mut self.senders6, address.to_bits()),
+        };
+        senders.push(SenderNetwork {
+            network: words(bits),
+            mask: words(u128::MAX.checked_shl(128 - prefix).unwrap_or(0)),
+            sender,
+        });
     }
 
     /// Lets a client into a set of source ranges.
@@ -80,6 +105,7 @@ impl Host {
             route,
             hop: Hop {
                 device: 1,
+                router: 0,
                 mtu,
                 link: link.try_into().expect("three words"),
             },
@@ -108,6 +134,11 @@ impl Host {
         // As in the kernel, where every answer is the first one for a long time.
         self.tables4.budgets.borrow_mut().clear();
         self.tables6.budgets.borrow_mut().clear();
+        bytes.senders = match network {
+            Network::V4 => self.senders4.clone(),
+            Network::V6 => self.senders6.clone(),
+            Network::Other => Vec::new(),
+        };
         let verdict = match network {
             Network::V4 => decide(&mut bytes, &self.tables4, program),
             Network::V6 => decide(&mut bytes, &self.tables6, program),

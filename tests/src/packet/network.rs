@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::datapath::devices::DeviceTable;
-use lb_agent::devices::{Address, Link as Device, Snapshot, View};
+use lb_agent::devices::{Address, Attachment, Link as Device, Role, Snapshot, View};
 use nix::net::if_::if_nametoindex;
 
 use super::Datapath;
@@ -139,6 +139,31 @@ impl Network {
         let mut table = DeviceTable::open(datapath.pins.path()).expect("the maps are pinned");
         let transmitting = transmitting.iter().copied().collect();
         table.set(&view, &transmitting).expect("the map takes it");
+    }
+
+    /// Tells the programs what is at the other end of devices.
+    pub fn attach(&self, datapath: &Datapath, roles: &[(u32, Role)]) {
+        let mut snapshot = self.snapshot();
+        for link in snapshot.links.values_mut() {
+            link.master = None;
+        }
+        let attachment = |role| Attachment {
+            name: String::new(),
+            kind: "veth".to_owned(),
+            instance: 0,
+            role,
+            ethernet: true,
+        };
+        let view = View {
+            snapshot,
+            attachments: roles
+                .iter()
+                .map(|(index, role)| (*index, attachment(*role)))
+                .collect(),
+        };
+        let mut table = DeviceTable::open(datapath.pins.path()).expect("the maps are pinned");
+        let both = [self.front, self.back].into();
+        table.set(&view, &both).expect("the map takes it");
     }
 
     /// Tells the programs of no device any more.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use lb_agent::maps::{FrontendKey, Protocol};
 use lb_common::flow::Lifetimes;
 use lb_common::layout::{Frontend, frontend_flags};
-use lb_common::packet::Route;
+use lb_common::packet::{Route, Sender};
 use lb_common::tables::PortRange;
 use lb_tests::packet::Datapath;
 use lb_tests::packet::host::{Host, Surroundings};
@@ -112,6 +112,38 @@ pub(crate) fn serve(datapath: &mut Datapath) {
     }
 }
 
+/// Where the routes say that senders are: the first network that has them counts.
+const SENDERS: [(&str, Sender); 28] = [
+    ("172.16.0.1/32", Sender::Node),
+    ("10.3.0.5/32", Sender::Node),
+    ("8.0.3.5/32", Sender::Node),
+    ("192.0.2.0/24", Sender::Here),
+    ("172.16.0.0/24", Sender::Here),
+    ("10.1.0.0/16", Sender::Here),
+    ("10.4.0.0/24", Sender::Here),
+    ("10.5.0.0/24", Sender::Here),
+    ("10.6.0.0/24", Sender::Here),
+    ("8.0.1.0/24", Sender::Here),
+    ("8.0.4.0/23", Sender::Here),
+    ("8.0.6.0/24", Sender::Here),
+    ("0.0.0.0/0", Sender::Behind),
+    ("fd00:172::1/128", Sender::Node),
+    ("fd00:3::5/128", Sender::Node),
+    ("fd00:3:86dd::5/128", Sender::Node),
+    ("2001:db8::/64", Sender::Here),
+    ("fd00:172::/64", Sender::Here),
+    ("fe80::/64", Sender::Here),
+    ("fd00:1::/64", Sender::Here),
+    ("fd00:4::/64", Sender::Here),
+    ("fd00:5::/64", Sender::Here),
+    ("fd00:6::/64", Sender::Here),
+    ("fd00:1:86dd::/64", Sender::Here),
+    ("fd00:4:86dd::/64", Sender::Here),
+    ("fd00:5:86dd::/64", Sender::Here),
+    ("fd00:6:86dd::/64", Sender::Here),
+    ("::/0", Sender::Behind),
+];
+
 /// The same core on the host, with the same tables and routes.
 pub(crate) fn host(datapath: &Datapath) -> Host {
     let device = worlds().map(|world| world.back_address());
@@ -121,6 +153,11 @@ pub(crate) fn host(datapath: &Datapath) -> Host {
         device,
     };
     let mut host = Host::new(datapath, &surroundings);
+    for (network, sender) in SENDERS {
+        let (address, prefix) = network.split_once('/').expect("a prefix");
+        let prefix = prefix.parse().expect("a number");
+        host.senders(address.parse().expect("an address"), prefix, sender);
+    }
     for world in everyone() {
         host.allow(SET, world.client.ip());
         host.way(world.client.ip(), Route::Ready, CLIENT_LINK, 0);

@@ -1,0 +1,220 @@
+//! Whose address a packet has, and by which device it comes.
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_agent::devices::Role;
+use lb_common::packet::Verdict;
+use lb_common::reason::Reason;
+use lb_tests::packet::build::see;
+use lb_tests::packet::network::{Network, Place};
+use lb_tests::packet::world::{PROTOCOLS, World, answer, at, first, keys, worlds};
+use lb_tests::packet::{Borrowed, Datapath, datapath};
+
+/// A client with this address.
+fn client(world: &World, v4: &str, v6: &str) -> SocketAddr {
+    let ip: IpAddr = match world.vip.ip() {
+        IpAddr::V4(_) => v4.parse(),
+        IpAddr::V6(_) => v6.parse(),
+    }
+    .expect("an address");
+    SocketAddr::new(ip, 40_000)
+}
+
+/// A Service of each family whose one Pod is at `place`.
+fn prepared(place: Place, local: bool) -> Option<(Borrowed, Network)> {
+    let mut datapath = datapath()?;
+    let network = Network::enter(&mut datapath)?;
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.backend_at(place))]);
+        datapath.change_backend(service * 100, |row| row.local = local);
+    }
+    Some((datapath, network))
+}
+
+#[test]
+fn a_pods_address_from_outside_opens_nothing() {
+    let Some((mut datapath, network)) = prepared(Place::Back, true) else {
+        return;
+    };
+    // Behind `back` are Pods of this node.
+    network.attach(
+        &datapath,
+        &[(network.front, Role::Network), (network.back, Role::Pod)],
+    );
+    datapath.device = network.front;
+    let mut dropped = 0;
+    for world in worlds() {
+        for program in ["lb_xdp", "lb_tc_from_network"] {
+            for protocol in PROTOCOLS {
+                for forged in [
+                    client(&world, "172.16.0.77", "fd00:172::77"),
+                    client(&world, "10.1.0.77", "fd00:1::77"),
+                    client(&world, "10.3.0.5", "fd00:3::5"),
+                ] {
+                    datapath.dropped(program, &first(protocol, forged, world.vip).bytes());
+                    dropped += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(datapath.flow_count(), 0);
+    assert_eq!(datapath.reasons(), [(Reason::ForgedSource, dropped)]);
+    for world in worlds() {
+        for program in ["lb_xdp", "lb_tc_from_network"] {
+            datapath.pass(program, &first(PROTOCOLS[0], world.client, world.vip).bytes());
+        }
+    }
+}
+
+/// A request of `client` by `front`, a Pod's device, and its reply by the device `back`; returns the source that the
+/// backend sees.
+fn replaced(datapath: &mut Datapath, network: &Network, world: &World, client: SocketAddr) -> SocketAddr {
+    let backend = world.backend_at(Place::Back);
+    let mut sources = Vec::new();
+    for protocol in PROTOCOLS {
+        datapath.device = network.front;
+        let request = first(protocol, client, world.vip).bytes();
+        let (verdict, bytes) = datapath.verdict("lb_tc_from_pod", &request);
+        assert_eq!(verdict, Verdict::Redirect, "{request:02x?} -> {bytes:02x?}");
+        let seen = see(&bytes);
+        assert_eq!(seen.destination, backend);
+        datapath.device = network.back;
+        let reply = answer(protocol, backend, seen.source).bytes();
+        let (verdict, bytes) = datapath.verdict("lb_tc_from_network", &reply);
+        assert_eq!(verdict, Verdict::Redirect, "{reply:02x?} -> {bytes:02x?}");
+        let reply = see(&bytes);
+        assert_eq!((reply.source, reply.destination), (world.vip, client));
+        sources.push(seen.source);
+    }
+    sources[0]
+}
+
+#[test]
+fn a_pods_own_address_stays() {
+    let Some((mut datapath, network)) = prepared(Place::Back, false) else {
+        return;
+    };
+    network.attach(
+        &datapath,
+        &[(network.front, Role::Pod), (network.back, Role::Network)],
+    );
+    datapath.device = network.front;
+    for world in worlds() {
+        let pod = client(&world, "192.0.2.77", "2001:db8::77");
+        for protocol in PROTOCOLS {
+            let request = datapath.pass("lb_tc_from_pod", &first(protocol, pod, world.vip).bytes());
+            assert_eq!(
+                request,
+                first(protocol, pod, world.backend_at(Place::Back)).bytes()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_client_behind_a_pod_gets_its_source_replaced() {
+    let Some((mut datapath, network)) = prepared(Place::Back, false) else {
+        return;
+    };
+    network.attach(
+        &datapath,
+        &[(network.front, Role::Pod), (network.back, Role::Network)],
+    );
+    for world in worlds() {
+        // By way of the router at the other end of `front`.
+        let source = replaced(
+            &mut datapath,
+            &network,
+            &world,
+            client(&world, "10.8.0.9", "fd00:8::9"),
+        );
+        assert_eq!(source.ip(), world.back_address());
+        // With an address of the network outside.
+        let source = replaced(
+            &mut datapath,
+            &network,
+            &world,
+            client(&world, "10.1.0.9", "fd00:1::9"),
+        );
+        assert_eq!(source.ip(), world.back_address());
+    }
+    assert_eq!(datapath.reasons(), []);
+}
+
+#[test]
+fn a_pod_with_another_ones_address_gets_its_source_replaced() {
+    let Some((mut datapath, network)) = prepared(Place::Back, false) else {
+        return;
+    };
+    network.attach(
+        &datapath,
+        &[(network.front, Role::Pod), (network.back, Role::Pod)],
+    );
+    for world in worlds() {
+        let source = replaced(
+            &mut datapath,
+            &network,
+            &world,
+            client(&world, "172.16.0.9", "fd00:172::9"),
+        );
+        assert_eq!(source.ip(), world.back_address());
+    }
+}
+
+#[test]
+fn a_client_behind_a_pod_that_asks_this_pod_is_answered_through_the_node() {
+    let Some((mut datapath, network)) = prepared(Place::Front, true) else {
+        return;
+    };
+    network.attach(
+        &datapath,
+        &[(network.front, Role::Pod), (network.back, Role::Network)],
+    );
+    datapath.device = network.front;
+    for world in worlds() {
+        let (source, backend) = (
+            client(&world, "10.8.0.9", "fd00:8::9"),
+            world.backend_at(Place::Front),
+        );
+        // The backend is the router itself.
+        let router = client(&world, "192.0.2.253", "2001:db8::fd").ip();
+        let service = if world.vip.is_ipv4() { 1 } else { 2 };
+        datapath.change_backend(service * 100, |row| row.address = router);
+        let backend = SocketAddr::new(router, backend.port());
+        for protocol in PROTOCOLS {
+            let request = first(protocol, source, world.vip).bytes();
+            let (verdict, bytes) = datapath.verdict("lb_tc_from_pod", &request);
+            assert_eq!(verdict, Verdict::Redirect, "{request:02x?} -> {bytes:02x?}");
+            let seen = see(&bytes);
+            assert_eq!((seen.source.ip(), seen.destination), (world.node, backend));
+            let reply = answer(protocol, backend, seen.source).bytes();
+            let (verdict, bytes) = datapath.verdict("lb_tc_from_pod", &reply);
+            assert_eq!(verdict, Verdict::Redirect, "{reply:02x?} -> {bytes:02x?}");
+            let reply = see(&bytes);
+            assert_eq!((reply.source, reply.destination), (world.vip, source));
+        }
+    }
+    assert_eq!(datapath.reasons(), []);
+}
+
+#[test]
+fn a_client_behind_a_pod_keeps_its_source_to_other_pods_of_the_node() {
+    let Some((mut datapath, network)) = prepared(Place::Back, true) else {
+        return;
+    };
+    network.attach(
+        &datapath,
+        &[(network.front, Role::Pod), (network.back, Role::Pod)],
+    );
+    datapath.device = network.front;
+    for world in worlds() {
+        let source = client(&world, "10.8.0.9", "fd00:8::9");
+        for protocol in PROTOCOLS {
+            let request = datapath.pass("lb_tc_from_pod", &first(protocol, source, world.vip).bytes());
+            assert_eq!(
+                request,
+                first(protocol, source, world.backend_at(Place::Back)).bytes()
+            );
+        }
+    }
+}
