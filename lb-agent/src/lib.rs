@@ -8,6 +8,7 @@
 pub mod check;
 pub mod cleanup;
 pub mod cli;
+pub mod conntrack;
 pub mod controller;
 pub mod datapath;
 pub mod desired;

@@ -260,6 +260,10 @@ fn change_state<A: Address>(
     change: StateChange,
 ) {
     let mut change = change;
+    if flow.flags & flow_flags::PASS != 0 {
+        // Nothing is known of its numbers; who translates it knows whether it is reset.
+        change.added &= !flow_state::RESET;
+    }
     let entry = tables.flow(&parsed.key);
     let peer = peer(tables, &parsed.key, flow);
     if parsed.key.protocol == protocol::TCP && parsed.headers.part != Part::Later {

@@ -13,7 +13,7 @@ use lb_common::filter::Position;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend,
     FrontendKey, LoadedSettings, PlainAddress, Port, Region, ServiceId, ServiceName, Slot, Socket, SocketKey,
-    SourceRange, map,
+    SourceRange, flow_flags, map,
 };
 
 use super::batch::BatchArray;
@@ -272,6 +272,34 @@ impl<A: LiveFamily> LiveRows<A> {
     /// The flow entry with this key.
     pub fn flow(&self, key: &FlowKey<A>) -> Result<Option<Flow<A>>, MapError> {
         found(self.flows.get(key, 0), self.names.flows)
+    }
+
+    /// The flow entries that pass (`flow_flags::PASS`) although they are a Service's, as [`Self::flows`].
+    pub fn passing_flows(&self) -> Result<Vec<FlowKey<A>>, MapError> {
+        let mut passing = Vec::new();
+        for row in self.flows.iter() {
+            let failed = |error| kernel(self.names.flows, "read all rows".to_owned(), error);
+            let (key, flow) = row.map_err(failed)?;
+            if flow.flags & flow_flags::PASS != 0 && flow.service != 0 {
+                passing.push(key);
+            }
+        }
+        Ok(passing)
+    }
+
+    /// Writes a flow entry.
+    pub fn set_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), MapError> {
+        let failed = |error| {
+            let operation = format!("write a flow of service {}", flow.service);
+            kernel(self.names.flows, operation, error)
+        };
+        self.flows.insert(key, flow, 0).map_err(failed)
+    }
+
+    /// Removes a flow entry. One that is gone already is success.
+    pub fn remove_flow(&mut self, key: &FlowKey<A>) -> Result<(), MapError> {
+        let name = self.names.flows;
+        found(self.flows.remove(key).map_err(not_found), name).map(|_| ())
     }
 
     /// All translated sockets, as [`Self::flows`].

@@ -15,6 +15,7 @@ mod links;
 pub mod live;
 pub mod maps;
 pub mod object;
+pub mod passing;
 pub mod pins;
 pub mod probe;
 pub mod readings;

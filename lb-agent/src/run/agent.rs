@@ -14,6 +14,7 @@ use super::monitor::Monitor;
 use super::seed::Seed;
 use super::setup;
 use crate::cli::RunArguments;
+use crate::conntrack::OtherConnections;
 use crate::controller::Controller;
 use crate::datapath::Datapath;
 use crate::datapath::attach::AttachOptions;
@@ -71,6 +72,8 @@ struct Agent {
     next_repair: Instant,
     closer: Option<Closer>,
     seed: Seed,
+    /// Until the programs are attached for the first time.
+    others: Option<OtherConnections>,
 }
 
 impl Agent {
@@ -103,6 +106,7 @@ impl Agent {
         let mut maps = KernelMaps::open(&maps_directory)?;
         maps.renew_filters(&maps_directory)?;
 
+        let others = OtherConnections::open(&maps_directory)?;
         let monitor = setup::monitor(arguments.health, Readings::open(&maps_directory)?)?;
 
         let (sender, changes) = mpsc::channel(CHANGES);
@@ -137,6 +141,7 @@ impl Agent {
             next_repair: Instant::now() + REPAIR_INTERVAL,
             closer,
             seed,
+            others: Some(others),
         })
     }
 
@@ -228,6 +233,7 @@ impl Agent {
 
     fn attach(&mut self, now: Instant) -> anyhow::Result<()> {
         let view = self.view.borrow_and_update().clone();
+        let others = self.others.take().and_then(setup::find_others);
         let errors = self.datapath.set_devices(&view);
         for error in &errors {
             tracing::warn!("{}; trying again", describe(error));
@@ -246,6 +252,9 @@ impl Agent {
         }
         if !self.attached {
             self.attached = true;
+            if let Some(Err(error)) = others.map(OtherConnections::follow) {
+                tracing::warn!("{}", describe(&error));
+            }
             let status = self.controller.status();
             tracing::info!(
                 service_ports = status.service_ports,

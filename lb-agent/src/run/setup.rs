@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::monitor::Monitor;
 use crate::cli::{OnRemovedBackend, RunArguments, SocketLb, SourceArguments};
+use crate::conntrack::OtherConnections;
 use crate::datapath::object::Settings;
 use crate::datapath::readings::Readings;
 use crate::health::{self, Health, HealthArguments, Served};
@@ -21,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::object::{Change, Kind};
 use crate::source::kube::{self, KubeOptions};
 use crate::source::manifests::Manifests;
-use crate::{mounts, namespace, ports};
+use crate::{describe, mounts, namespace, ports};
 
 /// Starts to tell how the agent is.
 pub(super) fn monitor(arguments: HealthArguments, readings: Readings) -> anyhow::Result<Monitor> {
@@ -155,4 +156,23 @@ pub(super) async fn start_source(
         task: tokio::spawn(async move { Ok(kube::run(config, options, changes).await?) }),
         cluster: Some(cluster),
     })
+}
+
+/// Has connections that another service proxy has begun go on with it. `None` if they cannot be known.
+pub(super) fn find_others(mut others: OtherConnections) -> Option<OtherConnections> {
+    match others.update() {
+        Ok(0) => {}
+        Ok(connections) => tracing::info!(
+            connections,
+            "another service proxy ran here: the connections that it has begun stay with it until they end"
+        ),
+        Err(error) => {
+            tracing::info!(
+                "{}; if another service proxy ran here, the connections that it has begun are lost",
+                describe(&error)
+            );
+            return None;
+        }
+    }
+    Some(others)
 }

@@ -1,0 +1,130 @@
+//! Connections that another service proxy has begun go on with it when the agent comes, and when its rules go.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lb_agent::datapath::live::LiveMaps;
+use lb_agent::datapath::pins::Pins;
+use lb_tests::lab::cluster::{ECHO, HTTP, SERVICE_FILE, UDP, load_balancer_addresses, service, vips};
+use lb_tests::lab::{Cluster, Machine, SocketLb, Talk, require_privileges, wait_for};
+
+/// Enough connections of each kind that the agent does not give all to one of three Pods by chance.
+const CONNECTIONS: usize = 8;
+/// How long it may take until the agent has noticed that connections have ended.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a CNI leaves in place: without any rule that translates the kernel tracks no connections.
+const BASE: &str = "add table inet cni
+add chain inet cni postrouting { type nat hook postrouting priority 100 ; }
+add rule inet cni postrouting ip daddr 192.0.2.250 masquerade
+add table inet proxy
+add chain inet proxy prerouting { type nat hook prerouting priority -100 ; }
+";
+
+/// Rules that lead a Service's connections to one Pod, as kube-proxy's do.
+fn rules(pod: &Machine) -> String {
+    let mut rules = BASE.to_owned();
+    for vip in vips().into_iter().chain(load_balancer_addresses()) {
+        let (family, pod) = match vip {
+            IpAddr::V4(_) => ("ip", pod.addresses().ipv4.to_string()),
+            IpAddr::V6(_) => ("ip6", format!("[{}]", pod.addresses().ipv6)),
+        };
+        for (protocol, port) in [("tcp", ECHO), ("udp", UDP)] {
+            rules += &format!(
+                "add rule inet proxy prerouting {family} daddr {vip} {protocol} dport {} dnat {family} to {pod}:{}\n",
+                port.port, port.target_port
+            );
+        }
+    }
+    rules
+}
+
+/// Has the packet filter of a machine take lines.
+fn filter(machine: &Machine, lines: &str) -> Result<()> {
+    machine.namespace().run(|| {
+        let mut nft = Command::new("nft")
+            .args(["-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()?;
+        nft.stdin.take().unwrap().write_all(lines.as_bytes())?;
+        let status = nft.wait()?;
+        ensure!(status.success(), "nft: {status}: {lines}");
+        Ok(())
+    })
+}
+
+/// Open connections from outside and from a Pod, by TCP and UDP, in both families.
+fn connections(cluster: &Cluster) -> Vec<(Talk, String)> {
+    let mut open = Vec::new();
+    for (client, addresses) in [
+        (&cluster.outside, load_balancer_addresses()),
+        (&cluster.client, vips()),
+    ] {
+        for address in addresses {
+            for _ in 0..CONNECTIONS {
+                open.push(client.connect(address, ECHO.port).unwrap());
+                open.push(client.connect_udp(address, UDP.port).unwrap());
+            }
+        }
+    }
+    open
+}
+
+fn passing(cluster: &Cluster) -> usize {
+    let maps = LiveMaps::open(&Pins::new(cluster.nodes[0].pin_path()).maps()).unwrap();
+    maps.ipv4().passing_flows().unwrap().len() + maps.ipv6().passing_flows().unwrap().len()
+}
+
+#[test]
+fn connections_go_on() {
+    require_privileges();
+    let cluster = Cluster::new("takeover", &[0, 0, 0]).unwrap();
+    let manifest = service().ingress(&load_balancer_addresses(), None);
+    cluster.lab.apply(SERVICE_FILE, manifest).unwrap();
+    cluster.route_load_balancer(&[0]).unwrap();
+    let node = cluster.nodes[0].host();
+    let first = &cluster.servers[0].pod;
+    filter(node, &rules(first)).unwrap();
+    let mut open = connections(&cluster);
+    let go_on = |open: &mut Vec<(Talk, String)>, when: &str| {
+        for (talk, server) in open {
+            assert_eq!(server, first.name(), "before");
+            assert_eq!(talk.server().unwrap(), first.name(), "{when}");
+        }
+    };
+
+    let agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    go_on(&mut open, "the agent is there");
+    // One entry for where packets of outside enter, and one for those of Pods.
+    assert_eq!(passing(&cluster), 2 * open.len());
+    filter(node, "flush table inet proxy\n").unwrap();
+    go_on(&mut open, "the rules are gone");
+    let agent = agent.restart().unwrap();
+    go_on(&mut open, "the agent was started again");
+
+    for (client, addresses) in [
+        (&cluster.outside, load_balancer_addresses()),
+        (&cluster.client, vips()),
+    ] {
+        for address in addresses {
+            let report = client.http(address, HTTP.port).count(60).run().unwrap();
+            assert_eq!(report.answered(), 60, "{address}: {report:?}");
+            assert_eq!(report.answers.len(), 3, "{address}: {report:?}");
+        }
+    }
+    // Another Pod may have the port of one that has ended.
+    node.namespace()
+        .sysctl(&[("netfilter/nf_conntrack_udp_timeout_stream", "1")])
+        .unwrap();
+    go_on(&mut open, "the next datagram is the last");
+    drop(open);
+    wait_for("the flows are gone", PATIENCE, || {
+        (passing(&cluster) == 0).then_some(())
+    })
+    .unwrap();
+    agent.stop().unwrap();
+}
