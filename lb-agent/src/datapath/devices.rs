@@ -277,6 +277,48 @@ mod tests {
     }
 
     #[test]
+    fn what_is_at_the_other_end_of_devices() {
+        let port = |index, master| Link {
+            master: Some(master),
+            ..link(index, true, false)
+        };
+        let links = [
+            link(2, true, false),
+            port(3, 5),
+            port(4, 2),
+            link(5, true, false),
+            link(6, true, false),
+        ];
+        let attachment = |(index, role)| {
+            let attachment = Attachment {
+                name: String::new(),
+                kind: String::new(),
+                instance: 0,
+                role,
+                ethernet: true,
+            };
+            (index, attachment)
+        };
+        let attachments = [(2, Role::Network), (3, Role::Pod), (4, Role::Pod)];
+        let view = View {
+            snapshot: Snapshot {
+                links: links.map(|link| (link.index, link)).into(),
+                ..Snapshot::default()
+            },
+            attachments: attachments.map(attachment).into(),
+        };
+        let row = |index, role, master| (index, DeviceRole { index, role, master });
+        // The bridge of Pods' devices is theirs, unless it leads out of the node too; another device says nothing.
+        let expected = [
+            row(2, device_role::NETWORK, 2),
+            row(3, device_role::POD, 5),
+            row(4, device_role::POD, 2),
+            row(5, device_role::POD, 5),
+        ];
+        assert_eq!(roles(&view), expected.into());
+    }
+
+    #[test]
     fn frames_for_a_device_and_for_its_bridge() {
         let with_address = |index, kind: &str, last| Link {
             kind: kind.to_owned(),
