@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use etherparse::PacketBuilder;
 use lb_agent::datapath::clock::Clock;
 use lb_agent::datapath::live::LiveMaps;
+use lb_agent::datapath::passing::{PassingFlows, Translated};
 use lb_agent::explain::{
     Explanation, Fate, From, KernelRoutes, PacketProtocol, Question, Routes, Surroundings, Way, explain,
 };
@@ -333,6 +334,26 @@ fn idle_connections_begin_anew() {
             assert_eq!(said.backends.len(), 2, "{said:?}");
         },
     );
+}
+
+#[test]
+fn connections_of_another_service_proxy() {
+    let Some(mut datapath) = datapath() else { return };
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
+        let mut flows = PassingFlows::open(datapath.directory()).unwrap();
+        let connection = Translated {
+            protocol: Protocol::Tcp,
+            client: world.client,
+            frontend: world.vip,
+            backend: world.pod,
+        };
+        flows.set(&[connection], Clock::read().unwrap()).unwrap();
+        for hook in HOOKS {
+            let said = agree(&mut datapath, hook, Protocol::Tcp, &ack(world.client, world.vip));
+            assert_eq!(said.verdict, Fate::Passed, "{said:?}");
+        }
+    }
 }
 
 #[test]

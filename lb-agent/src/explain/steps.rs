@@ -4,7 +4,7 @@ use lb_common::choose::{Origin, affine, find_frontend, is_local_only, region};
 use lb_common::ingress::{backend_lives, is_idle};
 use lb_common::layout::{
     AffinityKey, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Port, Region, backend_state,
-    flow_state, frontend_flags, protocol,
+    flow_flags, flow_state, frontend_flags, protocol,
 };
 use lb_common::reason::Reason;
 use lb_common::tables::Tables as _;
@@ -116,7 +116,10 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
             return (true, false);
         };
         let (is_first, goes_on, finding) = self.known(&flow);
-        self.explanation.service = Some(self.ports.name(flow.service));
+        // Datagrams of the node itself are no Service's.
+        if flow.service != 0 {
+            self.explanation.service = Some(self.ports.name(flow.service));
+        }
         self.say("flow", finding);
         (is_first, goes_on)
     }
@@ -124,7 +127,20 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
     fn known(&self, flow: &Flow<A>) -> (bool, bool, String) {
         let backend = end(flow.destination, flow.destination_port);
         if is_idle(self.tables, &self.key, flow, self.tables.now()) {
-            return (true, false, "idle for too long: a new connection".to_owned());
+            let has_numbers = self.key.protocol != protocol::UDP && flow.state & flow_state::CONFIRMED != 0;
+            let finding = if has_numbers && !flow.is_reply() {
+                format!("idle for too long: a first packet opens a new one, another goes on with {backend}")
+            } else {
+                "idle for too long: a new connection".to_owned()
+            };
+            return (true, false, finding);
+        }
+        if flow.flags & flow_flags::PASS != 0 {
+            let owner = match flow.service {
+                0 => "the node's own datagrams have the port",
+                _ => "another service proxy has begun the connection",
+            };
+            return (false, true, format!("{owner}: the packet passes"));
         }
         if flow.state & flow_state::CLASH != 0 {
             let finding = "the client's own connection to the backend has the port: a SYN opens a new one";

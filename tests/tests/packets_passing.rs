@@ -1,0 +1,128 @@
+//! Connections to Services that another service proxy has begun: their packets pass.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::net::SocketAddr;
+
+use lb_agent::datapath::clock::Clock;
+use lb_agent::datapath::passing::{PassingFlows, Translated};
+use lb_agent::maps::Protocol;
+use lb_common::reason::Reason;
+use lb_tests::packet::build::rst;
+use lb_tests::packet::world::{PROTOCOLS, World, at, data, first, keys, worlds};
+use lb_tests::packet::{Borrowed, Datapath, datapath};
+
+/// The programs that requests enter by.
+const INGRESS: [&str; 3] = ["lb_xdp", "lb_tc_from_network", "lb_tc_from_pod"];
+
+/// Longer than connections live that were reset, and less than others: at any rate of the kernel's clock.
+const MINUTES: u32 = 1800;
+
+/// A Service of each family with two Pods.
+fn prepared() -> Option<Borrowed> {
+    let mut datapath = datapath()?;
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod), at(world.pod2)]);
+    }
+    Some(datapath)
+}
+
+fn translated(world: &World, protocol: Protocol, backend: SocketAddr) -> Translated {
+    Translated {
+        protocol,
+        client: world.client,
+        frontend: world.vip,
+        backend,
+    }
+}
+
+fn passing(datapath: &Datapath) -> PassingFlows {
+    PassingFlows::open(datapath.directory()).unwrap()
+}
+
+/// The same backend for both families and all protocols.
+fn all() -> Vec<Translated> {
+    let of = |world: &World| PROTOCOLS.map(|protocol| translated(world, protocol, world.pod));
+    worlds().iter().flat_map(of).collect()
+}
+
+#[test]
+fn packets_of_the_connection_pass_until_it_has_ended() {
+    let Some(mut datapath) = prepared() else { return };
+    let mut flows = passing(&datapath);
+    assert_eq!(flows.set(&all(), Clock::read().unwrap()).unwrap(), 4);
+    for world in worlds() {
+        for program in INGRESS {
+            for protocol in PROTOCOLS {
+                let packet = data(protocol, world.client, world.vip).bytes();
+                datapath.untouched(program, &packet);
+                // Also what seems to begin another one: its owner knows better.
+                datapath.untouched(program, &first(protocol, world.client, world.vip).bytes());
+                datapath.untouched(program, &packet);
+            }
+        }
+    }
+    assert_eq!(datapath.reasons(), []);
+
+    // Another agent goes on.
+    let mut flows = passing(&datapath);
+    flows.recall().unwrap();
+    assert_eq!(flows.set(&[], Clock::read().unwrap()).unwrap(), 0);
+    assert_eq!(datapath.flow_count(), 0);
+    for world in worlds() {
+        for program in INGRESS {
+            let packet = data(Protocol::Tcp, world.client, world.vip).bytes();
+            let (_, answer) = datapath.verdict(program, &packet);
+            assert_ne!(answer, packet, "{program}");
+        }
+    }
+}
+
+#[test]
+fn a_reset_says_nothing() {
+    let Some(mut datapath) = prepared() else { return };
+    let mut flows = passing(&datapath);
+    for world in worlds() {
+        for program in INGRESS {
+            flows.set(&all(), Clock::read().unwrap()).unwrap();
+            datapath.untouched(program, &rst(world.client, world.vip).bytes());
+            // A connection that is reset lives for 10 seconds.
+            datapath.age(MINUTES);
+            datapath.untouched(program, &data(Protocol::Tcp, world.client, world.vip).bytes());
+        }
+    }
+    assert_eq!(datapath.reasons(), []);
+}
+
+#[test]
+fn only_connections_to_services_and_datagrams_to_pods_that_serve() {
+    let Some(mut datapath) = prepared() else { return };
+    let mut flows = passing(&datapath);
+    let clock = Clock::read().unwrap();
+    for world in worlds() {
+        let other = Translated {
+            frontend: world.vip2,
+            ..translated(&world, Protocol::Tcp, world.pod)
+        };
+        assert_eq!(flows.set(&[other], clock).unwrap(), 0);
+        for (protocol, expected) in [(Protocol::Tcp, 1), (Protocol::Udp, 0)] {
+            let gone = translated(&world, protocol, world.client);
+            assert_eq!(flows.set(&[gone], clock).unwrap(), expected, "{protocol}");
+        }
+        flows.set(&[], clock).unwrap();
+        // These programs have it already.
+        datapath.pass(
+            "lb_tc_from_pod",
+            &first(Protocol::Tcp, world.client, world.vip).bytes(),
+        );
+        let served = translated(&world, Protocol::Tcp, world.pod);
+        assert_eq!(
+            flows.set(&[served], clock).unwrap(),
+            1,
+            "outside it is another one's"
+        );
+        let packet = data(Protocol::Tcp, world.client, world.vip).bytes();
+        assert_ne!(datapath.pass("lb_tc_from_pod", &packet), packet);
+        datapath.untouched("lb_tc_from_network", &packet);
+    }
+    assert_eq!(datapath.reasons(), Vec::<(Reason, u64)>::new());
+}
