@@ -3,7 +3,7 @@
 
 use crate::address::Address;
 use crate::choose::Origin;
-use crate::ingress::{is_idle, is_reply_to_flow, record_clash, record_packet};
+use crate::connection::{is_idle, is_reply_to_flow, record_clash, record_packet};
 use crate::layout::{Flow, FlowKey, FrontendKey, flow_flags, flow_state, frontend_flags, hook, protocol};
 use crate::packet::{Packet, Verdict};
 use crate::parse::Parsed;

@@ -9,8 +9,8 @@ use core::mem::MaybeUninit;
 use crate::address::Address;
 use crate::checksum::Sum;
 use crate::choose::{Origin, affine, choose, find_frontend, region, stay};
+use crate::connection::{is_requested, tcp_word};
 use crate::hash;
-use crate::ingress::{is_requested, tcp_word};
 use crate::layout::{
     AffinityKey, Flow, FlowKey, Frontend, Port, backend_flags, flow_flags, flow_state, frontend_flags,
     protocol,

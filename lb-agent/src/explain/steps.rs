@@ -1,7 +1,7 @@
 //! The stages of the decision, one by one.
 
 use lb_common::choose::{Origin, affine, find_frontend, is_local_only, region};
-use lb_common::ingress::{backend_lives, is_idle};
+use lb_common::connection::{backend_lives, is_idle};
 use lb_common::layout::{
     AffinityKey, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Port, Region, backend_state,
     flow_flags, flow_state, frontend_flags, protocol,
