@@ -157,22 +157,7 @@ fn for_the_bridge_that_a_pod_is_behind() {
     }
     let cluster = Cluster::new("bridge", &[0, 1]).unwrap();
     let [node, ..] = &cluster.nodes;
-    let namespace = node.host().namespace();
-    let device = cluster.client.far_device();
-    let [address4, address6] = cluster.client.addresses().both();
-    let bridge = |address: &str| {
-        vec![
-            format!("link add cni0 address {address} type bridge forward_delay 0"),
-            "link set cni0 up".to_owned(),
-            format!("link set {device} down"),
-            format!("link set {device} address 02:00:00:00:09:03 master cni0"),
-            format!("link set {device} up"),
-            format!("route replace {address4} dev cni0 scope link"),
-            format!("route replace {address6} dev cni0"),
-        ]
-    };
-    // The Pod takes this for its gateway's.
-    namespace.ip(&bridge("ee:ee:ee:ee:ee:ee")).unwrap();
+    node.add_bridge("cni0", &[&cluster.client]).unwrap();
     let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
     for vip in vips() {
         let report = cluster.client.http(vip, HTTP.port).count(20).run().unwrap();

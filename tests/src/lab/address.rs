@@ -29,6 +29,12 @@ pub(super) const LEAF_GATEWAY_MAC: Mac = Mac([0xee; 6]);
 /// Link-layer address of a Pod whose kernel answers nothing: its node must know it beforehand.
 pub(super) const SILENT_MAC: Mac = Mac([2, 0, 0, 0, 0, 0x51]);
 
+/// The address of a client behind a Pod.
+pub(super) const BEHIND: Addresses = Addresses {
+    ipv4: Ipv4Addr::new(10, 87, 0, 10),
+    ipv6: Ipv6Addr::new(0xfd00, 0x87, 0, 0, 0, 0, 0, 0x10),
+};
+
 /// A link-layer address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Mac(pub(super) [u8; 6]);

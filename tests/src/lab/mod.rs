@@ -23,6 +23,7 @@ mod agent;
 mod agents;
 mod alone;
 mod attached;
+mod behind;
 mod big_tcp;
 pub mod capture;
 pub mod cgroup;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 
-use super::address::{self, Addresses};
+use super::address::{self, Addresses, LEAF_GATEWAY_MAC};
 use super::cgroup;
 use super::id::LabId;
 use super::link;
@@ -167,6 +167,35 @@ impl Node {
         addresses
             .iter()
             .try_for_each(|address| self.host.namespace().limit_mtu_to(&address.to_string(), mtu))
+    }
+
+    /// Makes the devices of these Pods ports of a new bridge, as many CNIs do. The bridge has the link-layer address that
+    /// Pods take for their gateway's.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn add_bridge(&self, name: &str, pods: &[&Machine]) -> Result<()> {
+        let mut devices = vec![name];
+        let mut lines = vec![
+            format!("link add {name} address {LEAF_GATEWAY_MAC} type bridge forward_delay 0"),
+            format!("link set {name} up"),
+        ];
+        for (number, pod) in pods.iter().enumerate() {
+            let device = pod.far_device();
+            let Addresses { ipv4, ipv6 } = pod.addresses();
+            lines.extend([
+                format!("link set {device} down"),
+                format!("link set {device} address 02:00:00:00:0a:{number:02x} master {name}"),
+                format!("link set {device} up"),
+                format!("route replace {ipv4} dev {name} scope link"),
+                format!("route replace {ipv6} dev {name}"),
+            ]);
+            devices.push(device);
+        }
+        let namespace = self.host.namespace();
+        namespace.ip(&lines)?;
+        namespace.wait_until_running(&devices)
     }
 
     /// Learns the way to the Pods of another node.

@@ -1,0 +1,93 @@
+//! Clients that are no Pods, behind a Pod that forwards for them.
+
+use anyhow::Result;
+
+use super::address;
+use super::machine::Machine;
+use super::namespace::Namespace;
+use super::node::{Leaf, Node};
+use super::{Lab, link};
+
+/// The networks of all clients behind Pods: IPv4, IPv6.
+const NETWORKS: [&str; 2] = ["10.87.0.0/24", "fd00:87::/64"];
+
+/// A client's second device.
+const SECOND_DEVICE: &str = "eth1";
+/// Its link-layer address.
+const SECOND_MAC: &str = "02:00:00:00:87:01";
+
+impl Lab {
+    /// Adds a client behind a Pod, which forwards from now on. Nobody else knows a way to the client. Its name has at
+    /// most 11 characters. A lab has at most one.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses or the name is too long.
+    pub fn client_behind(&self, gateway: &Machine, name: &str) -> Result<Machine> {
+        gateway.namespace().sysctl(&link::FORWARDING_SYSCTLS)?;
+        let leaf = Leaf {
+            name,
+            lab: &self.id,
+            addresses: address::BEHIND,
+            mtu: link::MTU,
+            host: gateway.namespace(),
+            cgroup: &self.outside,
+            logs: &self.directory,
+        };
+        leaf.create()
+    }
+
+    /// Gives a client behind a Pod a second link, by which the network outside of the cluster reaches it. The client
+    /// itself still sends by way of the Pod.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn link_outside(&self, client: &Machine) -> Result<()> {
+        let device = "second";
+        let namespace = client.namespace();
+        let mut lines = vec![
+            format!(
+                "link add {device} type veth peer name {SECOND_DEVICE} address {SECOND_MAC} netns {}",
+                namespace.name()
+            ),
+            format!("link set {device} up"),
+        ];
+        for address in client.addresses().both() {
+            // The client does not say that it has the address: it is that of its first device.
+            lines.push(format!(
+                "neighbour add {address} lladdr {SECOND_MAC} dev {device} nud permanent"
+            ));
+            lines.push(format!("route add {address} dev {device}"));
+        }
+        self.fabric.ip(&lines)?;
+        namespace.ip(&[format!("link set {SECOND_DEVICE} up")])?;
+        // What comes back takes another way than what was sent.
+        for (namespace, device) in [(&self.fabric, link::BRIDGE), (namespace, SECOND_DEVICE)] {
+            accept_any_way(namespace, device)?;
+        }
+        self.fabric.wait_until_running(&[device])
+    }
+}
+
+impl Node {
+    /// Learns the way to clients behind a Pod, by this device: that of the Pod, or the bridge that it is a port of.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn route_behind(&self, gateway: &Machine, device: &str) -> Result<()> {
+        let routes = NETWORKS.iter().zip(gateway.addresses().both());
+        let lines: Vec<String> = routes
+            .map(|(network, hop)| format!("route add {network} via {hop} dev {device} onlink"))
+            .collect();
+        self.host().namespace().ip(&lines)
+    }
+}
+
+fn accept_any_way(namespace: &Namespace, device: &str) -> Result<()> {
+    namespace.sysctl(&[
+        ("ipv4/conf/all/rp_filter", "0"),
+        (&format!("ipv4/conf/{device}/rp_filter"), "0"),
+    ])
+}
