@@ -11,9 +11,9 @@ use lb_common::budget::{BUCKETS, Bucket, Limit};
 use lb_common::filter::{self, Position};
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, DeviceLinks, DeviceRole, Flow,
-    FlowKey, Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings, Port, ServiceId,
-    ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange, device_row,
+    Address4, Address6, Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, DeviceLinks,
+    DeviceRole, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings,
+    Port, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange, device_row,
 };
 use lb_common::reason::Reason;
 

@@ -16,7 +16,9 @@ use lb_common::address::Address;
 use lb_common::checksum::Sum;
 use lb_common::layout::{Address6, Flow, FlowKey, LinkAddress, Port, protocol};
 use lb_common::packet::Headers;
-use lb_common::packet::{DirectPacket, Hop, Packet, Route, Sender, Verdict, View, ViewMut, translate_directly};
+use lb_common::packet::{
+    DirectPacket, Hop, Packet, Route, Sender, Verdict, View, ViewMut, translate_directly,
+};
 use lb_common::parse::{self, Network};
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
