@@ -199,7 +199,7 @@ fn check_source<A: Address>(
     }
     let is_foreign = match sender {
         Sender::Here => false,
-        // Only what the router itself serves does not come back.
+        // What the router itself serves does not come back this way; nor may what another port of its bridge serves.
         Sender::Behind if flow.flags & flow_flags::LOCAL != 0 => {
             packet.sender(flow.destination) == Sender::Here
         }
