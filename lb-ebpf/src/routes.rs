@@ -94,7 +94,11 @@ pub fn sender<A: Address>(context: *mut c_void, device: u32, source: A) -> Sende
         Route::Ready | Route::Unresolved | Route::TooBig => {}
     }
     if hop.device == device || hop.device == maps::master_of(device) {
-        return if hop.router == 0 { Sender::Here } else { Sender::Behind };
+        return if hop.router == 0 {
+            Sender::Here
+        } else {
+            Sender::Behind
+        };
     }
     match maps::role_of(hop.device) {
         device_role::POD => Sender::Pod,
