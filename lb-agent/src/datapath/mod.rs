@@ -5,6 +5,7 @@ mod batch;
 mod cgroup;
 pub mod clock;
 pub mod clsact;
+pub(crate) mod defragmentation;
 mod device_maps;
 pub mod devices;
 mod filter;
@@ -73,7 +74,9 @@ impl Datapath {
             );
         }
         let attacher = Attacher::new(pins.clone(), options)?;
-        let devices = DeviceTable::open(&pins.maps())?;
+        let mut devices = DeviceTable::open(&pins.maps())?;
+        // That of an earlier agent went with it.
+        devices.set_reassembly(0)?;
         Ok(Self {
             ebpf,
             attacher,
@@ -97,12 +100,38 @@ impl Datapath {
         Ok(())
     }
 
+    /// The next [`Self::set_devices`] has the programs send fragments that come before the first one of their datagram to
+    /// this device, which leads to the kernel's own reassembly.
+    pub fn use_reassembly(&mut self, device: u32) {
+        self.attacher.set_reassembly(Some(device));
+    }
+
+    /// Has the programs go without it: what leads there ends with the agent.
+    pub fn leave_reassembly(&mut self) -> Result<(), DatapathError> {
+        self.attacher.set_reassembly(None);
+        Ok(self.devices.set_reassembly(0)?)
+    }
+
     /// Attaches to the devices that have a role, and to no others, and tells the programs of all. What failed is tried
     /// again by the next call.
     pub fn set_devices(&mut self, view: &View) -> Vec<DatapathError> {
+        let device = self.attacher.reassembly();
+        if device.is_some_and(|index| !view.snapshot.links.contains_key(&index)) {
+            tracing::warn!(
+                "the device {} was removed: datagrams whose later fragments arrive before the first one are lost until \
+                 the agent starts anew",
+                crate::devices::REASSEMBLY_DEVICE
+            );
+            self.attacher.set_reassembly(None);
+        }
         let errors = self.attacher.set_devices(&mut self.ebpf, &view.attachments);
         let mut errors: Vec<DatapathError> = errors.into_iter().map(DatapathError::from).collect();
-        if let Err(error) = self.devices.set(view, self.attacher.with_xdp()) {
+        let reassembly = self.attacher.attached_reassembly().unwrap_or_default();
+        let told = self
+            .devices
+            .set(view, self.attacher.with_xdp())
+            .and_then(|()| self.devices.set_reassembly(reassembly));
+        if let Err(error) = told {
             errors.push(error.into());
         }
         errors
