@@ -226,3 +226,66 @@ fn is_vip<A: Address>(tables: &impl Tables<A>, address: A) -> bool {
     find_frontend(tables, address, Port::default(), 0)
         .is_some_and(|row| row.flags & frontend_flags::WILDCARD != 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::HostTables;
+    use crate::layout::Address4;
+
+    const KEY: FragmentKey<Address4> = FragmentKey {
+        source: Address4::from_bytes([192, 0, 2, 1]),
+        destination: Address4::from_bytes([10, 96, 0, 1]),
+        identification: 7,
+        protocol: protocol::UDP,
+        hook: hook::EGRESS,
+        pad: 0,
+    };
+
+    fn ports(tables: &HostTables<Address4>) -> Fragment {
+        Fragment {
+            source_port: Port::new(1000),
+            destination_port: Port::new(53),
+            seen: tables.now(),
+            state: fragment_state::PORTS,
+        }
+    }
+
+    fn known(tables: &HostTables<Address4>) -> Fragment {
+        tables.fragment(&KEY).unwrap()
+    }
+
+    #[test]
+    fn a_first_fragment_follows_a_later_one_that_was_faster() {
+        let tables = HostTables::default();
+        let mut later = Fragment::default();
+        detour(&tables, &KEY, &mut later);
+        assert_eq!(later.state, fragment_state::DETOURED);
+        assert!(!first(&tables, &KEY, &ports(&tables)));
+        assert_eq!(known(&tables), later);
+    }
+
+    #[test]
+    fn a_later_fragment_has_the_ports_of_a_first_one_that_was_faster() {
+        let tables = HostTables::default();
+        assert!(first(&tables, &KEY, &ports(&tables)));
+        let mut later = Fragment::default();
+        detour(&tables, &KEY, &mut later);
+        assert_eq!(later, ports(&tables));
+        assert_eq!(known(&tables), ports(&tables));
+    }
+
+    #[test]
+    fn what_is_old_keeps_nobody_away() {
+        let tables = HostTables::default();
+        let mut later = Fragment::default();
+        detour(&tables, &KEY, &mut later);
+        tables.now.set(tables.now.get() + DETOUR_SECONDS + 1);
+        assert!(first(&tables, &KEY, &ports(&tables)));
+        assert_eq!(known(&tables), ports(&tables));
+        tables.now.set(tables.now.get() + LIFETIME_SECONDS + 1);
+        detour(&tables, &KEY, &mut later);
+        assert_eq!(later.state, fragment_state::DETOURED);
+        assert_eq!(known(&tables), later);
+    }
+}

@@ -351,6 +351,19 @@ mod tests {
     }
 
     #[test]
+    fn the_agents_own_veth_has_no_role() {
+        let links = [pod_veth(2, REASSEMBLY_DEVICE), pod_veth(3, "veth1")];
+        assert_roles(
+            &snapshot(&links, &[], &[]),
+            &DeviceOptions::default(),
+            &[("veth1", Role::Pod)],
+        );
+        for all in [options(&["*"], &[], &[]), options(&[], &["*"], &[])] {
+            assert_eq!(roles(&snapshot(&links, &[], &[]), &all).len(), 1);
+        }
+    }
+
+    #[test]
     fn a_veth_is_a_pods_when_its_peer_is_in_another_namespace() {
         let links = [
             pod_veth(2, "veth1"),
