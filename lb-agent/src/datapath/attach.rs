@@ -16,7 +16,7 @@ use super::links::{Link, Place, attach_type};
 use super::object::program;
 use super::pins::{self, Pins};
 use super::{cgroup, clsact};
-use crate::devices::{Attachment, REASSEMBLY_DEVICE, Role};
+use crate::devices::{Attachment, Role};
 
 /// How XDP is attached to network devices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, serde::Serialize)]
@@ -128,14 +128,6 @@ impl XdpMode {
 }
 
 impl DeviceProgram {
-    fn from_reassembly(index: u32) -> Self {
-        Self {
-            index,
-            program: program::TC_FROM_REASSEMBLY,
-            kind: Hook::Tc(Direction::Ingress),
-        }
-    }
-
     /// Where in TC it is.
     fn in_tc(&self) -> Option<(u32, Direction)> {
         match self.kind {
@@ -177,8 +169,6 @@ pub struct Attacher {
     with_xdp: BTreeSet<u32>,
     /// Whether the clsact filters of an earlier agent that are not wanted were removed.
     swept: bool,
-    /// The device that leads to the kernel's own reassembly.
-    reassembly: Option<(u32, Attachment)>,
     /// Links that agents of other layouts have pinned, until these programs are in their places.
     inherited: Vec<(PathBuf, Place)>,
 }
@@ -194,7 +184,6 @@ impl Attacher {
             devices: BTreeMap::new(),
             with_xdp: BTreeSet::new(),
             swept: false,
-            reassembly: None,
             inherited,
         })
     }
@@ -203,31 +192,6 @@ impl Attacher {
     pub fn renew(&mut self) {
         self.devices.clear();
         self.swept = false;
-    }
-
-    /// The next [`Self::set_devices`] attaches to the device that leads to the kernel's own reassembly, too.
-    pub fn set_reassembly(&mut self, index: Option<u32>) {
-        let device = || Attachment {
-            name: REASSEMBLY_DEVICE.to_owned(),
-            kind: "veth".to_owned(),
-            instance: 0,
-            role: Role::Network,
-            ethernet: true,
-        };
-        self.reassembly = index.map(|index| (index, device()));
-    }
-
-    /// The device that leads to the kernel's own reassembly.
-    pub fn reassembly(&self) -> Option<u32> {
-        self.reassembly.as_ref().map(|(index, _)| *index)
-    }
-
-    /// As [`Self::reassembly`], if the program is attached that takes what comes back.
-    pub fn attached_reassembly(&self) -> Option<u32> {
-        let index = self.reassembly()?;
-        self.devices
-            .contains_key(&DeviceProgram::from_reassembly(index))
-            .then_some(index)
     }
 
     /// Attaches to these devices and to no others. Errors do not keep other devices from being attached; what
@@ -241,10 +205,6 @@ impl Attacher {
             for program in self.programs_for(*index, device) {
                 wanted.insert(program, device);
             }
-        }
-        let reassembly = self.reassembly.clone();
-        if let Some((index, device)) = &reassembly {
-            wanted.insert(DeviceProgram::from_reassembly(*index), device);
         }
         for (program, device) in &wanted {
             if self.devices.get(program) == Some(&device.instance) && self.is_in_place(program) {

@@ -20,6 +20,7 @@ pub mod passing;
 pub mod pins;
 pub mod probe;
 pub mod readings;
+mod reassembly;
 pub mod sockets;
 
 use std::path::Path;
@@ -30,6 +31,7 @@ use self::attach::{AttachError, AttachOptions, Attacher};
 use self::devices::DeviceTable;
 use self::object::{LoadError, Settings};
 use self::pins::Pins;
+use self::reassembly::ReassemblyHook;
 use crate::devices::View;
 use crate::maps::MapError;
 
@@ -38,6 +40,7 @@ pub struct Datapath {
     ebpf: Ebpf,
     attacher: Attacher,
     devices: DeviceTable,
+    reassembly: ReassemblyHook,
     settings: Settings,
     pins: Pins,
 }
@@ -81,6 +84,7 @@ impl Datapath {
             ebpf,
             attacher,
             devices,
+            reassembly: ReassemblyHook::default(),
             settings,
             pins,
         })
@@ -97,43 +101,35 @@ impl Datapath {
         self.ebpf = object::load(&settings, &self.pins.maps())?;
         self.settings = settings;
         self.attacher.renew();
+        self.reassembly.renew();
         Ok(())
     }
 
     /// The next [`Self::set_devices`] has the programs send fragments that come before the first one of their datagram to
     /// this device, which leads to the kernel's own reassembly.
     pub fn use_reassembly(&mut self, device: u32) {
-        self.attacher.set_reassembly(Some(device));
+        self.reassembly.set_device(device);
     }
 
     /// Has the programs go without it: what leads there ends with the agent.
     pub fn leave_reassembly(&mut self) -> Result<(), DatapathError> {
-        self.attacher.set_reassembly(None);
         Ok(self.devices.set_reassembly(0)?)
     }
 
     /// Attaches to the devices that have a role, and to no others, and tells the programs of all. What failed is tried
     /// again by the next call.
     pub fn set_devices(&mut self, view: &View) -> Vec<DatapathError> {
-        let device = self.attacher.reassembly();
-        if device.is_some_and(|index| !view.snapshot.links.contains_key(&index)) {
-            tracing::warn!(
-                "the device {} was removed: datagrams whose later fragments arrive before the first one are lost until \
-                 the agent starts anew",
-                crate::devices::REASSEMBLY_DEVICE
-            );
-            self.attacher.set_reassembly(None);
-        }
         let errors = self.attacher.set_devices(&mut self.ebpf, &view.attachments);
         let mut errors: Vec<DatapathError> = errors.into_iter().map(DatapathError::from).collect();
-        let reassembly = self.attacher.attached_reassembly().unwrap_or_default();
-        let told = self
-            .devices
-            .set(view, self.attacher.with_xdp())
-            .and_then(|()| self.devices.set_reassembly(reassembly));
-        if let Err(error) = told {
+        if let Err(error) = self.devices.set(view, self.attacher.with_xdp()) {
             errors.push(error.into());
         }
+        // Last: the way back leads over the rows of the devices.
+        let attached = self.reassembly.attach(&mut self.ebpf, &view.snapshot);
+        if let Err(error) = self.devices.set_reassembly(*attached.as_ref().unwrap_or(&0)) {
+            errors.push(error.into());
+        }
+        errors.extend(attached.err().map(DatapathError::from));
         errors
     }
 
