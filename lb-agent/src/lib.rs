@@ -28,6 +28,7 @@ pub mod object;
 pub mod output;
 pub mod ports;
 pub mod privileges;
+pub mod reassembly;
 pub mod run;
 pub mod show;
 pub mod sockets;

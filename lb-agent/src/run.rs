@@ -14,8 +14,8 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::{OnRemovedBackend, RunArguments, SocketLb};
 use crate::datapath::pins::Pins;
 use crate::datapath::probe;
-use crate::privileges;
 use crate::sockets::{Closer, CloserOptions, Reach};
+use crate::{privileges, reassembly};
 
 /// Runs until SIGTERM or SIGINT. Programs, maps and links stay: traffic goes on without the agent.
 pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
@@ -30,6 +30,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     privileges::require("run", &privileges::DATAPATH)?;
     // Its thread keeps what the others drop.
     let closer = closer(arguments)?;
+    let reassembly = reassembly::start();
     lift_memory_limit();
     // Before the runtime, since capabilities belong to threads.
     privileges::drop_others(&privileges::DATAPATH)?;
@@ -37,7 +38,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(agent::run(arguments, closer))?;
+    runtime.block_on(agent::run(arguments, closer, reassembly))?;
     Ok(ExitCode::SUCCESS)
 }
 

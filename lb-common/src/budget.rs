@@ -2,6 +2,9 @@
 //! forged address aim answers at somebody else, and keep the node busy with them (RFC 1812 section 4.3.2.8, RFC 4443
 //! section 2.4 f).
 //!
+//! Fragments that are handed to the kernel's own reassembly are taken from such a budget too: its memory is bounded, and
+//! a sender of later fragments without a first one would fill it.
+//!
 //! Each CPU has a token bucket for each source prefix and kind of answer, as the kernel has for each peer
 //! (`inet_peer_xrlim_allow`, net/ipv4/inetpeer.c).
 
@@ -9,8 +12,8 @@ use crate::address::Address;
 
 /// How many prefixes have buckets of their own; others share one.
 const PREFIXES: u32 = 256;
-/// Kinds of answers.
-const LIMITS: u32 = 2;
+/// Kinds of answers, and detours.
+const LIMITS: u32 = 3;
 /// How many buckets there are.
 pub const BUCKETS: u32 = PREFIXES * LIMITS;
 
@@ -23,15 +26,37 @@ pub enum Limit {
     /// RSTs and ICMP errors that let a connection go on, with smaller packets: as many as Linux sends of all ICMP errors
     /// together (`icmp_msgs_per_sec`).
     Connections,
+    /// Fragments that are handed to the kernel's own reassembly. A quarter of [`ALL_DETOURS`], so that no prefix takes the
+    /// way from the others.
+    Detours,
 }
 
+/// How often something may be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rate {
+    /// In a second.
+    pub per_second: u32,
+    /// At once, after a silence.
+    pub burst: u32,
+}
+
+/// Fragments that are handed to the kernel's own reassembly, of all senders together. In any second that is less than its
+/// memory holds until it gives up on them: 26,000 of 1500 bytes, for each family.
+pub const ALL_DETOURS: Rate = Rate {
+    per_second: 10_000,
+    burst: 10_000,
+};
+
 impl Limit {
-    /// Answers that a prefix gets in a second, and all at once after a silence.
-    const fn rate(self) -> (u32, u32) {
-        match self {
+    /// What a prefix gets.
+    #[inline(always)]
+    pub const fn rate(self) -> Rate {
+        let (per_second, burst) = match self {
             Self::Errors => (10, 50),
             Self::Connections => (1000, 1000),
-        }
+            Self::Detours => (2500, 2500),
+        };
+        Rate { per_second, burst }
     }
 
     /// The bucket of a client, less than [`BUCKETS`]. Clients with a prefix of 24 bits (IPv6: 64) in common share it.
@@ -58,10 +83,10 @@ impl Bucket {
     /// Takes an answer out of the bucket at a time in jiffies, of which a second has `jiffies_per_second`, if there is
     /// one.
     #[inline(always)]
-    pub fn take(&mut self, now: u64, jiffies_per_second: u32, limit: Limit) -> bool {
+    pub fn take(&mut self, now: u64, jiffies_per_second: u32, rate: Rate) -> bool {
         // The product of it and of a rate fits.
         const LONG: u32 = 1 << 16;
-        let (per_second, burst) = limit.rate();
+        let Rate { per_second, burst } = rate;
         let now = now as u32;
         let idle = now.wrapping_sub(self.filled);
         let gained = if idle < LONG { idle } else { LONG } * per_second;
@@ -89,22 +114,27 @@ mod tests {
     use super::*;
     use crate::layout::{Address4, Address6};
 
-    const LIMIT_OF: [(Limit, u32, u32); 2] = [(Limit::Errors, 10, 50), (Limit::Connections, 1000, 1000)];
+    const LIMITS_OF_PREFIXES: [Limit; 3] = [Limit::Errors, Limit::Connections, Limit::Detours];
 
     /// How many of these answers at this time are given.
-    fn given(bucket: &mut Bucket, now: u64, rate: u32, limit: Limit, asked: u32) -> u32 {
-        let answers = (0..asked).filter(|_| bucket.take(now, rate, limit));
+    fn given(bucket: &mut Bucket, now: u64, jiffies: u32, rate: Rate, asked: u32) -> u32 {
+        let answers = (0..asked).filter(|_| bucket.take(now, jiffies, rate));
         u32::try_from(answers.count()).unwrap()
     }
 
     #[test]
     fn a_burst_and_then_a_rate() {
-        for (limit, per_second, burst) in LIMIT_OF {
+        for limit in LIMITS_OF_PREFIXES
+            .map(Limit::rate)
+            .into_iter()
+            .chain([ALL_DETOURS])
+        {
+            let Rate { per_second, burst } = limit;
             for jiffies in [100, 250, 1000] {
                 for start in [0, 5, u64::from(u32::MAX) - 10] {
                     let mut bucket = Bucket::default();
                     let start = start + (1 << 20);
-                    assert_eq!(given(&mut bucket, start, jiffies, limit, 10_000), burst);
+                    assert_eq!(given(&mut bucket, start, jiffies, limit, 20_000), burst);
                     assert_eq!(given(&mut bucket, start, jiffies, limit, 1), 0);
                     let mut all = 0;
                     for jiffy in 1..=10 * u64::from(jiffies) {
@@ -122,7 +152,7 @@ mod tests {
     fn prefixes_have_buckets() {
         let v4 = |text: &str| Address4::from(text.parse::<Ipv4Addr>().unwrap());
         let v6 = |text: &str| Address6::from(text.parse::<Ipv6Addr>().unwrap());
-        for limit in [Limit::Errors, Limit::Connections] {
+        for limit in LIMITS_OF_PREFIXES {
             assert_eq!(limit.bucket(v4("10.1.2.3")), limit.bucket(v4("10.1.2.255")));
             assert_ne!(limit.bucket(v4("10.1.2.3")), limit.bucket(v4("10.1.3.3")));
             assert_eq!(limit.bucket(v6("fd00::1")), limit.bucket(v6("fd00::ffff:1")));
@@ -130,7 +160,7 @@ mod tests {
         }
         let buckets: BTreeSet<u32> = (0..65_536_u32)
             .map(|n| Address4::from(Ipv4Addr::from(0x0a00_0000 + (n << 8))))
-            .flat_map(|client| [Limit::Errors, Limit::Connections].map(|limit| limit.bucket(client)))
+            .flat_map(|client| LIMITS_OF_PREFIXES.map(|limit| limit.bucket(client)))
             .collect();
         assert_eq!(buckets.len(), usize::try_from(BUCKETS).unwrap());
         assert!(buckets.iter().all(|bucket| *bucket < BUCKETS));

@@ -49,6 +49,17 @@ pub fn leave<A: Address>(
     }
 }
 
+/// Decides about a packet that comes back from the kernel's own reassembly to the device that it came in by.
+#[inline(always)]
+pub fn come_back<A: Address>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    network: u32,
+    origin: Origin,
+) -> Verdict {
+    enter_transport(packet, tables, network, origin).unwrap_or(Verdict::Pass)
+}
+
 #[inline(never)]
 fn enter_transport<A: Address>(
     packet: &mut impl Packet,
@@ -94,9 +105,15 @@ fn parsed<A: Address, P: Packet>(
             fragment::Kind::None => return None,
             fragment::Kind::Foreign => return Some(Verdict::Pass),
             fragment::Kind::Lost => return Some(Verdict::Drop),
+            fragment::Kind::Detour => return Some(detour(packet)),
         }
     };
     Some(decide(packet, &mut parsed))
+}
+
+#[inline(never)]
+fn detour(packet: &mut impl Packet) -> Verdict {
+    packet.detour().unwrap_or(Verdict::Drop)
 }
 
 #[inline(never)]

@@ -1,12 +1,16 @@
 //! Datagrams that travel in fragments: only the first has ports, so they are remembered for those that follow. A
 //! fragment then is a packet like any other, but that only its IP header is rewritten if it is not the first.
+//!
+//! A later fragment that comes before the first one makes a detour: no program can hold a packet, so the kernel's own
+//! reassembly does, in a network namespace of the agent's. That is remembered too, and all other fragments of the datagram
+//! follow. They come back in order.
 
 use core::mem::MaybeUninit;
 
 use crate::address::Address;
 use crate::choose::find_frontend;
-use crate::layout::{FlowKey, Fragment, FragmentKey, Port, frontend_flags, hook};
-use crate::packet::{Headers, Packet, Part};
+use crate::layout::{FlowKey, Fragment, FragmentKey, Port, fragment_state, frontend_flags, hook, protocol};
+use crate::packet::{Headers, Packet, Part, Reassembly};
 use crate::parse::{self, Parsed};
 use crate::reason::Reason;
 use crate::tables::{TICK_SHIFT, Tables};
@@ -14,6 +18,9 @@ use crate::tables::{TICK_SHIFT, Tables};
 /// Seconds that the first fragment waits for the others, as in the kernel's own reassembly (`IP_FRAG_TIME`,
 /// include/net/ip.h, Linux 6.18).
 const LIFETIME_SECONDS: u32 = 30;
+/// Seconds that the first fragment is sent after the others. The kernel's own reassembly gives up on them sooner, after
+/// one: then a new datagram may have the identification.
+const DETOUR_SECONDS: u32 = 3;
 
 /// What a packet is that is not whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +33,8 @@ pub(crate) enum Kind {
     Foreign,
     /// A fragment to a VIP whose first one was not seen: of no use to anybody.
     Lost,
+    /// A fragment for the kernel's own reassembly.
+    Detour,
 }
 
 /// Parses a fragment with its IP header at `network` that is seen at `hook`. With [`Kind::Parsed`], `parsed` is written:
@@ -77,13 +86,41 @@ pub(crate) fn parse<A: Address>(
             part: header.part,
         },
     });
+    let way = if hook == hook::EGRESS {
+        Reassembly::None
+    } else {
+        packet.reassembly(network)
+    };
+    let mut known = Fragment::default();
+    if header.part == Part::Later || way != Reassembly::None {
+        look_up(tables, &key, &mut known);
+    }
+    if known.state == fragment_state::DETOURED {
+        match way {
+            Reassembly::None => known.state = fragment_state::UNKNOWN,
+            Reassembly::Next => return Kind::Foreign,
+            Reassembly::Here => {}
+        }
+    }
     if header.part == Part::Later {
-        return match tables.fragment(&key) {
-            Some(first) if is_fresh(tables, &first) => {
-                parsed.key.source_port = first.source_port;
-                parsed.key.destination_port = first.destination_port;
+        if way == Reassembly::Here
+            && matches!(known.state, fragment_state::UNKNOWN | fragment_state::DETOURED)
+            && has_ports(header.protocol)
+        {
+            if !tables.may_detour(source) {
+                known.state = fragment_state::UNKNOWN;
+            } else if known.state == fragment_state::UNKNOWN {
+                detour(tables, &key, &mut known);
+            }
+        }
+        return match known.state {
+            fragment_state::PORTS => {
+                parsed.key.source_port = known.source_port;
+                parsed.key.destination_port = known.destination_port;
                 Kind::Parsed
             }
+            fragment_state::DETOURED => Kind::Detour,
+            fragment_state::UNKNOWN if way == Reassembly::Next => Kind::Foreign,
             _ if hook != hook::EGRESS && is_vip(tables, destination) => {
                 tables.count_reason(Reason::UnknownFragment);
                 Kind::Lost
@@ -91,7 +128,20 @@ pub(crate) fn parse<A: Address>(
             _ => Kind::Foreign,
         };
     }
+    if known.state == fragment_state::DETOURED {
+        return Kind::Detour;
+    }
+    let is_new = known.state == fragment_state::UNKNOWN && way != Reassembly::None;
+    known = Fragment {
+        seen: tables.now(),
+        state: fragment_state::FOREIGN,
+        ..Fragment::default()
+    };
     let Some(transport) = parse::transport(packet, header.content, header.protocol, header.room) else {
+        if way != Reassembly::None && has_ports(header.protocol) {
+            // Those that follow go its way, not to the reassembly, where they would wait for it.
+            tables.insert_fragment(&key, &known);
+        }
         return Kind::Foreign;
     };
     parsed.key.source_port = transport.source_port;
@@ -101,20 +151,73 @@ pub(crate) fn parse<A: Address>(
     if hook == hook::EGRESS && tables.flow(&parsed.key).is_none() {
         return Kind::Foreign;
     }
-    let ports = Fragment {
-        source_port: transport.source_port,
-        destination_port: transport.destination_port,
-        seen: tables.now(),
-    };
-    tables.insert_fragment(&key, &ports);
-    Kind::Parsed
+    known.source_port = transport.source_port;
+    known.destination_port = transport.destination_port;
+    known.state = fragment_state::PORTS;
+    if !is_new {
+        tables.insert_fragment(&key, &known);
+        return Kind::Parsed;
+    }
+    // A later one on another CPU may have been faster.
+    match first(tables, &key, &known) {
+        true => Kind::Parsed,
+        false if way == Reassembly::Here => Kind::Detour,
+        false => Kind::Foreign,
+    }
 }
 
-/// Whether the first fragment is young enough: identifications are used again.
+/// Whether a transport protocol is one of those whose ports are known.
 #[inline(always)]
-fn is_fresh<A: Address>(tables: &impl Tables<A>, first: &Fragment) -> bool {
-    let age = u64::from(tables.now().wrapping_sub(first.seen)) << TICK_SHIFT;
-    age <= u64::from(LIFETIME_SECONDS) * u64::from(tables.jiffies_per_second())
+fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP)
+}
+
+/// Finds what is known of a datagram, if that is young enough: identifications are used again.
+#[inline(always)]
+fn look_up<A: Address>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &mut Fragment) -> bool {
+    let Some(found) = tables.fragment(key) else {
+        return false;
+    };
+    let lifetime = if found.state == fragment_state::DETOURED {
+        DETOUR_SECONDS
+    } else {
+        LIFETIME_SECONDS
+    };
+    let age = u64::from(tables.now().wrapping_sub(found.seen)) << TICK_SHIFT;
+    let is_fresh = age <= u64::from(lifetime) * u64::from(tables.jiffies_per_second());
+    if is_fresh {
+        *known = found;
+    }
+    is_fresh
+}
+
+/// Remembers that a datagram makes the detour. If a fragment on another CPU was faster, `known` is what it has written.
+#[inline(never)]
+fn detour<A: Address>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &mut Fragment) {
+    *known = Fragment {
+        seen: tables.now(),
+        state: fragment_state::DETOURED,
+        ..Fragment::default()
+    };
+    if !tables.add_fragment(key, known) && !look_up(tables, key, known) {
+        // What is there is old.
+        tables.insert_fragment(key, known);
+    }
+}
+
+/// Remembers the ports of a first fragment. `false` if a later one on another CPU was faster and makes the detour.
+#[inline(never)]
+fn first<A: Address>(tables: &impl Tables<A>, key: &FragmentKey<A>, ports: &Fragment) -> bool {
+    if tables.add_fragment(key, ports) {
+        return true;
+    }
+    let mut known = Fragment::default();
+    look_up(tables, key, &mut known);
+    if known.state == fragment_state::DETOURED {
+        return false;
+    }
+    tables.insert_fragment(key, ports);
+    true
 }
 
 /// Whether an address has a wildcard row.
@@ -122,4 +225,67 @@ fn is_fresh<A: Address>(tables: &impl Tables<A>, first: &Fragment) -> bool {
 fn is_vip<A: Address>(tables: &impl Tables<A>, address: A) -> bool {
     find_frontend(tables, address, Port::default(), 0)
         .is_some_and(|row| row.flags & frontend_flags::WILDCARD != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::HostTables;
+    use crate::layout::Address4;
+
+    const KEY: FragmentKey<Address4> = FragmentKey {
+        source: Address4::from_bytes([192, 0, 2, 1]),
+        destination: Address4::from_bytes([10, 96, 0, 1]),
+        identification: 7,
+        protocol: protocol::UDP,
+        hook: hook::EGRESS,
+        pad: 0,
+    };
+
+    fn ports(tables: &HostTables<Address4>) -> Fragment {
+        Fragment {
+            source_port: Port::new(1000),
+            destination_port: Port::new(53),
+            seen: tables.now(),
+            state: fragment_state::PORTS,
+        }
+    }
+
+    fn known(tables: &HostTables<Address4>) -> Fragment {
+        tables.fragment(&KEY).unwrap()
+    }
+
+    #[test]
+    fn a_first_fragment_follows_a_later_one_that_was_faster() {
+        let tables = HostTables::default();
+        let mut later = Fragment::default();
+        detour(&tables, &KEY, &mut later);
+        assert_eq!(later.state, fragment_state::DETOURED);
+        assert!(!first(&tables, &KEY, &ports(&tables)));
+        assert_eq!(known(&tables), later);
+    }
+
+    #[test]
+    fn a_later_fragment_has_the_ports_of_a_first_one_that_was_faster() {
+        let tables = HostTables::default();
+        assert!(first(&tables, &KEY, &ports(&tables)));
+        let mut later = Fragment::default();
+        detour(&tables, &KEY, &mut later);
+        assert_eq!(later, ports(&tables));
+        assert_eq!(known(&tables), ports(&tables));
+    }
+
+    #[test]
+    fn what_is_old_keeps_nobody_away() {
+        let tables = HostTables::default();
+        let mut later = Fragment::default();
+        detour(&tables, &KEY, &mut later);
+        tables.now.set(tables.now.get() + DETOUR_SECONDS + 1);
+        assert!(first(&tables, &KEY, &ports(&tables)));
+        assert_eq!(known(&tables), ports(&tables));
+        tables.now.set(tables.now.get() + LIFETIME_SECONDS + 1);
+        detour(&tables, &KEY, &mut later);
+        assert_eq!(later.state, fragment_state::DETOURED);
+        assert_eq!(known(&tables), later);
+    }
 }

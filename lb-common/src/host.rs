@@ -20,7 +20,9 @@ use crate::layout::{
     Port, ServiceId, ServiceStats, Slot, Socket, SocketKey,
 };
 use crate::packet::Headers;
-use crate::packet::{DirectPacket, Hop, Packet, Route, Sender, Verdict, View, ViewMut, translate_directly};
+use crate::packet::{
+    DirectPacket, Hop, Packet, Reassembly, Route, Sender, Verdict, View, ViewMut, translate_directly,
+};
 use crate::parse::BEHIND_ETHERNET;
 use crate::reason::Reason;
 use crate::socket::SocketTables;
@@ -43,6 +45,8 @@ pub struct Bytes {
     pub segment_size: u32,
     /// Whether the frame is for another machine.
     pub is_for_other: bool,
+    /// Where fragments are handed to the kernel's own reassembly.
+    pub reassembly: Reassembly,
 }
 
 /// What the routing tables say of a destination.
@@ -77,6 +81,7 @@ impl From<Vec<u8>> for Bytes {
             senders: Vec::new(),
             segment_size: 0,
             is_for_other: false,
+            reassembly: Reassembly::None,
         }
     }
 }
@@ -194,6 +199,14 @@ impl Packet for Bytes {
     fn checksum_is_partial(&mut self, _offset: u32) -> bool {
         false
     }
+
+    fn reassembly(&self, _network: u32) -> Reassembly {
+        self.reassembly
+    }
+
+    fn detour(&mut self) -> Option<Verdict> {
+        Some(Verdict::Redirect)
+    }
 }
 
 /// The next hop where no other is set.
@@ -299,6 +312,16 @@ impl<A: Address + Hash> HostTables<A> {
         self.reasons.borrow().get(&reason.index()).copied().unwrap_or(0)
     }
 
+    fn take(&self, client: A, limit: Limit) -> bool {
+        let mut budgets = self.budgets.borrow_mut();
+        let bucket = budgets.entry(limit.bucket(client)).or_default();
+        bucket.take(
+            self.jiffies() + (1 << 20),
+            self.jiffies_per_second(),
+            limit.rate(),
+        )
+    }
+
     fn count(&self, service: ServiceId, add: impl FnOnce(&mut ServiceStats)) {
         add(self.stats.borrow_mut().entry(service).or_default());
     }
@@ -367,6 +390,18 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
         self.fragments.borrow_mut().insert(*key, *fragment);
     }
 
+    fn add_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment) -> bool {
+        let is_new = !self.fragments.borrow().contains_key(key);
+        if is_new {
+            self.insert_fragment(key, fragment);
+        }
+        is_new
+    }
+
+    fn may_detour(&self, source: A) -> bool {
+        self.take(source, Limit::Detours)
+    }
+
     fn device_address(&self, _device: u32) -> A {
         self.device_address
     }
@@ -385,9 +420,7 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
     }
 
     fn may_answer(&self, client: A, limit: Limit) -> bool {
-        let mut budgets = self.budgets.borrow_mut();
-        let bucket = budgets.entry(limit.bucket(client)).or_default();
-        bucket.take(self.jiffies() + (1 << 20), self.jiffies_per_second(), limit)
+        self.take(client, limit)
     }
 
     fn translated_ports(&self) -> PortRange {

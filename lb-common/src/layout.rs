@@ -48,6 +48,8 @@ pub mod map {
     pub const FRAGMENTS4: &str = "FRAGMENTS4";
     /// Ports of IPv6 datagrams in fragments: [`super::FragmentKey`] to [`super::Fragment`].
     pub const FRAGMENTS6: &str = "FRAGMENTS6";
+    /// The way to the kernel's own reassembly: one [`super::ReassemblyDevice`].
+    pub const REASSEMBLY: &str = "REASSEMBLY";
     /// Devices that packets to Pods of other nodes leave by: interface index to [`super::Device`].
     pub const DEVICES: &str = "DEVICES";
     /// Devices that XDP programs of other devices can send through: [`super::device_row`] to interface index.
@@ -564,17 +566,46 @@ pub struct FragmentKey<A> {
     pub pad: u16,
 }
 
-/// What only the first fragment of a datagram says: value of the fragments maps.
+/// What is known of a datagram in fragments: value of the fragments maps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct Fragment {
-    /// Source port.
+    /// Source port; 0 unless [`fragment_state::PORTS`].
     pub source_port: Port,
-    /// Destination port.
+    /// Destination port; 0 unless [`fragment_state::PORTS`].
     pub destination_port: Port,
-    /// When the first fragment was seen, in ticks (see [`crate::tables::Tables::now`]).
+    /// When the fragment was seen that the row was written for, in ticks (see [`crate::tables::Tables::now`]).
     pub seen: u32,
+    /// One of [`fragment_state`].
+    pub state: u32,
 }
+
+/// Values of [`Fragment::state`].
+pub mod fragment_state {
+    /// Nothing is known of the datagram; never in a row.
+    pub const UNKNOWN: u32 = 0;
+    /// Its first fragment was seen, and these are its ports.
+    pub const PORTS: u32 = 1;
+    /// A later fragment came first: all are handed to the kernel's own reassembly.
+    pub const DETOURED: u32 = 2;
+    /// Its first fragment was seen and has no ports that can be read.
+    pub const FOREIGN: u32 = 3;
+}
+
+/// The way to the kernel's own reassembly of datagrams: the only row of its map.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[repr(C)]
+pub struct ReassemblyDevice {
+    /// Index of the device that leads there; 0 if there is none.
+    pub index: u32,
+    /// Fragments that may still be handed over, whoever sends them ([`crate::budget::ALL_DETOURS`]). All CPUs share it
+    /// without a lock: two that count at once may count one for both.
+    pub bucket: crate::budget::Bucket,
+}
+
+/// The first bytes of the link-layer address that a fragment has on its way to the kernel's own reassembly and back; the
+/// index of the device that it came in by follows, in network byte order.
+pub const DETOUR_LINK: [u8; 2] = [0x02, 0xfa];
 
 /// A device that packets to Pods of other nodes leave by: value of the devices map.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
@@ -724,7 +755,8 @@ assert_layout! {
     Affinity: 16, align 8;
     FragmentKey<Address4>: 16, align 4;
     FragmentKey<Address6>: 40, align 4;
-    Fragment: 8, align 4;
+    Fragment: 12, align 4;
+    ReassemblyDevice: 12, align 4;
     Device: 20, align 4;
     DeviceRole: 12, align 4;
     LinkAddress: 8, align 4;
@@ -776,6 +808,7 @@ mod pod {
         Slot,
         Affinity,
         Fragment,
+        ReassemblyDevice,
         Device,
         DeviceRole,
         LinkAddress,

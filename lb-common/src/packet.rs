@@ -237,6 +237,24 @@ pub trait Packet {
     /// Whether the transport checksum at `offset` is still to be completed by the device (`CHECKSUM_PARTIAL`), so
     /// that the field holds the folded sum of the pseudo header only.
     fn checksum_is_partial(&mut self, offset: u32) -> bool;
+
+    /// Where a fragment with its IP header at `network` is handed to the kernel's own reassembly, if it must be.
+    fn reassembly(&self, network: u32) -> Reassembly;
+
+    /// Hands the packet to the kernel's own reassembly, where [`Self::reassembly`] says [`Reassembly::Here`].
+    fn detour(&mut self) -> Option<Verdict>;
+}
+
+/// Where fragments are handed to the kernel's own reassembly.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Reassembly {
+    /// Nowhere.
+    None,
+    /// By the next hook.
+    Next,
+    /// By this hook.
+    Here,
 }
 
 /// What to do with a packet.

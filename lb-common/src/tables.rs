@@ -42,6 +42,11 @@ pub trait Tables<A: Address> {
     fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment>;
     /// Remembers the ports of a datagram in fragments. A full table forgets another one.
     fn insert_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment);
+    /// As [`Self::insert_fragment`]; `false` if something is remembered with this key already, or the table did not take
+    /// it.
+    fn add_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment) -> bool;
+    /// Whether one more fragment from this address may be handed to the kernel's own reassembly; counts it.
+    fn may_detour(&self, source: A) -> bool;
     /// The address that replaces a client's in packets that leave by this device; unspecified if there is none.
     fn device_address(&self, device: u32) -> A;
 

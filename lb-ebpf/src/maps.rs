@@ -7,13 +7,14 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::address::Address;
-use lb_common::budget::{BUCKETS, Bucket, Limit};
+use lb_common::budget::{ALL_DETOURS, BUCKETS, Bucket, Limit};
 use lb_common::filter::{self, Position};
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, DeviceLinks,
     DeviceRole, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings,
-    Port, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange, device_row,
+    Port, ReassemblyDevice, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange,
+    device_row,
 };
 use lb_common::reason::Reason;
 
@@ -65,6 +66,8 @@ static SOURCE_RANGES6: LpmTrie<SourceRange<Address6>, u32> = LpmTrie::with_max_e
 static FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment> = LruHashMap::with_max_entries(FRAGMENTS, 0);
 #[map]
 static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment> = LruHashMap::with_max_entries(FRAGMENTS, 0);
+#[map]
+static REASSEMBLY: Array<ReassemblyDevice> = Array::with_max_entries(1, 0);
 #[map]
 static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, BPF_F_NO_PREALLOC);
 #[map]
@@ -356,7 +359,30 @@ pub fn take_answer(client: impl Address, limit: Limit, now: u64, jiffies_per_sec
         return false;
     };
     // SAFETY: the value is this CPU's own.
-    unsafe { (*bucket).take(now, jiffies_per_second, limit) }
+    unsafe { (*bucket).take(now, jiffies_per_second, limit.rate()) }
+}
+
+/// The index of the device that leads to the kernel's own reassembly; 0 if there is none.
+#[inline(always)]
+pub fn reassembly_device() -> u32 {
+    REASSEMBLY.get(0).map_or(0, |row| row.index)
+}
+
+/// Takes a fragment on the way to the kernel's own reassembly out of the bucket that all senders share.
+#[inline(always)]
+pub fn take_detour(now: u64, jiffies_per_second: u32) -> bool {
+    let Some(row) = REASSEMBLY.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: numbers, of which another CPU may write some meanwhile: the count is a little off then.
+    unsafe { (*row).bucket.take(now, jiffies_per_second, ALL_DETOURS) }
+}
+
+/// The link-layer address of frames that a device receives for the node.
+#[inline(always)]
+pub fn link_of(index: u32) -> Option<LinkAddress> {
+    let row = DEVICE_LINKS.get(device_row(index))?;
+    (row.index == index).then_some(row.addresses[1])
 }
 
 /// Counts a packet by what kept it from being translated.

@@ -14,15 +14,16 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::address::Address;
 use lb_common::checksum::Sum;
-use lb_common::layout::{Address6, Flow, FlowKey, LinkAddress, Port, protocol};
+use lb_common::layout::{Address6, DETOUR_LINK, Flow, FlowKey, LinkAddress, Port, protocol};
 use lb_common::packet::Headers;
 use lb_common::packet::{
-    DirectPacket, Hop, Packet, Route, Sender, Verdict, View, ViewMut, translate_directly,
+    DirectPacket, Hop, Packet, Reassembly, Route, Sender, Verdict, View, ViewMut, translate_directly,
 };
 use lb_common::parse::{self, Network};
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+use crate::helpers;
 use crate::maps;
 use crate::routes::{self, Query};
 
@@ -206,6 +207,21 @@ impl Packet for XdpPacket {
     fn checksum_is_partial(&mut self, _offset: u32) -> bool {
         false
     }
+
+    #[inline(always)]
+    fn reassembly(&self, _network: u32) -> Reassembly {
+        // Not from here: XDP sends through few devices.
+        if maps::reassembly_device() == 0 {
+            Reassembly::None
+        } else {
+            Reassembly::Next
+        }
+    }
+
+    #[inline(always)]
+    fn detour(&mut self) -> Option<Verdict> {
+        None
+    }
 }
 
 impl DirectPacket for XdpPacket {
@@ -236,8 +252,25 @@ fn ok(result: i64) -> Option<()> {
 /// A packet in a TC program. Its checksums may be partial or mirrored in the kernel's books (`CHECKSUM_COMPLETE`),
 /// so all writes go through helpers that know; direct writes would also make the kernel copy every shared packet,
 /// ours or not, before the program starts.
-pub struct TcPacket {
+///
+/// One that is `RETURNED` comes from the kernel's own reassembly, and is decided about as if it came in by the device that
+/// it first came in by: `cb[0]` holds its index.
+pub struct TcPacket<const RETURNED: bool = false> {
     pub context: TcContext,
+}
+
+/// Whether a packet has been decided about already, on its way back from the kernel's own reassembly. Takes the mark away.
+///
+/// A Pod that may load programs of its own can set the mark: its packet then passes like any that is not ours.
+#[inline(always)]
+pub fn is_decided(context: &TcContext) -> bool {
+    // SAFETY: the kernel hands the program a valid context.
+    let packet = unsafe { &mut *context.skb.skb };
+    if packet.tc_index != DECIDED {
+        return false;
+    }
+    packet.tc_index = 0;
+    true
 }
 
 /// Whether a packet is of a VLAN: the kernel has put its tag beside the frame. Tag 0 is of none (IEEE 802.1Q section
@@ -250,7 +283,7 @@ pub fn is_of_vlan(context: &TcContext) -> bool {
     packet.vlan_present != 0 && packet.vlan_tci & VLAN != 0
 }
 
-impl TcPacket {
+impl<const RETURNED: bool> TcPacket<RETURNED> {
     /// A packet whose headers are in the linear part, as far as the packet goes.
     #[inline(always)]
     pub fn new(context: TcContext) -> Self {
@@ -290,7 +323,8 @@ impl TcPacket {
     #[inline(always)]
     pub fn device(&self) -> u32 {
         // SAFETY: the kernel hands the program a valid context.
-        unsafe { (*self.context.skb.skb).ifindex }
+        let packet = unsafe { &*self.context.skb.skb };
+        if RETURNED { packet.cb[0] } else { packet.ifindex }
     }
 
     #[inline(always)]
@@ -339,6 +373,9 @@ const BPF_F_IPV6: u32 = 1 << 7;
 /// What the program of the device that a packet leaves by sees in `tc_index`, which the kernel leaves to classifiers.
 const SENT_ON: u32 = 0x4c42;
 
+/// What the program of the device that a packet came in by sees in `tc_index` when it comes in again.
+const DECIDED: u32 = 0x4c43;
+
 /// `EINVAL`
 const INVALID: i64 = -22;
 
@@ -349,7 +386,7 @@ struct Ipv4Fields {
     rest: [u16; 6],
 }
 
-impl Packet for TcPacket {
+impl<const RETURNED: bool> Packet for TcPacket<RETURNED> {
     #[inline(always)]
     fn length(&self) -> u32 {
         self.context.len()
@@ -427,8 +464,8 @@ impl Packet for TcPacket {
 
     #[inline(always)]
     fn is_for_node(&self, network: u32) -> bool {
-        if network == 0 {
-            // Nothing says whom the packet is for on the link.
+        if RETURNED || network == 0 {
+            // It was before; or nothing says whom the packet is for on the link.
             return true;
         }
         // SAFETY: the kernel hands the program a valid context.
@@ -520,9 +557,67 @@ impl Packet for TcPacket {
         self.view::<2>(offset)
             .is_some_and(|field| field.u16::<0>() == before)
     }
+
+    #[inline(always)]
+    fn reassembly(&self, network: u32) -> Reassembly {
+        if RETURNED || network == 0 || maps::reassembly_device() == 0 {
+            return Reassembly::None;
+        }
+        let device = self.device();
+        // The way back leads over both.
+        if maps::role_of(device) == 0 || maps::link_of(device).is_none() {
+            return Reassembly::None;
+        }
+        Reassembly::Here
+    }
+
+    #[inline(always)]
+    fn detour(&mut self) -> Option<Verdict> {
+        let [a, b, c, d] = self.device().to_be_bytes();
+        let [first, second] = DETOUR_LINK;
+        self.store(0, &[first, second, a, b, c, d], BPF_F_RECOMPUTE_CSUM)?;
+        // SAFETY: plain helper call.
+        let action = unsafe { bpf_redirect(maps::reassembly_device(), 0) };
+        (action == TC_ACT_REDIRECT.into()).then_some(Verdict::Redirect)
+    }
 }
 
-impl TcPacket {
+impl TcPacket<true> {
+    /// Finds the device that the packet came in by before the detour, and gives it back the link-layer address that it
+    /// had, or one that leads to the same place. Returns the device's role; 0 if the packet made no detour.
+    #[inline(always)]
+    pub fn take_back(&mut self) -> u32 {
+        let Some(frame) = self.view::<6>(0) else {
+            return 0;
+        };
+        if frame.u16::<0>() != u16::from_ne_bytes(DETOUR_LINK) {
+            return 0;
+        }
+        let (high, low) = (u16::from_be(frame.u16::<2>()), u16::from_be(frame.u16::<4>()));
+        let device = u32::from(high) << 16 | u32::from(low);
+        // SAFETY: the kernel hands the program a valid context.
+        unsafe { (*self.context.skb.skb).cb[0] = device };
+        let Some(link) = maps::link_of(device) else {
+            return 0;
+        };
+        let [a, b, c, d] = link.start.to_ne_bytes();
+        let [e, f] = link.end.to_ne_bytes();
+        match self.store(0, &[a, b, c, d, e, f], BPF_F_RECOMPUTE_CSUM) {
+            Some(()) => maps::role_of(device),
+            None => 0,
+        }
+    }
+
+    /// The action that lets the packet come in by its device, whose program lets it pass.
+    #[inline(always)]
+    pub fn come_in(&mut self) -> i32 {
+        // SAFETY: the kernel hands the program a valid context.
+        unsafe { (*self.context.skb.skb).tc_index = DECIDED };
+        helpers::receive_at(self.device())
+    }
+}
+
+impl<const RETURNED: bool> TcPacket<RETURNED> {
     /// Writes addresses, ports if they are rewritten, and the checksum of an IPv4 header.
     #[inline(always)]
     fn write_fields<A: Address>(

@@ -144,6 +144,17 @@ impl<A: Family> Tables<A> for KernelTables {
     }
 
     #[inline(always)]
+    fn add_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment) -> bool {
+        A::fragments().insert(key, fragment, BPF_NOEXIST.into()).is_ok()
+    }
+
+    #[inline(never)]
+    fn may_detour(&self, source: A) -> bool {
+        let (now, rate) = (helpers::jiffies(), JIFFIES_PER_SECOND.load());
+        maps::take_answer(source, Limit::Detours, now, rate) && maps::take_detour(now, rate)
+    }
+
+    #[inline(always)]
     fn device_address(&self, device: u32) -> A {
         maps::device(device).map_or(A::default(), |device| A::of_device(&device))
     }

@@ -100,6 +100,14 @@ pub(super) fn attach_tcx(
     pin(tc.take_link(id)?.try_into()?, path)
 }
 
+/// Attaches a TC program to what a device receives, until the link is closed.
+pub(super) fn attach_unpinned(ebpf: &mut Ebpf, name: &str, device: &str) -> Result<FdLink, Failure> {
+    let tc = find_tc(ebpf, name)?;
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = tc.attach_with_options(device, TcAttachType::Ingress, order)?;
+    Ok(tc.take_link(id)?.try_into()?)
+}
+
 /// Whether the program that is pinned there runs before all others.
 pub(super) fn is_first(path: &Path, index: u32, direction: Direction) -> io::Result<bool> {
     let id = Link::open(path)?.info()?.program;

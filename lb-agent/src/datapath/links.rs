@@ -15,11 +15,13 @@ use nix::libc;
 
 /// Commands of bpf(2) (`enum bpf_cmd`, include/uapi/linux/bpf.h).
 #[derive(Clone, Copy)]
-enum Command {
+pub(super) enum Command {
+    ProgramLoad = 5,
     ObjectGet = 7,
     ProgramGetFdById = 13,
     ObjectGetInfo = 15,
     ProgramQuery = 16,
+    LinkCreate = 28,
     LinkUpdate = 29,
 }
 
@@ -267,7 +269,8 @@ fn info<T>(fd: &OwnedFd, into: &mut T) -> io::Result<()> {
     unsafe { bpf(Command::ObjectGetInfo, &mut attribute) }.map(drop)
 }
 
-fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+/// A descriptor that a command returned.
+pub(super) fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(|_| io::Error::from(Errno::EBADF))?;
     // SAFETY: the kernel has just made it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -277,7 +280,7 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
 ///
 /// # Safety
 /// `T` is the part of `union bpf_attr` that the command uses, and what it points to is as the command wants it.
-unsafe fn bpf<T>(command: Command, attribute: &mut T) -> io::Result<libc::c_long> {
+pub(super) unsafe fn bpf<T>(command: Command, attribute: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: as the caller says; the kernel takes what is behind `T` for zero.
     let result = unsafe {
         libc::syscall(

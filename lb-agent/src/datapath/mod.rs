@@ -5,6 +5,7 @@ mod batch;
 mod cgroup;
 pub mod clock;
 pub mod clsact;
+pub(crate) mod defragmentation;
 mod device_maps;
 pub mod devices;
 mod filter;
@@ -19,6 +20,7 @@ pub mod passing;
 pub mod pins;
 pub mod probe;
 pub mod readings;
+mod reassembly;
 pub mod sockets;
 
 use std::path::Path;
@@ -29,6 +31,7 @@ use self::attach::{AttachError, AttachOptions, Attacher};
 use self::devices::DeviceTable;
 use self::object::{LoadError, Settings};
 use self::pins::Pins;
+use self::reassembly::ReassemblyHook;
 use crate::devices::View;
 use crate::maps::MapError;
 
@@ -37,6 +40,7 @@ pub struct Datapath {
     ebpf: Ebpf,
     attacher: Attacher,
     devices: DeviceTable,
+    reassembly: ReassemblyHook,
     settings: Settings,
     pins: Pins,
 }
@@ -73,11 +77,14 @@ impl Datapath {
             );
         }
         let attacher = Attacher::new(pins.clone(), options)?;
-        let devices = DeviceTable::open(&pins.maps())?;
+        let mut devices = DeviceTable::open(&pins.maps())?;
+        // That of an earlier agent went with it.
+        devices.set_reassembly(0)?;
         Ok(Self {
             ebpf,
             attacher,
             devices,
+            reassembly: ReassemblyHook::default(),
             settings,
             pins,
         })
@@ -94,7 +101,19 @@ impl Datapath {
         self.ebpf = object::load(&settings, &self.pins.maps())?;
         self.settings = settings;
         self.attacher.renew();
+        self.reassembly.renew();
         Ok(())
+    }
+
+    /// The next [`Self::set_devices`] has the programs send fragments that come before the first one of their datagram to
+    /// this device, which leads to the kernel's own reassembly.
+    pub fn use_reassembly(&mut self, device: u32) {
+        self.reassembly.set_device(device);
+    }
+
+    /// Has the programs go without it: what leads there ends with the agent.
+    pub fn leave_reassembly(&mut self) -> Result<(), DatapathError> {
+        Ok(self.devices.set_reassembly(0)?)
     }
 
     /// Attaches to the devices that have a role, and to no others, and tells the programs of all. What failed is tried
@@ -105,6 +124,12 @@ impl Datapath {
         if let Err(error) = self.devices.set(view, self.attacher.with_xdp()) {
             errors.push(error.into());
         }
+        // Last: the way back leads over the rows of the devices.
+        let attached = self.reassembly.attach(&mut self.ebpf, &view.snapshot);
+        if let Err(error) = self.devices.set_reassembly(*attached.as_ref().unwrap_or(&0)) {
+            errors.push(error.into());
+        }
+        errors.extend(attached.err().map(DatapathError::from));
         errors
     }
 

@@ -11,8 +11,8 @@ use lb_common::budget::Bucket;
 use lb_common::flow::Lifetimes;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, Device, DeviceLinks, DeviceRole, Flow, FlowKey,
-    Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings, ServiceName, ServiceStats,
-    Slot, Socket, SocketKey, SourceRange, halves, map,
+    Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings, ReassemblyDevice, ServiceName,
+    ServiceStats, Slot, Socket, SocketKey, SourceRange, halves, map,
 };
 use lb_common::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS};
 
@@ -53,6 +53,8 @@ pub mod program {
     pub const TC_FROM_POD_LAYER3: &str = "lb_tc_from_pod_layer3";
     /// TC egress of devices whose packets begin with the IP header.
     pub const TC_TO_LAYER3: &str = "lb_tc_to_layer3";
+    /// TC ingress of the device that leads to the kernel's own reassembly. It is loaded with that device.
+    pub const TC_FROM_REASSEMBLY: &str = "lb_tc_from_reassembly";
     /// Programs for devices whose packets begin with the IP header. They are loaded with the first such device.
     pub const LAYER3: [&str; 3] = [TC_FROM_NETWORK_LAYER3, TC_FROM_POD_LAYER3, TC_TO_LAYER3];
     /// Programs that do nothing, for the benchmark.
@@ -146,7 +148,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 29] = [
+const MAPS: [(&str, usize, usize); 30] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -212,6 +214,7 @@ const MAPS: [(&str, usize, usize); 29] = [
         size_of::<FragmentKey<Address6>>(),
         size_of::<Fragment>(),
     ),
+    (map::REASSEMBLY, size_of::<u32>(), size_of::<ReassemblyDevice>()),
     (map::DEVICES, size_of::<u32>(), size_of::<Device>()),
     (map::XDP_DEVICES, size_of::<u32>(), size_of::<u32>()),
     (map::DEVICE_ROLES, size_of::<u32>(), size_of::<DeviceRole>()),
@@ -391,7 +394,8 @@ fn check_layouts(settings: &Settings, directory: &Path) -> Result<(), LoadError>
 /// Loads every program that the agent attaches in any case. The empty ones are the benchmark's.
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     for (name, program) in ebpf.programs_mut() {
-        if !name.starts_with(program::EMPTY_PREFIX) && !program::LAYER3.contains(&name) {
+        let is_loaded_later = program::LAYER3.contains(&name) || name == program::TC_FROM_REASSEMBLY;
+        if !name.starts_with(program::EMPTY_PREFIX) && !is_loaded_later {
             load_program(name, program)?;
         }
     }

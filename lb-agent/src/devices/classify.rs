@@ -9,6 +9,9 @@ use serde::Serialize;
 
 use super::{Link, Snapshot};
 
+/// The agent's own device, which leads to the kernel's reassembly of datagrams ([`crate::reassembly`]).
+pub const REASSEMBLY_DEVICE: &str = "lbfrag0";
+
 /// Which side of the node a device is on; decides which programs it carries.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -130,7 +133,7 @@ fn carriers(snapshot: &Snapshot, options: &DeviceOptions) -> BTreeSet<u32> {
 }
 
 fn role(snapshot: &Snapshot, options: &DeviceOptions, carriers: &BTreeSet<u32>, link: &Link) -> Option<Role> {
-    if link.loopback {
+    if link.loopback || link.name == REASSEMBLY_DEVICE {
         return None;
     }
     let listed = |globs: &Option<GlobSet>| globs.as_ref().is_some_and(|globs| globs.is_match(&link.name));
@@ -345,6 +348,19 @@ mod tests {
         let found = classify(&snapshot(&links, &[], &[]), &DeviceOptions::default());
         assert!(!found[&3].ethernet);
         assert!(found[&2].ethernet);
+    }
+
+    #[test]
+    fn the_agents_own_veth_has_no_role() {
+        let links = [pod_veth(2, REASSEMBLY_DEVICE), pod_veth(3, "veth1")];
+        assert_roles(
+            &snapshot(&links, &[], &[]),
+            &DeviceOptions::default(),
+            &[("veth1", Role::Pod)],
+        );
+        for all in [options(&["*"], &[], &[]), options(&[], &["*"], &[])] {
+            assert_eq!(roles(&snapshot(&links, &[], &[]), &all).len(), 1);
+        }
     }
 
     #[test]

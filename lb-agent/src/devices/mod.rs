@@ -11,7 +11,7 @@ mod events;
 mod snapshot;
 mod watch;
 
-pub use classify::{Attachment, DeviceArguments, DeviceOptions, Role, classify};
+pub use classify::{Attachment, DeviceArguments, DeviceOptions, REASSEMBLY_DEVICE, Role, classify};
 pub(crate) use snapshot::first_global_address;
 pub use snapshot::{Address, DefaultRoute, Link, Snapshot, device_addresses, primary_addresses};
 pub use watch::{View, watch};

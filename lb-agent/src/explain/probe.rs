@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use lb_common::address::Address;
 use lb_common::host::Bytes;
 use lb_common::layout::{Address4, Address6, Flow, FlowKey};
-use lb_common::packet::{Headers, Hop, Packet, Route, Sender, Verdict, View};
+use lb_common::packet::{Headers, Hop, Packet, Reassembly, Route, Sender, Verdict, View};
 
 /// What the routing tables say of a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,6 +126,15 @@ impl Packet for Probe<'_> {
 
     fn checksum_is_partial(&mut self, _offset: u32) -> bool {
         false
+    }
+
+    fn reassembly(&self, _network: u32) -> Reassembly {
+        // What is asked about is whole.
+        Reassembly::None
+    }
+
+    fn detour(&mut self) -> Option<Verdict> {
+        None
     }
 }
 

@@ -158,6 +158,14 @@ impl<A: LiveFamily> Tables<A> for Recorder<'_, A> {
         self.memory.insert_fragment(key, fragment);
     }
 
+    fn add_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment) -> bool {
+        self.memory.add_fragment(key, fragment)
+    }
+
+    fn may_detour(&self, source: A) -> bool {
+        self.memory.may_detour(source)
+    }
+
     fn device_address(&self, device: u32) -> A {
         self.row(self.maps.device(device))
             .map_or(A::default(), |device| A::of_device(&device))

@@ -26,6 +26,7 @@ use crate::describe;
 use crate::devices::{self, DeviceOptions, View, device_addresses, primary_addresses};
 use crate::model::NodeConfig;
 use crate::object::Change;
+use crate::reassembly::Reassembly;
 use crate::sockets::Closer;
 use crate::source::kube::KubeOptions;
 
@@ -39,8 +40,15 @@ const ATTACH_RETRY: Duration = Duration::from_secs(5);
 const ATTACH_CHECK: Duration = Duration::from_secs(10);
 
 /// Runs the agent until it is told to stop.
-pub(super) async fn run(arguments: &RunArguments, closer: Option<Closer>) -> anyhow::Result<()> {
+pub(super) async fn run(
+    arguments: &RunArguments,
+    closer: Option<Closer>,
+    reassembly: Option<Reassembly>,
+) -> anyhow::Result<()> {
     let mut agent = Agent::start(arguments, closer).await?;
+    if let Some(reassembly) = &reassembly {
+        agent.datapath.use_reassembly(reassembly.device());
+    }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
@@ -49,6 +57,9 @@ pub(super) async fn run(arguments: &RunArguments, closer: Option<Closer>) -> any
             _ = interrupt.recv() => break,
             more = agent.step() => more?,
         }
+    }
+    if let Err(error) = agent.datapath.leave_reassembly() {
+        tracing::warn!("{}", describe(&error));
     }
     tracing::info!("stopping; programs and maps stay in the kernel and traffic goes on");
     Ok(())

@@ -167,6 +167,21 @@ impl Wire {
         })
     }
 
+    /// What `wanted` makes of the frames that wait; those before are dropped.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn receive_now<T>(&self, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> Result<Option<T>> {
+        let mut buffer = vec![0; usize::from(u16::MAX) + 64];
+        while let Some(frame) = self.next_frame(&mut buffer)? {
+            if let Some(value) = wanted(frame) {
+                return Ok(Some(value));
+            }
+        }
+        Ok(None)
+    }
+
     /// Sends an IP packet and waits for an answer.
     ///
     /// # Errors

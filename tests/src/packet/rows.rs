@@ -1,5 +1,6 @@
 //! Rows that Services have beside their frontends, and those that the programs write themselves.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use aya::Pod;
@@ -7,6 +8,8 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use lb_agent::datapath::clock;
+use lb_agent::datapath::devices::DeviceTable;
+use lb_agent::devices::{Attachment, Role};
 use lb_agent::maps::{FrontendKey, MapOp};
 use lb_common::budget::Bucket;
 use lb_common::layout::{
@@ -92,6 +95,27 @@ impl Datapath {
             let full = PerCpuValues::try_from(vec![Bucket::default(); cpus]).expect("a value for each");
             buckets.set(index, full, 0).expect("a bucket is written");
         }
+    }
+
+    /// Lets the programs send fragments to the kernel's own reassembly through the device that packets come in on if no
+    /// other is set, whose role that is; or not.
+    pub fn reassemble(&mut self, role: Option<Role>) {
+        const LOOPBACK: u32 = 1;
+        let mut view = super::loopback_as_bridge();
+        if let Some(role) = role {
+            let attachment = Attachment {
+                name: String::new(),
+                kind: String::new(),
+                instance: 0,
+                role,
+                ethernet: true,
+            };
+            view.attachments.insert(LOOPBACK, attachment);
+        }
+        let mut devices = DeviceTable::open(self.directory()).expect("the maps are pinned");
+        devices.set(&view, &BTreeSet::new()).expect("the maps take it");
+        let device = if role.is_some() { LOOPBACK } else { 0 };
+        devices.set_reassembly(device).expect("the map takes it");
     }
 
     /// Makes what is known of datagrams in fragments that many seconds older.

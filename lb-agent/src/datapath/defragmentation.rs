@@ -1,0 +1,90 @@
+//! Has netfilter put datagrams together that are in fragments: by links of programs that accept every packet. Unlike rules
+//! these take no module of a firewall, and leave no connections behind.
+#![expect(unsafe_code, reason = "aya knows no netfilter programs")]
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use super::links::{Command, bpf, owned};
+
+/// `BPF_PROG_TYPE_NETFILTER` (Linux 6.4).
+const NETFILTER_PROGRAM: u32 = 32;
+/// `BPF_NETFILTER`, an attach type.
+const NETFILTER: u32 = 45;
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
+const FAMILIES: [u32; 2] = [2, 10];
+/// `NF_INET_PRE_ROUTING`
+const PRE_ROUTING: u32 = 0;
+/// Behind `NF_IP_PRI_CONNTRACK_DEFRAG` (-400), which the flag brings.
+const PRIORITY: i32 = -100;
+/// `BPF_F_NETFILTER_IP_DEFRAG` (Linux 6.6)
+const PUT_TOGETHER: u32 = 1;
+/// `r0 = NF_ACCEPT; exit` (`struct bpf_insn`).
+const ACCEPT: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 1, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+
+/// The part of `union bpf_attr` that `BPF_PROG_LOAD` uses.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttribute {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    device: u32,
+    attach_type: u32,
+}
+
+/// The part that `BPF_LINK_CREATE` uses for netfilter.
+#[repr(C)]
+struct NetfilterLinkAttribute {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    family: u32,
+    hook: u32,
+    priority: i32,
+    netfilter_flags: u32,
+}
+
+/// In the network namespace of the calling thread, until the links are closed.
+pub(crate) fn attach() -> io::Result<Vec<OwnedFd>> {
+    let program = load()?;
+    FAMILIES.iter().map(|family| link(&program, *family)).collect()
+}
+
+fn load() -> io::Result<OwnedFd> {
+    let license = c"GPL";
+    let mut attribute = LoadAttribute {
+        kind: NETFILTER_PROGRAM,
+        instruction_count: 2,
+        instructions: ACCEPT.as_ptr().expose_provenance() as u64,
+        license: license.as_ptr().expose_provenance() as u64,
+        name: *b"lb_accept\0\0\0\0\0\0\0",
+        attach_type: NETFILTER,
+        ..LoadAttribute::default()
+    };
+    // SAFETY: the kernel reads two instructions and a text with its end, which outlive the call.
+    owned(unsafe { bpf(Command::ProgramLoad, &mut attribute) }?)
+}
+
+fn link(program: &OwnedFd, family: u32) -> io::Result<OwnedFd> {
+    let mut attribute = NetfilterLinkAttribute {
+        program: program.as_raw_fd().cast_unsigned(),
+        target: 0,
+        attach_type: NETFILTER,
+        flags: 0,
+        family,
+        hook: PRE_ROUTING,
+        priority: PRIORITY,
+        netfilter_flags: PUT_TOGETHER,
+    };
+    // SAFETY: nothing but numbers; the descriptor is open.
+    owned(unsafe { bpf(Command::LinkCreate, &mut attribute) }?)
+}

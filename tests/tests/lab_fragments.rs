@@ -1,0 +1,328 @@
+//! Datagrams whose fragments arrive in another order than they were sent, and fragments whose first one never comes.
+#![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use etherparse::{SlicedPacket, TransportSlice};
+use lb_tests::lab::cluster::{UDP, load_balancer_addresses, options, service, vips};
+use lb_tests::lab::{
+    Agent, AgentOptions, Cluster, Published, SocketLb, Wire, Xdp, require_privileges, wait_for,
+};
+use lb_tests::packet::build::udp;
+
+/// Content of each fragment but the last.
+const LENGTH: usize = 400;
+/// Three fragments, with the UDP header.
+const PAYLOAD: usize = 1000;
+/// How long the way to the kernel's own reassembly may take to open: the bridge there waits a second.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an answer may take that may not come.
+const TIMEOUT: Duration = Duration::from_millis(300);
+/// Orders of three fragments; some come twice.
+const ORDERS: [&[usize]; 8] = [
+    &[0, 1, 2],
+    &[1, 0, 2],
+    &[1, 2, 0],
+    &[2, 1, 0],
+    &[2, 0, 1],
+    &[2, 2, 1, 0],
+    &[1, 1, 0, 2],
+    &[2, 1, 0, 0, 1],
+];
+/// How often each order is tried at each place.
+const ROUNDS: u16 = 3;
+/// Fragments without a first one: more than the budget of one prefix takes on all processors.
+const FLOOD: u16 = 20_000;
+/// After so many of them a datagram is sent that must arrive.
+const FLOOD_PART: u16 = 1000;
+
+/// A Service whose only Pod is that of the first node.
+const NEAR: Published = Published::new("near", 57);
+
+/// A client's device in the hands of the test.
+struct Client {
+    wire: Wire,
+    address: IpAddr,
+    /// Ports and identifications of datagrams: each has its own.
+    next: u16,
+}
+
+impl Client {
+    fn new(wire: Wire, address: IpAddr) -> Self {
+        Self {
+            wire,
+            address,
+            next: 20_000,
+        }
+    }
+
+    /// Fragments of a new datagram, and the port that it comes from.
+    fn datagram(&mut self, to: SocketAddr) -> (u16, Vec<Vec<u8>>) {
+        self.next += 1;
+        let from = SocketAddr::new(self.address, self.next);
+        let datagram = udp(from, to).payload(&[b'x'; PAYLOAD]);
+        (self.next, datagram.split(self.next, LENGTH))
+    }
+
+    /// Sends a datagram's fragments in this order. Returns the port that the datagram comes from.
+    fn send(&mut self, to: SocketAddr, order: &[usize]) -> u16 {
+        let (port, fragments) = self.datagram(to);
+        assert_eq!(fragments.len(), 3);
+        for &index in order {
+            self.send_frame(&fragments[index]);
+        }
+        port
+    }
+
+    /// Sends an IP packet that stands in a frame.
+    fn send_frame(&self, frame: &[u8]) {
+        self.wire.send(&frame[14..]).unwrap();
+    }
+
+    #[track_caller]
+    fn expect_answer(&self, from: SocketAddr, port: u16, what: &str) {
+        let found = self
+            .wire
+            .receive_frame(what, |frame| (answered(frame)? == (from, port)).then_some(()));
+        assert!(found.is_ok(), "{what}: {found:?}");
+    }
+
+    /// Sends datagrams whose later fragments come first until one is answered.
+    fn wait(&mut self, to: SocketAddr) {
+        let mut sent = BTreeSet::new();
+        wait_for("the way to the reassembly to open", PATIENCE, || {
+            sent.insert(self.send(to, &[2, 1, 0]));
+            wait_for("an answer", TIMEOUT, || {
+                self.wire
+                    .receive_now(|frame| {
+                        answered(frame).filter(|(from, port)| *from == to && sent.contains(port))
+                    })
+                    .unwrap()
+            })
+            .ok()
+        })
+        .unwrap();
+    }
+
+    fn expect_all_orders(&mut self, to: SocketAddr) {
+        for _ in 0..ROUNDS {
+            for order in ORDERS {
+                let port = self.send(to, order);
+                self.expect_answer(to, port, &format!("{order:?} from {} to {to}", self.address));
+            }
+        }
+    }
+}
+
+/// Who has answered, and the port that was answered.
+fn answered(frame: &[u8]) -> Option<(SocketAddr, u16)> {
+    let sliced = SlicedPacket::from_ethernet(frame).ok()?;
+    let source: IpAddr = match sliced.net? {
+        etherparse::NetSlice::Ipv4(packet) => packet.header().source_addr().into(),
+        etherparse::NetSlice::Ipv6(packet) => packet.header().source_addr().into(),
+        etherparse::NetSlice::Arp(_) => return None,
+    };
+    match sliced.transport? {
+        TransportSlice::Udp(datagram) => {
+            let from = SocketAddr::new(source, datagram.source_port());
+            Some((from, datagram.destination_port()))
+        }
+        _ => None,
+    }
+}
+
+struct Fixture {
+    agent: Agent,
+    /// A Pod and an outside client, for both families.
+    inside: [Client; 2],
+    outside: [Client; 2],
+    cluster: Cluster,
+}
+
+/// Pods on the first node, where the agent is, and on another one.
+fn fixture(title: &str, xdp: Xdp, arguments: &[&str]) -> Fixture {
+    let cluster = Cluster::new(title, &[0, 1]).unwrap();
+    let manifest = service().ingress(&load_balancer_addresses(), None);
+    cluster.lab.apply("web.yaml", manifest).unwrap();
+    cluster.route_load_balancer(&[0]).unwrap();
+    let pod = cluster.nodes[0].silent_pod("asker").unwrap();
+    let agent = AgentOptions {
+        xdp: Some(xdp),
+        ..options(SocketLb::Off, arguments)
+    };
+    let agent = cluster.nodes[0].start_agent(&agent).unwrap();
+    let inside = pod
+        .addresses()
+        .both()
+        .map(|address| Client::new(pod.wire().unwrap(), address));
+    let outside = cluster.outside.phantom().unwrap().both();
+    let outside = outside.map(|address| Client::new(cluster.outside.wire().unwrap(), address));
+    Fixture {
+        agent,
+        inside,
+        outside,
+        cluster,
+    }
+}
+
+fn port(addresses: [IpAddr; 2], port: u16) -> [SocketAddr; 2] {
+    addresses.map(|address| SocketAddr::new(address, port))
+}
+
+fn in_any_order(title: &str, xdp: Xdp, arguments: &[&str]) {
+    if !require_privileges() {
+        return;
+    }
+    let mut fixture = fixture(title, xdp, arguments);
+    for (client, vip) in fixture.inside.iter_mut().zip(port(vips(), UDP.port)) {
+        client.wait(vip);
+        client.expect_all_orders(vip);
+    }
+    let node = fixture.cluster.nodes[0].host().addresses().both();
+    for (at, client) in fixture.outside.iter_mut().enumerate() {
+        for to in [
+            port(load_balancer_addresses(), UDP.port)[at],
+            port(node, UDP.node_port.unwrap())[at],
+        ] {
+            client.wait(to);
+            client.expect_all_orders(to);
+        }
+    }
+    // A repeated fragment may come after the others, when the datagram is complete.
+    drop(fixture.agent);
+}
+
+#[test]
+fn fragments_arrive_in_any_order() {
+    in_any_order("any-order", Xdp::Off, &[]);
+}
+
+#[test]
+fn fragments_arrive_in_any_order_with_xdp() {
+    in_any_order("any-order-xdp", Xdp::Generic, &[]);
+}
+
+#[test]
+fn fragments_arrive_in_any_order_past_the_stack() {
+    in_any_order("any-order-redirect", Xdp::Off, &["--local-redirect"]);
+}
+
+#[test]
+fn fragments_arrive_in_any_order_with_clsact() {
+    in_any_order("any-order-clsact", Xdp::Off, &["--tc=clsact"]);
+}
+
+/// A Pod that is its own Service's client gets back what it sends.
+#[test]
+fn a_pod_reaches_itself() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("fragments-itself", &[0]).unwrap();
+    let server = &cluster.servers[0];
+    let ports = [UDP.without_node_port()];
+    cluster.publish(NEAR, &ports, &[server.place()]).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    let addresses = server.pod.addresses().both();
+    for (address, vip) in addresses.into_iter().zip(port(NEAR.cluster_ips(), UDP.port)) {
+        let mut client = Client::new(server.pod.wire().unwrap(), address);
+        client.wait(vip);
+        client.expect_all_orders(vip);
+    }
+}
+
+/// What comes back reaches the bridge that a Pod's device is a port of.
+#[test]
+fn from_a_pod_behind_a_bridge() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("fragments-bridge", &[0, 1]).unwrap();
+    let pod = &cluster.client;
+    let device = pod.far_device();
+    let [address4, address6] = pod.addresses().both();
+    let lines = [
+        // The Pod takes this for its gateway's.
+        "link add cni0 address ee:ee:ee:ee:ee:ee type bridge forward_delay 0".to_owned(),
+        "link set cni0 up".to_owned(),
+        format!("link set {device} down"),
+        format!("link set {device} address 02:00:00:00:09:03 master cni0"),
+        format!("link set {device} up"),
+        format!("route replace {address4} dev cni0 scope link"),
+        format!("route replace {address6} dev cni0"),
+    ];
+    cluster.nodes[0].host().namespace().ip(&lines).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    let addresses = pod.addresses().both();
+    for (address, vip) in addresses.into_iter().zip(port(vips(), UDP.port)) {
+        let mut client = Client::new(pod.wire().unwrap(), address);
+        client.wait(vip);
+        client.expect_all_orders(vip);
+    }
+}
+
+/// The next agent makes namespace and device anew; without an agent nothing of them is left.
+#[test]
+fn the_device_goes_with_the_agent() {
+    if !require_privileges() {
+        return;
+    }
+    let mut fixture = fixture("fragments-restart", Xdp::Off, &[]);
+    let node = fixture.cluster.nodes[0].clone();
+    let device = || node.host().namespace().device_index("lbfrag0").ok();
+    let before = device().unwrap();
+    let agent = fixture.agent.restart().unwrap();
+    assert_ne!(device().unwrap(), before);
+    for (client, vip) in fixture
+        .outside
+        .iter_mut()
+        .zip(port(load_balancer_addresses(), UDP.port))
+    {
+        client.wait(vip);
+    }
+    agent.stop().unwrap();
+    wait_for("the device to go", PATIENCE, || device().is_none().then_some(())).unwrap();
+    // As without the device: those in order arrive, others are dropped and counted.
+    let count = node.reason_count("unknown_fragment").unwrap();
+    for (client, vip) in fixture
+        .outside
+        .iter_mut()
+        .zip(port(load_balancer_addresses(), UDP.port))
+    {
+        client.send(vip, &[2, 1]);
+        let port = client.send(vip, &[0, 1, 2]);
+        client.expect_answer(vip, port, "a datagram in order");
+    }
+    assert_eq!(node.reason_count("unknown_fragment").unwrap(), count + 4);
+}
+
+/// Somebody sends fragments whose first one never comes.
+#[test]
+fn a_flood_takes_the_way_from_nobody() {
+    if !require_privileges() {
+        return;
+    }
+    let mut fixture = fixture("fragments-flood", Xdp::Off, &[]);
+    let flooder = fixture.cluster.lab.outside_client("flooder").unwrap();
+    let wire = flooder.wire().unwrap();
+    let addresses = flooder.phantom().unwrap().both();
+    let vips = port(load_balancer_addresses(), UDP.port);
+    for ((client, vip), address) in fixture.outside.iter_mut().zip(vips).zip(addresses) {
+        client.wait(vip);
+        let from = SocketAddr::new(address, 40_000);
+        let datagram = udp(from, vip).payload(&[b'x'; 2400]);
+        for identification in 0..FLOOD {
+            wire.send(&datagram.split(identification, 1208)[1][14..]).unwrap();
+            if identification % FLOOD_PART == 0 {
+                let port = client.send(vip, &[2, 1, 0]);
+                client.expect_answer(vip, port, "a datagram beside a flood");
+            }
+        }
+    }
+    let dropped = fixture.cluster.nodes[0].reason_count("unknown_fragment").unwrap();
+    println!("{dropped} of {} were dropped", 2 * u32::from(FLOOD));
+    assert!(dropped > 0);
+    drop(fixture.agent);
+}

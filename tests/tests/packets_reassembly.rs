@@ -1,0 +1,265 @@
+//! Fragments that come before the first one of their datagram make a detour through the kernel's own reassembly.
+
+use std::net::SocketAddr;
+
+use lb_agent::devices::Role;
+use lb_agent::maps::{FrontendKey, Protocol};
+use lb_common::layout::{DETOUR_LINK, Frontend, fragment_state, frontend_flags};
+use lb_common::packet::Verdict;
+use lb_common::reason::Reason;
+use lb_tests::packet::build::{Build, Link, NODE, SENDER};
+use lb_tests::packet::world::{PROTOCOLS, World, at, data, keys, worlds};
+use lb_tests::packet::{Borrowed, Datapath, datapath};
+
+/// TC programs of devices with Ethernet headers, and what their devices lead to.
+const INGRESS: [(&str, Role); 2] = [
+    ("lb_tc_from_network", Role::Network),
+    ("lb_tc_from_pod", Role::Pod),
+];
+const FROM_REASSEMBLY: &str = "lb_tc_from_reassembly";
+/// Content of all fragments but the last: a TCP header fits.
+const LENGTH: usize = 24;
+/// `TC_ACT_REDIRECT` (linux/pkt_cls.h)
+const REDIRECT: u32 = 7;
+/// Where a fragment goes that makes the detour: the index of the loopback device stands in it.
+const DETOUR: [u8; 6] = [DETOUR_LINK[0], DETOUR_LINK[1], 0, 0, 0, 1];
+
+/// A Service of one Pod for each family, at an address with a wildcard row.
+fn prepared(role: Option<Role>) -> Option<Borrowed> {
+    let mut datapath = datapath()?;
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod)]);
+        let value = Frontend {
+            flags: frontend_flags::WILDCARD,
+            ..Frontend::default()
+        };
+        datapath.frontend(FrontendKey::Wildcard(world.vip.ip()), value);
+    }
+    datapath.reassemble(role);
+    Some(datapath)
+}
+
+/// A UDP datagram of four fragments.
+fn datagram(world: &World, to: SocketAddr) -> Build {
+    data(Protocol::Udp, world.client, to).payload(&[0x5a; 80])
+}
+
+fn detour(packet: &Build) -> Build {
+    packet.clone().link(Link {
+        destination: DETOUR,
+        source: SENDER,
+    })
+}
+
+/// Runs a program on a packet that it sends elsewhere, and which looks like this then.
+#[track_caller]
+fn redirected(datapath: &mut Datapath, program: &str, packet: &[u8], expected: &[u8]) {
+    let outcome = datapath.run(program, packet);
+    assert_eq!(outcome.action, REDIRECT, "{program}: {packet:02x?}");
+    assert_eq!(outcome.bytes, expected, "{program}");
+}
+
+/// What is known of datagrams in fragments.
+fn states(datapath: &Datapath) -> Vec<u32> {
+    let (v4, v6) = (datapath.fragments4(), datapath.fragments6());
+    let v4 = v4.iter().map(|row| row.expect("a row").1);
+    let v6 = v6.iter().map(|row| row.expect("a row").1);
+    v4.chain(v6).map(|fragment| fragment.state).collect()
+}
+
+#[test]
+fn a_later_fragment_that_comes_first_is_sent_there_and_all_others_follow() {
+    for (program, role) in INGRESS {
+        let Some(mut datapath) = prepared(Some(role)) else {
+            return;
+        };
+        for world in worlds() {
+            for to in [world.vip, SocketAddr::new(world.node, 9)] {
+                datapath.forget();
+                let packet = datagram(&world, to);
+                let expected = detour(&packet).split(1, LENGTH);
+                for index in [2, 0, 1, 1, 3] {
+                    redirected(
+                        &mut datapath,
+                        program,
+                        &packet.split(1, LENGTH)[index],
+                        &expected[index],
+                    );
+                }
+                assert_eq!(states(&datapath), [fragment_state::DETOURED]);
+                // Another datagram of the same client that comes in order does not.
+                for fragment in packet.split(2, LENGTH) {
+                    datapath.pass(program, &fragment);
+                }
+            }
+        }
+        assert_eq!(datapath.reasons(), []);
+    }
+}
+
+#[test]
+fn xdp_leaves_them_to_tc() {
+    let Some(mut datapath) = prepared(Some(Role::Network)) else {
+        return;
+    };
+    for world in worlds() {
+        datapath.forget();
+        let packet = datagram(&world, world.vip);
+        let fragments = packet.split(1, LENGTH);
+        datapath.untouched("lb_xdp", &fragments[1]);
+        assert_eq!(states(&datapath), [0; 0]);
+        datapath.run("lb_tc_from_network", &fragments[1]);
+        for fragment in &fragments {
+            datapath.untouched("lb_xdp", fragment);
+        }
+        assert_eq!(states(&datapath), [fragment_state::DETOURED]);
+        let expected = packet.clone().between(world.client, world.pod).split(2, LENGTH);
+        for (fragment, expected) in packet.split(2, LENGTH).iter().zip(expected) {
+            assert_eq!(datapath.pass("lb_xdp", fragment), expected);
+        }
+    }
+    assert_eq!(datapath.reasons(), []);
+}
+
+#[test]
+fn what_comes_back_is_translated_and_comes_in_by_its_device() {
+    for (program, role) in INGRESS {
+        let Some(mut datapath) = prepared(Some(role)) else {
+            return;
+        };
+        for world in worlds() {
+            for protocol in PROTOCOLS {
+                datapath.forget();
+                if protocol == Protocol::Tcp {
+                    // What is no SYN opens nothing.
+                    datapath.pass(
+                        program,
+                        &lb_tests::packet::world::first(protocol, world.client, world.vip).bytes(),
+                    );
+                }
+                let packet = data(protocol, world.client, world.vip).payload(&[0x5a; 80]);
+                datapath.run(program, &packet.split(1, LENGTH)[1]);
+                let back = detour(&packet).split(1, LENGTH);
+                // Its first one has not come back.
+                datapath.dropped(FROM_REASSEMBLY, &back[1]);
+                let expected = packet.between(world.client, world.pod).split(1, LENGTH);
+                for (fragment, expected) in back.iter().zip(&expected) {
+                    redirected(&mut datapath, FROM_REASSEMBLY, fragment, expected);
+                }
+                // From now on they go the usual way.
+                assert_eq!(states(&datapath), [fragment_state::PORTS]);
+                let again = detour(&packet_of(protocol, &world)).split(1, LENGTH);
+                redirected(&mut datapath, FROM_REASSEMBLY, &again[1], &expected[1]);
+            }
+        }
+        assert_eq!(
+            datapath.reasons(),
+            [(Reason::UnknownFragment, 2 * PROTOCOLS.len() as u64)]
+        );
+    }
+}
+
+fn packet_of(protocol: Protocol, world: &World) -> Build {
+    data(protocol, world.client, world.vip).payload(&[0x5a; 80])
+}
+
+#[test]
+fn only_what_made_the_detour_comes_back() {
+    let Some(mut datapath) = prepared(Some(Role::Network)) else {
+        return;
+    };
+    for world in worlds() {
+        let packet = datagram(&world, world.vip);
+        datapath.dropped(FROM_REASSEMBLY, &packet.split(1, LENGTH)[0]);
+        for destination in [[2, 0xfa, 0, 0, 0, 9], [0xff; 6], NODE] {
+            let link = Link {
+                destination,
+                source: SENDER,
+            };
+            datapath.dropped(FROM_REASSEMBLY, &packet.clone().link(link).split(1, LENGTH)[0]);
+        }
+    }
+    assert_eq!(datapath.fragment_count(), 0);
+}
+
+#[test]
+fn what_leaves_and_what_is_for_others_makes_none() {
+    let Some(mut datapath) = prepared(Some(Role::Pod)) else {
+        return;
+    };
+    for world in worlds() {
+        let packet = datagram(&world, world.vip2);
+        datapath.untouched("lb_tc_from_pod", &packet.split(1, LENGTH)[1]);
+        let packet = datagram(&world, world.vip);
+        datapath.untouched("lb_tc_to_pod", &packet.split(1, LENGTH)[1]);
+    }
+    assert_eq!(datapath.fragment_count(), 0);
+}
+
+#[test]
+fn detours_have_a_budget() {
+    for (program, role) in INGRESS {
+        let Some(mut datapath) = prepared(Some(role)) else {
+            return;
+        };
+        for world in worlds() {
+            datapath.forget_answers();
+            let fragment = datagram(&world, world.vip).split(1, LENGTH).remove(1);
+            // On whatever processors this runs: each counts for itself.
+            let sent = (0..20_000).find(|_| datapath.run(program, &fragment).action != REDIRECT);
+            assert!(sent.is_some_and(|sent| sent >= 2000), "{sent:?}");
+            datapath.dropped(program, &fragment);
+            let other = match world.client {
+                SocketAddr::V4(_) => "203.0.113.7:40000".parse(),
+                SocketAddr::V6(_) => "[2001:db8:77::7]:40000".parse(),
+            }
+            .expect("a socket address");
+            let packet = datagram(&world, world.vip).between(other, world.vip);
+            let expected = detour(&packet).split(1, LENGTH);
+            redirected(&mut datapath, program, &packet.split(1, LENGTH)[1], &expected[1]);
+        }
+    }
+}
+
+#[test]
+fn a_first_without_ports_takes_the_others_along() {
+    let Some(mut datapath) = prepared(Some(Role::Network)) else {
+        return;
+    };
+    for world in worlds() {
+        for to in [world.vip, SocketAddr::new(world.node, 9)] {
+            datapath.forget();
+            let packet = data(Protocol::Tcp, world.client, to).payload(&[0x5a; 80]);
+            let fragments = packet.split(1, 16);
+            datapath.untouched("lb_tc_from_network", &fragments[0]);
+            if to == world.vip {
+                datapath.dropped("lb_tc_from_network", &fragments[1]);
+            } else {
+                datapath.untouched("lb_tc_from_network", &fragments[1]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_detour_is_remembered_for_some_seconds() {
+    let Some(mut datapath) = prepared(Some(Role::Network)) else {
+        return;
+    };
+    let program = "lb_tc_from_network";
+    for world in worlds() {
+        datapath.forget();
+        let packet = datagram(&world, world.vip);
+        let (fragments, expected) = (packet.split(1, LENGTH), detour(&packet).split(1, LENGTH));
+        redirected(&mut datapath, program, &fragments[1], &expected[1]);
+        datapath.age_fragments(1);
+        redirected(&mut datapath, program, &fragments[0], &expected[0]);
+        datapath.age_fragments(6);
+        // Another datagram with the same identification.
+        let expected = packet.between(world.client, world.pod).split(1, LENGTH);
+        for (fragment, expected) in fragments.iter().zip(expected) {
+            let (verdict, bytes) = datapath.verdict(program, fragment);
+            assert_eq!((verdict, bytes), (Verdict::Pass, expected));
+        }
+    }
+}
