@@ -1,6 +1,6 @@
 //! Clients outside and backends on other nodes: requests and replies are rewritten and sent on by the node.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use lb_agent::maps::Protocol;
 use lb_common::packet::Verdict;
@@ -145,20 +145,11 @@ fn what_comes_back_out_of_its_device_is_bounced_by_xdp() {
     });
 }
 
-/// A host on the link of the device `front`.
-fn neighbour(world: &World) -> IpAddr {
-    match world.vip.is_ipv4() {
-        true => "192.0.2.77".parse(),
-        false => "2001:db8::77".parse(),
-    }
-    .expect("an address")
-}
-
 #[test]
 fn clients_of_this_node_are_not_sent_on() {
     with_backend(Place::Back, |datapath, _, world, _| {
         // The Pod is at the other end of the device.
-        let pod = SocketAddr::new(neighbour(world), world.client.port());
+        let pod = world.neighbour();
         for protocol in PROTOCOLS {
             let request = first(protocol, pod, world.vip).bytes();
             let expected = first(protocol, pod, world.backend_at(Place::Back)).bytes();

@@ -100,7 +100,7 @@ fn a_pods_own_address_stays() {
     );
     datapath.device = network.front;
     for world in worlds() {
-        let pod = client(&world, "192.0.2.77", "2001:db8::77");
+        let pod = world.neighbour();
         for protocol in PROTOCOLS {
             let request = datapath.pass("lb_tc_from_pod", &first(protocol, pod, world.vip).bytes());
             assert_eq!(

@@ -425,12 +425,12 @@ fn a_packet_from_outside_does_not_join_a_pods_flow() {
         return;
     };
     for (service, world) in (1..).zip(worlds()) {
-        let backend = world.backend_at(Place::Back);
+        let (client, backend) = (world.neighbour(), world.backend_at(Place::Back));
         datapath.service(service, &keys(world.vip), &[at(backend)]);
         datapath.change_backend(service * 100, |row| row.local = false);
         for protocol in PROTOCOLS {
             datapath.forget();
-            let request = first(protocol, world.client, world.vip).bytes();
+            let request = first(protocol, client, world.vip).bytes();
             datapath.device = network.front;
             // First the stranger: its flow replaces the source and leaves this node.
             for program in ["lb_xdp", "lb_tc_from_network"] {
@@ -441,14 +441,14 @@ fn a_packet_from_outside_does_not_join_a_pods_flow() {
             translated(
                 &mut datapath,
                 POD_DEVICE.ingress,
-                &first(protocol, world.client, world.vip),
-                &first(protocol, world.client, backend),
+                &first(protocol, client, world.vip),
+                &first(protocol, client, backend),
             );
             translated(
                 &mut datapath,
                 POD_DEVICE.egress,
-                &answer(protocol, backend, world.client),
-                &answer(protocol, world.vip, world.client),
+                &answer(protocol, backend, client),
+                &answer(protocol, world.vip, client),
             );
         }
     }

@@ -249,6 +249,16 @@ impl World {
         SocketAddr::new(address, self.pod.port())
     }
 
+    /// A client at the other end of `front`, as a Pod is at that of its device.
+    pub fn neighbour(&self) -> SocketAddr {
+        let text = if self.vip.is_ipv4() {
+            "192.0.2.77"
+        } else {
+            "2001:db8::77"
+        };
+        SocketAddr::new(text.parse().expect("an address"), self.client.port())
+    }
+
     /// The address that replaces a client's in packets that leave by `back`.
     pub fn back_address(&self) -> IpAddr {
         let text = if self.vip.is_ipv4() {
