@@ -24,7 +24,7 @@ use crate::slowness::patience;
 const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a process may take to end after it was asked to, or to become ready.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How much of a log a message shows.
 const LOG_TAIL: usize = 4000;
