@@ -42,8 +42,7 @@ impl Clock {
 
     /// The same in ticks, which flows are noted in.
     pub fn ticks(self) -> u32 {
-        // Ticks are cut to 32 bits: they wrap.
-        u32::try_from(self.jiffies >> TICK_SHIFT & u64::from(u32::MAX)).unwrap_or_default()
+        ticks(self.jiffies)
     }
 
     /// Seconds since this number of jiffies; 0 for what seems to lie ahead, as the clock is known to a second only.
@@ -65,6 +64,11 @@ impl Clock {
             .saturating_sub(MARGIN_SECONDS * u64::from(self.jiffies_per_second))
     }
 
+    /// As [`Self::passed_jiffies`], in ticks: what may be noted for a program.
+    pub fn passed_ticks(self) -> u32 {
+        ticks(self.passed_jiffies())
+    }
+
     /// The tick that a program noted, or the current one if that seems to lie ahead.
     pub fn past_tick(self, noted: u32) -> u32 {
         // Half of the numbers lie ahead.
@@ -74,6 +78,11 @@ impl Clock {
             noted
         }
     }
+}
+
+fn ticks(jiffies: u64) -> u32 {
+    // Ticks are cut to 32 bits: they wrap.
+    u32::try_from(jiffies >> TICK_SHIFT & u64::from(u32::MAX)).unwrap_or_default()
 }
 
 /// How many jiffies a second has.
@@ -122,6 +131,7 @@ mod tests {
         assert_eq!(now.seconds_since_tick(now.ticks() - 125), 128);
         assert_eq!(now.seconds_since_tick(now.ticks().wrapping_add(1)), 0);
         assert_eq!(now.jiffies - now.passed_jiffies(), 500);
+        assert!(now.ticks().wrapping_sub(now.passed_ticks()) >= 1);
     }
 
     #[test]

@@ -123,7 +123,8 @@ impl PassingFlows {
         for key in &keys {
             let present = A::rows(&self.maps).flow(key)?;
             if present.is_none_or(|flow| flow.flags & flow_flags::PASS != 0) {
-                A::rows_mut(&mut self.maps).set_flow(key, &flow(key, frontend.service, clock.ticks()))?;
+                A::rows_mut(&mut self.maps)
+                    .set_flow(key, &flow(key, frontend.service, clock.passed_ticks()))?;
                 is_written = true;
             }
         }
