@@ -74,9 +74,9 @@ impl Limit {
 #[repr(C)]
 pub struct Bucket {
     /// When it was last filled, in jiffies (lower half).
-    filled: u32,
+    pub filled: u32,
     /// An answer costs as many as a second has jiffies.
-    tokens: u32,
+    pub tokens: u32,
 }
 
 impl Bucket {

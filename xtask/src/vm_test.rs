@@ -44,7 +44,7 @@ const MACHINES: usize = 2;
 
 /// How long a machine may run, and a test program in it.
 const MACHINE_LIMIT: Duration = Duration::from_secs(40 * 60);
-const PROGRAM_LIMIT: Duration = Duration::from_secs(15 * 60);
+const PROGRAM_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// How `vm-test` is called.
 #[derive(clap::Args)]

@@ -22,6 +22,7 @@ use lb_agent::datapath::maps::{Counters, KernelMaps};
 use lb_agent::datapath::object::{self, Settings};
 use lb_agent::devices::{Link, Snapshot, View};
 use lb_agent::maps::{Backend, BackendState, Capacity, FrontendKey, MapOp, Maps as _, Protocol};
+use lb_common::budget::Limit;
 use lb_common::layout::{Address4, Address6, Flow, FlowKey, Frontend, Region, ServiceStats, Slot, map};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
@@ -32,6 +33,7 @@ use crate::lab::PinDirectory;
 /// The programs with maps of their own. Each program is loaded when it is run for the first time: what the verifier
 /// does to all of them takes longer than everything else in a test.
 pub struct Datapath {
+    settings: Settings,
     ebpf: Ebpf,
     loaded: BTreeSet<String>,
     /// The maps that hold Services.
@@ -44,6 +46,8 @@ pub struct Datapath {
     /// Index of the device that packets come in on or leave by, in the network namespace of the thread that runs the
     /// programs; 0 for that namespace's loopback device.
     pub device: u32,
+    /// Answers since all buckets were full.
+    answers: u32,
     /// Whether answers are limited; else every answer is the first one for a long time.
     pub limits_answers: bool,
     /// Payload of each packet that a TC program's packet is to be sent as, if the sender leaves that to the kernel or
@@ -96,17 +100,36 @@ const FLOWS: u32 = 1024;
 
 /// The programs with small tables, or `None` where the kernel would not let this process load them.
 pub fn datapath() -> Option<Borrowed> {
-    privileged().then(Borrowed::take)
+    datapath_with(|_| {})
 }
 
 /// As [`datapath`], on a node that has no addresses.
-pub fn datapath_without_address() -> Option<Datapath> {
+pub fn datapath_without_address() -> Option<Borrowed> {
     datapath_with(|settings| (settings.node_address4, settings.node_address6) = (None, None))
 }
 
 /// As [`datapath`], with other settings.
-pub fn datapath_with(change: impl FnOnce(&mut Settings)) -> Option<Datapath> {
-    privileged().then(|| Datapath::with_settings(FLOWS, change))
+pub fn datapath_with(change: impl FnOnce(&mut Settings)) -> Option<Borrowed> {
+    let mut settings = small(FLOWS);
+    change(&mut settings);
+    privileged().then(|| Borrowed::take(settings))
+}
+
+/// Settings with small tables.
+fn small(flows: u32) -> Settings {
+    Settings {
+        node_address4: Some(NODE4),
+        node_address6: Some(NODE6),
+        capacity: Capacity {
+            frontends: 16_384,
+            slots: 65_536,
+            backends: 8_192,
+            services: 1_024,
+            source_ranges: 16_384,
+        },
+        flows,
+        ..Settings::default()
+    }
 }
 
 fn privileged() -> bool {
@@ -120,27 +143,13 @@ fn privileged() -> bool {
 impl Datapath {
     /// Loads the programs; flow tables have `flows` entries.
     pub fn new(flows: u32) -> Self {
-        Self::with_settings(flows, |_| {})
+        Self::with_settings(small(flows))
     }
 
-    fn with_settings(flows: u32, change: impl FnOnce(&mut Settings)) -> Self {
+    fn with_settings(settings: Settings) -> Self {
         // Before anything can fail: pinned maps of a dead test keep their memory.
         let pins = PinDirectory::new("packets").expect("a bpf file system");
         let directory = pins.path();
-        let mut settings = Settings {
-            node_address4: Some(NODE4),
-            node_address6: Some(NODE6),
-            capacity: Capacity {
-                frontends: 16_384,
-                slots: 65_536,
-                backends: 8_192,
-                services: 1_024,
-                source_ranges: 16_384,
-            },
-            flows,
-            ..Settings::default()
-        };
-        change(&mut settings);
         let ebpf = object::prepare(&settings, directory).expect("the maps are made");
         let mut devices = DeviceTable::open(directory).expect("the maps are pinned");
         devices
@@ -149,6 +158,7 @@ impl Datapath {
         let maps = KernelMaps::open(directory).expect("the maps are pinned");
         let counters = Counters::open(directory).expect("the counters are pinned");
         Self {
+            settings,
             ebpf,
             loaded: BTreeSet::new(),
             maps,
@@ -158,6 +168,7 @@ impl Datapath {
             pins,
             device: 0,
             segment_size: 0,
+            answers: 0,
             limits_answers: false,
         }
     }
@@ -303,7 +314,10 @@ impl Datapath {
             (_, action) => panic!("{program} returned {action}: {:02x?}", outcome.bytes),
         };
         if verdict == Verdict::Bounce && !self.limits_answers {
-            self.forget_answers();
+            self.answers += 1;
+            if self.answers == Limit::Errors.rate().burst {
+                self.forget_answers();
+            }
         }
         (verdict, outcome.bytes)
     }
@@ -401,13 +415,17 @@ impl Datapath {
 
     /// Loads all programs. Returns what is wrong with those that the kernel refuses.
     pub fn load_all(&mut self) -> Vec<String> {
-        let results = self
-            .ebpf
-            .programs_mut()
-            .map(|(name, program)| object::load_program(name, program));
-        results
-            .filter_map(|result| result.err().map(|error| error.to_string()))
-            .collect()
+        let mut refused = Vec::new();
+        for (name, program) in self.ebpf.programs_mut() {
+            if self.loaded.contains(name) {
+                continue;
+            }
+            match object::load_program(name, program) {
+                Ok(()) => drop(self.loaded.insert(name.to_owned())),
+                Err(error) => refused.push(error.to_string()),
+            }
+        }
+        refused
     }
 
     /// A loaded program.

@@ -6,21 +6,26 @@ use std::thread;
 
 use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
+use lb_agent::datapath::object::Settings;
 use lb_agent::maps::{Backend, BackendState, MapOp, Maps as _};
 use lb_common::layout::{ServiceStats, Slot, map};
 
-use super::{Datapath, FLOWS};
+use super::Datapath;
 
-/// Those that no test uses, their maps empty.
+/// Those that no test uses, as they are after loading.
 static IDLE: Mutex<Vec<Datapath>> = Mutex::new(Vec::new());
 
 /// Programs that are left to another test afterwards, unless this one fails.
 pub struct Borrowed(Option<Datapath>);
 
 impl Borrowed {
-    pub(super) fn take() -> Self {
-        let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Self(Some(idle.unwrap_or_else(|| Datapath::new(FLOWS))))
+    /// Programs with these settings.
+    pub(super) fn take(settings: Settings) -> Self {
+        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        let position = idle.iter().position(|datapath| datapath.settings == settings);
+        let found = position.map(|position| idle.swap_remove(position));
+        drop(idle);
+        Self(Some(found.unwrap_or_else(|| Datapath::with_settings(settings))))
     }
 }
 
@@ -43,8 +48,8 @@ impl Drop for Borrowed {
         let Some(mut datapath) = self.0.take() else {
             return;
         };
-        // Devices are those of a network namespace that is gone; a failed test may have left anything.
-        if thread::panicking() || datapath.device != 0 {
+        // A failed test may have left anything.
+        if thread::panicking() {
             return;
         }
         datapath.clear();
@@ -53,7 +58,7 @@ impl Drop for Borrowed {
 }
 
 impl Datapath {
-    /// Empties the maps, as far as programs look at them.
+    /// Leaves the maps, as far as programs look at them, as they are after loading.
     fn clear(&mut self) {
         let image = self.maps.image().expect("the maps are read");
         for key in image.frontends.into_keys() {
@@ -81,10 +86,17 @@ impl Datapath {
             });
         }
         self.forget();
+        self.forget_answers();
+        let directory = self.directory().to_owned();
+        self.maps.renew_filters(&directory).expect("the maps take it");
+        self.reassemble(None);
         self.zero::<u64>(map::REASONS);
         self.zero::<ServiceStats>(map::SERVICE_STATS);
         self.backends.clear();
+        self.frontends.clear();
+        self.device = 0;
         self.segment_size = 0;
+        self.limits_answers = false;
     }
 
     fn zero<V: aya::Pod + Default>(&self, name: &str) {

@@ -5,16 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
-use aya::util::nr_cpus;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use lb_agent::datapath::clock;
 use lb_agent::datapath::devices::DeviceTable;
 use lb_agent::devices::{Attachment, Role};
 use lb_agent::maps::{FrontendKey, MapOp};
 use lb_common::budget::Bucket;
 use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Frontend, Region,
-    SourceRange, map,
+    Address4, Address6, Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Frontend,
+    ReassemblyDevice, Region, SourceRange, map,
 };
 use lb_common::tables::TICK_SHIFT;
 
@@ -86,15 +85,37 @@ impl Datapath {
     }
 
     /// Lets every client be answered as if none had been for a long time.
-    pub fn forget_answers(&self) {
-        let pin = MapData::from_pin(self.directory().join(map::ANSWERS)).expect("a pinned map");
-        let map = Map::from_map_data(pin).expect("a map");
+    pub fn forget_answers(&mut self) {
+        self.answers = 0;
+        self.change_buckets(|bucket| *bucket = Bucket::default());
+    }
+
+    /// Leaves nothing in the buckets of all clients, until time fills them again.
+    pub fn drain_answers(&self) {
+        self.change_buckets(|bucket| bucket.tokens = 0);
+    }
+
+    fn change_buckets(&self, change: impl Fn(&mut Bucket)) {
+        let map = self.pinned(map::ANSWERS);
         let mut buckets: PerCpuArray<_, Bucket> = map.try_into().expect("a per-CPU array");
-        let cpus = nr_cpus().expect("the number of processors");
         for index in 0..buckets.len() {
-            let full = PerCpuValues::try_from(vec![Bucket::default(); cpus]).expect("a value for each");
-            buckets.set(index, full, 0).expect("a bucket is written");
+            let old = buckets.get(&index, 0).expect("a bucket is read");
+            let mut new = old.to_vec();
+            new.iter_mut().for_each(&change);
+            if new[..] != old[..] {
+                let new = PerCpuValues::try_from(new).expect("a value for each");
+                buckets.set(index, new, 0).expect("a bucket is written");
+            }
         }
+    }
+
+    /// Leaves nothing in the bucket of the way to the kernel's own reassembly, until time fills it again.
+    pub fn drain_detours(&self) {
+        let map = self.pinned(map::REASSEMBLY);
+        let mut rows: Array<_, ReassemblyDevice> = map.try_into().expect("an array");
+        let mut row = rows.get(&0, 0).expect("the row is read");
+        row.bucket.tokens = 0;
+        rows.set(0, row, 0).expect("the row is written");
     }
 
     /// Lets the programs send fragments to the kernel's own reassembly through the device that packets come in on if no

@@ -19,7 +19,7 @@ pub(crate) enum Stage {
     PlainUser,
     /// Manifests to map contents, compared with files (`golden*.rs`)
     Golden,
-    /// The kernel programs, packet by packet (`packets*.rs`)
+    /// The kernel programs, packet by packet (`packets/`)
     Packets,
     /// The agent against an API server (`kube_*.rs`)
     Api,
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(stage("lb-common", "lib", "lb_common"), Stage::Unit);
         assert_eq!(stage("lb-agent", "test", "properties"), Stage::Unit);
         assert_eq!(stage("lb-agent", "test", "golden"), Stage::Golden);
-        assert_eq!(stage("lb-tests", "test", "packets_nat"), Stage::Packets);
+        assert_eq!(stage("lb-tests", "test", "packets"), Stage::Packets);
         assert_eq!(stage("lb-tests", "test", "kube_watch"), Stage::Api);
         assert_eq!(stage("lb-tests", "test", "lab_restart"), Stage::Lab);
         assert_eq!(stage("lb-tests", "test", "vm_vlan"), Stage::Vm);

@@ -8,11 +8,11 @@ use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{ack, icmp, syn, udp};
 use lb_tests::packet::world::{DEVICES, World, at, keys, worlds};
-use lb_tests::packet::{Datapath, datapath_with};
+use lb_tests::packet::{Borrowed, Datapath, datapath, datapath_with};
 
 /// A VIP of each family whose other ports are rejected, and that answers pings.
-fn prepared() -> Option<Datapath> {
-    let mut datapath = datapath_with(|_| {})?;
+fn prepared() -> Option<Borrowed> {
+    let mut datapath = datapath()?;
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);
         let value = Frontend {

@@ -14,14 +14,14 @@ use lb_tests::packet::checksums::{faults, repair};
 use lb_tests::packet::host::Host;
 use lb_tests::packet::network::Network;
 use lb_tests::packet::world::{PROGRAMS, worlds};
-use lb_tests::packet::{Datapath, LINK, datapath_with};
+use lb_tests::packet::{Borrowed, LINK, datapath_with};
 use lb_tests::slowness::cases;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::disguise::{LAYER3, ROUTES, disguised_worlds, everyone, is_layer3};
-use crate::services::{LIFETIMES, PORTS, SERVICES, backends, host, serve};
-use crate::traffic::{everything, openers};
+use self::disguise::{LAYER3, ROUTES, disguised_worlds, everyone, is_layer3};
+use self::services::{LIFETIMES, PORTS, SERVICES, backends, host, serve};
+use self::traffic::{everything, openers};
 
 /// Length of an Ethernet header.
 const ETHERNET: usize = 14;
@@ -132,7 +132,7 @@ fn misplaced(program: &str, packet: &[u8], expected: &(Verdict, Vec<u8>)) -> Opt
 
 /// Kernel and host side by side.
 struct Both {
-    datapath: Datapath,
+    datapath: Borrowed,
     host: Host,
 }
 

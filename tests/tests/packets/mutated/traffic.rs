@@ -7,8 +7,8 @@ use lb_tests::packet::build::{Build, ack, icmp, sctp, tcp, udp};
 use lb_tests::packet::network::Place;
 use lb_tests::packet::world::{World, chunk, data, first};
 
-use crate::disguise::{everyone, like};
-use crate::services::{ALL, Behind, PORTS, SERVICES, backends, with_port};
+use super::disguise::{everyone, like};
+use super::services::{ALL, Behind, PORTS, SERVICES, backends, with_port};
 
 /// What opens the flows that other packets belong to.
 pub(crate) fn openers() -> Vec<Vec<u8>> {

@@ -12,7 +12,7 @@ use lb_tests::packet::host::{Host, Surroundings};
 use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, NARROW_MTU, Place};
 use lb_tests::packet::world::{World, at, worlds};
 
-use crate::disguise::{backend_at, everyone};
+use super::disguise::{backend_at, everyone};
 
 /// One port, so that there is no choice.
 pub(crate) const PORTS: PortRange = PortRange {

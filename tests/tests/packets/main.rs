@@ -1,0 +1,28 @@
+//! The kernel programs, packet by packet. One test program for all: what the verifier does to the programs takes longer
+//! than the tests, and so it is done once.
+
+mod affinity;
+mod commands;
+mod explain;
+mod filters;
+mod flows;
+mod foreign;
+mod forward;
+mod fragments;
+mod icmp;
+mod keep_removed;
+mod limits;
+mod maps;
+mod mutated;
+mod own_ports;
+mod passing;
+mod programs;
+mod reassembly;
+mod reject;
+mod same;
+mod sctp;
+mod segments;
+mod senders;
+mod source_ranges;
+mod strangers;
+mod translate;
