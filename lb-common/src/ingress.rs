@@ -65,7 +65,7 @@ pub(crate) fn ingress<A: Address>(
         step = stop(packet, tables, parsed, reason, mtu);
     }
     match step {
-        Step::Translate | Step::Leave => Verdict::Pass,
+        Step::Translate | Step::TranslateAffine | Step::Leave => Verdict::Pass,
         Step::Open | Step::Pass => pass(packet, tables, parsed),
         Step::Bounce => Verdict::Bounce,
         Step::Redirect => Verdict::Redirect,

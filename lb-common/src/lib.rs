@@ -42,3 +42,4 @@ pub mod reason;
 pub mod socket;
 mod step;
 pub mod tables;
+mod verifier;

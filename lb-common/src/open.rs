@@ -12,14 +12,15 @@ use crate::choose::{Origin, affine, choose, find_frontend, region, stay};
 use crate::connection::{is_requested, tcp_word};
 use crate::hash;
 use crate::layout::{
-    AffinityKey, Flow, FlowKey, Frontend, Port, backend_flags, flow_flags, flow_state, frontend_flags,
-    protocol,
+    AffinityKey, Flow, FlowKey, Frontend, Port, ServiceId, backend_flags, flow_flags, flow_state,
+    frontend_flags, protocol,
 };
 use crate::packet::{Hop, Packet, Route, Sender};
 use crate::parse::{Parsed, TCP_SEQUENCE, tcp_flags};
 use crate::reason::Reason;
 use crate::step::Step;
 use crate::tables::{TICK_SHIFT, Tables};
+use crate::verifier;
 
 /// How many source ports are tried where the client's must be replaced, or is taken.
 const PORTS: u32 = 8;
@@ -37,9 +38,9 @@ pub(crate) fn open<A: Address>(
     origin: Origin,
     flow: &mut MaybeUninit<Flow<A>>,
 ) -> Step {
-    let step = select(tables, parsed, origin, flow);
-    if step != Step::Translate {
-        return step;
+    let selected = select(tables, parsed, origin, flow);
+    if selected != Step::Translate && selected != Step::TranslateAffine {
+        return selected;
     }
     // SAFETY: `select` has written it.
     let flow = unsafe { flow.assume_init_mut() };
@@ -50,6 +51,10 @@ pub(crate) fn open<A: Address>(
     if step != Step::Translate {
         return step;
     }
+    // Before what follows has more to do: the verifier walks twice through what comes before this.
+    if selected == Step::TranslateAffine {
+        keep_backend(tables, &parsed.key, flow);
+    }
     if flow.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD) != 0 {
         let step = set_source(packet, tables, flow);
         if step != Step::Translate {
@@ -59,7 +64,24 @@ pub(crate) fn open<A: Address>(
     remember(tables, &parsed.key, flow)
 }
 
-/// Chooses a backend; the source stays.
+/// Under what a client outside of a socket stays with a backend.
+#[inline(always)]
+fn affinity_key<A: Address>(client: A, service: ServiceId) -> AffinityKey<A> {
+    AffinityKey {
+        client,
+        namespace: [0; 2],
+        service,
+    }
+}
+
+/// Remembers the backend that a client stays with.
+#[inline(never)]
+fn keep_backend<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) {
+    let key = affinity_key(key.source, flow.service);
+    stay(tables, &key, flow.backend, flow.generation);
+}
+
+/// Chooses a backend; the source stays. [`Step::TranslateAffine`] where the client stays with it.
 #[inline(never)]
 fn select<A: Address>(
     tables: &impl Tables<A>,
@@ -92,13 +114,9 @@ fn select<A: Address>(
             step => return step,
         }
     }
-    let affinity = AffinityKey {
-        client: key.source,
-        namespace: [0; 2],
-        service: frontend.service,
-    };
     let mut id = 0;
     let hash = if frontend.affinity_seconds != 0 {
+        let affinity = affinity_key(key.source, frontend.service);
         id = affine(tables, &affinity, &frontend, origin);
         hash::of_client(tables.hash_seed(), key.source)
     } else if origin == Origin::Outside {
@@ -113,9 +131,6 @@ fn select<A: Address>(
     let Some(backend) = backend.filter(|backend| backend.service == frontend.service) else {
         return Step::Stop(Reason::StaleSlots);
     };
-    if frontend.affinity_seconds != 0 {
-        stay(tables, &affinity, id, backend.generation);
-    }
     let mut flags = if origin == Origin::Outside && backend.flags & backend_flags::LOCAL == 0 {
         flow_flags::FORWARD
     } else if backend.address == key.source {
@@ -128,6 +143,8 @@ fn select<A: Address>(
     if is_midstream {
         flags |= flow_flags::MIDSTREAM;
     }
+    let now = tables.now();
+    let tail = verifier::hide(flags.into(), now);
     flow.write(Flow {
         source: key.source,
         destination: backend.address,
@@ -136,13 +153,17 @@ fn select<A: Address>(
         service: frontend.service,
         backend: id,
         generation: backend.generation,
-        last_seen: tables.now(),
+        last_seen: now,
         acknowledged: 0,
-        state: 0,
-        flags,
-        difference: 0,
+        state: (tail >> 8) as u8,
+        flags: tail as u8,
+        difference: (tail >> 16) as u16,
     });
-    Step::Translate
+    if frontend.affinity_seconds != 0 {
+        Step::TranslateAffine
+    } else {
+        Step::Translate
+    }
 }
 
 /// What becomes of a packet that goes on with a connection which is not known. It may go to a backend only where that is
@@ -283,7 +304,7 @@ fn add_reply<A: Address>(
     if is_own && tables.add_flow(reply_key, flow) {
         return Step::Translate;
     }
-    if !is_own || !is_free(tables, reply_key, free_for(tables, reply_key, key)) {
+    if !is_own || free_for(tables, reply_key, key) == 0 {
         if is_fixed {
             return Step::Stop(Reason::NoSourcePort);
         }
@@ -298,7 +319,7 @@ fn add_reply<A: Address>(
                 return Step::Translate;
             }
             let free_for = free_for(tables, reply_key, key);
-            if free_for > longest && is_free(tables, reply_key, free_for) {
+            if free_for > longest {
                 (best, longest) = (reply_key.destination_port, free_for);
             }
             if longest > enough {
@@ -317,15 +338,6 @@ fn add_reply<A: Address>(
     }
 }
 
-/// Whether a key whose replies have been nobody's for so many ticks is nobody's at all.
-#[inline(always)]
-fn is_free<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, free_for: u32) -> bool {
-    free_for == OWN || (free_for != 0 && !is_requested(tables, reply_key))
-}
-
-/// What [`free_for`] says of keys that nobody else has.
-const OWN: u32 = u32::MAX;
-
 #[inline(always)]
 fn translated_port<A: Address>(tables: &impl Tables<A>) -> Port {
     let ports = tables.translated_ports();
@@ -333,9 +345,11 @@ fn translated_port<A: Address>(tables: &impl Tables<A>) -> Port {
     Port::new(ports.first.wrapping_add(offset as u16))
 }
 
-/// For how many ticks no other live connection has received its replies under this key, at least 1; 0 if one does: one
-/// client port may talk to two frontends that share a backend. Whether its client still sends is for [`is_requested`] to
-/// say.
+/// What [`free_for`] says of keys that nobody else has.
+const OWN: u32 = u32::MAX;
+
+/// For how many ticks no other live connection has received its replies under this key, at least 1; 0 if one does, or its
+/// client still sends: one client port may talk to two frontends that share a backend.
 #[inline(never)]
 fn free_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, key: &FlowKey<A>) -> u32 {
     let Some(entry) = tables.flow(reply_key) else {
@@ -349,12 +363,16 @@ fn free_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, key: &F
     // Before the call of `now`, for the sake of the stack: only little of the entry is needed after it.
     let is_closed = reply.is_closed();
     let now = tables.now();
-    if is_closed
-        || reply.is_expired(key.protocol, now, |protocol, state| {
-            tables.lifetime(protocol, state)
-        })
-    {
-        now.wrapping_sub(reply.last_seen).saturating_add(1)
+    // At least 1, without a branch; a tick more or less makes no difference.
+    let idle = now.wrapping_sub(reply.last_seen) | 1;
+    if is_closed {
+        return idle;
+    }
+    let is_expired = reply.is_expired(key.protocol, now, |protocol, state| {
+        tables.lifetime(protocol, state)
+    });
+    if is_expired && !is_requested(tables, reply_key) {
+        idle
     } else {
         0
     }

@@ -8,6 +8,8 @@ use crate::reason::Reason;
 pub(crate) enum Step {
     /// Rewrite it as its flow says.
     Translate,
+    /// The same, for a flow whose client stays with its backend.
+    TranslateAffine,
     /// Look whether it belongs to a new flow, or go on looking for one.
     Open,
     /// It is not ours.

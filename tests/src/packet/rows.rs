@@ -10,7 +10,7 @@ use lb_agent::datapath::clock;
 use lb_agent::datapath::devices::DeviceTable;
 use lb_agent::devices::{Attachment, Role};
 use lb_agent::maps::{FrontendKey, MapOp};
-use lb_common::budget::Bucket;
+use lb_common::budget::{Bucket, Limit};
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Frontend,
     ReassemblyDevice, Region, SourceRange, map,
@@ -87,26 +87,23 @@ impl Datapath {
     /// Lets every client be answered as if none had been for a long time.
     pub fn forget_answers(&mut self) {
         self.answers = 0;
-        self.change_buckets(|bucket| *bucket = Bucket::default());
-    }
-
-    /// Leaves nothing in the buckets of all clients, until time fills them again.
-    pub fn drain_answers(&self) {
-        self.change_buckets(|bucket| bucket.tokens = 0);
-    }
-
-    fn change_buckets(&self, change: impl Fn(&mut Bucket)) {
-        let map = self.pinned(map::ANSWERS);
-        let mut buckets: PerCpuArray<_, Bucket> = map.try_into().expect("a per-CPU array");
+        let mut buckets = self.buckets();
         for index in 0..buckets.len() {
-            let old = buckets.get(&index, 0).expect("a bucket is read");
-            let mut new = old.to_vec();
-            new.iter_mut().for_each(&change);
-            if new[..] != old[..] {
-                let new = PerCpuValues::try_from(new).expect("a value for each");
-                buckets.set(index, new, 0).expect("a bucket is written");
-            }
+            change_buckets(&mut buckets, index, |bucket| *bucket = Bucket::default());
         }
+    }
+
+    /// Leaves nothing in a client's bucket, until time fills it again.
+    pub fn drain(&self, limit: Limit, client: IpAddr) {
+        let index = match client {
+            IpAddr::V4(client) => limit.bucket(Address4::from(client)),
+            IpAddr::V6(client) => limit.bucket(Address6::from(client)),
+        };
+        change_buckets(&mut self.buckets(), index, |bucket| bucket.tokens = 0);
+    }
+
+    fn buckets(&self) -> PerCpuArray<MapData, Bucket> {
+        self.pinned(map::ANSWERS).try_into().expect("a per-CPU array")
     }
 
     /// Leaves nothing in the bucket of the way to the kernel's own reassembly, until time fills it again.
@@ -191,6 +188,17 @@ impl Datapath {
         clear(&mut self.fragments6());
         clear(&mut self.affinities4());
         clear(&mut self.affinities6());
+    }
+}
+
+/// Changes a bucket on every processor, if that makes a difference.
+fn change_buckets(buckets: &mut PerCpuArray<MapData, Bucket>, index: u32, change: impl Fn(&mut Bucket)) {
+    let old = buckets.get(&index, 0).expect("a bucket is read");
+    let mut new = old.to_vec();
+    new.iter_mut().for_each(change);
+    if new[..] != old[..] {
+        let new = PerCpuValues::try_from(new).expect("a value for each");
+        buckets.set(index, new, 0).expect("a bucket is written");
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use lb_agent::devices::Role;
 use lb_agent::maps::{FrontendKey, Protocol};
+use lb_common::budget::Limit;
 use lb_common::layout::{DETOUR_LINK, Frontend, fragment_state, frontend_flags};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
@@ -197,7 +198,7 @@ fn what_leaves_and_what_is_for_others_makes_none() {
 }
 
 /// Runs a program on a fragment after a bucket that it has taken from was emptied; again if time has filled that meanwhile.
-fn refused(datapath: &mut Datapath, program: &str, fragment: &[u8], drain: fn(&Datapath)) {
+fn refused(datapath: &mut Datapath, program: &str, fragment: &[u8], drain: impl Fn(&Datapath)) {
     let is_refused = |_| {
         datapath.run(program, fragment);
         drain(datapath);
@@ -232,7 +233,9 @@ fn detours_of_a_prefix_have_a_budget() {
             for _ in 0..200 {
                 redirected(&mut datapath, program, fragment, expected);
             }
-            refused(&mut datapath, program, fragment, Datapath::drain_answers);
+            refused(&mut datapath, program, fragment, |datapath| {
+                datapath.drain(Limit::Detours, world.client.ip());
+            });
             let (fragment, expected) = from_elsewhere(&world);
             redirected(&mut datapath, program, &fragment, &expected);
         }

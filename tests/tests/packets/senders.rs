@@ -44,6 +44,9 @@ fn a_pods_address_from_outside_opens_nothing() {
     datapath.device = network.front;
     let mut dropped = 0;
     for world in worlds() {
+        for key in keys(world.vip) {
+            datapath.change_frontend(key, |row| row.affinity_seconds = 100);
+        }
         for program in ["lb_xdp", "lb_tc_from_network"] {
             for protocol in PROTOCOLS {
                 for forged in [
@@ -57,13 +60,14 @@ fn a_pods_address_from_outside_opens_nothing() {
             }
         }
     }
-    assert_eq!(datapath.flow_count(), 0);
+    assert_eq!((datapath.flow_count(), datapath.affinity_count()), (0, 0));
     assert_eq!(datapath.reasons(), [(Reason::ForgedSource, dropped)]);
     for world in worlds() {
         for program in ["lb_xdp", "lb_tc_from_network"] {
             datapath.pass(program, &first(PROTOCOLS[0], world.client, world.vip).bytes());
         }
     }
+    assert_eq!(datapath.affinity_count(), 2);
 }
 
 /// A request of `client` by `front`, a Pod's device, and its reply by the device `back`; returns the source that the
