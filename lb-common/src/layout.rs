@@ -48,8 +48,16 @@ pub mod map {
     pub const FRAGMENTS4: &str = "FRAGMENTS4";
     /// Ports of IPv6 datagrams in fragments: [`super::FragmentKey`] to [`super::Fragment`].
     pub const FRAGMENTS6: &str = "FRAGMENTS6";
-    /// The way to the kernel's own reassembly: one [`super::ReassemblyDevice`].
+    /// The device that leads to the kernel's own reassembly. The kernel takes a device that vanishes out of a map of devices,
+    /// so that no packet is sent to it.
     pub const REASSEMBLY: &str = "REASSEMBLY";
+    /// The same for XDP: the kernel lets programs of one type only use a map of devices (`bpf_prog_map_compatible`, Linux
+    /// 6.18).
+    pub const XDP_REASSEMBLY: &str = "XDP_REASSEMBLY";
+    /// Fragments that may still be handed to the kernel's own reassembly, whoever sends them
+    /// ([`crate::budget::ALL_DETOURS`]): one [`crate::budget::Bucket`]. All CPUs share it without a lock: two that count at
+    /// once may count one for both.
+    pub const DETOURS: &str = "DETOURS";
     /// Devices that packets to Pods of other nodes leave by: interface index to [`super::Device`].
     pub const DEVICES: &str = "DEVICES";
     /// Devices that XDP programs of other devices can send through: [`super::device_row`] to interface index.
@@ -592,17 +600,6 @@ pub mod fragment_state {
     pub const FOREIGN: u32 = 3;
 }
 
-/// The way to the kernel's own reassembly of datagrams: the only row of its map.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-#[repr(C)]
-pub struct ReassemblyDevice {
-    /// Index of the device that leads there; 0 if there is none.
-    pub index: u32,
-    /// Fragments that may still be handed over, whoever sends them ([`crate::budget::ALL_DETOURS`]). All CPUs share it
-    /// without a lock: two that count at once may count one for both.
-    pub bucket: crate::budget::Bucket,
-}
-
 /// The first bytes of the link-layer address that a fragment has on its way to the kernel's own reassembly and back; the
 /// index of the device that it came in by follows, in network byte order.
 pub const DETOUR_LINK: [u8; 2] = [0x02, 0xfa];
@@ -756,7 +753,6 @@ assert_layout! {
     FragmentKey<Address4>: 16, align 4;
     FragmentKey<Address6>: 40, align 4;
     Fragment: 12, align 4;
-    ReassemblyDevice: 12, align 4;
     Device: 20, align 4;
     DeviceRole: 12, align 4;
     LinkAddress: 8, align 4;
@@ -808,7 +804,6 @@ mod pod {
         Slot,
         Affinity,
         Fragment,
-        ReassemblyDevice,
         Device,
         DeviceRole,
         LinkAddress,

@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, DevMap, HashMap, LruHashMap, PerCpuArray};
 use lb_common::address::Address;
 use lb_common::budget::{ALL_DETOURS, BUCKETS, Bucket, Limit};
 use lb_common::filter::{self, Position};
@@ -13,7 +13,7 @@ use lb_common::flow::FlowEntry;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, DeviceLinks,
     DeviceRole, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings,
-    Port, ReassemblyDevice, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange,
+    Port, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange,
     device_row,
 };
 use lb_common::reason::Reason;
@@ -67,7 +67,11 @@ static FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment> = LruHashMap::wit
 #[map]
 static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment> = LruHashMap::with_max_entries(FRAGMENTS, 0);
 #[map]
-static REASSEMBLY: Array<ReassemblyDevice> = Array::with_max_entries(1, 0);
+static REASSEMBLY: DevMap = DevMap::with_max_entries(1, 0);
+#[map]
+static XDP_REASSEMBLY: DevMap = DevMap::with_max_entries(1, 0);
+#[map]
+static DETOURS: Array<Bucket> = Array::with_max_entries(1, 0);
 #[map]
 static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, BPF_F_NO_PREALLOC);
 #[map]
@@ -365,17 +369,23 @@ pub fn take_answer(client: impl Address, limit: Limit, now: u64, jiffies_per_sec
 /// The index of the device that leads to the kernel's own reassembly; 0 if there is none.
 #[inline(always)]
 pub fn reassembly_device() -> u32 {
-    REASSEMBLY.get(0).map_or(0, |row| row.index)
+    REASSEMBLY.get_ifindex(0).unwrap_or(0)
+}
+
+/// As [`reassembly_device`], for XDP.
+#[inline(always)]
+pub fn xdp_reassembly_device() -> u32 {
+    XDP_REASSEMBLY.get_ifindex(0).unwrap_or(0)
 }
 
 /// Takes a fragment on the way to the kernel's own reassembly out of the bucket that all senders share.
 #[inline(always)]
 pub fn take_detour(now: u64, jiffies_per_second: u32) -> bool {
-    let Some(row) = REASSEMBLY.get_ptr_mut(0) else {
+    let Some(bucket) = DETOURS.get_ptr_mut(0) else {
         return false;
     };
     // SAFETY: numbers, of which another CPU may write some meanwhile: the count is a little off then.
-    unsafe { (*row).bucket.take(now, jiffies_per_second, ALL_DETOURS) }
+    unsafe { (*bucket).take(now, jiffies_per_second, ALL_DETOURS) }
 }
 
 /// The link-layer address of frames that a device receives for the node.

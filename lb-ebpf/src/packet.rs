@@ -211,7 +211,7 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn reassembly(&self, _network: u32) -> Reassembly {
         // Not from here: XDP sends through few devices.
-        if maps::reassembly_device() == 0 {
+        if maps::xdp_reassembly_device() == 0 {
             Reassembly::None
         } else {
             Reassembly::Next
@@ -573,11 +573,15 @@ impl<const RETURNED: bool> Packet for TcPacket<RETURNED> {
 
     #[inline(always)]
     fn detour(&mut self) -> Option<Verdict> {
+        let reassembly = maps::reassembly_device();
+        if reassembly == 0 {
+            return None;
+        }
         let [a, b, c, d] = self.device().to_be_bytes();
         let [first, second] = DETOUR_LINK;
         self.store(0, &[first, second, a, b, c, d], BPF_F_RECOMPUTE_CSUM)?;
         // SAFETY: plain helper call.
-        let action = unsafe { bpf_redirect(maps::reassembly_device(), 0) };
+        let action = unsafe { bpf_redirect(reassembly, 0) };
         (action == TC_ACT_REDIRECT.into()).then_some(Verdict::Redirect)
     }
 }

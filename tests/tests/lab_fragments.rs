@@ -8,7 +8,7 @@ use std::time::Duration;
 use etherparse::{SlicedPacket, TransportSlice};
 use lb_tests::lab::cluster::{UDP, load_balancer_addresses, options, service, vips};
 use lb_tests::lab::{
-    Agent, AgentOptions, Cluster, Published, SocketLb, Wire, Xdp, require_privileges, wait_for,
+    Agent, AgentOptions, Cluster, Node, Published, SocketLb, Wire, Xdp, require_privileges, wait_for,
 };
 use lb_tests::packet::build::udp;
 
@@ -37,6 +37,9 @@ const ROUNDS: u16 = 3;
 const FLOOD: u16 = 20_000;
 /// After so many of them a datagram is sent that must arrive.
 const FLOOD_PART: u16 = 1000;
+
+/// A port of the node itself, which is no Service's.
+const OWN_PORT: u16 = 5300;
 
 /// A Service whose only Pod is that of the first node.
 const NEAR: Published = Published::new("near", 57);
@@ -284,13 +287,40 @@ fn the_device_goes_with_the_agent() {
     }
     agent.stop().unwrap();
     wait_for("the device to go", PATIENCE, || device().is_none().then_some(())).unwrap();
-    // As without the device: those in order arrive, others are dropped and counted.
+    expect_as_without_device(&mut fixture.outside, &node);
+}
+
+/// The kernel takes the device from the programs: nobody else is there to do it.
+#[test]
+fn after_the_agent_was_killed_nothing_is_sent_to_the_device() {
+    if !require_privileges() {
+        return;
+    }
+    let mut fixture = fixture("fragments-killed", Xdp::Off, &[]);
+    let node = fixture.cluster.nodes[0].clone();
+    let vips = port(load_balancer_addresses(), UDP.port);
+    for (client, vip) in fixture.outside.iter_mut().zip(vips) {
+        client.wait(vip);
+    }
+    fixture.agent.kill();
+    wait_for("the device to go", PATIENCE, || {
+        let device = node.host().namespace().device_index("lbfrag0");
+        device.is_err().then_some(())
+    })
+    .unwrap();
+    expect_as_without_device(&mut fixture.outside, &node);
+    // What is for the node itself reaches its stack.
+    let _server = node.host().serve().udp(OWN_PORT).start().unwrap();
+    let own = port(node.host().addresses().both(), OWN_PORT);
+    for (client, to) in fixture.outside.iter_mut().zip(own) {
+        client.expect_all_orders(to);
+    }
+}
+
+/// Datagrams in order arrive, others are dropped and counted.
+fn expect_as_without_device(outside: &mut [Client; 2], node: &Node) {
     let count = node.reason_count("unknown_fragment").unwrap();
-    for (client, vip) in fixture
-        .outside
-        .iter_mut()
-        .zip(port(load_balancer_addresses(), UDP.port))
-    {
+    for (client, vip) in outside.iter_mut().zip(port(load_balancer_addresses(), UDP.port)) {
         client.send(vip, &[2, 1]);
         let port = client.send(vip, &[0, 1, 2]);
         client.expect_answer(vip, port, "a datagram in order");

@@ -4,11 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, MapData};
+use aya::maps::{DevMap, HashMap, MapData};
 use lb_common::address::Address as _;
-use lb_common::layout::{
-    Address4, Address6, Device, DeviceLinks, DeviceRole, LinkAddress, ReassemblyDevice, device_role, map,
-};
+use lb_common::layout::{Address4, Address6, Device, DeviceLinks, DeviceRole, LinkAddress, device_role, map};
 
 use super::device_maps::{DeviceRows, KeySet};
 use super::filter::Filter;
@@ -25,7 +23,8 @@ pub struct DeviceTable {
     device_links: DeviceRows<DeviceLinks>,
     node_links: KeySet<LinkAddress>,
     node_addresses: KeySet<[u32; 4]>,
-    reassembly: Array<MapData, ReassemblyDevice>,
+    /// For TC and for XDP.
+    reassembly: [(&'static str, DevMap<MapData>); 2],
     filter: Filter,
 }
 
@@ -40,22 +39,30 @@ impl DeviceTable {
             device_links: DeviceRows::open(directory, map::DEVICE_LINKS)?,
             node_links: KeySet::open(directory, map::NODE_LINKS)?,
             node_addresses: KeySet::open(directory, map::NODE_ADDRESSES)?,
-            reassembly: typed(open(directory, map::REASSEMBLY)?, map::REASSEMBLY)?,
+            reassembly: [
+                (
+                    map::REASSEMBLY,
+                    typed(open(directory, map::REASSEMBLY)?, map::REASSEMBLY)?,
+                ),
+                (
+                    map::XDP_REASSEMBLY,
+                    typed(open(directory, map::XDP_REASSEMBLY)?, map::XDP_REASSEMBLY)?,
+                ),
+            ],
             filter: Filter::open(directory)?,
         })
     }
 
     /// Says which device leads to the kernel's own reassembly of datagrams; 0 if none does.
     pub fn set_reassembly(&mut self, index: u32) -> Result<(), MapError> {
-        let failed = |error| kernel(map::REASSEMBLY, format!("write device {index}"), error);
-        if self.reassembly.get(&0, 0).map_err(failed)?.index == index {
-            return Ok(());
+        for (name, map) in &mut self.reassembly {
+            if map.get(0, 0).is_ok_and(|device| device.if_index == index) {
+                continue;
+            }
+            map.set(0, index, None, 0)
+                .map_err(|error| kernel(name, format!("write device {index}"), error))?;
         }
-        let row = ReassemblyDevice {
-            index,
-            ..ReassemblyDevice::default()
-        };
-        self.reassembly.set(0, row, 0).map_err(failed)
+        Ok(())
     }
 
     /// Writes what differs. `with_xdp` are the devices that carry the XDP program.

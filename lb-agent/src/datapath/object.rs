@@ -11,8 +11,8 @@ use lb_common::budget::Bucket;
 use lb_common::flow::Lifetimes;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, Device, DeviceLinks, DeviceRole, Flow, FlowKey,
-    Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings, ReassemblyDevice, ServiceName,
-    ServiceStats, Slot, Socket, SocketKey, SourceRange, halves, map,
+    Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings, ServiceName, ServiceStats,
+    Slot, Socket, SocketKey, SourceRange, halves, map,
 };
 use lb_common::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS};
 
@@ -148,7 +148,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 30] = [
+const MAPS: [(&str, usize, usize); 32] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -214,7 +214,9 @@ const MAPS: [(&str, usize, usize); 30] = [
         size_of::<FragmentKey<Address6>>(),
         size_of::<Fragment>(),
     ),
-    (map::REASSEMBLY, size_of::<u32>(), size_of::<ReassemblyDevice>()),
+    (map::REASSEMBLY, size_of::<u32>(), size_of::<[u32; 2]>()),
+    (map::XDP_REASSEMBLY, size_of::<u32>(), size_of::<[u32; 2]>()),
+    (map::DETOURS, size_of::<u32>(), size_of::<Bucket>()),
     (map::DEVICES, size_of::<u32>(), size_of::<Device>()),
     (map::XDP_DEVICES, size_of::<u32>(), size_of::<u32>()),
     (map::DEVICE_ROLES, size_of::<u32>(), size_of::<DeviceRole>()),

@@ -12,8 +12,8 @@ use lb_agent::devices::{Attachment, Role};
 use lb_agent::maps::{FrontendKey, MapOp};
 use lb_common::budget::{Bucket, Limit};
 use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-    ReassemblyDevice, Region, SourceRange, map,
+    Address4, Address6, Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Frontend, Region,
+    SourceRange, map,
 };
 use lb_common::tables::TICK_SHIFT;
 
@@ -108,11 +108,11 @@ impl Datapath {
 
     /// Leaves nothing in the bucket of the way to the kernel's own reassembly, until time fills it again.
     pub fn drain_detours(&self) {
-        let map = self.pinned(map::REASSEMBLY);
-        let mut rows: Array<_, ReassemblyDevice> = map.try_into().expect("an array");
-        let mut row = rows.get(&0, 0).expect("the row is read");
-        row.bucket.tokens = 0;
-        rows.set(0, row, 0).expect("the row is written");
+        let map = self.pinned(map::DETOURS);
+        let mut buckets: Array<_, Bucket> = map.try_into().expect("an array");
+        let mut bucket = buckets.get(&0, 0).expect("the bucket is read");
+        bucket.tokens = 0;
+        buckets.set(0, bucket, 0).expect("the bucket is written");
     }
 
     /// Lets the programs send fragments to the kernel's own reassembly through the device that packets come in on if no
