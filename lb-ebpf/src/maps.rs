@@ -13,8 +13,7 @@ use lb_common::flow::FlowEntry;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, DeviceLinks,
     DeviceRole, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings,
-    Port, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange,
-    device_row,
+    Port, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange, device_row,
 };
 use lb_common::reason::Reason;
 
