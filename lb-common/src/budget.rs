@@ -148,6 +148,16 @@ mod tests {
         }
     }
 
+    /// The README and docs/semantics.md name them.
+    #[test]
+    fn how_often_each_limit_allows() {
+        let rates = LIMITS_OF_PREFIXES
+            .map(Limit::rate)
+            .map(|rate| (rate.per_second, rate.burst));
+        assert_eq!(rates, [(10, 50), (1000, 1000), (2500, 2500)]);
+        assert_eq!((ALL_DETOURS.per_second, ALL_DETOURS.burst), (10_000, 10_000));
+    }
+
     #[test]
     fn prefixes_have_buckets() {
         let v4 = |text: &str| Address4::from(text.parse::<Ipv4Addr>().unwrap());

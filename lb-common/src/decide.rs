@@ -18,6 +18,7 @@ use crate::ingress::ingress;
 use crate::layout::hook;
 use crate::packet::{Packet, Verdict};
 use crate::parse::Parsed;
+use crate::reason::Reason;
 use crate::tables::Tables;
 
 /// Decides about a packet that enters the stack, and rewrites it. Its IP header is at `network`.
@@ -105,15 +106,18 @@ fn parsed<A: Address, P: Packet>(
             fragment::Kind::None => return None,
             fragment::Kind::Foreign => return Some(Verdict::Pass),
             fragment::Kind::Lost => return Some(Verdict::Drop),
-            fragment::Kind::Detour => return Some(detour(packet)),
+            fragment::Kind::Detour => return Some(detour(packet, tables)),
         }
     };
     Some(decide(packet, &mut parsed))
 }
 
 #[inline(never)]
-fn detour(packet: &mut impl Packet) -> Verdict {
-    packet.detour().unwrap_or(Verdict::Drop)
+fn detour<A: Address>(packet: &mut impl Packet, tables: &impl Tables<A>) -> Verdict {
+    packet.detour().unwrap_or_else(|| {
+        tables.count_reason(Reason::UnknownFragment);
+        Verdict::Drop
+    })
 }
 
 #[inline(never)]

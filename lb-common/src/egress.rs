@@ -103,5 +103,9 @@ fn note_own<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, destination: 
 /// its port for another connection since has removed the entry with its SYN; for a datagram there is no such sign.
 #[inline(always)]
 fn is_late<A>(parsed: &Parsed<A>, state: u8) -> bool {
-    parsed.key.protocol != protocol::UDP && state & flow_state::CONFIRMED != 0
+    match parsed.key.protocol {
+        protocol::TCP => true,
+        protocol::SCTP => state & flow_state::CONFIRMED != 0,
+        _ => false,
+    }
 }

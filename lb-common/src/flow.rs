@@ -108,7 +108,7 @@ pub struct Lifetimes {
 
 impl Lifetimes {
     /// The defaults of Linux conntrack in seconds (sysctls `net.netfilter.nf_conntrack_*_timeout*`), but for a shorter
-    /// established time. Half-closed connections live as long as kube-proxy lets them (its option
+    /// established time and longer times of UDP (conntrack: 120 and 30). Half-closed connections live as long as kube-proxy lets them (its option
     /// `--conntrack-tcp-timeout-close-wait`), and closed ones as long as conntrack's longest closing state (TIME_WAIT).
     pub const DEFAULT_SECONDS: Self = Self {
         tcp_established: (2 * 60 + 13) * 60,
@@ -364,6 +364,23 @@ mod tests {
         ] {
             assert_eq!(flow(state, 0).is_closed(), closed, "{state}");
         }
+    }
+
+    /// docs/semantics.md and the help text name them.
+    #[test]
+    fn how_long_flows_live_by_default() {
+        let Lifetimes {
+            tcp_established,
+            tcp_opening,
+            tcp_half_closed,
+            tcp_closing,
+            tcp_reset,
+            udp_answered,
+            udp_unanswered,
+        } = Lifetimes::DEFAULT_SECONDS;
+        assert_eq!((tcp_established, tcp_opening, tcp_half_closed), (7980, 60, 3600));
+        assert_eq!((tcp_closing, tcp_reset), (120, 10));
+        assert_eq!((udp_answered, udp_unanswered), (180, 60));
     }
 
     #[test]

@@ -52,7 +52,8 @@ pub(crate) fn open<A: Address>(
         return step;
     }
     // Before what follows has more to do: the verifier walks twice through what comes before this.
-    if selected == Step::TranslateAffine {
+    let is_genuine = origin == Origin::Outside || flow.flags & flow_flags::FORWARD == 0;
+    if selected == Step::TranslateAffine && is_genuine {
         keep_backend(tables, &parsed.key, flow);
     }
     if flow.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD) != 0 {
@@ -200,7 +201,7 @@ fn refusal<A: Address>(tables: &impl Tables<A>, frontend: &Frontend, client: A) 
 
 /// Looks whether the sender is who it says. From outside, what has the address of a Pod of this node, or of the node, is
 /// forged. A client behind a Pod's device that is not this Pod gets its source replaced, unless replies to it pass this
-/// node anyway.
+/// node anyway; nobody knows whether it is who it says.
 #[inline(never)]
 fn check_source<A: Address>(
     packet: &impl Packet,
@@ -208,9 +209,6 @@ fn check_source<A: Address>(
     origin: Origin,
     flow: &mut Flow<A>,
 ) -> Step {
-    if flow.flags & flow_flags::HAIRPIN != 0 && origin == Origin::Inside {
-        return Step::Translate;
-    }
     let sender = packet.sender(parsed.key.source);
     if origin == Origin::Outside {
         return match sender {
@@ -220,6 +218,7 @@ fn check_source<A: Address>(
     }
     let is_foreign = match sender {
         Sender::Here => false,
+        Sender::Behind if flow.flags & flow_flags::HAIRPIN != 0 => false,
         // What the router itself serves does not come back this way; nor may what another port of its bridge serves.
         Sender::Behind if flow.flags & flow_flags::LOCAL != 0 => {
             packet.sender(flow.destination) == Sender::Here
@@ -227,7 +226,7 @@ fn check_source<A: Address>(
         Sender::Behind | Sender::Network | Sender::Pod | Sender::Node => true,
     };
     if is_foreign {
-        flow.flags |= flow_flags::FORWARD;
+        flow.flags = flow.flags & !flow_flags::HAIRPIN | flow_flags::FORWARD;
     }
     Step::Translate
 }

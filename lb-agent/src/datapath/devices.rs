@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use aya::maps::{DevMap, HashMap, MapData};
+use aya::maps::{DevMap, HashMap, MapData, MapError as KernelError};
 use lb_common::address::Address as _;
 use lb_common::layout::{Address4, Address6, Device, DeviceLinks, DeviceRole, LinkAddress, device_role, map};
 
@@ -56,7 +56,12 @@ impl DeviceTable {
     /// Says which device leads to the kernel's own reassembly of datagrams; 0 if none does.
     pub fn set_reassembly(&mut self, index: u32) -> Result<(), MapError> {
         for (name, map) in &mut self.reassembly {
-            if map.get(0, 0).is_ok_and(|device| device.if_index == index) {
+            let known = match map.get(0, 0) {
+                Ok(device) => device.if_index,
+                Err(KernelError::KeyNotFound) => 0,
+                Err(error) => return Err(kernel(name, "read the device".to_owned(), error)),
+            };
+            if known == index {
                 continue;
             }
             map.set(0, index, None, 0)

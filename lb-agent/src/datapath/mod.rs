@@ -26,6 +26,7 @@ pub mod sockets;
 use std::path::Path;
 
 use aya::Ebpf;
+use lb_common::layout::map;
 
 use self::attach::{AttachError, AttachOptions, Attacher};
 use self::devices::DeviceTable;
@@ -51,6 +52,11 @@ impl Datapath {
     ///
     /// Maps of another layout cannot be read. Their programs go on as well, until these have taken their places.
     pub fn load(settings: Settings, pins: Pins, options: AttachOptions) -> Result<Self, DatapathError> {
+        // Their devices go with an earlier agent, and the kernel has a program use a map of devices only if it is like the
+        // first one that did.
+        for name in [map::REASSEMBLY, map::XDP_REASSEMBLY] {
+            pins::remove(&pins.maps().join(name)).map_err(|error| attach::pins_error(&pins, error))?;
+        }
         let ebpf = match object::load(&settings, &pins.maps()) {
             Err(error @ LoadError::Layout { .. }) => {
                 tracing::warn!("{error}: all maps are made anew");
@@ -77,9 +83,7 @@ impl Datapath {
             );
         }
         let attacher = Attacher::new(pins.clone(), options)?;
-        let mut devices = DeviceTable::open(&pins.maps())?;
-        // That of an earlier agent went with it.
-        devices.set_reassembly(0)?;
+        let devices = DeviceTable::open(&pins.maps())?;
         Ok(Self {
             ebpf,
             attacher,

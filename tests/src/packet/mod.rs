@@ -46,7 +46,7 @@ pub struct Datapath {
     /// Index of the device that packets come in on or leave by, in the network namespace of the thread that runs the
     /// programs; 0 for that namespace's loopback device.
     pub device: u32,
-    /// Answers since all buckets were full.
+    /// Packets that may have been answered since all buckets were full.
     answers: u32,
     /// Whether answers are limited; else every answer is the first one for a long time.
     pub limits_answers: bool,
@@ -313,7 +313,8 @@ impl Datapath {
             (_, 7) => Verdict::Bounce,
             (_, action) => panic!("{program} returned {action}: {:02x?}", outcome.bytes),
         };
-        if verdict == Verdict::Bounce && !self.limits_answers {
+        // An answer that cannot be built counts too.
+        if matches!(verdict, Verdict::Bounce | Verdict::Drop) && !self.limits_answers {
             self.answers += 1;
             if self.answers == Limit::Errors.rate().burst {
                 self.forget_answers();

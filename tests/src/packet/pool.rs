@@ -87,9 +87,10 @@ impl Datapath {
         }
         self.forget();
         self.forget_answers();
+        // Before the filters, which know the devices' addresses.
+        self.reassemble(None);
         let directory = self.directory().to_owned();
         self.maps.renew_filters(&directory).expect("the maps take it");
-        self.reassemble(None);
         self.zero::<u64>(map::REASONS);
         self.zero::<ServiceStats>(map::SERVICE_STATS);
         self.backends.clear();

@@ -91,6 +91,7 @@ impl Datapath {
         for index in 0..buckets.len() {
             change_buckets(&mut buckets, index, |bucket| *bucket = Bucket::default());
         }
+        self.set_detours(|_| Bucket::default());
     }
 
     /// Leaves nothing in a client's bucket, until time fills it again.
@@ -108,11 +109,14 @@ impl Datapath {
 
     /// Leaves nothing in the bucket of the way to the kernel's own reassembly, until time fills it again.
     pub fn drain_detours(&self) {
+        self.set_detours(|bucket| Bucket { tokens: 0, ..bucket });
+    }
+
+    fn set_detours(&self, new: impl FnOnce(Bucket) -> Bucket) {
         let map = self.pinned(map::DETOURS);
         let mut buckets: Array<_, Bucket> = map.try_into().expect("an array");
-        let mut bucket = buckets.get(&0, 0).expect("the bucket is read");
-        bucket.tokens = 0;
-        buckets.set(0, bucket, 0).expect("the bucket is written");
+        let bucket = buckets.get(&0, 0).expect("the bucket is read");
+        buckets.set(0, new(bucket), 0).expect("the bucket is written");
     }
 
     /// Lets the programs send fragments to the kernel's own reassembly through the device that packets come in on if no

@@ -22,6 +22,8 @@ const FROM_REASSEMBLY: &str = "lb_tc_from_reassembly";
 const LENGTH: usize = 24;
 /// `TC_ACT_REDIRECT` (linux/pkt_cls.h)
 const REDIRECT: u32 = 7;
+/// `TC_ACT_SHOT`
+const DROP: u32 = 2;
 /// Where a fragment goes that makes the detour: the index of the loopback device stands in it.
 const DETOUR: [u8; 6] = [DETOUR_LINK[0], DETOUR_LINK[1], 0, 0, 0, 1];
 
@@ -199,10 +201,17 @@ fn what_leaves_and_what_is_for_others_makes_none() {
 
 /// Runs a program on a fragment after a bucket that it has taken from was emptied; again if time has filled that meanwhile.
 fn refused(datapath: &mut Datapath, program: &str, fragment: &[u8], drain: impl Fn(&Datapath)) {
+    let before = datapath.reason(Reason::UnknownFragment);
     let is_refused = |_| {
-        datapath.run(program, fragment);
+        assert_eq!(datapath.run(program, fragment).action, REDIRECT, "{program}");
         drain(datapath);
-        datapath.run(program, fragment).action != REDIRECT
+        let outcome = datapath.run(program, fragment);
+        datapath.forget_answers();
+        match datapath.reason(Reason::UnknownFragment) - before {
+            0 => assert_eq!(outcome.action, REDIRECT, "{program}"),
+            count => assert_eq!((count, outcome.action), (1, DROP), "{program}"),
+        }
+        outcome.action == DROP
     };
     assert!((0..1000).any(is_refused), "{program}");
 }

@@ -20,13 +20,16 @@ fn client(world: &World, v4: &str, v6: &str) -> SocketAddr {
     SocketAddr::new(ip, 40_000)
 }
 
-/// A Service of each family whose one Pod is at `place`.
+/// A Service of each family, with affinity, whose one Pod is at `place`.
 fn prepared(place: Place, local: bool) -> Option<(Borrowed, Network)> {
     let mut datapath = datapath()?;
     let network = Network::enter(&mut datapath)?;
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.backend_at(place))]);
         datapath.change_backend(service * 100, |row| row.local = local);
+        for key in keys(world.vip) {
+            datapath.change_frontend(key, |row| row.affinity_seconds = 100);
+        }
     }
     Some((datapath, network))
 }
@@ -44,9 +47,6 @@ fn a_pods_address_from_outside_opens_nothing() {
     datapath.device = network.front;
     let mut dropped = 0;
     for world in worlds() {
-        for key in keys(world.vip) {
-            datapath.change_frontend(key, |row| row.affinity_seconds = 100);
-        }
         for program in ["lb_xdp", "lb_tc_from_network"] {
             for protocol in PROTOCOLS {
                 for forged in [
@@ -113,6 +113,7 @@ fn a_pods_own_address_stays() {
             );
         }
     }
+    assert_eq!(datapath.affinity_count(), 2);
 }
 
 #[test]
@@ -142,6 +143,8 @@ fn a_client_behind_a_pod_gets_its_source_replaced() {
         );
         assert_eq!(source.ip(), world.back_address());
     }
+    // Nobody knows whether they are who they say.
+    assert_eq!(datapath.affinity_count(), 0);
     assert_eq!(datapath.reasons(), []);
 }
 
@@ -163,6 +166,30 @@ fn a_pod_with_another_ones_address_gets_its_source_replaced() {
         );
         assert_eq!(source.ip(), world.back_address());
     }
+    assert_eq!(datapath.affinity_count(), 0);
+}
+
+/// Only the Pod itself gets its packet back.
+#[test]
+fn a_pod_with_the_backends_address_gets_its_source_replaced() {
+    let Some((mut datapath, network)) = prepared(Place::Back, true) else {
+        return;
+    };
+    network.attach(
+        &datapath,
+        &[(network.front, Role::Pod), (network.back, Role::Pod)],
+    );
+    for world in worlds() {
+        let backend = world.backend_at(Place::Back);
+        let forged = SocketAddr::new(backend.ip(), 40_000);
+        datapath.device = network.front;
+        let (verdict, bytes) =
+            datapath.verdict("lb_tc_from_pod", &first(PROTOCOLS[0], forged, world.vip).bytes());
+        let seen = see(&bytes);
+        assert_eq!((verdict, seen.destination), (Verdict::Redirect, backend));
+        assert_eq!(seen.source.ip(), world.back_address());
+    }
+    assert_eq!(datapath.affinity_count(), 0);
 }
 
 #[test]

@@ -335,6 +335,105 @@ fn a_reply_never_leaves_with_the_pods_address_because_it_is_late() {
         translated(datapath, device.egress, &fin(pod, client), &fin(vip, client));
         datapath.age(1 << 20);
         translated(datapath, device.egress, &fin(pod, client), &fin(vip, client));
+        // The client's RST is lost behind this node, and the backend repeats its answer for as long as it likes.
+        datapath.forget();
+        let answer = (syn_ack(pod, client), syn_ack(vip, client));
+        translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
+        translated(datapath, device.egress, &answer.0, &answer.1);
+        translated(datapath, device.ingress, &rst(client, vip), &rst(client, pod));
+        datapath.age(1 << 20);
+        translated(datapath, device.egress, &answer.0, &answer.1);
+    });
+}
+
+/// A Service whose only backend is on another node, for both programs that see clients outside.
+fn from_outside_to_another_node(mut check: impl FnMut(&mut Datapath, &Network, &World, &'static str)) {
+    let ports = PortRange {
+        first: 61_000,
+        count: 1,
+    };
+    let Some(mut datapath) = datapath_with(|settings| settings.translated_ports = ports) else {
+        return;
+    };
+    let Some(network) = Network::enter(&mut datapath) else {
+        return;
+    };
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.backend_at(Place::Back))]);
+        datapath.change_backend(service * 100, |row| row.local = false);
+        for program in ["lb_xdp", "lb_tc_from_network"] {
+            datapath.forget();
+            check(&mut datapath, &network, &world, program);
+        }
+    }
+}
+
+/// Sends a client's packet on; returns the source that the backend sees.
+fn asked(datapath: &mut Datapath, network: &Network, program: &str, packet: &Build) -> SocketAddr {
+    datapath.device = network.front;
+    let (verdict, bytes) = datapath.verdict(program, &packet.bytes());
+    assert_eq!(verdict, Verdict::Redirect, "{program}: {bytes:02x?}");
+    see(&bytes).source
+}
+
+/// Sends a backend's packet on; returns who the client takes it to be from.
+fn replied(datapath: &mut Datapath, network: &Network, program: &str, packet: &Build) -> SocketAddr {
+    datapath.device = network.back;
+    let (verdict, bytes) = datapath.verdict(program, &packet.bytes());
+    assert_eq!(verdict, Verdict::Redirect, "{program}: {bytes:02x?}");
+    see(&bytes).source
+}
+
+#[test]
+fn blind_segments_of_connections_to_another_node() {
+    from_outside_to_another_node(|datapath, network, world, program| {
+        let (client, vip, pod) = (world.client, world.vip, world.backend_at(Place::Back));
+        let far = |packet: Build| {
+            packet.flags(|header| header.sequence_number = header.sequence_number.wrapping_add(FAR))
+        };
+        let blind = ack(client, vip).flags(|header| header.acknowledgment_number = FAR);
+        let source = asked(datapath, network, program, &syn(client, vip));
+        replied(datapath, network, program, &syn_ack(pod, source));
+        asked(datapath, network, program, &blind);
+        // Not established: somebody else gets the only port when a minute has passed.
+        datapath.age(MINUTES);
+        let other = world.client_at(client.port() + 1);
+        assert_eq!(asked(datapath, network, program, &syn(other, vip)), source);
+
+        datapath.forget();
+        asked(datapath, network, program, &syn(client, vip));
+        replied(datapath, network, program, &syn_ack(pod, source));
+        asked(datapath, network, program, &ack(client, vip));
+        asked(datapath, network, program, &far(rst(client, vip)));
+        replied(datapath, network, program, &far(rst(pod, source)));
+        datapath.age(MINUTES);
+        assert_eq!(replied(datapath, network, program, &ack(pod, source)), vip);
+        assert_eq!(asked(datapath, network, program, &ack(client, vip)), source);
+        // Nobody else gets the port.
+        datapath.device = network.front;
+        datapath.dropped(program, &syn(other, vip).bytes());
+        // What comes after the end, and late, is translated.
+        asked(datapath, network, program, &rst(client, vip));
+        datapath.age(1 << 20);
+        assert_eq!(replied(datapath, network, program, &ack(pod, source)), vip);
+    });
+}
+
+#[test]
+fn a_port_that_the_node_chose_is_in_use_while_its_client_sends() {
+    from_outside_to_another_node(|datapath, network, world, program| {
+        let (client, vip, pod) = (world.client, world.vip, world.backend_at(Place::Back));
+        let other = world.client_at(client.port() + 1);
+        let source = asked(datapath, network, program, &udp(client, vip));
+        datapath.age_if(MINUTES, |source, _| source != client);
+        let before = datapath.reason(Reason::NoSourcePort);
+        datapath.device = network.front;
+        datapath.dropped(program, &udp(other, vip).bytes());
+        assert_eq!(datapath.reason(Reason::NoSourcePort), before + 1);
+        assert_eq!(replied(datapath, network, program, &udp(pod, source)), vip);
+        // The end of it is the end.
+        datapath.age(MINUTES);
+        assert_eq!(asked(datapath, network, program, &udp(other, vip)), source);
     });
 }
 
@@ -484,6 +583,33 @@ fn slots_that_are_another_services_by_now_are_not_chosen() {
         datapath.set_state((service + 10) * 100, BackendState::Active);
     }
     assert_eq!(datapath.reasons(), [(Reason::StaleSlots, 12)]);
+}
+
+/// Nor does a client stay with one.
+#[test]
+fn a_backend_that_is_another_services_by_now_keeps_no_client() {
+    let Some(mut datapath) = datapath() else { return };
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.pod), at(world.pod2)]);
+        for key in keys(world.vip) {
+            datapath.change_frontend(key, |row| row.affinity_seconds = 1000);
+        }
+        let (first_row, second_row) = (service * 100, service * 100 + 1);
+        for device in DEVICES {
+            datapath.forget();
+            datapath.change_backend(first_row, |row| row.service = service);
+            datapath.set_slots(first_row, &[first_row, first_row]);
+            let port = |port| syn(world.client_at(port), world.vip).bytes();
+            let bytes = datapath.pass(device.ingress, &port(1000));
+            assert_eq!(see(&bytes).destination, world.pod);
+            datapath.set_slots(first_row, &[second_row, second_row]);
+            let bytes = datapath.pass(device.ingress, &port(1001));
+            assert_eq!(see(&bytes).destination, world.pod, "it stays");
+            datapath.change_backend(first_row, |row| row.service = service + 10);
+            let bytes = datapath.pass(device.ingress, &port(1002));
+            assert_eq!(see(&bytes).destination, world.pod2);
+        }
+    }
 }
 
 #[test]
