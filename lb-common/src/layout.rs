@@ -51,8 +51,9 @@ pub mod map {
     /// The device that leads to the kernel's own reassembly. The kernel takes a device that vanishes out of a map of devices,
     /// so that no packet is sent to it.
     pub const REASSEMBLY: &str = "REASSEMBLY";
-    /// The same for XDP: the kernel lets programs of one type only use a map of devices (`bpf_prog_map_compatible`, Linux
-    /// 6.18).
+    /// The index of that device for XDP, which only leaves fragments to TC: 0 if there is none. After an agent was killed
+    /// it may still stand here; then TC knows better. No map of devices: generic XDP of Linux 5.10 takes no program that uses
+    /// one (`generic_xdp_install`), and the kernel lets programs of one type only use it (`bpf_prog_map_compatible`).
     pub const XDP_REASSEMBLY: &str = "XDP_REASSEMBLY";
     /// Fragments that may still be handed to the kernel's own reassembly, whoever sends them
     /// ([`crate::budget::ALL_DETOURS`]): one [`crate::budget::Bucket`]. All CPUs share it without a lock: two that count at

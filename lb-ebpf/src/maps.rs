@@ -68,7 +68,7 @@ static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment> = LruHashMap::wit
 #[map]
 static REASSEMBLY: DevMap = DevMap::with_max_entries(1, 0);
 #[map]
-static XDP_REASSEMBLY: DevMap = DevMap::with_max_entries(1, 0);
+static XDP_REASSEMBLY: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static DETOURS: Array<Bucket> = Array::with_max_entries(1, 0);
 #[map]
@@ -371,10 +371,10 @@ pub fn reassembly_device() -> u32 {
     REASSEMBLY.get_ifindex(0).unwrap_or(0)
 }
 
-/// As [`reassembly_device`], for XDP.
+/// As [`reassembly_device`], for XDP. It may be gone.
 #[inline(always)]
 pub fn xdp_reassembly_device() -> u32 {
-    XDP_REASSEMBLY.get_ifindex(0).unwrap_or(0)
+    XDP_REASSEMBLY.get(0).map_or(0, |index| *index)
 }
 
 /// Takes a fragment on the way to the kernel's own reassembly out of the bucket that all senders share.

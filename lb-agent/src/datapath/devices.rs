@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use aya::maps::{DevMap, HashMap, MapData, MapError as KernelError};
+use aya::maps::{Array, DevMap, HashMap, MapData, MapError as KernelError};
 use lb_common::address::Address as _;
 use lb_common::layout::{Address4, Address6, Device, DeviceLinks, DeviceRole, LinkAddress, device_role, map};
 
@@ -23,8 +23,8 @@ pub struct DeviceTable {
     device_links: DeviceRows<DeviceLinks>,
     node_links: KeySet<LinkAddress>,
     node_addresses: KeySet<[u32; 4]>,
-    /// For TC and for XDP.
-    reassembly: [(&'static str, DevMap<MapData>); 2],
+    reassembly: DevMap<MapData>,
+    xdp_reassembly: Array<MapData, u32>,
     filter: Filter,
 }
 
@@ -39,35 +39,27 @@ impl DeviceTable {
             device_links: DeviceRows::open(directory, map::DEVICE_LINKS)?,
             node_links: KeySet::open(directory, map::NODE_LINKS)?,
             node_addresses: KeySet::open(directory, map::NODE_ADDRESSES)?,
-            reassembly: [
-                (
-                    map::REASSEMBLY,
-                    typed(open(directory, map::REASSEMBLY)?, map::REASSEMBLY)?,
-                ),
-                (
-                    map::XDP_REASSEMBLY,
-                    typed(open(directory, map::XDP_REASSEMBLY)?, map::XDP_REASSEMBLY)?,
-                ),
-            ],
+            reassembly: typed(open(directory, map::REASSEMBLY)?, map::REASSEMBLY)?,
+            xdp_reassembly: typed(open(directory, map::XDP_REASSEMBLY)?, map::XDP_REASSEMBLY)?,
             filter: Filter::open(directory)?,
         })
     }
 
     /// Says which device leads to the kernel's own reassembly of datagrams; 0 if none does.
     pub fn set_reassembly(&mut self, index: u32) -> Result<(), MapError> {
-        for (name, map) in &mut self.reassembly {
-            let known = match map.get(0, 0) {
-                Ok(device) => device.if_index,
-                Err(KernelError::KeyNotFound) => 0,
-                Err(error) => return Err(kernel(name, "read the device".to_owned(), error)),
-            };
-            if known == index {
-                continue;
-            }
-            map.set(0, index, None, 0)
-                .map_err(|error| kernel(name, format!("write device {index}"), error))?;
+        let known = match self.reassembly.get(0, 0) {
+            Ok(device) => device.if_index,
+            Err(KernelError::KeyNotFound) => 0,
+            Err(error) => return Err(kernel(map::REASSEMBLY, "read the device".to_owned(), error)),
+        };
+        if known != index {
+            self.reassembly
+                .set(0, index, None, 0)
+                .map_err(|error| kernel(map::REASSEMBLY, format!("write device {index}"), error))?;
         }
-        Ok(())
+        self.xdp_reassembly
+            .set(0, index, 0)
+            .map_err(|error| kernel(map::XDP_REASSEMBLY, format!("write device {index}"), error))
     }
 
     /// Writes what differs. `with_xdp` are the devices that carry the XDP program.

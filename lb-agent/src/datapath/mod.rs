@@ -52,11 +52,9 @@ impl Datapath {
     ///
     /// Maps of another layout cannot be read. Their programs go on as well, until these have taken their places.
     pub fn load(settings: Settings, pins: Pins, options: AttachOptions) -> Result<Self, DatapathError> {
-        // Their devices go with an earlier agent, and the kernel has a program use a map of devices only if it is like the
+        // Its device goes with an earlier agent, and the kernel has a program use a map of devices only if it is like the
         // first one that did.
-        for name in [map::REASSEMBLY, map::XDP_REASSEMBLY] {
-            pins::remove(&pins.maps().join(name)).map_err(|error| attach::pins_error(&pins, error))?;
-        }
+        pins::remove(&pins.maps().join(map::REASSEMBLY)).map_err(|error| attach::pins_error(&pins, error))?;
         let ebpf = match object::load(&settings, &pins.maps()) {
             Err(error @ LoadError::Layout { .. }) => {
                 tracing::warn!("{error}: all maps are made anew");
@@ -83,7 +81,8 @@ impl Datapath {
             );
         }
         let attacher = Attacher::new(pins.clone(), options)?;
-        let devices = DeviceTable::open(&pins.maps())?;
+        let mut devices = DeviceTable::open(&pins.maps())?;
+        devices.set_reassembly(0)?;
         Ok(Self {
             ebpf,
             attacher,

@@ -215,7 +215,7 @@ const MAPS: [(&str, usize, usize); 32] = [
         size_of::<Fragment>(),
     ),
     (map::REASSEMBLY, size_of::<u32>(), size_of::<[u32; 2]>()),
-    (map::XDP_REASSEMBLY, size_of::<u32>(), size_of::<[u32; 2]>()),
+    (map::XDP_REASSEMBLY, size_of::<u32>(), size_of::<u32>()),
     (map::DETOURS, size_of::<u32>(), size_of::<Bucket>()),
     (map::DEVICES, size_of::<u32>(), size_of::<Device>()),
     (map::XDP_DEVICES, size_of::<u32>(), size_of::<u32>()),
