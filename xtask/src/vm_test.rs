@@ -35,9 +35,12 @@ const PROBE: &str = "verifier-probe";
 /// Programs that the tests, or the machine, start.
 const PROGRAMS: [&str; 5] = ["held-lab", "lab-tool", "lb-agent", "lb-demo", PROBE];
 
-/// The lab's tests that run if no stage is named: each hook, both families, attached as each kernel can. All of the lab
-/// would take an emulated processor about two hours, going by one of its tests.
-const LAB: [&str; 2] = ["lab_cluster_ip", "lab_node_port"];
+/// The lab's tests that run if no stage is named, and what is in their names: each hook, both families, attached as each
+/// kernel can. An emulated processor takes two to three minutes for each.
+const LAB: [(&str, Option<&str>); 2] = [
+    ("lab_cluster_ip", Some("through_the_sockets")),
+    ("lab_node_port", None),
+];
 
 /// How many machines run at a time: as many as the smallest machine for this has processors.
 const MACHINES: usize = 2;
@@ -88,7 +91,11 @@ fn try_run(arguments: &Arguments) -> Result<ExitCode> {
     build_ebpf::compile(&setup::require()?, &[])?;
     let tests = build(arguments)?;
     let shared = directory().join("tests.cpio");
-    write_tests(&shared, &tests, arguments.test_name.as_deref())?;
+    let test_name = |test: &str| match &arguments.test_name {
+        None if arguments.stages.is_empty() => LAB.iter().find(|(name, _)| *name == test)?.1,
+        name => name.as_deref(),
+    };
+    write_tests(&shared, &tests, test_name)?;
     let waiting = Mutex::new(kernels.iter().cloned());
     let worker = || {
         let mut runs = Vec::new();
@@ -152,7 +159,7 @@ fn build(arguments: &Arguments) -> Result<Vec<Executable>> {
     if arguments.stages.is_empty() && !arguments.probe {
         let has = |name: &&str| tests.iter().any(|test| test.target.name == **name);
         // Else a test file with a new name would no longer run, and nobody would notice.
-        if let Some(missing) = LAB.iter().find(|name| !has(name)) {
+        if let Some((missing, _)) = LAB.iter().find(|(name, _)| !has(name)) {
             bail!(
                 "there is no test file {missing}: say in {} what runs instead",
                 file!()
@@ -160,14 +167,18 @@ fn build(arguments: &Arguments) -> Result<Vec<Executable>> {
         }
         tests.retain(|test| {
             let name = test.target.name.as_str();
-            !name.starts_with("lab_") || LAB.contains(&name)
+            !name.starts_with("lab_") || LAB.iter().any(|(lab, _)| *lab == name)
         });
     }
     Ok(tests)
 }
 
-/// Writes what all machines need.
-fn write_tests(path: &Path, tests: &[Executable], test_name: Option<&str>) -> Result<()> {
+/// Writes what all machines need. Of a target's tests, those run that have in their names what `test_name` says.
+fn write_tests<'a>(
+    path: &Path,
+    tests: &[Executable],
+    test_name: impl Fn(&str) -> Option<&'a str>,
+) -> Result<()> {
     // Where cargo put this program, it puts the others too.
     let built = env::current_exe()?;
     let programs = PROGRAMS.map(|name| built.with_file_name(name));
@@ -176,7 +187,7 @@ fn write_tests(path: &Path, tests: &[Executable], test_name: Option<&str>) -> Re
     for test in tests {
         list += &format!("{limit} {} {}", test.directory.display(), test.program.display());
         list += " --show-output --color=never";
-        list.extend(test_name.map(|name| format!(" {name}")));
+        list.extend(test_name(&test.target.name).map(|name| format!(" {name}")));
         list += "\n";
     }
     let contents = Contents {
