@@ -108,8 +108,9 @@ pub struct Lifetimes {
 
 impl Lifetimes {
     /// The defaults of Linux conntrack in seconds (sysctls `net.netfilter.nf_conntrack_*_timeout*`), but for a shorter
-    /// established time and longer times of UDP (conntrack: 120 and 30). Half-closed connections live as long as kube-proxy lets them (its option
-    /// `--conntrack-tcp-timeout-close-wait`), and closed ones as long as conntrack's longest closing state (TIME_WAIT).
+    /// established time and longer times of UDP (conntrack: 120 and 30). Half-closed connections live as long as kube-proxy
+    /// lets them (its option `--conntrack-tcp-timeout-close-wait`), and closed ones as long as conntrack's longest closing
+    /// state (TIME_WAIT).
     pub const DEFAULT_SECONDS: Self = Self {
         tcp_established: (2 * 60 + 13) * 60,
         tcp_opening: 60,

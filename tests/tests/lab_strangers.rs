@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lb_agent::datapath::live::LiveMaps;
 use lb_agent::datapath::pins::Pins;
+use lb_common::layout::FlowKey;
 use lb_tests::lab::cluster::ECHO;
 use lb_tests::lab::{
     Cluster, Machine, Node, Published, ServicePort, SocketLb, Wire, Xdp, require_privileges, wait_for,
@@ -32,23 +33,15 @@ fn cluster(title: &str) -> Cluster {
 /// The flow entries of a client's port.
 fn flows_of(node: &Node, client: SocketAddr) -> usize {
     let maps = LiveMaps::open(&Pins::new(node.pin_path()).maps()).unwrap();
-    let of_client = |source: IpAddr, port: u16| SocketAddr::new(source, port) == client;
-    match client.ip() {
-        IpAddr::V4(_) => maps
-            .ipv4()
-            .flows()
-            .unwrap()
-            .iter()
-            .filter(|(key, _)| of_client(key.source.into(), key.source_port.get()))
-            .count(),
-        IpAddr::V6(_) => maps
-            .ipv6()
-            .flows()
-            .unwrap()
-            .iter()
-            .filter(|(key, _)| of_client(key.source.into(), key.source_port.get()))
-            .count(),
-    }
+    let sources: Vec<SocketAddr> = match client {
+        SocketAddr::V4(_) => maps.ipv4().flows().unwrap().keys().map(source).collect(),
+        SocketAddr::V6(_) => maps.ipv6().flows().unwrap().keys().map(source).collect(),
+    };
+    sources.iter().filter(|source| **source == client).count()
+}
+
+fn source<A: Copy + Into<IpAddr>>(key: &FlowKey<A>) -> SocketAddr {
+    SocketAddr::new(key.source.into(), key.source_port.get())
 }
 
 /// A stranger sends SYNs to the Service in the name of a client that talks straight to the Pod.

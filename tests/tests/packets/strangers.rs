@@ -371,14 +371,16 @@ fn from_outside_to_another_node(mut check: impl FnMut(&mut Datapath, &Network, &
 /// Sends a client's packet on; returns the source that the backend sees.
 fn asked(datapath: &mut Datapath, network: &Network, program: &str, packet: &Build) -> SocketAddr {
     datapath.device = network.front;
-    let (verdict, bytes) = datapath.verdict(program, &packet.bytes());
-    assert_eq!(verdict, Verdict::Redirect, "{program}: {bytes:02x?}");
-    see(&bytes).source
+    sent_on(datapath, program, packet)
 }
 
 /// Sends a backend's packet on; returns who the client takes it to be from.
 fn replied(datapath: &mut Datapath, network: &Network, program: &str, packet: &Build) -> SocketAddr {
     datapath.device = network.back;
+    sent_on(datapath, program, packet)
+}
+
+fn sent_on(datapath: &mut Datapath, program: &str, packet: &Build) -> SocketAddr {
     let (verdict, bytes) = datapath.verdict(program, &packet.bytes());
     assert_eq!(verdict, Verdict::Redirect, "{program}: {bytes:02x?}");
     see(&bytes).source
