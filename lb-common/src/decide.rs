@@ -50,17 +50,6 @@ pub fn leave<A: Address>(
     }
 }
 
-/// Decides about a packet that comes back from the kernel's own reassembly to the device that it came in by.
-#[inline(always)]
-pub fn come_back<A: Address>(
-    packet: &mut impl Packet,
-    tables: &impl Tables<A>,
-    network: u32,
-    origin: Origin,
-) -> Verdict {
-    enter_transport(packet, tables, network, origin).unwrap_or(Verdict::Pass)
-}
-
 #[inline(never)]
 fn enter_transport<A: Address>(
     packet: &mut impl Packet,

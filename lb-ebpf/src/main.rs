@@ -17,11 +17,11 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::address::Address;
 use lb_common::choose::Origin;
 use lb_common::decide;
-use lb_common::layout::{Address4, Address6, device_role};
+use lb_common::layout::{Address4, Address6};
 use lb_common::packet::{Hop, Packet, Verdict};
 use lb_common::parse::{self, BEHIND_ETHERNET, Network};
 
-use crate::packet::{TcPacket, XdpPacket, is_decided, is_of_vlan};
+use crate::packet::{TcPacket, XdpPacket, is_of_vlan};
 use crate::tables::KernelTables;
 
 /// A network device's packets before the stack sees them.
@@ -61,29 +61,11 @@ pub fn lb_tc_to_pod(context: TcContext) -> i32 {
     to_device(context, Origin::Inside)
 }
 
-/// What comes back from the kernel's own reassembly of datagrams, in the place of the programs of the device that it came
-/// in by.
+/// What comes back from the kernel's own reassembly of datagrams: it comes in by its device again.
 #[classifier]
 pub fn lb_tc_from_reassembly(context: TcContext) -> i32 {
-    let mut packet = TcPacket::<true>::new(context);
-    let origin = match packet.take_back() {
-        device_role::POD => Origin::Inside,
-        device_role::NETWORK => Origin::Outside,
-        // Nothing else is sent here.
-        _ => return TC_ACT_SHOT,
-    };
-    let network = parse::network(&packet);
-    let verdict = match network {
-        Network::V4 => decide::come_back::<Address4>(&mut packet, &KernelTables, BEHIND_ETHERNET, origin),
-        Network::V6 => decide::come_back::<Address6>(&mut packet, &KernelTables, BEHIND_ETHERNET, origin),
-        Network::Other => Verdict::Drop,
-    };
-    match verdict {
-        Verdict::Pass => packet.come_in(),
-        Verdict::Bounce => helpers::send_out_of(packet.device()),
-        Verdict::Redirect => TC_ACT_REDIRECT,
-        Verdict::Drop => TC_ACT_SHOT,
-    }
+    // Nothing else is sent here.
+    TcPacket::new(context).come_in_again().unwrap_or(TC_ACT_SHOT)
 }
 
 /// As [`lb_tc_from_network`], on a device whose packets begin with the IP header.
@@ -101,7 +83,7 @@ pub fn lb_tc_from_pod_layer3(context: TcContext) -> i32 {
 /// What leaves by a device whose packets begin with the IP header.
 #[classifier]
 pub fn lb_tc_to_layer3(context: TcContext) -> i32 {
-    let mut packet = TcPacket::<false>::new(context);
+    let mut packet = TcPacket::new(context);
     let network = packet.network();
     let verdict = leave(&mut packet, network, 0, Origin::Outside);
     end(&packet, verdict)
@@ -158,10 +140,10 @@ pub fn lb_empty_tc_drop(_context: TcContext) -> i32 {
 #[inline(always)]
 fn from_device(context: TcContext, origin: Origin) -> i32 {
     // It belongs to the VLAN device, whose programs see it without the tag, or to nobody here.
-    if is_of_vlan(&context) || is_decided(&context) {
+    if is_of_vlan(&context) {
         return TC_ACT_UNSPEC;
     }
-    let mut packet = TcPacket::<false>::new(context);
+    let mut packet = TcPacket::new(context);
     let network = parse::network(&packet);
     let verdict = enter(&mut packet, network, BEHIND_ETHERNET, origin);
     begin(&packet, verdict)
@@ -169,7 +151,7 @@ fn from_device(context: TcContext, origin: Origin) -> i32 {
 
 #[inline(always)]
 fn from_layer3(context: TcContext, origin: Origin) -> i32 {
-    let mut packet = TcPacket::<false>::new(context);
+    let mut packet = TcPacket::new(context);
     let network = packet.network();
     let verdict = enter(&mut packet, network, 0, origin);
     begin(&packet, verdict)
@@ -195,7 +177,7 @@ fn to_device(context: TcContext, destination: Origin) -> i32 {
     if is_of_vlan(&context) {
         return TC_ACT_UNSPEC;
     }
-    let mut packet = TcPacket::<false>::new(context);
+    let mut packet = TcPacket::new(context);
     let network = parse::network(&packet);
     let verdict = leave(&mut packet, network, BEHIND_ETHERNET, destination);
     end(&packet, verdict)

@@ -252,25 +252,8 @@ fn ok(result: i64) -> Option<()> {
 /// A packet in a TC program. Its checksums may be partial or mirrored in the kernel's books (`CHECKSUM_COMPLETE`),
 /// so all writes go through helpers that know; direct writes would also make the kernel copy every shared packet,
 /// ours or not, before the program starts.
-///
-/// One that is `RETURNED` comes from the kernel's own reassembly, and is decided about as if it came in by the device that
-/// it first came in by: `cb[0]` holds its index.
-pub struct TcPacket<const RETURNED: bool = false> {
+pub struct TcPacket {
     pub context: TcContext,
-}
-
-/// Whether a packet has been decided about already, on its way back from the kernel's own reassembly. Takes the mark away.
-///
-/// A Pod that may load programs of its own can set the mark: its packet then passes like any that is not ours.
-#[inline(always)]
-pub fn is_decided(context: &TcContext) -> bool {
-    // SAFETY: the kernel hands the program a valid context.
-    let packet = unsafe { &mut *context.skb.skb };
-    if packet.tc_index != DECIDED {
-        return false;
-    }
-    packet.tc_index = 0;
-    true
 }
 
 /// Whether a packet is of a VLAN: the kernel has put its tag beside the frame. Tag 0 is of none (IEEE 802.1Q section
@@ -283,7 +266,7 @@ pub fn is_of_vlan(context: &TcContext) -> bool {
     packet.vlan_present != 0 && packet.vlan_tci & VLAN != 0
 }
 
-impl<const RETURNED: bool> TcPacket<RETURNED> {
+impl TcPacket {
     /// A packet whose headers are in the linear part, as far as the packet goes.
     #[inline(always)]
     pub fn new(context: TcContext) -> Self {
@@ -323,8 +306,16 @@ impl<const RETURNED: bool> TcPacket<RETURNED> {
     #[inline(always)]
     pub fn device(&self) -> u32 {
         // SAFETY: the kernel hands the program a valid context.
-        let packet = unsafe { &*self.context.skb.skb };
-        if RETURNED { packet.cb[0] } else { packet.ifindex }
+        unsafe { (*self.context.skb.skb).ifindex }
+    }
+
+    /// Whether the packet comes in again, after the kernel's own reassembly.
+    ///
+    /// A Pod that may load programs of its own can set the mark: its fragments then make no detour.
+    #[inline(always)]
+    fn is_returned(&self) -> bool {
+        // SAFETY: the kernel hands the program a valid context.
+        unsafe { (*self.context.skb.skb).tc_index == RETURNED }
     }
 
     #[inline(always)]
@@ -374,7 +365,7 @@ const BPF_F_IPV6: u32 = 1 << 7;
 const SENT_ON: u32 = 0x4c42;
 
 /// What the program of the device that a packet came in by sees in `tc_index` when it comes in again.
-const DECIDED: u32 = 0x4c43;
+const RETURNED: u32 = 0x4c43;
 
 /// `EINVAL`
 const INVALID: i64 = -22;
@@ -386,7 +377,7 @@ struct Ipv4Fields {
     rest: [u16; 6],
 }
 
-impl<const RETURNED: bool> Packet for TcPacket<RETURNED> {
+impl Packet for TcPacket {
     #[inline(always)]
     fn length(&self) -> u32 {
         self.context.len()
@@ -464,8 +455,8 @@ impl<const RETURNED: bool> Packet for TcPacket<RETURNED> {
 
     #[inline(always)]
     fn is_for_node(&self, network: u32) -> bool {
-        if RETURNED || network == 0 {
-            // It was before; or nothing says whom the packet is for on the link.
+        if network == 0 {
+            // Nothing says whom the packet is for on the link.
             return true;
         }
         // SAFETY: the kernel hands the program a valid context.
@@ -560,12 +551,12 @@ impl<const RETURNED: bool> Packet for TcPacket<RETURNED> {
 
     #[inline(always)]
     fn reassembly(&self, network: u32) -> Reassembly {
-        if RETURNED || network == 0 || maps::reassembly_device() == 0 {
+        if network == 0 || maps::reassembly_device() == 0 {
             return Reassembly::None;
         }
         let device = self.device();
         // The way back leads over both.
-        if maps::role_of(device) == 0 || maps::link_of(device).is_none() {
+        if maps::role_of(device) == 0 || maps::link_of(device).is_none() || self.is_returned() {
             return Reassembly::None;
         }
         Reassembly::Here
@@ -586,42 +577,29 @@ impl<const RETURNED: bool> Packet for TcPacket<RETURNED> {
     }
 }
 
-impl TcPacket<true> {
-    /// Finds the device that the packet came in by before the detour, and gives it back the link-layer address that it
-    /// had, or one that leads to the same place. Returns the device's role; 0 if the packet made no detour.
+impl TcPacket {
+    /// Gives a packet back the link-layer address that it had before the detour, or one that leads to the same place, and
+    /// lets it come in by its device again. `None` if it made no detour, or if that device is no longer ours.
     #[inline(always)]
-    pub fn take_back(&mut self) -> u32 {
-        let Some(frame) = self.view::<6>(0) else {
-            return 0;
-        };
+    pub fn come_in_again(&mut self) -> Option<i32> {
+        let frame = self.view::<6>(0)?;
         if frame.u16::<0>() != u16::from_ne_bytes(DETOUR_LINK) {
-            return 0;
+            return None;
         }
         let (high, low) = (u16::from_be(frame.u16::<2>()), u16::from_be(frame.u16::<4>()));
         let device = u32::from(high) << 16 | u32::from(low);
-        // SAFETY: the kernel hands the program a valid context.
-        unsafe { (*self.context.skb.skb).cb[0] = device };
-        let Some(link) = maps::link_of(device) else {
-            return 0;
-        };
+        if maps::role_of(device) == 0 {
+            return None;
+        }
+        let link = maps::link_of(device)?;
         let [a, b, c, d] = link.start.to_ne_bytes();
         let [e, f] = link.end.to_ne_bytes();
-        match self.store(0, &[a, b, c, d, e, f], BPF_F_RECOMPUTE_CSUM) {
-            Some(()) => maps::role_of(device),
-            None => 0,
-        }
-    }
-
-    /// The action that lets the packet come in by its device, whose program lets it pass.
-    #[inline(always)]
-    pub fn come_in(&mut self) -> i32 {
+        self.store(0, &[a, b, c, d, e, f], BPF_F_RECOMPUTE_CSUM)?;
         // SAFETY: the kernel hands the program a valid context.
-        unsafe { (*self.context.skb.skb).tc_index = DECIDED };
-        helpers::receive_at(self.device())
+        unsafe { (*self.context.skb.skb).tc_index = RETURNED };
+        Some(helpers::receive_at(device))
     }
-}
 
-impl<const RETURNED: bool> TcPacket<RETURNED> {
     /// Writes addresses, ports if they are rewritten, and the checksum of an IPv4 header.
     #[inline(always)]
     fn write_fields<A: Address>(

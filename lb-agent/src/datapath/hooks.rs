@@ -50,6 +50,10 @@ pub(super) fn attach_xdp(
     path: &Path,
 ) -> Result<(), Failure> {
     let xdp: &mut Xdp = find(ebpf, program::XDP)?;
+    if xdp.fd().is_err() {
+        xdp.load()
+            .map_err(|error| LoadError::program(program::XDP, error))?;
+    }
     if let Some(old) = old {
         match old.update(xdp.fd()?.as_fd()) {
             Ok(()) => return Ok(()),

@@ -24,7 +24,7 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf
 
 /// Names of the kernel programs.
 pub mod program {
-    /// XDP on network devices.
+    /// XDP on network devices. It is loaded with the first device that takes it.
     pub const XDP: &str = "lb_xdp";
     /// TC ingress of network devices.
     pub const TC_FROM_NETWORK: &str = "lb_tc_from_network";
@@ -396,7 +396,8 @@ fn check_layouts(settings: &Settings, directory: &Path) -> Result<(), LoadError>
 /// Loads every program that the agent attaches in any case. The empty ones are the benchmark's.
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     for (name, program) in ebpf.programs_mut() {
-        let is_loaded_later = program::LAYER3.contains(&name) || name == program::TC_FROM_REASSEMBLY;
+        let is_loaded_later =
+            program::LAYER3.contains(&name) || [program::XDP, program::TC_FROM_REASSEMBLY].contains(&name);
         if !name.starts_with(program::EMPTY_PREFIX) && !is_loaded_later {
             load_program(name, program)?;
         }

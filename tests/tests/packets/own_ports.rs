@@ -4,13 +4,19 @@ use std::net::SocketAddr;
 
 use lb_agent::maps::{FrontendKey, Protocol};
 use lb_common::layout::frontend_flags;
-use lb_tests::packet::build::{ack, icmp, syn, syn_ack, udp};
-use lb_tests::packet::world::{DEVICES, Device, World, at, first, worlds};
+use lb_tests::packet::build::{ack, icmp, sctp, syn, syn_ack, udp};
+use lb_tests::packet::world::{DEVICES, Device, World, at, chunk, first, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
 /// A NodePort of the node.
 fn node_port(world: &World) -> SocketAddr {
     SocketAddr::new(world.node, 30_053)
+}
+
+/// The error that `from` sends to `to` about its packet: nobody is at the port.
+fn unreachable(from: SocketAddr, to: SocketAddr, packet: &[u8]) -> Vec<u8> {
+    let kind = if to.is_ipv4() { [3, 3] } else { [1, 4] };
+    icmp(from.ip(), to.ip(), kind, 0).payload(&packet[14..]).bytes()
 }
 
 /// Runs a check at each device, for both families, on a NodePort of a Service with one Pod.
@@ -66,9 +72,7 @@ fn an_error_about_a_datagram_of_the_node_is_its_own() {
         let (own, other) = (node_port(world), world.client);
         let datagram = udp(own, other).bytes();
         datapath.untouched(device.egress, &datagram);
-        let unreachable = if own.is_ipv4() { [3, 3] } else { [1, 4] };
-        let error = icmp(other.ip(), own.ip(), unreachable, 0).payload(&datagram[14..]);
-        datapath.untouched(device.ingress, &error.bytes());
+        datapath.untouched(device.ingress, &unreachable(other, own, &datagram));
     });
 }
 
@@ -95,6 +99,16 @@ fn connections_of_tcp_and_sctp_need_no_entries() {
             datapath.untouched(device.ingress, &segment.bytes());
         }
         datapath.untouched(device.egress, &first(Protocol::Sctp, own, other).bytes());
+        for answer in [chunk::INIT_ACK, chunk::DATA, chunk::ABORT] {
+            datapath.untouched(device.ingress, &sctp(other, own, answer).bytes());
+        }
+        for packet in [
+            syn(own, other),
+            ack(own, other),
+            first(Protocol::Sctp, own, other),
+        ] {
+            datapath.untouched(device.ingress, &unreachable(other, own, &packet.bytes()));
+        }
         assert_eq!(datapath.flow_count(), 0);
     });
 }

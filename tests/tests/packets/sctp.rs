@@ -35,6 +35,32 @@ fn one(world: &World) -> Vec<SocketAddr> {
     vec![world.pod]
 }
 
+/// Ports stay, and the CRC is over the whole packet: fragments only change their addresses.
+#[test]
+fn fragments_of_requests_and_replies() {
+    let Some(mut datapath) = prepared(one) else { return };
+    for world in worlds() {
+        for device in DEVICES {
+            datapath.forget();
+            let (client, vip, pod) = (world.client, vip(&world), world.pod);
+            let request = datapath.pass(device.ingress, &sctp(client, vip, chunk::INIT).bytes());
+            assert_eq!(request, sctp(client, pod, chunk::INIT).bytes());
+            let large = |from, to| sctp(from, to, chunk::DATA).payload(&[7; 600]).split(9, 256);
+            for (program, sent, expected) in [
+                (device.ingress, large(client, vip), large(client, pod)),
+                (device.egress, large(pod, client), large(vip, client)),
+            ] {
+                assert_eq!(sent.len(), 3);
+                for (sent, expected) in sent.iter().zip(&expected) {
+                    assert_eq!(datapath.pass(program, sent), *expected, "{program}");
+                }
+            }
+            assert_eq!(datapath.flow_count(), 2);
+        }
+    }
+    assert_eq!(datapath.reasons(), []);
+}
+
 #[test]
 fn request_and_reply() {
     let Some(mut datapath) = prepared(one) else { return };

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 
@@ -41,9 +42,12 @@ pub(crate) fn run(stage: Stage, targets: &[Target], filter: Option<&str>) -> Res
     let mut outcome = Outcome::default();
     for executable in build(&selected)? {
         println!("--- {} {}", executable.target.package, executable.target.name);
-        outcome.add(follow(
-            program(stage, &executable).args(filter).arg("--show-output"),
-        )?);
+        let mut command = program(stage, &executable);
+        command.args(filter).arg("--show-output");
+        if stage == Stage::Lab {
+            command.arg(format!("--test-threads={}", lab_threads()?));
+        }
+        outcome.add(follow(&mut command)?);
     }
     if stage == Stage::Unit {
         println!("--- documentation");
@@ -54,6 +58,12 @@ pub(crate) fn run(stage: Stage, targets: &[Target], filter: Option<&str>) -> Res
         outcome.add(follow(cargo.arg("--show-output"))?);
     }
     Ok(outcome)
+}
+
+/// How many tests of the lab run at a time. Each waits a third of its time: for packets, and for what the agent notices.
+fn lab_threads() -> Result<usize> {
+    let processors = thread::available_parallelism().context("the number of processors")?;
+    Ok(processors.get().saturating_mul(3).div_ceil(2))
 }
 
 /// Builds a stage's tests, for whoever runs them in another way.

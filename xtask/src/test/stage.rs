@@ -23,7 +23,7 @@ pub(crate) enum Stage {
     Packets,
     /// The agent against an API server (`kube_*.rs`)
     Api,
-    /// Traffic between network namespaces (`lab_*.rs`)
+    /// Traffic between network namespaces (`lab/`)
     Lab,
     /// The same with devices that not every kernel has (`vm_*.rs`): for `cargo xtask vm-test vm`, here only if asked for
     Vm,
@@ -83,7 +83,7 @@ impl Target {
             ("golden", Stage::Golden),
             ("packets", Stage::Packets),
             ("kube_", Stage::Api),
-            ("lab_", Stage::Lab),
+            ("lab", Stage::Lab),
             ("vm_", Stage::Vm),
         ];
         if self.kind != "test" {
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(stage("lb-agent", "test", "golden"), Stage::Golden);
         assert_eq!(stage("lb-tests", "test", "packets"), Stage::Packets);
         assert_eq!(stage("lb-tests", "test", "kube_watch"), Stage::Api);
-        assert_eq!(stage("lb-tests", "test", "lab_restart"), Stage::Lab);
+        assert_eq!(stage("lb-tests", "test", "lab"), Stage::Lab);
         assert_eq!(stage("lb-tests", "test", "vm_vlan"), Stage::Vm);
         assert_eq!(stage("lb-tests", "lib", "lab_tests"), Stage::Unit);
     }
@@ -228,15 +228,15 @@ mod tests {
                 "reason": "compiler-artifact",
                 "package_id": id,
                 "manifest_path": "/checkout/tests/Cargo.toml",
-                "target": {"kind": ["test"], "name": "lab_nat"},
+                "target": {"kind": ["test"], "name": "lab"},
                 "profile": {"test": test},
-                "executable": "/checkout/target/debug/deps/lab_nat-1",
+                "executable": "/checkout/target/debug/deps/lab-1",
             })
             .to_string()
         };
         let executable = parse_artifact(&message("path+file:///checkout/tests#lb-tests@0.1.0", true));
         let executable = executable.expect("a test program");
-        assert_eq!(executable.target, target("lb-tests", "test", "lab_nat"));
+        assert_eq!(executable.target, target("lb-tests", "test", "lab"));
         assert_eq!(executable.directory, PathBuf::from("/checkout/tests"));
         let same_name = parse_artifact(&message("path+file:///checkout/xtask#0.1.0", true));
         assert_eq!(same_name.expect("a test program").target.package, "xtask");

@@ -17,7 +17,7 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// memory of others, by waiting until all have seen a change. Copying memory by one repeated instruction
 /// (`X86_FEATURE_REP_GOOD`, `ERMS` and `FSRM`) is slow there too.
 const KERNEL_OPTIONS: &str = "console=ttyS0 loglevel=6 panic=-1 random.trust_cpu=on mitigations=off init_on_alloc=0 \
-                              rcupdate.rcu_expedited=1 clearcpuid=112,297,580";
+                              rcupdate.rcu_expedited=1 nohz=off highres=off clearcpuid=112,297,580";
 
 /// What a machine boots.
 pub(super) struct Boot<'a> {

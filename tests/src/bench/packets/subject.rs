@@ -8,7 +8,7 @@ use aya::Ebpf;
 use aya::programs::{Program, ProgramFd};
 use lb_agent::datapath::devices::DeviceTable;
 use lb_agent::datapath::maps::{Counters, KernelMaps};
-use lb_agent::datapath::object::{self, DEFAULT_CAPACITY, Settings};
+use lb_agent::datapath::object::{self, DEFAULT_CAPACITY, Settings, program};
 use lb_agent::devices::{Address, Link, Snapshot, View};
 use lb_agent::maps::{Backend, BackendState, Family, FrontendKey, MapOp, Maps as _, Protocol};
 use lb_common::layout::{Frontend, Region, Slot, frontend_flags};
@@ -116,7 +116,12 @@ impl Subject {
             ..Settings::default()
         };
         let mut ebpf = object::load(&settings, directory).expect("the programs load");
-        for name in [Hook::Xdp.empty(), Hook::FromPod.empty(), EMPTY_ROUTE] {
+        for name in [
+            program::XDP,
+            Hook::Xdp.empty(),
+            Hook::FromPod.empty(),
+            EMPTY_ROUTE,
+        ] {
             load(&mut ebpf, name);
         }
         let mut maps = KernelMaps::open(directory).expect("the maps are pinned");

@@ -1,4 +1,4 @@
-//! The clients and servers of a lab, beyond what `lab_itself` uses of them.
+//! The clients and servers of a lab, beyond what `itself` uses of them.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;

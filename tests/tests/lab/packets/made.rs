@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use etherparse::{IpHeaders, IpNumber, IpSlice, LaxIpSlice, PacketBuilder, PacketBuilderStep};
 
-use crate::SILENT_UDP;
+use super::SILENT_UDP;
 
 /// Payload of datagrams.
 const PAYLOAD: &[u8] = b"payload";

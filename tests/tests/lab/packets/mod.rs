@@ -14,7 +14,7 @@ use lb_tests::lab::{
     SocketLb, Wire, Xdp, require_privileges,
 };
 
-use crate::made::{
+use self::made::{
     HOP_LIMIT_EXCEEDED, PORT_UNREACHABLE, hop_limit, quotation, read_sctp, sctp_chunk, sctp_packet, udp,
     udp_headers,
 };

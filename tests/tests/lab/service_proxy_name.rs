@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use lb_agent::maps::FrontendKey;
+use lb_agent::maps::{BackendState, FrontendKey};
 use lb_tests::lab::cluster::{HTTP, UDP};
 use lb_tests::lab::{
     Agent, Cluster, Outcome, Process, Published, ServicePort, SocketLb, require_privileges, wait_for,
@@ -97,7 +97,10 @@ impl Fixture {
         wait_for(&format!("rows of {expected:?}"), PATIENCE, || {
             let image = self.cluster.nodes[0].map_image().ok()?;
             let rows: BTreeSet<IpAddr> = image.frontends.keys().map(FrontendKey::address).collect();
-            (&rows & &all == expected).then_some(())
+            // Until then a datagram from a port that was used before goes where the one before it went.
+            let mut backends = image.backends4.values().chain(image.backends6.values());
+            let is_over = backends.all(|backend| backend.state != BackendState::Absent);
+            (&rows & &all == expected && is_over).then_some(())
         })
         .unwrap();
     }

@@ -1,0 +1,43 @@
+//! Traffic between network namespaces, with real sockets. One test program for all: it is linked once, and no processor
+//! waits for the last test of a file.
+
+mod absence;
+mod affinity;
+mod agent;
+mod bench;
+mod big_tcp;
+mod changes;
+mod cluster;
+mod cluster_ip;
+mod commands;
+mod connections;
+mod demo;
+mod devices;
+mod forward;
+mod fragments;
+mod frames;
+mod health;
+mod inside;
+mod itself;
+mod kube;
+mod layer3;
+mod layouts;
+mod lifetimes;
+mod links;
+mod node_port;
+mod node_port_addresses;
+mod order;
+mod other_traffic;
+mod packets;
+mod places;
+mod policies;
+mod privileges;
+mod senders;
+mod service_proxy_name;
+mod shared_port;
+mod sockets;
+mod start;
+mod strangers;
+mod takeover;
+mod tools;
+mod vips;
