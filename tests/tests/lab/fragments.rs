@@ -8,7 +8,7 @@ use std::time::Duration;
 use etherparse::{SlicedPacket, TransportSlice};
 use lb_tests::lab::cluster::{UDP, load_balancer_addresses, options, service, vips};
 use lb_tests::lab::{
-    Agent, AgentOptions, Cluster, Node, Published, SocketLb, Wire, Xdp, require_privileges, wait_for,
+    Agent, AgentOptions, Cluster, Node, Published, SocketLb, Wire, Xdp, XdpPeer, require_privileges, wait_for,
 };
 use lb_tests::packet::build::udp;
 
@@ -138,6 +138,7 @@ fn answered(frame: &[u8]) -> Option<(SocketAddr, u16)> {
 
 struct Fixture {
     agent: Agent,
+    _peer: Option<XdpPeer>,
     /// A Pod and an outside client, for both families.
     inside: [Client; 2],
     outside: [Client; 2],
@@ -151,6 +152,7 @@ fn fixture(title: &str, xdp: Xdp, arguments: &[&str]) -> Fixture {
     cluster.lab.apply("web.yaml", manifest).unwrap();
     cluster.route_load_balancer(&[0]).unwrap();
     let pod = cluster.nodes[0].silent_pod("asker").unwrap();
+    let peer = (xdp == Xdp::Native).then(|| cluster.lab.prepare_for_xdp(&cluster.nodes[0]).unwrap());
     let agent = AgentOptions {
         xdp: Some(xdp),
         ..options(SocketLb::Off, arguments)
@@ -164,6 +166,7 @@ fn fixture(title: &str, xdp: Xdp, arguments: &[&str]) -> Fixture {
     let outside = outside.map(|address| Client::new(cluster.outside.wire().unwrap(), address));
     Fixture {
         agent,
+        _peer: peer,
         inside,
         outside,
         cluster,
@@ -203,8 +206,13 @@ fn fragments_arrive_in_any_order() {
 }
 
 #[test]
-fn fragments_arrive_in_any_order_with_xdp() {
-    in_any_order("any-order-xdp", Xdp::Generic, &[]);
+fn fragments_arrive_in_any_order_with_generic_xdp() {
+    in_any_order("any-order-generic", Xdp::Generic, &[]);
+}
+
+#[test]
+fn fragments_arrive_in_any_order_with_native_xdp() {
+    in_any_order("any-order-native", Xdp::Native, &[]);
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod node_port;
 mod node_port_addresses;
 mod order;
 mod other_traffic;
+mod own_ports;
 mod packets;
 mod places;
 mod policies;

@@ -25,18 +25,18 @@ add table inet proxy
 add chain inet proxy prerouting { type nat hook prerouting priority -100 ; }
 ";
 
-/// Rules that lead a Service's connections to one Pod, as kube-proxy's do.
-fn rules(pod: &Machine) -> String {
+/// Rules that lead connections to these addresses and ports of TCP and UDP to one Pod, as kube-proxy's do.
+fn rules(frontends: impl IntoIterator<Item = (IpAddr, [u16; 2])>, pod: &Machine) -> String {
     let mut rules = BASE.to_owned();
-    for vip in vips().into_iter().chain(load_balancer_addresses()) {
-        let (family, pod) = match vip {
+    for (address, ports) in frontends {
+        let (family, pod) = match address {
             IpAddr::V4(_) => ("ip", pod.addresses().ipv4.to_string()),
             IpAddr::V6(_) => ("ip6", format!("[{}]", pod.addresses().ipv6)),
         };
-        for (protocol, port) in [("tcp", ECHO), ("udp", UDP)] {
+        for ((protocol, port), target) in ["tcp", "udp"].iter().zip(ports).zip([ECHO, UDP]) {
             rules += &format!(
-                "add rule inet proxy prerouting {family} daddr {vip} {protocol} dport {} dnat {family} to {pod}:{}\n",
-                port.port, port.target_port
+                "add rule inet proxy prerouting {family} daddr {address} {protocol} dport {port} dnat {family} to {pod}:{}\n",
+                target.target_port
             );
         }
     }
@@ -44,7 +44,7 @@ fn rules(pod: &Machine) -> String {
 }
 
 /// Has the packet filter of a machine take lines.
-fn filter(machine: &Machine, lines: &str) -> Result<()> {
+pub(crate) fn filter(machine: &Machine, lines: &str) -> Result<()> {
     machine.namespace().run(|| {
         let mut nft = Command::new("nft")
             .args(["-f", "-"])
@@ -79,6 +79,15 @@ fn passing(cluster: &Cluster) -> usize {
     maps.ipv4().passing_flows().unwrap().len() + maps.ipv6().passing_flows().unwrap().len()
 }
 
+/// This Pod has them, as before.
+#[track_caller]
+fn expect(open: &mut [(Talk, String)], pod: &Machine, when: &str) {
+    for (talk, server) in open {
+        assert_eq!(server, pod.name(), "before");
+        assert_eq!(talk.server().unwrap(), pod.name(), "{when}");
+    }
+}
+
 #[test]
 fn connections_go_on() {
     if !require_privileges() {
@@ -90,14 +99,11 @@ fn connections_go_on() {
     cluster.route_load_balancer(&[0]).unwrap();
     let node = cluster.nodes[0].host();
     let first = &cluster.servers[0].pod;
-    filter(node, &rules(first)).unwrap();
+    let frontends = vips().into_iter().chain(load_balancer_addresses());
+    let frontends = frontends.map(|address| (address, [ECHO.port, UDP.port]));
+    filter(node, &rules(frontends, first)).unwrap();
     let mut open = connections(&cluster);
-    let go_on = |open: &mut Vec<(Talk, String)>, when: &str| {
-        for (talk, server) in open {
-            assert_eq!(server, first.name(), "before");
-            assert_eq!(talk.server().unwrap(), first.name(), "{when}");
-        }
-    };
+    let go_on = |open: &mut Vec<(Talk, String)>, when: &str| expect(open, first, when);
 
     let agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
     go_on(&mut open, "the agent is there");
@@ -128,5 +134,46 @@ fn connections_go_on() {
         (passing(&cluster) == 0).then_some(())
     })
     .unwrap();
+    agent.stop().unwrap();
+}
+
+/// The node stands in for the client: the Pod of another node answers to it.
+#[test]
+fn connections_through_the_node_to_another_ones_pod_go_on() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("takeover-port", &[1, 0, 0]).unwrap();
+    let node = cluster.nodes[0].host();
+    let first = &cluster.servers[0].pod;
+    let ports = [ECHO, UDP].map(|port| port.node_port.unwrap());
+    let addresses = node.addresses().both();
+    filter(node, &rules(addresses.map(|address| (address, ports)), first)).unwrap();
+    filter(
+        node,
+        "add rule inet cni postrouting ct status dnat counter masquerade\n",
+    )
+    .unwrap();
+    let mut open = Vec::new();
+    for address in addresses {
+        for _ in 0..CONNECTIONS {
+            open.push(cluster.outside.connect(address, ports[0]).unwrap());
+            open.push(cluster.outside.connect_udp(address, ports[1]).unwrap());
+        }
+    }
+
+    let agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    expect(&mut open, first, "the agent is there");
+    filter(node, "flush table inet proxy\n").unwrap();
+    expect(&mut open, first, "the rules are gone");
+    let agent = agent.restart().unwrap();
+    expect(&mut open, first, "the agent was started again");
+    for address in addresses {
+        let report = cluster.outside.http(address, HTTP.node_port.unwrap());
+        let report = report.count(60).run().unwrap();
+        assert_eq!(report.answered(), 60, "{address}: {report:?}");
+        assert_eq!(report.answers.len(), 3, "{address}: {report:?}");
+    }
+    expect(&mut open, first, "others came");
     agent.stop().unwrap();
 }
