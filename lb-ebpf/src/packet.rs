@@ -163,6 +163,7 @@ impl Packet for XdpPacket {
                 destination,
                 length,
             },
+            0,
             hop,
         )
     }
@@ -490,6 +491,7 @@ impl Packet for TcPacket {
                 destination,
                 length,
             },
+            0,
             hop,
         )
     }

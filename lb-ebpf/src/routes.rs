@@ -2,6 +2,7 @@
 
 use core::mem::size_of;
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
     BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
@@ -28,11 +29,15 @@ pub struct Query<A> {
     pub length: u32,
 }
 
-/// Asks the routing tables.
+/// The flag that leaves the neighbour out (`BPF_FIB_LOOKUP_SKIP_NEIGH`, since Linux 6.3); 0 where the kernel has none.
+#[unsafe(no_mangle)]
+static SKIP_NEIGHBOUR: Global<u32> = Global::new(0);
+
+/// Asks the routing tables, with these flags of `bpf_fib_lookup`.
 ///
 /// Out of line: packets that are not sent on do not pay for its stack.
 #[inline(never)]
-pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop) -> Route {
+pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, flags: u32, hop: &mut Hop) -> Route {
     // SAFETY: all zeros are a valid value: numbers only.
     let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     parameters.family = if A::IS_IPV6 { AF_INET6 } else { AF_INET };
@@ -42,7 +47,7 @@ pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop
     parameters.__bindgen_anon_4.ipv6_dst = query.destination.words();
     let length = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the pointer and length are those of one value.
-    let result = unsafe { generated::bpf_fib_lookup(context, &mut parameters, length, 0) };
+    let result = unsafe { generated::bpf_fib_lookup(context, &mut parameters, length, flags) };
     hop.device = parameters.ifindex;
     // SAFETY: any bytes are numbers.
     let next = unsafe { parameters.__bindgen_anon_4.ipv6_dst };
@@ -88,7 +93,7 @@ pub fn sender<A: Address>(context: *mut c_void, device: u32, source: A) -> Sende
         destination: source,
         length: 0,
     };
-    match look_up(context, &query, &mut hop) {
+    match look_up(context, &query, SKIP_NEIGHBOUR.load(), &mut hop) {
         Route::Local => return Sender::Node,
         Route::None => return Sender::Here,
         Route::Ready | Route::Unresolved | Route::TooBig => {}

@@ -20,6 +20,9 @@ use super::clock;
 use super::probe::{self, Helper};
 use crate::maps::Capacity;
 
+/// Flag of `bpf_fib_lookup` (include/uapi/linux/bpf.h, Linux 6.3).
+const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 4;
+
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
 /// Names of the kernel programs.
@@ -279,6 +282,11 @@ fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
         u32::from(probe::helper(probe::Program::CgroupSockAddr, Helper::SetRetval).unwrap_or(true));
 
     let redirects_locally = u32::from(settings.redirects_locally);
+    let skip_neighbour = if probe::kernel_at_least(6, 3) {
+        BPF_FIB_LOOKUP_SKIP_NEIGH
+    } else {
+        0
+    };
 
     let mut loader = EbpfLoader::new();
     loader
@@ -294,6 +302,7 @@ fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
         .override_global("KEEP_REMOVED", &loaded.keeps_removed, true)
         .override_global("LOCAL_REDIRECT", &redirects_locally, true)
         .override_global("SETS_ERRORS", &sets_errors, true)
+        .override_global("SKIP_NEIGHBOUR", &skip_neighbour, true)
         .override_global("PORTS", &ports, true)
         .override_global("HASH_SEED", &settings.hash_seed, true);
     for (name, entries) in sizes(settings) {
