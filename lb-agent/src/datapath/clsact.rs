@@ -3,6 +3,7 @@
 use std::io;
 
 use aya::Ebpf;
+use aya::programs::SchedClassifier;
 use aya::programs::links::Link as _;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
 
@@ -45,7 +46,7 @@ pub(super) fn attach(
 ) -> Result<(), Failure> {
     // A qdisc that is there already is what is needed; without one the next calls fail and say so.
     let _ = qdisc_add_clsact(device);
-    let tc = hooks::find_tc(ebpf, name)?;
+    let tc: &mut SchedClassifier = hooks::find(ebpf, name)?;
     let present = filters(index, direction)?;
     let own: Vec<&Filter> = present.iter().filter(|filter| filter.is_ours()).collect();
     if let [own] = own[..]

@@ -11,7 +11,7 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp}
 
 use super::attach::{Direction, XdpMode};
 use super::links::{self, Link};
-use super::object::{LoadError, program};
+use super::object::{self, LoadError, program};
 use super::pins;
 
 /// What can go wrong on the way.
@@ -50,10 +50,6 @@ pub(super) fn attach_xdp(
     path: &Path,
 ) -> Result<(), Failure> {
     let xdp: &mut Xdp = find(ebpf, program::XDP)?;
-    if xdp.fd().is_err() {
-        xdp.load()
-            .map_err(|error| LoadError::program(program::XDP, error))?;
-    }
     if let Some(old) = old {
         match old.update(xdp.fd()?.as_fd()) {
             Ok(()) => return Ok(()),
@@ -82,7 +78,7 @@ pub(super) fn attach_tcx(
     old: Option<Link>,
     path: &Path,
 ) -> Result<(), Failure> {
-    let tc = find_tc(ebpf, name)?;
+    let tc: &mut SchedClassifier = find(ebpf, name)?;
     if let Some(old) = &old {
         let id = old.info()?.program;
         let programs = links::tcx_programs(index, direction.tcx())?;
@@ -106,7 +102,7 @@ pub(super) fn attach_tcx(
 
 /// Attaches a TC program to what a device receives, until the link is closed.
 pub(super) fn attach_unpinned(ebpf: &mut Ebpf, name: &str, device: &str) -> Result<FdLink, Failure> {
-    let tc = find_tc(ebpf, name)?;
+    let tc: &mut SchedClassifier = find(ebpf, name)?;
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = tc.attach_with_options(device, TcAttachType::Ingress, order)?;
     Ok(tc.take_link(id)?.try_into()?)
@@ -150,15 +146,7 @@ pub(super) fn pinned(path: &Path) -> Result<Option<Link>, Failure> {
     }
 }
 
-/// A TC program, loaded if it was not needed before.
-pub(super) fn find_tc<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, Failure> {
-    let program: &mut SchedClassifier = find(ebpf, name)?;
-    if program.fd().is_err() {
-        program.load().map_err(|error| LoadError::program(name, error))?;
-    }
-    Ok(program)
-}
-
+/// A program, loaded if it was not needed before.
 pub(super) fn find<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Failure>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
@@ -166,6 +154,9 @@ where
     let program = ebpf
         .program_mut(name)
         .ok_or_else(|| Failure::Missing(name.to_owned()))?;
+    if program.fd().is_err() {
+        object::load_program(name, program)?;
+    }
     Ok(program.try_into()?)
 }
 

@@ -103,16 +103,15 @@ fn connections_go_on() {
     let frontends = frontends.map(|address| (address, [ECHO.port, UDP.port]));
     filter(node, &rules(frontends, first)).unwrap();
     let mut open = connections(&cluster);
-    let go_on = |open: &mut Vec<(Talk, String)>, when: &str| expect(open, first, when);
 
     let agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
-    go_on(&mut open, "the agent is there");
+    expect(&mut open, first, "the agent is there");
     // One entry for where packets of outside enter, and one for those of Pods.
     assert_eq!(passing(&cluster), 2 * open.len());
     filter(node, "flush table inet proxy\n").unwrap();
-    go_on(&mut open, "the rules are gone");
+    expect(&mut open, first, "the rules are gone");
     let agent = agent.restart().unwrap();
-    go_on(&mut open, "the agent was started again");
+    expect(&mut open, first, "the agent was started again");
 
     for (client, addresses) in [
         (&cluster.outside, load_balancer_addresses()),
@@ -128,7 +127,7 @@ fn connections_go_on() {
     node.namespace()
         .sysctl(&[("netfilter/nf_conntrack_udp_timeout_stream", "1")])
         .unwrap();
-    go_on(&mut open, "the next datagram is the last");
+    expect(&mut open, first, "the next datagram is the last");
     drop(open);
     wait_for("the flows are gone", PATIENCE, || {
         (passing(&cluster) == 0).then_some(())
@@ -149,11 +148,7 @@ fn connections_through_the_node_to_another_ones_pod_go_on() {
     let ports = [ECHO, UDP].map(|port| port.node_port.unwrap());
     let addresses = node.addresses().both();
     filter(node, &rules(addresses.map(|address| (address, ports)), first)).unwrap();
-    filter(
-        node,
-        "add rule inet cni postrouting ct status dnat counter masquerade\n",
-    )
-    .unwrap();
+    filter(node, "add rule inet cni postrouting ct status dnat masquerade\n").unwrap();
     let mut open = Vec::new();
     for address in addresses {
         for _ in 0..CONNECTIONS {

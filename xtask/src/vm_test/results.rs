@@ -118,7 +118,7 @@ impl Results {
     }
 }
 
-/// The part of a program's name that cargo was given: `lab_agent` of `lab_agent-1234567890abcdef`.
+/// The part of a program's name that cargo was given: `packets` of `packets-1234567890abcdef`.
 fn target_name(program: &str) -> String {
     let file = Path::new(program)
         .file_name()
