@@ -10,8 +10,11 @@ use crate::lab::link::VXLAN_PORT;
 /// ICMPv6 types of multicast listeners (130 to 132 and 143) and neighbour discovery (133 to 137).
 const HOUSEKEEPING: [u8; 9] = [130, 131, 132, 133, 134, 135, 136, 137, 143];
 
+/// Length of a UDP header.
+const UDP_HEADER: usize = 8;
+
 /// Length of the UDP and VXLAN headers before the frame inside.
-const VXLAN_HEADERS: usize = 8 + 8;
+const VXLAN_HEADERS: usize = UDP_HEADER + 8;
 
 /// A frame as captured.
 #[derive(Clone, Copy, Debug)]
@@ -122,7 +125,7 @@ fn check_ip(frame: Frame<'_>, start: usize) -> Result<Option<Flow>, Fault> {
         },
         _ => Protocol::Other,
     };
-    if protocol == Protocol::Udp && transport.field(2)? == VXLAN_PORT {
+    if protocol == Protocol::Udp && transport.field(2)? == VXLAN_PORT && transport.has_vxlan_header() {
         // What is unfinished is the checksum of the packet inside.
         check_transport(&transport, protocol, payload_start, None)?;
         return check_ethernet(frame, payload_start + VXLAN_HEADERS);
@@ -151,6 +154,13 @@ impl Transport<'_> {
             Some(&[high, low]) => Ok(u16::from_be_bytes([high, low])),
             _ => Err(Fault(format!("too short for protocol {}", self.number))),
         }
+    }
+
+    /// Whether a VXLAN header (RFC 7348, section 5) follows the UDP header. Of a datagram to [`VXLAN_PORT`] that is not
+    /// certain: the port may be the one that a node has put in the place of a client's.
+    fn has_vxlan_header(&self) -> bool {
+        let header = self.bytes.get(UDP_HEADER..VXLAN_HEADERS);
+        matches!(header, Some([0x08, 0, 0, 0, _, _, _, 0]))
     }
 
     /// Sum of the pseudo header.
@@ -359,6 +369,20 @@ mod tests {
         assert!(unfinished(&outer, start, 6).is_err());
         *outer.last_mut().unwrap() ^= 1;
         assert!(finished(&outer).is_err());
+    }
+
+    #[test]
+    fn a_datagram_to_the_vxlan_port_may_be_anything() {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([172, 30, 0, 1], [172, 30, 0, 2], 64)
+            .udp(5353, VXLAN_PORT)
+            .write(&mut frame, b"web-1 172.30.0.2:4789")
+            .unwrap();
+        let destination = finished(&frame).unwrap().unwrap().destination;
+        assert_eq!(destination, "172.30.0.2:4789".parse().unwrap());
+        *frame.last_mut().unwrap() ^= 1;
+        assert!(finished(&frame).is_err());
     }
 
     #[test]
