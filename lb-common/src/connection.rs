@@ -80,13 +80,26 @@ pub(crate) fn record_packet<A: Address>(
     parsed: &Parsed<A>,
     now: u32,
 ) {
-    let change = flow.state_change(parsed.headers.tcp_flags);
     if flow.last_seen != now {
         entry.set_last_seen(now);
         if flow.state & flow_state::CONFIRMED != 0 {
             record_acknowledgement(packet, entry, parsed);
         }
     }
+    if !flow.is_unchanged_by(parsed.headers.tcp_flags) {
+        record_change(packet, tables, flow, parsed);
+    }
+}
+
+/// Records what a packet changes of the state of its flow.
+#[inline(never)]
+fn record_change<A: Address>(
+    packet: &impl Packet,
+    tables: &impl Tables<A>,
+    flow: &Flow<A>,
+    parsed: &Parsed<A>,
+) {
+    let change = flow.state_change(parsed.headers.tcp_flags);
     let opens = parsed.headers.tcp_flags & tcp_flags::SYN != 0 && flow.state & flow_state::CONFIRMED == 0;
     if opens || !change.is_empty() {
         change_state(packet, tables, parsed, flow, change);
@@ -114,7 +127,7 @@ pub(crate) fn tcp_word<A>(packet: &impl Packet, parsed: &Parsed<A>, offset: u32)
 }
 
 /// Changes the state in the entries of both directions.
-#[inline(never)]
+#[inline(always)]
 fn change_state<A: Address>(
     packet: &impl Packet,
     tables: &impl Tables<A>,

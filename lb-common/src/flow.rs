@@ -277,6 +277,16 @@ impl<A: Copy + Eq> Flow<A> {
         now.wrapping_sub(self.last_seen) > lifetime(protocol, self.state)
     }
 
+    /// Whether the connection is established and goes on: one question, which nearly all packets answer with yes, instead
+    /// of the many of [`Self::state_change`].
+    #[inline(always)]
+    pub const fn is_unchanged_by(&self, tcp_flags: u8) -> bool {
+        const OPEN: u8 = flow_state::ANSWERED | flow_state::CONFIRMED;
+        const ENDS: u8 = tcp_flags::FIN | tcp_flags::RST;
+        let others = (self.state & (OPEN | flow_state::RESET)) ^ OPEN;
+        others | (tcp_flags & (tcp_flags::SYN | ENDS)) == 0
+    }
+
     /// What a packet changes of this flow's state. Whether a RST counts is for [`Self::is_in_window`] to say.
     #[inline(always)]
     pub fn state_change(&self, tcp_flags: u8) -> StateChange {
@@ -457,6 +467,28 @@ mod tests {
                 "{state} {flags} {tcp_flags}"
             );
         }
+    }
+
+    #[test]
+    fn what_goes_on_changes_nothing() {
+        let mut unchanged = 0;
+        for state in 0..flow_state::COUNT {
+            for flags in [0, flow_flags::REPLY] {
+                for tcp_flags in 0..=u8::MAX {
+                    let flow = flow(state, flags);
+                    if flow.is_unchanged_by(tcp_flags) {
+                        unchanged += 1;
+                        assert!(
+                            flow.state_change(tcp_flags).is_empty(),
+                            "{state} {flags} {tcp_flags}"
+                        );
+                    }
+                }
+            }
+        }
+        assert!(flow(OPEN, 0).is_unchanged_by(tcp_flags::ACK));
+        // Three bits of the state and three flags are fixed.
+        assert_eq!(unchanged, usize::from(flow_state::COUNT / 8) * 2 * 256 / 8);
     }
 
     #[test]

@@ -144,15 +144,16 @@ pub(crate) fn parse<A: Address>(
         }
         return Kind::Foreign;
     };
-    parsed.key.source_port = transport.source_port;
-    parsed.key.destination_port = transport.destination_port;
+    let [source_port, destination_port] = transport.ports();
+    parsed.key.source_port = source_port;
+    parsed.key.destination_port = destination_port;
     parsed.headers.tcp_flags = transport.tcp_flags;
     // Much leaves in fragments that is not ours; what enters was asked for by its destination.
     if hook == hook::EGRESS && tables.flow(&parsed.key).is_none() {
         return Kind::Foreign;
     }
-    known.source_port = transport.source_port;
-    known.destination_port = transport.destination_port;
+    known.source_port = source_port;
+    known.destination_port = destination_port;
     known.state = fragment_state::PORTS;
     if !is_new {
         tables.insert_fragment(&key, &known);

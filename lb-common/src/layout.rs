@@ -621,18 +621,15 @@ pub struct Device {
 pub struct LinkAddress {
     /// Its first four bytes as they follow each other in memory.
     pub start: u32,
-    /// The other two.
-    pub end: u16,
-    /// Zero.
-    pub pad: u16,
+    /// The other two, and two of zero.
+    pub end: u32,
 }
 
 impl From<[u8; 6]> for LinkAddress {
     fn from([a, b, c, d, e, f]: [u8; 6]) -> Self {
         Self {
             start: u32::from_ne_bytes([a, b, c, d]),
-            end: u16::from_ne_bytes([e, f]),
-            pad: 0,
+            end: u32::from_ne_bytes([e, f, 0, 0]),
         }
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! What is not TCP, UDP or SCTP over IP, is truncated or malformed is not parsed: it is not ours. Fragments have a
 //! parser of their own, for the sake of the packets that are none.
+#![expect(
+    unsafe_code,
+    reason = "the key of a flow is written in other parts than it is read in"
+)]
 
 use core::mem::offset_of;
 
@@ -14,6 +18,35 @@ use crate::layout::{Address4, Address6, FlowKey, Port, protocol};
 use crate::packet::{Headers, Packet, Part};
 
 impl<A: Copy> FlowKey<A> {
+    /// A key, of ports as they follow each other in a header.
+    ///
+    /// The ports are written as one word, as the kernel reads them when it hashes the key: a processor reads a word that
+    /// was written in parts only when the parts have reached the cache.
+    #[inline(always)]
+    pub fn new(source: A, destination: A, ports: u32, protocol: u8, hook: u8) -> Self {
+        #[derive(Clone, Copy)]
+        #[repr(C)]
+        struct Words<A> {
+            source: A,
+            destination: A,
+            ports: u32,
+            rest: [u8; 4],
+        }
+        const {
+            assert!(size_of::<Words<A>>() == size_of::<Self>());
+            assert!(offset_of!(Words<A>, ports) == offset_of!(Self, source_port));
+            assert!(offset_of!(Words<A>, rest) == offset_of!(Self, protocol));
+        }
+        let words = Words {
+            source,
+            destination,
+            ports,
+            rest: [protocol, hook, 0, 0],
+        };
+        // SAFETY: both have the addresses, then eight bytes of numbers; the assertions compare the places.
+        unsafe { core::mem::transmute_copy(&words) }
+    }
+
     /// Source and destination port as they follow each other in a header.
     #[inline(always)]
     pub fn ports_word(&self) -> u32 {
@@ -143,15 +176,13 @@ pub fn ipv4(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
     let protocol = header.u8::<{ offset_of!(Ipv4Hdr, proto) }>();
     let transport = transport(packet, offset + header_length, protocol, room)?;
     Some(Parsed {
-        key: FlowKey {
-            source: Address4::from_word(header.u32::<{ offset_of!(Ipv4Hdr, src_addr) }>()),
-            destination: Address4::from_word(header.u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>()),
-            source_port: transport.source_port,
-            destination_port: transport.destination_port,
+        key: FlowKey::new(
+            Address4::from_word(header.u32::<{ offset_of!(Ipv4Hdr, src_addr) }>()),
+            Address4::from_word(header.u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>()),
+            transport.ports,
             protocol,
             hook,
-            pad: 0,
-        },
+        ),
         headers: Headers {
             network: offset,
             transport: offset + header_length,
@@ -184,25 +215,23 @@ pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
     const SOURCE: usize = offset_of!(Ipv6Hdr, src_addr);
     const DESTINATION: usize = offset_of!(Ipv6Hdr, dst_addr);
     Some(Parsed {
-        key: FlowKey {
-            source: Address6::from_words([
+        key: FlowKey::new(
+            Address6::from_words([
                 header.u32::<SOURCE>(),
                 header.u32::<{ SOURCE + 4 }>(),
                 header.u32::<{ SOURCE + 8 }>(),
                 header.u32::<{ SOURCE + 12 }>(),
             ]),
-            destination: Address6::from_words([
+            Address6::from_words([
                 header.u32::<DESTINATION>(),
                 header.u32::<{ DESTINATION + 4 }>(),
                 header.u32::<{ DESTINATION + 8 }>(),
                 header.u32::<{ DESTINATION + 12 }>(),
             ]),
-            source_port: transport.source_port,
-            destination_port: transport.destination_port,
+            transport.ports,
             protocol,
             hook,
-            pad: 0,
-        },
+        ),
         headers: Headers {
             network: offset,
             transport: start,
@@ -369,9 +398,18 @@ fn skip_extensions(packet: &impl Packet, offset: u32, first: u8) -> Behind {
 
 /// Ports and flags of a transport header.
 pub(crate) struct Transport {
-    pub(crate) source_port: Port,
-    pub(crate) destination_port: Port,
+    /// Source and destination port as they follow each other.
+    pub(crate) ports: u32,
     pub(crate) tcp_flags: u8,
+}
+
+impl Transport {
+    /// Source and destination port.
+    #[inline(always)]
+    pub(crate) fn ports(&self) -> [Port; 2] {
+        let [a, b, c, d] = self.ports.to_ne_bytes();
+        [[a, b], [c, d]].map(Port::from_bytes)
+    }
 }
 
 /// Reads the transport header at `offset`, for which the IP header leaves `room` bytes.
@@ -384,11 +422,11 @@ pub(crate) fn transport(packet: &impl Packet, offset: u32, protocol: u8, room: u
             if length < TcpHdr::LEN as u32 || length > room {
                 return None;
             }
-            ([header.u16::<0>(), header.u16::<2>()], header.u8::<TCP_FLAGS>())
+            (header.u32::<0>(), header.u8::<TCP_FLAGS>())
         }
         protocol::UDP if room >= UdpHdr::LEN as u32 => {
             let header = packet.view::<{ UdpHdr::LEN }>(offset)?;
-            ([header.u16::<0>(), header.u16::<2>()], 0)
+            (header.u32::<0>(), 0)
         }
         protocol::SCTP if room >= SCTP_LENGTH => {
             let header = packet.view::<{ SCTP_LENGTH as usize }>(offset)?;
@@ -397,16 +435,11 @@ pub(crate) fn transport(packet: &impl Packet, offset: u32, protocol: u8, room: u
                 sctp_chunk::ABORT | sctp_chunk::SHUTDOWN_COMPLETE => tcp_flags::RST,
                 _ => 0,
             };
-            ([header.u16::<0>(), header.u16::<2>()], flags)
+            (header.u32::<0>(), flags)
         }
         _ => return None,
     };
-    let [source_port, destination_port] = ports.map(|port| Port::from_bytes(port.to_ne_bytes()));
-    Some(Transport {
-        source_port,
-        destination_port,
-        tcp_flags,
-    })
+    Some(Transport { ports, tcp_flags })
 }
 
 /// Length of the SCTP header and of the first chunk's (RFC 9260 section 3).

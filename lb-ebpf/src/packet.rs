@@ -237,10 +237,10 @@ impl DirectPacket for XdpPacket {
 /// The link-layer address that a frame is for.
 #[inline(always)]
 fn destination_link(frame: &View<'_, 6>) -> LinkAddress {
+    let [e, f] = frame.u16::<4>().to_ne_bytes();
     LinkAddress {
         start: frame.u32::<0>(),
-        end: frame.u16::<4>(),
-        pad: 0,
+        end: u32::from_ne_bytes([e, f, 0, 0]),
     }
 }
 
@@ -595,7 +595,7 @@ impl TcPacket {
         }
         let link = maps::link_of(device)?;
         let [a, b, c, d] = link.start.to_ne_bytes();
-        let [e, f] = link.end.to_ne_bytes();
+        let [e, f, ..] = link.end.to_ne_bytes();
         self.store(0, &[a, b, c, d, e, f], BPF_F_RECOMPUTE_CSUM)?;
         // SAFETY: the kernel hands the program a valid context.
         unsafe { (*self.context.skb.skb).tc_index = RETURNED };
