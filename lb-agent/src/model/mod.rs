@@ -25,6 +25,8 @@ pub use values::quoted;
 
 /// Services with this label are for the proxy of that name.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// EndpointSlices of headless Services have this label: nobody sends traffic through a proxy to these.
+pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// Something in an object that cannot be used. The rest of the object is.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, thiserror::Error)]

@@ -16,11 +16,8 @@ use kube::{Api, Client, Config};
 use tokio::sync::mpsc;
 
 use self::watch::Watch;
-use crate::model::PROXY_NAME_LABEL;
+use crate::model::{HEADLESS_LABEL, PROXY_NAME_LABEL};
 use crate::object::Change;
-
-/// EndpointSlices of headless Services: nobody sends traffic through a proxy to these.
-const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// Why the source cannot run.
 #[derive(Debug, thiserror::Error)]

@@ -4,11 +4,14 @@
 //! only the objects that it changes are reported. While a file is broken its last good content stays in force; while the
 //! directory is gone, everything does.
 
+mod decode;
 mod directory;
 mod document;
 mod fault;
 mod header;
+mod links;
 mod name;
+mod strict;
 mod typed;
 mod watch;
 

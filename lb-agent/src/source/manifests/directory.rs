@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Problem;
+use super::decode::Syntax;
 use super::document::{self, Entry, Parsed};
 use super::fault::Fault;
 use crate::object::{Change, Kind, Object, ObjectReference};
@@ -145,10 +146,10 @@ impl File {
         let Parsed {
             entries,
             broken,
-            ignored,
-        } = document::parse(&text);
+            harmless,
+        } = document::parse(&text, syntax(path));
         let problem = |fault: Fault| (fault.line, fault.reason.to_string());
-        let mut faults: Vec<_> = ignored.into_iter().map(problem).collect();
+        let mut faults: Vec<_> = harmless.into_iter().map(problem).collect();
         let sound = broken.is_empty();
         faults.extend(
             broken
@@ -180,6 +181,13 @@ impl File {
 pub(super) fn is_manifest(name: &OsStr) -> bool {
     let extension = Path::new(name).extension().and_then(OsStr::to_str);
     matches!(extension, Some("yaml" | "yml" | "json")) && !name.as_encoded_bytes().starts_with(b".")
+}
+
+fn syntax(path: &Path) -> Syntax {
+    match path.extension().and_then(OsStr::to_str) {
+        Some("json") => Syntax::Json,
+        _ => Syntax::Yaml,
+    }
 }
 
 fn list(path: &Path) -> io::Result<BTreeSet<OsString>> {

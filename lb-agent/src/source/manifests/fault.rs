@@ -34,6 +34,10 @@ pub(super) enum Reason {
     },
     #[error("{object} is ignored: only v1 Service, Node, Pod and discovery.k8s.io/v1 EndpointSlice are read")]
     UnknownKind { object: String },
+    #[error("{object}: the field {field} is not known and has no effect: correct its name or remove it")]
+    UnknownField { object: String, field: String },
+    #[error("{object}: {field} is given twice, and only the last one counts: remove the other")]
+    Repeated { object: String, field: String },
     #[error("a List within a List: put its items into the outer one")]
     NestedList,
     #[error("{MAX_BROKEN_DOCUMENTS} broken documents: the rest of the file is not read")]

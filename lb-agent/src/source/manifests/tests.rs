@@ -413,3 +413,47 @@ async fn ends_with_its_receiver() {
     drop(changes);
     timeout(TIMEOUT, task).await.unwrap().unwrap().unwrap();
 }
+
+/// No event of the directory tells what happens behind a link.
+#[tokio::test]
+async fn files_behind_symbolic_links() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, elsewhere) = (
+        directory.path().join("manifests"),
+        directory.path().join("elsewhere"),
+    );
+    let (target, new) = (elsewhere.join("target"), elsewhere.join("new"));
+    fs::create_dir(&path).unwrap();
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(&target, service("web", 80)).unwrap();
+    symlink(&target, path.join("web.yaml")).unwrap();
+    let (mut source, loaded) = Source::start_in(directory, path.clone()).await;
+    assert_eq!(loaded[1], "replace Service [Service default/web:80]");
+
+    fs::write(&target, service("web", 81)).unwrap();
+    assert_eq!(source.next().await, "apply Service default/web:81");
+    fs::write(&new, service("web", 82)).unwrap();
+    fs::rename(&new, &target).unwrap();
+    assert_eq!(source.next().await, "apply Service default/web:82");
+
+    fs::rename(&target, &new).unwrap();
+    let gone = "web.yaml: cannot be read: No such file or directory (os error 2) \
+        (the file's last good content stays in force)";
+    source.expect_problems(&[gone]).await;
+    source.expect_no_change("marker").await;
+    fs::write(&new, service("web", 83)).unwrap();
+    fs::rename(&new, &target).unwrap();
+    assert_eq!(source.next().await, "apply Service default/web:83");
+    source.expect_problems(&[]).await;
+
+    // Another link, which comes later, and is given another target.
+    symlink(&target, path.join("later.yaml")).unwrap();
+    fs::remove_file(path.join("web.yaml")).unwrap();
+    fs::write(&new, service("api", 1)).unwrap();
+    symlink(&new, path.join(".later")).unwrap();
+    fs::rename(path.join(".later"), path.join("later.yaml")).unwrap();
+    assert_eq!(source.next().await, "apply Service default/api:1");
+    assert_eq!(source.next().await, "delete Service default/web");
+    fs::write(&new, service("api", 2)).unwrap();
+    assert_eq!(source.next().await, "apply Service default/api:2");
+}

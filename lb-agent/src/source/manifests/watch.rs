@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::directory::is_manifest;
+use super::links::Links;
 
 /// A burst of changes is over when nothing happened for so long. Long enough for the tools that replace a file by
 /// deleting it first, not noticeable as a delay.
@@ -25,7 +26,8 @@ const MAX_BURST: u32 = 25;
 /// A file that was written to but not closed is read when nothing was written for so long.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often to look whether the directory is still the one being watched, and for what no event tells.
+/// How often to look whether the directory is still the one being watched, at what its symbolic links lead to, and for
+/// what no event tells.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Watches a directory, also while it does not exist.
@@ -34,6 +36,7 @@ pub(super) struct DirectoryWatch {
     /// `None` while it cannot be watched; then it is read at every tick.
     watcher: Option<Watching>,
     events: Arc<Events>,
+    links: Links,
 }
 
 struct Watching {
@@ -64,6 +67,7 @@ impl DirectoryWatch {
             path,
             watcher: None,
             events: Arc::default(),
+            links: Links::default(),
         };
         watch.renew_or_poll();
         watch
@@ -76,7 +80,8 @@ impl DirectoryWatch {
                 self.wait_until_quiet().await;
                 break;
             }
-            if self.watcher.is_none() || self.is_moved() || self.is_being_written() {
+            let is_new = self.links.look(&self.path, WRITE_TIMEOUT);
+            if is_new || self.watcher.is_none() || self.is_moved() || self.is_being_written() {
                 break;
             }
         }
@@ -85,12 +90,15 @@ impl DirectoryWatch {
         }
     }
 
-    /// The files that are open for writing: half a file is not to be taken for the whole.
-    pub(super) fn being_written(&self) -> BTreeSet<OsString> {
+    /// The files that are being written to: half a file is not to be taken for the whole. All others are read next.
+    pub(super) fn being_written(&mut self) -> BTreeSet<OsString> {
+        self.links.list(&self.path);
+        self.links.look(&self.path, WRITE_TIMEOUT);
         let mut seen = self.events.lock();
         seen.writing
             .retain(|_, last_write| last_write.elapsed() < WRITE_TIMEOUT);
-        seen.writing.keys().cloned().collect()
+        let written = seen.writing.keys().chain(self.links.being_written());
+        written.cloned().collect()
     }
 
     fn is_being_written(&self) -> bool {
