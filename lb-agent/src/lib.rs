@@ -35,13 +35,41 @@ pub mod sockets;
 pub mod source;
 pub mod state;
 
-/// An error with its causes, in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+/// An error with its causes, in one line. A cause that the error before names itself is not named again.
+pub fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text = format!("{text}: {cause}");
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::describe;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Step {
+        #[error("map X: {0}")]
+        Told(#[source] std::io::Error),
+        #[error("map X")]
+        Untold(#[source] std::io::Error),
+    }
+
+    #[test]
+    fn a_cause_is_named_once() {
+        let cause = || std::io::Error::from_raw_os_error(2);
+        for step in [Step::Told(cause()), Step::Untold(cause())] {
+            let error = anyhow::Error::from(step).context("no agent has run");
+            assert_eq!(
+                describe(error.as_ref()),
+                "no agent has run: map X: No such file or directory (os error 2)"
+            );
+        }
+    }
 }

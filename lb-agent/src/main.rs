@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use lb_agent::cli::{Arguments, Command};
-use lb_agent::{check, cleanup, explain, run, show};
+use lb_agent::{check, cleanup, describe, explain, run, show};
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Command::Cleanup(arguments) => cleanup::run(&arguments),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("lb-agent: {error:#}");
+        eprintln!("lb-agent: {}", describe(error.as_ref()));
         ExitCode::FAILURE
     })
 }

@@ -5,6 +5,7 @@ mod monitor;
 mod seed;
 mod setup;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -25,6 +26,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(shows_colours())
         .init();
 
     privileges::require("run", &privileges::DATAPATH)?;
@@ -40,6 +42,12 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         .context("cannot start the runtime")?;
     runtime.block_on(agent::run(arguments, closer, reassembly))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether whoever reads the log sees colours: files and journals show escape sequences instead. See no-color.org.
+fn shows_colours() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stderr().is_terminal() && !refused
 }
 
 /// Lets maps be as large as they are: before Linux 5.11 their memory counts against a limit of the process.

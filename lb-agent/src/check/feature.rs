@@ -68,7 +68,7 @@ impl Found {
     }
 
     pub(super) fn unknown(error: impl Into<anyhow::Error>) -> Self {
-        Self::new(State::Unknown, format!("{:#}", error.into()))
+        Self::new(State::Unknown, crate::describe(error.into().as_ref()))
     }
 
     fn new(state: State, detail: impl Into<String>) -> Self {

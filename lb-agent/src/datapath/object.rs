@@ -124,7 +124,7 @@ pub const DEFAULT_FLOWS: u32 = 262_144;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The pin directory cannot be made.
-    #[error("cannot create {}: {source}; is a bpf file system mounted there? (`mount -t bpf bpf /sys/fs/bpf`)", path.display())]
+    #[error("cannot create {}: is a bpf file system mounted there? (`mount -t bpf bpf /sys/fs/bpf`)", path.display())]
     PinDirectory {
         /// The directory.
         path: PathBuf,
@@ -430,7 +430,7 @@ fn shorten(error: ProgramError) -> String {
                 .join("\n");
             format!("{io_error}\n{end}")
         }
-        error => format!("{:#}", anyhow::Error::from(error)),
+        error => crate::describe(&error),
     }
 }
 

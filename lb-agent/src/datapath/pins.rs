@@ -109,6 +109,11 @@ impl Pins {
         &self.root
     }
 
+    /// What it means if the maps are not there.
+    pub fn nobody_ran(&self) -> String {
+        format!("no agent has run with --pin-path {}", self.root.display())
+    }
+
     fn other_paths(&self) -> io::Result<Vec<PathBuf>> {
         let own = self.version();
         let mut paths = entries(&self.root)?;

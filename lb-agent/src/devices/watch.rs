@@ -91,7 +91,7 @@ impl Watcher {
     /// Starts again with new sockets.
     async fn recover(&mut self, mut error: DeviceError) {
         loop {
-            let causes = format!("{:#}", anyhow::Error::new(error));
+            let causes = crate::describe(&error);
             tracing::warn!(error = causes, retry = ?RETRY, "device changes go unnoticed");
             tokio::time::sleep(RETRY).await;
             match self.reopen().await {

@@ -33,7 +33,7 @@ pub fn run(arguments: &ExplainArguments) -> ExitCode {
         Ok(explanation) if explanation.verdict.is_refusal() => ExitCode::from(REFUSED),
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("lb-agent: {error:#}");
+            eprintln!("lb-agent: {}", crate::describe(error.as_ref()));
             ExitCode::from(NO_ANSWER)
         }
     }
@@ -53,8 +53,7 @@ fn refuse(problem: &str) -> ! {
 fn answer(arguments: &ExplainArguments, question: Question) -> anyhow::Result<Explanation> {
     privileges::require("explain", &privileges::MAPS)?;
     let pins = Pins::new(&arguments.show.pins.pin_path);
-    let maps = LiveMaps::open(&pins.maps())
-        .with_context(|| format!("no agent has run with --pin-path {}", pins.root().display()))?;
+    let maps = LiveMaps::open(&pins.maps()).with_context(|| pins.nobody_ran())?;
     let routes = KernelRoutes::connect(question.source.ip()).context("cannot ask for routes")?;
     let links = pins
         .link_names()

@@ -281,7 +281,7 @@ impl Agent {
         match self.controller.repair() {
             Ok(repaired) if repaired == crate::install::Repaired::default() => {}
             Ok(repaired) => tracing::warn!(?repaired, "the maps were not as written, and were repaired"),
-            Err(error) => tracing::warn!("cannot compare the maps: {:#}", anyhow::Error::from(error)),
+            Err(error) => tracing::warn!("cannot compare the maps: {}", crate::describe(&error)),
         }
     }
 }

@@ -125,8 +125,7 @@ pub fn run(command: &AffinityCommand) -> anyhow::Result<ExitCode> {
 
 fn open(pins: &PinArguments) -> anyhow::Result<LiveMaps> {
     let pins = Pins::new(&pins.pin_path);
-    LiveMaps::open(&pins.maps())
-        .with_context(|| format!("no agent has run with --pin-path {}", pins.root().display()))
+    LiveMaps::open(&pins.maps()).with_context(|| pins.nobody_ran())
 }
 
 /// Which rows are meant.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use lb_common::layout::{ServiceId, ServiceStats, frontend_flags};
 use serde::Serialize;
 
@@ -64,8 +65,9 @@ fn is_zero(seconds: &u32) -> bool {
 /// Prints them.
 pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
     privileges::require("services", &privileges::MAPS)?;
-    let directory = Pins::new(&arguments.pins.pin_path).maps();
-    let counters = Counters::open(&directory)?;
+    let pins = Pins::new(&arguments.pins.pin_path);
+    let directory = pins.maps();
+    let counters = Counters::open(&directory).with_context(|| pins.nobody_ran())?;
     let mut services = service_ports(&KernelMaps::open(&directory)?.image()?);
     for service in &mut services {
         let ServiceStats {

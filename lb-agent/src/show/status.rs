@@ -51,8 +51,7 @@ struct ReasonCount {
 pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
     privileges::require("status", &privileges::MAPS)?;
     let pins = Pins::new(&arguments.pins.pin_path);
-    let maps = KernelMaps::open(&pins.maps())
-        .with_context(|| format!("no agent has run with --pin-path {}", pins.root().display()))?;
+    let maps = KernelMaps::open(&pins.maps()).with_context(|| pins.nobody_ran())?;
     let counters = Counters::open(&pins.maps())?;
     let mut reasons = Vec::new();
     for reason in Reason::ALL {

@@ -144,8 +144,7 @@ impl Node {
             .arg(self.pin_path())
             .arg("--cgroup")
             .arg(self.cgroup())
-            .args(options.arguments())
-            .env("NO_COLOR", "1");
+            .args(options.arguments());
         match &options.kubeconfig {
             Some(path) => command.arg("--kube").env("KUBECONFIG", path),
             None => command.arg("--manifests").arg(&self.manifests),
