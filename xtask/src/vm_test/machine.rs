@@ -15,9 +15,10 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// What the kernel is told: to talk to the first serial port, to end the machine when it panics, and to leave out what
 /// takes longest where the processor is emulated and protects nobody here: from others in the same machine, from reading
 /// memory of others, by waiting until all have seen a change. Copying memory by one repeated instruction
-/// (`X86_FEATURE_REP_GOOD`, `ERMS` and `FSRM`) is slow there too.
+/// (`X86_FEATURE_REP_GOOD`, `ERMS` and `FSRM`) is slow there too. And to take another clock than the processor's counter:
+/// how fast that counts is found out wrongly where others use the host's processors meanwhile.
 const KERNEL_OPTIONS: &str = "console=ttyS0 loglevel=6 panic=-1 random.trust_cpu=on mitigations=off init_on_alloc=0 \
-                              rcupdate.rcu_expedited=1 nohz=off highres=off clearcpuid=112,297,580";
+                              rcupdate.rcu_expedited=1 nohz=off highres=off tsc=unstable clearcpuid=112,297,580";
 
 /// What a machine boots.
 pub(super) struct Boot<'a> {
