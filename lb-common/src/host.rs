@@ -212,7 +212,6 @@ impl Packet for Bytes {
 /// The next hop where no other is set.
 pub const HOP: Hop = Hop {
     device: 1,
-    router: 0,
     mtu: 0,
     link: [0x0202_0202, 0x0202_0202, 0x0202_0202],
 };

@@ -275,8 +275,6 @@ pub enum Verdict {
 pub struct Hop {
     /// Index of the device that leads to it; 0 if there is none.
     pub device: u32,
-    /// Not zero if it is a router and not the destination.
-    pub router: u32,
     /// The largest packet that the route takes, in bytes, if [`Route::TooBig`].
     pub mtu: u32,
     /// Destination and source address of the link layer, if [`Route::Ready`], as they follow each other in memory.

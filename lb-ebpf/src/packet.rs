@@ -163,7 +163,6 @@ impl Packet for XdpPacket {
                 destination,
                 length,
             },
-            0,
             hop,
         )
     }
@@ -491,7 +490,6 @@ impl Packet for TcPacket {
                 destination,
                 length,
             },
-            0,
             hop,
         )
     }

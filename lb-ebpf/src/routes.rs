@@ -33,13 +33,14 @@ pub struct Query<A> {
 #[unsafe(no_mangle)]
 static SKIP_NEIGHBOUR: Global<u32> = Global::new(0);
 
-/// Asks the routing tables, with these flags of `bpf_fib_lookup`.
-///
-/// Out of line: packets that are not sent on do not pay for its stack.
-#[inline(never)]
-pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, flags: u32, hop: &mut Hop) -> Route {
-    // SAFETY: all zeros are a valid value: numbers only.
-    let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+/// Asks the routing tables, with these flags of `bpf_fib_lookup`. The result is one of `BPF_FIB_LKUP_RET_*`.
+#[inline(always)]
+fn ask<A: Address>(
+    context: *mut c_void,
+    query: &Query<A>,
+    flags: u32,
+    parameters: &mut bpf_fib_lookup,
+) -> u32 {
     parameters.family = if A::IS_IPV6 { AF_INET6 } else { AF_INET };
     parameters.ifindex = query.device;
     parameters.__bindgen_anon_1.tot_len = query.length as u16;
@@ -47,18 +48,19 @@ pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, flags: u32, h
     parameters.__bindgen_anon_4.ipv6_dst = query.destination.words();
     let length = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the pointer and length are those of one value.
-    let result = unsafe { generated::bpf_fib_lookup(context, &mut parameters, length, flags) };
+    unsafe { generated::bpf_fib_lookup(context, parameters, length, flags) as u32 }
+}
+
+/// Looks for the route of a packet.
+///
+/// Out of line: packets that are not sent on do not pay for its stack.
+#[inline(never)]
+pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop) -> Route {
+    // SAFETY: all zeros are a valid value: numbers only.
+    let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    let result = ask(context, query, 0, &mut parameters);
     hop.device = parameters.ifindex;
-    // SAFETY: any bytes are numbers.
-    let next = unsafe { parameters.__bindgen_anon_4.ipv6_dst };
-    let [a, b, c, d] = query.destination.words();
-    let is_other = if A::IS_IPV6 {
-        (next[0] ^ a) | (next[1] ^ b) | (next[2] ^ c) | (next[3] ^ d)
-    } else {
-        next[0] ^ a
-    };
-    hop.router = u32::from(is_other != 0);
-    match result as u32 {
+    match result {
         BPF_FIB_LKUP_RET_SUCCESS => {
             let [a, b, c, d, e, f] = parameters.dmac;
             let [g, h, i, j, k, l] = parameters.smac;
@@ -71,41 +73,60 @@ pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, flags: u32, h
             hop.mtu = u32::from(unsafe { parameters.__bindgen_anon_1.mtu_result });
             Route::TooBig
         }
-        // Said of the node's own addresses and of those without any route (`bpf_ipv4_fib_lookup`, `bpf_ipv6_fib_lookup`,
-        // net/core/filter.c, Linux 6.18).
-        // SAFETY: any bytes are numbers, and the kernel has left them as they were.
-        BPF_FIB_LKUP_RET_NOT_FWDED
-            if maps::is_node_address(unsafe { &parameters.__bindgen_anon_4.ipv6_dst }) =>
-        {
-            Route::Local
-        }
+        BPF_FIB_LKUP_RET_NOT_FWDED if is_of_node(&parameters) => Route::Local,
         _ => Route::None,
+    }
+}
+
+/// Whether what was asked for and has no route is an address of the node: "not forwarded" is said of both
+/// (`bpf_ipv4_fib_lookup`, `bpf_ipv6_fib_lookup`, net/core/filter.c, Linux 6.18).
+#[inline(always)]
+fn is_of_node(parameters: &bpf_fib_lookup) -> bool {
+    // SAFETY: any bytes are numbers, and the kernel has left them as they were.
+    maps::is_node_address(unsafe { &parameters.__bindgen_anon_4.ipv6_dst })
+}
+
+/// Whether the next hop of a route is the destination itself, not a router.
+#[inline(always)]
+fn next_hop_is<A: Address>(parameters: &bpf_fib_lookup, destination: A) -> bool {
+    let [a, b, c, d] = destination.words();
+    // Only what the kernel has written: reading more at once than was written waits for it.
+    // SAFETY: any bytes are numbers.
+    unsafe {
+        if A::IS_IPV6 {
+            let next = parameters.__bindgen_anon_4.ipv6_dst;
+            (next[0] ^ a) | (next[1] ^ b) | (next[2] ^ c) | (next[3] ^ d) == 0
+        } else {
+            parameters.__bindgen_anon_4.ipv4_dst == a
+        }
     }
 }
 
 /// Where the sender of a packet is that came in by a device.
 #[inline(never)]
 pub fn sender<A: Address>(context: *mut c_void, device: u32, source: A) -> Sender {
-    let mut hop = Hop::default();
     let query = Query {
         device,
         source: A::default(),
         destination: source,
         length: 0,
     };
-    match look_up(context, &query, SKIP_NEIGHBOUR.load(), &mut hop) {
-        Route::Local => return Sender::Node,
-        Route::None => return Sender::Here,
-        Route::Ready | Route::Unresolved | Route::TooBig => {}
+    // SAFETY: all zeros are a valid value: numbers only.
+    let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    match ask(context, &query, SKIP_NEIGHBOUR.load(), &mut parameters) {
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {}
+        BPF_FIB_LKUP_RET_NOT_FWDED if is_of_node(&parameters) => return Sender::Node,
+        _ => return Sender::Here,
     }
-    if hop.device == device || hop.device == maps::master_of(device) {
-        return if hop.router == 0 {
+    let device_of_route = parameters.ifindex;
+    if device_of_route == device || device_of_route == maps::master_of(device) {
+        return if next_hop_is(&parameters, source) {
             Sender::Here
         } else {
             Sender::Behind
         };
     }
-    match maps::role_of(hop.device) {
+    match maps::role_of(device_of_route) {
         device_role::POD => Sender::Pod,
         device_role::NETWORK => Sender::Network,
         _ => Sender::Here,

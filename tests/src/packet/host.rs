@@ -105,7 +105,6 @@ impl Host {
             route,
             hop: Hop {
                 device: 1,
-                router: 0,
                 mtu,
                 link: link.try_into().expect("three words"),
             },
