@@ -108,7 +108,11 @@ pub fn choose<A: Address>(
     0
 }
 
-/// The backend that a client stays with, if it may still choose it; 0 if there is none.
+/// What [`affine`] says of a client whose affinity has ended: its next backend is a matter of chance, since the hash of its
+/// address would mostly name the same one again.
+pub const ENDED: BackendId = BackendId::MAX;
+
+/// The backend that a client stays with, if it may still choose it; 0 if there is none, or [`ENDED`].
 #[inline(never)]
 pub fn affine<A: Address>(
     tables: &impl Tables<A>,
@@ -121,7 +125,7 @@ pub fn affine<A: Address>(
     };
     let idle = tables.jiffies().wrapping_sub(known.last_used);
     if idle > u64::from(frontend.affinity_seconds) * u64::from(tables.jiffies_per_second()) {
-        return 0;
+        return ENDED;
     }
     let choosable = if is_local_only(frontend, origin) {
         backend_flags::IN_LOCAL

@@ -8,7 +8,7 @@ use core::mem::MaybeUninit;
 
 use crate::address::Address;
 use crate::checksum::Sum;
-use crate::choose::{Origin, affine, choose, find_frontend, region, stay};
+use crate::choose::{ENDED, Origin, affine, choose, find_frontend, region, stay};
 use crate::connection::{is_requested, tcp_word};
 use crate::hash;
 use crate::layout::{
@@ -116,7 +116,7 @@ fn select<A: Address>(
         }
     }
     let mut id = 0;
-    let hash = if frontend.affinity_seconds != 0 {
+    let mut hash = if frontend.affinity_seconds != 0 {
         let affinity = affinity_key(key.source, frontend.service);
         id = affine(tables, &affinity, &frontend, origin);
         hash::of_client(tables.hash_seed(), key.source)
@@ -125,6 +125,10 @@ fn select<A: Address>(
     } else {
         tables.random()
     };
+    if id == ENDED {
+        hash = tables.random();
+        id = 0;
+    }
     if id == 0 {
         id = choose(tables, frontend.service, &region, hash);
     }

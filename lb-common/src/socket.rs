@@ -2,7 +2,7 @@
 //! before there is a packet.
 
 use crate::address::Address;
-use crate::choose::{Origin, affine, choose, find_frontend, region, stay};
+use crate::choose::{ENDED, Origin, affine, choose, find_frontend, region, stay};
 use crate::layout::{
     AffinityKey, Backend, BackendId, Frontend, Port, ServiceId, Socket, SocketKey, backend_state,
     frontend_flags, halves, protocol,
@@ -258,7 +258,7 @@ fn backend_for<A: Address>(
     if has_affinity {
         id = affine(tables, &affinity, frontend, Origin::Inside);
     }
-    if id == 0 {
+    if id == 0 || id == ENDED {
         id = choose(tables, frontend.service, &region, tables.random());
     }
     let backend = tables

@@ -1,6 +1,6 @@
 //! The stages of the decision, one by one.
 
-use lb_common::choose::{Origin, affine, find_frontend, is_local_only, region};
+use lb_common::choose::{ENDED, Origin, affine, find_frontend, is_local_only, region};
 use lb_common::connection::{backend_lives, is_idle};
 use lb_common::layout::{
     AffinityKey, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Port, Region, backend_state,
@@ -274,18 +274,25 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
             return;
         }
         let id: BackendId = affine(self.tables, affinity, frontend, origin);
-        if let Some(backend) = self.tables.backend(id).filter(|_| id != 0) {
+        if let Some(backend) = self.tables.backend(id).filter(|_| id != 0 && id != ENDED) {
             let to = end(backend.address, backend.port);
             self.say("affinity", format!("the client stays with {to}"));
             return;
         }
-        let how = if from_node {
+        let has_ended = id == ENDED;
+        let by_chance = from_node || has_ended;
+        self.explanation.by_chance = by_chance && self.explanation.backends.len() > 1;
+        let what = if has_ended {
+            "the client's affinity has ended"
+        } else {
+            "the client has no usable backend yet"
+        };
+        let how = if by_chance {
             "by chance"
         } else {
             "by the hash of its address"
         };
-        self.explanation.by_chance = from_node && self.explanation.backends.len() > 1;
-        self.say("affinity", format!("the client has no usable backend yet: {how}"));
+        self.say("affinity", format!("{what}: {how}"));
     }
 
     fn candidates(&mut self, region: Region) -> Result<(), MapError> {

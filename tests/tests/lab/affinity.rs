@@ -250,8 +250,10 @@ const OFTEN: (u32, Duration) = (14, Duration::from_millis(300));
 /// Longer than it lasts.
 const SELDOM: Duration = Duration::from_millis(3300);
 
-/// Each connection renews it. When it has ended, the client is one that nothing is known of: at TC, its address decides
-/// again.
+/// As often as a client may draw the same of two Pods before something is wrong.
+const DRAWS: usize = 30;
+
+/// Each connection renews it. When it has ended, chance decides.
 #[test]
 fn it_ends_some_time_after_the_last_connection() {
     if !require_privileges() {
@@ -276,8 +278,9 @@ fn it_ends_some_time_after_the_last_connection() {
         fixture.wait_for_active(&cluster.servers.iter().collect::<Vec<_>>());
         let report = http(vip, count).interval(interval).run().unwrap();
         assert_eq!(report.answers, [(second.clone(), count.into())].into(), "{vip}");
-        let report = http(vip, 2).interval(SELDOM).run().unwrap();
-        assert_eq!(report.answers, [(first, 1), (second, 1)].into(), "{vip}");
+        let draw = |_| http(vip, 2).interval(SELDOM).run().unwrap().answers;
+        let drawn = (0..DRAWS).map(draw).find(|answers| answers.contains_key(&first));
+        assert!(drawn.is_some(), "{vip}: no Pod but {second}");
     }
 }
 

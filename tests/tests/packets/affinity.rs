@@ -154,6 +154,30 @@ fn it_stays_where_others_do_not_go_until_it_was_idle() {
     });
 }
 
+/// As often as a backend may be drawn again before something is wrong: once in 8^30 times.
+const DRAWS: u32 = 30;
+
+#[test]
+fn a_client_whose_affinity_has_ended_draws_by_chance() {
+    everywhere(|datapath, world, _, program, opener| {
+        let mut open = |datapath: &mut Datapath| opener.open(datapath, program, world.client.ip(), world.vip);
+        let pod = open(datapath);
+        let other = (0..DRAWS)
+            .map(|_| {
+                datapath.age_affinities(SECONDS + 1);
+                open(datapath)
+            })
+            .find(|drawn| *drawn != pod)
+            .expect("another Pod");
+        // It is remembered until it ends in its turn.
+        assert_eq!(open(datapath), other);
+        assert_eq!(datapath.affinity_count(), 1);
+        // Whom nobody knows goes by its address, so all nodes agree.
+        datapath.forget();
+        assert_eq!(open(datapath), pod);
+    });
+}
+
 #[test]
 fn it_leaves_a_backend_that_takes_no_new_connections() {
     everywhere(|datapath, world, service, program, opener| {
