@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lb_common::flow::Lifetimes;
 
 use crate::datapath::attach::{TcAttach, XdpAttach};
-use crate::datapath::object::{DEFAULT_CAPACITY, DEFAULT_FLOWS};
+use crate::datapath::object::{DEFAULT_CAPACITY, DEFAULT_TABLES};
 use crate::devices::DeviceArguments;
 use crate::explain::{Endpoint, From, PacketProtocol};
 use crate::health::HealthArguments;
@@ -297,8 +297,17 @@ pub struct SizeArguments {
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.source_ranges, value_parser = clap::value_parser!(u32).range(2..))]
     pub max_source_ranges: u32,
     /// Entries of each family's flow table; a connection takes two
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(64..))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_TABLES.flows, value_parser = clap::value_parser!(u32).range(64..))]
     pub max_flows: u32,
+    /// Rows of sockets that are translated, for each family: one for a TCP socket, three for one of UDP
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_TABLES.sockets, value_parser = clap::value_parser!(u32).range(64..))]
+    pub max_sockets: u32,
+    /// Clients with session affinity, for each family
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_TABLES.affinities, value_parser = clap::value_parser!(u32).range(64..))]
+    pub max_affinities: u32,
+    /// Datagrams whose fragments are on their way, for each family
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_TABLES.fragments, value_parser = clap::value_parser!(u32).range(64..))]
+    pub max_fragments: u32,
 }
 
 /// How long flows are remembered without a packet.

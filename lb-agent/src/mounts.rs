@@ -1,5 +1,6 @@
 //! Where the BPF and cgroup file systems are mounted.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -59,9 +60,36 @@ pub fn cgroup2(mounts: &[Mount]) -> Option<&Path> {
     points.clone().find(usual).or_else(|| points.next())
 }
 
+/// Why the socket programs do not work at what is mounted here: a cgroup namespace shows a part of the hierarchy as its
+/// top. `None` if it is all of it.
+///
+/// # Errors
+/// If the directory cannot be looked at.
+pub fn partial_cgroup2(point: &Path) -> io::Result<Option<String>> {
+    /// The number of the top directory of a hierarchy (`cgroup_root`, kernel/cgroup/cgroup.c).
+    const ROOT_INODE: u64 = 1;
+    let shown = point.display();
+    Ok((fs::metadata(point)?.ino() != ROOT_INODE).then(|| {
+        format!(
+            "{shown} is a part of the hierarchy only: give the container the host's cgroup namespace or its {shown}"
+        )
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cgroup_is_a_part_of_the_hierarchy() {
+        let mounts = mounts().unwrap();
+        let root = cgroup2(&mounts).unwrap();
+        assert_eq!(partial_cgroup2(root).unwrap(), None);
+        let group = fs::read_dir(root).unwrap().flatten().map(|entry| entry.path());
+        let group = group.into_iter().find(|path| path.is_dir()).unwrap();
+        let why = partial_cgroup2(&group).unwrap().unwrap();
+        assert!(why.contains(group.to_str().unwrap()), "{why}");
+    }
 
     const UNIFIED: &str = "\
 sysfs /sys sysfs rw,nosuid 0 0

@@ -31,6 +31,9 @@ pub const ALL_SOCKETS: [Capability; 3] = [
 /// To destroy sockets in the own network namespace: with pinned maps, and to destroy.
 pub const OWN_SOCKETS: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
 
+/// To connect sockets of other users' processes again. Without it they are destroyed.
+pub const CONNECT_AGAIN: [Capability; 1] = [Capability::CAP_SYS_PTRACE];
+
 /// To read and write pinned maps.
 pub const MAPS: [Capability; 1] = [Capability::CAP_BPF];
 

@@ -490,7 +490,7 @@ pub mod flow_flags {
 pub struct SocketKey<A> {
     /// The kernel's socket cookie, low and high half (a `u64` would force padding for IPv4).
     pub cookie: [u32; 2],
-    /// The backend's address; a frontend's or the unspecified one for an unconnected UDP socket.
+    /// The backend's address; a frontend's or the unspecified one for a UDP socket.
     pub address: A,
     /// The port beside `address`.
     pub port: Port,
@@ -502,8 +502,10 @@ pub struct SocketKey<A> {
 
 /// The other side of a translation at a socket: value of the sockets maps.
 ///
-/// Under a backend's address stands the frontend; under a frontend's address the backend that was chosen. Under the
-/// unspecified address and a small number as port stands a frontend that an unconnected UDP socket has sent to.
+/// Under a backend's address stands the frontend; under a frontend's address the backend that was chosen for a UDP socket.
+/// Under the unspecified address and a small number as port stands a frontend that a UDP socket has asked for.
+/// A UDP socket that was connected to a frontend without a backend has an address and a port of the node for one, and 0 as
+/// [`Self::backend`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct Socket<A> {
@@ -511,14 +513,22 @@ pub struct Socket<A> {
     pub address: A,
     /// The other port.
     pub port: Port,
-    /// Zero.
-    pub pad: u16,
+    /// One of [`socket_names`].
+    pub names: u16,
     /// The service port.
     pub service: ServiceId,
     /// The backend that was chosen.
     pub backend: BackendId,
     /// The backend row's generation when it was chosen.
     pub generation: u32,
+}
+
+/// What [`Socket::address`] is.
+pub mod socket_names {
+    /// A frontend's.
+    pub const FRONTEND: u16 = 0;
+    /// A backend's.
+    pub const BACKEND: u16 = 1;
 }
 
 /// A cookie of the kernel as keys hold it: low and high half.

@@ -5,7 +5,7 @@ use crate::address::Address;
 use crate::choose::{ENDED, Origin, affine, choose, find_frontend, region, stay};
 use crate::layout::{
     AffinityKey, Backend, BackendId, Frontend, Port, ServiceId, Socket, SocketKey, backend_state,
-    frontend_flags, halves, protocol,
+    frontend_flags, halves, protocol, socket_names,
 };
 use crate::reason::Reason;
 use crate::tables::Tables;
@@ -20,8 +20,8 @@ pub trait SocketTables<A: Address>: Tables<A> {
     fn remove_socket(&self, key: &SocketKey<A>);
 }
 
-/// How many frontends are noted of an unconnected UDP socket. The rows of others stay behind when it is closed, until
-/// the map needs their room.
+/// How many frontends are noted of a UDP socket. The rows of others stay behind when it is closed, until the map needs
+/// their room.
 const FRONTENDS: u16 = 4;
 
 /// An address that a socket uses for its peer.
@@ -48,6 +48,8 @@ pub struct Call<A> {
     pub is_node: bool,
     /// Whether the socket has a port of its own already, which the process may have chosen.
     pub is_bound: bool,
+    /// Whether the socket has a peer already.
+    pub is_connected: bool,
 }
 
 impl<A: Address> Call<A> {
@@ -62,8 +64,8 @@ impl<A: Address> Call<A> {
         }
     }
 
-    /// Where the frontends stand that an unconnected UDP socket has sent to: in rows for the unspecified address and
-    /// the ports from 0 on.
+    /// Where the frontends stand that a UDP socket has asked for: in rows for the unspecified address and the ports from 0
+    /// on.
     #[inline(always)]
     fn frontend_key(&self, index: u16) -> SocketKey<A> {
         self.key(Peer {
@@ -74,8 +76,197 @@ impl<A: Address> Call<A> {
 }
 
 /// `connect`: the peer to connect to instead, `None` to leave the call alone, or why it fails.
+///
+/// That of a UDP socket tells nobody and so always succeeds: programs do it to learn an address of their own. Without a
+/// backend the socket gets a peer that refuses its datagrams.
 #[inline(always)]
 pub fn connect<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result<Option<Peer<A>>, Reason> {
+    // Whatever the socket was connected to, it is no longer.
+    match find_backend(tables, call, false) {
+        Ok(Some(to)) => {
+            if call.protocol == protocol::UDP {
+                leave_nowhere(tables, call);
+            }
+            Ok(Some(to))
+        }
+        Err(_) if call.protocol == protocol::UDP => {
+            let mut to = call.peer;
+            Ok(lead_nowhere(tables, call, &mut to).then_some(to))
+        }
+        result => result.map_err(|refusal| refusal.counted(tables)),
+    }
+}
+
+/// `sendmsg` of a UDP socket with an address.
+#[inline(always)]
+pub fn send<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result<Option<Peer<A>>, Reason> {
+    find_backend(tables, call, call.is_connected).map_err(|refusal| refusal.counted(tables))
+}
+
+/// A UDP port that nobody has: it is assigned to a protocol of TCP (`tcpmux`), and 0 is none that a peer may have
+/// (`inet_getname`, net/ipv4/af_inet.c, Linux 6.18).
+const NOBODY: Port = Port::new(1);
+
+/// A peer that refuses all datagrams. Unspecified if the node has no address.
+#[inline(always)]
+fn nowhere<A: Address>(tables: &impl Tables<A>) -> Peer<A> {
+    Peer {
+        address: tables.node_address(),
+        port: NOBODY,
+    }
+}
+
+/// Makes that the peer of a socket; false if there is none.
+#[inline(never)]
+fn lead_nowhere<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, to: &mut Peer<A>) -> bool {
+    let nowhere = nowhere(tables);
+    if nowhere.address.is_unspecified() {
+        return false;
+    }
+    *to = nowhere;
+    tables.insert_socket(&call.key(nowhere), &frontend_row(call.peer));
+    true
+}
+
+/// Forgets that it was the peer of a socket.
+#[inline(never)]
+fn leave_nowhere<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
+    let nowhere = nowhere(tables);
+    if !nowhere.address.is_unspecified() {
+        tables.remove_socket(&call.key(nowhere));
+    }
+}
+
+/// Where a socket's packets to a frontend go; those of a UDP socket to the same backend as before while it lives.
+#[inline(always)]
+fn find_backend<A: Address>(
+    tables: &impl SocketTables<A>,
+    call: &Call<A>,
+    is_connected: bool,
+) -> Result<Option<Peer<A>>, Refusal> {
+    let mut known = call.peer;
+    let mut remembered = Remembered::Nothing;
+    if call.protocol == protocol::UDP {
+        // Those of Pods are translated at their devices, which can tell two frontends apart that share a backend, and lead
+        // a connected socket to another backend.
+        if !call.is_node {
+            return Ok(None);
+        }
+        remembered = self::remembered(tables, call, &mut known);
+        if remembered == Remembered::Backend {
+            return Ok(Some(known));
+        }
+    }
+    let to = translate(tables, call)?;
+    match to {
+        Some(to) if call.protocol == protocol::UDP => keep(tables, call, &to),
+        // The backend itself is asked, and answers with its own address. The kernel names it for a connected IPv6 socket
+        // whose peer is an IPv4-mapped address, too.
+        None if remembered == Remembered::Frontend && !is_connected => {
+            tables.remove_socket(&call.key(call.peer));
+        }
+        _ => {}
+    }
+    Ok(to)
+}
+
+/// What is remembered of a socket and an address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Remembered {
+    /// Nothing that holds.
+    Nothing,
+    /// The frontend that the address stands for.
+    Frontend,
+    /// The backend that it leads to.
+    Backend,
+}
+
+/// Looks for a row, and for the backend that it names.
+// Out of line: of an optional row LLVM would carry the undefined half around.
+#[inline(never)]
+fn remembered<A: Address>(
+    tables: &impl SocketTables<A>,
+    call: &Call<A>,
+    backend: &mut Peer<A>,
+) -> Remembered {
+    let Some(known) = tables.socket(&call.key(call.peer)) else {
+        return Remembered::Nothing;
+    };
+    if is_usable(tables, &known) {
+        *backend = Peer {
+            address: known.address,
+            port: known.port,
+        };
+        name(tables, call, &known);
+        return Remembered::Backend;
+    }
+    if known.names == socket_names::FRONTEND {
+        Remembered::Frontend
+    } else {
+        Remembered::Nothing
+    }
+}
+
+/// Remembers the backend that was chosen for a frontend.
+#[inline(never)]
+fn keep<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, to: &Peer<A>) {
+    let Some(reverse) = tables.socket(&call.key(*to)) else {
+        return;
+    };
+    let row = Socket {
+        address: to.address,
+        port: to.port,
+        names: socket_names::BACKEND,
+        ..reverse
+    };
+    tables.insert_socket(&call.key(call.peer), &row);
+    note(tables, call);
+}
+
+/// Makes sure that answers of a backend bear the name of the frontend that was asked last.
+#[inline(always)]
+fn name<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, backend: &Socket<A>) {
+    let key = call.key(Peer {
+        address: backend.address,
+        port: backend.port,
+    });
+    let is_named = tables
+        .socket(&key)
+        .is_some_and(|row| row.address == call.peer.address && row.port == call.peer.port);
+    if !is_named {
+        let row = Socket {
+            address: call.peer.address,
+            port: call.peer.port,
+            names: socket_names::FRONTEND,
+            ..*backend
+        };
+        tables.insert_socket(&key, &row);
+    }
+}
+
+/// Why a frontend has no backend for a socket.
+struct Refusal {
+    reason: Reason,
+    /// The service port; 0 if none is meant.
+    service: ServiceId,
+}
+
+impl Refusal {
+    /// The reason, after it was counted.
+    #[inline(always)]
+    fn counted<A: Address>(self, tables: &impl Tables<A>) -> Reason {
+        tables.count_reason(self.reason);
+        if matches!(self.reason, Reason::NoEndpoint | Reason::NoLocalEndpoint) {
+            tables.count_rejected(self.service);
+        }
+        self.reason
+    }
+}
+
+/// Chooses a backend for a socket, and remembers which frontend it is for; `None` if the call is not the agent's.
+#[inline(always)]
+fn translate<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result<Option<Peer<A>>, Refusal> {
     // A Pod that talks to itself does not mean the node's NodePorts.
     if call.peer.address.is_loopback() && !call.is_node {
         return Ok(None);
@@ -83,62 +274,38 @@ pub fn connect<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Res
     let Some(frontend) = find_frontend(tables, call.peer.address, call.peer.port, call.protocol) else {
         return Ok(None);
     };
-    // Two Services may share a Pod, and the kernel has no second TCP connection from one port to it: at the Pod's
-    // device, the port of one is replaced.
-    if call.is_bound && !call.is_node && call.protocol == protocol::TCP {
+    if frontend.flags & frontend_flags::PASS_UNKNOWN != 0 || is_for_device(call, &frontend) {
         return Ok(None);
     }
-    // The address of a Pod's client is not known here: its packets are filtered at the Pod's device.
-    let is_filtered = frontend.source_ranges != 0;
-    if frontend.flags & frontend_flags::PASS_UNKNOWN != 0 || (is_filtered && !call.is_node) {
-        return Ok(None);
-    }
-    let (id, backend) = backend_for(tables, call, &frontend).inspect_err(|reason| {
-        tables.count_reason(*reason);
-        if matches!(reason, Reason::NoEndpoint | Reason::NoLocalEndpoint) {
-            tables.count_rejected(frontend.service);
-        }
+    let (id, backend) = backend_for(tables, call, &frontend).map_err(|reason| Refusal {
+        reason,
+        service: frontend.service,
     })?;
     let to = Peer {
         address: backend.address,
         port: backend.port,
     };
-    tables.insert_socket(&call.key(to), &row(call.peer, frontend.service, id, &backend));
+    let row = Socket {
+        service: frontend.service,
+        backend: id,
+        generation: backend.generation,
+        ..frontend_row(call.peer)
+    };
+    tables.insert_socket(&call.key(to), &row);
     tables.count_connection(frontend.service);
     Ok(Some(to))
 }
 
-/// `sendmsg` with an address (unconnected UDP): as [`connect`], but the datagrams of one socket to one frontend go
-/// to the same backend while it lives.
+/// Whether a Pod's connection is translated at its device.
 #[inline(always)]
-pub fn send<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result<Option<Peer<A>>, Reason> {
-    let key = call.key(call.peer);
-    if let Some(known) = tables.socket(&key)
-        && is_usable(tables, &known)
-    {
-        return Ok(Some(Peer {
-            address: known.address,
-            port: known.port,
-        }));
-    }
-    let to = connect(tables, call)?;
-    if let Some(to) = to
-        && let Some(reverse) = tables.socket(&call.key(to))
-    {
-        tables.insert_socket(
-            &key,
-            &Socket {
-                address: to.address,
-                port: to.port,
-                ..reverse
-            },
-        );
-        note(tables, call);
-    }
-    Ok(to)
+fn is_for_device<A>(call: &Call<A>, frontend: &Frontend) -> bool {
+    // Two Services may share a Pod, and the kernel has no second connection from one port to it: there, the port of one is
+    // replaced. And only there the Pod's address is known, which source ranges and affinity ask for.
+    let asks_for_address = frontend.source_ranges != 0 || frontend.affinity_seconds != 0;
+    !call.is_node && (call.is_bound || asks_for_address)
 }
 
-/// Notes the frontend that an unconnected UDP socket sends to, for [`release`].
+/// Notes a frontend that a UDP socket has asked for, for [`release`].
 #[inline(never)]
 fn note<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
     for index in 0..FRONTENDS {
@@ -147,15 +314,7 @@ fn note<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
             Some(known) if known.address == call.peer.address && known.port == call.peer.port => return,
             Some(_) => {}
             None => {
-                let frontend = Socket {
-                    address: call.peer.address,
-                    port: call.peer.port,
-                    pad: 0,
-                    service: 0,
-                    backend: 0,
-                    generation: 0,
-                };
-                tables.insert_socket(&key, &frontend);
+                tables.insert_socket(&key, &frontend_row(call.peer));
                 return;
             }
         }
@@ -197,10 +356,7 @@ fn forget_frontends<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
     }
 }
 
-/// Whether a row names a backend that lives.
-///
-/// A row that names a frontend is one for [`restore`]: then the datagram goes to the backend itself, as the kernel does
-/// for connected IPv6 sockets whose peer is an IPv4-mapped address.
+/// Whether a row names a backend that lives. One that names a frontend does not: it is for [`restore`].
 // Out of line: of an optional backend LLVM would carry the undefined half around.
 #[inline(never)]
 fn is_usable<A: Address>(tables: &impl Tables<A>, known: &Socket<A>) -> bool {
@@ -214,24 +370,27 @@ fn is_usable<A: Address>(tables: &impl Tables<A>, known: &Socket<A>) -> bool {
 }
 
 /// `recvmsg` and `getpeername`: the frontend that the program sees instead of the backend.
+///
+/// What another program of ours has restored already stays, while one follows the other.
 #[inline(always)]
 pub fn restore<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Option<Peer<A>> {
-    let frontend = tables.socket(&call.key(call.peer))?;
-    Some(Peer {
-        address: frontend.address,
-        port: frontend.port,
+    let row = tables.socket(&call.key(call.peer))?;
+    (row.names == socket_names::FRONTEND).then_some(Peer {
+        address: row.address,
+        port: row.port,
     })
 }
 
+/// A row that names a frontend, and no backend yet.
 #[inline(always)]
-fn row<A: Address>(peer: Peer<A>, service: ServiceId, id: BackendId, backend: &Backend<A>) -> Socket<A> {
+fn frontend_row<A>(frontend: Peer<A>) -> Socket<A> {
     Socket {
-        address: peer.address,
-        port: peer.port,
-        pad: 0,
-        service,
-        backend: id,
-        generation: backend.generation,
+        address: frontend.address,
+        port: frontend.port,
+        names: socket_names::FRONTEND,
+        service: 0,
+        backend: 0,
+        generation: 0,
     }
 }
 
@@ -275,7 +434,7 @@ fn backend_for<A: Address>(
 mod tests {
     use std::vec::Vec;
 
-    use super::{Call, FRONTENDS, Peer, connect, release, restore, send};
+    use super::{Call, FRONTENDS, NOBODY, Peer, connect, release, restore, send};
     use crate::host::HostTables;
     use crate::layout::{
         Address4, Backend, Frontend, FrontendKey, Port, Region, ServiceId, ServiceStats, Slot, backend_state,
@@ -356,17 +515,18 @@ mod tests {
             cookie,
             protocol: protocol::UDP,
             namespace: 7,
-            is_node: false,
+            is_node: true,
             is_bound: false,
+            is_connected: false,
             peer,
         }
     }
 
-    #[test]
-    fn connections_of_pods_from_a_port_of_their_choice_are_left_to_their_device() {
-        let mut tables = tables();
+    /// Publishes the Service's port for TCP, too.
+    fn publish_tcp(tables: &mut HostTables<Address4>, change: impl FnOnce(&mut Frontend)) {
         let row = tables.frontends.values().find(|row| row.service == SERVICE);
-        let row = *row.unwrap();
+        let mut row = *row.unwrap();
+        change(&mut row);
         let key = FrontendKey {
             address: vip().address,
             port: vip().port,
@@ -374,11 +534,18 @@ mod tests {
             pad: 0,
         };
         tables.frontends.insert(key, row);
+    }
+
+    #[test]
+    fn what_is_left_to_the_devices_of_pods() {
+        let mut tables = tables();
+        publish_tcp(&mut tables, |_| {});
         for (protocol, is_node, is_bound, is_translated) in [
             (protocol::TCP, false, true, false),
             (protocol::TCP, false, false, true),
             (protocol::TCP, true, true, true),
-            (protocol::UDP, false, true, true),
+            (protocol::UDP, false, false, false),
+            (protocol::UDP, true, true, true),
         ] {
             let call = Call {
                 protocol,
@@ -388,6 +555,20 @@ mod tests {
             };
             let to = connect(&tables, &call).unwrap();
             assert_eq!(to.is_some(), is_translated, "{call:?}");
+            if protocol == protocol::UDP {
+                assert_eq!(send(&tables, &call).unwrap().is_some(), is_translated, "{call:?}");
+            }
+        }
+        // Who is asked from which address is known there.
+        let changes: [fn(&mut Frontend); 2] = [|row| row.affinity_seconds = 9, |row| row.source_ranges = 1];
+        for change in changes {
+            publish_tcp(&mut tables, change);
+            let call = Call {
+                protocol: protocol::TCP,
+                is_node: false,
+                ..call(7, vip())
+            };
+            assert_eq!(connect(&tables, &call), Ok(None));
         }
     }
 
@@ -460,6 +641,7 @@ mod tests {
     fn a_closed_socket_leaves_nothing() {
         let tables = tables();
         let to = connect(&tables, &call(7, vip())).unwrap().unwrap();
+        let rows = tables.sockets.borrow().len();
         let other = connect(&tables, &call(8, vip())).unwrap().unwrap();
         release(&tables, &closed(to));
         assert_eq!(restore(&tables, &call(7, to)), None);
@@ -467,7 +649,7 @@ mod tests {
         // It may never have been translated.
         release(&tables, &closed(peer(99, 53)));
         release(&tables, &closed(NO_PEER));
-        assert_eq!(tables.sockets.borrow().len(), 1);
+        assert_eq!(tables.sockets.borrow().len(), rows);
     }
 
     /// Makes the first `count` ports of the VIP frontends of the Service.
@@ -520,11 +702,107 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_to_a_backend_itself_is_left_alone() {
+    fn answers_bear_the_name_of_whom_was_asked_last() {
+        let mut tables = tables();
+        let [first, second] = publish_ports(&mut tables, 2)[..] else {
+            unreachable!()
+        };
+        // Both have one backend for the socket.
+        let lead = |tables: &mut HostTables<Address4>| {
+            for slot in tables.slots.values_mut() {
+                slot.backend = 1;
+            }
+        };
+        lead(&mut tables);
+        let ask = |peer| send(&tables, &call(7, peer)).unwrap();
+        let backend = peer(11, 5353);
+        for _ in 0..2 {
+            for frontend in [first, second] {
+                assert_eq!(ask(frontend), Some(backend));
+                assert_eq!(restore(&tables, &call(7, backend)), Some(frontend));
+            }
+        }
+        assert_eq!(ask(backend), None);
+        assert_eq!(restore(&tables, &call(7, backend)), None);
+        assert_eq!(ask(first), Some(backend));
+        assert_eq!(restore(&tables, &call(7, backend)), Some(first));
+        // As the kernel names the peer of a connected IPv6 socket.
+        let connected = Call {
+            is_connected: true,
+            ..call(7, backend)
+        };
+        assert_eq!(send(&tables, &connected), Ok(None));
+        assert_eq!(restore(&tables, &call(7, backend)), Some(first));
+    }
+
+    #[test]
+    fn a_name_that_had_no_room_any_more_is_written_again() {
         let tables = tables();
-        let to = connect(&tables, &call(7, vip())).unwrap().unwrap();
-        assert_eq!(send(&tables, &call(7, to)), Ok(None));
+        let to = send(&tables, &call(7, vip())).unwrap().unwrap();
+        tables
+            .sockets
+            .borrow_mut()
+            .retain(|key, _| key.address != to.address);
+        assert_eq!(restore(&tables, &call(7, to)), None);
+        assert_eq!(send(&tables, &call(7, vip())), Ok(Some(to)));
         assert_eq!(restore(&tables, &call(7, to)), Some(vip()));
+    }
+
+    #[test]
+    fn a_name_is_restored_once() {
+        let tables = tables();
+        let to = send(&tables, &call(7, vip())).unwrap().unwrap();
+        let name = restore(&tables, &call(7, to)).unwrap();
+        // While two programs follow each other, both are asked.
+        assert_eq!(restore(&tables, &call(7, name)), None);
+    }
+
+    #[test]
+    fn a_connected_udp_socket_has_one_backend_for_a_frontend() {
+        for cookie in 0..20 {
+            let tables = tables();
+            let to = connect(&tables, &call(cookie, vip())).unwrap();
+            for _ in 0..3 {
+                assert_eq!(send(&tables, &call(cookie, vip())), Ok(to));
+                assert_eq!(connect(&tables, &call(cookie, vip())), Ok(to));
+            }
+            assert_eq!(tables.stats.borrow()[&SERVICE].connections, 1);
+            release(&tables, &call(cookie, to.unwrap()));
+            assert!(tables.sockets.borrow().is_empty());
+        }
+    }
+
+    #[test]
+    fn connect_of_a_udp_socket_succeeds_without_a_backend() {
+        let mut tables = tables();
+        tables.node_address = Address4::from_bytes([192, 0, 2, 1]);
+        let nowhere = Peer {
+            address: tables.node_address,
+            port: NOBODY,
+        };
+        publish(&mut tables, 0, 0);
+        let unknown = Peer {
+            port: Port::new(9),
+            ..vip()
+        };
+        for frontend in [vip(), unknown] {
+            assert_eq!(connect(&tables, &call(7, frontend)), Ok(Some(nowhere)));
+            assert_eq!(restore(&tables, &call(7, nowhere)), Some(frontend));
+        }
+        // Nobody was refused anything yet.
+        assert!(tables.stats.borrow().is_empty());
+        assert_eq!(tables.reason_count(Reason::UnknownPort), 0);
+        // It finds the first backend when it is connected again.
+        publish(&mut tables, 2, 0);
+        let to = connect(&tables, &call(7, vip())).unwrap().unwrap();
+        assert_ne!(to, nowhere);
+        assert_eq!(restore(&tables, &call(7, to)), Some(vip()));
+        assert_eq!(restore(&tables, &call(7, nowhere)), None);
+        publish(&mut tables, 0, 0);
+        connect(&tables, &call(8, vip())).unwrap();
+        release(&tables, &call(8, nowhere));
+        release(&tables, &call(7, to));
+        assert!(tables.sockets.borrow().is_empty());
     }
 
     #[test]
@@ -546,12 +824,12 @@ mod tests {
             ..Frontend::default()
         };
         tables.frontends.insert(key, frontend);
-        let of_pod = call(7, node_port);
-        assert_eq!(connect(&tables, &of_pod), Ok(None));
-        let of_node = Call {
-            is_node: true,
-            ..of_pod
+        let of_node = call(7, node_port);
+        let of_pod = Call {
+            is_node: false,
+            ..of_node
         };
+        assert_eq!(connect(&tables, &of_pod), Ok(None));
         assert!(matches!(connect(&tables, &of_node), Ok(Some(_))));
     }
 
@@ -578,7 +856,12 @@ mod tests {
     fn no_endpoint() {
         let mut tables = tables();
         publish(&mut tables, 0, 0);
-        assert_eq!(connect(&tables, &call(7, vip())), Err(Reason::NoEndpoint));
+        publish_tcp(&mut tables, |_| {});
+        let tcp = Call {
+            protocol: protocol::TCP,
+            ..call(7, vip())
+        };
+        assert_eq!(connect(&tables, &tcp), Err(Reason::NoEndpoint));
         assert_eq!(send(&tables, &call(7, vip())), Err(Reason::NoEndpoint));
         assert_eq!(tables.reason_count(Reason::NoEndpoint), 2);
         assert_eq!(tables.stats.borrow()[&SERVICE].rejected, 2);
@@ -590,7 +873,7 @@ mod tests {
         publish(&mut tables, 2, frontend_flags::OUTSIDE_LOCAL);
         assert!(connect(&tables, &call(7, vip())).unwrap().is_some());
         publish(&mut tables, 2, frontend_flags::INSIDE_LOCAL);
-        assert_eq!(connect(&tables, &call(7, vip())), Err(Reason::NoLocalEndpoint));
+        assert_eq!(send(&tables, &call(8, vip())), Err(Reason::NoLocalEndpoint));
     }
 
     #[test]
@@ -600,7 +883,7 @@ mod tests {
             port: Port::new(9),
             ..vip()
         };
-        assert_eq!(connect(&tables, &call(7, unknown)), Err(Reason::UnknownPort));
+        assert_eq!(send(&tables, &call(7, unknown)), Err(Reason::UnknownPort));
         assert_eq!(tables.reason_count(Reason::UnknownPort), 1);
         assert!(tables.stats.borrow().is_empty());
     }
@@ -611,7 +894,7 @@ mod tests {
         for backend in tables.backends.values_mut() {
             backend.generation = 2;
         }
-        assert_eq!(connect(&tables, &call(7, vip())), Err(Reason::StaleSlots));
+        assert_eq!(send(&tables, &call(7, vip())), Err(Reason::StaleSlots));
         assert!(tables.sockets.borrow().is_empty());
     }
 }

@@ -58,6 +58,7 @@ impl SocketAddress {
             namespace,
             is_node,
             is_bound: self.is_bound(),
+            is_connected: self.is_connected(),
         })
     }
 
@@ -67,6 +68,15 @@ impl SocketAddress {
         unsafe {
             let socket = (*self.0).__bindgen_anon_1.sk;
             !socket.is_null() && (*socket).src_port != 0
+        }
+    }
+
+    #[inline(always)]
+    fn is_connected(&self) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            let socket = (*self.0).__bindgen_anon_1.sk;
+            !socket.is_null() && (*socket).dst_port != 0
         }
     }
 
@@ -180,6 +190,7 @@ impl ClosedSocket {
             namespace: 0,
             is_node: false,
             is_bound: false,
+            is_connected: false,
         })
     }
 

@@ -1,7 +1,6 @@
 //! The features and how each is found.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::{fs, iter};
 
@@ -13,9 +12,6 @@ use crate::datapath::probe::{self, Helper, Map, Program};
 use crate::maps::Protocol;
 use crate::mounts::{self, Mount};
 use crate::{namespace, privileges, sockets};
-
-/// The number of the top directory of a cgroup hierarchy; a cgroup namespace shows another one as its top.
-const CGROUP_ROOT_INODE: u64 = 1;
 
 const NO_SOCKET_HOOKS: &str = "processes of this host reach no Service; Pods are served at their devices";
 
@@ -280,11 +276,9 @@ fn cgroup2(mounts: &[Mount]) -> Found {
         return Found::absent("`mount -t cgroup2 none /sys/fs/cgroup`, or boot without cgroup v1");
     };
     let shown = point.display();
-    match fs::metadata(point).map(|root| root.ino()) {
-        Ok(CGROUP_ROOT_INODE) => Found::present(format!("at {shown}")),
-        Ok(_) => Found::absent(format!(
-            "{shown} is a part of the hierarchy only: give the container the host's cgroup namespace or its {shown}"
-        )),
+    match mounts::partial_cgroup2(point) {
+        Ok(None) => Found::present(format!("at {shown}")),
+        Ok(Some(why)) => Found::absent(why),
         Err(error) => Found::unknown(anyhow::anyhow!("cannot look at {shown}: {error}")),
     }
 }

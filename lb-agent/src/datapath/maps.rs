@@ -32,7 +32,7 @@ pub struct KernelMaps {
     names: HashMap<MapData, ServiceId, ServiceName>,
     counters: Counters,
     capacity: Capacity,
-    removed_backends: u64,
+    changed_backends: u64,
 }
 
 impl KernelMaps {
@@ -66,13 +66,13 @@ impl KernelMaps {
             names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
             counters: Counters::open(directory)?,
             capacity,
-            removed_backends: 0,
+            changed_backends: 0,
         })
     }
 
-    /// How many backends were marked gone since the maps were opened.
-    pub fn removed_backends(&self) -> u64 {
-        self.removed_backends
+    /// How many rows of backends were written since the maps were opened.
+    pub fn changed_backends(&self) -> u64 {
+        self.changed_backends
     }
 
     fn set_name(&mut self, service: ServiceId, name: &str) -> Result<(), MapError> {
@@ -266,10 +266,7 @@ impl Maps for KernelMaps {
         self.backends6
             .write_some(rows6.0, rows6.1)
             .map_err(failed(map::BACKENDS6))?;
-        let gone = rows
-            .iter()
-            .filter(|(_, backend)| backend.state == BackendState::Gone);
-        self.removed_backends += gone.count() as u64;
+        self.changed_backends += rows.len() as u64;
         Ok(())
     }
 
@@ -411,11 +408,19 @@ pub fn map_sizes(directory: &Path) -> Result<Vec<(&'static str, usize, u32)>, Ma
     let flows6 = size::<layout::FlowKey<Address6>, layout::Flow<Address6>>(directory, map::FLOWS6)?;
     let sockets4 = size::<layout::SocketKey<Address4>, layout::Socket<Address4>>(directory, map::SOCKETS4)?;
     let sockets6 = size::<layout::SocketKey<Address6>, layout::Socket<Address6>>(directory, map::SOCKETS6)?;
+    let affinities4 = size::<layout::AffinityKey<Address4>, layout::Affinity>(directory, map::AFFINITY4)?;
+    let affinities6 = size::<layout::AffinityKey<Address6>, layout::Affinity>(directory, map::AFFINITY6)?;
+    let fragments4 = size::<layout::FragmentKey<Address4>, layout::Fragment>(directory, map::FRAGMENTS4)?;
+    let fragments6 = size::<layout::FragmentKey<Address6>, layout::Fragment>(directory, map::FRAGMENTS6)?;
     Ok(vec![
         ("flows IPv4", flows4.0, flows4.1),
         ("flows IPv6", flows6.0, flows6.1),
         ("sockets IPv4", sockets4.0, sockets4.1),
         ("sockets IPv6", sockets6.0, sockets6.1),
+        ("affinities IPv4", affinities4.0, affinities4.1),
+        ("affinities IPv6", affinities6.0, affinities6.1),
+        ("fragments IPv4", fragments4.0, fragments4.1),
+        ("fragments IPv6", fragments6.0, fragments6.1),
     ])
 }
 

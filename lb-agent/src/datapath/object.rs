@@ -87,8 +87,22 @@ pub struct Settings {
     pub lifetimes: Lifetimes,
     /// Sizes of the maps.
     pub capacity: Capacity,
-    /// Entries of each flow table; a connection takes two.
+    /// Sizes of the maps that packets and sockets fill.
+    pub tables: TableSizes,
+}
+
+/// Sizes of the maps that packets and sockets fill, each for one family. All but that of the flows make room by
+/// forgetting who was not seen for the longest time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TableSizes {
+    /// Entries of flows; a connection takes two.
     pub flows: u32,
+    /// Rows of translated sockets: one for TCP, three for UDP.
+    pub sockets: u32,
+    /// Clients that stay with a backend.
+    pub affinities: u32,
+    /// Datagrams whose fragments are on their way.
+    pub fragments: u32,
 }
 
 impl Default for Settings {
@@ -104,7 +118,7 @@ impl Default for Settings {
             hash_seed: 0,
             lifetimes: Lifetimes::DEFAULT_SECONDS,
             capacity: DEFAULT_CAPACITY,
-            flows: DEFAULT_FLOWS,
+            tables: DEFAULT_TABLES,
         }
     }
 }
@@ -117,8 +131,13 @@ pub const DEFAULT_CAPACITY: Capacity = Capacity {
     services: 65_536,
     source_ranges: 65_536,
 };
-/// Default size of each flow table.
-pub const DEFAULT_FLOWS: u32 = 262_144;
+/// Default sizes of the maps that packets and sockets fill.
+pub const DEFAULT_TABLES: TableSizes = TableSizes {
+    flows: 262_144,
+    sockets: 65_536,
+    affinities: 65_536,
+    fragments: 8_192,
+};
 
 /// Why the kernel programs could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -349,8 +368,8 @@ fn publish(ebpf: &mut Ebpf, loaded: LoadedSettings) -> Result<(), LoadError> {
 }
 
 /// The maps whose sizes the settings say, and these sizes.
-fn sizes(settings: &Settings) -> [(&'static str, u32); 11] {
-    let Settings { capacity, flows, .. } = settings;
+fn sizes(settings: &Settings) -> [(&'static str, u32); 17] {
+    let Settings { capacity, tables, .. } = settings;
     [
         (map::FRONTENDS4, capacity.frontends),
         (map::FRONTENDS6, capacity.frontends),
@@ -361,8 +380,14 @@ fn sizes(settings: &Settings) -> [(&'static str, u32); 11] {
         (map::SOURCE_RANGES6, capacity.source_ranges),
         (map::SERVICE_NAMES, capacity.services),
         (map::SERVICE_STATS, capacity.services),
-        (map::FLOWS4, *flows),
-        (map::FLOWS6, *flows),
+        (map::FLOWS4, tables.flows),
+        (map::FLOWS6, tables.flows),
+        (map::SOCKETS4, tables.sockets),
+        (map::SOCKETS6, tables.sockets),
+        (map::AFFINITY4, tables.affinities),
+        (map::AFFINITY6, tables.affinities),
+        (map::FRAGMENTS4, tables.fragments),
+        (map::FRAGMENTS6, tables.fragments),
     ]
 }
 
@@ -449,13 +474,13 @@ mod tests {
     /// to 8 bytes, and there is a 16-byte bucket for each element.
     #[test]
     fn the_default_sizes_take_what_the_readme_says() {
-        const SOCKETS: u32 = 65_536;
         let entries = |name| match name {
             map::SLOTS => DEFAULT_CAPACITY.slots,
             map::BACKENDS4 | map::BACKENDS6 => DEFAULT_CAPACITY.backends,
-            map::FLOWS4 | map::FLOWS6 => DEFAULT_FLOWS,
-            map::SOCKETS4 | map::SOCKETS6 | map::AFFINITY4 | map::AFFINITY6 => SOCKETS,
-            map::FRAGMENTS4 | map::FRAGMENTS6 => 8_192,
+            map::FLOWS4 | map::FLOWS6 => DEFAULT_TABLES.flows,
+            map::SOCKETS4 | map::SOCKETS6 => DEFAULT_TABLES.sockets,
+            map::AFFINITY4 | map::AFFINITY6 => DEFAULT_TABLES.affinities,
+            map::FRAGMENTS4 | map::FRAGMENTS6 => DEFAULT_TABLES.fragments,
             _ => 0,
         };
         let element = |key: usize, value: usize| match key {

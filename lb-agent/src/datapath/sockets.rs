@@ -19,13 +19,22 @@ pub struct SocketRow {
     pub cookie: u64,
     /// The socket's protocol.
     pub protocol: Protocol,
-    /// The backend's address; a frontend's in one of the two rows of an unconnected UDP socket. An IPv6 socket that
-    /// knows its peer by an IPv4-mapped address has an IPv4 row.
+    /// The backend's address; a frontend's in one of the two rows of a UDP socket. An IPv6 socket that knows its peer by
+    /// an IPv4-mapped address has an IPv4 row.
     pub peer: SocketAddr,
-    /// The backend that was chosen.
+    /// What the process named: a frontend; or the backend, in the other row of a UDP socket.
+    pub named: SocketAddr,
+    /// The backend that was chosen; 0 if there was none to choose.
     pub backend: BackendId,
     /// The backend row's generation when it was chosen.
     pub generation: u32,
+}
+
+impl SocketRow {
+    /// Whether no backend was to be had when a UDP socket was connected.
+    pub fn has_nowhere(&self) -> bool {
+        self.backend == 0
+    }
 }
 
 /// The maps of translated sockets of both families.
@@ -55,11 +64,11 @@ impl SocketMaps {
         })
     }
 
-    /// All rows whose backend was removed.
-    pub fn removed(&self) -> Result<HashSet<SocketRow>, MapError> {
-        let mut removed = self.ipv4.removed()?;
-        removed.extend(self.ipv6.removed()?);
-        Ok(removed)
+    /// All rows whose backend was removed, or that never had one.
+    pub fn stranded(&self) -> Result<HashSet<SocketRow>, MapError> {
+        let mut stranded = self.ipv4.stranded()?;
+        stranded.extend(self.ipv6.stranded()?);
+        Ok(stranded)
     }
 
     /// Whether the row is still there. It is not once the socket was translated again.
@@ -100,12 +109,12 @@ where
         })
     }
 
-    fn removed(&self) -> Result<HashSet<SocketRow>, MapError> {
+    fn stranded(&self) -> Result<HashSet<SocketRow>, MapError> {
         let rows = self.rows()?;
         // After the rows: a backend that was read before could since have become another, and the row be that one's.
         let backends = self.backends(&rows)?;
-        let is_removed = |row: &SocketRow| is_removed(row, backends.get(&row.backend));
-        Ok(rows.into_iter().filter(is_removed).collect())
+        let is_stranded = |row: &SocketRow| row.has_nowhere() || is_removed(row, backends.get(&row.backend));
+        Ok(rows.into_iter().filter(is_stranded).collect())
     }
 
     fn rows(&self) -> Result<Vec<SocketRow>, MapError> {
@@ -173,6 +182,7 @@ fn row_of<A: Copy + Into<IpAddr>>(key: &SocketKey<A>, socket: &layout::Socket<A>
             .into_iter()
             .find(|protocol| protocol.number() == key.protocol)?,
         peer: SocketAddr::new(address, key.port.get()),
+        named: SocketAddr::new(socket.address.into(), socket.port.get()),
         backend: socket.backend,
         generation: socket.generation,
     })
@@ -197,6 +207,7 @@ mod tests {
         cookie: 0x1234_5678_9abc_def0,
         protocol: Protocol::Udp,
         peer: SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)), 53),
+        named: SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)), 53),
         backend: 3,
         generation: 7,
     };
@@ -213,6 +224,8 @@ mod tests {
     fn a_row_survives_the_way_to_its_key_and_back() {
         let address = Address4::from_bytes([10, 0, 0, 1]);
         let socket = layout::Socket {
+            address: Address4::from_bytes([10, 96, 0, 1]),
+            port: Port::new(53),
             backend: ROW.backend,
             generation: ROW.generation,
             ..Default::default()

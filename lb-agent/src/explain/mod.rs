@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 
 use lb_common::decide;
 use lb_common::host::Bytes;
-use lb_common::layout::{Address4, Address6, FlowKey, Port, hook};
+use lb_common::layout::{Address4, Address6, FlowKey, Port, hook, protocol};
 use lb_common::packet::Verdict;
 use lb_common::socket::{self, Call, Peer};
 use lb_common::tables::Tables as _;
@@ -295,7 +295,12 @@ fn ask_socket<A: LiveFamily>(
     explanation: &mut Explanation,
 ) -> Result<(), MapError> {
     let tables = Recorder::<A>::new(maps, surroundings.clock);
-    let result = socket::connect(&tables, &call(maps, key));
+    let call = call(maps, key);
+    // A UDP socket is told when it sends.
+    let result = match key.protocol {
+        protocol::UDP => socket::send(&tables, &call),
+        _ => socket::connect(&tables, &call),
+    };
     tables.check()?;
     match result {
         Ok(None) => explanation.verdict = Fate::Passed,
@@ -323,6 +328,7 @@ fn call<A: LiveFamily>(maps: &LiveMaps, key: &FlowKey<A>) -> Call<A> {
         namespace: lb_common::layout::cookie(maps.settings().node_namespace),
         is_node: true,
         is_bound: false,
+        is_connected: false,
     }
 }
 
@@ -353,7 +359,7 @@ fn verdict_text(explanation: &Explanation) -> String {
         }
         Fate::Answered => "answered: the VIP answers the ping".to_owned(),
         Fate::Passed => "passed: it goes on untouched".to_owned(),
-        Fate::Rejected if explanation.from == From::Node => format!("rejected: connect fails: {reason}"),
+        Fate::Rejected if explanation.from == From::Node => format!("rejected: the call fails: {reason}"),
         Fate::Rejected => format!("rejected: {reason}; the sender is told"),
         Fate::Dropped => format!("dropped: {reason}"),
     }

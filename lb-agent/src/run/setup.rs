@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use super::monitor::Monitor;
 use crate::cli::{OnRemovedBackend, RunArguments, SocketLb, SourceArguments};
 use crate::conntrack::OtherConnections;
-use crate::datapath::object::Settings;
+use crate::datapath::object::{Settings, TableSizes};
 use crate::datapath::readings::Readings;
 use crate::health::{self, Health, HealthArguments, Served};
 use crate::maps::Capacity;
@@ -59,14 +59,19 @@ pub(super) fn cgroup(arguments: &RunArguments) -> anyhow::Result<Option<PathBuf>
         return Ok(Some(path.clone()));
     }
     let mounts = mounts::mounts().context("cannot read the mounts of this host")?;
-    let root = mounts::cgroup2(&mounts).map(Path::to_path_buf);
-    if root.is_none() {
+    let Some(root) = mounts::cgroup2(&mounts) else {
         tracing::warn!(
             "cgroup v2 is not mounted: processes of this host do not reach Services; mount it, name it with --cgroup, \
              or use --socket-lb=off"
         );
+        return Ok(None);
+    };
+    let partial = mounts::partial_cgroup2(root);
+    if let Some(why) = partial.with_context(|| format!("cannot look at {}: use --cgroup", root.display()))? {
+        tracing::warn!("processes of this host do not reach Services: {why}; or use --socket-lb=off");
+        return Ok(None);
     }
-    Ok(root)
+    Ok(Some(root.to_path_buf()))
 }
 
 /// What the programs are loaded with on a node with these addresses.
@@ -97,7 +102,12 @@ pub(super) fn settings(
             services: sizes.max_services,
             source_ranges: sizes.max_source_ranges,
         },
-        flows: sizes.max_flows,
+        tables: TableSizes {
+            flows: sizes.max_flows,
+            sockets: sizes.max_sockets,
+            affinities: sizes.max_affinities,
+            fragments: sizes.max_fragments,
+        },
     })
 }
 

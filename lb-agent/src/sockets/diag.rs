@@ -42,7 +42,10 @@ pub(super) struct Connected {
     pub(super) protocol: Protocol,
     /// Its peer, IPv4 also where the socket is of IPv6 and knows it by a mapped address.
     pub(super) peer: SocketAddr,
-    family: Family,
+    /// The family that it was made for.
+    pub(super) family: Family,
+    /// The number of its file; 0 if none leads to it any more.
+    pub(super) inode: u32,
     id: SocketId,
 }
 
@@ -54,6 +57,7 @@ impl Connected {
             protocol,
             peer,
             family: Family::V4,
+            inode: 1,
             id: nobody(Family::V4),
         }
     }
@@ -175,6 +179,7 @@ fn connected(listing: &Listing, header: InetResponseHeader) -> Connected {
         protocol: listing.protocol,
         peer: SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
         family: listing.family,
+        inode: header.inode,
         id,
     }
 }

@@ -1,15 +1,18 @@
-//! Closes the sockets of clients whose backend was removed.
+//! What becomes of the sockets of clients whose backend was removed.
 //!
 //! A socket that was translated at `connect` sends straight to its backend: no program sees its packets, so nothing
 //! tells its owner that the backend is gone. A thread of its own, the socket closer, does: it looks for such sockets in
-//! every network namespace of the node and destroys them, so that the owner's next call fails with `ECONNABORTED`.
+//! every network namespace of the node and destroys them, so that the owner's next call fails with `ECONNABORTED`. Those
+//! of UDP it connects to the frontend again instead, where it can: their owners may go on for years without a look at
+//! errors. So it does with those that found no backend when they were connected, once there may be one.
 //!
 //! ```text
-//! backend marked gone -> order -> rows of removed backends -> sockets with their cookies and peers -> SOCK_DESTROY
+//! backends changed -> order -> rows without a backend -> sockets with their cookies and peers -> connect, or SOCK_DESTROY
 //! ```
 //! The rows are the proof: a socket that connected to a Pod's own address has none and is left alone.
 
 mod diag;
+mod holders;
 mod namespaces;
 mod pending;
 mod wanted;
@@ -63,7 +66,7 @@ pub enum CloserError {
 #[derive(Debug)]
 pub struct Closer {
     orders: SyncSender<()>,
-    /// How many backends had been removed at the last order.
+    /// How many backends had been changed at the last order.
     ordered: Option<u64>,
 }
 
@@ -81,7 +84,8 @@ impl Closer {
         thread::Builder::new()
             .name(THREAD.to_owned())
             .spawn(move || {
-                let dropped = privileges::drop_others(capabilities(options.reach));
+                let kept = [capabilities(options.reach), &privileges::CONNECT_AGAIN].concat();
+                let dropped = privileges::drop_others(&kept);
                 let is_ready = dropped.is_ok();
                 if started.send(dropped).is_ok() && is_ready {
                     Worker::new(options).run(&receiver);
@@ -98,11 +102,11 @@ impl Closer {
         })
     }
 
-    /// Has sockets closed if `removed`, the number of backends that were removed so far, is another one than before; the
-    /// first time in any case, since backends may have been removed while no agent ran. Does not wait for it.
-    pub fn follow(&mut self, removed: u64) {
-        if self.ordered != Some(removed) {
-            self.ordered = Some(removed);
+    /// Has sockets looked after if `changed`, the number of backends that were changed so far, is another one than before;
+    /// the first time in any case, since backends may have been removed while no agent ran. Does not wait for it.
+    pub fn follow(&mut self, changed: u64) {
+        if self.ordered != Some(changed) {
+            self.ordered = Some(changed);
             // If an order waits already, this is part of it; a thread that has ended said why.
             let _ = self.orders.try_send(());
         }
@@ -148,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_time_and_every_removal_are_orders() {
+    fn the_first_time_and_every_change_are_orders() {
         let (mut closer, orders) = closer();
         closer.follow(0);
         assert_eq!(orders.try_iter().count(), 1);
@@ -163,8 +167,8 @@ mod tests {
     #[test]
     fn an_order_that_waits_stands_for_those_after_it() {
         let (mut closer, orders) = closer();
-        for removed in 0..10 {
-            closer.follow(removed);
+        for changed in 0..10 {
+            closer.follow(changed);
         }
         assert_eq!(orders.try_iter().count(), 1);
         drop(orders);

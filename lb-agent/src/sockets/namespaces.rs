@@ -116,11 +116,15 @@ fn enter(namespace: impl std::os::fd::AsFd) -> io::Result<()> {
 /// Files that are, or may be, network namespaces: named ones, then those of processes.
 fn candidates() -> impl Iterator<Item = PathBuf> {
     let named = NAMED.into_iter().flat_map(entries);
-    let processes = entries("/proc").filter(|path| {
+    named.chain(processes().map(|path| path.join("ns/net")))
+}
+
+/// The directories of the node's processes.
+pub(super) fn processes() -> impl Iterator<Item = PathBuf> {
+    entries("/proc").filter(|path| {
         path.file_name()
             .is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit))
-    });
-    named.chain(processes.map(|path| path.join("ns/net")))
+    })
 }
 
 fn entries(directory: &str) -> impl Iterator<Item = PathBuf> + use<> {

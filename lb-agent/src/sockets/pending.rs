@@ -56,6 +56,7 @@ mod tests {
             cookie: *cookie,
             protocol: Protocol::Tcp,
             peer: "10.0.0.1:80".parse().unwrap(),
+            named: "10.96.0.1:80".parse().unwrap(),
             backend: 1,
             generation: 1,
         };

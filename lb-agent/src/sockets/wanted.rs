@@ -90,6 +90,7 @@ mod tests {
             cookie,
             protocol,
             peer: peer.parse().unwrap(),
+            named: "10.96.0.1:80".parse().unwrap(),
             backend: 1,
             generation: 1,
         }

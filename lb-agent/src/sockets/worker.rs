@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::diag::{Diag, can_destroy};
+use super::diag::{Connected, Diag, can_destroy};
+use super::holders::Holders;
 use super::namespaces::{Namespaces, Visit};
 use super::pending::Pending;
 use super::wanted::Wanted;
@@ -77,21 +78,24 @@ impl Worker {
         }
     }
 
-    /// Closes all sockets whose backend was removed, and forgets them.
+    /// Looks after all sockets without a backend, and forgets those that are closed.
     fn search(&mut self) -> Result<(), SearchError> {
         let maps = match &mut self.maps {
             Some(maps) => maps,
             none => none.insert(SocketMaps::open(&self.options.maps)?),
         };
-        let mut left = maps.removed()?;
+        let mut left = maps.stranded()?;
         left.retain(|row| self.protocols.contains(&row.protocol));
         let found = match left.is_empty() {
             true => Found::default(),
             false => find(self.options.reach, &left, maps)?,
         };
-        for row in &found.closed {
-            left.remove(row);
-            maps.remove(row)?;
+        // Whoever waits for a first backend does so until the socket is closed.
+        left.retain(|row| !row.has_nowhere());
+        for row in found.closed.iter().chain(&found.connected) {
+            if left.remove(row) {
+                maps.remove(row)?;
+            }
         }
         for row in self.pending.update(&left, found.complete, Instant::now()) {
             maps.remove(&row)?;
@@ -106,6 +110,8 @@ impl Worker {
 struct Found {
     /// Rows whose sockets were closed.
     closed: Vec<SocketRow>,
+    /// Rows whose sockets were connected again.
+    connected: Vec<SocketRow>,
     /// How many namespaces were searched.
     namespaces: usize,
     /// Whether every namespace was searched that could hold such sockets.
@@ -123,52 +129,55 @@ impl Found {
                 "closed sockets whose backend was removed"
             );
         }
+        if !self.connected.is_empty() {
+            tracing::info!(
+                udp = self.connected.len(),
+                "connected sockets without a backend to their Services again"
+            );
+        }
     }
 }
 
 fn find(reach: Reach, rows: &HashSet<SocketRow>, maps: &SocketMaps) -> Result<Found, SearchError> {
     let mut wanted = Wanted::new(rows.iter().copied());
-    let mut closed = Vec::new();
-    let mut close = || close_here(&mut wanted, maps, &mut closed);
+    let mut found = Found::default();
+    let mut look = || look_here(&mut wanted, maps, &mut found);
     let visit = match reach {
         Reach::Node => {
             let namespaces = Namespaces::of_this_thread().map_err(SearchError::Own)?;
-            namespaces.visit(close).map_err(SearchError::Return)?
+            namespaces.visit(look).map_err(SearchError::Return)?
         }
-        Reach::OwnNamespace => Visit::of_one(close()),
+        Reach::OwnNamespace => Visit::of_one(look()),
     };
-    Ok(Found {
-        closed,
-        namespaces: visit.visited,
-        complete: reach == Reach::Node && !visit.failed,
-    })
+    found.namespaces = visit.visited;
+    found.complete = reach == Reach::Node && !visit.failed;
+    Ok(found)
 }
 
-/// Closes the wanted sockets of the namespace that the thread is in; breaks once none is left.
-fn close_here(
-    wanted: &mut Wanted,
-    maps: &SocketMaps,
-    closed: &mut Vec<SocketRow>,
-) -> io::Result<ControlFlow<()>> {
+/// Looks after the wanted sockets of the namespace that the thread is in; breaks once none is left.
+fn look_here(wanted: &mut Wanted, maps: &SocketMaps, found: &mut Found) -> io::Result<ControlFlow<()>> {
     let mut diag = Diag::open()?;
     for listing in wanted.listings().clone() {
-        for socket in diag.list(&listing)? {
-            let Some(row) = wanted.row(&socket) else {
-                continue;
-            };
+        let sockets = diag.list(&listing)?.into_iter();
+        let sockets: Vec<_> = sockets
+            .filter_map(|socket| Some((wanted.row(&socket)?, socket)))
+            .collect();
+        let holders = match listing.protocol {
+            Protocol::Udp => Holders::of(sockets.iter().map(|(_, socket)| socket)),
+            _ => Holders::default(),
+        };
+        for (row, socket) in sockets {
             // It may have connected again meanwhile.
             if !maps.holds(&row).map_err(io::Error::other)? {
                 continue;
             }
-            match diag.destroy(&socket) {
-                Ok(true) => {
-                    tracing::debug!(?row, "closed a socket");
-                    wanted.remove(&row);
-                    closed.push(row);
-                }
-                Ok(false) => {}
-                // Some kinds of sockets cannot be, such as parts of Multipath TCP.
-                Err(error) => tracing::warn!(%error, ?row, "cannot close a socket whose backend was removed"),
+            if connect_again(&holders, &socket, &row) {
+                wanted.remove(&row);
+                let is_left = row.has_nowhere() && maps.holds(&row).map_err(io::Error::other)?;
+                found.connected.extend((!is_left).then_some(row));
+            } else if !row.has_nowhere() && close(&mut diag, &socket, &row) {
+                wanted.remove(&row);
+                found.closed.push(row);
             }
         }
     }
@@ -176,6 +185,38 @@ fn close_here(
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     })
+}
+
+/// Connects a UDP socket to its frontend again; false if it stays as it is.
+fn connect_again(holders: &Holders, socket: &Connected, row: &SocketRow) -> bool {
+    if row.protocol != Protocol::Udp {
+        return false;
+    }
+    match holders.connect_again(socket, row.named) {
+        Ok(()) => {
+            tracing::debug!(?row, "connected a socket again");
+            true
+        }
+        Err(error) => {
+            tracing::debug!(%error, ?row, "cannot connect a socket again");
+            false
+        }
+    }
+}
+
+/// Destroys a socket; false if it stays as it is.
+fn close(diag: &mut Diag, socket: &Connected, row: &SocketRow) -> bool {
+    match diag.destroy(socket) {
+        Ok(is_closed) => {
+            tracing::debug!(?row, is_closed, "closed a socket");
+            is_closed
+        }
+        Err(error) => {
+            // Some kinds of sockets cannot be, such as parts of Multipath TCP.
+            tracing::warn!(%error, ?row, "cannot close a socket whose backend was removed");
+            false
+        }
+    }
 }
 
 /// Waits for an order or until it is time; false once nobody can give orders any more.

@@ -7,7 +7,7 @@ use std::io::Write as _;
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{Program, ProgramError};
-use lb_agent::datapath::object::{self, Settings, program};
+use lb_agent::datapath::object::{self, DEFAULT_TABLES, Settings, TableSizes, program};
 use lb_agent::maps::Capacity;
 use lb_tests::lab::PinDirectory;
 use nix::errno::Errno;
@@ -51,7 +51,10 @@ fn probe(redirects_locally: bool, called: impl Fn(&str) -> Option<String>) -> Re
             services: 1024,
             source_ranges: 1024,
         },
-        flows: 1024,
+        tables: TableSizes {
+            flows: 1024,
+            ..DEFAULT_TABLES
+        },
         ..Settings::default()
     };
     let mut ebpf = object::prepare(&settings, pins.path())?;

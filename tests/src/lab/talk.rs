@@ -50,6 +50,24 @@ impl Machine {
         self.talk_with(SocketAddr::new(address.into(), port), &["--udp"])
     }
 
+    /// A connected UDP socket that names the server with each datagram all the same.
+    ///
+    /// # Errors
+    ///
+    /// If the client cannot be started.
+    pub fn talk_udp_named(&self, address: impl Into<IpAddr>, port: u16) -> Result<Talk> {
+        self.talk_with(SocketAddr::new(address.into(), port), &["--udp", "--named"])
+    }
+
+    /// A UDP socket for [`Talk::ask`], of the family of this address.
+    ///
+    /// # Errors
+    ///
+    /// If the client cannot be started.
+    pub fn asker(&self, family: impl Into<IpAddr>) -> Result<Talk> {
+        self.talk_with(SocketAddr::new(family.into(), 0), &["--udp", "--unconnected"])
+    }
+
     /// A TCP connection that the server has answered on, and the server's name.
     ///
     /// # Errors
@@ -174,6 +192,22 @@ impl Talk {
     pub fn server(&mut self) -> Result<String> {
         match self.exchange("hello")? {
             TalkEvent::Line(line) => Ok(line.split(' ').next().unwrap_or_default().to_owned()),
+            other => bail!("not answered: {other:?}"),
+        }
+    }
+
+    /// Asks a server with the socket of [`Machine::asker`]; returns the name of the server that answers, and where the answer
+    /// says to come from.
+    ///
+    /// # Errors
+    ///
+    /// If there is no answer.
+    pub fn ask(&mut self, to: SocketAddr) -> Result<(String, SocketAddr)> {
+        match self.exchange(&to.to_string())? {
+            TalkEvent::Line(line) => {
+                let (name, from) = line.split_once(' ').context("a name and an address")?;
+                Ok((name.to_owned(), from.parse()?))
+            }
             other => bail!("not answered: {other:?}"),
         }
     }

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::programs::{Xdp, XdpMode};
-use lb_agent::datapath::object::{self, Settings};
+use lb_agent::datapath::object::{self, DEFAULT_TABLES, Settings, TableSizes};
 use lb_agent::maps::Capacity;
 
 use super::Lab;
@@ -57,7 +57,10 @@ impl Lab {
                 services: 2,
                 source_ranges: 2,
             },
-            flows: 64,
+            tables: TableSizes {
+                flows: 64,
+                ..DEFAULT_TABLES
+            },
             ..Settings::default()
         };
         let pins = self.bpf_file_system.join(self.id.part(purpose));

@@ -19,7 +19,7 @@ use aya::maps::{HashMap, MapData};
 use aya::programs::{Program, ProgramError, TestRun as _, TestRunOptions};
 use lb_agent::datapath::devices::DeviceTable;
 use lb_agent::datapath::maps::{Counters, KernelMaps};
-use lb_agent::datapath::object::{self, Settings};
+use lb_agent::datapath::object::{self, DEFAULT_TABLES, Settings, TableSizes};
 use lb_agent::devices::{Link, Snapshot, View};
 use lb_agent::maps::{Backend, BackendState, Capacity, FrontendKey, MapOp, Maps as _, Protocol};
 use lb_common::budget::Limit;
@@ -127,7 +127,10 @@ fn small(flows: u32) -> Settings {
             services: 1_024,
             source_ranges: 16_384,
         },
-        flows,
+        tables: TableSizes {
+            flows,
+            ..DEFAULT_TABLES
+        },
         ..Settings::default()
     }
 }

@@ -4,14 +4,17 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use lb_agent::maps::{Backend, BackendState};
 use lb_tests::lab::cluster::{ECHO, HTTP, PORTS, SERVICE, SERVICE_FILE, SLICES_FILE, Server, UDP, vips};
 use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{
     Agents, Cluster, EndpointSliceManifest, Machine, ServiceManifest, ServicePort, SocketLb, Talk, Xdp,
-    require_privileges,
+    require_privileges, wait_for,
 };
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// File of a second slice.
 const SECOND_FILE: &str = "slices-2.yaml";
@@ -43,8 +46,18 @@ const RENAMED: [ServicePort; 4] = {
 struct Open {
     talk: Talk,
     pod: String,
-    /// Whether it was translated when the socket was connected.
-    is_at_socket: bool,
+    end: End,
+}
+
+/// What becomes of a connection whose Pod is gone.
+#[derive(Clone, Copy)]
+enum End {
+    /// The client is told at once: it was translated when the socket was connected.
+    Aborted,
+    /// The client is told when it sends.
+    Reset,
+    /// Another Pod answers.
+    GoesOn,
 }
 
 struct Fixture {
@@ -98,11 +111,16 @@ impl Fixture {
                 let pod = server.pod.name().to_owned();
                 let tcp = from.connect_to(&server.pod, address, tcp).unwrap();
                 let udp = from.connect_udp_to(&server.pod, address, udp).unwrap();
-                talks.extend([tcp, udp].map(|talk| Open {
-                    talk,
+                talks.push(Open {
+                    talk: tcp,
                     pod: pod.clone(),
-                    is_at_socket,
-                }));
+                    end: if is_at_socket { End::Aborted } else { End::Reset },
+                });
+                talks.push(Open {
+                    talk: udp,
+                    pod,
+                    end: End::GoesOn,
+                });
             }
         }
         self.talks = talks;
@@ -291,30 +309,30 @@ fn through_the_sockets_of_the_host_and_generic_xdp() {
     absence("absence-generic", SocketLb::Host, Some(Xdp::Generic));
 }
 
-/// TCP connections are reset or, at sockets, aborted; datagrams go elsewhere, but for those of connected sockets.
+/// TCP connections are reset or, at sockets, aborted; datagrams go elsewhere.
 #[track_caller]
 fn assert_ended(talks: Vec<Open>, gone: &str) {
-    for Open {
-        mut talk,
-        pod,
-        is_at_socket,
-    } in talks
-    {
+    for Open { mut talk, pod, end } in talks {
         if pod != gone {
             assert_eq!(talk.server().unwrap(), pod);
             continue;
         }
-        if !is_at_socket {
-            talk.send("still there?").unwrap();
-        }
-        let event = talk.next_event().unwrap();
-        let is_ended = match &event {
-            TalkEvent::Error(error) if is_at_socket => error.ends_with(": ConnectionAborted"),
-            TalkEvent::Error(error) => error.ends_with(": ConnectionReset"),
-            // A datagram.
-            TalkEvent::Line(line) => !is_at_socket && !line.starts_with(gone),
-            _ => false,
+        let error = match end {
+            End::Aborted => "ConnectionAborted",
+            End::Reset => {
+                talk.send("still there?").unwrap();
+                "ConnectionReset"
+            }
+            End::GoesOn => {
+                wait_for("an answer of another Pod", PATIENCE, || {
+                    (talk.server().unwrap() != gone).then_some(())
+                })
+                .unwrap();
+                continue;
+            }
         };
+        let event = talk.next_event().unwrap();
+        let is_ended = matches!(&event, TalkEvent::Error(text) if text.ends_with(&format!(": {error}")));
         assert!(is_ended, "{event:?} to {:?}", talk.local());
     }
 }

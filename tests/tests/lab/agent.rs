@@ -139,6 +139,34 @@ fn no_request_fails_while_the_agent_is_replaced() {
     }
 }
 
+/// How often the agent is replaced while answers come.
+const REPLACEMENTS: usize = 20;
+
+/// While programs follow each other, an answer may meet the old one and the new one.
+#[test]
+fn no_answer_names_the_pod_while_the_agent_is_replaced() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("upgrade-names", &[0, 1]).unwrap();
+    let mut agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
+    let host = cluster.nodes[0].host();
+    let clients: Vec<_> = [&cluster.client, host]
+        .into_iter()
+        .flat_map(|from| vips().map(|vip| (vip, from.udp(vip, UDP.port).count(u32::MAX).start().unwrap())))
+        .collect();
+    for _ in 0..REPLACEMENTS {
+        agent = agent.restart().unwrap();
+    }
+    for (vip, client) in clients {
+        let report = client.stop().unwrap();
+        assert!(report.errors.is_empty(), "{vip}: {report:?}");
+        assert!(report.answered() > 1000, "{vip}: {report:?}");
+        assert_eq!(report.sources, [(vip, UDP.port).into()].into(), "{vip}");
+        eprintln!("{vip}: {} answers", report.answered());
+    }
+}
+
 /// The same at the sockets of Pods and of the node.
 #[test]
 fn no_connect_fails_while_the_agent_is_replaced() {

@@ -91,6 +91,7 @@ fn datagrams_of_a_socket_go_elsewhere_when_their_pod_is_removed() {
         (SocketLb::Off, false),
         (SocketLb::Off, true),
         (SocketLb::All, false),
+        (SocketLb::All, true),
     ] {
         for vip in vips() {
             let cluster = Cluster::new("removed-udp", &[0, 1]).unwrap();

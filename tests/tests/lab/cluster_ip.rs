@@ -214,6 +214,7 @@ fn connections_stay_when_the_way_past_the_stack_comes_and_goes() {
     }
 }
 
+/// But for the datagrams of Pods.
 #[test]
 fn everybody_through_the_sockets() {
     if !require_privileges() {
@@ -222,7 +223,10 @@ fn everybody_through_the_sockets() {
     let cluster = Cluster::new("sockets", &[0, 0, 1]).unwrap();
     let _agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
     let captures = Captures::start(&cluster);
-    use_service(&cluster, &cluster.client);
+    for vip in vips() {
+        let report = cluster.client.http(vip, HTTP.port).count(20).run().unwrap();
+        assert_eq!(report.answered(), 20, "{vip}: {report:?}");
+    }
     use_service(&cluster, cluster.nodes[0].host());
     let captured = captures.finish();
     for report in [captured.client, captured.host].iter().chain(&captured.servers) {

@@ -107,23 +107,34 @@ impl Subject {
         }
     }
 
-    /// What becomes of requests that come to a node. `socket`: from a socket that is translated there.
-    fn outcome(&self, way: Way, from_inside: bool, node: usize, socket: bool) -> Outcome {
+    /// What becomes of TCP and UDP requests that come to a node.
+    fn outcomes(&self, way: Way, from_inside: bool, node: usize, at: TranslatedAt) -> [Outcome; 2] {
         if !self.has_pods {
-            return Outcome::Refused;
+            return [Outcome::Refused, Outcome::Refused];
         }
         let policy = match way {
             Way::ClusterIp => self.internal,
             _ if from_inside => "Cluster",
             _ => self.external,
         };
-        match (policy, node) {
-            ("Local", EMPTY_NODE) if socket => Outcome::NoWay,
-            ("Local", EMPTY_NODE) => Outcome::Lost,
-            ("Local", _) => Outcome::pods(["web-1"]),
-            _ => Outcome::pods(["web-1", "web-2"]),
+        let both = |outcome: Outcome| [outcome.clone(), outcome];
+        match (policy, node, at) {
+            ("Local", EMPTY_NODE, TranslatedAt::Device) => both(Outcome::Lost),
+            ("Local", EMPTY_NODE, TranslatedAt::PodSocket) => [Outcome::NoWay, Outcome::Lost],
+            ("Local", EMPTY_NODE, TranslatedAt::NodeSocket) => [Outcome::NoWay, Outcome::Refused],
+            ("Local", ..) => both(Outcome::pods(["web-1"])),
+            _ => both(Outcome::pods(["web-1", "web-2"])),
         }
     }
+}
+
+/// Where a client's connections are translated.
+#[derive(Clone, Copy)]
+enum TranslatedAt {
+    Device,
+    /// Its TCP connections, that is.
+    PodSocket,
+    NodeSocket,
 }
 
 /// All Services of the table at work on all nodes.
@@ -183,12 +194,12 @@ impl Fixture {
         }
     }
 
-    /// Asks every Service in these ways, at or from this node. `socket`: the client's sockets are translated.
-    fn ask_all(&self, from: &Machine, ways: &[Way], node: usize, from_inside: bool, socket: bool) {
+    /// Asks every Service in these ways, at or from this node.
+    fn ask_all(&self, from: &Machine, ways: &[Way], node: usize, from_inside: bool, at: TranslatedAt) {
         for subject in &SUBJECTS {
             let [http, udp] = subject.ports();
             for &way in ways {
-                let expected = subject.outcome(way, from_inside, node, socket);
+                let [tcp_outcome, udp_outcome] = subject.outcomes(way, from_inside, node, at);
                 for address in subject.addresses(way, self.host(node)) {
                     let what = format!("{way:?} of {subject:?} at node {node}");
                     let of = |port: ServicePort| match way {
@@ -197,8 +208,8 @@ impl Fixture {
                     };
                     // Together: what is lost takes its time.
                     thread::scope(|scope| {
-                        scope.spawn(|| from.expect_tcp(of(http), &expected).expect(&what));
-                        from.expect_udp(of(udp), &expected).expect(&what);
+                        scope.spawn(|| from.expect_tcp(of(http), &tcp_outcome).expect(&what));
+                        from.expect_udp(of(udp), &udp_outcome).expect(&what);
                     });
                 }
             }
@@ -217,7 +228,7 @@ impl Fixture {
         for node in [0, EMPTY_NODE] {
             self.route_to(node);
             let before = self.dropped(node);
-            self.ask_all(&self.cluster.outside, &ways, node, false, false);
+            self.ask_all(&self.cluster.outside, &ways, node, false, TranslatedAt::Device);
             // By both protocols and families: three ways to one Service, one to the other.
             let lost = self.dropped(node) - before;
             let expected = if node == EMPTY_NODE { 2 * 2 * 4 } else { 0 };
@@ -225,16 +236,22 @@ impl Fixture {
         }
     }
 
-    fn ask_from_inside(&self, from: impl Fn(usize) -> Machine, socket: bool) {
+    fn ask_from_inside(&self, from: impl Fn(usize) -> Machine, at: TranslatedAt) {
         for node in [0, EMPTY_NODE] {
             let ways = [Way::ClusterIp, Way::LoadBalancer, Way::ExternalIp, Way::NodePort];
             let before = self.dropped(node);
-            self.ask_all(&from(node), &ways, node, true, socket);
+            self.ask_all(&from(node), &ways, node, true, at);
             let lost = self.dropped(node) - before;
             assert_eq!(lost > 0, node == EMPTY_NODE, "{lost}");
         }
         // Another node's NodePort is that node's business, and there the client is one from outside.
-        self.ask_all(&from(0), &[Way::NodePort], EMPTY_NODE, false, false);
+        self.ask_all(
+            &from(0),
+            &[Way::NodePort],
+            EMPTY_NODE,
+            false,
+            TranslatedAt::Device,
+        );
     }
 
     fn ask_unknown_ports(&self, from: &Machine) {
@@ -259,7 +276,7 @@ fn through_tc() {
     }
     let fixture = Fixture::new("policies-tc", SocketLb::Host, None);
     fixture.ask_from_outside();
-    fixture.ask_from_inside(|node| fixture.client(node), false);
+    fixture.ask_from_inside(|node| fixture.client(node), TranslatedAt::Device);
     fixture.ask_unknown_ports(&fixture.cluster.outside);
     fixture.ask_unknown_ports(&fixture.clients[0]);
     fixture.ask_unknown_ports(fixture.host(0));
@@ -273,7 +290,7 @@ fn through_generic_xdp_and_from_processes_of_the_nodes() {
     let fixture = Fixture::new("policies-generic", SocketLb::Host, Some(Xdp::Generic));
     fixture.ask_from_outside();
     fixture.ask_unknown_ports(&fixture.cluster.outside);
-    fixture.ask_from_inside(|node| fixture.host(node).clone(), true);
+    fixture.ask_from_inside(|node| fixture.host(node).clone(), TranslatedAt::NodeSocket);
 }
 
 #[test]
@@ -284,6 +301,6 @@ fn through_native_xdp_and_the_sockets() {
     let fixture = Fixture::new("policies-native", SocketLb::All, Some(Xdp::Native));
     fixture.ask_from_outside();
     fixture.ask_unknown_ports(&fixture.cluster.outside);
-    fixture.ask_from_inside(|node| fixture.client(node), true);
+    fixture.ask_from_inside(|node| fixture.client(node), TranslatedAt::PodSocket);
     fixture.ask_unknown_ports(&fixture.clients[0]);
 }

@@ -1,8 +1,9 @@
-//! Sockets that were translated at `connect` end when their backend is removed, and no others.
+//! What becomes of sockets that were translated at `connect` when their backend is removed: connections end and no others;
+//! UDP sockets go on with another backend.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,11 +15,13 @@ use lb_agent::maps::BackendState;
 use lb_tests::lab::cluster::{ECHO, SERVICE_FILE, Server, UDP, options, vips};
 use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{
-    Agent, AgentOptions, Cluster, Machine, ServicePort, SocketLb, Talk, TcpState, require_privileges,
-    wait_for,
+    Agent, AgentOptions, Cluster, Machine, Published, ServicePort, SocketLb, Talk, TcpState,
+    require_privileges, wait_for,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// No Service has it.
+const UNKNOWN_PORT: u16 = 9;
 
 /// The Service's addresses, and the IPv4 one as an IPv6 socket can name it.
 fn addresses() -> [IpAddr; 3] {
@@ -43,22 +46,19 @@ fn assert_aborted(talk: &mut Talk) {
 /// Connected sockets of all kinds.
 struct Talks {
     of: String,
-    talks: Vec<Talk>,
+    connections: Vec<Talk>,
+    datagrams: Vec<Talk>,
 }
 
 impl Talks {
     /// To a Pod, through the Service.
     #[track_caller]
     fn through_service(from: &Machine, server: &Server) -> Self {
-        let mut talks = Vec::new();
-        for to in addresses() {
-            for port in [ECHO, UDP] {
-                talks.push(connect_to(from, to, port.port, port, server));
-            }
-        }
+        let connect = |port: ServicePort| addresses().map(|to| connect_to(from, to, port.port, port, server));
         Self {
             of: server.pod.name().to_owned(),
-            talks,
+            connections: connect(ECHO).into(),
+            datagrams: connect(UDP).into(),
         }
     }
 
@@ -66,29 +66,40 @@ impl Talks {
     #[track_caller]
     fn straight(from: &Machine, server: &Server) -> Self {
         let [ipv4, ipv6] = server.pod.addresses().both();
-        let mut talks = Vec::new();
-        for to in [ipv4, ipv6, mapped(ipv4)] {
-            for way in [ECHO, UDP] {
-                talks.push(connect_to(from, to, way.target_port, way, server));
-            }
-        }
+        let connect = |port: ServicePort| {
+            [ipv4, ipv6, mapped(ipv4)].map(|to| connect_to(from, to, port.target_port, port, server))
+        };
         Self {
             of: server.pod.name().to_owned(),
-            talks,
+            connections: connect(ECHO).into(),
+            datagrams: connect(UDP).into(),
         }
     }
 
     #[track_caller]
     fn assert_live(&mut self) {
-        for talk in &mut self.talks {
+        for talk in self.connections.iter_mut().chain(&mut self.datagrams) {
             assert_eq!(talk.server().unwrap(), self.of);
         }
     }
 
+    /// The connections have ended, and the UDP sockets have another Pod.
     #[track_caller]
-    fn assert_aborted(mut self) {
-        self.talks.iter_mut().for_each(assert_aborted);
+    fn assert_ended(mut self, other: &Server) {
+        self.connections.iter_mut().for_each(assert_aborted);
+        for talk in &mut self.datagrams {
+            assert_goes_on(talk, other);
+        }
     }
+}
+
+/// Finds that a UDP socket has this Pod now.
+#[track_caller]
+fn assert_goes_on(talk: &mut Talk, server: &Server) {
+    wait_for("an answer of the other Pod", PATIENCE, || {
+        (talk.server().unwrap() == server.pod.name()).then_some(())
+    })
+    .unwrap();
 }
 
 /// By the protocol of this port.
@@ -140,10 +151,10 @@ fn sockets_of_a_removed_backend_end_at_once_and_no_others() {
     let mut to_stays = places.map(|from| Talks::through_service(from, stays));
     let straight = |from: &&Machine| [gone, stays].map(|server| Talks::straight(from, server));
     let mut straight: Vec<Talks> = places.iter().flat_map(straight).collect();
-    let number = to_gone.iter().map(|talks| talks.talks.len()).sum();
+    let number = to_gone.iter().map(|talks| talks.connections.len()).sum();
 
     cluster.remove_manifest(gone).unwrap();
-    to_gone.into_iter().for_each(Talks::assert_aborted);
+    to_gone.into_iter().for_each(|talks| talks.assert_ended(stays));
     to_stays.iter_mut().for_each(Talks::assert_live);
     straight.iter_mut().for_each(Talks::assert_live);
     wait_for_closed(&agent, number);
@@ -153,7 +164,7 @@ fn sockets_of_a_removed_backend_end_at_once_and_no_others() {
     cluster.wait_for_active(&[gone, stays]).unwrap();
     let mut to_gone = places.map(|from| Talks::through_service(from, gone));
     cluster.remove_manifest(stays).unwrap();
-    to_stays.into_iter().for_each(Talks::assert_aborted);
+    to_stays.into_iter().for_each(|talks| talks.assert_ended(gone));
     to_gone.iter_mut().for_each(Talks::assert_live);
     straight.iter_mut().for_each(Talks::assert_live);
     wait_for_closed(&agent, 2 * number);
@@ -169,16 +180,19 @@ fn connections_end_when_the_service_is_removed_and_not_while_a_backend_drains() 
     let [drains, stays] = two(&cluster);
     let connect = |server| addresses().map(|to| connect_to(&cluster.client, to, ECHO.port, ECHO, server));
     let mut talks = [drains, stays].map(connect);
-    // A flow of datagrams to a Pod that does not serve goes elsewhere: that of a connected socket cannot.
-    let udp_to = |server| vips().map(|to| connect_to(&cluster.client, to, UDP.port, UDP, server));
-    let [mut udp, mut other_udp] = [drains, stays].map(udp_to);
+    // A flow of datagrams to a Pod that does not serve goes elsewhere.
+    let places = [&cluster.client, cluster.nodes[0].host()];
+    let udp_from = |from| addresses().map(|to| connect_to(from, to, UDP.port, UDP, drains));
+    let mut udp = places.map(udp_from);
 
     cluster.set_ready(drains, false).unwrap();
     cluster
         .wait_for_states(&[(drains, BackendState::Draining), (stays, BackendState::Active)])
         .unwrap();
-    udp.iter_mut().for_each(assert_aborted);
-    wait_for_closed(&agent, udp.len());
+    for talk in udp.iter_mut().flatten() {
+        assert_goes_on(talk, stays);
+    }
+    wait_for_closed(&agent, 0);
     for (talks, server) in talks.iter_mut().zip([drains, stays]) {
         for talk in talks {
             assert_eq!(talk.server().unwrap(), server.pod.name());
@@ -187,10 +201,9 @@ fn connections_end_when_the_service_is_removed_and_not_while_a_backend_drains() 
 
     cluster.lab.remove(SERVICE_FILE).unwrap();
     talks.iter_mut().flatten().for_each(assert_aborted);
-    other_udp.iter_mut().for_each(assert_aborted);
 }
 
-/// As long as the Pod is there, so are its connections; datagrams are to go elsewhere, and a connected socket's cannot.
+/// As long as the Pod is there, so are its connections; datagrams go elsewhere.
 #[test]
 fn connections_to_removed_pods_go_on_if_asked_for() {
     if !require_privileges() {
@@ -208,8 +221,10 @@ fn connections_to_removed_pods_go_on_if_asked_for() {
     let (mut tcp, mut udp) = (talks(ECHO), talks(UDP));
     cluster.remove_manifest(gone).unwrap();
     cluster.wait_for_active(&[stays]).unwrap();
-    udp.iter_mut().for_each(assert_aborted);
-    wait_for_closed(&agent, udp.len());
+    for talk in &mut udp {
+        assert_goes_on(talk, stays);
+    }
+    wait_for_closed(&agent, 0);
     for talk in &mut tcp {
         assert_eq!(talk.server().unwrap(), gone.pod.name());
     }
@@ -231,7 +246,7 @@ fn what_was_removed_while_no_agent_ran_is_made_up_for() {
     living.iter_mut().for_each(Talks::assert_live);
 
     let _agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
-    ending.into_iter().for_each(Talks::assert_aborted);
+    ending.into_iter().for_each(|talks| talks.assert_ended(stays));
     living.iter_mut().for_each(Talks::assert_live);
 }
 
@@ -269,21 +284,21 @@ fn sockets_that_a_removed_backend_never_answered_end_too() {
         let event = talk.next_event().unwrap();
         assert_eq!(event, TalkEvent::Error("connect: ConnectionAborted".to_owned()));
     }
-    udp.iter_mut().for_each(assert_aborted);
+    for talk in &mut udp {
+        let event = talk.exchange("hello").unwrap();
+        assert_eq!(event, TalkEvent::Error("read: ConnectionRefused".to_owned()));
+    }
     assert_eq!(half_open(&cluster.client), 0);
 }
 
-/// A program that starts the agent without these capabilities.
-fn agent_without(capabilities: &str, cluster: &Cluster) -> PathBuf {
+/// A shell script that starts the agent.
+pub(crate) fn agent_by(cluster: &Cluster, script: impl FnOnce(&str) -> String) -> PathBuf {
     let agent = std::env::current_exe().unwrap();
     let agent = agent.ancestors().nth(2).unwrap().join("lb-agent");
     let agent = std::env::var_os("LB_AGENT").map_or(agent, PathBuf::from);
-    let program = cluster.lab.manifests().with_file_name("agent-without");
-    let script = format!(
-        "#!/bin/sh\nexec setpriv --bounding-set={capabilities} {} \"$@\"\n",
-        agent.display()
-    );
-    fs::write(&program, script).unwrap();
+    let program = cluster.lab.manifests().with_file_name("agent-by");
+    let script = script(&agent.display().to_string());
+    fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     program
 }
@@ -295,7 +310,9 @@ fn without_the_capabilities_the_own_namespace_is_served() {
     }
     let cluster = Cluster::new("own", &[0, 1]).unwrap();
     let options = AgentOptions {
-        program: Some(agent_without("-sys_admin,-sys_ptrace", &cluster)),
+        program: Some(agent_by(&cluster, |agent| {
+            format!("exec setpriv --bounding-set=-sys_admin,-sys_ptrace {agent} \"$@\"")
+        })),
         ..options(SocketLb::All, &[])
     };
     let mut agent = cluster.nodes[0].start_agent(&options).unwrap();
@@ -308,10 +325,16 @@ fn without_the_capabilities_the_own_namespace_is_served() {
 
     cluster.remove_manifest(gone).unwrap();
     cluster.wait_for_active(&[stays]).unwrap();
-    let number = of_host.talks.len();
-    of_host.assert_aborted();
-    wait_for_closed(&agent, number);
-    of_pod.assert_live();
+    // Nor can its UDP sockets be connected again.
+    let mut of_host: Vec<Talk> = of_host.connections.into_iter().chain(of_host.datagrams).collect();
+    of_host.iter_mut().for_each(assert_aborted);
+    wait_for_closed(&agent, of_host.len());
+    for talk in &mut of_pod.connections {
+        assert_eq!(talk.server().unwrap(), gone.pod.name());
+    }
+    for talk in &mut of_pod.datagrams {
+        assert_goes_on(talk, stays);
+    }
 }
 
 #[test]
@@ -325,9 +348,9 @@ fn sockets_of_the_host_end_where_only_they_are_translated() {
     let host = cluster.nodes[0].host();
     let ending = Talks::through_service(host, gone);
     let mut living = Talks::through_service(host, stays);
-    let number = ending.talks.len();
+    let number = ending.connections.len();
     cluster.remove_manifest(gone).unwrap();
-    ending.assert_aborted();
+    ending.assert_ended(stays);
     living.assert_live();
     wait_for_closed(&agent, number);
 }
@@ -341,7 +364,7 @@ fn unconnected_udp_sockets_stay() {
     let cluster = Cluster::new("unconnected", &[0, 1]).unwrap();
     let agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
     let [gone, stays] = two(&cluster);
-    let client = || cluster.client.udp(vips()[0], UDP.port);
+    let client = || cluster.nodes[0].host().udp(vips()[0], UDP.port);
     let clients = [(); 4].map(|()| {
         let client = client().count(1_000_000).interval(Duration::from_millis(5));
         client.start().unwrap()
@@ -360,7 +383,7 @@ fn unconnected_udp_sockets_stay() {
     // What was remembered of them and of sockets that are closed is of no use any more.
     let maps = SocketMaps::open(&Pins::new(cluster.nodes[0].pin_path()).maps()).unwrap();
     wait_for("no rows of the removed backend", PATIENCE, || {
-        maps.removed().unwrap().is_empty().then_some(())
+        maps.stranded().unwrap().is_empty().then_some(())
     })
     .unwrap();
 }
@@ -378,13 +401,14 @@ fn closed_sockets_leave_no_rows() {
     }
     let cluster = Cluster::new("closed", &[0]).unwrap();
     let _agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
-    let mut talks = Talks::through_service(&cluster.client, &cluster.servers[0]);
+    let host = cluster.nodes[0].host();
+    let mut talks = Talks::through_service(host, &cluster.servers[0]);
     talks.assert_live();
     let connected = socket_rows(&cluster);
-    assert_eq!(connected, talks.talks.len());
+    // Those of UDP have three rows each, connected or not.
+    assert_eq!(connected, talks.connections.len() + 3 * talks.datagrams.len());
     for to in addresses() {
-        // Unconnected ones, each with three rows.
-        let client = cluster.client.udp(to, UDP.port).count(1_000_000);
+        let client = host.udp(to, UDP.port).count(1_000_000);
         let client = client.interval(Duration::from_millis(5)).start().unwrap();
         wait_for("three rows more", PATIENCE, || {
             (socket_rows(&cluster) == connected + 3).then_some(())
@@ -400,4 +424,102 @@ fn closed_sockets_leave_no_rows() {
     talks.assert_live();
     drop(talks);
     wait_for("no rows", PATIENCE, || (socket_rows(&cluster) == 0).then_some(())).unwrap();
+}
+
+/// A UDP socket is connected all the same; what it sends is refused until there is somebody.
+#[test]
+fn a_udp_socket_is_connected_to_a_service_that_nobody_serves_yet() {
+    if !require_privileges() {
+        return;
+    }
+    let mut cluster = Cluster::new("nobody-yet", &[]).unwrap();
+    let agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
+    let connect = |from: &Machine, to: IpAddr, port| {
+        let mut talk = from.talk_udp(to, port).unwrap();
+        let (local, peer) = talk.connected().unwrap();
+        assert_eq!(peer, (to, port).into());
+        let own = from.addresses().both();
+        assert!(own.contains(&local.ip().to_canonical()), "{local}");
+        talk
+    };
+    let places = || [&cluster.client, cluster.nodes[0].host()].into_iter();
+    let mut waiting = Vec::new();
+    for from in places() {
+        for to in addresses() {
+            for port in [UDP.port, UNKNOWN_PORT] {
+                let event = connect(from, to, port).exchange("hello").unwrap();
+                assert_eq!(
+                    event,
+                    TalkEvent::Error("read: ConnectionRefused".to_owned()),
+                    "{to}"
+                );
+            }
+            waiting.push(connect(from, to, UDP.port));
+        }
+    }
+    cluster.add_server(0).unwrap();
+    let server = &cluster.servers[0];
+    cluster.wait_for_active(&[server]).unwrap();
+    for talk in &mut waiting {
+        wait_for("a socket that is connected again", PATIENCE, || {
+            let log = agent.log();
+            log.contains("connected sockets without a backend").then_some(())
+        })
+        .unwrap();
+        assert_eq!(talk.server().unwrap(), server.pod.name());
+    }
+}
+
+/// One socket has one backend for a frontend, however it is asked.
+#[test]
+fn a_connected_socket_may_name_the_service_again() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("named", &[0, 0, 0, 1]).unwrap();
+    let _agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
+    for from in [&cluster.client, cluster.nodes[0].host()] {
+        for to in addresses() {
+            for _ in 0..5 {
+                let mut talk = from.talk_udp_named(to, UDP.port).unwrap();
+                talk.connected().unwrap();
+                let server = talk.server().unwrap();
+                for _ in 0..4 {
+                    assert_eq!(talk.server().unwrap(), server);
+                }
+            }
+        }
+    }
+}
+
+/// Two Services share a Pod, and a client asks both, and the Pod itself, with one socket.
+#[test]
+fn answers_bear_the_address_that_was_asked() {
+    if !require_privileges() {
+        return;
+    }
+    let services = [Published::new("first", 41), Published::new("second", 42)];
+    let cluster = Cluster::new("names", &[0]).unwrap();
+    let server = &cluster.servers[0];
+    for service in services {
+        let ports = [UDP.without_node_port()];
+        cluster.publish(service, &ports, &[server.place()]).unwrap();
+    }
+    let _agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
+    let host = cluster.nodes[0].host();
+    for from in [&cluster.client, host] {
+        for (index, pod) in server.pod.addresses().both().into_iter().enumerate() {
+            let [first, second] =
+                services.map(|service| SocketAddr::new(service.addresses()[index], UDP.port));
+            let itself = SocketAddr::new(pod, UDP.target_port);
+            let mut asked = vec![first, second, first, second];
+            if std::ptr::eq(from, host) {
+                asked.extend([itself, first, itself, second]);
+            }
+            let mut asker = from.asker(pod).unwrap();
+            for to in asked {
+                assert_eq!(asker.ask(to).unwrap(), (server.pod.name().to_owned(), to));
+            }
+        }
+    }
 }

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use lb_tests::lab::cluster::{HTTP, options, service, vips};
 use lb_tests::lab::{AgentOptions, Cluster, ServiceManifest, ServicePort, SocketLb, require_privileges};
 
+use crate::sockets::agent_by;
+
 /// A Service of this name beside the usual one.
 fn other(name: &str, address: IpAddr, port: ServicePort) -> ServiceManifest {
     ServiceManifest::new(name, &[address], &[port.without_node_port()])
@@ -50,4 +52,43 @@ fn agents_that_leave_services_out_do_not_start() {
     };
     assert_does_not_start(&cluster, &few_slots, "default/web");
     cluster.start_agent(SocketLb::Off, &[]).unwrap();
+}
+
+/// What a container sees that is not in the host's cgroup namespace: `run` and `check` say the same of it.
+#[test]
+fn in_a_cgroup_namespace_the_agent_says_what_it_lacks() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("cgroup-namespace", &[0]).unwrap();
+    let program = agent_by(&cluster, |agent| {
+        // Its own mounts; and the option that names the lab's cgroup is left out.
+        let inside = format!(
+            "for point in $(awk '$3 == \"cgroup2\" {{print $2}}' /proc/self/mounts); do umount -l $point; done; \
+             mkdir -p /run/lb-agent-cgroup; mount -t cgroup2 none /run/lb-agent-cgroup; exec {agent} \"$@\""
+        );
+        format!(
+            "for argument; do shift; [ \"$skip\" ] && skip= && continue; \
+             [ \"$argument\" = --cgroup ] && skip=1 && continue; set -- \"$@\" \"$argument\"; done\n\
+             exec unshare --cgroup --mount sh -c '{}' agent \"$@\"",
+            inside.replace('\'', "'\\''")
+        )
+    });
+    let options = AgentOptions {
+        program: Some(program.clone()),
+        ..options(SocketLb::All, &[])
+    };
+    let mut agent = cluster.nodes[0].start_agent(&options).unwrap();
+    agent
+        .wait_until_logged("is a part of the hierarchy only: give the container the host's cgroup namespace")
+        .unwrap();
+    assert_eq!(
+        cluster
+            .client
+            .http(vips()[0], HTTP.port)
+            .run()
+            .unwrap()
+            .answered(),
+        1
+    );
 }

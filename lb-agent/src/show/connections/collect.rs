@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use lb_common::flow::Lifetimes;
 use lb_common::layout::{
-    Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Socket, SocketKey, cookie, flow_flags,
-    flow_state, protocol,
+    Backend, BackendId, Flow, FlowKey, Socket, SocketKey, cookie, flow_flags, flow_state, protocol,
+    socket_names,
 };
 
 use super::super::names::ServicePorts;
@@ -19,7 +19,6 @@ use crate::maps::{BackendState, MapError, Protocol};
 struct Rows<'a, A> {
     flows: &'a BTreeMap<FlowKey<A>, Flow<A>>,
     sockets: &'a BTreeMap<SocketKey<A>, Socket<A>>,
-    frontends: &'a BTreeMap<FrontendKey<A>, Frontend>,
     /// Those that flows and sockets name.
     backends: BTreeMap<BackendId, Backend<A>>,
     ports: &'a ServicePorts,
@@ -58,7 +57,6 @@ fn of_family<A: LiveFamily>(
     let rows = Rows {
         flows: &flows,
         sockets: &sockets,
-        frontends: &rows.frontends()?,
         backends,
         ports,
         clock,
@@ -130,10 +128,10 @@ impl<A: LiveFamily> Rows<'_, A> {
         }
     }
 
-    /// A socket has a row for its backend's address, which names the frontend; an unconnected one has two more for the
-    /// frontend's and for the unspecified one, which are left out.
+    /// A socket has a row for its backend's address, which names the frontend. One of UDP has two more, for the frontend's
+    /// and for the unspecified one, which are left out; so are those without a backend.
     fn socket(&self, key: &SocketKey<A>, row: &Socket<A>) -> Option<Connection> {
-        if key.address.is_unspecified() || self.is_known_by_frontend(key, row) {
+        if key.address.is_unspecified() || row.names != socket_names::FRONTEND || row.backend == 0 {
             return None;
         }
         Some(Connection {
@@ -149,26 +147,6 @@ impl<A: LiveFamily> Rows<'_, A> {
             idle_seconds: None,
             kind: Kind::Socket,
         })
-    }
-
-    fn is_known_by_frontend(&self, key: &SocketKey<A>, row: &Socket<A>) -> bool {
-        let backend = self.backends.get(&row.backend);
-        let is_backend = |address, port| {
-            backend.is_some_and(|backend| {
-                backend.generation == row.generation && (backend.address, backend.port) == (address, port)
-            })
-        };
-        if is_backend(key.address, key.port) {
-            return false;
-        }
-        // The backend's row may belong to another endpoint by now.
-        let frontend = FrontendKey {
-            address: key.address,
-            port: key.port,
-            protocol: key.protocol,
-            pad: 0,
-        };
-        is_backend(row.address, row.port) || self.frontends.contains_key(&frontend)
     }
 
     fn backend_state(&self, id: BackendId, generation: u32) -> BackendState {
@@ -278,7 +256,6 @@ mod tests {
             let rows = Rows {
                 flows: &self.flows,
                 sockets: &self.sockets,
-                frontends: &BTreeMap::new(),
                 backends: self.backends.clone(),
                 ports: &ServicePorts::default(),
                 clock: Clock {
@@ -371,7 +348,7 @@ mod tests {
     #[test]
     fn an_unconnected_socket_is_shown_once() {
         let (frontend, pod) = ((address(1), Port::new(53)), (address(11), Port::new(8080)));
-        let row = |known_by: (Address4, Port), other: (Address4, Port)| {
+        let row = |known_by: (Address4, Port), other: (Address4, Port), names| {
             let key = SocketKey {
                 cookie: [7, 1],
                 address: known_by.0,
@@ -382,7 +359,7 @@ mod tests {
             let socket = Socket {
                 address: other.0,
                 port: other.1,
-                pad: 0,
+                names,
                 service: 5,
                 backend: 1,
                 generation: 3,
@@ -390,7 +367,11 @@ mod tests {
             (key, socket)
         };
         let case = Case {
-            sockets: [row(pod, frontend), row(frontend, pod)].into(),
+            sockets: [
+                row(pod, frontend, socket_names::FRONTEND),
+                row(frontend, pod, socket_names::BACKEND),
+            ]
+            .into(),
             backends: [(1, backend(backend_state::ACTIVE, 3))].into(),
             ..Case::default()
         };

@@ -8,7 +8,7 @@ use aya::Ebpf;
 use aya::programs::{Program, ProgramFd};
 use lb_agent::datapath::devices::DeviceTable;
 use lb_agent::datapath::maps::{Counters, KernelMaps};
-use lb_agent::datapath::object::{self, DEFAULT_CAPACITY, Settings, program};
+use lb_agent::datapath::object::{self, DEFAULT_CAPACITY, DEFAULT_TABLES, Settings, TableSizes, program};
 use lb_agent::devices::{Address, Link, Snapshot, View};
 use lb_agent::maps::{Backend, BackendState, Family, FrontendKey, MapOp, Maps as _, Protocol};
 use lb_common::layout::{Frontend, Region, Slot, frontend_flags};
@@ -108,7 +108,10 @@ impl Subject {
             node_address4: Some(NODE4),
             node_address6: Some(NODE6),
             capacity: DEFAULT_CAPACITY,
-            flows: FLOW_ENTRIES,
+            tables: TableSizes {
+                flows: FLOW_ENTRIES,
+                ..DEFAULT_TABLES
+            },
             translated_ports: PortRange {
                 first: TRANSLATED_PORT,
                 count: 1,

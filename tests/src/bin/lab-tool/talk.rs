@@ -19,13 +19,22 @@ pub(crate) struct Options {
     /// Over UDP: a line is a datagram
     #[arg(long)]
     udp: bool,
+    /// Name the server with each datagram, though the socket is connected
+    #[arg(long, requires = "udp")]
+    named: bool,
+    /// Do not connect the socket: each line names the server to ask, and an answer is followed by who sent it
+    #[arg(long, requires = "udp", conflicts_with = "named")]
+    unconnected: bool,
 }
 
 /// Sends lines and prints what happens, until one side ends.
 pub(crate) async fn run(options: &Options) -> Result<()> {
-    match options.udp {
-        true => run_udp(options).await,
-        false => run_tcp(options).await,
+    if options.unconnected {
+        ask(options).await
+    } else if options.udp {
+        run_udp(options).await
+    } else {
+        run_tcp(options).await
     }
 }
 
@@ -75,7 +84,11 @@ async fn run_udp(options: &Options) -> Result<()> {
         tokio::select! {
             order = orders.next_line() => match order? {
                 Some(line) => {
-                    if let Err(error) = socket.send(line.as_bytes()).await {
+                    let sent = match options.named {
+                        true => socket.send_to(line.as_bytes(), options.to).await,
+                        false => socket.send(line.as_bytes()).await,
+                    };
+                    if let Err(error) = sent {
                         return print(&TalkEvent::Error(reason("write", &error)));
                     }
                 }
@@ -90,4 +103,26 @@ async fn run_udp(options: &Options) -> Result<()> {
             },
         }
     }
+}
+
+/// Asks whom the lines name, all with one socket.
+async fn ask(options: &Options) -> Result<()> {
+    let socket = UdpSocket::bind(options.source.of(0, options.to)).await?;
+    let mut orders = BufReader::new(stdin()).lines();
+    let mut buffer = vec![0; 65536];
+    while let Some(line) = orders.next_line().await? {
+        let answer = async {
+            socket.send_to(b"hello", line.parse::<SocketAddr>()?).await?;
+            anyhow::Ok(socket.recv_from(&mut buffer).await?)
+        };
+        match answer.await {
+            Ok((length, from)) => {
+                let name = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                let name = name.split(' ').next().unwrap_or_default();
+                print(&TalkEvent::Line(format!("{name} {from}")))?;
+            }
+            Err(error) => print(&TalkEvent::Error(error.to_string()))?,
+        }
+    }
+    Ok(())
 }

@@ -272,7 +272,7 @@ fn whatever_comes() {
     let settings = |settings: &mut lb_agent::datapath::object::Settings| {
         settings.translated_ports = PORTS;
         settings.lifetimes = LIFETIMES;
-        settings.flows = 16_384;
+        settings.tables.flows = 16_384;
     };
     let Some(mut datapath) = datapath_with(settings) else {
         return;
