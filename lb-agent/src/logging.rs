@@ -15,7 +15,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// What is logged unless RUST_LOG says otherwise. The crates on the way to the API server name neither the server nor a
 /// remedy; the source tells what they warn of.
-pub const FILTER: &str = "info,kube_runtime=off,kube_client=off,kube_core=off,hyper=off,hyper_util=off,rustls=off,tower=off";
+pub const FILTER: &str = "info,kube_client=off,kube_core=off,hyper=off,hyper_util=off,rustls=off,tower=off";
 
 /// How long a warning is not repeated.
 const INTERVAL: Duration = Duration::from_secs(60);
