@@ -28,10 +28,37 @@ use crate::object::Change;
 #[derive(Debug, thiserror::Error)]
 pub enum KubeError {
     /// There is neither a kubeconfig nor a service account.
-    #[error("no way to the Kubernetes API: set KUBECONFIG, or run in a Pod with a service account")]
-    Config(#[source] Box<kube::config::InferConfigError>),
+    #[error(
+        "no way to the Kubernetes API: there is no kubeconfig {files}; set KUBECONFIG, or run in a Pod with a service \
+         account"
+    )]
+    NoConfig {
+        /// Where one was looked for.
+        files: String,
+        /// Why there is no service account.
+        #[source]
+        source: Box<kube::config::InClusterError>,
+    },
+    /// A kubeconfig is there and cannot be used.
+    #[error("cannot use the kubeconfig {files}: correct it, or have KUBECONFIG name another")]
+    Kubeconfig {
+        /// The files that make it up.
+        files: String,
+        /// What is wrong.
+        #[source]
+        source: Box<kube::config::KubeconfigError>,
+    },
+    /// The proxy cannot be used. Its URL is not shown, since it may have a password.
+    #[error("{setting} is not the URL of a proxy: write http://HOST:PORT")]
+    Proxy {
+        /// Where it comes from.
+        setting: &'static str,
+        /// What is wrong.
+        #[source]
+        source: hyper::http::uri::InvalidUri,
+    },
     /// The configuration cannot be used.
-    #[error("cannot prepare to ask the Kubernetes API at {place}: correct the credentials")]
+    #[error("cannot prepare to ask the Kubernetes API at {place}: correct the credentials or the proxy")]
     Client {
         /// The API server.
         place: String,
@@ -49,11 +76,9 @@ pub struct KubeOptions {
     pub service_proxy_name: Option<String>,
 }
 
-/// How to reach the API: from a kubeconfig if there is one, else with the Pod's service account.
+/// How to reach the API: from kubeconfigs if there are any, else with the Pod's service account.
 pub async fn infer_config() -> Result<Config, KubeError> {
-    Config::infer()
-        .await
-        .map_err(|error| KubeError::Config(Box::new(error)))
+    config::infer(|name| std::env::var_os(name)).await
 }
 
 /// Sends the objects and how they change, until the receiver is closed. The API may be away at any time, also at the

@@ -1,5 +1,7 @@
 //! What goes wrong between the agent and the API server, and how it goes on.
 
+use lb_tests::connect_proxy::ConnectProxy;
+
 use super::cluster::{Cluster, node, service, slice};
 
 #[tokio::test]
@@ -198,4 +200,19 @@ async fn a_token_file_may_come_later_and_end_in_a_line() {
     cluster.wait_for_log("using the one before").await;
     cluster.wait_for_watches(2).await;
     cluster.expect_alive("web", 81).await;
+}
+
+#[tokio::test]
+async fn a_proxy_leads_to_the_server() {
+    let (server, directory) = Cluster::server().await;
+    let proxy = ConnectProxy::start().await.unwrap();
+    let mut config = server.config(&directory.path().join("token")).unwrap();
+    config.proxy_url = Some(format!("http://{}", proxy.address()).parse().unwrap());
+    let mut cluster = Cluster::start_with(config, server, directory, None);
+    cluster.next_sorted(3).await;
+    cluster.expect_alive("web", 81).await;
+    assert!(proxy.tunnels() > 0);
+    drop(proxy);
+    cluster.server.stop().await;
+    cluster.wait_for_log("through the proxy 127.0.0.1:").await;
 }
