@@ -16,6 +16,7 @@ pub mod devices;
 pub mod explain;
 pub mod health;
 pub mod install;
+pub mod logging;
 pub mod maglev;
 pub mod maps;
 pub mod metrics;

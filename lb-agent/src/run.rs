@@ -5,29 +5,20 @@ mod monitor;
 mod seed;
 mod setup;
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
-use tracing_subscriber::EnvFilter;
 
 use crate::cli::{OnRemovedBackend, RunArguments, SocketLb};
 use crate::datapath::pins::Pins;
 use crate::datapath::probe;
 use crate::sockets::{Closer, CloserOptions, Reach};
-use crate::{privileges, reassembly};
+use crate::{logging, privileges, reassembly};
 
 /// Runs until SIGTERM or SIGINT. Programs, maps and links stay: traffic goes on without the agent.
 pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
-    // The API client's crates warn at every retry; the source tells the transitions.
-    let quiet = "info,kube_runtime=error,kube_client=error";
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(shows_colours())
-        .init();
+    logging::start();
 
     privileges::require("run", &privileges::DATAPATH)?;
     // Its thread keeps what the others drop.
@@ -42,12 +33,6 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         .context("cannot start the runtime")?;
     runtime.block_on(agent::run(arguments, closer, reassembly))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Whether whoever reads the log sees colours: files and journals show escape sequences instead. See no-color.org.
-fn shows_colours() -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    std::io::stderr().is_terminal() && !refused
 }
 
 /// Lets maps be as large as they are: before Linux 5.11 their memory counts against a limit of the process.

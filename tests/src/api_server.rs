@@ -55,6 +55,8 @@ struct State {
     store: Store,
     token: String,
     forbidden: BTreeSet<String>,
+    /// What every request is answered with.
+    failure: Option<u16>,
 }
 
 /// What happens to all watches or connections.
@@ -153,7 +155,8 @@ impl ApiServer {
         self.shared.lock().store.version()
     }
 
-    /// Goes back to an earlier version, as if the store was restored from a backup.
+    /// Goes back to an earlier version, as if the store was restored from a backup. Watches stay open and say nothing
+    /// until the store has got to where they were.
     pub fn restore(&self, version: u64) {
         self.write(|store| store.restore(version));
     }
@@ -176,6 +179,11 @@ impl ApiServer {
             true => state.forbidden.insert(resource.to_owned()),
             false => state.forbidden.remove(resource),
         };
+    }
+
+    /// Answers every request with this HTTP status, or no longer.
+    pub fn fail_with(&self, status: Option<u16>) {
+        self.shared.lock().failure = status;
     }
 
     /// Lets requests wait for their answers, or no longer.
@@ -256,6 +264,7 @@ impl Shared {
                 store,
                 token: token.to_owned(),
                 forbidden: BTreeSet::new(),
+                failure: None,
             }),
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod api_server;
 pub mod bench;
+pub mod connect_proxy;
 pub mod demo;
 pub mod kernel;
 pub mod lab;

@@ -4,15 +4,20 @@
 //! `list` and `watch` these. The UID of the namespace kube-system, which stands for the cluster, needs the right to `get`
 //! it.
 
-mod connection;
+mod access;
+mod config;
+mod pace;
+mod report;
+#[cfg(test)]
+mod tests;
 mod watch;
 
+use std::error::Error;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::runtime::watcher;
-use kube::{Api, Client, Config};
+use kube::{Api, Config};
 use tokio::sync::mpsc;
 
 use self::watch::Watch;
@@ -23,13 +28,40 @@ use crate::object::Change;
 #[derive(Debug, thiserror::Error)]
 pub enum KubeError {
     /// There is neither a kubeconfig nor a service account.
-    #[error("no way to the Kubernetes API: set KUBECONFIG, or run in a Pod with a service account")]
-    Config(#[source] Box<kube::config::InferConfigError>),
+    #[error(
+        "no way to the Kubernetes API: there is no kubeconfig {files}; set KUBECONFIG, or run in a Pod with a service \
+         account"
+    )]
+    NoConfig {
+        /// Where one was looked for.
+        files: String,
+        /// Why there is no service account.
+        #[source]
+        source: Box<kube::config::InClusterError>,
+    },
+    /// A kubeconfig is there and cannot be used.
+    #[error("cannot use the kubeconfig {files}: correct it, or have KUBECONFIG name another")]
+    Kubeconfig {
+        /// The files that make it up.
+        files: String,
+        /// What is wrong.
+        #[source]
+        source: Box<kube::config::KubeconfigError>,
+    },
+    /// The proxy cannot be used. Its URL is not shown, since it may have a password.
+    #[error("{setting} is not the URL of a proxy: write http://HOST:PORT")]
+    Proxy {
+        /// Where it comes from.
+        setting: &'static str,
+        /// What is wrong.
+        #[source]
+        source: hyper::http::uri::InvalidUri,
+    },
     /// The configuration cannot be used.
-    #[error("client for the Kubernetes API at {url}")]
+    #[error("cannot prepare to ask the Kubernetes API at {place}: correct the credentials or the proxy")]
     Client {
         /// The API server.
-        url: String,
+        place: String,
         /// What is wrong.
         #[source]
         source: Box<kube::Error>,
@@ -44,11 +76,9 @@ pub struct KubeOptions {
     pub service_proxy_name: Option<String>,
 }
 
-/// How to reach the API: from a kubeconfig if there is one, else with the Pod's service account.
+/// How to reach the API: from kubeconfigs if there are any, else with the Pod's service account.
 pub async fn infer_config() -> Result<Config, KubeError> {
-    Config::infer()
-        .await
-        .map_err(|error| KubeError::Config(Box::new(error)))
+    config::infer(|name| std::env::var_os(name)).await
 }
 
 /// Sends the objects and how they change, until the receiver is closed. The API may be away at any time, also at the
@@ -58,11 +88,16 @@ pub async fn run(
     options: KubeOptions,
     changes: mpsc::Sender<Change>,
 ) -> Result<(), KubeError> {
-    let services = Watch::<Service>::new(&config, services(&options), changes.clone())?;
-    let slices = Watch::<EndpointSlice>::new(&config, slices(), changes.clone())?;
-    let nodes = Watch::<Node>::new(&config, watcher::Config::default(), changes.clone())?;
+    let place = config::place(&config);
+    let client = access::client(config)?;
+    let [services, slices] = [services(&options), slices()].map(Some);
+    let services = Watch::<Service>::new(client.clone(), place.clone(), services, changes.clone());
+    let slices = Watch::<EndpointSlice>::new(client.clone(), place.clone(), slices, changes.clone());
+    let nodes = Watch::<Node>::new(client, place, None, changes.clone());
     tokio::select! {
-        _ = futures::future::join3(services.run(), slices.run(), nodes.run()) => {}
+        () = services.run() => {}
+        () = slices.run() => {}
+        () = nodes.run() => {}
         () = changes.closed() => {}
     }
     Ok(())
@@ -74,17 +109,16 @@ pub async fn cluster_uid(config: Config) -> Option<String> {
     const NAME: &str = "kube-system";
     const PATIENCE: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(10)];
     let [mut wait, longest] = PATIENCE;
+    let place = config::place(&config);
+    // Whoever watches has the same error.
+    let client = access::client(config).ok()?;
     loop {
-        let answer = match Client::try_from(config.clone()) {
-            Ok(client) => Api::<Namespace>::all(client).get_metadata(NAME).await,
-            Err(error) => Err(error),
-        };
-        match answer {
+        match Api::<Namespace>::all(client.clone()).get_metadata(NAME).await {
             Ok(namespace) => return namespace.metadata.uid,
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
                 tracing::warn!(
-                    "cannot get the namespace {NAME}, so clients outside may guess which backend they get: allow the \
-                     agent's service account to get it, or use --hash-seed: {}",
+                    "cannot get the namespace {NAME} at {place}, so clients outside may guess which backend they get: \
+                     allow the agent's service account to get it, or use --hash-seed: {}",
                     status.message
                 );
                 return None;
@@ -96,15 +130,24 @@ pub async fn cluster_uid(config: Config) -> Option<String> {
     }
 }
 
-fn services(options: &KubeOptions) -> watcher::Config {
-    watcher::Config::default().labels(&match &options.service_proxy_name {
+fn services(options: &KubeOptions) -> String {
+    match &options.service_proxy_name {
         Some(name) => format!("{PROXY_NAME_LABEL}={name}"),
         None => format!("!{PROXY_NAME_LABEL}"),
-    })
+    }
 }
 
 /// Whose proxy a slice is for is not asked: slices not made by the control plane need not repeat their Service's
 /// label, and when a Service comes from another proxy its slices are known already.
-fn slices() -> watcher::Config {
-    watcher::Config::default().labels(&format!("!{HEADLESS_LABEL}"))
+fn slices() -> String {
+    format!("!{HEADLESS_LABEL}")
+}
+
+/// The innermost error: those around it repeat it or say less.
+fn root_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }

@@ -93,6 +93,10 @@ async fn respond(
 
 fn answer(request: &Request<Incoming>, shared: &Shared) -> Result<Answer, Failure> {
     let state = shared.lock();
+    if let Some(status) = state.failure {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        return Err(answer::failure(status, "InternalError", "the server is not well"));
+    }
     let Some(authorization) = request.headers().get(AUTHORIZATION) else {
         let message = "User \"system:anonymous\" cannot do this";
         return Err(answer::failure(StatusCode::FORBIDDEN, "Forbidden", message));
@@ -140,13 +144,18 @@ async fn carry_on(
     tokio::pin!(last_bookmark);
     let mut bookmark_is_due = watch.bookmarks;
     let send = |value: &Value| lines.send(Piece::Line(line(value))).is_ok();
+    let send_bookmark = |watch: &Watch| {
+        watch
+            .bookmark(&shared.lock().store)
+            .is_none_or(|line| send(&line))
+    };
     let mut open = watch.lines.drain(..).all(|line| send(&line));
     while open {
         let events = {
             let state = shared.lock();
             version.mark_unchanged();
             let events = state.store.events(&watch.selection, watch.version);
-            watch.version = state.store.version();
+            watch.version = watch.version.max(state.store.version());
             events
         };
         if !events.iter().all(&send) {
@@ -157,7 +166,7 @@ async fn carry_on(
             biased;
             changed = version.changed() => open = changed.is_ok(),
             signal = signals.recv() => match signal {
-                Ok(Signal::Bookmark) if watch.bookmarks => open = send(&watch.bookmark()),
+                Ok(Signal::Bookmark) if watch.bookmarks => open = send_bookmark(&watch),
                 Ok(Signal::Bookmark) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Ok(Signal::CutWatches) => {
                     let half = Bytes::from_static(br#"{"type":"ADDED","object":{"metadata":{"na"#);
@@ -169,7 +178,7 @@ async fn carry_on(
             },
             () = &mut last_bookmark, if bookmark_is_due => {
                 bookmark_is_due = false;
-                open = send(&watch.bookmark());
+                open = send_bookmark(&watch);
             }
             () = sleep_until(end) => open = false,
             () = lines.closed() => open = false,

@@ -1,20 +1,30 @@
 //! One watch: from what the API server says about a kind to changes.
 
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::ops::Range;
+use std::pin::pin;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::{DeserializeGuard, Status};
-use kube::runtime::watcher::{self, DefaultBackoff, Event};
-use kube::{Api, Config, Resource, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::KubeError;
-use super::connection::Connection;
+use super::pace::{End, Pace};
+use super::report::Report;
 use crate::object::{Change, Kind, Object, ObjectReference, trim_endpoints, trim_node};
+
+/// How many objects are asked for at a time.
+const PAGE: u32 = 500;
+/// For how many seconds a watch is asked for, as in the Go client. They differ, lest all nodes begin anew at once.
+const WATCH_SECONDS: Range<u32> = 300..600;
+/// A server sends something about every minute. A watch that is silent for so long is not worth waiting for.
+const SILENCE: Duration = Duration::from_secs(180);
 
 /// A kind that is watched.
 pub(super) trait Watched:
@@ -55,86 +65,180 @@ impl Watched for Node {
 
 /// A watch on one kind.
 pub(super) struct Watch<K> {
-    connection: Arc<Connection>,
     api: Api<DeserializeGuard<K>>,
-    selection: watcher::Config,
+    /// The label selector.
+    selector: Option<String>,
     changes: mpsc::Sender<Change>,
-    /// The list that is being received.
-    listing: Vec<Object>,
+    /// Up to which resource version everything is known. Without, a list is needed.
+    version: Option<String>,
+    pace: Pace,
+    report: Report,
 }
 
 impl<K: Watched> Watch<K> {
-    /// Prepares a watch on the selected objects.
+    /// Prepares a watch on the selected objects; `place` is where the API server is.
     pub(super) fn new(
-        config: &Config,
-        selection: watcher::Config,
+        client: Client,
+        place: String,
+        selector: Option<String>,
         changes: mpsc::Sender<Change>,
-    ) -> Result<Self, KubeError> {
-        let connection = Arc::new(Connection::new(K::KIND, config.clone())?);
-        Ok(Self {
-            api: Api::all(connection.client()),
-            connection,
-            selection,
+    ) -> Self {
+        Self {
+            api: Api::all(client),
+            selector,
             changes,
-            listing: Vec::new(),
-        })
+            version: None,
+            pace: Pace::new(),
+            report: Report::new(K::KIND, place),
+        }
     }
 
     /// Sends changes for ever.
     pub(super) async fn run(mut self) {
-        let mut backoff = DefaultBackoff::default();
-        let mut events = self.events();
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => self.handle(event).await,
-                Err(error) => {
-                    self.connection.failed(&error);
-                    if needs_list(&error) {
-                        events = self.events();
-                    }
-                    // It has no end, and starts over after a time without errors.
-                    if let Some(delay) = backoff.next() {
-                        tokio::time::sleep(delay).await;
-                    }
-                }
+        loop {
+            let end = self.follow().await.unwrap_or_else(|end| end);
+            tracing::debug!(kind = %K::KIND, ?end, "a watch ended");
+            match &end {
+                End::Closed => {}
+                End::Expired => self.version = None,
+                End::Failed(error) => self.report.failed(error),
             }
+            sleep(self.pace.pause(&end, Instant::now())).await;
         }
     }
 
-    fn events(
-        &self,
-    ) -> impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>> + Send + Unpin + use<K> {
-        watcher::watcher(self.api.clone(), self.selection.clone()).boxed()
-    }
-
-    async fn handle(&mut self, event: Event<DeserializeGuard<K>>) {
-        let change = match event {
-            Event::Init => {
-                self.listing.clear();
-                None
-            }
-            Event::InitApply(object) => {
-                self.listing.extend(decoded(object));
-                None
-            }
-            Event::InitDone => Some(self.listed()),
-            Event::Apply(object) => decoded(object).map(Change::Apply),
-            Event::Delete(object) => Some(Change::Delete(reference(&object))),
+    /// Lists if that is needed, then follows what happens until the watch ends.
+    async fn follow(&mut self) -> Result<End, End> {
+        if let Some(version) = &self.version {
+            self.ask_whether_reached(version).await?;
+        }
+        let version = match &self.version {
+            Some(version) => version.clone(),
+            None => self.list().await?,
         };
-        if let Some(change) = change {
-            // Once nobody receives any more, the source ends.
-            let _ = self.changes.send(change).await;
+        let parameters = WatchParams {
+            label_selector: self.selector.clone(),
+            timeout: Some(fastrand::u32(WATCH_SECONDS)),
+            ..WatchParams::default()
+        };
+        let events = self.api.watch(&parameters, &version).await.map_err(end)?;
+        self.pace.opened(Instant::now());
+        self.report.opened();
+        self.receive(pin!(events)).await
+    }
+
+    /// Asks, at the cost of one object, whether the server is where the watch is to go on. A server whose store was
+    /// restored from a backup is behind that, and such a watch would say nothing.
+    async fn ask_whether_reached(&self, version: &str) -> Result<(), End> {
+        let page = self.api.list(&self.list_parameters(1)).await.map_err(end)?;
+        let current = page.metadata.resource_version.unwrap_or_default();
+        if is_behind(&current, version) {
+            self.report.went_back(version, &current);
+            return Err(End::Expired);
+        }
+        Ok(())
+    }
+
+    /// Sends a complete list; returns its version.
+    async fn list(&mut self) -> Result<String, End> {
+        let mut objects = Vec::new();
+        let mut parameters = self.list_parameters(PAGE);
+        loop {
+            let page = self.api.list(&parameters).await.map_err(end)?;
+            objects.extend(page.items.into_iter().filter_map(decoded));
+            parameters.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if parameters.continue_token.is_none() {
+                let version = page.metadata.resource_version.unwrap_or_default();
+                tracing::info!(kind = %K::KIND, objects = objects.len(), "got the complete list from the API server");
+                self.version = Some(version.clone());
+                let kind = K::KIND;
+                self.send(Change::Replace { kind, objects }).await;
+                return Ok(version);
+            }
         }
     }
 
-    fn listed(&mut self) -> Change {
-        let objects = std::mem::take(&mut self.listing);
-        tracing::info!(kind = %K::KIND, objects = objects.len(), "got the complete list from the API server");
-        Change::Replace {
-            kind: K::KIND,
-            objects,
+    fn list_parameters(&self, limit: u32) -> ListParams {
+        ListParams {
+            label_selector: self.selector.clone(),
+            limit: Some(limit),
+            ..ListParams::default()
         }
     }
+
+    async fn receive(
+        &mut self,
+        mut events: impl Stream<Item = kube::Result<WatchEvent<DeserializeGuard<K>>>> + Unpin,
+    ) -> Result<End, End> {
+        loop {
+            let Ok(Some(event)) = timeout(SILENCE, events.next()).await else {
+                return Ok(End::Closed);
+            };
+            let version = match event.map_err(|error| self.broken(error))? {
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                    let version = object.resource_version();
+                    if let Some(object) = decoded(object) {
+                        self.send(Change::Apply(object)).await;
+                    }
+                    version
+                }
+                WatchEvent::Deleted(object) => {
+                    self.send(Change::Delete(reference(&object))).await;
+                    object.resource_version()
+                }
+                WatchEvent::Bookmark(bookmark) => Some(bookmark.metadata.resource_version),
+                WatchEvent::Error(status) => {
+                    // What it would have said is lost.
+                    self.version = None;
+                    return Err(end(kube::Error::Api(status)));
+                }
+            };
+            self.version = version
+                .filter(|version| !version.is_empty())
+                .or(self.version.take());
+        }
+    }
+
+    /// How a watch ends that did not end in good order.
+    fn broken(&mut self, error: kube::Error) -> End {
+        match error {
+            // An event is lost.
+            error @ (kube::Error::SerdeError(_) | kube::Error::Api(_)) => {
+                self.version = None;
+                end(error)
+            }
+            // Ordinary. If the next request fails, too, the server is lost.
+            _ => End::Closed,
+        }
+    }
+
+    async fn send(&self, change: Change) {
+        // Once nobody receives any more, the source ends.
+        let _ = self.changes.send(change).await;
+    }
+}
+
+/// What an error means to a try.
+fn end(error: kube::Error) -> End {
+    match &error {
+        kube::Error::Api(status) if status.code == 410 || is_version_too_large(status) => End::Expired,
+        _ => End::Failed(error),
+    }
+}
+
+fn is_version_too_large(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes
+        .into_iter()
+        .any(|cause| cause.reason == "ResourceVersionTooLarge")
+}
+
+/// Versions of one server can be compared, if they are numbers.
+fn is_behind(current: &str, known: &str) -> bool {
+    let number = |version: &str| version.parse::<u128>().ok();
+    number(current)
+        .zip(number(known))
+        .is_some_and(|(current, known)| current < known)
 }
 
 /// The object as the agent keeps it. One that cannot be decoded is left as it was, its deletion is still understood.
@@ -159,25 +263,4 @@ fn reference<K: Watched>(object: &DeserializeGuard<K>) -> ObjectReference {
         namespace: object.namespace().unwrap_or_default(),
         name: object.name_any(),
     }
-}
-
-/// Whether the watch must begin anew. The watcher does so by itself where the API server says, in the stream, that the
-/// resource version is gone; else it resumes where it was. That does not help where an event is lost, or where the
-/// version is unknown to the API server (after its store was restored from a backup).
-fn needs_list(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::WatchError(status) => status.code != 410,
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
-            status.code == 410 || is_version_too_large(status)
-        }
-        watcher::Error::WatchFailed(kube::Error::SerdeError(_)) => true,
-        _ => false,
-    }
-}
-
-fn is_version_too_large(status: &Status) -> bool {
-    let causes = status.details.iter().flat_map(|details| &details.causes);
-    causes
-        .into_iter()
-        .any(|cause| cause.reason == "ResourceVersionTooLarge")
 }

@@ -1,0 +1,279 @@
+//! An API server, the agent's source, and what the source says.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeStatus, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Config;
+use lb_agent::logging::FILTER;
+use lb_agent::object::{Change, Object};
+use lb_agent::source::kube::{KubeOptions, run};
+use lb_tests::api_server::ApiServer;
+use tempfile::TempDir;
+use tokio::sync::mpsc::{self, Receiver};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Far more than anything takes, retries included, so that only what never happens runs into it.
+/// Less than the time after which a client reads its token again on its own.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
+
+pub(super) const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+pub(super) const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// An API server, the agent's source, and what the source says.
+pub(super) struct Cluster {
+    pub(super) server: ApiServer,
+    pub(super) token_file: PathBuf,
+    pub(super) changes: Receiver<Change>,
+    pub(super) source: JoinHandle<()>,
+    pub(super) log: Log,
+    _log: tracing::subscriber::DefaultGuard,
+    _directory: TempDir,
+}
+
+impl Cluster {
+    /// An API server that nobody asked yet.
+    pub(super) async fn server() -> (ApiServer, TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("token"), "secret").unwrap();
+        (ApiServer::start("secret").await.unwrap(), directory)
+    }
+
+    pub(super) fn start(server: ApiServer, directory: TempDir, service_proxy_name: Option<&str>) -> Self {
+        let config = server.config(&directory.path().join("token")).unwrap();
+        Self::start_with(config, server, directory, service_proxy_name)
+    }
+
+    /// The same where the way to the server is another one.
+    pub(super) fn start_with(
+        config: Config,
+        server: ApiServer,
+        directory: TempDir,
+        service_proxy_name: Option<&str>,
+    ) -> Self {
+        let log = Log::default();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(log.clone())
+            .with_ansi(false);
+        let guard = tracing::subscriber::set_default(subscriber.with_env_filter(FILTER).finish());
+        let token_file = directory.path().join("token");
+        let options = KubeOptions {
+            service_proxy_name: service_proxy_name.map(str::to_owned),
+        };
+        let (sender, changes) = mpsc::channel(10);
+        let source = tokio::spawn(async { run(config, options, sender).await.unwrap() });
+        Self {
+            server,
+            token_file,
+            changes,
+            source,
+            log,
+            _log: guard,
+            _directory: directory,
+        }
+    }
+
+    /// Starts with Services, and takes the first lists.
+    pub(super) async fn with_services(names: &[&str]) -> Self {
+        let (server, directory) = Self::server().await;
+        for name in names {
+            server.apply(&service(name, 80)).unwrap();
+        }
+        let mut cluster = Self::start(server, directory, None);
+        let services: Vec<_> = names
+            .iter()
+            .map(|name| format!("Service default/{name}:80"))
+            .collect();
+        let services = format!("replace Service [{}]", services.join(", "));
+        assert_eq!(
+            cluster.next_sorted(3).await,
+            ["replace EndpointSlice []", "replace Node []", &services]
+        );
+        cluster
+    }
+
+    pub(super) async fn next(&mut self) -> String {
+        let change = timeout(TIMEOUT, self.changes.recv()).await;
+        let change = change.unwrap_or_else(|_| panic!("no change; log:\n{}", self.log.text()));
+        show(&change.expect("the source ended"))
+    }
+
+    /// The next changes; the order between kinds is open.
+    pub(super) async fn next_sorted(&mut self, n: usize) -> Vec<String> {
+        let mut changes = Vec::new();
+        for _ in 0..n {
+            changes.push(self.next().await);
+        }
+        changes.sort();
+        changes
+    }
+
+    /// Changes a Service and sees the change next: nothing else was reported before.
+    pub(super) async fn expect_alive(&mut self, name: &str, port: i32) {
+        self.server.apply(&service(name, port)).unwrap();
+        assert_eq!(self.next().await, format!("apply Service default/{name}:{port}"));
+    }
+
+    pub(super) async fn wait_for_log(&self, text: &str) {
+        let mut written = self.log.written.subscribe();
+        let found = timeout(TIMEOUT, written.wait_for(|_| self.log.text().contains(text)))
+            .await
+            .is_ok();
+        assert!(found, "no {text:?} in the log:\n{}", self.log.text());
+    }
+
+    /// Waits until every kind was watched so often.
+    pub(super) async fn wait_for_watches(&self, n_watches: usize) {
+        self.wait_for_requests(|requests| {
+            ["services", "endpointslices", "nodes"].into_iter().all(|plural| {
+                let watches = requests.iter().filter(|request| is_watch(request, plural));
+                watches.count() >= n_watches
+            })
+        })
+        .await;
+    }
+
+    pub(super) async fn wait_for_requests(&self, expected: impl Fn(&[String]) -> bool) {
+        let mut requests = self.server.requests();
+        let found = timeout(TIMEOUT, requests.wait_for(|requests| expected(requests)))
+            .await
+            .is_ok();
+        assert!(
+            found,
+            "not among the requests:\n{:#?}",
+            self.server.requests().borrow()
+        );
+    }
+}
+
+/// A log in memory.
+#[derive(Clone, Default)]
+pub(super) struct Log {
+    pub(super) text: Arc<Mutex<Vec<u8>>>,
+    pub(super) written: tokio::sync::watch::Sender<()>,
+}
+
+impl Log {
+    pub(super) fn text(&self) -> String {
+        String::from_utf8(self.text.lock().unwrap().clone()).unwrap()
+    }
+
+    pub(super) fn count(&self, text: &str) -> usize {
+        self.text().matches(text).count()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.lock().unwrap().extend_from_slice(bytes);
+        self.written.send_replace(());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+pub(super) fn show(change: &Change) -> String {
+    let object = |object: &Object| match object {
+        Object::Service(service) => {
+            let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+            let port = ports.and_then(|ports| ports.first()).map_or(0, |port| port.port);
+            format!("{}:{port}", object.reference())
+        }
+        Object::Node(node) => {
+            let status = node.status.iter();
+            let addresses = status.flat_map(|status| status.addresses.iter().flatten());
+            let addresses: Vec<&str> = addresses.map(|address| address.address.as_str()).collect();
+            format!("{} at {}", object.reference(), addresses.join(","))
+        }
+        _ => object.reference().to_string(),
+    };
+    match change {
+        Change::Apply(applied) => format!("apply {}", object(applied)),
+        Change::Delete(reference) => format!("delete {reference}"),
+        Change::Replace { kind, objects } => {
+            let objects: Vec<_> = objects.iter().map(object).collect();
+            format!("replace {kind} [{}]", objects.join(", "))
+        }
+    }
+}
+
+pub(super) fn metadata(name: &str, labels: &[(&str, &str)]) -> ObjectMeta {
+    let labels: BTreeMap<_, _> = labels
+        .iter()
+        .map(|(key, value)| (key.to_string(), value.to_string()))
+        .collect();
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some("default".to_owned()),
+        labels: Some(labels),
+        ..ObjectMeta::default()
+    }
+}
+
+pub(super) fn labelled_service(name: &str, port: i32, labels: &[(&str, &str)]) -> Service {
+    let port = ServicePort {
+        port,
+        ..ServicePort::default()
+    };
+    Service {
+        metadata: metadata(name, labels),
+        spec: Some(ServiceSpec {
+            ports: Some(vec![port]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+pub(super) fn service(name: &str, port: i32) -> Service {
+    labelled_service(name, port, &[])
+}
+
+pub(super) fn slice(name: &str, labels: &[(&str, &str)]) -> EndpointSlice {
+    EndpointSlice {
+        metadata: metadata(name, labels),
+        address_type: "IPv4".to_owned(),
+        ..EndpointSlice::default()
+    }
+}
+
+pub(super) fn node(name: &str, address: &str) -> Node {
+    let metadata = ObjectMeta {
+        name: Some(name.to_owned()),
+        ..ObjectMeta::default()
+    };
+    Node {
+        metadata,
+        status: Some(NodeStatus {
+            addresses: Some(vec![NodeAddress {
+                type_: "InternalIP".to_owned(),
+                address: address.to_owned(),
+            }]),
+            ..NodeStatus::default()
+        }),
+        ..Node::default()
+    }
+}
+
+/// Whether a request is a watch on a resource.
+pub(super) fn is_watch(request: &str, plural: &str) -> bool {
+    request.contains(&format!("/{plural}?")) && request.contains("watch=true")
+}
