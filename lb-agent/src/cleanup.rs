@@ -1,4 +1,4 @@
-//! `lb-agent cleanup`: removes every trace of the agent.
+//! `lb-agent cleanup`: removes every trace of the agent from the kernel.
 
 use std::process::ExitCode;
 

@@ -15,6 +15,7 @@ use crate::model::{NodePortAddresses, UnknownPort};
 use crate::output::OutputFormat;
 use crate::show::connections::State;
 use crate::show::names::{Client, ServiceFilter};
+use crate::source::manifests::ServiceCidrArguments;
 
 /// Makes Kubernetes Services work with eBPF.
 #[derive(Parser, Debug)]
@@ -46,7 +47,7 @@ pub enum Command {
     Explain(ExplainArguments),
     /// Say what this kernel and this host lack
     Check(ShowArguments),
-    /// Detach all programs and remove every trace of the agent
+    /// Detach all programs and remove every trace of the agent from the kernel; what is in its state directory stays
     Cleanup(PinArguments),
 }
 
@@ -179,6 +180,13 @@ pub struct RunArguments {
     /// Where the agent pins.
     #[command(flatten)]
     pub pins: PinArguments,
+    /// Directory for what an agent must remember when the machine starts again: with `--manifests`, what Services were
+    /// given
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/lb-agent")]
+    pub state_directory: PathBuf,
+    /// Of what Services in manifests get addresses.
+    #[command(flatten)]
+    pub service_cidr: ServiceCidrArguments,
     /// Name of this node's Node object; the host name by default
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,

@@ -1,4 +1,5 @@
-//! Source ports that the datapath gives out: those that neither sockets of the node nor NodePorts have.
+//! Ranges of ports: of NodePorts, and of the source ports that the datapath gives out, those that neither sockets of the
+//! node nor NodePorts have.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -8,7 +9,7 @@ use lb_common::tables::{PortRange, TRANSLATED_PORTS};
 /// Ports that the kernel gives to sockets, two numbers (Documentation/networking/ip-sysctl.rst).
 const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 /// Ports of NodePort Services: the API server's default `--service-node-port-range`.
-const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 /// Ports below belong to well-known services.
 const FIRST: u16 = 1024;
 

@@ -29,6 +29,7 @@ use crate::object::Change;
 use crate::reassembly::Reassembly;
 use crate::sockets::Closer;
 use crate::source::kube::KubeOptions;
+use crate::source::manifests::AllocationOptions;
 
 /// Changes that may wait while the maps are written.
 const CHANGES: usize = 1024;
@@ -90,6 +91,10 @@ struct Agent {
 impl Agent {
     async fn start(arguments: &RunArguments, closer: Option<Closer>) -> anyhow::Result<Self> {
         let node_name = setup::node_name(arguments)?;
+        let allocation = AllocationOptions {
+            cidrs: arguments.service_cidr.cidrs()?,
+            state_directory: arguments.state_directory.clone(),
+        };
         let configured: BTreeSet<IpAddr> = arguments.node_address.iter().copied().collect();
         let options = DeviceOptions::new(&arguments.devices, configured.clone())?;
         let (device_options, options) = watch::channel(options);
@@ -124,7 +129,7 @@ impl Agent {
         let options = KubeOptions {
             service_proxy_name: arguments.service_proxy_name.clone(),
         };
-        let source = setup::start_source(&arguments.source, options, sender).await?;
+        let source = setup::start_source(&arguments.source, allocation, options, sender).await?;
         seed.follow(source.cluster, arguments.hash_seed.is_some());
         let node = NodeConfig {
             name: node_name,

@@ -21,7 +21,7 @@ use crate::maps::Capacity;
 use crate::metrics::Metrics;
 use crate::object::{Change, Kind};
 use crate::source::kube::{self, KubeOptions};
-use crate::source::manifests::Manifests;
+use crate::source::manifests::{AllocationOptions, Manifests};
 use crate::{describe, mounts, namespace, ports};
 
 /// Starts to tell how the agent is.
@@ -140,11 +140,12 @@ pub(super) struct Source {
 /// Starts the source.
 pub(super) async fn start_source(
     arguments: &SourceArguments,
+    allocation: AllocationOptions,
     options: KubeOptions,
     changes: mpsc::Sender<Change>,
 ) -> anyhow::Result<Source> {
     if let Some(directory) = &arguments.manifests {
-        let manifests = Manifests::open(directory)?;
+        let manifests = Manifests::open(directory, allocation)?;
         let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
         return Ok(Source {
             kinds,

@@ -2,8 +2,10 @@
 //!
 //! Files `*.yaml`, `*.yml` and `*.json` hold Services, EndpointSlices, Nodes and Pods. An edit takes effect at once, and
 //! only the objects that it changes are reported. While a file is broken its last good content stays in force; while the
-//! directory is gone, everything does.
+//! directory is gone, everything does. Services get what an API server would give them (`allocate`), so that nobody
+//! behind this module sees a difference.
 
+mod allocate;
 mod decode;
 mod directory;
 mod document;
@@ -17,15 +19,23 @@ mod watch;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch as watch_channel};
 
+use self::allocate::Allocator;
+pub use self::allocate::{
+    AllocationOptions, ServiceCidr, ServiceCidrArguments, ServiceCidrError, ServiceCidrs,
+};
 use self::directory::Directory;
 use self::watch::DirectoryWatch;
 use crate::object::Change;
 
 /// No file may be larger: it is taken for a mistake.
 const SIZE_LIMIT: u64 = 64 << 20;
+
+/// How soon what Services were given is written down again after it failed.
+const SAVE_RETRY: Duration = Duration::from_secs(5);
 
 /// Why the source cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -84,17 +94,21 @@ pub struct Manifests {
 
 impl Manifests {
     /// Opens a directory. It must exist now; later it may go away and come back.
-    pub fn open(path: &Path) -> Result<Self, ManifestsError> {
-        Self::open_with_limit(path, SIZE_LIMIT)
+    pub fn open(path: &Path, options: AllocationOptions) -> Result<Self, ManifestsError> {
+        Self::open_with_limit(path, options, SIZE_LIMIT)
     }
 
-    fn open_with_limit(path: &Path, size_limit: u64) -> Result<Self, ManifestsError> {
+    fn open_with_limit(
+        path: &Path,
+        options: AllocationOptions,
+        size_limit: u64,
+    ) -> Result<Self, ManifestsError> {
         std::fs::read_dir(path).map_err(|source| ManifestsError::Directory {
             path: path.to_owned(),
             source,
         })?;
         Ok(Self {
-            directory: Directory::new(path.to_owned(), size_limit),
+            directory: Directory::new(path.to_owned(), size_limit, Allocator::new(options)),
             watch: DirectoryWatch::new(path.to_owned()),
             problems: watch_channel::Sender::default(),
         })
@@ -128,6 +142,7 @@ impl Manifests {
             }
             tokio::select! {
                 () = watch.changed() => {}
+                () = tokio::time::sleep(SAVE_RETRY), if directory.is_unsaved() => {}
                 () = changes.closed() => return Ok(()),
             }
         }

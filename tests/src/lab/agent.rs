@@ -142,6 +142,8 @@ impl Node {
             .args(["run", "--node-name", self.name()])
             .arg("--pin-path")
             .arg(self.pin_path())
+            .arg("--state-directory")
+            .arg(self.state_directory())
             .arg("--cgroup")
             .arg(self.cgroup())
             .args(options.arguments());

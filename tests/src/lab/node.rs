@@ -24,6 +24,7 @@ pub struct Node {
     cgroup: PathBuf,
     pub(super) pin_path: PathBuf,
     pub(super) manifests: PathBuf,
+    state: PathBuf,
     pods: Arc<Mutex<Vec<Machine>>>,
 }
 
@@ -77,6 +78,7 @@ impl Node {
             cgroup,
             pin_path: plan.bpf_file_system.join(part),
             manifests: plan.manifests.to_owned(),
+            state: plan.directory.join(format!("state-{}", plan.name)),
             pods: Arc::default(),
         })
     }
@@ -99,6 +101,11 @@ impl Node {
     /// Where its agent pins maps, programs and links. Removed with the lab.
     pub fn pin_path(&self) -> &Path {
         &self.pin_path
+    }
+
+    /// Where its agent remembers what it gave to Services. Removed with the lab.
+    pub fn state_directory(&self) -> &Path {
+        &self.state
     }
 
     /// Its Pod CIDRs: IPv4, IPv6.

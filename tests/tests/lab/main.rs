@@ -16,6 +16,7 @@ mod devices;
 mod forward;
 mod fragments;
 mod frames;
+mod given;
 mod health;
 mod inside;
 mod itself;

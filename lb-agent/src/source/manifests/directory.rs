@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Problem;
+use super::allocate::{Allocator, Objects};
 use super::decode::Syntax;
 use super::document::{self, Entry, Parsed};
 use super::fault::Fault;
@@ -17,7 +18,7 @@ use crate::object::{Change, Kind, Object, ObjectReference};
 
 /// What keeps a file from being read.
 #[derive(Debug, thiserror::Error)]
-enum FileError {
+pub(super) enum FileError {
     #[error("cannot be read: {0}")]
     Read(#[from] io::Error),
     #[error("{size} bytes are more than the limit of {limit}: split the file")]
@@ -44,18 +45,20 @@ struct File {
 pub(super) struct Directory {
     path: PathBuf,
     size_limit: u64,
+    allocator: Allocator,
     files: BTreeMap<OsString, File>,
     problems: Vec<Problem>,
     /// `None` before the first report.
-    reported: Option<BTreeMap<ObjectReference, Arc<Object>>>,
+    reported: Option<Objects>,
 }
 
 impl Directory {
     /// A directory of which nothing is read yet.
-    pub(super) fn new(path: PathBuf, size_limit: u64) -> Self {
+    pub(super) fn new(path: PathBuf, size_limit: u64, allocator: Allocator) -> Self {
         Self {
             path,
             size_limit,
+            allocator,
             files: BTreeMap::new(),
             problems: Vec::new(),
             reported: None,
@@ -88,12 +91,45 @@ impl Directory {
                     .refresh(&path, self.size_limit);
             }
         }
-        let objects = self.merge();
+        let mut objects = self.merge();
+        self.allocate(&mut objects);
         self.report(objects)
     }
 
+    /// Whether what Services were given is still to be written down.
+    pub(super) fn is_unsaved(&self) -> bool {
+        self.allocator.unsaved().is_some()
+    }
+
+    /// Gives Services what their manifests leave to the API server.
+    fn allocate(&mut self, objects: &mut Objects) {
+        for (reference, reason) in self.allocator.fill(objects) {
+            let (file, line) = self.place(&reference);
+            let reason = format!("{reference}: {reason}");
+            self.problems.push(Problem::new(&file, line, reason));
+        }
+        if let Some((path, reason)) = self.allocator.unsaved() {
+            let problem = Problem::new(&path, None, reason.to_owned());
+            self.problems.push(problem);
+        }
+    }
+
+    /// The file and line of an object.
+    fn place(&self, reference: &ObjectReference) -> (PathBuf, Option<usize>) {
+        let entries = self
+            .files
+            .iter()
+            .flat_map(|(name, file)| file.entries.iter().map(move |entry| (name, entry)));
+        let found = entries
+            .into_iter()
+            .find(|(_, entry)| entry.reference == *reference);
+        found.map_or((self.path.clone(), None), |(name, entry)| {
+            (self.path.join(name), Some(entry.line))
+        })
+    }
+
     /// All objects of all files. Of an object that is there more than once, the first by file name is taken.
-    fn merge(&mut self) -> BTreeMap<ObjectReference, Arc<Object>> {
+    fn merge(&mut self) -> Objects {
         let mut objects = BTreeMap::new();
         let mut places: BTreeMap<&ObjectReference, (&OsStr, usize)> = BTreeMap::new();
         self.problems.clear();
@@ -118,7 +154,7 @@ impl Directory {
         objects
     }
 
-    fn report(&mut self, objects: BTreeMap<ObjectReference, Arc<Object>>) -> Vec<Change> {
+    fn report(&mut self, objects: Objects) -> Vec<Change> {
         let changes = match &self.reported {
             None => replace_all(&objects),
             Some(reported) => difference(reported, &objects),
@@ -199,7 +235,8 @@ fn list(path: &Path) -> io::Result<BTreeSet<OsString>> {
     Ok(names)
 }
 
-fn read(path: &Path, limit: u64) -> Result<String, FileError> {
+/// The text of a regular file that is not too large.
+pub(super) fn read(path: &Path, limit: u64) -> Result<String, FileError> {
     // Asked before it is opened: opening a FIFO waits for its writer.
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
@@ -218,7 +255,7 @@ fn digest(text: &str) -> u64 {
     hasher.finish()
 }
 
-fn replace_all(objects: &BTreeMap<ObjectReference, Arc<Object>>) -> Vec<Change> {
+fn replace_all(objects: &Objects) -> Vec<Change> {
     let replace = |kind| Change::Replace {
         kind,
         objects: objects
@@ -232,10 +269,7 @@ fn replace_all(objects: &BTreeMap<ObjectReference, Arc<Object>>) -> Vec<Change> 
         .into()
 }
 
-fn difference(
-    old: &BTreeMap<ObjectReference, Arc<Object>>,
-    new: &BTreeMap<ObjectReference, Arc<Object>>,
-) -> Vec<Change> {
+fn difference(old: &Objects, new: &Objects) -> Vec<Change> {
     // Unchanged files keep their objects, so that most comparisons are of pointers.
     let is_new = |reference: &ObjectReference, object: &Arc<Object>| {
         old.get(reference)

@@ -35,7 +35,8 @@ impl Source {
     }
 
     async fn start_in(directory: TempDir, path: PathBuf) -> (Self, Vec<String>) {
-        let manifests = Manifests::open_with_limit(&path, 1 << 20).unwrap();
+        let options = allocation(&directory.path().join("state"));
+        let manifests = Manifests::open_with_limit(&path, options, 1 << 20).unwrap();
         let problems = manifests.problems();
         let (sender, changes) = mpsc::channel(100);
         tokio::spawn(manifests.run(sender));
@@ -96,6 +97,14 @@ impl Source {
     async fn expect_no_change(&mut self, marker: &str) {
         self.replace(&format!("{marker}.yaml"), &service(marker, 1));
         assert_eq!(self.next().await, format!("apply Service default/{marker}:1"));
+    }
+}
+
+fn allocation(state_directory: &Path) -> AllocationOptions {
+    AllocationOptions {
+        cidrs: ServiceCidrs::new(&["10.96.0.0/16", "fd00:10:96::/112"].map(|text| text.parse().unwrap()))
+            .unwrap(),
+        state_directory: state_directory.to_owned(),
     }
 }
 
@@ -394,7 +403,7 @@ async fn directory_that_is_a_symbolic_link() {
 #[tokio::test]
 async fn directory_that_is_missing_at_the_start_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
-    let error = Manifests::open(&directory.path().join("missing"))
+    let error = Manifests::open(&directory.path().join("missing"), allocation(directory.path()))
         .err()
         .unwrap()
         .to_string();
@@ -405,7 +414,11 @@ async fn directory_that_is_missing_at_the_start_is_an_error() {
 async fn ends_with_its_receiver() {
     let directory = tempfile::tempdir().unwrap();
     let (sender, mut changes) = mpsc::channel(100);
-    let task = tokio::spawn(Manifests::open(directory.path()).unwrap().run(sender));
+    let task = tokio::spawn(
+        Manifests::open(directory.path(), allocation(directory.path()))
+            .unwrap()
+            .run(sender),
+    );
     assert!(matches!(
         changes.recv().await,
         Some(Change::Replace { kind: Kind::Node, .. })
@@ -457,3 +470,5 @@ async fn files_behind_symbolic_links() {
     fs::write(&new, service("api", 2)).unwrap();
     assert_eq!(source.next().await, "apply Service default/api:2");
 }
+
+mod given;

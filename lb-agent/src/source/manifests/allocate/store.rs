@@ -1,0 +1,181 @@
+//! The file that remembers what Services were given. It is replaced in one step, by one agent at a time.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::super::directory::{FileError, read};
+use super::state::State;
+
+/// What the file looks like.
+const VERSION: u32 = 1;
+/// No file may be larger: it is taken for garbage.
+const SIZE_LIMIT: u64 = 64 << 20;
+const FILE: &str = "allocations.json";
+/// Whoever has locked this one may write.
+const LOCK: &str = "allocations.lock";
+
+/// The file's content; in JSON, for operators.
+#[derive(Serialize)]
+struct Content<'a> {
+    version: u32,
+    state: &'a State,
+}
+
+/// The same to read.
+#[derive(Deserialize)]
+struct OwnedContent {
+    state: State,
+}
+
+/// Of any version of the file.
+#[derive(Deserialize)]
+struct Header {
+    version: u32,
+}
+
+/// Why the file does not tell anything.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LoadError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("not what an agent writes: {0}")]
+    Garbage(#[from] serde_json::Error),
+    #[error("of version {0}, where this agent knows {VERSION}")]
+    Version(u32),
+}
+
+/// Why the file cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SaveError {
+    #[error(
+        "cannot be written, so that another address or NodePort may be given to a Service when the agent starts again: \
+         {0}; make the directory writable, or name another one (--state-directory)"
+    )]
+    Io(#[from] io::Error),
+    #[error(
+        "is not written, since another agent does that, so that another address or NodePort may be given to a Service \
+         when this agent starts again: stop that agent, or name another directory (--state-directory)"
+    )]
+    Locked,
+}
+
+/// The file.
+#[derive(Debug)]
+pub(super) struct Store {
+    directory: PathBuf,
+    /// Held from the first writing on.
+    lock: Option<File>,
+    /// What the file says; `None` if that is not known.
+    saved: Option<State>,
+    /// Whether there is a file that nobody can read.
+    is_unusable: bool,
+}
+
+impl Store {
+    /// Reads what was given before.
+    pub(super) fn open(directory: &Path) -> (Self, State) {
+        let mut store = Self {
+            directory: directory.to_owned(),
+            lock: None,
+            saved: None,
+            is_unusable: false,
+        };
+        match load(&store.path()) {
+            Ok(state) => {
+                store.saved = Some(state.clone());
+                return (store, state);
+            }
+            Err(error) => {
+                store.is_unusable = true;
+                tracing::warn!(
+                    "{}: {error}; it is put aside, and Services may get other addresses and NodePorts than they had",
+                    store.path().display()
+                );
+            }
+        }
+        (store, State::default())
+    }
+
+    /// Where the file is.
+    pub(super) fn path(&self) -> PathBuf {
+        self.directory.join(FILE)
+    }
+
+    /// Writes what is given, if the file does not say it already.
+    pub(super) fn save(&mut self, state: &State) -> Result<(), SaveError> {
+        if self.saved.as_ref() == Some(state) {
+            return Ok(());
+        }
+        self.saved = None;
+        fs::create_dir_all(&self.directory)?;
+        self.lock()?;
+        self.put_aside()?;
+        replace(&self.directory, &encode(state)?)?;
+        self.saved = Some(state.clone());
+        Ok(())
+    }
+
+    /// Moves a file that nobody can read out of the way: somebody may want to see it.
+    fn put_aside(&mut self) -> io::Result<()> {
+        if self.is_unusable {
+            match fs::rename(self.path(), self.directory.join(format!("{FILE}.unusable"))) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => self.is_unusable = false,
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&mut self) -> Result<(), SaveError> {
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        let path = self.directory.join(LOCK);
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => self.lock = Some(file),
+            Err(TryLockError::WouldBlock) => return Err(SaveError::Locked),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+fn load(path: &Path) -> Result<State, LoadError> {
+    let text = match read(path, SIZE_LIMIT) {
+        Err(FileError::Read(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(State::default()),
+        text => text?,
+    };
+    let Header { version } = serde_json::from_str(&text)?;
+    if version != VERSION {
+        return Err(LoadError::Version(version));
+    }
+    let OwnedContent { state } = serde_json::from_str(&text)?;
+    Ok(state)
+}
+
+fn encode(state: &State) -> io::Result<Vec<u8>> {
+    let content = Content {
+        version: VERSION,
+        state,
+    };
+    let mut text = serde_json::to_vec_pretty(&content)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// Puts a new file in the place of the old one: whoever reads sees one of them as a whole, also after a crash.
+fn replace(directory: &Path, content: &[u8]) -> io::Result<()> {
+    let new = directory.join(format!("{FILE}.new"));
+    let mut file = File::create(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(new, directory.join(FILE))?;
+    File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests;

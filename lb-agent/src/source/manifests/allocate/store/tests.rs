@@ -1,0 +1,159 @@
+//! A file that is there, torn, foreign or cannot be written.
+
+use std::os::unix::fs::symlink;
+
+use tempfile::TempDir;
+
+use super::super::pool::Value;
+use super::super::state::{Given, Wish};
+use super::*;
+use crate::maps::Family;
+
+fn state(address: &str) -> State {
+    let mut given = Given::default();
+    let address = address.parse().unwrap();
+    given.set(Wish::Address(Family::of(address)), Value::Address(address));
+    given.set(Wish::NodePort(80), Value::Port(30_100));
+    given.set(Wish::HealthCheck, Value::Port(30_101));
+    State {
+        services: [("default/web".to_owned(), given.clone())].into(),
+        gone: vec![("default/old".to_owned(), given)],
+    }
+}
+
+fn open(directory: &TempDir) -> (Store, State) {
+    Store::open(&directory.path().join("state"))
+}
+
+fn file(directory: &TempDir) -> PathBuf {
+    directory.path().join("state").join(FILE)
+}
+
+#[test]
+fn what_is_saved_is_found_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, found) = open(&directory);
+    assert_eq!(found, State::default());
+    // Nothing to remember leaves nothing behind.
+    store.save(&State::default()).unwrap();
+    assert!(!directory.path().join("state").exists());
+    for address in ["10.96.7.8", "fd00::7"] {
+        store.save(&state(address)).unwrap();
+        assert_eq!(open(&directory).1, state(address));
+    }
+    let text = fs::read_to_string(file(&directory)).unwrap();
+    for part in [
+        "\"version\": 1",
+        "\"default/web\"",
+        "\"ipv6\": \"fd00::7\"",
+        "\"80\": 30100",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn what_the_file_says_already_is_not_written_again() {
+    let directory = tempfile::tempdir().unwrap();
+    open(&directory).0.save(&state("10.96.7.8")).unwrap();
+    let written = fs::metadata(file(&directory)).unwrap().modified().unwrap();
+    let (mut store, found) = open(&directory);
+    store.save(&found).unwrap();
+    assert_eq!(
+        fs::metadata(file(&directory)).unwrap().modified().unwrap(),
+        written
+    );
+    // So an agent that takes over from another one says nothing about that one.
+    assert!(store.lock.is_none());
+}
+
+#[test]
+fn a_file_that_nobody_can_read_is_put_aside() {
+    let sound = String::from_utf8(encode(&state("10.96.7.8")).unwrap()).unwrap();
+    let torn = (0..sound.len() - 2).step_by(7).map(|length| &sound[..length]);
+    let newer = sound.replace("\"version\": 1", "\"version\": 2");
+    let bad_address = sound.replace("10.96.7.8", "10.96.7.800");
+    let bad_port = sound.replace("30100", "301000");
+    let foreign = [
+        "null",
+        "[]",
+        "{}",
+        "\u{0}\u{0}",
+        "{\"version\": -1}",
+        &newer,
+        &bad_address,
+        &bad_port,
+    ];
+    for text in torn.chain(foreign) {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("state")).unwrap();
+        fs::write(file(&directory), text).unwrap();
+        let (mut store, found) = open(&directory);
+        assert_eq!(found, State::default(), "{text}");
+        assert_eq!(fs::read_to_string(file(&directory)).unwrap(), text);
+        store.save(&state("10.96.7.9")).unwrap();
+        assert_eq!(open(&directory).1, state("10.96.7.9"), "{text}");
+        let aside = file(&directory).with_extension("json.unusable");
+        assert_eq!(fs::read_to_string(aside).unwrap(), text);
+    }
+}
+
+#[test]
+fn what_is_no_file_or_too_large_is_put_aside_too() {
+    let make: [fn(&Path); 3] = [
+        |path| fs::create_dir(path).unwrap(),
+        |path| File::create(path).unwrap().set_len(SIZE_LIMIT + 1).unwrap(),
+        |path| symlink("/dev/zero", path).unwrap(),
+    ];
+    for make in make {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("state")).unwrap();
+        make(&file(&directory));
+        let (mut store, found) = open(&directory);
+        assert_eq!(found, State::default());
+        store.save(&state("10.96.7.9")).unwrap();
+        assert_eq!(open(&directory).1, state("10.96.7.9"));
+    }
+}
+
+#[test]
+fn what_a_crash_left_is_overwritten() {
+    let directory = tempfile::tempdir().unwrap();
+    open(&directory).0.save(&state("10.96.7.8")).unwrap();
+    fs::write(file(&directory).with_extension("json.new"), "{").unwrap();
+    assert_eq!(open(&directory).1, state("10.96.7.8"));
+    open(&directory).0.save(&state("10.96.7.9")).unwrap();
+    assert_eq!(open(&directory).1, state("10.96.7.9"));
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_named_with_a_remedy() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(&directory);
+    fs::write(directory.path().join("state"), "in the way").unwrap();
+    let error = store.save(&state("10.96.7.8")).unwrap_err().to_string();
+    assert!(
+        error.starts_with("cannot be written") && error.contains("--state-directory"),
+        "{error}"
+    );
+    // It is tried again, and then it works.
+    fs::remove_file(directory.path().join("state")).unwrap();
+    store.save(&state("10.96.7.8")).unwrap();
+    assert_eq!(open(&directory).1, state("10.96.7.8"));
+}
+
+#[test]
+fn one_agent_writes_at_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let ((mut first, _), (mut second, _)) = (open(&directory), open(&directory));
+    first.save(&state("10.96.7.8")).unwrap();
+    let error = second.save(&state("10.96.7.9")).unwrap_err().to_string();
+    assert!(
+        error.contains("another agent") && error.contains("--state-directory"),
+        "{error}"
+    );
+    assert_eq!(open(&directory).1, state("10.96.7.8"));
+    drop(first);
+    second.save(&state("10.96.7.9")).unwrap();
+    assert_eq!(open(&directory).1, state("10.96.7.9"));
+}
