@@ -82,18 +82,17 @@ impl<A: Address> Call<A> {
 #[inline(always)]
 pub fn connect<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result<Option<Peer<A>>, Reason> {
     // Whatever the socket was connected to, it is no longer.
+    let is_datagrams = call.protocol == protocol::UDP;
+    if is_datagrams && call.is_node {
+        leave_nowhere(tables, call);
+    }
     match find_backend(tables, call, false) {
-        Ok(Some(to)) => {
-            if call.protocol == protocol::UDP {
-                leave_nowhere(tables, call);
-            }
-            Ok(Some(to))
-        }
-        Err(_) if call.protocol == protocol::UDP => {
+        Ok(to) => Ok(to),
+        Err(_) if is_datagrams => {
             let mut to = call.peer;
             Ok(lead_nowhere(tables, call, &mut to).then_some(to))
         }
-        result => result.map_err(|refusal| refusal.counted(tables)),
+        Err(refusal) => Err(refusal.counted(tables)),
     }
 }
 
@@ -321,7 +320,8 @@ fn note<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
     }
 }
 
-/// A socket is closed, whose peer is now as the call says: nobody needs its rows any more.
+/// A socket is closed, whose peer is now as the call says: nobody needs its rows any more. One of IPv6 may have rows of
+/// both families.
 ///
 /// The kernel forgets the peer of a TCP connection that was refused while `connect` waited: that row stays.
 #[inline(always)]
@@ -330,6 +330,8 @@ pub fn release<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
         tables.remove_socket(&call.key(call.peer));
     }
     if call.protocol == protocol::UDP {
+        // It may have lost that peer since.
+        leave_nowhere(tables, call);
         forget_frontends(tables, call);
     }
 }
@@ -371,11 +373,13 @@ fn is_usable<A: Address>(tables: &impl Tables<A>, known: &Socket<A>) -> bool {
 
 /// `recvmsg` and `getpeername`: the frontend that the program sees instead of the backend.
 ///
-/// What another program of ours has restored already stays, while one follows the other.
+/// What another program of ours has restored already stays, while one follows the other; so does a frontend under which
+/// an agent before this one has written a backend without saying so.
 #[inline(always)]
 pub fn restore<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Option<Peer<A>> {
     let row = tables.socket(&call.key(call.peer))?;
-    (row.names == socket_names::FRONTEND).then_some(Peer {
+    let names_frontend = row.names == socket_names::FRONTEND && !is_usable(tables, &row);
+    names_frontend.then_some(Peer {
         address: row.address,
         port: row.port,
     })
@@ -438,7 +442,7 @@ mod tests {
     use crate::host::HostTables;
     use crate::layout::{
         Address4, Backend, Frontend, FrontendKey, Port, Region, ServiceId, ServiceStats, Slot, backend_state,
-        frontend_flags, protocol,
+        frontend_flags, protocol, socket_names,
     };
     use crate::reason::Reason;
 
@@ -755,6 +759,32 @@ mod tests {
         let name = restore(&tables, &call(7, to)).unwrap();
         // While two programs follow each other, both are asked.
         assert_eq!(restore(&tables, &call(7, name)), None);
+    }
+
+    #[test]
+    fn a_frontend_stays_one_where_the_row_does_not_say_what_it_names() {
+        let tables = tables();
+        let to = send(&tables, &call(7, vip())).unwrap().unwrap();
+        for row in tables.sockets.borrow_mut().values_mut() {
+            row.names = socket_names::FRONTEND;
+        }
+        assert_eq!(restore(&tables, &call(7, vip())), None);
+        assert_eq!(restore(&tables, &call(7, to)), Some(vip()));
+    }
+
+    #[test]
+    fn a_peer_that_refuses_is_forgotten_with_its_socket() {
+        let mut tables = tables();
+        tables.node_address = Address4::from_bytes([192, 0, 2, 1]);
+        publish(&mut tables, 0, 0);
+        for last in [None, Some(peer(99, 53))] {
+            connect(&tables, &call(7, vip())).unwrap().unwrap();
+            if let Some(last) = last {
+                assert_eq!(connect(&tables, &call(7, last)), Ok(None));
+            }
+            release(&tables, &closed(last.unwrap_or(NO_PEER)));
+            assert!(tables.sockets.borrow().is_empty(), "{last:?}");
+        }
     }
 
     #[test]

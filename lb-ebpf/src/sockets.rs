@@ -81,22 +81,14 @@ fn release(socket: &ClosedSocket) -> Option<()> {
         socket::release(&KernelTables, &socket.call(socket.peer4())?);
         return Some(());
     }
+    // Whatever its peer is now, it may have used both families.
     let peer = socket.peer6();
-    let peer4 = match peer.address.to_mapped() {
-        Some(address) => address,
-        None => {
-            socket::release(&KernelTables, &socket.call(peer)?);
-            // Unconnected, it may have sent to mapped addresses as well.
-            Address4::from_word(0)
-        }
+    socket::release(&KernelTables, &socket.call(peer)?);
+    let peer4 = Peer {
+        address: peer.address.to_mapped().unwrap_or_default(),
+        port: peer.port,
     };
-    socket::release(
-        &KernelTables,
-        &socket.call(Peer {
-            address: peer4,
-            port: peer.port,
-        })?,
-    );
+    socket::release(&KernelTables, &socket.call(peer4)?);
     Some(())
 }
 

@@ -32,7 +32,7 @@ pub struct KernelMaps {
     names: HashMap<MapData, ServiceId, ServiceName>,
     counters: Counters,
     capacity: Capacity,
-    changed_backends: u64,
+    changes: u64,
 }
 
 impl KernelMaps {
@@ -66,13 +66,13 @@ impl KernelMaps {
             names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
             counters: Counters::open(directory)?,
             capacity,
-            changed_backends: 0,
+            changes: 0,
         })
     }
 
-    /// How many rows of backends were written since the maps were opened.
-    pub fn changed_backends(&self) -> u64 {
-        self.changed_backends
+    /// How many rows of frontends and backends were written since the maps were opened.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     fn set_name(&mut self, service: ServiceId, name: &str) -> Result<(), MapError> {
@@ -132,6 +132,7 @@ impl KernelMaps {
         if let Some(port) = own_port(key, value) {
             self.reply_filter.set(std::iter::once(port))?;
         }
+        self.changes += 1;
         let (name, result) = match key.address() {
             IpAddr::V4(address) => (
                 map::FRONTENDS4,
@@ -266,7 +267,7 @@ impl Maps for KernelMaps {
         self.backends6
             .write_some(rows6.0, rows6.1)
             .map_err(failed(map::BACKENDS6))?;
-        self.changed_backends += rows.len() as u64;
+        self.changes += rows.len() as u64;
         Ok(())
     }
 

@@ -6,7 +6,10 @@ use std::path::Path;
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData};
-use lb_common::layout::{self, Address4, Address6, BackendId, Port, SocketKey, backend_state, map};
+use lb_common::layout::{
+    self, Address4, Address6, BackendId, Frontend, FrontendKey, Port, SocketKey, backend_state, map,
+    socket_names,
+};
 use nix::errno::Errno;
 
 use super::maps::{is, kernel, max_entries, open, typed};
@@ -22,8 +25,10 @@ pub struct SocketRow {
     /// The backend's address; a frontend's in one of the two rows of a UDP socket. An IPv6 socket that knows its peer by
     /// an IPv4-mapped address has an IPv4 row.
     pub peer: SocketAddr,
-    /// What the process named: a frontend; or the backend, in the other row of a UDP socket.
+    /// What stands in the row: the frontend that the process named; or the backend, in the other row of a UDP socket.
     pub named: SocketAddr,
+    /// Whether that is the backend.
+    pub names_backend: bool,
     /// The backend that was chosen; 0 if there was none to choose.
     pub backend: BackendId,
     /// The backend row's generation when it was chosen.
@@ -35,6 +40,17 @@ impl SocketRow {
     pub fn has_nowhere(&self) -> bool {
         self.backend == 0
     }
+}
+
+/// Whom a UDP socket reaches if it is connected to a frontend again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Served {
+    /// There is no such frontend any more: it would be connected to an address that means nobody.
+    NoFrontend,
+    /// Nobody yet.
+    Nobody,
+    /// A backend.
+    Backend,
 }
 
 /// The maps of translated sockets of both families.
@@ -53,14 +69,16 @@ where
     capacity: u32,
     backends_name: &'static str,
     backends: Array<MapData, layout::Backend<A>>,
+    frontends_name: &'static str,
+    frontends: HashMap<MapData, FrontendKey<A>, Frontend>,
 }
 
 impl SocketMaps {
     /// Opens the maps pinned in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
         Ok(Self {
-            ipv4: FamilyMaps::open(directory, map::SOCKETS4, map::BACKENDS4)?,
-            ipv6: FamilyMaps::open(directory, map::SOCKETS6, map::BACKENDS6)?,
+            ipv4: FamilyMaps::open(directory, [map::SOCKETS4, map::BACKENDS4, map::FRONTENDS4])?,
+            ipv6: FamilyMaps::open(directory, [map::SOCKETS6, map::BACKENDS6, map::FRONTENDS6])?,
         })
     }
 
@@ -69,6 +87,14 @@ impl SocketMaps {
         let mut stranded = self.ipv4.stranded()?;
         stranded.extend(self.ipv6.stranded()?);
         Ok(stranded)
+    }
+
+    /// Whom the socket of a row reaches through the frontend that the row names.
+    pub fn served(&self, row: &SocketRow) -> Result<Served, MapError> {
+        match row.named.ip() {
+            IpAddr::V4(address) => self.ipv4.served(row, address.into()),
+            IpAddr::V6(address) => self.ipv6.served(row, address.into()),
+        }
     }
 
     /// Whether the row is still there. It is not once the socket was translated again.
@@ -93,9 +119,14 @@ where
     SocketKey<A>: Pod,
     layout::Socket<A>: Pod,
     layout::Backend<A>: Pod,
+    FrontendKey<A>: Pod,
 {
-    fn open(directory: &Path, name: &'static str, backends_name: &'static str) -> Result<Self, MapError>
+    fn open(
+        directory: &Path,
+        [name, backends_name, frontends_name]: [&'static str; 3],
+    ) -> Result<Self, MapError>
     where
+        HashMap<MapData, FrontendKey<A>, Frontend>: TryFrom<Map, Error = aya::maps::MapError>,
         HashMap<MapData, SocketKey<A>, layout::Socket<A>>: TryFrom<Map, Error = aya::maps::MapError>,
         Array<MapData, layout::Backend<A>>: TryFrom<Map, Error = aya::maps::MapError>,
     {
@@ -106,15 +137,45 @@ where
             sockets: typed(sockets, name)?,
             backends_name,
             backends: typed(open(directory, backends_name)?, backends_name)?,
+            frontends_name,
+            frontends: typed(open(directory, frontends_name)?, frontends_name)?,
         })
     }
 
+    fn served(&self, row: &SocketRow, address: A) -> Result<Served, MapError> {
+        let port = (Port::new(row.named.port()), row.protocol.number());
+        for (port, protocol) in [port, (Port::default(), 0)] {
+            let key = FrontendKey {
+                address,
+                port,
+                protocol,
+                pad: 0,
+            };
+            match self.frontends.get(&key, 0) {
+                Ok(frontend) if frontend.cluster.length == 0 => return Ok(Served::Nobody),
+                Ok(_) => return Ok(Served::Backend),
+                Err(aya::maps::MapError::KeyNotFound) => {}
+                Err(error) => {
+                    return Err(kernel(self.frontends_name, format!("read {}", row.named), error));
+                }
+            }
+        }
+        Ok(Served::NoFrontend)
+    }
+
     fn stranded(&self) -> Result<HashSet<SocketRow>, MapError> {
-        let rows = self.rows()?;
+        let mut rows = self.rows()?;
         // After the rows: a backend that was read before could since have become another, and the row be that one's.
         let backends = self.backends(&rows)?;
         let is_stranded = |row: &SocketRow| row.has_nowhere() || is_removed(row, backends.get(&row.backend));
-        Ok(rows.into_iter().filter(is_stranded).collect())
+        rows.retain(is_stranded);
+        for row in &mut rows {
+            // An agent before this one did not say what they name.
+            row.names_backend |= backends.get(&row.backend).is_some_and(|backend| {
+                row.named == SocketAddr::new(backend.address.into(), backend.port.get())
+            });
+        }
+        Ok(rows.into_iter().collect())
     }
 
     fn rows(&self) -> Result<Vec<SocketRow>, MapError> {
@@ -145,7 +206,10 @@ where
 
     fn holds(&self, row: &SocketRow, address: A) -> Result<bool, MapError> {
         match self.sockets.get(&key(row, address), 0) {
-            Ok(socket) => Ok((socket.backend, socket.generation) == (row.backend, row.generation)),
+            Ok(socket) => Ok(
+                (socket.backend, socket.generation) == (row.backend, row.generation)
+                    && SocketAddr::new(socket.address.into(), socket.port.get()) == row.named,
+            ),
             Err(aya::maps::MapError::KeyNotFound) => Ok(false),
             Err(error) => Err(kernel(self.name, format!("read the row of {row:?}"), error)),
         }
@@ -183,6 +247,7 @@ fn row_of<A: Copy + Into<IpAddr>>(key: &SocketKey<A>, socket: &layout::Socket<A>
             .find(|protocol| protocol.number() == key.protocol)?,
         peer: SocketAddr::new(address, key.port.get()),
         named: SocketAddr::new(socket.address.into(), socket.port.get()),
+        names_backend: socket.names == socket_names::BACKEND,
         backend: socket.backend,
         generation: socket.generation,
     })
@@ -208,6 +273,7 @@ mod tests {
         protocol: Protocol::Udp,
         peer: SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)), 53),
         named: SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)), 53),
+        names_backend: false,
         backend: 3,
         generation: 7,
     };

@@ -198,7 +198,7 @@ impl Agent {
             self.repair();
         }
         if let Some(closer) = self.closer.as_mut().filter(|_| self.controller.is_synced()) {
-            closer.follow(self.controller.maps().changed_backends());
+            closer.follow(self.controller.maps().changes());
         }
         Ok(())
     }

@@ -49,8 +49,8 @@ impl Holders {
 
     /// Connects a socket to `frontend`, as its process did.
     ///
-    /// Fails if no process is known to have it with the peer that was listed, if the kernel lets nobody have it (CAP_SYS_PTRACE), and as `connect`
-    /// does.
+    /// Fails if no process is known to have it, if its peer is another one by now, if the kernel lets nobody have it
+    /// (CAP_SYS_PTRACE), and as `connect` does.
     pub(super) fn connect_again(&self, socket: &Connected, frontend: SocketAddr) -> io::Result<()> {
         let gone = || io::Error::new(io::ErrorKind::NotFound, "no process has the socket");
         let &(pid, descriptor) = self.0.get(&socket.inode).ok_or_else(gone)?;
@@ -59,10 +59,14 @@ impl Holders {
         if rustix::net::sockopt::socket_cookie(&duplicate)? != socket.cookie {
             return Err(gone());
         }
-        Ok(rustix::net::connect(
-            &duplicate,
-            &as_named(frontend, socket.family),
-        )?)
+        let frontend = as_named(frontend, socket.family);
+        // Or it has connected it elsewhere. The programs show the frontend instead of the peer.
+        let peer = rustix::net::getpeername(&duplicate)?.map(SocketAddr::try_from);
+        let known = [frontend, as_named(socket.peer, socket.family)];
+        if !known.map(|known| Some(Ok(known))).contains(&peer) {
+            return Err(gone());
+        }
+        Ok(rustix::net::connect(&duplicate, &frontend)?)
     }
 }
 
@@ -147,5 +151,19 @@ mod tests {
         other.inode = 1;
         assert!(holders.connect_again(&other, peer).is_err());
         assert_eq!(client.peer_addr().unwrap(), to);
+    }
+
+    #[test]
+    fn a_socket_that_was_connected_elsewhere_meanwhile_is_left_alone() {
+        let servers = [(); 2].map(|()| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        let [first, second] = servers.map(|server| server.local_addr().unwrap());
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        client.connect(first).unwrap();
+        let sockets = listed(Family::V4, first.port());
+        let holders = Holders::of(&sockets);
+        client.connect(second).unwrap();
+        let frontend = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 9);
+        assert!(holders.connect_again(&sockets[0], frontend).is_err());
+        assert_eq!(client.peer_addr().unwrap(), second);
     }
 }

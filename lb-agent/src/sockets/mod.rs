@@ -4,10 +4,10 @@
 //! tells its owner that the backend is gone. A thread of its own, the socket closer, does: it looks for such sockets in
 //! every network namespace of the node and destroys them, so that the owner's next call fails with `ECONNABORTED`. Those
 //! of UDP it connects to the frontend again instead, where it can: their owners may go on for years without a look at
-//! errors. So it does with those that found no backend when they were connected, once there may be one.
+//! errors. So it does with those that found no backend when they were connected, once there is one.
 //!
 //! ```text
-//! backends changed -> order -> rows without a backend -> sockets with their cookies and peers -> connect, or SOCK_DESTROY
+//! objects changed -> order -> rows without a backend -> sockets with their cookies and peers -> connect, or SOCK_DESTROY
 //! ```
 //! The rows are the proof: a socket that connected to a Pod's own address has none and is left alone.
 
@@ -66,7 +66,7 @@ pub enum CloserError {
 #[derive(Debug)]
 pub struct Closer {
     orders: SyncSender<()>,
-    /// How many backends had been changed at the last order.
+    /// How many frontends and backends had been changed at the last order.
     ordered: Option<u64>,
 }
 
@@ -102,7 +102,8 @@ impl Closer {
         })
     }
 
-    /// Has sockets looked after if `changed`, the number of backends that were changed so far, is another one than before;
+    /// Has sockets looked after if `changed`, the number of frontends and backends that were changed so far, is another one
+    /// than before;
     /// the first time in any case, since backends may have been removed while no agent ran. Does not wait for it.
     pub fn follow(&mut self, changed: u64) {
         if self.ordered != Some(changed) {

@@ -57,6 +57,7 @@ mod tests {
             protocol: Protocol::Tcp,
             peer: "10.0.0.1:80".parse().unwrap(),
             named: "10.96.0.1:80".parse().unwrap(),
+            names_backend: false,
             backend: 1,
             generation: 1,
         };

@@ -21,9 +21,11 @@ pub(super) struct Wanted {
 type Key = (u64, Protocol, SocketAddr);
 
 impl Wanted {
-    /// The sockets of these rows.
+    /// The sockets of these rows, but for those under a frontend: a socket that has the frontend itself for its peer is
+    /// not translated.
     pub(super) fn new(rows: impl IntoIterator<Item = SocketRow>) -> Self {
-        let rows: HashMap<Key, SocketRow> = rows.into_iter().map(|row| (key(&row), row)).collect();
+        let rows = rows.into_iter().filter(|row| !row.names_backend);
+        let rows: HashMap<Key, SocketRow> = rows.map(|row| (key(&row), row)).collect();
         Self {
             listings: listings(rows.keys()),
             rows,
@@ -91,6 +93,7 @@ mod tests {
             protocol,
             peer: peer.parse().unwrap(),
             named: "10.96.0.1:80".parse().unwrap(),
+            names_backend: false,
             backend: 1,
             generation: 1,
         }

@@ -13,7 +13,7 @@ use super::namespaces::{Namespaces, Visit};
 use super::pending::Pending;
 use super::wanted::Wanted;
 use super::{CloserOptions, Reach};
-use crate::datapath::sockets::{SocketMaps, SocketRow};
+use crate::datapath::sockets::{Served, SocketMaps, SocketRow};
 use crate::describe;
 use crate::maps::Protocol;
 
@@ -26,7 +26,7 @@ const LONGEST_REST: Duration = Duration::from_secs(2);
 pub(super) struct Worker {
     options: CloserOptions,
     /// Protocols whose sockets can be closed.
-    protocols: Vec<Protocol>,
+    closable: Vec<Protocol>,
     maps: Option<SocketMaps>,
     pending: Pending,
 }
@@ -47,7 +47,7 @@ impl Worker {
         let wanted = [Protocol::Tcp, Protocol::Udp].into_iter();
         let wanted = wanted.filter(|protocol| options.tcp || *protocol != Protocol::Tcp);
         Self {
-            protocols: wanted.filter(|protocol| is_supported(*protocol)).collect(),
+            closable: wanted.filter(|protocol| is_supported(*protocol)).collect(),
             options,
             maps: None,
             pending: Pending::default(),
@@ -56,9 +56,6 @@ impl Worker {
 
     /// Does what is ordered until nobody can give orders any more.
     pub(super) fn run(mut self, orders: &Receiver<()>) {
-        if self.protocols.is_empty() {
-            return;
-        }
         while wait(orders, self.pending.take_due()) {
             let start = Instant::now();
             match self.search() {
@@ -85,17 +82,16 @@ impl Worker {
             none => none.insert(SocketMaps::open(&self.options.maps)?),
         };
         let mut left = maps.stranded()?;
-        left.retain(|row| self.protocols.contains(&row.protocol));
+        left.retain(|row| row.protocol == Protocol::Udp || self.closable.contains(&row.protocol));
         let found = match left.is_empty() {
             true => Found::default(),
-            false => find(self.options.reach, &left, maps)?,
+            false => find(self.options.reach, &left, maps, &self.closable)?,
         };
         // Whoever waits for a first backend does so until the socket is closed.
-        left.retain(|row| !row.has_nowhere());
+        left.retain(|row| !found.waiting.contains(row));
         for row in found.closed.iter().chain(&found.connected) {
-            if left.remove(row) {
-                maps.remove(row)?;
-            }
+            left.remove(row);
+            maps.remove(row)?;
         }
         for row in self.pending.update(&left, found.complete, Instant::now()) {
             maps.remove(&row)?;
@@ -112,6 +108,8 @@ struct Found {
     closed: Vec<SocketRow>,
     /// Rows whose sockets were connected again.
     connected: Vec<SocketRow>,
+    /// Rows whose sockets wait for a first backend.
+    waiting: HashSet<SocketRow>,
     /// How many namespaces were searched.
     namespaces: usize,
     /// Whether every namespace was searched that could hold such sockets.
@@ -138,16 +136,22 @@ impl Found {
     }
 }
 
-fn find(reach: Reach, rows: &HashSet<SocketRow>, maps: &SocketMaps) -> Result<Found, SearchError> {
+fn find(
+    reach: Reach,
+    rows: &HashSet<SocketRow>,
+    maps: &SocketMaps,
+    closable: &[Protocol],
+) -> Result<Found, SearchError> {
     let mut wanted = Wanted::new(rows.iter().copied());
     let mut found = Found::default();
-    let mut look = || look_here(&mut wanted, maps, &mut found);
-    let visit = match reach {
-        Reach::Node => {
-            let namespaces = Namespaces::of_this_thread().map_err(SearchError::Own)?;
-            namespaces.visit(look).map_err(SearchError::Return)?
-        }
-        Reach::OwnNamespace => Visit::of_one(look()),
+    let mut look = || look_here(&mut wanted, maps, closable, &mut found);
+    // Only sockets of the node itself are connected where there is no backend.
+    let only_own = reach == Reach::OwnNamespace || rows.iter().all(SocketRow::has_nowhere);
+    let visit = if only_own {
+        Visit::of_one(look())
+    } else {
+        let namespaces = Namespaces::of_this_thread().map_err(SearchError::Own)?;
+        namespaces.visit(look).map_err(SearchError::Return)?
     };
     found.namespaces = visit.visited;
     found.complete = reach == Reach::Node && !visit.failed;
@@ -155,30 +159,43 @@ fn find(reach: Reach, rows: &HashSet<SocketRow>, maps: &SocketMaps) -> Result<Fo
 }
 
 /// Looks after the wanted sockets of the namespace that the thread is in; breaks once none is left.
-fn look_here(wanted: &mut Wanted, maps: &SocketMaps, found: &mut Found) -> io::Result<ControlFlow<()>> {
+fn look_here(
+    wanted: &mut Wanted,
+    maps: &SocketMaps,
+    closable: &[Protocol],
+    found: &mut Found,
+) -> io::Result<ControlFlow<()>> {
     let mut diag = Diag::open()?;
     for listing in wanted.listings().clone() {
-        let sockets = diag.list(&listing)?.into_iter();
-        let sockets: Vec<_> = sockets
-            .filter_map(|socket| Some((wanted.row(&socket)?, socket)))
-            .collect();
-        let holders = match listing.protocol {
-            Protocol::Udp => Holders::of(sockets.iter().map(|(_, socket)| socket)),
-            _ => Holders::default(),
-        };
-        for (row, socket) in sockets {
+        let mut sockets = Vec::new();
+        for socket in diag.list(&listing)? {
+            let Some(row) = wanted.row(&socket) else {
+                continue;
+            };
             // It may have connected again meanwhile.
             if !maps.holds(&row).map_err(io::Error::other)? {
                 continue;
             }
-            if connect_again(&holders, &socket, &row) {
+            let served = maps.served(&row).map_err(io::Error::other)?;
+            if row.has_nowhere() && served != Served::Backend {
                 wanted.remove(&row);
-                let is_left = row.has_nowhere() && maps.holds(&row).map_err(io::Error::other)?;
-                found.connected.extend((!is_left).then_some(row));
-            } else if !row.has_nowhere() && close(&mut diag, &socket, &row) {
-                wanted.remove(&row);
-                found.closed.push(row);
+                found.waiting.insert(row);
+                continue;
             }
+            let goes_on = row.protocol == Protocol::Udp && served != Served::NoFrontend;
+            sockets.push((row, socket, goes_on));
+        }
+        let going_on = sockets.iter().filter(|(.., goes_on)| *goes_on);
+        let holders = Holders::of(going_on.map(|(_, socket, _)| socket));
+        for (row, socket, goes_on) in &sockets {
+            if *goes_on && connect_again(&holders, socket, row) {
+                found.connected.push(*row);
+            } else if closable.contains(&row.protocol) && close(&mut diag, socket, row) {
+                found.closed.push(*row);
+            } else {
+                continue;
+            }
+            wanted.remove(row);
         }
     }
     Ok(match wanted.is_empty() {
@@ -189,9 +206,6 @@ fn look_here(wanted: &mut Wanted, maps: &SocketMaps, found: &mut Found) -> io::R
 
 /// Connects a UDP socket to its frontend again; false if it stays as it is.
 fn connect_again(holders: &Holders, socket: &Connected, row: &SocketRow) -> bool {
-    if row.protocol != Protocol::Udp {
-        return false;
-    }
     match holders.connect_again(socket, row.named) {
         Ok(()) => {
             tracing::debug!(?row, "connected a socket again");

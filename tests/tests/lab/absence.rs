@@ -325,7 +325,7 @@ fn assert_ended(talks: Vec<Open>, gone: &str) {
             }
             End::GoesOn => {
                 wait_for("an answer of another Pod", PATIENCE, || {
-                    (talk.server().unwrap() != gone).then_some(())
+                    talk.is_answered(gone, false).unwrap().then_some(())
                 })
                 .unwrap();
                 continue;

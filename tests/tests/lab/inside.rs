@@ -147,7 +147,7 @@ fn what_a_pod_has_stays_while_it_drains() {
                 draining.draining_endpoint().serving(false).terminating(true),
             );
             for talk in &mut udp {
-                let is_elsewhere = || (talk.server().unwrap() == other.pod.name()).then_some(());
+                let is_elsewhere = || talk.is_answered(other.pod.name(), true).unwrap().then_some(());
                 wait_for("datagrams elsewhere", PATIENCE, is_elsewhere).unwrap();
             }
             assert_stay_with(&mut tcp, draining);
