@@ -4,7 +4,7 @@ use core::mem::size_of;
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
     BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
 };
 use aya_ebpf::cty::c_void;
@@ -73,13 +73,13 @@ pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop
             hop.mtu = u32::from(unsafe { parameters.__bindgen_anon_1.mtu_result });
             Route::TooBig
         }
-        BPF_FIB_LKUP_RET_NOT_FWDED if is_of_node(&parameters) => Route::Local,
+        BPF_FIB_LKUP_RET_NOT_FWDED | BPF_FIB_LKUP_RET_FWD_DISABLED if is_of_node(&parameters) => Route::Local,
         _ => Route::None,
     }
 }
 
-/// Whether what was asked for and has no route is an address of the node: "not forwarded" is said of both
-/// (`bpf_ipv4_fib_lookup`, `bpf_ipv6_fib_lookup`, net/core/filter.c, Linux 6.18).
+/// Whether what was asked for and has no route is an address of the node: "not forwarded" is said of both, and
+/// "forwarding is disabled" of every address (`bpf_ipv4_fib_lookup`, `bpf_ipv6_fib_lookup`, net/core/filter.c, Linux 6.18).
 #[inline(always)]
 fn is_of_node(parameters: &bpf_fib_lookup) -> bool {
     // SAFETY: any bytes are numbers, and the kernel has left them as they were.
@@ -115,7 +115,9 @@ pub fn sender<A: Address>(context: *mut c_void, device: u32, source: A) -> Sende
     let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     match ask(context, &query, SKIP_NEIGHBOUR.load(), &mut parameters) {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {}
-        BPF_FIB_LKUP_RET_NOT_FWDED if is_of_node(&parameters) => return Sender::Node,
+        BPF_FIB_LKUP_RET_NOT_FWDED | BPF_FIB_LKUP_RET_FWD_DISABLED if is_of_node(&parameters) => {
+            return Sender::Node;
+        }
         _ => return Sender::Here,
     }
     let device_of_route = parameters.ifindex;

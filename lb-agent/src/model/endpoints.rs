@@ -25,7 +25,7 @@ impl Endpoint {
                 endpoint.ready,
                 endpoint.serving,
                 !endpoint.terminating,
-                endpoint.local,
+                endpoint.names_node,
             )
         };
         let order = rank(self).cmp(&rank(other));
@@ -68,12 +68,12 @@ impl<'a> Endpoints<'a> {
 
     /// Addresses of the ready endpoints of one port on this node. One that is ready in one slice and terminating in
     /// another, as a terminating Pod's address that is already another Pod's, is ready.
-    pub(super) fn ready_here(&self, port: &PortName) -> impl Iterator<Item = IpAddr> {
+    pub(super) fn ready_here(&self, port: &PortName, node: &NodeConfig) -> impl Iterator<Item = IpAddr> {
         let slices = self.slices.slices.iter().map(|(_, slice)| slice);
         slices
             .filter(|slice| slice.port(port).is_some())
             .flat_map(|slice| &slice.endpoints)
-            .filter(|endpoint| endpoint.ready && endpoint.local)
+            .filter(|endpoint| endpoint.ready && endpoint.is_local(node))
             .map(|endpoint| endpoint.address)
     }
 
@@ -136,7 +136,7 @@ fn select_family(
     let any_ready = endpoints.iter().any(|(_, endpoint)| endpoint.ready);
     let any_ready_here = endpoints
         .iter()
-        .any(|(_, endpoint)| endpoint.ready && endpoint.local);
+        .any(|(_, endpoint)| endpoint.ready && endpoint.is_local(node));
     let mut backends = Vec::with_capacity(endpoints.len());
     let mut released = Vec::new();
     for (address, endpoint) in endpoints {
@@ -149,14 +149,15 @@ fn select_family(
         } else {
             endpoint.is_fallback()
         };
-        let in_local = uses_local && endpoint.local && takes_local;
+        let local = endpoint.is_local(node);
+        let in_local = uses_local && local && takes_local;
         // One that takes no new flows has a row for the flows it has: those of TCP end with the endpoint, those of
         // UDP are better off elsewhere as soon as it does not serve any more.
         let keeps_flows = endpoint.ready || endpoint.serving || protocol == Protocol::Tcp;
         if in_cluster || in_local || keeps_flows {
             backends.push(DesiredBackend {
                 address: *address,
-                local: endpoint.local,
+                local,
                 in_cluster,
                 in_local,
                 leaving: endpoint.terminating,

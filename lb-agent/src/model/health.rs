@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use lb_common::layout::frontend_flags;
 
-use super::Problems;
 use super::endpoints::Endpoints;
 use super::values::port_number;
+use super::{NodeConfig, Problems};
 use crate::desired::{
     DesiredFrontend, DesiredPort, FrontendKind, HealthCheck, PerFamily, ServiceHealth, TrafficPolicy,
 };
@@ -19,6 +19,7 @@ pub(super) fn of(
     families: PerFamily<bool>,
     ports: &[DesiredPort],
     endpoints: &Endpoints<'_>,
+    node: &NodeConfig,
     problems: &mut Problems,
 ) -> ServiceHealth {
     let Some(spec) = &service.spec else {
@@ -34,7 +35,7 @@ pub(super) fn of(
         check: check_port(spec, problems).map(|port| HealthCheck {
             port,
             families,
-            local_endpoints: local_endpoints(ports, endpoints),
+            local_endpoints: local_endpoints(ports, endpoints, node),
         }),
         without_local_internal: internal,
         without_local_external: external,
@@ -62,10 +63,10 @@ fn check_port(spec: &ServiceSpec, problems: &mut Problems) -> Option<u16> {
 /// terminate do not count, although they may still be served. kube-proxy is one proxy for each family, with a health
 /// check server of its own at its family's addresses: a Pod with two addresses counts once for each family, and a load
 /// balancer that asks at an IPv4 address is told about IPv4.
-fn local_endpoints(ports: &[DesiredPort], endpoints: &Endpoints<'_>) -> PerFamily {
+fn local_endpoints(ports: &[DesiredPort], endpoints: &Endpoints<'_>, node: &NodeConfig) -> PerFamily {
     let addresses: BTreeSet<IpAddr> = ports
         .iter()
-        .flat_map(|port| endpoints.ready_here(&port.port))
+        .flat_map(|port| endpoints.ready_here(&port.port, node))
         .collect();
     PerFamily::of(|family| {
         let of_family = addresses.iter().filter(|address| Family::of(**address) == family);

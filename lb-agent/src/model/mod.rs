@@ -108,7 +108,14 @@ pub fn desired(
     }
     let desired = DesiredService {
         service_type: addresses.service_type(),
-        health: health::of(service, addresses.families(), &ports, &endpoints, &mut problems),
+        health: health::of(
+            service,
+            addresses.families(),
+            &ports,
+            &endpoints,
+            node,
+            &mut problems,
+        ),
         created: service
             .metadata
             .creation_timestamp

@@ -89,6 +89,13 @@ impl NodeConfig {
         self.addresses.contains(&address) || self.device_addresses.contains(&address)
     }
 
+    /// The addresses that are this node's and not the other's, or the other way round.
+    pub fn differing_addresses(&self, other: &Self) -> BTreeSet<IpAddr> {
+        let all = |node: &Self| node.addresses.union(&node.device_addresses).copied().collect();
+        let [own, others]: [BTreeSet<IpAddr>; 2] = [self, other].map(all);
+        own.symmetric_difference(&others).copied().collect()
+    }
+
     /// Whether an address is this node's or another one's.
     pub fn is_a_nodes(&self, address: IpAddr) -> bool {
         self.owns(address) || self.other_nodes.contains(&address)

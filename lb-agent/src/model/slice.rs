@@ -1,9 +1,11 @@
 //! What an EndpointSlice says of endpoints. It is read when the slice changes, not with every change of its Service.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointHints, EndpointSlice};
 
+use super::NodeConfig;
 use super::values::{port_number, protocol, quoted, unicast_address};
 use crate::desired::PortName;
 use crate::maps::Family;
@@ -26,8 +28,8 @@ pub(super) struct Endpoint {
     pub(super) ready: bool,
     pub(super) serving: bool,
     pub(super) terminating: bool,
-    /// Whether it is on this node.
-    pub(super) local: bool,
+    /// Whether it says that it is on this node.
+    pub(super) names_node: bool,
     /// For which nodes and zones it is; few endpoints say that.
     hints: Option<Box<EndpointHints>>,
 }
@@ -78,6 +80,13 @@ impl Slice {
         self.endpoints.iter().any(|endpoint| endpoint.hints.is_some())
     }
 
+    /// Whether any endpoint has one of these addresses.
+    pub fn is_at(&self, addresses: &BTreeSet<IpAddr>) -> bool {
+        self.endpoints
+            .iter()
+            .any(|endpoint| addresses.contains(&endpoint.address))
+    }
+
     /// The number of a port.
     pub(super) fn port(&self, name: &PortName) -> Option<u16> {
         let mut ports = self.ports.iter();
@@ -107,9 +116,14 @@ impl Endpoint {
             terminating: conditions
                 .and_then(|conditions| conditions.terminating)
                 .unwrap_or(false),
-            local: endpoint.node_name.as_deref() == Some(node_name),
+            names_node: endpoint.node_name.as_deref() == Some(node_name),
             hints: endpoint.hints.clone().map(Box::new),
         })
+    }
+
+    /// Whether it is on this node: it says so, or its address is the node's, as that of a process which is no Pod's.
+    pub(super) fn is_local(&self, node: &NodeConfig) -> bool {
+        self.names_node || node.owns(self.address)
     }
 
     /// The nodes that it is for.

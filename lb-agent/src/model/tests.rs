@@ -139,6 +139,20 @@ fn selection(protocol: &str, slices: &[EndpointSlice]) -> String {
     )
 }
 
+/// A process that is no Pod's has no node's name in its slice.
+#[test]
+fn endpoints_at_an_address_of_the_node_are_local() {
+    let slices = [slice("TCP", &["1", "2 there", "3 there", "4"])];
+    let node = NodeConfig {
+        device_addresses: ["10.1.0.1", "10.1.0.3"].map(|text| text.parse().unwrap()).into(),
+        ..node()
+    };
+    let (desired, _) = desired_on(&node, &service(spec("TCP")), &slices);
+    let port = desired.unwrap().ports.remove(0);
+    let local: Vec<_> = port.backends.iter().map(|backend| backend.local).collect();
+    assert_eq!(local, [true, false, true, false]);
+}
+
 #[test]
 fn which_endpoints_take_new_flows() {
     let cases: &[(&[&str], &str)] = &[

@@ -412,13 +412,18 @@ impl State {
         let new_addresses = self.node.addresses != old.addresses
             || self.node.device_addresses != old.device_addresses
             || self.node.node_port_addresses != old.node_port_addresses;
+        let moved = self.node.differing_addresses(&old);
         let new_zone = self.node.zone != old.zone;
         self.node.other_nodes = old.other_nodes;
         // Rare: the node's address or zone changed.
         let concerned = self.services.iter().filter(|(name, service)| {
             let slices = self.slices.get(name);
+            let any_slice = |is: &dyn Fn(&Slice) -> bool| {
+                slices.is_some_and(|slices| slices.values().any(|slice| is(slice)))
+            };
             new_addresses && trim::depends_on_addresses(service)
-                || new_zone && slices.is_some_and(|slices| slices.values().any(|slice| slice.has_hints()))
+                || !moved.is_empty() && any_slice(&|slice| slice.is_at(&moved))
+                || new_zone && any_slice(&Slice::has_hints)
         });
         self.dirty.extend(concerned.map(|(name, _)| name.clone()));
     }

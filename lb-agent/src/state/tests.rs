@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{
     LoadBalancerIngress, LoadBalancerStatus, NodeAddress, NodeSpec, NodeStatus, ServiceSpec, ServiceStatus,
     Taint,
 };
+use k8s_openapi::api::discovery::v1::Endpoint;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, Time};
 
 use super::*;
@@ -231,6 +232,33 @@ fn new_addresses_concern_services_that_may_have_them() {
     assert_eq!(dirty(&mut state), ["balanced", "external", "ports"]);
     state.set_node(node);
     assert_eq!(dirty(&mut state), [""; 0]);
+}
+
+#[test]
+fn addresses_that_come_and_go_concern_services_with_endpoints_there() {
+    let mut state = State::new(NodeConfig::default(), KINDS);
+    for name in ["web", "other"] {
+        apply_service(&mut state, service(name));
+    }
+    let mut slice = slice("web-1", Some("web"));
+    slice.endpoints = Some(vec![Endpoint {
+        addresses: vec!["203.0.113.1".to_owned()],
+        ..Endpoint::default()
+    }]);
+    apply_slice(&mut state, slice);
+    dirty(&mut state);
+    for (addresses, concerned) in [
+        (&["203.0.113.2"][..], &[][..]),
+        (&["203.0.113.2", "203.0.113.1"], &["web"]),
+        (&["203.0.113.1"], &[]),
+        (&[], &["web"]),
+    ] {
+        state.set_node(NodeConfig {
+            device_addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+            ..NodeConfig::default()
+        });
+        assert_eq!(dirty(&mut state), concerned, "{addresses:?}");
+    }
 }
 
 fn node_at(name: &str, addresses: &[(&str, &str)]) -> Object {

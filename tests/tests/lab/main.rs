@@ -27,6 +27,7 @@ mod lifetimes;
 mod links;
 mod node_port;
 mod node_port_addresses;
+mod one_machine;
 mod order;
 mod other_traffic;
 mod own_ports;

@@ -56,8 +56,9 @@ fn an_agent_gets_its_own_directories_and_is_waited_for() {
     };
     let agent = node.start_agent(&options).unwrap();
     let expected = format!(
-        "run --node-name node-1 --pin-path {} --cgroup {} --socket-lb=host --xdp=off --manifests {}\n",
+        "run --node-name node-1 --pin-path {} --state-directory {} --cgroup {} --socket-lb=host --xdp=off --manifests {}\n",
         node.pin_path().display(),
+        node.state_directory().display(),
         node.cgroup().display(),
         lab.manifests().display(),
     );

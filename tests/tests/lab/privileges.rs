@@ -73,7 +73,7 @@ fn the_agent_gives_up_what_it_does_not_need() {
     let cluster = Cluster::new("capabilities", &[0]).unwrap();
     for (socket_lb, closer) in [
         (SocketLb::All, Some(net_admin | sys_ptrace | sys_admin)),
-        (SocketLb::Host, Some(net_admin | bpf)),
+        (SocketLb::Host, Some(net_admin | sys_ptrace | bpf)),
         (SocketLb::Off, None),
     ] {
         let mut agent = cluster.start_agent(socket_lb, &[]).unwrap();
