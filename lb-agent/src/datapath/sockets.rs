@@ -6,6 +6,7 @@ use std::path::Path;
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData};
+use lb_common::choose::{Origin, region};
 use lb_common::layout::{
     self, Address4, Address6, BackendId, Frontend, FrontendKey, Port, SocketKey, backend_state, map,
     socket_names,
@@ -152,7 +153,7 @@ where
                 pad: 0,
             };
             match self.frontends.get(&key, 0) {
-                Ok(frontend) if frontend.cluster.length == 0 => return Ok(Served::Nobody),
+                Ok(frontend) if region(&frontend, Origin::Inside).is_err() => return Ok(Served::Nobody),
                 Ok(_) => return Ok(Served::Backend),
                 Err(aya::maps::MapError::KeyNotFound) => {}
                 Err(error) => {

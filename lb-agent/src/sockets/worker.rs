@@ -189,7 +189,12 @@ fn look_here(
         let holders = Holders::of(going_on.map(|(_, socket, _)| socket));
         for (row, socket, goes_on) in &sockets {
             if *goes_on && connect_again(&holders, socket, row) {
-                found.connected.push(*row);
+                if row.has_nowhere() && maps.holds(row).map_err(io::Error::other)? {
+                    // The programs have refused it for another reason, and written the row again.
+                    found.waiting.insert(*row);
+                } else {
+                    found.connected.push(*row);
+                }
             } else if closable.contains(&row.protocol) && close(&mut diag, socket, row) {
                 found.closed.push(*row);
             } else {

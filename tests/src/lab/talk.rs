@@ -196,25 +196,25 @@ impl Talk {
         }
     }
 
-    /// Says something, and whether this server, or any other if it `is` not, has answered since the last event that was
-    /// seen. What is on its way while a UDP socket changes its server may be lost, so this does not wait.
+    /// Says something and returns the names of the servers that have answered since the last event that was seen. What is
+    /// on its way while a UDP socket changes its server may be lost, so this does not wait.
     ///
     /// # Errors
     ///
     /// If the client has ended.
-    pub fn is_answered(&mut self, server: &str, is: bool) -> Result<bool> {
+    pub fn servers(&mut self) -> Result<Vec<String>> {
         self.send("hello")?;
         let output = self.process.output_so_far();
         let complete = output.rfind('\n').map_or("", |end| &output[..end]);
-        let mut found = false;
+        let mut servers = Vec::new();
         for line in complete.lines().skip(self.seen) {
             self.seen += 1;
             match serde_json::from_str(line)? {
-                TalkEvent::Line(line) => found |= (line.split(' ').next() == Some(server)) == is,
+                TalkEvent::Line(line) => servers.extend(line.split(' ').next().map(str::to_owned)),
                 other => bail!("not answered: {other:?}"),
             }
         }
-        Ok(found)
+        Ok(servers)
     }
 
     /// Asks a server with the socket of [`Machine::asker`]; returns the name of the server that answers, and where the answer

@@ -12,7 +12,8 @@ use lb_agent::datapath::live::LiveMaps;
 use lb_agent::datapath::pins::Pins;
 use lb_agent::datapath::sockets::SocketMaps;
 use lb_agent::maps::BackendState;
-use lb_tests::lab::cluster::{ECHO, SERVICE_FILE, Server, UDP, options, vips};
+use lb_tests::kernel::needs;
+use lb_tests::lab::cluster::{ECHO, SERVICE_FILE, Server, UDP, options, service, vips};
 use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{
     Agent, AgentOptions, Cluster, Machine, Published, ServicePort, SocketLb, Talk, TcpState,
@@ -103,7 +104,8 @@ impl Talks {
 #[track_caller]
 fn assert_goes_on(talk: &mut Talk, server: &Server) {
     wait_for("an answer of the other Pod", PATIENCE, || {
-        talk.is_answered(server.pod.name(), true).unwrap().then_some(())
+        let servers = talk.servers().unwrap();
+        servers.iter().any(|name| name == server.pod.name()).then_some(())
     })
     .unwrap();
 }
@@ -479,6 +481,53 @@ fn a_udp_socket_is_connected_to_a_service_that_nobody_serves_yet() {
     }
     drop(waiting);
     wait_for("no rows", PATIENCE, || (socket_rows(&cluster) == 0).then_some(())).unwrap();
+}
+
+/// The Service has a Pod, but not on this node, and the policy wants one there: nothing else changes that, and the socket
+/// keeps its name meanwhile.
+#[test]
+fn a_udp_socket_waits_for_a_pod_that_the_policy_admits() {
+    if !require_privileges()
+        || !needs(
+            "5.14",
+            "SO_NETNS_COOKIE: the lab's nodes are not the initial namespace",
+        )
+    {
+        return;
+    }
+    let mut cluster = Cluster::new("policy-waits", &[1]).unwrap();
+    let manifest = || service().internal_traffic_policy("Local");
+    cluster.lab.apply(SERVICE_FILE, manifest()).unwrap();
+    let agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
+    let host = cluster.nodes[0].host().clone();
+    let mut waiting = addresses().map(|to| {
+        let mut talk = host.talk_udp(to, UDP.port).unwrap();
+        assert_eq!(talk.connected().unwrap().1, (to, UDP.port).into());
+        talk
+    });
+    let rows = socket_rows(&cluster);
+    assert_eq!(rows, waiting.len());
+    // Another Pod that is no use; the closer has looked at it when it takes the next order.
+    cluster.add_server(2).unwrap();
+    let elsewhere: Vec<&Server> = cluster.servers.iter().collect();
+    cluster.wait_for_active(&elsewhere).unwrap();
+    assert_eq!(socket_rows(&cluster), rows);
+    cluster.add_server(0).unwrap();
+    let here = cluster.servers.last().unwrap();
+    wait_for("sockets that are connected again", PATIENCE, || {
+        agent
+            .log()
+            .contains("connected sockets without a backend")
+            .then_some(())
+    })
+    .unwrap();
+    for talk in &mut waiting {
+        assert_goes_on(talk, here);
+    }
+    assert_eq!(
+        agent.log().matches("connected sockets without a backend").count(),
+        1
+    );
 }
 
 /// One socket has one backend for a frontend, however it is asked.
