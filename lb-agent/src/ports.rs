@@ -1,55 +1,36 @@
-//! Ranges of ports: of NodePorts, and of the source ports that the datapath gives out, those that neither sockets of the
-//! node nor NodePorts have.
+//! Ranges of ports: of NodePorts, and of the source ports that the datapath gives out.
 
 use std::fs;
 use std::ops::RangeInclusive;
 
-use lb_common::tables::{PortRange, TRANSLATED_PORTS};
+use lb_common::tables::{PortRange, SourcePorts};
 
 /// Ports that the kernel gives to sockets, two numbers (Documentation/networking/ip-sysctl.rst).
 const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-/// Ports of NodePort Services: the API server's default `--service-node-port-range`.
+/// Ports of NodePort Services that are given here: the API server's default `--service-node-port-range`.
 pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
-/// Ports below belong to well-known services.
-const FIRST: u16 = 1024;
 
-/// The largest range of ports that is free on this node.
-pub fn translated() -> PortRange {
+/// The source ports that the datapath gives out on this node.
+pub fn source_ports() -> SourcePorts {
     let text = fs::read_to_string(LOCAL_PORTS).unwrap_or_default();
     let mut numbers = text.split_whitespace().filter_map(|number| number.parse().ok());
-    let (Some(first), Some(last)) = (numbers.next(), numbers.next()) else {
-        return TRANSLATED_PORTS;
-    };
-    largest_gap(first..=last).unwrap_or_else(|| {
-        tracing::warn!(
-            "{LOCAL_PORTS} ({}) leaves too few ports for connections that are sent on to other nodes, which may take \
-             those of the node's own: make it smaller",
-            text.trim()
-        );
-        TRANSLATED_PORTS
-    })
+    match (numbers.next(), numbers.next()) {
+        (Some(first), Some(last)) => beside(first, last),
+        _ => SourcePorts::DEFAULT,
+    }
 }
 
-/// The largest range beside the ports of sockets and NodePorts, if it is of any use.
-fn largest_gap(local: RangeInclusive<u16>) -> Option<PortRange> {
-    const LEAST: u16 = 1024;
-    let mut used = [local, NODE_PORTS];
-    used.sort_by_key(|range| *range.start());
-    let mut gaps = Vec::new();
-    let mut next = u32::from(FIRST);
-    for range in used {
-        gaps.push((next, u32::from(*range.start())));
-        next = next.max(u32::from(*range.end()) + 1);
+/// All source ports, where sockets of the node get those from `first` to `last`.
+fn beside(first: u16, last: u16) -> SourcePorts {
+    let all = SourcePorts::DEFAULT.all;
+    let first = first.max(all.first);
+    let count = last.checked_sub(first).map_or(0, |more| more.saturating_add(1));
+    // Where sockets can have all ports, none comes before the others.
+    let count = if count < all.count { count } else { 0 };
+    SourcePorts {
+        all,
+        local: PortRange { first, count },
     }
-    gaps.push((next, u32::from(u16::MAX) + 1));
-    let (first, end) = gaps
-        .into_iter()
-        .max_by_key(|(first, end)| end.saturating_sub(*first))?;
-    let range = PortRange {
-        first: u16::try_from(first).ok()?,
-        count: u16::try_from(end.checked_sub(first)?).ok()?,
-    };
-    (range.count >= LEAST).then_some(range)
 }
 
 #[cfg(test)]
@@ -57,18 +38,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_gap_is_taken() {
-        for (local, expected) in [
-            (32_768..=60_999, Some((1024, 28_976))),
-            (1024..=29_999, Some((32_768, 32_768))),
-            (1024..=60_999, Some((61_000, 4536))),
-            (10_000..=65_535, Some((1024, 8976))),
-            (20_000..=31_000, Some((32_768, 32_768))),
-            (1024..=65_535, None),
-            (1500..=65_000, None),
+    fn local_ports_are_a_part_of_all_ports() {
+        for ((first, last), expected) in [
+            ((32_768, 60_999), (32_768, 28_232)),
+            ((1024, 60_999), (1024, 59_976)),
+            ((1, 1100), (1024, 77)),
+            ((1, 1000), (1024, 0)),
+            ((10_000, 65_535), (10_000, 55_536)),
+            ((1024, 65_535), (1024, 0)),
+            ((1, 65_535), (1024, 0)),
+            ((40_000, 30_000), (40_000, 0)),
         ] {
-            let found = largest_gap(local.clone()).map(|range| (range.first, range.count));
-            assert_eq!(found, expected, "{local:?}");
+            let ports = beside(first, last);
+            assert_eq!(ports.all, SourcePorts::DEFAULT.all);
+            assert_eq!((ports.local.first, ports.local.count), expected, "{first} {last}");
         }
+    }
+
+    #[test]
+    fn picked_ports_are_of_the_range_that_is_asked_for() {
+        let ports = beside(20_000, 29_999);
+        for chance in [0, 1 << 16, 1 << 30, 1 << 31, u32::MAX] {
+            assert!((20_000..30_000).contains(&ports.pick(chance, true).get()));
+            let other = ports.pick(chance, false).get();
+            assert!((1024..20_000).contains(&other) || other >= 30_000, "{other}");
+        }
+        assert_eq!(ports.pick(0, false).get(), 1024);
+        assert_eq!(ports.pick(u32::MAX, false).get(), 65_535);
+        assert_eq!(ports.pick(u32::MAX, true).get(), 29_999);
     }
 }

@@ -26,7 +26,7 @@ use crate::packet::{
 use crate::parse::BEHIND_ETHERNET;
 use crate::reason::Reason;
 use crate::socket::SocketTables;
-use crate::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS, Tables};
+use crate::tables::{PortRange, SourcePorts, TICK_SHIFT, Tables};
 
 /// A packet of plain bytes with complete checksums.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,6 +47,8 @@ pub struct Bytes {
     pub is_for_other: bool,
     /// Where fragments are handed to the kernel's own reassembly.
     pub reassembly: Reassembly,
+    /// Ports of the node's sockets, with any address.
+    pub sockets: Vec<Port>,
 }
 
 /// What the routing tables say of a destination.
@@ -82,6 +84,7 @@ impl From<Vec<u8>> for Bytes {
             segment_size: 0,
             is_for_other: false,
             reassembly: Reassembly::None,
+            sockets: Vec::new(),
         }
     }
 }
@@ -183,6 +186,10 @@ impl Packet for Bytes {
         found.map_or(Sender::Here, |found| found.sender)
     }
 
+    fn has_socket<A: Address>(&self, key: &FlowKey<A>) -> bool {
+        self.sockets.contains(&key.destination_port)
+    }
+
     fn is_sent_on(&self) -> bool {
         false
     }
@@ -215,6 +222,14 @@ pub const HOP: Hop = Hop {
     mtu: 0,
     link: [0x0202_0202, 0x0202_0202, 0x0202_0202],
 };
+
+/// Source ports of which none is the node's own.
+pub const fn only_ports(first: u16, count: u16) -> SourcePorts {
+    SourcePorts {
+        all: PortRange { first, count },
+        local: PortRange { first, count: 0 },
+    }
+}
 
 /// Tables in memory.
 #[expect(
@@ -255,7 +270,7 @@ pub struct HostTables<A> {
     /// Addresses without a bit in the filter.
     pub filtered: Vec<A>,
     /// Source ports to give out.
-    pub translated_ports: PortRange,
+    pub source_ports: SourcePorts,
     /// What the hash of outside clients begins with.
     pub hash_seed: u64,
     /// Answers that are left.
@@ -284,7 +299,7 @@ impl<A: Address + Hash> Default for HostTables<A> {
             keeps_removed: false,
             redirects_locally: false,
             filtered: Vec::new(),
-            translated_ports: TRANSLATED_PORTS,
+            source_ports: SourcePorts::DEFAULT,
             hash_seed: 0,
             budgets: RefCell::default(),
             sockets: RefCell::default(),
@@ -422,8 +437,8 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
         self.take(client, limit)
     }
 
-    fn translated_ports(&self) -> PortRange {
-        self.translated_ports
+    fn source_ports(&self) -> SourcePorts {
+        self.source_ports
     }
 
     fn keeps_removed(&self) -> bool {

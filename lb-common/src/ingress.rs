@@ -261,7 +261,7 @@ mod tests {
     use crate::address::Address;
     use crate::choose::{Origin, region};
     use crate::egress::egress;
-    use crate::host::{Bytes, HOP, HostTables, Way};
+    use crate::host::{Bytes, HOP, HostTables, Way, only_ports};
     use crate::layout::{
         Address4, Backend, FlowKey, Frontend, FrontendKey, Port, Region, Slot, backend_flags, backend_state,
         frontend_flags, hook, protocol,
@@ -440,15 +440,15 @@ mod tests {
     fn ports_that_a_backend_may_remember_are_used_again_last() {
         let (mut tables, _) = local();
         tables.redirects_locally = false;
-        tables.translated_ports.count = 64;
+        tables.source_ports = only_ports(61_000, 64);
         // By chance, some of them would have the same port in six of seven cases.
         let ports: Vec<Port> = (1..=16).map(|port| refused(&tables, port)).collect();
         let others: HashSet<u16> = ports.iter().map(|port| port.get()).collect();
         assert_eq!(others.len(), 16, "{ports:?}");
 
         // All are used: not one that was closed just now, if one of those that are looked at has been for longer.
-        tables.translated_ports.count = 8;
-        let first = tables.translated_ports.first;
+        tables.source_ports = only_ports(61_000, 8);
+        let first = tables.source_ports.all.first;
         let minute = (tables.jiffies_per_second() * 60) >> TICK_SHIFT;
         let last_used = |ports: &mut [u32; 8], port: Port| {
             let at = usize::from(port.get() - first);

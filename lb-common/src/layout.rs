@@ -716,8 +716,8 @@ pub struct LoadedSettings {
     pub lifetimes: Lifetimes,
     /// The rate of the kernel's clock; 0 in a row that was never written.
     pub jiffies_per_second: u32,
-    /// Source ports that the programs give out.
-    pub translated_ports: PortRange,
+    /// The source ports that the programs give out last ([`crate::tables::SourcePorts::local`]).
+    pub local_ports: PortRange,
     /// Not zero if connections to removed backends go on.
     pub keeps_removed: u32,
     /// The node's primary IPv4 address; unspecified if it has none.

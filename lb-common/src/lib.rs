@@ -40,6 +40,7 @@ pub mod packet;
 pub mod parse;
 pub mod reason;
 pub mod socket;
+mod source_port;
 mod step;
 pub mod tables;
 mod verifier;

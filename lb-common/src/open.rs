@@ -9,25 +9,18 @@ use core::mem::MaybeUninit;
 use crate::address::Address;
 use crate::checksum::Sum;
 use crate::choose::{ENDED, Origin, affine, choose, find_frontend, region, stay};
-use crate::connection::{is_requested, tcp_word};
+use crate::connection::tcp_word;
 use crate::hash;
 use crate::layout::{
-    AffinityKey, Flow, FlowKey, Frontend, Port, ServiceId, backend_flags, flow_flags, flow_state,
-    frontend_flags, protocol,
+    AffinityKey, Flow, FlowKey, Frontend, ServiceId, backend_flags, flow_flags, frontend_flags, protocol,
 };
 use crate::packet::{Hop, Packet, Route, Sender};
 use crate::parse::{Parsed, TCP_SEQUENCE, tcp_flags};
 use crate::reason::Reason;
+use crate::source_port::{find_port, free_for};
 use crate::step::Step;
-use crate::tables::{TICK_SHIFT, Tables};
+use crate::tables::Tables;
 use crate::verifier;
-
-/// How many source ports are tried where the client's must be replaced, or is taken.
-const PORTS: u32 = 8;
-
-/// How long a backend's stack remembers a TCP connection that it has closed, in seconds (`TCP_TIMEWAIT_LEN`,
-/// include/net/tcp.h): it may refuse a new one from the same port, which the client notices as a second of waiting.
-const TIME_WAIT: u32 = 60;
 
 /// Opens a flow for a packet to a frontend. With [`Step::Translate`] the flow is written.
 #[inline(always)]
@@ -62,7 +55,7 @@ pub(crate) fn open<A: Address>(
             return step;
         }
     }
-    remember(tables, &parsed.key, flow)
+    remember(packet, tables, &parsed.key, flow)
 }
 
 /// Under what a client outside of a socket stays with a backend.
@@ -264,7 +257,12 @@ fn set_source<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, flow: &
 /// Finds a source port whose replies are nobody else's, and writes the entries of both directions, that of the request
 /// last: a packet that finds it finds the reply's too.
 #[inline(never)]
-fn remember<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &mut Flow<A>) -> Step {
+fn remember<A: Address>(
+    packet: &impl Packet,
+    tables: &impl Tables<A>,
+    key: &FlowKey<A>,
+    flow: &mut Flow<A>,
+) -> Step {
     let addresses = key.source.difference(flow.source, Sum::new());
     flow.difference = key.destination.difference(flow.destination, addresses).fold16();
     let reply_hook = flow.reply_hook();
@@ -278,7 +276,7 @@ fn remember<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &mut Fl
     flow.destination_port = key.source_port;
     flow.flags |= flow_flags::REPLY;
     flow.difference = !flow.difference;
-    let mut step = add_reply(tables, &mut reply_key, key, flow);
+    let mut step = add_reply(packet, tables, &mut reply_key, key, flow);
     flow.source = reply_key.destination;
     flow.source_port = reply_key.destination_port;
     flow.destination = reply_key.source;
@@ -295,6 +293,7 @@ fn remember<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &mut Fl
 /// Writes the reply's entry, under a key with another source port if it must be replaced or is taken.
 #[inline(always)]
 fn add_reply<A: Address>(
+    packet: &impl Packet,
     tables: &impl Tables<A>,
     reply_key: &mut FlowKey<A>,
     key: &FlowKey<A>,
@@ -311,72 +310,14 @@ fn add_reply<A: Address>(
         if is_fixed {
             return Step::Stop(Reason::NoSourcePort);
         }
-        let enough = tables.jiffies_per_second().wrapping_mul(TIME_WAIT) >> TICK_SHIFT;
-        // Best is a port that was never used, else one whose last connection the backend has forgotten, else that which
-        // has been free for the longest time. As little as possible in the loop: the verifier walks through each round
-        // once for each way through the one before.
-        let (mut best, mut longest) = (Port::default(), 0);
-        for _ in 0..PORTS {
-            reply_key.destination_port = translated_port(tables);
-            if tables.add_flow(reply_key, flow) {
-                return Step::Translate;
-            }
-            let free_for = free_for(tables, reply_key, key);
-            if free_for > longest {
-                (best, longest) = (reply_key.destination_port, free_for);
-            }
-            if longest > enough {
-                break;
-            }
+        match find_port(packet, tables, reply_key, key, flow) {
+            Step::Open => {}
+            step => return step,
         }
-        if longest == 0 {
-            return Step::Stop(Reason::NoSourcePort);
-        }
-        reply_key.destination_port = best;
     }
     if tables.insert_flow(reply_key, flow) {
         Step::Translate
     } else {
         Step::Stop(Reason::FlowTableFull)
-    }
-}
-
-#[inline(always)]
-fn translated_port<A: Address>(tables: &impl Tables<A>) -> Port {
-    let ports = tables.translated_ports();
-    let offset = (u64::from(tables.random()) * u64::from(ports.count)) >> 32;
-    Port::new(ports.first.wrapping_add(offset as u16))
-}
-
-/// What [`free_for`] says of keys that nobody else has.
-const OWN: u32 = u32::MAX;
-
-/// For how many ticks no other live connection has received its replies under this key, at least 1; 0 if one does, or its
-/// client still sends: one client port may talk to two frontends that share a backend.
-#[inline(never)]
-fn free_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, key: &FlowKey<A>) -> u32 {
-    let Some(entry) = tables.flow(reply_key) else {
-        return OWN;
-    };
-    let reply = entry.get();
-    let is_clash = reply.state & flow_state::CLASH != 0;
-    if reply.answers(key) && !is_clash {
-        return OWN;
-    }
-    // Before the call of `now`, for the sake of the stack: only little of the entry is needed after it.
-    let is_closed = reply.is_closed();
-    let now = tables.now();
-    // At least 1, without a branch; a tick more or less makes no difference.
-    let idle = now.wrapping_sub(reply.last_seen) | 1;
-    if is_closed {
-        return idle;
-    }
-    let is_expired = reply.is_expired(key.protocol, now, |protocol, state| {
-        tables.lifetime(protocol, state)
-    });
-    if is_expired && !is_requested(tables, reply_key) {
-        idle
-    } else {
-        0
     }
 }

@@ -225,6 +225,10 @@ pub trait Packet {
     /// Where the routing tables say that the sender of a packet is which came in here.
     fn sender<A: Address>(&self, source: A) -> Sender;
 
+    /// Whether a socket of the node receives packets with these addresses and ports, which come in from a device.
+    /// The kernel finds connected, listening and UDP sockets, but no TCP socket that is bound and nothing else.
+    fn has_socket<A: Address>(&self, key: &FlowKey<A>) -> bool;
+
     /// Whether a program of ours has sent the packet to the device that it leaves by.
     fn is_sent_on(&self) -> bool;
 

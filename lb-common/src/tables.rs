@@ -69,7 +69,7 @@ pub trait Tables<A: Address> {
     fn may_answer(&self, client: A, limit: Limit) -> bool;
 
     /// Source ports that the datapath gives out when it must replace one.
-    fn translated_ports(&self) -> PortRange;
+    fn source_ports(&self) -> SourcePorts;
     /// Whether connections to removed backends go on as if nothing had happened.
     fn keeps_removed(&self) -> bool;
     /// Whether packets between Pods of this node go without its stack.
@@ -105,10 +105,47 @@ impl PortRange {
     }
 }
 
-/// Source ports that the datapath gives out where the agent does not know better: outside the defaults of
-/// `ip_local_port_range` (32768..60999) and the NodePort range (30000..32767), so that they never meet a socket of
-/// the node.
-pub const TRANSLATED_PORTS: PortRange = PortRange {
-    first: 61_000,
-    count: 4_536,
-};
+/// Source ports that the datapath gives out where it must replace a client's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct SourcePorts {
+    /// All of them.
+    pub all: PortRange,
+    /// Those of them that the kernel gives to sockets of the node. They are given out when others are hard to find.
+    /// Empty if all of them are.
+    pub local: PortRange,
+}
+
+impl SourcePorts {
+    /// All ports above the well-known ones, with the kernel's default of `ip_local_port_range`.
+    pub const DEFAULT: Self = Self {
+        all: PortRange {
+            first: 1024,
+            count: 64_512,
+        },
+        local: PortRange {
+            first: 32_768,
+            count: 28_232,
+        },
+    };
+
+    /// One of the local ports, or of the others, by chance.
+    #[inline(always)]
+    pub fn pick(&self, chance: u32, is_local: bool) -> Port {
+        let count = if is_local {
+            self.local.count
+        } else {
+            self.all.count.wrapping_sub(self.local.count)
+        };
+        let offset = ((u64::from(chance) * u64::from(count)) >> 32) as u16;
+        if is_local {
+            return Port::new(self.local.first.wrapping_add(offset));
+        }
+        let port = self.all.first.wrapping_add(offset);
+        Port::new(if port < self.local.first {
+            port
+        } else {
+            port.wrapping_add(self.local.count)
+        })
+    }
+}

@@ -5,6 +5,7 @@
 
 mod helpers;
 mod maps;
+mod node_sockets;
 mod packet;
 mod routes;
 mod socket_address;

@@ -25,6 +25,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::helpers;
 use crate::maps;
+use crate::node_sockets;
 use crate::routes::{self, Query};
 
 /// No header that is read lies behind this offset: Ethernet, the largest IP header, one that is quoted behind it, TCP.
@@ -186,6 +187,11 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn sender<A: Address>(&self, source: A) -> Sender {
         routes::sender(self.context.ctx.cast(), self.device(), source)
+    }
+
+    #[inline(always)]
+    fn has_socket<A: Address>(&self, key: &FlowKey<A>) -> bool {
+        node_sockets::has(self.context.ctx.cast(), key)
     }
 
     #[inline(always)]
@@ -517,6 +523,11 @@ impl Packet for TcPacket {
     #[inline(always)]
     fn sender<A: Address>(&self, source: A) -> Sender {
         routes::sender(self.context.skb.skb.cast(), self.device(), source)
+    }
+
+    #[inline(always)]
+    fn has_socket<A: Address>(&self, key: &FlowKey<A>) -> bool {
+        node_sockets::has(self.context.skb.skb.cast(), key)
     }
 
     #[inline(always)]

@@ -11,7 +11,7 @@ use lb_common::layout::{
 };
 use lb_common::reason::Reason;
 use lb_common::socket::SocketTables;
-use lb_common::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS, Tables};
+use lb_common::tables::{SourcePorts, TICK_SHIFT, Tables};
 
 use crate::helpers;
 use crate::maps::{self, FamilyMaps};
@@ -36,7 +36,7 @@ static HASH_SEED: Global<u64> = Global::new(0);
 
 /// Source ports that the programs give out, set by the agent.
 #[unsafe(no_mangle)]
-static PORTS: Global<PortRange> = Global::new(TRANSLATED_PORTS);
+static PORTS: Global<SourcePorts> = Global::new(SourcePorts::DEFAULT);
 
 /// Not zero if connections to removed backends go on; set by the agent.
 #[unsafe(no_mangle)]
@@ -185,7 +185,7 @@ impl<A: Family> Tables<A> for KernelTables {
     }
 
     #[inline(always)]
-    fn translated_ports(&self) -> PortRange {
+    fn source_ports(&self) -> SourcePorts {
         PORTS.load()
     }
 

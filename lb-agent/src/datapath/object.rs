@@ -14,7 +14,7 @@ use lb_common::layout::{
     Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings, ServiceName, ServiceStats,
     Slot, Socket, SocketKey, SourceRange, halves, map,
 };
-use lb_common::tables::{PortRange, TICK_SHIFT, TRANSLATED_PORTS};
+use lb_common::tables::{SourcePorts, TICK_SHIFT};
 
 use super::clock;
 use super::probe::{self, Helper};
@@ -80,7 +80,7 @@ pub struct Settings {
     /// Whether packets between Pods of this node go without its stack.
     pub redirects_locally: bool,
     /// Source ports that the datapath gives out.
-    pub translated_ports: PortRange,
+    pub source_ports: SourcePorts,
     /// What the hash of outside clients begins with: the same on all nodes.
     pub hash_seed: u64,
     /// How long idle flows live, in seconds.
@@ -114,7 +114,7 @@ impl Default for Settings {
             only_node_sockets: false,
             keeps_removed: false,
             redirects_locally: false,
-            translated_ports: TRANSLATED_PORTS,
+            source_ports: SourcePorts::DEFAULT,
             hash_seed: 0,
             lifetimes: Lifetimes::DEFAULT_SECONDS,
             capacity: DEFAULT_CAPACITY,
@@ -295,7 +295,8 @@ fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let lifetimes = loaded.lifetimes.rows();
     let address4 = loaded.node_address4.to_word();
     let address6 = loaded.node_address6.to_words();
-    let ports = [loaded.translated_ports.first, loaded.translated_ports.count];
+    let SourcePorts { all, local } = settings.source_ports;
+    let ports = [all.first, all.count, local.first, local.count];
     // If that cannot be told, loading tells why.
     let sets_errors =
         u32::from(probe::helper(probe::Program::CgroupSockAddr, Helper::SetRetval).unwrap_or(true));
@@ -347,7 +348,7 @@ fn loaded_settings(settings: &Settings) -> LoadedSettings {
     LoadedSettings {
         lifetimes: settings.lifetimes.to_ticks(tick_rate(jiffies_per_second)),
         jiffies_per_second,
-        translated_ports: settings.translated_ports,
+        local_ports: settings.source_ports.local,
         keeps_removed: u32::from(settings.keeps_removed),
         node_address4: settings.node_address4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
         node_address6: settings.node_address6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),

@@ -112,6 +112,11 @@ impl Packet for Probe<'_> {
         Sender::Here
     }
 
+    fn has_socket<A: Address>(&self, _key: &FlowKey<A>) -> bool {
+        // Another port is as good.
+        false
+    }
+
     fn is_sent_on(&self) -> bool {
         false
     }

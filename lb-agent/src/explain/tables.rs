@@ -12,7 +12,7 @@ use lb_common::layout::{
 };
 use lb_common::reason::Reason;
 use lb_common::socket::SocketTables;
-use lb_common::tables::{PortRange, Tables};
+use lb_common::tables::{SourcePorts, Tables};
 
 use crate::datapath::clock::Clock;
 use crate::datapath::live::{LiveFamily, LiveMaps, LiveRows};
@@ -203,8 +203,11 @@ impl<A: LiveFamily> Tables<A> for Recorder<'_, A> {
         true
     }
 
-    fn translated_ports(&self) -> PortRange {
-        self.maps.settings().translated_ports
+    fn source_ports(&self) -> SourcePorts {
+        SourcePorts {
+            local: self.maps.settings().local_ports,
+            ..SourcePorts::DEFAULT
+        }
     }
 
     fn keeps_removed(&self) -> bool {

@@ -92,7 +92,7 @@ pub(super) fn settings(
         only_node_sockets: arguments.socket_lb == SocketLb::Host,
         keeps_removed: arguments.on_removed_backend == OnRemovedBackend::Forward,
         redirects_locally: arguments.local_redirect,
-        translated_ports: ports::translated(),
+        source_ports: ports::source_ports(),
         hash_seed,
         lifetimes: arguments.lifetimes.seconds(),
         capacity: Capacity {

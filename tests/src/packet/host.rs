@@ -14,7 +14,7 @@ use lb_common::host::{Bytes, HostTables, SenderNetwork, Way};
 use lb_common::layout::{Address4, Address6, Backend, Frontend, FrontendKey, map};
 use lb_common::packet::{Hop, Route, Sender, Verdict};
 use lb_common::parse::{self, BEHIND_ETHERNET, Network};
-use lb_common::tables::PortRange;
+use lb_common::tables::SourcePorts;
 
 use super::build::{Link, NODE};
 use super::{Datapath, LINK, NODE4, NODE6};
@@ -32,7 +32,7 @@ pub struct Host {
 #[derive(Clone, Copy, Debug)]
 pub struct Surroundings {
     /// Source ports to give out.
-    pub translated_ports: PortRange,
+    pub source_ports: SourcePorts,
     /// How long idle flows live, in seconds.
     pub lifetimes: Lifetimes,
     /// Addresses of the device by which packets are sent on.
@@ -194,7 +194,7 @@ where
     tables.frontends = frontends.iter().map(|row| row.expect("a row")).collect();
     tables.slots = image.slots.into_iter().collect();
     tables.backends = ids.keys().copied().map(row).collect();
-    tables.translated_ports = surroundings.translated_ports;
+    tables.source_ports = surroundings.source_ports;
     tables.lifetimes = surroundings.lifetimes;
     tables
 }

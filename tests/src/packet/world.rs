@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::maps::{FrontendKey, Protocol};
+use lb_common::tables::SourcePorts;
 
 use super::build::{self, Build};
 use super::{NODE4, NODE6};
@@ -143,4 +144,10 @@ pub fn data(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> 
         Protocol::Udp => build::udp(source, destination),
         Protocol::Sctp => build::sctp(source, destination, chunk::DATA),
     }
+}
+
+/// Whether a source port is one of those that the datapath gives out first.
+pub fn is_given_out(port: u16) -> bool {
+    let SourcePorts { all, local } = SourcePorts::DEFAULT;
+    all.contains(port) && !local.contains(port)
 }

@@ -6,9 +6,10 @@ use etherparse::TransportHeader;
 use lb_agent::maps::{BackendState, MapOp, Protocol};
 use lb_common::layout::flow_state;
 use lb_common::reason::Reason;
-use lb_common::tables::TRANSLATED_PORTS;
 use lb_tests::packet::build::{Build, NODE, SENDER, Seen, ack, rst, see, syn, syn_ack, udp};
-use lb_tests::packet::world::{DEVICES, POD_DEVICE, PROTOCOLS, World, answer, at, data, first, keys, worlds};
+use lb_tests::packet::world::{
+    DEVICES, POD_DEVICE, PROTOCOLS, World, answer, at, data, first, is_given_out, keys, worlds,
+};
 use lb_tests::packet::{Datapath, datapath, datapath_without_address};
 
 /// Runs a check for both families on a Service with these Pods.
@@ -76,7 +77,7 @@ fn hairpin_goes_back_with_the_address_of_the_node() {
             let seen = see(&request);
             assert_eq!((seen.link_source, seen.link_destination), (NODE, SENDER));
             assert_eq!(seen.source.ip(), world.node, "{request:02x?}");
-            assert!(TRANSLATED_PORTS.contains(seen.source.port()), "{request:02x?}");
+            assert!(is_given_out(seen.source.port()), "{request:02x?}");
             assert_eq!(seen.destination, world.pod, "{request:02x?}");
 
             let reply = datapath.bounce(
@@ -392,7 +393,7 @@ fn one_source_port_reaches_two_frontends_of_one_pod() {
             let [(_, kept), (_, translated)] = requests;
             assert_eq!(kept, world.client);
             assert_eq!(translated.ip(), world.client.ip());
-            assert!(TRANSLATED_PORTS.contains(translated.port()), "{translated}");
+            assert!(is_given_out(translated.port()), "{translated}");
             for (vip, source) in requests {
                 let reply = datapath.pass("lb_tc_to_pod", &answer(protocol, world.pod, source).bytes());
                 let seen = see(&reply);

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 
 use lb_agent::maps::Protocol;
+use lb_common::host::only_ports;
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
-use lb_common::tables::{PortRange, TRANSLATED_PORTS};
 use lb_tests::packet::build::{Build, Link, ack, see, syn, udp};
 use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, FRONT_LINK, NARROW_MTU, Network, Place};
-use lb_tests::packet::world::{PROTOCOLS, World, answer, at, data, first, keys, worlds};
+use lb_tests::packet::world::{PROTOCOLS, World, answer, at, data, first, is_given_out, keys, worlds};
 use lb_tests::packet::{Datapath, datapath, datapath_with};
 
 /// The programs that see clients outside.
@@ -75,7 +75,7 @@ fn there_and_back(
     let request = sent(datapath, program, &build(client, world.vip), Verdict::Redirect);
     let source = see(&request).source;
     assert_eq!(source.ip(), world.back_address(), "{request:02x?}");
-    assert!(TRANSLATED_PORTS.contains(source.port()), "{request:02x?}");
+    assert!(is_given_out(source.port()), "{request:02x?}");
     assert_eq!(
         request,
         on_its_way(build(source, pod), program, BACK_LINK),
@@ -392,11 +392,8 @@ fn a_route_comes_back() {
 
 #[test]
 fn connections_that_share_a_backend_have_source_ports_of_their_own() {
-    let two = PortRange {
-        first: 61_000,
-        count: 2,
-    };
-    let Some(mut datapath) = datapath_with(|settings| settings.translated_ports = two) else {
+    let two = only_ports(61_000, 2);
+    let Some(mut datapath) = datapath_with(|settings| settings.source_ports = two) else {
         return;
     };
     let Some(_network) = Network::enter(&mut datapath) else {

@@ -6,10 +6,9 @@ use lb_agent::maps::{BackendState, FrontendKey, Protocol};
 use lb_common::layout::{Frontend, frontend_flags};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
-use lb_common::tables::TRANSLATED_PORTS;
 use lb_tests::packet::build::{Build, Link, NODE, SENDER, icmp, sctp};
 use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Network, Place};
-use lb_tests::packet::world::{DEVICES, POD_DEVICE, World, at, chunk, worlds};
+use lb_tests::packet::world::{DEVICES, POD_DEVICE, World, at, chunk, is_given_out, worlds};
 use lb_tests::packet::{Borrowed, datapath};
 
 /// The VIP at the Pod's port.
@@ -212,7 +211,7 @@ fn hairpin_keeps_its_source_port() {
     for world in worlds() {
         let (client, vip) = (SocketAddr::new(world.pod.ip(), 40_000), vip(&world));
         let source = SocketAddr::new(world.node, client.port());
-        assert!(!TRANSLATED_PORTS.contains(source.port()));
+        assert!(!is_given_out(source.port()));
         let device = POD_DEVICE;
         let request = datapath.bounce(device.ingress, &sctp(client, vip, chunk::INIT).bytes());
         assert_eq!(request, sctp(source, world.pod, chunk::INIT).link(BACK).bytes());

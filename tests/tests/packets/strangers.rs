@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 
 use lb_agent::maps::BackendState;
+use lb_common::host::only_ports;
 use lb_common::layout::{Region, frontend_flags};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
-use lb_common::tables::PortRange;
 use lb_tests::packet::build::{Build, ack, rst, see, syn, syn_ack, tcp, udp};
 use lb_tests::packet::network::{Network, Place};
 use lb_tests::packet::world::{
@@ -348,11 +348,7 @@ fn a_reply_never_leaves_with_the_pods_address_because_it_is_late() {
 
 /// A Service whose only backend is on another node, for both programs that see clients outside.
 fn from_outside_to_another_node(mut check: impl FnMut(&mut Datapath, &Network, &World, &'static str)) {
-    let ports = PortRange {
-        first: 61_000,
-        count: 1,
-    };
-    let Some(mut datapath) = datapath_with(|settings| settings.translated_ports = ports) else {
+    let Some(mut datapath) = datapath_with(|settings| settings.source_ports = only_ports(61_000, 1)) else {
         return;
     };
     let Some(network) = Network::enter(&mut datapath) else {
@@ -616,12 +612,7 @@ fn a_backend_that_is_another_services_by_now_keeps_no_client() {
 
 #[test]
 fn ports_held_by_forged_syns_are_free_again_after_a_minute() {
-    let Some(mut datapath) = datapath_with(|settings| {
-        settings.translated_ports = PortRange {
-            first: 61_000,
-            count: 4,
-        };
-    }) else {
+    let Some(mut datapath) = datapath_with(|settings| settings.source_ports = only_ports(61_000, 4)) else {
         return;
     };
     let Some(network) = Network::enter(&mut datapath) else {

@@ -11,8 +11,8 @@ use lb_agent::datapath::maps::{Counters, KernelMaps};
 use lb_agent::datapath::object::{self, DEFAULT_CAPACITY, DEFAULT_TABLES, Settings, TableSizes, program};
 use lb_agent::devices::{Address, Link, Snapshot, View};
 use lb_agent::maps::{Backend, BackendState, Family, FrontendKey, MapOp, Maps as _, Protocol};
+use lb_common::host::only_ports;
 use lb_common::layout::{Frontend, Region, Slot, frontend_flags};
-use lb_common::tables::PortRange;
 use nix::net::if_::if_nametoindex;
 
 use super::case::{
@@ -112,10 +112,7 @@ impl Subject {
                 flows: FLOW_ENTRIES,
                 ..DEFAULT_TABLES
             },
-            translated_ports: PortRange {
-                first: TRANSLATED_PORT,
-                count: 1,
-            },
+            source_ports: only_ports(TRANSLATED_PORT, 1),
             ..Settings::default()
         };
         let mut ebpf = object::load(&settings, directory).expect("the programs load");

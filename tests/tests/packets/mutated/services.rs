@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 
 use lb_agent::maps::{FrontendKey, Protocol};
 use lb_common::flow::Lifetimes;
+use lb_common::host::only_ports;
 use lb_common::layout::{Frontend, frontend_flags};
 use lb_common::packet::{Route, Sender};
-use lb_common::tables::PortRange;
+use lb_common::tables::SourcePorts;
 use lb_tests::packet::Datapath;
 use lb_tests::packet::host::{Host, Surroundings};
 use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, NARROW_MTU, Place};
@@ -15,10 +16,7 @@ use lb_tests::packet::world::{World, at, worlds};
 use super::disguise::{backend_at, everyone};
 
 /// One port, so that there is no choice.
-pub(crate) const PORTS: PortRange = PortRange {
-    first: 61_000,
-    count: 1,
-};
+pub(crate) const PORTS: SourcePorts = only_ports(61_000, 1);
 /// Longer than any test.
 const SECONDS: u32 = 1_000_000;
 pub(crate) const LIFETIMES: Lifetimes = Lifetimes {
@@ -148,7 +146,7 @@ const SENDERS: [(&str, Sender); 28] = [
 pub(crate) fn host(datapath: &Datapath) -> Host {
     let device = worlds().map(|world| world.back_address());
     let surroundings = Surroundings {
-        translated_ports: PORTS,
+        source_ports: PORTS,
         lifetimes: LIFETIMES,
         device,
     };

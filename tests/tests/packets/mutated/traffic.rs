@@ -34,7 +34,7 @@ fn talks(world: &World) -> Vec<(SocketAddr, SocketAddr)> {
         for pod in backends(world, port, behind) {
             let seen = match behind {
                 Behind::Remote(Place::Node) | Behind::Pod => world.client,
-                Behind::Remote(_) => SocketAddr::new(world.back_address(), PORTS.first),
+                Behind::Remote(_) => SocketAddr::new(world.back_address(), PORTS.all.first),
                 _ => world.client,
             };
             talks.push((pod, seen));
@@ -44,7 +44,7 @@ fn talks(world: &World) -> Vec<(SocketAddr, SocketAddr)> {
     }
     let (pod, node) = (
         with_port(world.pod, 8080),
-        SocketAddr::new(world.node, PORTS.first),
+        SocketAddr::new(world.node, PORTS.all.first),
     );
     talks.extend([
         (with_port(world.pod, 40_000), with_port(world.vip, 8080)),

@@ -1,0 +1,297 @@
+//! Source ports of connections whose client's port must be replaced, or is taken: the address behind it is one that
+//! others use too, the node's own.
+
+use crate::address::Address;
+use crate::connection::is_requested;
+use crate::layout::{Flow, FlowKey, FrontendKey, Port, flow_state};
+use crate::packet::Packet;
+use crate::reason::Reason;
+use crate::step::Step;
+use crate::tables::{TICK_SHIFT, Tables};
+
+/// How many source ports are tried at once where the client's must be replaced, or is taken.
+const PORTS: u32 = 8;
+
+/// How often others are tried. Where 95 of 100 ports are taken (91 of 100 local ones, once the others are), none is found
+/// for one of 400 connections.
+const ROUNDS: u32 = 8;
+
+/// How long a backend's stack remembers a TCP connection that it has closed, in seconds (`TCP_TIMEWAIT_LEN`,
+/// include/net/tcp.h): it may refuse a new one from the same port, which the client notices as a second of waiting.
+const TIME_WAIT: u32 = 60;
+
+/// Finds a port for a reply's key. [`Step::Translate`] if its entry is written, [`Step::Open`] if it is to replace one.
+#[inline(always)]
+pub(crate) fn find_port<A: Address>(
+    packet: &impl Packet,
+    tables: &impl Tables<A>,
+    reply_key: &mut FlowKey<A>,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+) -> Step {
+    reply_key.destination_port = tables.source_ports().pick(tables.random(), false);
+    if !is_others(packet, tables, reply_key) && tables.add_flow(reply_key, flow) {
+        return Step::Translate;
+    }
+    let mut free_for = longest_free(tables, reply_key, key);
+    for _ in 0..ROUNDS {
+        if free_for != 0 && !is_others(packet, tables, reply_key) {
+            // Another processor may have taken it since.
+            return match free_for {
+                UNKNOWN if tables.add_flow(reply_key, flow) => Step::Translate,
+                UNKNOWN => Step::Stop(Reason::NoSourcePort),
+                _ => Step::Open,
+            };
+        }
+        free_for = next_free(tables, reply_key, key);
+    }
+    Step::Stop(Reason::NoSourcePort)
+}
+
+/// Tries ports that the node's sockets do not get, and names the best: one that was never used, else one whose last
+/// connection the backend has forgotten, else that which has been free for the longest time. Returns what [`free_for`]
+/// says of it.
+#[inline(never)]
+fn longest_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, key: &FlowKey<A>) -> u32 {
+    let ports = tables.source_ports();
+    let enough = tables.jiffies_per_second().wrapping_mul(TIME_WAIT) >> TICK_SHIFT;
+    // As little as possible in the loop: the verifier walks through each round once for each way through the one before.
+    let (mut best, mut longest) = (Port::default(), 0);
+    for _ in 0..PORTS {
+        reply_key.destination_port = ports.pick(tables.random(), false);
+        let free_for = free_for(tables, reply_key, key);
+        if free_for > longest {
+            (best, longest) = (reply_key.destination_port, free_for);
+        }
+        if longest > enough {
+            break;
+        }
+    }
+    reply_key.destination_port = best;
+    longest
+}
+
+/// Tries ports that the node's sockets get as well, up to the first that seems to be free. Returns what [`free_for`] says
+/// of it.
+#[inline(never)]
+fn next_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, key: &FlowKey<A>) -> u32 {
+    let ports = tables.source_ports();
+    let is_local = ports.local.count != 0;
+    let now = tables.now();
+    for _ in 0..PORTS {
+        reply_key.destination_port = ports.pick(tables.random(), is_local);
+        let Some(entry) = tables.flow(reply_key) else {
+            return UNKNOWN;
+        };
+        let entry = entry.get();
+        let lifetime = |protocol, state| tables.lifetime(protocol, state);
+        if entry.is_closed() || entry.is_expired(key.protocol, now, lifetime) {
+            break;
+        }
+    }
+    free_for(tables, reply_key, key)
+}
+
+/// Whether packets with these addresses and ports are for somebody who has no entry: a NodePort, or a socket of the node.
+#[inline(never)]
+fn is_others<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, reply_key: &FlowKey<A>) -> bool {
+    let frontend = FrontendKey {
+        address: reply_key.destination,
+        port: reply_key.destination_port,
+        protocol: reply_key.protocol,
+        pad: 0,
+    };
+    tables.frontend(&frontend).is_some() || packet.has_socket(reply_key)
+}
+
+/// What [`free_for`] says of keys without an entry.
+const UNKNOWN: u32 = u32::MAX;
+/// What it says of keys that nobody else has.
+const OWN: u32 = UNKNOWN - 1;
+
+/// For how many ticks no other live connection has received its replies under this key, at least 1; 0 if one does, or its
+/// client still sends: one client port may talk to two frontends that share a backend.
+#[inline(never)]
+pub(crate) fn free_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, key: &FlowKey<A>) -> u32 {
+    let Some(entry) = tables.flow(reply_key) else {
+        return UNKNOWN;
+    };
+    let reply = entry.get();
+    let is_clash = reply.state & flow_state::CLASH != 0;
+    if reply.answers(key) && !is_clash {
+        return OWN;
+    }
+    // Before the call of `now`, for the sake of the stack: only little of the entry is needed after it.
+    let is_closed = reply.is_closed();
+    let now = tables.now();
+    // At least 1, without a branch; a tick more or less makes no difference.
+    let idle = now.wrapping_sub(reply.last_seen) | 1;
+    if is_closed {
+        return idle;
+    }
+    let is_expired = reply.is_expired(key.protocol, now, |protocol, state| {
+        tables.lifetime(protocol, state)
+    });
+    if is_expired && !is_requested(tables, reply_key) {
+        idle
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::vec;
+
+    use super::find_port;
+    use crate::host::{Bytes, HostTables, only_ports};
+    use crate::layout::{Address4, Flow, FlowKey, Frontend, FrontendKey, Port, flow_flags, hook, protocol};
+    use crate::reason::Reason;
+    use crate::step::Step;
+    use crate::tables::{PortRange, SourcePorts, Tables as _};
+
+    const BACKEND: Address4 = Address4::from_bytes([10, 0, 0, 11]);
+    const NODE: Address4 = Address4::from_bytes([10, 0, 0, 99]);
+
+    fn tables(source_ports: SourcePorts) -> HostTables<Address4> {
+        let mut tables = HostTables::default();
+        tables.source_ports = source_ports;
+        tables
+    }
+
+    /// Opens a client's connection to the backend: the port that it gets.
+    fn opened(tables: &HostTables<Address4>, packet: &Bytes, client: u16) -> Result<u16, Step> {
+        let client_address = Address4::from_word(u32::from(client).to_be() | 10);
+        let frontend = (Address4::from_bytes([10, 0, 0, 1]), Port::new(80));
+        let key = FlowKey {
+            source: client_address,
+            destination: frontend.0,
+            source_port: Port::new(1000),
+            destination_port: frontend.1,
+            protocol: protocol::TCP,
+            hook: hook::INGRESS_OUTSIDE,
+            pad: 0,
+        };
+        let mut reply_key = FlowKey {
+            source: BACKEND,
+            destination: NODE,
+            source_port: Port::new(8080),
+            destination_port: key.source_port,
+            ..key
+        };
+        let flow = Flow {
+            source: frontend.0,
+            destination: client_address,
+            source_port: frontend.1,
+            destination_port: key.source_port,
+            service: 1,
+            backend: 1,
+            generation: 1,
+            last_seen: tables.now(),
+            acknowledged: 0,
+            state: 0,
+            flags: flow_flags::REPLY | flow_flags::FORWARD,
+            difference: 0,
+        };
+        match find_port(packet, tables, &mut reply_key, &key, &flow) {
+            Step::Open => {
+                tables.insert_flow(&reply_key, &flow);
+            }
+            Step::Translate => assert!(tables.flow(&reply_key).is_some()),
+            step => return Err(step),
+        }
+        Ok(reply_key.destination_port.get())
+    }
+
+    #[test]
+    fn nine_of_ten_ports_are_found() {
+        let all = PortRange {
+            first: 20_000,
+            count: 1000,
+        };
+        let local = PortRange {
+            first: 20_300,
+            count: 500,
+        };
+        for source_ports in [only_ports(20_000, 1000), SourcePorts { all, local }] {
+            let (tables, packet) = (tables(source_ports), Bytes::from(vec![]));
+            let ports: HashSet<u16> = (0..900)
+                .map(|client| opened(&tables, &packet, client).unwrap())
+                .collect();
+            assert_eq!(ports.len(), 900, "each is another");
+            assert!(ports.iter().all(|port| all.contains(*port)));
+        }
+    }
+
+    #[test]
+    fn ports_of_sockets_come_last() {
+        let all = PortRange {
+            first: 20_000,
+            count: 1000,
+        };
+        let local = PortRange {
+            first: 20_000,
+            count: 500,
+        };
+        let (tables, packet) = (tables(SourcePorts { all, local }), Bytes::from(vec![]));
+        let is_local = |client| local.contains(opened(&tables, &packet, client).unwrap());
+        assert!(!(0..200).any(is_local));
+        let later = (200..900).filter(|client| is_local(*client)).count();
+        assert!((400..500).contains(&later), "{later}");
+    }
+
+    #[test]
+    fn ports_that_others_have_are_given_to_nobody() {
+        let (mut tables, mut packet) = (tables(only_ports(61_000, 4)), Bytes::from(vec![]));
+        packet.sockets = vec![Port::new(61_000)];
+        let node_port = FrontendKey {
+            address: NODE,
+            port: Port::new(61_003),
+            protocol: protocol::TCP,
+            pad: 0,
+        };
+        tables.frontends.insert(node_port, Frontend::default());
+        let mut ports = [0, 1].map(|client| opened(&tables, &packet, client).unwrap());
+        ports.sort_unstable();
+        assert_eq!(ports, [61_001, 61_002]);
+        assert_eq!(opened(&tables, &packet, 2), Err(Step::Stop(Reason::NoSourcePort)));
+        // The same port of another protocol, or of another address, is nobody else's.
+        tables.frontends.clear();
+        for key in [
+            FrontendKey {
+                protocol: protocol::UDP,
+                ..node_port
+            },
+            FrontendKey {
+                address: BACKEND,
+                ..node_port
+            },
+        ] {
+            tables.frontends.insert(key, Frontend::default());
+        }
+        assert_eq!(opened(&tables, &packet, 2), Ok(61_003));
+    }
+
+    #[test]
+    fn ports_of_idle_connections_are_found_in_both_ranges() {
+        for local in [0, 16] {
+            let source_ports = SourcePorts {
+                all: PortRange {
+                    first: 61_000,
+                    count: 16 + local,
+                },
+                local: PortRange {
+                    first: 61_000,
+                    count: local,
+                },
+            };
+            let (tables, packet) = (tables(source_ports), Bytes::from(vec![]));
+            let opened = |client| opened(&tables, &packet, client);
+            let taken = (0..1000).filter(|client| opened(*client).is_ok()).count();
+            assert_eq!(taken, usize::from(16 + local));
+            tables.now.set(tables.now.get() + (1 << 20));
+            assert!(opened(2000).is_ok());
+        }
+    }
+}
