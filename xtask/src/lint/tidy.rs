@@ -27,9 +27,10 @@ const SLEEPS: [&str; 2] = [concat!("thread::", "sleep"), concat!("time::", "slee
 const CRATES_IO: &str = "source = \"registry+https://github.com/rust-lang/crates.io-index\"";
 
 /// The only files of the kernel programs that may be unsafe.
-const UNSAFE_FILES: [&str; 6] = [
+const UNSAFE_FILES: [&str; 7] = [
     "packet.rs",
     "maps.rs",
+    "node_sockets.rs",
     "routes.rs",
     "helpers.rs",
     "socket_address.rs",
