@@ -366,7 +366,8 @@ impl Server {
     }
 }
 
-/// Options of an agent. Small maps: they are read again and again by tests that wait for a change.
+/// Options of an agent. Small maps, where `arguments` does not say otherwise: they are read again and again by tests that
+/// wait for a change.
 pub fn options(socket_lb: SocketLb, arguments: &[&str]) -> AgentOptions {
     let small = [
         "--max-backends=1024",
@@ -375,10 +376,12 @@ pub fn options(socket_lb: SocketLb, arguments: &[&str]) -> AgentOptions {
         "--max-services=1024",
         "--max-flows=16384",
     ];
+    let option = |argument: &str| argument.split_once('=').map(|(option, _)| option.to_owned());
     AgentOptions {
         socket_lb: Some(socket_lb),
         arguments: small
             .iter()
+            .filter(|small| !arguments.iter().any(|argument| option(argument) == option(small)))
             .chain(arguments)
             .copied()
             .map(str::to_owned)

@@ -39,6 +39,7 @@ mod senders;
 mod service_proxy_name;
 mod shared_port;
 mod sockets;
+mod source_ports;
 mod start;
 mod strangers;
 mod takeover;
