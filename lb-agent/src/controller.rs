@@ -1,6 +1,7 @@
 //! The agent's pure core in one piece: changes of objects in, map operations out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -178,6 +179,11 @@ impl<M: Maps> Controller<M> {
     /// What is installed.
     pub fn installer(&self) -> &Installer {
         &self.installer
+    }
+
+    /// Whether an address is one that a Pod of this node has or may have.
+    pub fn is_pod_address(&self, address: IpAddr) -> bool {
+        self.state.is_pod_address(address)
     }
 
     /// What the objects tell to those who watch the agent.

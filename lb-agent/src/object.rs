@@ -104,9 +104,10 @@ pub fn trim_node(node: &mut Node) {
         deletion_timestamp: metadata.deletion_timestamp,
         ..ObjectMeta::default()
     };
-    let taints = node.spec.take().and_then(|spec| spec.taints);
-    node.spec = taints.map(|taints| NodeSpec {
-        taints: Some(taints),
+    node.spec = node.spec.take().map(|spec| NodeSpec {
+        taints: spec.taints,
+        pod_cidr: spec.pod_cidr,
+        pod_cidrs: spec.pod_cidrs,
         ..NodeSpec::default()
     });
     let addresses = node.status.take().and_then(|status| status.addresses);
@@ -141,14 +142,14 @@ mod tests {
     fn of_a_node_only_what_is_read_is_kept() {
         let mut node: Node = serde_norway::from_str(
             "{metadata: {name: node-b, uid: u, labels: {topology.kubernetes.io/zone: zone-a}, annotations: {a: b}}, \
-              spec: {podCIDR: 10.1.0.0/24, taints: [{key: k, effect: NoSchedule}]}, \
+              spec: {podCIDR: 10.1.0.0/24, taints: [{key: k, effect: NoSchedule}], providerID: p}, \
               status: {addresses: [{type: InternalIP, address: 192.0.2.2}], capacity: {cpu: '2'}, \
                        images: [{names: [example.com/image], sizeBytes: 5}], conditions: [{type: Ready, status: 'True'}]}}",
         )
         .unwrap();
         let kept: Node = serde_norway::from_str(
             "{metadata: {name: node-b, labels: {topology.kubernetes.io/zone: zone-a}}, \
-              spec: {taints: [{key: k, effect: NoSchedule}]}, \
+              spec: {podCIDR: 10.1.0.0/24, taints: [{key: k, effect: NoSchedule}]}, \
               status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}}",
         )
         .unwrap();

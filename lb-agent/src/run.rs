@@ -13,7 +13,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use crate::cli::{OnRemovedBackend, RunArguments, SocketLb};
 use crate::datapath::pins::Pins;
 use crate::datapath::probe;
-use crate::sockets::{Closer, CloserOptions, Reach};
+use crate::sockets::{Closer, CloserOptions, Finder, Reach};
 use crate::{logging, privileges, reassembly};
 
 /// Runs until SIGTERM or SIGINT. Programs, maps and links stay: traffic goes on without the agent.
@@ -21,8 +21,12 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     logging::start();
 
     privileges::require("run", &privileges::DATAPATH)?;
-    // Its thread keeps what the others drop.
+    // Their threads keep what the others drop.
     let closer = closer(arguments)?;
+    let finder = match arguments.socket_lb {
+        SocketLb::All => Finder::start()?,
+        SocketLb::Host | SocketLb::Off => None,
+    };
     let reassembly = reassembly::start();
     lift_memory_limit();
     // Before the runtime, since capabilities belong to threads.
@@ -31,8 +35,15 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(agent::run(arguments, closer, reassembly))?;
+    runtime.block_on(agent::run(arguments, Searches { closer, finder }, reassembly))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The threads that enter network namespaces.
+#[derive(Debug)]
+struct Searches {
+    closer: Option<Closer>,
+    finder: Option<Finder>,
 }
 
 /// Lets maps be as large as they are: before Linux 5.11 their memory counts against a limit of the process.

@@ -277,6 +277,8 @@ pub struct HostTables<A> {
     pub budgets: RefCell<HashMap<u32, Bucket>>,
     /// Translated sockets.
     pub sockets: RefCell<HashMap<SocketKey<A>, Socket<A>>>,
+    /// Cookies of network namespaces that are Pods'.
+    pub pod_namespaces: Vec<u64>,
     flows: RefCell<HashMap<FlowKey<A>, Box<Flow<A>>>>,
 }
 
@@ -303,6 +305,7 @@ impl<A: Address + Hash> Default for HostTables<A> {
             hash_seed: 0,
             budgets: RefCell::default(),
             sockets: RefCell::default(),
+            pod_namespaces: Vec::new(),
             flows: RefCell::default(),
         }
     }
@@ -496,5 +499,9 @@ impl<A: Address + Hash> SocketTables<A> for HostTables<A> {
 
     fn remove_socket(&self, key: &SocketKey<A>) {
         self.sockets.borrow_mut().remove(key);
+    }
+
+    fn is_of_pod(&self, namespace: u64) -> bool {
+        self.pod_namespaces.contains(&namespace)
     }
 }

@@ -73,6 +73,8 @@ pub mod map {
     pub const NODE_LINKS: &str = "NODE_LINKS";
     /// Addresses of the node's devices, of both families: words of [`crate::address::Address::words`] to `u32`.
     pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
+    /// Network namespaces of others than the node, by their cookie: one of [`super::namespace_role`].
+    pub const NAMESPACES: &str = "NAMESPACES";
     /// Names by service id: [`super::ServiceName`].
     pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
     /// Counters by service id: [`super::ServiceStats`] for each CPU.
@@ -672,6 +674,17 @@ pub mod device_role {
     pub const POD: u32 = 1;
     /// The network.
     pub const NETWORK: u32 = 2;
+}
+
+/// Rows of [`map::NAMESPACES`]: the agent writes half as many, so that they fit beside those of the agent before it.
+pub const NAMESPACE_ROWS: u32 = 8_192;
+
+/// Whose a network namespace is that is not the node's own.
+pub mod namespace_role {
+    /// A Pod's.
+    pub const POD: u32 = 1;
+    /// That of something else on this node. Without a row nothing is known of it yet.
+    pub const OTHER: u32 = 2;
 }
 
 /// Rows of the maps that say which devices have a quality.

@@ -18,6 +18,8 @@ pub trait SocketTables<A: Address>: Tables<A> {
     fn insert_socket(&self, key: &SocketKey<A>, socket: &Socket<A>);
     /// Removes a row, if it is there.
     fn remove_socket(&self, key: &SocketKey<A>);
+    /// Whether the network namespace with this cookie is known to be one of the cluster's Pods.
+    fn is_of_pod(&self, namespace: u64) -> bool;
 }
 
 /// How many frontends are noted of a UDP socket. The rows of others stay behind when it is closed, until the map needs
@@ -273,7 +275,7 @@ fn translate<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Resul
     let Some(frontend) = find_frontend(tables, call.peer.address, call.peer.port, call.protocol) else {
         return Ok(None);
     };
-    if frontend.flags & frontend_flags::PASS_UNKNOWN != 0 || is_for_device(call, &frontend) {
+    if frontend.flags & frontend_flags::PASS_UNKNOWN != 0 || is_for_device(tables, call, &frontend) {
         return Ok(None);
     }
     let (id, backend) = backend_for(tables, call, &frontend).map_err(|reason| Refusal {
@@ -295,13 +297,18 @@ fn translate<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Resul
     Ok(Some(to))
 }
 
-/// Whether a Pod's connection is translated at its device.
+/// Whether a connection is left to the device that its packets leave the network namespace by, if they do.
 #[inline(always)]
-fn is_for_device<A>(call: &Call<A>, frontend: &Frontend) -> bool {
+fn is_for_device<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, frontend: &Frontend) -> bool {
+    if call.is_node {
+        return false;
+    }
     // Two Services may share a Pod, and the kernel has no second connection from one port to it: there, the port of one is
     // replaced. And only there the Pod's address is known, which source ranges and affinity ask for.
     let asks_for_address = frontend.source_ranges != 0 || frontend.affinity_seconds != 0;
-    !call.is_node && (call.is_bound || asks_for_address)
+    // In a namespace that is not the cluster's the address may be another one's, whose packets never leave it: those of a
+    // cluster inside of a container. What does leave it meets the programs of the device, as that of a new Pod does.
+    call.is_bound || asks_for_address || !tables.is_of_pod(call.namespace)
 }
 
 /// Notes a frontend that a UDP socket has asked for, for [`release`].
@@ -544,6 +551,7 @@ mod tests {
     fn what_is_left_to_the_devices_of_pods() {
         let mut tables = tables();
         publish_tcp(&mut tables, |_| {});
+        tables.pod_namespaces.push(call(7, vip()).namespace);
         for (protocol, is_node, is_bound, is_translated) in [
             (protocol::TCP, false, true, false),
             (protocol::TCP, false, false, true),
@@ -574,6 +582,56 @@ mod tests {
             };
             assert_eq!(connect(&tables, &call), Ok(None));
         }
+    }
+
+    /// Whether it knows the namespace for another's or does not know it yet.
+    #[test]
+    fn what_is_no_pods_is_left_alone() {
+        let mut tables = tables();
+        let unknown = Peer {
+            port: Port::new(9),
+            ..vip()
+        };
+        publish_tcp(&mut tables, |_| {});
+        let of = |namespace, is_node, peer| Call {
+            protocol: protocol::TCP,
+            namespace,
+            is_node,
+            ..call(namespace, peer)
+        };
+        tables.pod_namespaces.push(8);
+        assert!(connect(&tables, &of(8, false, vip())).unwrap().is_some());
+        assert_eq!(connect(&tables, &of(8, false, unknown)), Err(Reason::UnknownPort));
+        let rows = tables.sockets.borrow().len();
+        for peer in [vip(), unknown] {
+            assert_eq!(connect(&tables, &of(9, false, peer)), Ok(None));
+        }
+        // Nor is it refused what nobody serves.
+        publish_tcp(&mut tables, |row| row.cluster.length = 0);
+        assert_eq!(connect(&tables, &of(8, false, vip())), Err(Reason::NoEndpoint));
+        assert_eq!(connect(&tables, &of(9, false, vip())), Ok(None));
+        assert_eq!(tables.sockets.borrow().len(), rows);
+        // The node's own needs no row.
+        publish_tcp(&mut tables, |row| row.cluster.length = 2);
+        assert!(connect(&tables, &of(9, true, vip())).unwrap().is_some());
+    }
+
+    /// What was translated before is shown as it was named, also once nothing is known of its namespace any more.
+    #[test]
+    fn names_of_translated_sockets_outlive_the_row_of_their_namespace() {
+        let mut tables = tables();
+        publish_tcp(&mut tables, |_| {});
+        tables.pod_namespaces.push(7);
+        let of_pod = |peer| Call {
+            protocol: protocol::TCP,
+            is_node: false,
+            ..call(7, peer)
+        };
+        let to = connect(&tables, &of_pod(vip())).unwrap().unwrap();
+        tables.pod_namespaces.clear();
+        assert_eq!(restore(&tables, &of_pod(to)), Some(vip()));
+        release(&tables, &of_pod(to));
+        assert!(tables.sockets.borrow().is_empty());
     }
 
     #[test]

@@ -13,7 +13,8 @@ use lb_common::flow::FlowEntry;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, DeviceLinks,
     DeviceRole, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings,
-    Port, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange, device_row,
+    NAMESPACE_ROWS, Port, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange,
+    device_row, namespace_role,
 };
 use lb_common::reason::Reason;
 
@@ -86,6 +87,8 @@ static NODE_LINKS: HashMap<LinkAddress, u32> = HashMap::with_max_entries(DEVICES
 #[map]
 static NODE_ADDRESSES: HashMap<[u32; 4], u32> =
     HashMap::with_max_entries(NODE_ADDRESSES_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static NAMESPACES: HashMap<u64, u32> = HashMap::with_max_entries(NAMESPACE_ROWS, BPF_F_NO_PREALLOC);
 #[map]
 static SERVICE_NAMES: HashMap<ServiceId, ServiceName> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map]
@@ -328,6 +331,13 @@ pub fn is_node_link(address: &LinkAddress) -> bool {
 #[inline(always)]
 pub fn is_node_address(words: &[u32; 4]) -> bool {
     NODE_ADDRESSES.get_ptr(words).is_some()
+}
+
+/// Whether a network namespace is known to be one of the cluster's Pods.
+#[inline(always)]
+pub fn is_of_pod(cookie: u64) -> bool {
+    // SAFETY: the map does not preallocate, so a row's memory is not reused before the program returns.
+    unsafe { NAMESPACES.get(&cookie) }.is_some_and(|role| *role == namespace_role::POD)
 }
 
 #[inline(always)]

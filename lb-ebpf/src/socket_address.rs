@@ -19,6 +19,12 @@ static NODE_NAMESPACE: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static ONLY_NODE: Global<u32> = Global::new(0);
 
+/// Whether the agent knows network namespaces by their cookies.
+#[inline(always)]
+pub fn tells_namespaces() -> bool {
+    NODE_NAMESPACE.load() != 0
+}
+
 #[inline(always)]
 fn node_namespace() -> u64 {
     match NODE_NAMESPACE.load() {

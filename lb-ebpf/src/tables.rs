@@ -15,6 +15,7 @@ use lb_common::tables::{SourcePorts, TICK_SHIFT, Tables};
 
 use crate::helpers;
 use crate::maps::{self, FamilyMaps};
+use crate::socket_address::tells_namespaces;
 
 /// Idle lifetimes in ticks of this kernel, set by the agent.
 #[unsafe(no_mangle)]
@@ -249,6 +250,12 @@ impl<A: Family> SocketTables<A> for KernelTables {
             // A row that is gone already is what was wanted.
             let _ = A::sockets().remove(key);
         }
+    }
+
+    #[inline(always)]
+    fn is_of_pod(&self, namespace: u64) -> bool {
+        // Without cookies the agent cannot tell them apart.
+        !tells_namespaces() || maps::is_of_pod(namespace)
     }
 }
 

@@ -142,8 +142,8 @@ fn socket_programs(mounts: &io::Result<Vec<Mount>>) -> [Feature; 5] {
         .since("5.7"),
         Feature::optional(
             "SO_NETNS_COOKIE",
-            "the same where this host's network namespace is not the initial one",
-            "the initial network namespace is taken for this host's",
+            "the same where this host's network namespace is not the initial one; telling Pods from other containers",
+            "the initial network namespace is taken for this host's, all others for Pods'",
             namespace::cookie().map(|cookie| cookie.is_some()).into(),
         )
         .since("5.14"),
@@ -178,8 +178,8 @@ fn socket_destruction() -> [Feature; 3] {
         .since("4.9"),
         Feature::optional(
             "capabilities for sockets",
-            "the same for Pods",
-            "Pods' sockets are left alone",
+            "the same for Pods; translation at sockets of Pods",
+            "connections of Pods are translated at their devices",
             held(&privileges::ALL_SOCKETS),
         ),
     ]

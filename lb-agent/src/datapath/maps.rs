@@ -515,7 +515,7 @@ pub(super) fn kernel(
 }
 
 /// The result of a deletion: what does not exist is deleted.
-fn deleted(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::MapError> {
+pub(super) fn deleted(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::MapError> {
     match result {
         Err(aya::maps::MapError::KeyNotFound) => Ok(()),
         Err(aya::maps::MapError::SyscallError(error)) if is(&error, nix::errno::Errno::ENOENT) => Ok(()),

@@ -15,6 +15,7 @@ mod hooks;
 mod links;
 pub mod live;
 pub mod maps;
+pub mod namespaces;
 pub mod object;
 pub mod passing;
 pub mod pins;
@@ -23,6 +24,7 @@ pub mod readings;
 mod reassembly;
 pub mod sockets;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use aya::Ebpf;
@@ -30,6 +32,7 @@ use lb_common::layout::map;
 
 use self::attach::{AttachError, AttachOptions, Attacher};
 use self::devices::DeviceTable;
+use self::namespaces::NamespaceTable;
 use self::object::{LoadError, Settings};
 use self::pins::Pins;
 use self::reassembly::ReassemblyHook;
@@ -41,6 +44,7 @@ pub struct Datapath {
     ebpf: Ebpf,
     attacher: Attacher,
     devices: DeviceTable,
+    namespaces: NamespaceTable,
     reassembly: ReassemblyHook,
     settings: Settings,
     pins: Pins,
@@ -87,6 +91,7 @@ impl Datapath {
             ebpf,
             attacher,
             devices,
+            namespaces: NamespaceTable::open(&pins.maps())?,
             reassembly: ReassemblyHook::default(),
             settings,
             pins,
@@ -134,6 +139,11 @@ impl Datapath {
         }
         errors.extend(attached.err().map(DatapathError::from));
         errors
+    }
+
+    /// Tells the socket programs whose the network namespaces of this node are ([`NamespaceTable::set`]).
+    pub fn set_namespaces(&mut self, roles: BTreeMap<u64, u32>, all: bool) -> Result<(), MapError> {
+        self.namespaces.set(roles, all)
     }
 
     /// Removes what agents with other layouts of the maps have left, once these programs have taken their places.

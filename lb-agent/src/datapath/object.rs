@@ -170,7 +170,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 32] = [
+const MAPS: [(&str, usize, usize); 33] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -246,6 +246,7 @@ const MAPS: [(&str, usize, usize); 32] = [
     (map::DEVICE_LINKS, size_of::<u32>(), size_of::<DeviceLinks>()),
     (map::NODE_LINKS, size_of::<LinkAddress>(), size_of::<u32>()),
     (map::NODE_ADDRESSES, size_of::<[u32; 4]>(), size_of::<u32>()),
+    (map::NAMESPACES, size_of::<u64>(), size_of::<u32>()),
     (map::SERVICE_NAMES, size_of::<u32>(), size_of::<ServiceName>()),
     (map::SERVICE_STATS, size_of::<u32>(), size_of::<ServiceStats>()),
     (map::REASONS, size_of::<u32>(), size_of::<u64>()),

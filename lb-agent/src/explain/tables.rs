@@ -240,4 +240,8 @@ impl<A: LiveFamily> SocketTables<A> for Recorder<'_, A> {
     fn remove_socket(&self, key: &SocketKey<A>) {
         self.memory.remove_socket(key);
     }
+
+    fn is_of_pod(&self, namespace: u64) -> bool {
+        self.memory.is_of_pod(namespace)
+    }
 }

@@ -30,6 +30,8 @@ pub(super) struct Endpoint {
     pub(super) terminating: bool,
     /// Whether it says that it is on this node.
     pub(super) names_node: bool,
+    /// Whether it says that it is on another.
+    names_other_node: bool,
     /// For which nodes and zones it is; few endpoints say that.
     hints: Option<Box<EndpointHints>>,
 }
@@ -87,6 +89,13 @@ impl Slice {
             .any(|endpoint| addresses.contains(&endpoint.address))
     }
 
+    /// The addresses of endpoints that do not say they are on another node.
+    pub fn addresses_here(&self) -> impl Iterator<Item = IpAddr> {
+        let endpoints = self.endpoints.iter();
+        let here = endpoints.filter(|endpoint| !endpoint.names_other_node);
+        here.map(|endpoint| endpoint.address)
+    }
+
     /// The number of a port.
     pub(super) fn port(&self, name: &PortName) -> Option<u16> {
         let mut ports = self.ports.iter();
@@ -117,6 +126,10 @@ impl Endpoint {
                 .and_then(|conditions| conditions.terminating)
                 .unwrap_or(false),
             names_node: endpoint.node_name.as_deref() == Some(node_name),
+            names_other_node: endpoint
+                .node_name
+                .as_deref()
+                .is_some_and(|name| name != node_name),
             hints: endpoint.hints.clone().map(Box::new),
         })
     }

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::monitor::Monitor;
 use super::seed::Seed;
-use super::setup;
+use super::{Searches, setup};
 use crate::cli::RunArguments;
 use crate::conntrack::OtherConnections;
 use crate::controller::Controller;
@@ -23,11 +23,11 @@ use crate::datapath::object::Settings;
 use crate::datapath::pins::Pins;
 use crate::datapath::readings::Readings;
 use crate::describe;
-use crate::devices::{self, DeviceOptions, View, device_addresses, primary_addresses};
+use crate::devices::{self, DeviceOptions, Role, View, device_addresses, primary_addresses};
 use crate::model::NodeConfig;
 use crate::object::Change;
 use crate::reassembly::Reassembly;
-use crate::sockets::Closer;
+use crate::sockets::{self, Closer, Finder, PodDevice};
 use crate::source::kube::KubeOptions;
 use crate::source::manifests::AllocationOptions;
 
@@ -43,10 +43,10 @@ const ATTACH_CHECK: Duration = Duration::from_secs(10);
 /// Runs the agent until it is told to stop.
 pub(super) async fn run(
     arguments: &RunArguments,
-    closer: Option<Closer>,
+    searches: Searches,
     reassembly: Option<Reassembly>,
 ) -> anyhow::Result<()> {
-    let mut agent = Agent::start(arguments, closer).await?;
+    let mut agent = Agent::start(arguments, searches).await?;
     if let Some(reassembly) = &reassembly {
         agent.datapath.use_reassembly(reassembly.device());
     }
@@ -66,6 +66,14 @@ pub(super) async fn run(
     Ok(())
 }
 
+/// Waits until the finder has found something else; for ever without one.
+async fn found(finder: &mut Option<Finder>) {
+    match finder {
+        Some(finder) => finder.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Everything the loop holds.
 struct Agent {
     controller: Controller<KernelMaps>,
@@ -83,13 +91,16 @@ struct Agent {
     next_attach: Option<Instant>,
     next_repair: Instant,
     closer: Option<Closer>,
+    finder: Option<Finder>,
+    /// Whether Pods' devices are those that the command line names.
+    names_pod_devices: bool,
     seed: Seed,
     /// Until the programs are attached for the first time.
     others: Option<OtherConnections>,
 }
 
 impl Agent {
-    async fn start(arguments: &RunArguments, closer: Option<Closer>) -> anyhow::Result<Self> {
+    async fn start(arguments: &RunArguments, searches: Searches) -> anyhow::Result<Self> {
         let node_name = setup::node_name(arguments)?;
         let allocation = AllocationOptions {
             cidrs: arguments.service_cidr.cidrs()?,
@@ -155,7 +166,9 @@ impl Agent {
             attached: false,
             next_attach: None,
             next_repair: Instant::now() + REPAIR_INTERVAL,
-            closer,
+            closer: searches.closer,
+            finder: searches.finder,
+            names_pod_devices: !arguments.devices.pod_device.is_empty(),
             seed,
             others: Some(others),
         })
@@ -179,7 +192,11 @@ impl Agent {
                 changed.context("the watch on network devices ended")?;
                 self.next_attach = Some(Instant::now());
                 self.follow_devices();
+                if let Some(finder) = &self.finder {
+                    finder.look();
+                }
             }
+            () = found(&mut self.finder) => {}
             () = self.seed.changed() => {}
             () = tokio::time::sleep_until(due.into()) => {}
         }
@@ -187,8 +204,14 @@ impl Agent {
         self.monitor.tick(&mut self.controller, now);
         let seed = self.seed.settled();
         self.follow_node()?;
+        if self.controller.is_synced() {
+            self.follow_namespaces();
+        }
+        // Else the first connections of Pods would be translated at their devices.
+        let has_looked = self.finder.as_ref().is_none_or(Finder::has_looked);
         if self.controller.is_synced()
             && seed.is_some()
+            && has_looked
             && (!self.attached || self.next_attach.is_some_and(|due| due <= now))
         {
             self.attach(now)?;
@@ -245,6 +268,27 @@ impl Agent {
             self.attached = false;
         }
         Ok(())
+    }
+
+    /// Tells the socket programs which network namespaces are Pods'. Without any, none of an earlier agent's is left.
+    fn follow_namespaces(&mut self) {
+        let found = self.finder.as_mut().map(Finder::found);
+        let (places, all) = match found.as_deref() {
+            Some(Some(found)) => (found.places.as_slice(), !found.failed),
+            Some(None) => return,
+            None => (&[][..], true),
+        };
+        let view = self.view.borrow();
+        let is_named = self.names_pod_devices;
+        let pod_device = |index| {
+            let attachment = view.attachments.get(&index)?;
+            (attachment.role == Role::Pod).then_some(PodDevice { is_named })
+        };
+        let is_pod_address = |address| self.controller.is_pod_address(address);
+        let roles = sockets::roles(places, is_pod_address, pod_device);
+        if let Err(error) = self.datapath.set_namespaces(roles, all) {
+            tracing::warn!("{}; trying again", describe(&error));
+        }
     }
 
     fn attach(&mut self, now: Instant) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::cli::ShowArguments;
 use crate::datapath::foreign::{ForeignProgram, Order, foreign_programs};
 use crate::datapath::maps::{Counters, KernelMaps, map_sizes};
+use crate::datapath::namespaces::NamespaceTable;
 use crate::datapath::pins::Pins;
 use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapImage, Maps as _};
 use crate::output::{self, Table};
@@ -22,6 +23,8 @@ struct Status {
     attached: Vec<Attached>,
     /// Programs of others where ours are; `null` if that cannot be told.
     foreign: Option<Vec<ForeignProgram>>,
+    /// Network namespaces of this node beside its own; `null` if the kernel does not tell them apart.
+    namespaces: Option<Namespaces>,
     maps: Vec<Usage>,
     /// Packets that were not simply translated, by reason.
     reasons: Vec<ReasonCount>,
@@ -32,6 +35,16 @@ struct Attached {
     program: String,
     /// `device NAME`, `device index N` if there is no such device any more, or `cgroup`.
     target: String,
+}
+
+/// How many network namespaces are treated in which way.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Namespaces {
+    /// Pods': their connections are translated at their sockets.
+    translated_at_sockets: usize,
+    /// Others, and those of Pods that are not known for Pods': only what comes out of their devices is translated.
+    left_to_devices: usize,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -71,6 +84,10 @@ pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
     let status = Status {
         attached: attached(&pins)?,
         foreign: foreign(&pins)?,
+        namespaces: NamespaceTable::counts(&pins.maps())?.map(|counts| Namespaces {
+            translated_at_sockets: counts.at_sockets,
+            left_to_devices: counts.left,
+        }),
         maps: usage,
         reasons,
     };
@@ -165,6 +182,20 @@ fn table(status: &Status) -> Table {
                 table.row(["foreign".to_owned(), program.title(), program.to_string()]);
             }
         }
+    }
+    let namespaces = match &status.namespaces {
+        None => [("all", "translated at sockets".to_owned())].to_vec(),
+        Some(namespaces) => [
+            (
+                "translated at sockets",
+                namespaces.translated_at_sockets.to_string(),
+            ),
+            ("left to devices", namespaces.left_to_devices.to_string()),
+        ]
+        .to_vec(),
+    };
+    for (name, value) in namespaces {
+        table.row(["namespaces".to_owned(), name.to_owned(), value]);
     }
     for Usage { what, used, capacity } in &status.maps {
         table.row(["map".to_owned(), what.clone(), format!("{used} of {capacity}")]);

@@ -1,4 +1,5 @@
-//! What becomes of the sockets of clients whose backend was removed.
+//! What the agent does in the network namespaces of Pods: it finds them, since only their sockets and the node's are translated
+//! ([`Finder`], [`roles()`]), and looks after the sockets of clients whose backend was removed ([`Closer`]).
 //!
 //! A socket that was translated at `connect` sends straight to its backend: no program sees its packets, so nothing
 //! tells its owner that the backend is gone. A thread of its own, the socket closer, does: it looks for such sockets in
@@ -12,9 +13,12 @@
 //! The rows are the proof: a socket that connected to a Pod's own address has none and is left alone.
 
 mod diag;
+mod finder;
 mod holders;
 mod namespaces;
 mod pending;
+mod place;
+mod roles;
 mod wanted;
 mod worker;
 
@@ -22,14 +26,22 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, SyncSender};
 use std::thread;
+use std::time::{Duration, Instant};
 
 pub use diag::can_destroy;
+pub use finder::{Finder, Found};
+pub use place::Place;
+pub use roles::{PodDevice, roles};
 
-use crate::privileges::{self, PrivilegeError};
+use crate::privileges::{self, Capability, PrivilegeError};
 use worker::Worker;
 
 /// Name of the thread.
 const THREAD: &str = "socket-closer";
+/// How much longer than a search a thread rests after it: whatever changes all the time, it does not take a CPU.
+const REST: u32 = 9;
+/// The longest rest.
+const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// Whose sockets are closed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,12 +63,18 @@ pub struct CloserOptions {
     pub maps: PathBuf,
 }
 
-/// Why there is no closer.
+/// Why a thread that enters network namespaces does not run.
 #[derive(Debug, thiserror::Error)]
-pub enum CloserError {
+pub enum ThreadError {
     /// The thread.
-    #[error("cannot start the thread that closes sockets")]
-    Thread(#[source] io::Error),
+    #[error("cannot start the thread {name}")]
+    Start {
+        /// Its name.
+        name: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The privileges that the thread does not need.
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
@@ -73,29 +91,15 @@ pub struct Closer {
 impl Closer {
     /// Starts the thread. It keeps the capabilities it needs and no others, whatever the calling thread drops or keeps
     /// afterwards. Without those for other namespaces it closes sockets of its own namespace only, and says so.
-    pub fn start(options: CloserOptions) -> Result<Self, CloserError> {
+    pub fn start(options: CloserOptions) -> Result<Self, ThreadError> {
         let options = CloserOptions {
             reach: possible(options.reach),
             ..options
         };
         // An order that waits stands for all that come before it is taken.
         let (orders, receiver) = mpsc::sync_channel(1);
-        let (started, start) = mpsc::channel();
-        thread::Builder::new()
-            .name(THREAD.to_owned())
-            .spawn(move || {
-                let kept = [capabilities(options.reach), &privileges::CONNECT_AGAIN].concat();
-                let dropped = privileges::drop_others(&kept);
-                let is_ready = dropped.is_ok();
-                if started.send(dropped).is_ok() && is_ready {
-                    Worker::new(options).run(&receiver);
-                }
-            })
-            .map_err(CloserError::Thread)?;
-        start
-            .recv()
-            .map_err(io::Error::other)
-            .map_err(CloserError::Thread)??;
+        let kept = [capabilities(options.reach), &privileges::CONNECT_AGAIN].concat();
+        start_thread(THREAD, kept, move || Worker::new(options).run(&receiver))?;
         Ok(Self {
             orders,
             ordered: None,
@@ -114,17 +118,51 @@ impl Closer {
     }
 }
 
+/// Starts a thread with these capabilities, as far as they are held, and no others, whatever the calling thread drops or keeps
+/// afterwards.
+fn start_thread(
+    name: &'static str,
+    kept: Vec<Capability>,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<(), ThreadError> {
+    let (started, start) = mpsc::channel();
+    let failed = |source| ThreadError::Start { name, source };
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            let dropped = privileges::drop_others(&kept);
+            let is_ready = dropped.is_ok();
+            if started.send(dropped).is_ok() && is_ready {
+                run();
+            }
+        })
+        .map_err(failed)?;
+    Ok(start.recv().map_err(io::Error::other).map_err(failed)??)
+}
+
+/// Rests after a search that began then.
+fn rest(start: Instant) {
+    thread::sleep(start.elapsed().saturating_mul(REST).min(LONGEST_REST));
+}
+
 /// What can be reached with the capabilities there are.
 fn possible(wanted: Reach) -> Reach {
     match privileges::require("run", capabilities(wanted)) {
         Err(error) if wanted == Reach::Node => {
-            tracing::warn!(
-                "{error}; until then sockets of Pods that are connected to a removed backend are not closed, and wait for \
-                 their own timeouts"
-            );
+            tracing::warn!("{error}; until then {}", without_other_namespaces());
             Reach::OwnNamespace
         }
         _ => wanted,
+    }
+}
+
+/// What follows if other network namespaces cannot be entered.
+fn without_other_namespaces() -> &'static str {
+    if finder::is_possible() {
+        "connections of Pods are translated at their devices, not at their sockets, and sockets that were translated before are \
+         not closed when their backend is removed"
+    } else {
+        "sockets of Pods that are connected to a removed backend are not closed, and wait for their own timeouts"
     }
 }
 

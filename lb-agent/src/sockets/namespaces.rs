@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::ops::ControlFlow;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,11 @@ impl Namespaces {
             device: metadata.dev(),
             inode: metadata.ino(),
         })
+    }
+
+    /// The namespace that the thread belongs to.
+    pub(super) fn own(&self) -> BorrowedFd<'_> {
+        self.own.as_fd()
     }
 
     /// Calls `action` in every namespace of the node, first in the own one, until it breaks. Fails only if the thread
@@ -102,14 +108,14 @@ impl Visit {
 
     /// What went away, or is kept from this thread by more than capabilities, is nothing to try again.
     fn note(&mut self, path: &Path, error: &io::Error) {
-        tracing::debug!(namespace = %path.display(), %error, "not searched for sockets");
+        tracing::debug!(namespace = %path.display(), %error, "not visited");
         let kinds = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied];
         let is_gone = error.raw_os_error() == Some(Errno::ESRCH as i32);
         self.failed |= !is_gone && !kinds.contains(&error.kind());
     }
 }
 
-fn enter(namespace: impl std::os::fd::AsFd) -> io::Result<()> {
+fn enter(namespace: impl AsFd) -> io::Result<()> {
     Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?)
 }
 

@@ -4,23 +4,17 @@ use std::collections::HashSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::diag::{Connected, Diag, can_destroy};
 use super::holders::Holders;
 use super::namespaces::{Namespaces, Visit};
 use super::pending::Pending;
 use super::wanted::Wanted;
-use super::{CloserOptions, Reach};
+use super::{CloserOptions, Reach, rest};
 use crate::datapath::sockets::{Served, SocketMaps, SocketRow};
 use crate::describe;
 use crate::maps::Protocol;
-
-/// How much longer than a search the thread rests after it: large maps that change all the time do not take a CPU.
-const REST: u32 = 9;
-/// The longest rest.
-const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// What the thread holds.
 pub(super) struct Worker {
@@ -71,7 +65,7 @@ impl Worker {
                     tracing::warn!("sockets of removed backends are not closed: {}", describe(&error));
                 }
             }
-            thread::sleep(start.elapsed().saturating_mul(REST).min(LONGEST_REST));
+            rest(start);
         }
     }
 

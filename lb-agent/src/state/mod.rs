@@ -3,6 +3,7 @@
 mod labels;
 mod nodes;
 mod observed;
+mod pod_addresses;
 mod pods;
 mod trim;
 
@@ -21,6 +22,7 @@ use labels::LabelIndex;
 use nodes::{AddressIndex, OtherNodes};
 use observed::trigger_time;
 pub use observed::{Changes, Observed, Trigger};
+use pod_addresses::PodAddresses;
 
 /// The label that says which Service a slice belongs to.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -49,6 +51,7 @@ pub struct State {
     selectors: LabelIndex,
     /// Services that may have another Node's address.
     by_address: AddressIndex,
+    pod_addresses: PodAddresses,
     node_object: Option<Node>,
     other_nodes: OtherNodes,
     dirty: BTreeSet<NamespacedName>,
@@ -71,6 +74,7 @@ impl State {
             pods_by_label: LabelIndex::default(),
             selectors: LabelIndex::default(),
             by_address: AddressIndex::default(),
+            pod_addresses: PodAddresses::default(),
             node_object: None,
             other_nodes: OtherNodes::default(),
             dirty: BTreeSet::new(),
@@ -128,6 +132,12 @@ impl State {
     /// addresses.
     pub fn node(&self) -> &NodeConfig {
         &self.node
+    }
+
+    /// Whether an address is one that a Pod of this node has or may have: that of an endpoint or a Pod which is not on another
+    /// node, or one of the node's Pod CIDRs.
+    pub fn is_pod_address(&self, address: IpAddr) -> bool {
+        self.pod_addresses.contains(address)
     }
 
     /// What the objects tell to those who watch the agent.
@@ -317,7 +327,9 @@ impl State {
             && let Some(old_owner) = old_owner
             && let Some(slices) = self.slices.get_mut(&old_owner)
         {
-            slices.remove(&name.name);
+            let gone = slices.remove(&name.name);
+            let gone = gone.iter().flat_map(|slice| slice.addresses_here());
+            self.pod_addresses.remove(gone);
             if slices.is_empty() {
                 self.slices.remove(&old_owner);
             }
@@ -333,7 +345,10 @@ impl State {
             self.observed
                 .triggers
                 .extend(Trigger::of(&owner, &slice, trigger));
-            slices.insert(name.name, Box::new(slice));
+            self.pod_addresses.add(slice.addresses_here());
+            let old = slices.insert(name.name, Box::new(slice));
+            let old = old.iter().flat_map(|slice| slice.addresses_here());
+            self.pod_addresses.remove(old);
             self.endpoints_changed(owner);
         }
     }
@@ -349,6 +364,8 @@ impl State {
         }
         let old = match pod {
             Some(pod) => {
+                self.pod_addresses
+                    .add(pods::addresses_here(&pod, &self.configured.name));
                 self.pod_concerns(&name, &pod);
                 for pair in pod.metadata.labels.iter().flatten() {
                     self.pods_by_label.insert(&name, pair);
@@ -360,6 +377,8 @@ impl State {
         let Some(old) = old else {
             return;
         };
+        self.pod_addresses
+            .remove(pods::addresses_here(&old, &self.configured.name));
         self.pod_concerns(&name, &old);
         let new = self.pods.get(&name).map(pods::addresses_of).unwrap_or_default();
         let lost = pods::addresses_of(&old).into_values();
@@ -407,6 +426,7 @@ impl State {
     }
 
     fn node_changed(&mut self) {
+        self.pod_addresses.set_networks(self.node_object.as_ref());
         let new = self.effective_node();
         let old = std::mem::replace(&mut self.node, new);
         let new_addresses = self.node.addresses != old.addresses

@@ -71,6 +71,16 @@ pub(super) fn addresses_of(pod: &Pod) -> BTreeMap<Family, IpAddr> {
     }
 }
 
+/// The same, unless it is on another node than the one of this name.
+pub(super) fn addresses_here(pod: &Pod, node_name: &str) -> impl Iterator<Item = IpAddr> + use<> {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+    let is_here = node.is_none_or(|name| name == node_name);
+    match is_here {
+        true => addresses_of(pod).into_values(),
+        false => BTreeMap::new().into_values(),
+    }
+}
+
 fn conditions(service: &Service, pod: &Pod) -> EndpointConditions {
     let conditions = pod
         .status

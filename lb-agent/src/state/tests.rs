@@ -377,3 +377,91 @@ fn addresses_of_other_nodes_concern_the_services_that_have_them() {
     assert_eq!(dirty(&mut state), ["balanced4", "external6"]);
     assert_eq!(known(&state), [""; 0]);
 }
+
+#[test]
+fn addresses_of_pods_here_are_known_while_an_object_names_them() {
+    let node = NodeConfig {
+        name: "here".to_owned(),
+        ..NodeConfig::default()
+    };
+    let mut state = State::new(node, KINDS);
+    let is_known = |state: &State, text: &str| state.is_pod_address(text.parse().unwrap());
+    let endpoint = |address: &str, node: Option<&str>| Endpoint {
+        addresses: vec![address.to_owned()],
+        node_name: node.map(str::to_owned),
+        ..Endpoint::default()
+    };
+    let with = |name, endpoints: Vec<Endpoint>| EndpointSlice {
+        endpoints: Some(endpoints),
+        ..slice(name, Some("web"))
+    };
+    let [first, second, third] = ["10.1.0.1", "10.1.0.2", "10.1.0.3"];
+    apply_slice(
+        &mut state,
+        with(
+            "one",
+            vec![
+                endpoint(first, Some("here")),
+                endpoint(second, None),
+                endpoint(third, Some("elsewhere")),
+            ],
+        ),
+    );
+    assert!(is_known(&state, first) && is_known(&state, second) && !is_known(&state, third));
+    apply_slice(&mut state, with("two", vec![endpoint(first, Some("here"))]));
+    apply_slice(&mut state, with("one", vec![endpoint(second, Some("here"))]));
+    assert!(is_known(&state, first) && is_known(&state, second));
+    let reference = |kind, name: &str| ObjectReference {
+        kind,
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+    };
+    state.apply(Change::Delete(reference(Kind::EndpointSlice, "two")));
+    assert!(!is_known(&state, first) && is_known(&state, second));
+    // It belongs to another Service now.
+    let mut moved = with("one", vec![endpoint(first, Some("here"))]);
+    moved.metadata.labels = Some([(SERVICE_NAME_LABEL.to_owned(), "api".to_owned())].into());
+    apply_slice(&mut state, moved);
+    assert!(is_known(&state, first) && !is_known(&state, second));
+    state.apply(Change::Delete(reference(Kind::EndpointSlice, "one")));
+    assert!(!is_known(&state, first));
+
+    for (node, is_here) in [("here", true), ("elsewhere", false)] {
+        let pod: Pod = serde_norway::from_str(&format!(
+            "{{metadata: {{name: p, namespace: default}}, spec: {{nodeName: {node}, containers: []}}, \
+             status: {{podIPs: [{{ip: {first}}}, {{ip: 'fd00::1'}}]}}}}"
+        ))
+        .unwrap();
+        state.apply(Change::Apply(Object::Pod(Box::new(pod))));
+        assert_eq!(is_known(&state, first), is_here);
+        assert_eq!(is_known(&state, "fd00::1"), is_here);
+        state.apply(Change::Delete(reference(Kind::Pod, "p")));
+        assert!(!is_known(&state, first) && !is_known(&state, "fd00::1"));
+    }
+}
+
+#[test]
+fn addresses_of_the_nodes_pod_cidrs_are_pods() {
+    let node = NodeConfig {
+        name: "here".to_owned(),
+        ..NodeConfig::default()
+    };
+    let mut state = State::new(node, KINDS);
+    let is_known = |state: &State, text: &str| state.is_pod_address(text.parse().unwrap());
+    for name in ["elsewhere", "here"] {
+        assert!(!is_known(&state, "10.244.1.9"));
+        let object: Node = serde_norway::from_str(&format!(
+            "{{metadata: {{name: {name}}}, spec: {{podCIDR: 10.244.1.0/24, podCIDRs: [10.244.1.0/24, 'fd00:1::/64']}}}}"
+        ))
+        .unwrap();
+        state.apply(Change::Apply(Object::Node(Box::new(object))));
+    }
+    assert!(is_known(&state, "10.244.1.9") && is_known(&state, "fd00:1::9"));
+    assert!(!is_known(&state, "10.244.2.9") && !is_known(&state, "fd00:2::9"));
+    state.apply(Change::Delete(ObjectReference {
+        kind: Kind::Node,
+        namespace: String::new(),
+        name: "here".to_owned(),
+    }));
+    assert!(!is_known(&state, "10.244.1.9"));
+}

@@ -35,6 +35,12 @@ pub(super) const BEHIND: Addresses = Addresses {
     ipv6: Ipv6Addr::new(0xfd00, 0x87, 0, 0, 0, 0, 0, 0x10),
 };
 
+/// The address of a container on a node that is not the cluster's.
+pub(super) const CONTAINER: Addresses = Addresses {
+    ipv4: Ipv4Addr::new(10, 88, 0, 2),
+    ipv6: Ipv6Addr::new(0xfd00, 0x88, 0, 0, 0, 0, 0, 2),
+};
+
 /// A link-layer address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Mac(pub(super) [u8; 6]);
@@ -102,6 +108,11 @@ pub(super) fn pod(node: u8, pod: u8) -> Addresses {
         ipv4: Ipv4Addr::new(10, 244, node, 1 + pod),
         ipv6: Ipv6Addr::new(0xfd00, 0x244, u16::from(node), 0, 0, 0, 0, u16::from(1 + pod)),
     }
+}
+
+/// The address of the Pod of a cluster inside of a container on a node: that cluster has the same Pod CIDRs.
+pub(super) fn inner_pod(node: u8) -> Addresses {
+    pod(node, 199)
 }
 
 /// The address of the `index`th machine outside, client or router, from 1.

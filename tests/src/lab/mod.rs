@@ -28,6 +28,7 @@ mod big_tcp;
 pub mod capture;
 pub mod cgroup;
 pub mod cluster;
+mod container;
 mod directory;
 mod foreign;
 mod id;

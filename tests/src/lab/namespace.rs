@@ -34,6 +34,15 @@ impl Namespace {
         &self.name
     }
 
+    /// Takes its name away. It goes once no process is in it any more, and its devices with it.
+    ///
+    /// # Errors
+    ///
+    /// If it has no name any more.
+    pub fn remove(&self) -> Result<()> {
+        ip_batch(&[format!("netns delete {}", self.name)])
+    }
+
     /// Calls `function` in the namespace, on a thread of its own: the calling thread stays where it is. Files and
     /// sockets that it opens belong to the namespace, also when they are used elsewhere.
     ///

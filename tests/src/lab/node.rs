@@ -145,22 +145,27 @@ impl Node {
     fn add_pod(&self, name: &str, create: impl FnOnce(&Leaf<'_>) -> Result<Machine>) -> Result<Machine> {
         let mut pods = self.lock_pods();
         let index = u8::try_from(pods.len() + 1).context("too many Pods")?;
-        let leaf = Leaf {
+        let leaf = self.leaf(name, address::pod(self.index, index), self.host.namespace());
+        let pod = create(&leaf)?;
+        pods.push(pod.clone());
+        Ok(pod)
+    }
+
+    /// A machine whose processes are the node's, and whose link leads to `host`.
+    pub(super) fn leaf<'a>(&'a self, name: &'a str, addresses: Addresses, host: &'a Namespace) -> Leaf<'a> {
+        Leaf {
             name,
             lab: &self.lab,
-            addresses: address::pod(self.index, index),
+            addresses,
             mtu: if self.overlay {
                 link::OVERLAY_MTU
             } else {
                 link::MTU
             },
-            host: self.host.namespace(),
+            host,
             cgroup: &self.cgroup,
             logs: &self.host.logs,
-        };
-        let pod = create(&leaf)?;
-        pods.push(pod.clone());
-        Ok(pod)
+        }
     }
 
     /// Keeps larger packets from a Pod of this node: the node says so by ICMP, or sends fragments where the sender allows

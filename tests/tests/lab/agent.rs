@@ -140,7 +140,20 @@ fn no_request_fails_while_the_agent_is_replaced() {
 }
 
 /// How often the agent is replaced while answers come.
-const REPLACEMENTS: usize = 20;
+const REPLACEMENTS: u64 = 20;
+/// Names a number: how many answers come while the agent is replaced, at least. A million takes some minutes.
+const ANSWERS_VARIABLE: &str = "LB_TESTS_ANSWERS";
+/// How many they are elsewhere.
+const ANSWERS: u64 = 40_000;
+/// How long a share of them may take.
+const PATIENCE_FOR_ANSWERS: Duration = Duration::from_secs(120);
+
+fn wanted_answers() -> u64 {
+    match std::env::var(ANSWERS_VARIABLE) {
+        Ok(number) => number.parse().unwrap(),
+        Err(_) => ANSWERS,
+    }
+}
 
 /// While programs follow each other, an answer may meet the old one and the new one.
 #[test]
@@ -148,23 +161,41 @@ fn no_answer_names_the_pod_while_the_agent_is_replaced() {
     if !require_privileges() {
         return;
     }
+    let wanted = wanted_answers();
     let cluster = Cluster::new("upgrade-names", &[0, 1]).unwrap();
     let mut agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
-    let host = cluster.nodes[0].host();
-    let clients: Vec<_> = [&cluster.client, host]
-        .into_iter()
-        .flat_map(|from| vips().map(|vip| (vip, from.udp(vip, UDP.port).count(u32::MAX).start().unwrap())))
-        .collect();
-    for _ in 0..REPLACEMENTS {
+    let places = [&cluster.client, cluster.nodes[0].host()];
+    let start = |from: &Machine| {
+        let client = |vip| from.udp(vip, UDP.port).count(u32::MAX).start();
+        vips().map(|vip| (vip, client(vip).unwrap()))
+    };
+    let clients: Vec<_> = places.into_iter().flat_map(start).collect();
+    let received = || {
+        places
+            .map(|place| place.received_datagrams().unwrap())
+            .iter()
+            .sum::<u64>()
+    };
+    for replacement in 1..=REPLACEMENTS {
         agent = agent.restart().unwrap();
+        let share = wanted * replacement / REPLACEMENTS;
+        wait_for(
+            "this replacement's share of answers",
+            PATIENCE_FOR_ANSWERS,
+            || (received() >= share).then_some(()),
+        )
+        .unwrap();
     }
+    let mut answers = 0;
     for (vip, client) in clients {
         let report = client.stop().unwrap();
         assert!(report.errors.is_empty(), "{vip}: {report:?}");
         assert!(report.answered() > 1000, "{vip}: {report:?}");
         assert_eq!(report.sources, [(vip, UDP.port).into()].into(), "{vip}");
-        eprintln!("{vip}: {} answers", report.answered());
+        answers += report.answered();
     }
+    println!("{answers} answers while the agent was replaced {REPLACEMENTS} times");
+    assert!(answers >= wanted, "{answers} of {wanted}");
 }
 
 /// The same at the sockets of Pods and of the node.

@@ -25,6 +25,7 @@ mod layer3;
 mod layouts;
 mod lifetimes;
 mod links;
+mod namespaces;
 mod node_port;
 mod node_port_addresses;
 mod one_machine;

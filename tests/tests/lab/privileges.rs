@@ -71,17 +71,24 @@ fn the_agent_gives_up_what_it_does_not_need() {
     // By their numbers.
     let [net_admin, sys_ptrace, sys_admin, perfmon, bpf] = [12, 19, 21, 38, 39].map(|number| 1_u64 << number);
     let cluster = Cluster::new("capabilities", &[0]).unwrap();
-    for (socket_lb, closer) in [
-        (SocketLb::All, Some(net_admin | sys_ptrace | sys_admin)),
-        (SocketLb::Host, Some(net_admin | sys_ptrace | bpf)),
-        (SocketLb::Off, None),
+    let all = net_admin | sys_ptrace | sys_admin;
+    for (socket_lb, searches) in [
+        (SocketLb::All, vec![("pod-finder", all), ("socket-closer", all)]),
+        (
+            SocketLb::Host,
+            vec![("socket-closer", net_admin | sys_ptrace | bpf)],
+        ),
+        (SocketLb::Off, vec![]),
     ] {
         let mut agent = cluster.start_agent(socket_lb, &[]).unwrap();
-        let (closers, others): (Vec<_>, Vec<_>) = threads(agent.process().pid())
-            .into_iter()
-            .partition(|(name, _)| name == "socket-closer");
-        let closers: Vec<u64> = closers.into_iter().map(|(_, held)| held).collect();
-        assert_eq!(closers, Vec::from_iter(closer), "{socket_lb}");
+        let threads = threads(agent.process().pid());
+        let is_search = |name: &str| ["pod-finder", "socket-closer"].contains(&name);
+        let (mut searching, others): (Vec<_>, Vec<_>) = threads
+            .iter()
+            .map(|(name, held)| (name.as_str(), *held))
+            .partition(|(name, _)| is_search(name));
+        searching.sort_unstable();
+        assert_eq!(searching, searches, "{socket_lb}");
         assert!(!others.is_empty());
         for (name, held) in others {
             assert_eq!(held, net_admin | perfmon | bpf, "{socket_lb}: {name}");

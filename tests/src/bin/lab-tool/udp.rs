@@ -85,7 +85,10 @@ async fn send_all(options: &Options, report: &mut UdpReport) -> Result<()> {
                 }
                 Err(reason) => *report.errors.entry(reason).or_default() += 1,
             }
-            sleep(Duration::from_millis(options.interval_ms)).await;
+            // The shortest sleep is a millisecond.
+            if options.interval_ms != 0 {
+                sleep(Duration::from_millis(options.interval_ms)).await;
+            }
         }
         if options.connected {
             report.path_mtu = Some(path_mtu(&socket)?);

@@ -1,0 +1,122 @@
+//! What the socket programs know of the network namespaces of this node.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use aya::maps::{Array, HashMap, MapData};
+use lb_common::layout::{LoadedSettings, NAMESPACE_ROWS, map, namespace_role};
+
+use super::maps::{deleted, kernel, open, typed};
+use crate::maps::MapError;
+
+/// How many rows an agent writes.
+const ROWS: usize = NAMESPACE_ROWS as usize / 2;
+
+/// The map of network namespaces.
+pub struct NamespaceTable {
+    map: HashMap<MapData, u64, u32>,
+    /// What is in it.
+    rows: BTreeMap<u64, u32>,
+}
+
+/// How many network namespaces have each role.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NamespaceCounts {
+    /// Those whose connections are translated at their sockets.
+    pub at_sockets: usize,
+    /// Those whose connections are left to the devices.
+    pub left: usize,
+}
+
+impl NamespaceTable {
+    /// Opens the map pinned in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, MapError> {
+        let map: HashMap<_, u64, u32> = typed(open(directory, map::NAMESPACES)?, map::NAMESPACES)?;
+        let rows = map.iter().collect::<Result<_, _>>();
+        let rows = rows.map_err(|error| kernel(map::NAMESPACES, "read all rows".to_owned(), error))?;
+        Ok(Self { map, rows })
+    }
+
+    /// Writes what differs from `wanted`: roles ([`namespace_role`]) by cookie. Unless these are `all` namespaces, rows of
+    /// others stay while there is room: the kernel gives a cookie to one namespace only.
+    pub fn set(&mut self, wanted: BTreeMap<u64, u32>, all: bool) -> Result<(), MapError> {
+        let wanted = fitting(wanted);
+        for (cookie, role) in &wanted {
+            if self.rows.get(cookie) != Some(role) {
+                self.map
+                    .insert(cookie, role, 0)
+                    .map_err(|error| kernel(map::NAMESPACES, format!("write namespace {cookie}"), error))?;
+                self.rows.insert(*cookie, *role);
+            }
+        }
+        if all || self.rows.len() > ROWS {
+            self.remove_others(&wanted)?;
+        }
+        Ok(())
+    }
+
+    fn remove_others(&mut self, wanted: &BTreeMap<u64, u32>) -> Result<(), MapError> {
+        let others = self.rows.keys().filter(|cookie| !wanted.contains_key(cookie));
+        let others: Vec<u64> = others.copied().collect();
+        for cookie in others {
+            deleted(self.map.remove(&cookie))
+                .map_err(|error| kernel(map::NAMESPACES, format!("delete namespace {cookie}"), error))?;
+            self.rows.remove(&cookie);
+        }
+        Ok(())
+    }
+
+    /// How many namespaces are known. `None` if the kernel does not tell them apart, and all are taken for Pods'.
+    pub fn counts(directory: &Path) -> Result<Option<NamespaceCounts>, MapError> {
+        let settings: Array<_, LoadedSettings> = typed(open(directory, map::SETTINGS)?, map::SETTINGS)?;
+        let settings = settings
+            .get(&0, 0)
+            .map_err(|error| kernel(map::SETTINGS, "read the settings".to_owned(), error))?;
+        if settings.node_namespace == [0, 0] && settings.only_node_sockets == 0 {
+            return Ok(None);
+        }
+        let rows = Self::open(directory)?.rows;
+        let at_sockets = rows.values().filter(|role| **role == namespace_role::POD).count();
+        Ok(Some(NamespaceCounts {
+            at_sockets,
+            left: rows.len() - at_sockets,
+        }))
+    }
+}
+
+/// The rows that are written: Pods' first. What has none is left to the devices.
+fn fitting(wanted: BTreeMap<u64, u32>) -> BTreeMap<u64, u32> {
+    if wanted.len() <= ROWS {
+        return wanted;
+    }
+    tracing::warn!(
+        namespaces = wanted.len(),
+        rows = ROWS,
+        "too many network namespaces: connections of some are translated at their devices, not at their sockets"
+    );
+    let mut rows: Vec<(u64, u32)> = wanted.into_iter().collect();
+    rows.sort_by_key(|(_, role)| *role != namespace_role::POD);
+    rows.truncate(ROWS);
+    rows.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_have_rows_first() {
+        let number = u64::from(NAMESPACE_ROWS);
+        let role = |cookie: u64| match cookie % 4 {
+            0 => namespace_role::POD,
+            _ => namespace_role::OTHER,
+        };
+        let wanted: BTreeMap<u64, u32> = (0..number).map(|cookie| (cookie, role(cookie))).collect();
+        let rows = fitting(wanted.clone());
+        assert_eq!(rows.len(), ROWS);
+        let is_pod = |(_, role): &(&u64, &u32)| **role == namespace_role::POD;
+        let pods = rows.iter().filter(is_pod).count();
+        assert_eq!(pods, wanted.iter().filter(is_pod).count());
+        assert_eq!(fitting(rows.clone()), rows);
+    }
+}

@@ -1,0 +1,49 @@
+//! Containers on nodes that are not the cluster's, such as those of Docker, and clusters inside of them.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+
+use super::address;
+use super::link;
+use super::machine::Machine;
+use super::node::Node;
+
+impl Node {
+    /// Adds a container that the node routes to and the cluster knows nothing of. A node has at most one; its name has at
+    /// most 11 characters.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses or the name is too long.
+    pub fn container(&self, name: &str) -> Result<Machine> {
+        self.leaf(name, address::CONTAINER, self.host().namespace())
+            .create()
+    }
+
+    /// Adds a Pod of a cluster inside of a container: the container is its node. That cluster has this one's Pod CIDR.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::container`].
+    pub fn inner_pod(&self, container: &Machine, name: &str) -> Result<Machine> {
+        container.namespace().sysctl(&link::FORWARDING_SYSCTLS)?;
+        self.leaf(name, address::inner_pod(self.index), container.namespace())
+            .create()
+    }
+}
+
+impl Machine {
+    /// Gives it addresses of its own that nobody else knows.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn own(&self, addresses: &[IpAddr]) -> Result<()> {
+        let lines = addresses.iter().map(|address| match address {
+            IpAddr::V4(_) => format!("address add {address}/32 dev lo"),
+            IpAddr::V6(_) => format!("address add {address}/128 dev lo nodad"),
+        });
+        self.namespace().ip(&lines.collect::<Vec<_>>())
+    }
+}
