@@ -53,17 +53,17 @@ pub(crate) fn find_port<A: Address>(
 /// says of it.
 #[inline(never)]
 fn longest_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, key: &FlowKey<A>) -> u32 {
-    let ports = tables.source_ports();
-    let enough = tables.jiffies_per_second().wrapping_mul(TIME_WAIT) >> TICK_SHIFT;
     // As little as possible in the loop: the verifier walks through each round once for each way through the one before.
+    // And nothing from before a call, for the sake of the stack.
     let (mut best, mut longest) = (Port::default(), 0);
     for _ in 0..PORTS {
-        reply_key.destination_port = ports.pick(tables.random(), false);
+        let chance = tables.random();
+        reply_key.destination_port = tables.source_ports().pick(chance, false);
         let free_for = free_for(tables, reply_key, key);
         if free_for > longest {
             (best, longest) = (reply_key.destination_port, free_for);
         }
-        if longest > enough {
+        if longest > tables.jiffies_per_second().wrapping_mul(TIME_WAIT) >> TICK_SHIFT {
             break;
         }
     }
@@ -75,17 +75,16 @@ fn longest_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>,
 /// of it.
 #[inline(never)]
 fn next_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, key: &FlowKey<A>) -> u32 {
-    let ports = tables.source_ports();
-    let is_local = ports.local.count != 0;
-    let now = tables.now();
     for _ in 0..PORTS {
-        reply_key.destination_port = ports.pick(tables.random(), is_local);
+        let chance = tables.random();
+        let ports = tables.source_ports();
+        reply_key.destination_port = ports.pick(chance, ports.local.count != 0);
         let Some(entry) = tables.flow(reply_key) else {
             return UNKNOWN;
         };
         let entry = entry.get();
         let lifetime = |protocol, state| tables.lifetime(protocol, state);
-        if entry.is_closed() || entry.is_expired(key.protocol, now, lifetime) {
+        if entry.is_closed() || entry.is_expired(key.protocol, tables.now(), lifetime) {
             break;
         }
     }
