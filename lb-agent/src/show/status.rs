@@ -1,5 +1,6 @@
 //! The state of the kernel side as a whole.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::process::ExitCode;
 
@@ -8,9 +9,11 @@ use lb_common::reason::Reason;
 use serde::Serialize;
 
 use crate::cli::ShowArguments;
+use crate::datapath::carriers::Carriers;
 use crate::datapath::foreign::{ForeignProgram, Order, foreign_programs};
 use crate::datapath::maps::{Counters, KernelMaps, map_sizes};
 use crate::datapath::pins::Pins;
+use crate::devices::{self, Bare};
 use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapImage, Maps as _};
 use crate::output::{self, Table};
 use crate::privileges;
@@ -22,6 +25,9 @@ struct Status {
     attached: Vec<Attached>,
     /// Programs of others where ours are; `null` if that cannot be told.
     foreign: Option<Vec<ForeignProgram>>,
+    /// Devices that are up and carry no programs.
+    #[serde(rename = "withoutPrograms")]
+    without_programs: BTreeSet<Bare>,
     maps: Vec<Usage>,
     /// Packets that were not simply translated, by reason.
     reasons: Vec<ReasonCount>,
@@ -71,6 +77,7 @@ pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
     let status = Status {
         attached: attached(&pins)?,
         foreign: foreign(&pins)?,
+        without_programs: Carriers::read(&pins)?.bare(&devices::look_without_default_routes()?),
         maps: usage,
         reasons,
     };
@@ -165,6 +172,13 @@ fn table(status: &Status) -> Table {
                 table.row(["foreign".to_owned(), program.title(), program.to_string()]);
             }
         }
+    }
+    for Bare { name, why, .. } in &status.without_programs {
+        table.row([
+            "without".to_owned(),
+            format!("device {name}"),
+            why.text().to_owned(),
+        ]);
     }
     for Usage { what, used, capacity } in &status.maps {
         table.row(["map".to_owned(), what.clone(), format!("{used} of {capacity}")]);
