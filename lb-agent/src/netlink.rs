@@ -31,6 +31,11 @@ impl Connection {
         })
     }
 
+    /// Has the kernel take requests by the letter: it refuses what it does not know, and heeds the filters of dumps.
+    pub(crate) fn be_strict(&self) -> io::Result<()> {
+        self.socket.set_netlink_get_strict_chk(true)
+    }
+
     /// Sends a message with these flags (`NLM_F_*`).
     pub(crate) fn send<M: NetlinkSerializable>(&mut self, message: M, flags: u16) -> io::Result<()>
     where

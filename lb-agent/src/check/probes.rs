@@ -1,14 +1,17 @@
 //! The features and how each is found.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::{fs, iter};
 
 use super::CheckOptions;
 use super::feature::{Feature, Found};
+use crate::datapath::carriers::Carriers;
 use crate::datapath::foreign::foreign_programs;
 use crate::datapath::pins::Pins;
 use crate::datapath::probe::{self, Helper, Map, Program};
+use crate::devices::{self, Bare, DeviceOptions};
 use crate::maps::Protocol;
 use crate::mounts::{self, Mount};
 use crate::{namespace, privileges, sockets};
@@ -23,6 +26,7 @@ pub(super) fn features(options: &CheckOptions) -> Vec<Feature> {
         .chain(maps())
         .chain(device_programs())
         .chain([device_hooks(&Pins::new(&options.pin_path))])
+        .chain([bare_devices(&Pins::new(&options.pin_path))])
         .chain(socket_programs(&mounts))
         .chain(socket_destruction())
         .chain(host())
@@ -113,6 +117,33 @@ fn device_hooks(pins: &Pins) -> Feature {
         found,
     );
     Feature { programs, ..feature }
+}
+
+/// Whether all devices carry the programs, or would if an agent ran.
+fn bare_devices(pins: &Pins) -> Feature {
+    let found = match find_bare(pins) {
+        Ok(devices) if devices.is_empty() => Found::present(""),
+        Ok(devices) => {
+            let shown: Vec<String> = devices.iter().map(Bare::to_string).collect();
+            Found::absent(shown.join("; "))
+        }
+        Err(error) => Found::unknown(error),
+    };
+    Feature::optional(
+        "programs at all devices",
+        "clients behind every device",
+        "what comes or leaves by these devices is not translated",
+        found,
+    )
+}
+
+fn find_bare(pins: &Pins) -> anyhow::Result<BTreeSet<Bare>> {
+    if pins.maps().exists() {
+        return Ok(Carriers::read(pins)?.bare(&devices::look_without_default_routes()?));
+    }
+    let snapshot = devices::look()?;
+    let chosen = devices::classify(&snapshot, &DeviceOptions::default());
+    Ok(devices::bare(&snapshot, |index| chosen.contains_key(&index)))
 }
 
 fn socket_programs(mounts: &io::Result<Vec<Mount>>) -> [Feature; 5] {

@@ -22,7 +22,7 @@ use crate::devices::{Attachment, Role};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpAttach {
-    /// In the driver where it can; not on veth, whose packets may carry partial checksums.
+    /// In the driver where it can; not on veth, tun and tap, whose packets may carry partial checksums.
     #[default]
     Auto,
     /// In the driver; a device whose driver cannot is an error.
@@ -274,7 +274,7 @@ impl Attacher {
                     tc(program::TC_TO_NETWORK, Direction::Egress),
                 ];
                 let mode = match self.options.xdp {
-                    XdpAttach::Auto if device.kind == "veth" => None,
+                    XdpAttach::Auto if matches!(device.kind.as_str(), "veth" | "tun") => None,
                     XdpAttach::Auto | XdpAttach::Native => Some(XdpMode::Native),
                     XdpAttach::Generic => Some(XdpMode::Generic),
                     XdpAttach::Off => None,

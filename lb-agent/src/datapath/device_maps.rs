@@ -33,6 +33,11 @@ impl<T: Pod + Default + PartialEq> DeviceRows<T> {
         Ok(Self { name, map, rows })
     }
 
+    /// The rows that hold a device.
+    pub(super) fn values(&self) -> impl Iterator<Item = &T> {
+        self.rows.values()
+    }
+
     /// Writes what differs.
     pub(super) fn set(&mut self, devices: impl Iterator<Item = (u32, T)>) -> Result<(), MapError> {
         let wanted = devices.map(|(index, value)| (device_row(index), value)).collect();

@@ -427,7 +427,7 @@ mod tests {
                 (3, vec![address("192.0.2.3", true)]),
             ]
             .into(),
-            default_routes: vec![],
+            ..Snapshot::default()
         };
         let row = |address4: &str, address6: &str| Device {
             address4: address4.parse::<Ipv4Addr>().unwrap().into(),

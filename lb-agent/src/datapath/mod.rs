@@ -2,6 +2,7 @@
 
 pub mod attach;
 mod batch;
+pub mod carriers;
 mod cgroup;
 pub mod clock;
 pub mod clsact;

@@ -1,29 +1,29 @@
-//! Reads devices, addresses and default routes from the kernel.
+//! Reads devices and addresses from the kernel.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
 
 use futures::StreamExt;
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{
     ErrorMessage, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeader, AddressMessage, AddressScope,
 };
 use rtnetlink::packet_route::link::{
     LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::{Address, DefaultRoute, DeviceError, Link};
-use crate::maps::Family;
+use super::{Address, DeviceError, Link};
 
 /// How often a dump that changes interrupted is repeated. Each of those changes is an event too, so that the
 /// next round has another chance.
-const ATTEMPTS: usize = 5;
+pub(super) const ATTEMPTS: usize = 5;
+
+/// Devices whose frames begin with headers of their own.
+const UNREADABLE: [LinkLayerType; 2] = [LinkLayerType::Infiniband, LinkLayerType::Ieee1394];
 
 /// The connection that dumps are asked for on.
 pub(super) struct Dumper {
@@ -78,22 +78,6 @@ impl Dumper {
         Ok(addresses)
     }
 
-    /// The default routes of both families.
-    pub(super) async fn default_routes(&mut self) -> Result<Vec<DefaultRoute>, DeviceError> {
-        let mut routes = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut request = RouteMessage::default();
-            request.header.address_family = family;
-            let request = RouteNetlinkMessage::GetRoute(request);
-            let found = self.dump("routes", request, |message| match message {
-                RouteNetlinkMessage::NewRoute(message) => default_routes(&message),
-                _ => Vec::new(),
-            });
-            routes.extend(found.await?);
-        }
-        Ok(routes)
-    }
-
     async fn dump<T>(
         &mut self,
         what: &'static str,
@@ -146,6 +130,7 @@ fn link(message: &LinkMessage) -> Link {
         up: header.flags.contains(LinkFlags::Up),
         loopback: header.flags.contains(LinkFlags::Loopback),
         ethernet: header.link_layer_type == LinkLayerType::Ether,
+        unreadable: UNREADABLE.contains(&header.link_layer_type),
         ..Link::default()
     };
     for attribute in &message.attributes {
@@ -193,44 +178,4 @@ fn address(message: &AddressMessage) -> Option<Address> {
 
 fn header_flags(header: &AddressHeader) -> AddressFlags {
     AddressFlags::from_bits_retain(u32::from(header.flags.bits()))
-}
-
-/// The next hops of a route, if it is a default route that leads anywhere.
-fn default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
-    let header = &message.header;
-    let family = match header.address_family {
-        AddressFamily::Inet => Family::V4,
-        AddressFamily::Inet6 => Family::V6,
-        _ => return Vec::new(),
-    };
-    if header.destination_prefix_length != 0 || header.kind != RouteType::Unicast {
-        return Vec::new();
-    }
-    let mut route = DefaultRoute {
-        family,
-        main: header.table == RouteHeader::RT_TABLE_MAIN,
-        metric: 0,
-        device: 0,
-        preferred_source: None,
-    };
-    let mut devices = Vec::new();
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(device) => devices.push(*device),
-            RouteAttribute::MultiPath(hops) => devices.extend(hops.iter().map(|hop| hop.interface_index)),
-            RouteAttribute::Priority(metric) => route.metric = *metric,
-            RouteAttribute::PrefSource(source) => route.preferred_source = ip_address(source),
-            _ => {}
-        }
-    }
-    let hops = devices.into_iter();
-    hops.map(|device| DefaultRoute { device, ..route }).collect()
-}
-
-fn ip_address(address: &RouteAddress) -> Option<IpAddr> {
-    match *address {
-        RouteAddress::Inet(address) => Some(address.into()),
-        RouteAddress::Inet6(address) => Some(address.into()),
-        _ => None,
-    }
 }

@@ -12,17 +12,26 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 
 use super::DeviceError;
+use super::routes::is_default_route;
 
 /// Larger than any message the kernel sends.
 const BUFFER_SIZE: usize = 64 * 1024;
 
-const GROUPS: [MulticastGroup; 5] = [
+const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
+    MulticastGroup::Nexthop,
 ];
+
+/// Attributes of a route (linux/rtnetlink.h) that name its devices.
+const RTA_OIF: u16 = libc::RTA_OIF;
+const RTA_MULTIPATH: u16 = libc::RTA_MULTIPATH;
+/// A nexthop object (linux/nexthop.h), which alone may name the device.
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_DELNEXTHOP: u16 = 105;
 
 /// What may have changed.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -30,8 +39,51 @@ pub(super) struct Changes {
     pub(super) links: bool,
     pub(super) addresses: bool,
     pub(super) default_routes: bool,
+    /// By which devices routes may lead that were not there before.
+    pub(super) routes: NewRoutes,
     /// Indexes of devices that went away; others may have the same indexes by now.
     pub(super) deleted: BTreeSet<u32>,
+}
+
+/// By which devices new routes may lead.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum NewRoutes {
+    /// By these.
+    By(BTreeSet<u32>),
+    /// By any.
+    ByAny,
+}
+
+impl Default for NewRoutes {
+    fn default() -> Self {
+        Self::By(BTreeSet::new())
+    }
+}
+
+impl NewRoutes {
+    /// Whether one may lead by this device.
+    pub(super) fn may_lead_by(&self, device: u32) -> bool {
+        match self {
+            Self::By(devices) => devices.contains(&device),
+            Self::ByAny => true,
+        }
+    }
+
+    /// Adds others.
+    pub(super) fn join(&mut self, others: Self) {
+        self.add(match others {
+            Self::By(devices) => Some(devices.into_iter().collect()),
+            Self::ByAny => None,
+        });
+    }
+
+    fn add(&mut self, found: Option<Vec<u32>>) {
+        match (found, self) {
+            (Some(found), Self::By(devices)) => devices.extend(found),
+            (None, known) => *known = Self::ByAny,
+            (Some(_), Self::ByAny) => {}
+        }
+    }
 }
 
 impl Changes {
@@ -41,6 +93,7 @@ impl Changes {
             links: true,
             addresses: true,
             default_routes: true,
+            routes: NewRoutes::ByAny,
             deleted: BTreeSet::new(),
         }
     }
@@ -73,11 +126,14 @@ impl Changes {
                 self.deleted.extend(deleted_device(payload));
             }
             libc::RTM_NEWADDR | libc::RTM_DELADDR => self.addresses = true,
-            // A node may have very many other routes, which come and go with Pods or with a routing protocol.
-            libc::RTM_NEWROUTE | libc::RTM_DELROUTE if is_default_route(payload) => {
-                self.default_routes = true
+            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+                self.default_routes |= is_default_route(payload);
+                if kind == libc::RTM_NEWROUTE {
+                    self.routes.add(devices_of_route(payload));
+                }
             }
-            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {}
+            RTM_NEWNEXTHOP => self.routes = NewRoutes::ByAny,
+            RTM_DELNEXTHOP => {}
             _ => self.note_everything(),
         }
     }
@@ -90,9 +146,43 @@ fn deleted_device(payload: &[u8]) -> Option<u32> {
     (i32::from(family) == libc::AF_UNSPEC).then_some(index)
 }
 
-/// Whether a `struct rtmsg` has destination prefix length 0.
-fn is_default_route(payload: &[u8]) -> bool {
-    payload.get(1).is_none_or(|&prefix_length| prefix_length == 0)
+/// The devices that a route names, none if it leads to no other machine. `None` if they are not to be read from it.
+fn devices_of_route(payload: &[u8]) -> Option<Vec<u32>> {
+    const RTN_UNICAST: u8 = libc::RTN_UNICAST;
+    let (&kind, mut rest) = (payload.get(7)?, payload.get(12..)?);
+    if kind != RTN_UNICAST {
+        return Some(Vec::new());
+    }
+    let mut devices = Vec::new();
+    while let Some((attribute, value, after)) = split_attribute(rest) {
+        match attribute {
+            RTA_OIF => devices.push(u32::from_ne_bytes(value.try_into().ok()?)),
+            RTA_MULTIPATH => devices.extend(devices_of_hops(value)),
+            _ => {}
+        }
+        rest = after;
+    }
+    (!devices.is_empty()).then_some(devices)
+}
+
+/// The devices of `struct rtnexthop`s: length (2 bytes), flags, weight, index of the device (4 bytes), attributes.
+fn devices_of_hops(mut hops: &[u8]) -> Vec<u32> {
+    let mut devices = Vec::new();
+    while let Some((&[a, b, _, _, c, d, e, f], _)) = hops.split_first_chunk() {
+        devices.push(u32::from_ne_bytes([c, d, e, f]));
+        let length = usize::from(u16::from_ne_bytes([a, b])).max(8);
+        hops = hops.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    devices
+}
+
+/// The first of several attributes: length with this header (2 bytes), kind (2 bytes), value.
+fn split_attribute(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let &[a, b, c, d] = bytes.first_chunk()?;
+    let length = usize::from(u16::from_ne_bytes([a, b]));
+    let value = bytes.get(4..length)?;
+    let rest = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Some((u16::from_ne_bytes([c, d]), value, rest))
 }
 
 /// The socket that events arrive at.
@@ -180,10 +270,58 @@ mod tests {
         assert!(!routes.links && !routes.addresses && routes.default_routes);
     }
 
+    /// A new route of this kind with attributes, to a destination of 32 bits.
+    fn route(kind: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut payload = vec![2, 32, 0, 0, 0, 0, 0, kind, 0, 0, 0, 0];
+        for (attribute, value) in attributes {
+            let length = u16::try_from(4 + value.len()).unwrap();
+            payload.extend(length.to_ne_bytes());
+            payload.extend(attribute.to_ne_bytes());
+            payload.extend(*value);
+            payload.resize(payload.len().next_multiple_of(4), 0);
+        }
+        message(libc::RTM_NEWROUTE, &payload)
+    }
+
+    fn by(devices: &[u32]) -> NewRoutes {
+        NewRoutes::By(devices.iter().copied().collect())
+    }
+
     #[test]
-    fn routes_to_pods_are_ignored() {
-        let changes = noted(&message(libc::RTM_NEWROUTE, &[2, 32, 0, 0]));
-        assert_eq!(changes, Changes::default());
+    fn of_other_routes_only_the_devices_are_noted() {
+        let device = 7_u32.to_ne_bytes();
+        let one = noted(&route(1, &[(libc::RTA_TABLE, &[9]), (RTA_OIF, &device)]));
+        let expected = Changes {
+            routes: by(&[7]),
+            ..Changes::default()
+        };
+        assert_eq!(one, expected);
+        let mut hops = vec![16, 0, 0, 0, 7, 0, 0, 0, 8, 0, 5, 0, 1, 2, 3, 4];
+        hops.extend([8, 0, 0, 0, 9, 0, 0, 0]);
+        assert_eq!(noted(&route(1, &[(RTA_MULTIPATH, &hops)])).routes, by(&[7, 9]));
+        // A blackhole's, and the addresses of the node.
+        for kind in [libc::RTN_BLACKHOLE, libc::RTN_LOCAL] {
+            assert_eq!(noted(&route(kind, &[(RTA_OIF, &device)])), Changes::default());
+        }
+        let mut gone = route(1, &[(RTA_OIF, &device)]);
+        gone[4..6].copy_from_slice(&libc::RTM_DELROUTE.to_ne_bytes());
+        assert_eq!(noted(&gone), Changes::default());
+    }
+
+    #[test]
+    fn a_route_by_a_nexthop_object_may_lead_by_any_device() {
+        const RTA_NH_ID: u16 = 30;
+        let only_number = route(1, &[(RTA_NH_ID, &[1, 0, 0, 0])]);
+        for event in [only_number, message(RTM_NEWNEXTHOP, &[0; 8])] {
+            let expected = Changes {
+                routes: NewRoutes::ByAny,
+                ..Changes::default()
+            };
+            assert_eq!(noted(&event), expected);
+        }
+        assert_eq!(noted(&message(RTM_DELNEXTHOP, &[0; 8])), Changes::default());
+        // What is cut off may be anything.
+        assert_eq!(noted(&route(1, &[(RTA_OIF, &[1])])).routes, NewRoutes::ByAny);
     }
 
     #[test]

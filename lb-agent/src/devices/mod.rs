@@ -1,20 +1,24 @@
 //! Which network devices carry which programs, as netlink tells.
 //!
 //! ```text
-//! netlink -> events (what may have changed) -> dump (what is) -> Snapshot -> classify -> View
+//! netlink -> events (what may have changed) -> dump, routes (what is) -> Snapshot -> classify -> View
 //! ```
 //! [`classify()`] is a pure function; only [`watch()`] talks to the kernel.
 
+mod bare;
 mod classify;
 mod dump;
 mod events;
+mod routes;
 mod snapshot;
 mod watch;
 
+pub use bare::{Bare, Why, bare};
 pub use classify::{Attachment, DeviceArguments, DeviceOptions, REASSEMBLY_DEVICE, Role, classify};
 pub(crate) use snapshot::first_global_address;
+use snapshot::is_link_local;
 pub use snapshot::{Address, DefaultRoute, Link, Snapshot, device_addresses, primary_addresses};
-pub use watch::{View, watch};
+pub use watch::{View, look, look_without_default_routes, watch};
 
 /// Why the devices of this node cannot be told.
 #[derive(Debug, thiserror::Error)]

@@ -22,12 +22,27 @@ pub struct Link {
     pub loopback: bool,
     /// Whether its frames have an Ethernet header.
     pub ethernet: bool,
+    /// Whether its frames begin with a header that the programs do not read: neither Ethernet's nor IP's.
+    pub unreadable: bool,
     /// The id of the network namespace that its peer is in, if that is another one.
     pub link_netnsid: Option<i32>,
     /// The bridge, bond or the like that it is a port of.
     pub master: Option<u32>,
     /// Its link-layer address, if it has Ethernet headers.
     pub address: Option<[u8; 6]>,
+}
+
+impl Link {
+    /// Whether it is an end of a pair of devices. Where such a device leads only its other end says.
+    pub(super) fn is_pair_end(&self) -> bool {
+        matches!(self.kind.as_str(), "veth" | "netkit")
+    }
+
+    /// Whether addresses and routes do not tell where it leads: the other end of such a pair, or Open vSwitch, may lead to
+    /// Pods of this node, as some CNIs have it.
+    pub(super) fn leads_anywhere(&self) -> bool {
+        self.is_pair_end() || self.kind == "openvswitch"
+    }
 }
 
 /// An address of a device.
@@ -65,9 +80,41 @@ pub struct Snapshot {
     pub addresses: BTreeMap<u32, Vec<Address>>,
     /// Default routes, one for each next hop.
     pub default_routes: Vec<DefaultRoute>,
+    /// Devices that a route has led out by since they were up: of those only that [`Snapshot::asks_for_routes`] names.
+    pub routed: BTreeSet<u32>,
 }
 
 impl Snapshot {
+    /// Whether packets of other machines come by a device as far as addresses and routes tell.
+    pub(super) fn leads_out(&self, device: u32) -> bool {
+        self.has_global_address(device)
+            || self.routed.contains(&device)
+            || self.default_routes.iter().any(|route| route.device == device)
+    }
+
+    fn has_global_address(&self, device: u32) -> bool {
+        let addresses = self.addresses.get(&device).into_iter().flatten();
+        addresses
+            .into_iter()
+            .any(|address| address.global && !address.address.is_loopback())
+    }
+
+    /// Devices of which only a route can tell that packets of other machines come by them. A node has few of these, and
+    /// may have very many routes.
+    pub(super) fn asks_for_routes(&self) -> impl Iterator<Item = u32> {
+        let open = |link: &&Link| {
+            let may_be_one = link.up && !link.loopback && !link.unreadable && !link.leads_anywhere();
+            may_be_one && self.switch_of(link).is_none() && !self.leads_out(link.index)
+        };
+        self.links.values().filter(open).map(|link| link.index)
+    }
+
+    /// The bridge, bond or the like that takes the packets of a device before the node's stack does. A VRF does not.
+    pub(super) fn switch_of(&self, link: &Link) -> Option<&Link> {
+        let master = self.links.get(&link.master?)?;
+        (master.kind != "vrf").then_some(master)
+    }
+
     /// Whether a default route names a device or an address that is gone. IPv4 routes vanish with these without
     /// an event of their own.
     pub(super) fn has_stale_route(&self) -> bool {
@@ -105,7 +152,7 @@ pub fn device_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
         .collect()
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+pub(super) fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),

@@ -11,7 +11,7 @@ mod run;
 mod steps;
 mod tables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use lb_common::decide;
@@ -32,6 +32,7 @@ use self::steps::{Steps, says};
 use self::tables::Recorder;
 use crate::datapath::clock::Clock;
 use crate::datapath::live::{LiveFamily, LiveMaps};
+use crate::devices::Bare;
 use crate::maps::{BackendState, MapError};
 use crate::show::names::ServicePorts;
 use crate::show::rows::end;
@@ -54,12 +55,14 @@ pub enum Fate {
     Rejected,
     /// It ends here.
     Dropped,
+    /// It is for a Service, and it or the answer passes a device without programs.
+    Unseen,
 }
 
 impl Fate {
-    /// Whether the packet ends here.
+    /// Whether the packet does not get through.
     pub fn is_refusal(self) -> bool {
-        matches!(self, Self::Rejected | Self::Dropped)
+        matches!(self, Self::Rejected | Self::Dropped | Self::Unseen)
     }
 }
 
@@ -118,6 +121,9 @@ pub struct Explanation {
     /// The device that the packet leaves by, if it is sent on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// The device without programs that it passes, if that keeps it from getting through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub without_programs: Option<String>,
     /// The stages.
     pub steps: Vec<Step>,
     /// The backends that a new connection may go to.
@@ -130,6 +136,10 @@ pub struct Surroundings<'a> {
     pub clock: Clock,
     /// The node's routing tables.
     pub routes: &'a dyn Routes,
+    /// Index of the device that the packet comes in by; 0 if that is not known.
+    pub ingress: u32,
+    /// The devices that carry no programs.
+    pub bare: &'a BTreeSet<Bare>,
     /// Whether programs are attached to sockets.
     pub has_socket_programs: bool,
 }
@@ -176,6 +186,7 @@ fn explain_family<A: LiveFamily>(
         by_chance: false,
         source_port_by_chance: false,
         device: None,
+        without_programs: None,
         steps: Vec::new(),
         backends: Vec::new(),
     };
@@ -198,6 +209,7 @@ fn explain_family<A: LiveFamily>(
         }
         let is_first = steps.of_packet(question.protocol)?;
         ask_packet::<A>(maps, surroundings, question, is_first, &mut explanation)?;
+        note_bare_device(surroundings, &mut explanation);
     }
     tables.check()?;
     let finding = verdict_text(&explanation);
@@ -266,9 +278,46 @@ fn ask_packet<A: LiveFamily>(
         explanation.source_port_by_chance = tables.has_opened() && port != Some(question.source.port());
     }
     if explanation.verdict == Fate::Forwarded {
-        explanation.device = probe.way().map(|way| device_name(way.device));
+        let way = probe.way();
+        explanation.device = way.map(|way| device_name(way.device));
+        // The answer comes in by it.
+        if let Some(device) = way.and_then(|way| surroundings.bare_device(way.device)) {
+            explanation.say_unseen(device);
+        }
     }
     Ok(())
+}
+
+/// Says that what the programs would do with a packet is not done, as none is where it comes in.
+fn note_bare_device(surroundings: &Surroundings<'_>, explanation: &mut Explanation) {
+    let Some(device) = surroundings.bare_device(surroundings.ingress) else {
+        return;
+    };
+    if explanation.verdict == Fate::Passed {
+        return;
+    }
+    explanation.reason = None;
+    explanation.new_source = None;
+    explanation.new_destination = None;
+    explanation.device = None;
+    explanation.say_unseen(device);
+}
+
+impl Surroundings<'_> {
+    fn bare_device(&self, index: u32) -> Option<&Bare> {
+        self.bare.iter().find(|device| device.index == index)
+    }
+}
+
+impl Explanation {
+    fn say_unseen(&mut self, device: &Bare) {
+        self.verdict = Fate::Unseen;
+        self.without_programs = Some(device.name.clone());
+        self.steps.push(Step {
+            step: "device",
+            finding: format!("{} carries no programs: {}", device.name, device.why.text()),
+        });
+    }
 }
 
 /// Source and destination of a packet.
@@ -362,7 +411,18 @@ fn verdict_text(explanation: &Explanation) -> String {
         Fate::Rejected if explanation.from == From::Node => format!("rejected: the call fails: {reason}"),
         Fate::Rejected => format!("rejected: {reason}; the sender is told"),
         Fate::Dropped => format!("dropped: {reason}"),
+        Fate::Unseen => unseen_text(explanation, &to, &source),
     }
+}
+
+fn unseen_text(explanation: &Explanation, to: &str, source: &str) -> String {
+    let device = explanation.without_programs.as_deref().unwrap_or("a device");
+    if explanation.device.is_none() {
+        return format!("unseen: it comes in by {device}, which carries no programs, and goes on untouched");
+    }
+    format!(
+        "unseen: forwarded to {to}{source}; it leaves by {device}, which carries no programs, so the answer stays as it is"
+    )
 }
 
 /// Number of slots by backend.

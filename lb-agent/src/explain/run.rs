@@ -12,10 +12,11 @@ use lb_common::packet::Route;
 use super::routes::KernelRoutes;
 use super::{Explanation, From, Question, Surroundings, explain};
 use crate::cli::{Arguments, ExplainArguments};
+use crate::datapath::carriers::Carriers;
 use crate::datapath::clock::Clock;
 use crate::datapath::live::{LiveFamily, LiveMaps};
-use crate::datapath::object::program;
 use crate::datapath::pins::Pins;
+use crate::devices;
 use crate::maps::MapError;
 use crate::output::{self, Table};
 use crate::privileges;
@@ -59,17 +60,20 @@ fn answer(arguments: &ExplainArguments, question: Question) -> anyhow::Result<Ex
         .link_names()
         .with_context(|| format!("cannot read {}", pins.links().display()))?;
     let is_attached = |prefix: &str| links.iter().any(|link| link.starts_with(prefix));
+    let carriers = Carriers::read(&pins)?;
+    let bare = carriers.bare(&devices::look_without_default_routes()?);
     let from = match arguments.from {
         Some(from) => from,
         None => {
-            let device = routes.ingress();
-            let is_pod_device = is_attached(&format!("{device}-{}", program::TC_FROM_POD));
-            guess(&maps, question.source.ip(), &routes, is_pod_device)?
+            let leads_to_pod = carriers.leads_to_pods(routes.ingress());
+            guess(&maps, question.source.ip(), &routes, leads_to_pod)?
         }
     };
     let surroundings = Surroundings {
         clock: Clock::read().context("cannot read the clock")?,
         routes: &routes,
+        ingress: routes.ingress(),
+        bare: &bare,
         has_socket_programs: is_attached("cgroup-lb_connect"),
     };
     let explanation = explain(&maps, &surroundings, question, from)?;
@@ -82,12 +86,12 @@ fn guess(
     maps: &LiveMaps,
     source: IpAddr,
     routes: &KernelRoutes,
-    is_pod_device: bool,
+    leads_to_pod: bool,
 ) -> Result<From, MapError> {
     if routes.ask(source).route == Route::Local {
         return Ok(From::Node);
     }
-    let is_pod = is_pod_device || is_local_backend::<Address4>(maps, source)?;
+    let is_pod = leads_to_pod || is_local_backend::<Address4>(maps, source)?;
     Ok(if is_pod || is_local_backend::<Address6>(maps, source)? {
         From::Pod
     } else {

@@ -23,7 +23,7 @@ use crate::datapath::object::Settings;
 use crate::datapath::pins::Pins;
 use crate::datapath::readings::Readings;
 use crate::describe;
-use crate::devices::{self, DeviceOptions, Role, View, device_addresses, primary_addresses};
+use crate::devices::{self, Bare, DeviceOptions, Role, View, device_addresses, primary_addresses};
 use crate::model::NodeConfig;
 use crate::object::Change;
 use crate::reassembly::Reassembly;
@@ -88,6 +88,8 @@ struct Agent {
     device_options: watch::Sender<DeviceOptions>,
     /// Whether the programs are attached: not before the first sync, so that no packet meets empty maps.
     attached: bool,
+    /// The devices without programs that the log has told of.
+    bare: BTreeSet<Bare>,
     next_attach: Option<Instant>,
     next_repair: Instant,
     closer: Option<Closer>,
@@ -164,6 +166,7 @@ impl Agent {
             view,
             device_options,
             attached: false,
+            bare: BTreeSet::new(),
             next_attach: None,
             next_repair: Instant::now() + REPAIR_INTERVAL,
             closer: searches.closer,
@@ -304,6 +307,7 @@ impl Agent {
             ATTACH_RETRY
         };
         self.next_attach = Some(now + next);
+        self.tell_bare(&view);
         if !self.attached {
             self.datapath.set_cgroup(self.cgroup.as_deref())?;
         }
@@ -324,6 +328,16 @@ impl Agent {
             );
         }
         Ok(())
+    }
+
+    /// Logs which devices carry no programs, once for each reason.
+    fn tell_bare(&mut self, view: &View) {
+        let bare = devices::bare(&view.snapshot, |index| view.attachments.contains_key(&index));
+        for found in bare.difference(&self.bare) {
+            let why = found.why.text();
+            tracing::info!(device = found.name, "no programs at this device: {why}");
+        }
+        self.bare = bare;
     }
 
     fn repair(&mut self) {

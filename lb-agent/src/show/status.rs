@@ -1,5 +1,6 @@
 //! The state of the kernel side as a whole.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::process::ExitCode;
 
@@ -8,10 +9,12 @@ use lb_common::reason::Reason;
 use serde::Serialize;
 
 use crate::cli::ShowArguments;
+use crate::datapath::carriers::Carriers;
 use crate::datapath::foreign::{ForeignProgram, Order, foreign_programs};
 use crate::datapath::maps::{Counters, KernelMaps, map_sizes};
 use crate::datapath::namespaces::NamespaceTable;
 use crate::datapath::pins::Pins;
+use crate::devices::{self, Bare};
 use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapImage, Maps as _};
 use crate::output::{self, Table};
 use crate::privileges;
@@ -25,6 +28,9 @@ struct Status {
     foreign: Option<Vec<ForeignProgram>>,
     /// Network namespaces of this node beside its own; `null` if the kernel does not tell them apart.
     namespaces: Option<Namespaces>,
+    /// Devices that are up and carry no programs.
+    #[serde(rename = "withoutPrograms")]
+    without_programs: BTreeSet<Bare>,
     maps: Vec<Usage>,
     /// Packets that were not simply translated, by reason.
     reasons: Vec<ReasonCount>,
@@ -88,6 +94,7 @@ pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
             translated_at_sockets: counts.at_sockets,
             left_to_devices: counts.left,
         }),
+        without_programs: Carriers::read(&pins)?.bare(&devices::look_without_default_routes()?),
         maps: usage,
         reasons,
     };
@@ -196,6 +203,13 @@ fn table(status: &Status) -> Table {
     };
     for (name, value) in namespaces {
         table.row(["namespaces".to_owned(), name.to_owned(), value]);
+    }
+    for Bare { name, why, .. } in &status.without_programs {
+        table.row([
+            "without".to_owned(),
+            format!("device {name}"),
+            why.text().to_owned(),
+        ]);
     }
     for Usage { what, used, capacity } in &status.maps {
         table.row(["map".to_owned(), what.clone(), format!("{used} of {capacity}")]);

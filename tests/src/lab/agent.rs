@@ -165,6 +165,22 @@ impl Node {
     ///
     /// If it fails, with what it wrote to standard error.
     pub fn agent_command(&self, command: &str, arguments: &[&str]) -> Result<String> {
+        self.start_command(command, arguments)?.output(COMMAND_TIME_LIMIT)
+    }
+
+    /// The same, whatever its exit code is.
+    ///
+    /// # Errors
+    ///
+    /// If it does not end, or has no exit code.
+    pub fn agent_command_code(&self, command: &str, arguments: &[&str]) -> Result<(i32, String)> {
+        let mut process = self.start_command(command, arguments)?;
+        let status = process.wait(COMMAND_TIME_LIMIT)?;
+        let code = status.code().with_context(|| format!("{command}: {status}"))?;
+        Ok((code, process.output_so_far()))
+    }
+
+    fn start_command(&self, command: &str, arguments: &[&str]) -> Result<Process> {
         let program = built_agent()?;
         let mut tool = self.host().tool(Some(COMMAND_TIME_LIMIT))?;
         tool.args(["exec", "--"])
@@ -173,9 +189,7 @@ impl Node {
             .args(arguments)
             .arg("--pin-path")
             .arg(self.pin_path());
-        self.host()
-            .spawn(&format!("lb-agent-{command}"), tool)?
-            .output(COMMAND_TIME_LIMIT)
+        self.host().spawn(&format!("lb-agent-{command}"), tool)
     }
 }
 

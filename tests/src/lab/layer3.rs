@@ -1,4 +1,4 @@
-//! Links without Ethernet headers, as those of VPNs are.
+//! Links without Ethernet headers, as those of VPNs are, and with, as those of a second network card are.
 
 use anyhow::Result;
 
@@ -10,7 +10,17 @@ use super::namespace::Namespace;
 use super::process::Process;
 use super::{Lab, Node};
 
-/// A link whose devices have no Ethernet header. Dropping it removes them.
+/// How a client is connected to its node, beside the node's link with the fabric.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SecondLink {
+    /// Whether its devices have Ethernet headers.
+    pub ethernet: bool,
+    /// The routing table in which the node knows the way to the client, if that is not the main one. A rule names it for
+    /// packets to the client only.
+    pub table: Option<u32>,
+}
+
+/// A link whose devices may have no Ethernet header. Dropping it removes them.
 #[derive(Debug)]
 pub struct Layer3Link {
     _carrier: Process,
@@ -23,6 +33,49 @@ pub struct Layer3Client {
     pub machine: Machine,
     /// Its link.
     pub link: Layer3Link,
+    kind: SecondLink,
+}
+
+impl Layer3Client {
+    /// Lets the node know the way to the client.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn learn_way(&self, node: &Node) -> Result<()> {
+        self.change_way(node, "add")
+    }
+
+    /// The node forgets it, as when a routing protocol withdraws its routes.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn forget_way(&self, node: &Node) -> Result<()> {
+        self.change_way(node, "delete")
+    }
+
+    fn change_way(&self, node: &Node, change: &str) -> Result<()> {
+        let machine = &self.machine;
+        let mut networks = machine
+            .addresses
+            .both()
+            .map(|address| address.to_string())
+            .to_vec();
+        networks.extend(
+            machine
+                .outside_index
+                .into_iter()
+                .flat_map(address::outside_networks),
+        );
+        let (ipv6, ipv4): (Vec<_>, Vec<_>) = networks.into_iter().partition(|network| network.contains(':'));
+        let lines = |networks: &[String]| {
+            link::to_second_client(change, &machine.far_device, networks, self.kind.table)
+        };
+        let namespace = node.host().namespace();
+        namespace.ip(&lines(&ipv4))?;
+        namespace.ip6(&lines(&ipv6))
+    }
 }
 
 impl Lab {
@@ -30,12 +83,28 @@ impl Lab {
     /// Ethernet headers, whose end on the node is the device `tun-NAME`. Nobody but the node knows the way to it. Its
     /// name has at most 11 characters.
     ///
-    /// An agent takes the device for one of the network if it is told to (`--network-device`).
-    ///
     /// # Errors
     ///
     /// If the kernel refuses or the name is too long.
     pub fn layer3_client(&self, node: &Node, name: &str) -> Result<Layer3Client> {
+        let client = self.second_client(
+            node,
+            name,
+            SecondLink {
+                ethernet: false,
+                table: None,
+            },
+        )?;
+        client.learn_way(node)?;
+        Ok(client)
+    }
+
+    /// The same over another kind of link, and the node does not know the way to the client yet.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses or the name is too long.
+    pub fn second_client(&self, node: &Node, name: &str, kind: SecondLink) -> Result<Layer3Client> {
         let mut members = self.lock();
         let index = members.outside_machines + 1;
         let addresses = address::outside(index);
@@ -50,13 +119,19 @@ impl Lab {
             outside_index: Some(index),
             logs: self.directory.clone(),
         };
-        let link = connect((node.host(), &machine.far_device), (&machine, link::LEAF_DEVICE))?;
-        let networks = address::outside_networks(index);
-        let lines = link::host_to_layer3_leaf(&machine.far_device, addresses, &networks);
-        node.host().namespace().ip(&lines)?;
-        machine.namespace().ip(&link::layer3_leaf(addresses))?;
+        let ends = ((node.host(), machine.far_device()), (&machine, link::LEAF_DEVICE));
+        let link = connect(ends.0, ends.1, kind.ethernet)?;
+        let (at_host, at_leaf) = match kind.ethernet {
+            true => (link::host_to_tap(&machine.far_device), link::leaf(addresses)),
+            false => (
+                link::host_to_tun(&machine.far_device),
+                link::layer3_leaf(addresses),
+            ),
+        };
+        node.host().namespace().ip(&at_host)?;
+        machine.namespace().ip(&at_leaf)?;
         members.outside_machines = index;
-        Ok(Layer3Client { machine, link })
+        Ok(Layer3Client { machine, link, kind })
     }
 
     /// Lets two nodes send packets for each other's Pods over a link without Ethernet headers, with addresses of its
@@ -69,7 +144,7 @@ impl Lab {
         let [first, second] = nodes;
         let to_second = link::layer3_device(second.name());
         let to_first = link::layer3_device(first.name());
-        let link = connect((first.host(), &to_second), (second.host(), &to_first))?;
+        let link = connect((first.host(), &to_second), (second.host(), &to_first), false)?;
         for (node, other, device) in [(first, second, to_second), (second, first, to_first)] {
             let lines = link::layer3_to_node(&device, node.index, other.index);
             node.host().namespace().ip(&lines)?;
@@ -79,12 +154,13 @@ impl Lab {
 }
 
 /// Makes a link between two devices, which are still down.
-fn connect(near: (&Machine, &str), far: (&Machine, &str)) -> Result<Layer3Link> {
+fn connect(near: (&Machine, &str), far: (&Machine, &str), ethernet: bool) -> Result<Layer3Link> {
     let mut command = near.0.tool(None)?;
     command
         .args(["layer3", "--device", near.1])
         .args(["--far-netns", far.0.namespace().name()])
-        .args(["--far-device", far.1]);
+        .args(["--far-device", far.1])
+        .args(ethernet.then_some("--ethernet"));
     let mut carrier = near.0.spawn("layer3", command)?;
     carrier.wait_until_ready()?;
     Ok(Layer3Link { _carrier: carrier })

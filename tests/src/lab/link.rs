@@ -116,16 +116,33 @@ pub(super) fn layer3_device(to: &str) -> String {
     format!("tun-{to}")
 }
 
-/// In a node: the way to an outside client over such a device.
-pub(super) fn host_to_layer3_leaf(device: &str, leaf: Addresses, networks: &[String; 2]) -> Vec<String> {
-    let mut lines = vec![format!("link set {device} mtu {LAYER3_MTU} up")];
-    let own = leaf.both().map(|address| address.to_string());
-    lines.extend(
-        own.iter()
-            .chain(networks)
-            .map(|to| format!("route add {to} dev {device}")),
-    );
-    lines
+/// In a node: such a device towards an outside client.
+pub(super) fn host_to_tun(device: &str) -> [String; 1] {
+    [format!("link set {device} mtu {LAYER3_MTU} up")]
+}
+
+/// In a node: a device with Ethernet headers towards an outside client.
+pub(super) fn host_to_tap(device: &str) -> [String; 1] {
+    [format!(
+        "link set {device} address {LEAF_GATEWAY_MAC} mtu {MTU} up"
+    )]
+}
+
+/// In a node: adds or deletes the way to the networks of an outside client, in a table that rules name for it.
+pub(super) fn to_second_client(
+    change: &str,
+    device: &str,
+    networks: &[String],
+    table: Option<u32>,
+) -> Vec<String> {
+    let route = |to: &String| match table {
+        Some(table) => vec![
+            format!("route {change} {to} dev {device} table {table}"),
+            format!("rule {change} to {to} lookup {table}"),
+        ],
+        None => vec![format!("route {change} {to} dev {device}")],
+    };
+    networks.iter().flat_map(route).collect()
 }
 
 /// In that client.

@@ -67,7 +67,7 @@ pub use capture::{Capture, CaptureReport};
 pub use cluster::Cluster;
 pub use foreign::{At, ForeignPrograms, Says};
 use id::LabId;
-pub use layer3::{Layer3Client, Layer3Link};
+pub use layer3::{Layer3Client, Layer3Link, SecondLink};
 pub use machine::{Machine, TcpState};
 pub use manifest::{
     EndpointManifest, EndpointSliceManifest, NodeManifest, PodManifest, ServiceManifest, ServicePort,

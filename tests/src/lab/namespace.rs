@@ -71,9 +71,15 @@ impl Namespace {
             .with_context(|| format!("namespace {}", self.name))
     }
 
+    /// The same with lines of `ip -6` commands: those about rules do not tell the IP version from an address.
+    pub(super) fn ip6(&self, lines: &[impl AsRef<str> + Sync]) -> Result<()> {
+        self.run(|| batch("ip", &["-6", "-batch", "-"], lines))
+            .with_context(|| format!("namespace {}", self.name))
+    }
+
     /// The same with lines of `bridge` commands.
     pub(super) fn bridge(&self, lines: &[impl AsRef<str> + Sync]) -> Result<()> {
-        self.run(|| batch("bridge", lines))
+        self.run(|| batch("bridge", &["-batch", "-"], lines))
             .with_context(|| format!("namespace {}", self.name))
     }
 
@@ -180,11 +186,11 @@ fn path(name: &str) -> PathBuf {
 
 /// Runs lines of `ip` commands in the namespace of the calling thread.
 pub(super) fn ip_batch(lines: &[impl AsRef<str>]) -> Result<()> {
-    batch("ip", lines)
+    batch("ip", &["-batch", "-"], lines)
 }
 
-fn batch(program: &str, lines: &[impl AsRef<str>]) -> Result<()> {
-    let errors = run_batch(program, &["-batch", "-"], lines)?;
+fn batch(program: &str, arguments: &[&str], lines: &[impl AsRef<str>]) -> Result<()> {
+    let errors = run_batch(program, arguments, lines)?;
     match errors {
         None => Ok(()),
         Some(errors) => bail!("{program}: {errors}"),

@@ -215,7 +215,7 @@ impl Network {
             .map(|link| (link.index, link))
             .into(),
             addresses: [(LOOPBACK, node), (self.back, back)].into(),
-            default_routes: Vec::new(),
+            ..Snapshot::default()
         }
     }
 

@@ -6,8 +6,6 @@ use std::collections::BTreeSet;
 use lb_tests::lab::cluster::{HTTP, STREAM, UDP};
 use lb_tests::lab::{Capture, Cluster, Machine, Outcome, SocketLb, require_privileges};
 
-const DEVICES: [&str; 2] = ["--network-device=eth0", "--network-device=tun-*"];
-
 fn pods(cluster: &Cluster) -> BTreeSet<String> {
     let servers = cluster.servers.iter();
     servers.map(|server| server.pod.name().to_owned()).collect()
@@ -39,7 +37,7 @@ fn a_client_behind_a_device_without_ethernet_reaches_pods_of_all_nodes() {
     }
     let mut cluster = Cluster::new("layer3-client", &[]).unwrap();
     let vpn = cluster.lab.layer3_client(&cluster.nodes[0], "vpn-1").unwrap();
-    let _agent = cluster.start_agent(SocketLb::Off, &DEVICES).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
     for node in cluster.nodes[0].host().addresses().both() {
         let [http, udp] = [HTTP, UDP].map(|port| (node, port.node_port.unwrap()).into());
         vpn.machine.expect_tcp(http, &Outcome::Refused).unwrap();
@@ -71,7 +69,7 @@ fn pods_of_other_nodes_behind_a_device_without_ethernet() {
         .lab
         .layer3_link([&cluster.nodes[0], &cluster.nodes[1]])
         .unwrap();
-    let _agent = cluster.start_agent(SocketLb::Off, &DEVICES).unwrap();
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
     cluster
         .wait_for_active(&cluster.servers.iter().collect::<Vec<_>>())
         .unwrap();

@@ -13,6 +13,7 @@ mod commands;
 mod connections;
 mod demo;
 mod devices;
+mod every_device;
 mod forward;
 mod fragments;
 mod frames;

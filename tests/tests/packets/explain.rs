@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::PacketBuilder;
@@ -47,6 +48,8 @@ fn ask(
     let surroundings = Surroundings {
         clock: Clock::read().unwrap(),
         routes,
+        ingress: 0,
+        bare: &BTreeSet::new(),
         has_socket_programs: false,
     };
     let question = Question {
@@ -101,6 +104,7 @@ fn agree_along(
             assert_rewritten(&said, &see(&bytes), &context);
         }
         Fate::Answered => panic!("only pings are answered: {context}"),
+        Fate::Unseen => panic!("no device is without programs: {context}"),
     }
     said
 }

@@ -87,7 +87,7 @@ impl Way {
         let snapshot = Snapshot {
             links: links.map(|link| (link.index, link)).into(),
             addresses: [(index, addresses.to_vec())].into(),
-            default_routes: Vec::new(),
+            ..Snapshot::default()
         };
         let mut table = DeviceTable::open(maps).expect("the maps are pinned");
         let view = View {

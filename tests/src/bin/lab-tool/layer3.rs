@@ -1,4 +1,4 @@
-//! A link without Ethernet headers: two tun devices, between which this process carries the packets.
+//! A link without Ethernet headers, or with: two tun or tap devices, between which this process carries the packets.
 #![expect(unsafe_code, reason = "no library in use knows TUNSETIFF")]
 
 use std::ffi::c_char;
@@ -20,6 +20,9 @@ pub(crate) struct Options {
     /// Name of the device here
     #[arg(long)]
     device: String,
+    /// With Ethernet headers: tap devices
+    #[arg(long)]
+    ethernet: bool,
     /// Network namespace of the other device
     #[arg(long)]
     far_netns: String,
@@ -30,9 +33,13 @@ pub(crate) struct Options {
 
 /// Makes the devices and carries packets until it is killed.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let near = open(&options.device)?;
+    let kind = match options.ethernet {
+        true => libc::IFF_TAP,
+        false => libc::IFF_TUN,
+    };
+    let near = open(&options.device, kind)?;
     namespace::enter(&options.far_netns)?;
-    let far = open(&options.far_device)?;
+    let far = open(&options.far_device, kind)?;
     println!("ready");
     thread::scope(|scope| {
         scope.spawn(|| carry(&near, &far));
@@ -41,8 +48,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Makes a tun device in the namespace of this thread. It goes with the file.
-fn open(name: &str) -> Result<File> {
+/// Makes a tun or tap device in the namespace of this thread. It goes with the file.
+fn open(name: &str, kind: i32) -> Result<File> {
     const PATH: &str = "/dev/net/tun";
     ensure!(
         name.len() < libc::IFNAMSIZ,
@@ -57,7 +64,7 @@ fn open(name: &str) -> Result<File> {
     for (to, from) in ifr_name.iter_mut().zip(name.bytes()) {
         *to = c_char::from_ne_bytes([from]);
     }
-    let flags = i16::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?;
+    let flags = i16::try_from(kind | libc::IFF_NO_PI)?;
     let request = libc::ifreq {
         ifr_name,
         ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },

@@ -1,0 +1,114 @@
+//! Which devices carry the programs, as an agent has left it in the kernel: for commands.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::layout::{DeviceRole, device_role, map};
+
+use super::device_maps::DeviceRows;
+use super::pins::Pins;
+use crate::devices::{Bare, Snapshot, bare};
+use crate::maps::MapError;
+
+/// Begins the names of the programs that every device of a role has.
+const TC_PROGRAMS: &str = "lb_tc_";
+
+/// The devices that carry the programs.
+#[derive(Clone, Debug)]
+pub struct Carriers {
+    /// Those with a pinned TC link.
+    linked: BTreeSet<u32>,
+    /// What is said to be behind devices.
+    roles: BTreeMap<u32, u32>,
+}
+
+impl Carriers {
+    /// Reads pins and maps.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn read(pins: &Pins) -> Result<Self, CarriersError> {
+        let names = pins.link_names().map_err(|source| CarriersError::Pins {
+            directory: pins.links().display().to_string(),
+            source,
+        })?;
+        let rows: DeviceRows<DeviceRole> = DeviceRows::open(&pins.maps(), map::DEVICE_ROLES)?;
+        Ok(Self {
+            linked: names.iter().filter_map(|name| index_of(name)).collect(),
+            roles: rows.values().map(|row| (row.index, row.role)).collect(),
+        })
+    }
+
+    /// Whether a device carries them. Where they are clsact filters, of which nothing is pinned, the roles tell; these
+    /// also have the bridges of Pods' devices, whose packets are seen at their ports.
+    pub fn has(&self, device: u32) -> bool {
+        match self.linked.is_empty() {
+            true => self.roles.contains_key(&device),
+            false => self.linked.contains(&device),
+        }
+    }
+
+    /// Whether a device leads to Pods of this node: it is a Pod's, or the bridge of such devices.
+    pub fn leads_to_pods(&self, device: u32) -> bool {
+        self.roles.get(&device) == Some(&device_role::POD)
+    }
+
+    /// The devices that are up and carry none.
+    pub fn bare(&self, snapshot: &Snapshot) -> BTreeSet<Bare> {
+        bare(snapshot, |index| self.has(index))
+    }
+}
+
+/// The device of a pinned TC link.
+fn index_of(pin: &str) -> Option<u32> {
+    let (index, program) = pin.split_once('-')?;
+    program.starts_with(TC_PROGRAMS).then(|| index.parse().ok())?
+}
+
+/// Why it cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum CarriersError {
+    /// The links.
+    #[error("cannot read {directory}")]
+    Pins {
+        /// Where they are pinned.
+        directory: String,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The roles.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_tell_and_without_them_the_roles() {
+        let names = ["7-lb_tc_from_pod", "8-lb_xdp-native", "cgroup-lb_connect4"];
+        let linked: BTreeSet<u32> = names.into_iter().filter_map(index_of).collect();
+        assert_eq!(linked, [7].into());
+        let roles = [
+            (7, device_role::POD),
+            (9, device_role::POD),
+            (8, device_role::NETWORK),
+        ];
+        let with_links = Carriers {
+            linked,
+            roles: roles.into(),
+        };
+        let found = |carriers: &Carriers| [7, 8, 9].map(|index| carriers.has(index));
+        assert_eq!(found(&with_links), [true, false, false]);
+        assert_eq!(
+            [7, 8, 9].map(|index| with_links.leads_to_pods(index)),
+            [true, false, true]
+        );
+        let without = Carriers {
+            linked: BTreeSet::new(),
+            ..with_links
+        };
+        assert_eq!(found(&without), [true; 3]);
+    }
+}
