@@ -11,18 +11,21 @@ use crate::cli::ShowArguments;
 use crate::datapath::foreign::{ForeignProgram, Order, foreign_programs};
 use crate::datapath::maps::{Counters, KernelMaps, map_sizes};
 use crate::datapath::pins::Pins;
-use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapImage, Maps as _};
+use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapImage, Maps as _, service_cidrs};
 use crate::output::{self, Table};
 use crate::privileges;
 
 /// The state of the kernel side.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Status {
     /// Links that are pinned: programs that are attached.
     attached: Vec<Attached>,
     /// Programs of others where ours are; `null` if that cannot be told.
     foreign: Option<Vec<ForeignProgram>>,
     maps: Vec<Usage>,
+    /// Networks of which packets to addresses that no Service has are dropped.
+    service_cidrs: Vec<String>,
     /// Packets that were not simply translated, by reason.
     reasons: Vec<ReasonCount>,
 }
@@ -60,7 +63,8 @@ pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
             packets: counters.reason(reason)?,
         });
     }
-    let mut usage = usage(&maps.image()?, maps.capacity());
+    let image = maps.image()?;
+    let mut usage = usage(&image, maps.capacity());
     for (what, used, capacity) in map_sizes(&pins.maps())? {
         usage.push(Usage {
             what: what.to_owned(),
@@ -72,6 +76,9 @@ pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
         attached: attached(&pins)?,
         foreign: foreign(&pins)?,
         maps: usage,
+        service_cidrs: service_cidrs(&image.source_ranges)
+            .map(|cidr| cidr.to_string())
+            .collect(),
         reasons,
     };
     output::print(arguments.output, &status, table)?;
@@ -168,6 +175,10 @@ fn table(status: &Status) -> Table {
     }
     for Usage { what, used, capacity } in &status.maps {
         table.row(["map".to_owned(), what.clone(), format!("{used} of {capacity}")]);
+    }
+    for cidr in &status.service_cidrs {
+        let what = "unallocated addresses are dropped";
+        table.row(["service CIDR".to_owned(), cidr.clone(), what.to_owned()]);
     }
     for ReasonCount { reason, packets } in &status.reasons {
         table.row(["packets".to_owned(), (*reason).to_owned(), packets.to_string()]);

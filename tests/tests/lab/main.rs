@@ -36,6 +36,7 @@ mod places;
 mod policies;
 mod privileges;
 mod senders;
+mod service_cidrs;
 mod service_proxy_name;
 mod shared_port;
 mod sockets;
