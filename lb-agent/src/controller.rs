@@ -1,5 +1,6 @@
 //! The agent's pure core in one piece: changes of objects in, map operations out.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -124,6 +125,8 @@ impl<M: Maps> Controller<M> {
         self.has_news |= self.next_due().is_some_and(|due| due <= now);
         let dirty = self.state.take_dirty();
         let ended = self.state.take_ended();
+        let cidrs = self.state.node().service_cidrs.clone();
+        self.installer.end_cidrs(&cidrs, &mut self.maps, now);
         if self.is_synced {
             for name in &dirty {
                 let desired = self.desired(name);
@@ -138,6 +141,7 @@ impl<M: Maps> Controller<M> {
             self.is_synced = true;
         }
         self.installer.tick(&mut self.maps, now);
+        self.installer.begin_cidrs(&cidrs, &mut self.maps, now);
         dirty
     }
 
@@ -247,7 +251,12 @@ impl<M: Maps> Controller<M> {
             return None;
         };
         let (slices, mut problems) = self.state.slices(name);
-        let (desired, mut unusable) = model::desired(service, &slices, self.state.node());
+        let mut node = Cow::Borrowed(self.state.node());
+        // One that could not be taken out of force still drops packets to addresses without a row.
+        if !self.installer.cidrs().is_subset(&node.service_cidrs) {
+            node.to_mut().service_cidrs.extend(self.installer.cidrs());
+        }
+        let (desired, mut unusable) = model::desired(service, &slices, &node);
         problems.append(&mut unusable);
         let known = self.problems.get(name).map(Vec::as_slice).unwrap_or_default();
         for problem in problems.iter().filter(|problem| !known.contains(problem)) {

@@ -31,6 +31,7 @@ pub mod ports;
 pub mod privileges;
 pub mod reassembly;
 pub mod run;
+pub mod service_cidr;
 pub mod show;
 pub mod sockets;
 pub mod source;

@@ -72,6 +72,11 @@ impl Network {
         Family::of(self.address)
     }
 
+    /// Whether it and another one have addresses in common.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.contains(other.address) || other.contains(self.address)
+    }
+
     /// Whether an address is in it.
     pub fn contains(&self, address: IpAddr) -> bool {
         Self::new(address, self.prefix).is_some_and(|network| network == *self)

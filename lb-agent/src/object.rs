@@ -4,6 +4,7 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
@@ -16,8 +17,21 @@ pub enum Kind {
     EndpointSlice,
     /// `v1/Node`
     Node,
+    /// `networking.k8s.io/v1/ServiceCIDR`
+    ServiceCidr,
     /// `v1/Pod`: only in manifests, where a Service's endpoints may be derived from Pods.
     Pod,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 5] = [
+        Self::Node,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Pod,
+        Self::ServiceCidr,
+    ];
 }
 
 impl fmt::Display for Kind {
@@ -26,17 +40,18 @@ impl fmt::Display for Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
             Self::Pod => "Pod",
         })
     }
 }
 
-/// Which object: kind, namespace (empty for a Node) and name.
+/// Which object: kind, namespace (empty for a Node and a ServiceCIDR) and name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ObjectReference {
     /// The object's kind.
     pub kind: Kind,
-    /// The object's namespace; empty for a Node.
+    /// The object's namespace; empty if its kind has none.
     pub namespace: String,
     /// The object's name.
     pub name: String,
@@ -60,6 +75,8 @@ pub enum Object {
     EndpointSlice(Box<EndpointSlice>),
     /// A Node.
     Node(Box<Node>),
+    /// Networks of Services' addresses.
+    ServiceCidr(Box<ServiceCIDR>),
     /// A Pod.
     Pod(Box<Pod>),
 }
@@ -71,6 +88,7 @@ impl Object {
             Self::Service(object) => (Kind::Service, object.namespace(), object.name_any()),
             Self::EndpointSlice(object) => (Kind::EndpointSlice, object.namespace(), object.name_any()),
             Self::Node(object) => (Kind::Node, Some(String::new()), object.name_any()),
+            Self::ServiceCidr(object) => (Kind::ServiceCidr, Some(String::new()), object.name_any()),
             Self::Pod(object) => (Kind::Pod, object.namespace(), object.name_any()),
         };
         ObjectReference {
@@ -104,12 +122,13 @@ pub fn trim_node(node: &mut Node) {
         deletion_timestamp: metadata.deletion_timestamp,
         ..ObjectMeta::default()
     };
-    node.spec = node.spec.take().map(|spec| NodeSpec {
+    let spec = node.spec.take().map(|spec| NodeSpec {
         taints: spec.taints,
         pod_cidr: spec.pod_cidr,
         pod_cidrs: spec.pod_cidrs,
         ..NodeSpec::default()
     });
+    node.spec = spec.filter(|spec| *spec != NodeSpec::default());
     let addresses = node.status.take().and_then(|status| status.addresses);
     node.status = addresses.map(|addresses| NodeStatus {
         addresses: Some(addresses),
@@ -142,14 +161,14 @@ mod tests {
     fn of_a_node_only_what_is_read_is_kept() {
         let mut node: Node = serde_norway::from_str(
             "{metadata: {name: node-b, uid: u, labels: {topology.kubernetes.io/zone: zone-a}, annotations: {a: b}}, \
-              spec: {podCIDR: 10.1.0.0/24, taints: [{key: k, effect: NoSchedule}], providerID: p}, \
+              spec: {podCIDR: 10.1.0.0/24, podCIDRs: [10.1.0.0/24], providerID: p, taints: [{key: k, effect: NoSchedule}]}, \
               status: {addresses: [{type: InternalIP, address: 192.0.2.2}], capacity: {cpu: '2'}, \
                        images: [{names: [example.com/image], sizeBytes: 5}], conditions: [{type: Ready, status: 'True'}]}}",
         )
         .unwrap();
         let kept: Node = serde_norway::from_str(
             "{metadata: {name: node-b, labels: {topology.kubernetes.io/zone: zone-a}}, \
-              spec: {podCIDR: 10.1.0.0/24, taints: [{key: k, effect: NoSchedule}]}, \
+              spec: {podCIDR: 10.1.0.0/24, podCIDRs: [10.1.0.0/24], taints: [{key: k, effect: NoSchedule}]}, \
               status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}}",
         )
         .unwrap();

@@ -19,7 +19,7 @@ use lb_agent::maps::{Capacity, Maps, dump};
 use lb_agent::model::{NodeConfig, NodePortAddresses, UnknownPort};
 use lb_agent::object::{Change, Kind, Object, ObjectReference};
 
-const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
+const KINDS: [Kind; 5] = Kind::ALL;
 const CAPACITY: Capacity = Capacity {
     frontends: 200,
     slots: 20_000,
@@ -62,6 +62,7 @@ fn node() -> NodeConfig {
             .into(),
         device_addresses: BTreeSet::new(),
         other_nodes: BTreeSet::new(),
+        service_cidrs: BTreeSet::new(),
         node_port_addresses: vec![NodePortAddresses::Primary, NodePortAddresses::Localhost],
         unknown_port: UnknownPort::Reject,
         service_proxy_name: None,

@@ -11,6 +11,7 @@ use core::mem::MaybeUninit;
 
 use crate::address::Address;
 use crate::choose::Origin;
+use crate::cidr;
 use crate::egress::egress;
 use crate::fragment;
 use crate::icmp::icmp;
@@ -46,7 +47,7 @@ pub fn leave<A: Address>(
 ) -> Verdict {
     match leave_transport(packet, tables, network, destination) {
         Some(verdict) => verdict,
-        None => leave_icmp(packet, tables, network),
+        None => leave_icmp(packet, tables, network, destination),
     }
 }
 
@@ -57,7 +58,8 @@ fn enter_transport<A: Address>(
     network: u32,
     origin: Origin,
 ) -> Option<Verdict> {
-    parsed(packet, tables, network, origin.hook(), |packet, parsed| {
+    let hook = (origin.hook(), true);
+    parsed(packet, tables, network, hook, |packet, parsed| {
         ingress(packet, tables, parsed, origin)
     })
 }
@@ -69,12 +71,14 @@ fn leave_transport<A: Address>(
     network: u32,
     destination: Origin,
 ) -> Option<Verdict> {
-    parsed(packet, tables, network, hook::EGRESS, |packet, parsed| {
+    let hook = (hook::EGRESS, destination == Origin::Outside);
+    parsed(packet, tables, network, hook, |packet, parsed| {
         egress(packet, tables, parsed, destination)
     })
 }
 
-/// Parses a packet or a fragment, and lets `decide` say what becomes of it. `None`: it is neither.
+/// Parses a packet or a fragment, and lets `decide` say what becomes of it. `None`: it is neither. Beside the hook stands
+/// whether what is for an address that no Service has is dropped there.
 ///
 /// Both end up at the same place, so that the verifier walks through what follows once.
 #[inline(always)]
@@ -82,7 +86,7 @@ fn parsed<A: Address, P: Packet>(
     packet: &mut P,
     tables: &impl Tables<A>,
     network: u32,
-    hook: u8,
+    (hook, drops): (u8, bool),
     decide: impl FnOnce(&mut P, &mut Parsed<A>) -> Verdict,
 ) -> Option<Verdict> {
     let mut parsed = if let Some(parsed) = A::parse(packet, network, hook) {
@@ -95,6 +99,8 @@ fn parsed<A: Address, P: Packet>(
             fragment::Kind::None => return None,
             fragment::Kind::Foreign => return Some(Verdict::Pass),
             fragment::Kind::Lost => return Some(Verdict::Drop),
+            fragment::Kind::Unknown if drops => return Some(unknown(packet, tables, network)),
+            fragment::Kind::Unknown => return Some(Verdict::Pass),
             fragment::Kind::Detour => return Some(detour(packet, tables)),
         }
     };
@@ -109,6 +115,15 @@ fn detour<A: Address>(packet: &mut impl Packet, tables: &impl Tables<A>) -> Verd
     })
 }
 
+/// Decides about a fragment whose ports nobody knows.
+#[inline(never)]
+fn unknown<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, network: u32) -> Verdict {
+    match A::read(packet, network + A::DESTINATION_OFFSET) {
+        Some(destination) => cidr::pass_or_drop(packet, tables, destination),
+        None => Verdict::Pass,
+    }
+}
+
 #[inline(never)]
 fn enter_icmp<A: Address>(
     packet: &mut impl Packet,
@@ -116,10 +131,21 @@ fn enter_icmp<A: Address>(
     network: u32,
     origin: Origin,
 ) -> Verdict {
-    icmp(packet, tables, network, origin.hook())
+    icmp(packet, tables, network, origin.hook(), true)
 }
 
 #[inline(never)]
-fn leave_icmp<A: Address>(packet: &mut impl Packet, tables: &impl Tables<A>, network: u32) -> Verdict {
-    icmp(packet, tables, network, hook::EGRESS)
+fn leave_icmp<A: Address>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    network: u32,
+    destination: Origin,
+) -> Verdict {
+    icmp(
+        packet,
+        tables,
+        network,
+        hook::EGRESS,
+        destination == Origin::Outside,
+    )
 }

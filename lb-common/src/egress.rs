@@ -3,6 +3,7 @@
 
 use crate::address::Address;
 use crate::choose::Origin;
+use crate::cidr;
 use crate::connection::{is_idle, is_reply_to_flow, record_clash, record_packet};
 use crate::layout::{Flow, FlowKey, FrontendKey, flow_flags, flow_state, frontend_flags, hook, protocol};
 use crate::packet::{Packet, Verdict};
@@ -19,13 +20,13 @@ pub(crate) fn egress<A: Address>(
     destination: Origin,
 ) -> Verdict {
     if !tables.may_reply(parsed.key.source, parsed.key.source_port) {
-        return Verdict::Pass;
+        return pass(tables, parsed, destination);
     }
     let Some(entry) = tables.flow(&parsed.key) else {
         if parsed.key.protocol == protocol::UDP && !packet.is_sent_on() {
             note_own(tables, &parsed.key, destination);
         }
-        return Verdict::Pass;
+        return pass(tables, parsed, destination);
     };
     let flow = entry.get();
     if !is_reply_to_flow(packet, parsed, &flow) {
@@ -48,6 +49,19 @@ pub(crate) fn egress<A: Address>(
         return Verdict::Drop;
     }
     Verdict::Pass
+}
+
+/// Lets a packet go that is no reply, unless it leaves to the network for an address that no Service has.
+#[inline(always)]
+fn pass<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, destination: Origin) -> Verdict {
+    let stops = destination == Origin::Outside
+        && tables.may_be_service(parsed.key.destination)
+        && cidr::stops_leaving(tables, parsed);
+    if !stops {
+        return Verdict::Pass;
+    }
+    tables.count_reason(Reason::UnallocatedAddress);
+    Verdict::Drop
 }
 
 /// Remembers a datagram of the node itself, or of a Pod whose address it masquerades, that leaves from a port which is a

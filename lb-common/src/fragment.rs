@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Foreign,
     /// A fragment to a VIP whose first one was not seen: of no use to anybody.
     Lost,
+    /// A fragment that belongs to nothing that is known, and may be for an address of a Service CIDR.
+    Unknown,
     /// A fragment for the kernel's own reassembly.
     Detour,
 }
@@ -57,7 +59,7 @@ pub(crate) fn parse<A: Address>(
     let Some(destination) = A::read(packet, network + A::DESTINATION_OFFSET) else {
         return Kind::Foreign;
     };
-    if hook != hook::EGRESS && !(tables.concerns(destination) && packet.is_for_node(network)) {
+    if hook != hook::EGRESS && !(concerns(tables, destination) && packet.is_for_node(network)) {
         return Kind::Foreign;
     }
     let key = FragmentKey {
@@ -125,7 +127,7 @@ pub(crate) fn parse<A: Address>(
                 tables.count_reason(Reason::UnknownFragment);
                 Kind::Lost
             }
-            _ => Kind::Foreign,
+            _ => Kind::Unknown,
         };
     }
     if known.state == fragment_state::DETOURED {
@@ -150,7 +152,7 @@ pub(crate) fn parse<A: Address>(
     parsed.headers.tcp_flags = transport.tcp_flags;
     // Much leaves in fragments that is not ours; what enters was asked for by its destination.
     if hook == hook::EGRESS && tables.flow(&parsed.key).is_none() {
-        return Kind::Foreign;
+        return Kind::Unknown;
     }
     known.source_port = source_port;
     known.destination_port = destination_port;
@@ -165,6 +167,12 @@ pub(crate) fn parse<A: Address>(
         false if way == Reassembly::Here => Kind::Detour,
         false => Kind::Foreign,
     }
+}
+
+/// [`Tables::concerns`] out of line, for the sake of the stack.
+#[inline(never)]
+fn concerns<A: Address>(tables: &impl Tables<A>, destination: A) -> bool {
+    tables.concerns(destination)
 }
 
 /// Whether a transport protocol is one of those whose ports are known.

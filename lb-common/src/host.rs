@@ -14,6 +14,7 @@ use std::vec::Vec;
 
 use crate::address::Address;
 use crate::budget::{Bucket, Limit};
+use crate::cidr;
 use crate::flow::{FlowEntry, Lifetimes};
 use crate::layout::{
     Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
@@ -257,6 +258,8 @@ pub struct HostTables<A> {
     pub reasons: RefCell<HashMap<u32, u64>>,
     /// Which client stays with which backend.
     pub affinities: RefCell<HashMap<AffinityKey<A>, Affinity>>,
+    /// Where Service CIDRs are. Their addresses are also among [`Self::allowed`], in the set [`cidr::SET`].
+    pub service_cidrs: cidr::Networks,
     /// Clients that a set of source ranges holds.
     pub allowed: Vec<(u32, A)>,
     /// Ports of datagrams in fragments.
@@ -295,6 +298,7 @@ impl<A: Address + Hash> Default for HostTables<A> {
             stats: RefCell::default(),
             reasons: RefCell::default(),
             affinities: RefCell::default(),
+            service_cidrs: cidr::Networks::default(),
             allowed: Vec::new(),
             fragments: RefCell::default(),
             device_address: A::default(),
@@ -346,7 +350,11 @@ impl<A: Address + Hash> HostTables<A> {
 
 impl<A: Address + Hash> Tables<A> for HostTables<A> {
     fn concerns(&self, destination: A) -> bool {
-        !self.filtered.contains(&destination)
+        !self.filtered.contains(&destination) || self.may_be_service(destination)
+    }
+
+    fn may_be_service(&self, address: A) -> bool {
+        self.service_cidrs.may_hold(address)
     }
 
     fn may_reply(&self, source: A, port: Port) -> bool {

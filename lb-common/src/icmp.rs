@@ -12,6 +12,7 @@ use crate::address::Address;
 use crate::answer::{self, HOP_LIMIT, ICMP_LENGTH};
 use crate::checksum::Sum;
 use crate::choose::find_frontend;
+use crate::cidr;
 use crate::connection::is_idle;
 use crate::forward::{self, Way};
 use crate::layout::{Flow, FlowKey, Port, flow_flags, frontend_flags, hook, protocol};
@@ -178,16 +179,18 @@ impl<A: Address> Quotation<A> {
     }
 }
 
-/// Decides about an ICMP message at `network` that enters or leaves the stack (`hook`), and rewrites it.
+/// Decides about an ICMP message at `network` that enters or leaves the stack (`hook`), and rewrites it. `drops`: unless it
+/// leaves to a Pod.
 #[inline(always)]
 pub(crate) fn icmp<A: Address>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
     network: u32,
     hook: u8,
+    drops: bool,
 ) -> Verdict {
     let Some(message) = Message::parse(packet, network) else {
-        return Verdict::Pass;
+        return other(packet, tables, network, hook);
     };
     // What leaves towards another node's backend has a destination that is in nobody's filter.
     let is_error = message.is_error();
@@ -199,10 +202,45 @@ pub(crate) fn icmp<A: Address>(
     if is_error {
         error(packet, tables, &message, hook)
     } else if message.is_echo() {
-        echo(packet, tables, &message)
+        echo(packet, tables, &message, drops)
     } else {
         Verdict::Pass
     }
+}
+
+/// Decides about a packet of another protocol, or that cannot be read: from outside to an address that no Service has it
+/// is dropped, as any other one.
+#[inline(always)]
+fn other<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, network: u32, hook: u8) -> Verdict {
+    if hook != hook::INGRESS_OUTSIDE {
+        return Verdict::Pass;
+    }
+    let Some(destination) = A::read(packet, network + A::DESTINATION_OFFSET) else {
+        return Verdict::Pass;
+    };
+    if !tables.may_be_service(destination)
+        || may_be_icmp::<A>(packet, network)
+        || !packet.is_for_node(network)
+    {
+        return Verdict::Pass;
+    }
+    cidr::pass_or_drop(packet, tables, destination)
+}
+
+/// Whether a packet that is no message with a plain IP header may be one with options or extension headers: an error is
+/// never dropped.
+#[inline(always)]
+fn may_be_icmp<A: Address>(packet: &impl Packet, network: u32) -> bool {
+    let offset = if A::IS_IPV6 {
+        offset_of!(Ipv6Hdr, next_hdr)
+    } else {
+        offset_of!(Ipv4Hdr, proto)
+    };
+    let Some(header) = packet.view::<1>(network + offset as u32) else {
+        return true;
+    };
+    let protocol = header.u8::<0>();
+    protocol == A::ICMP || (A::IS_IPV6 && extension::is_one(protocol))
 }
 
 /// Delivers an error about a packet of ours.
@@ -373,9 +411,18 @@ fn patch(packet: &mut impl Packet, offset: u32, difference: Sum, zero: u16) -> O
 
 /// Answers an echo request to a VIP that has endpoints.
 #[inline(always)]
-fn echo<A: Address>(packet: &mut impl Packet, tables: &impl Tables<A>, message: &Message<A>) -> Verdict {
+fn echo<A: Address>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    message: &Message<A>,
+    drops: bool,
+) -> Verdict {
     let Some(row) = find_frontend(tables, message.destination, Port::default(), 0) else {
-        return Verdict::Pass;
+        return if drops {
+            cidr::pass_or_drop(packet, tables, message.destination)
+        } else {
+            Verdict::Pass
+        };
     };
     if row.flags & frontend_flags::ECHO == 0 || !message.source.is_host() {
         return Verdict::Pass;

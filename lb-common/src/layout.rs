@@ -10,7 +10,7 @@ use crate::flow::Lifetimes;
 use crate::tables::PortRange;
 
 /// The version of these layouts: part of the pin path, so that an agent never reads maps of another layout.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Names of the maps, in the kernel and under the pin path.
 pub mod map {
@@ -22,6 +22,8 @@ pub mod map {
     pub const FILTER: &str = "FILTER";
     /// Which sources' packets to look up as replies: `u64` words of [`crate::filter`].
     pub const REPLY_FILTER: &str = "REPLY_FILTER";
+    /// Where Service CIDRs are: one [`crate::cidr::Networks`].
+    pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
     /// Slots: index to [`super::Slot`].
     pub const SLOTS: &str = "SLOTS";
     /// Backends of IPv4: [`super::BackendId`] to [`super::Backend`].
@@ -322,7 +324,7 @@ pub mod frontend_flags {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct SourceRange<A> {
-    /// Which set the network belongs to: [`Frontend::source_ranges`].
+    /// Which set the network belongs to: [`Frontend::source_ranges`], or [`crate::cidr::SET`].
     pub set: u32,
     /// Address of the network.
     pub network: A,
@@ -781,6 +783,7 @@ assert_layout! {
     ServiceName: 200, align 1;
     ServiceStats: 16, align 8;
     crate::budget::Bucket: 8, align 4;
+    crate::cidr::Networks: 256, align 8;
     LoadedSettings: 80, align 4;
 }
 
@@ -833,6 +836,7 @@ mod pod {
         ServiceStats,
         LoadedSettings,
         crate::budget::Bucket,
+        crate::cidr::Networks,
     );
     plain_of!(
         FrontendKey,

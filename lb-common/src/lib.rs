@@ -22,6 +22,7 @@ pub mod answer;
 pub mod budget;
 pub mod checksum;
 pub mod choose;
+pub mod cidr;
 pub mod connection;
 pub mod decide;
 mod egress;

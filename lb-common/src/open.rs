@@ -9,6 +9,7 @@ use core::mem::MaybeUninit;
 use crate::address::Address;
 use crate::checksum::Sum;
 use crate::choose::{ENDED, Origin, affine, choose, find_frontend, region, stay};
+use crate::cidr;
 use crate::connection::tcp_word;
 use crate::hash;
 use crate::layout::{
@@ -32,6 +33,9 @@ pub(crate) fn open<A: Address>(
     flow: &mut MaybeUninit<Flow<A>>,
 ) -> Step {
     let selected = select(tables, parsed, origin, flow);
+    if selected == Step::Stop(Reason::UnallocatedAddress) {
+        return cidr::check_destination(packet, parsed.key.destination);
+    }
     if selected != Step::Translate && selected != Step::TranslateAffine {
         return selected;
     }
@@ -88,7 +92,11 @@ fn select<A: Address>(
         return Step::Pass;
     }
     let Some(frontend) = find_frontend(tables, key.destination, key.destination_port, key.protocol) else {
-        return Step::Pass;
+        return if cidr::stops(tables, parsed, origin) {
+            Step::Stop(Reason::UnallocatedAddress)
+        } else {
+            Step::Pass
+        };
     };
     match refusal(tables, &frontend, key.source) {
         Step::Open => {}

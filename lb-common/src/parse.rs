@@ -343,6 +343,15 @@ pub(crate) mod extension {
     pub(super) const DESTINATION_OPTIONS: u8 = 60;
     /// More than RFC 8200 expects in any packet (section 4.1 lists six, fragments among them).
     pub(super) const MAX_DEPTH: u32 = 5;
+
+    /// Whether another header follows one of this number.
+    #[inline(always)]
+    pub(crate) const fn is_one(number: u8) -> bool {
+        matches!(
+            number,
+            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
+        )
+    }
 }
 
 /// What stands behind extension headers, in one number: a function of its own returns no more to the verifier.

@@ -40,11 +40,13 @@ pub enum Reason {
     AnswerLimit = 15,
     /// Dropped: a packet from a network device has the address of a Pod of this node, or of the node itself.
     ForgedSource = 16,
+    /// Dropped: the address is of a Service CIDR, and no Service has it.
+    UnallocatedAddress = 17,
 }
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::NoEndpoint,
         Self::NoLocalEndpoint,
         Self::UnknownPort,
@@ -62,6 +64,7 @@ impl Reason {
         Self::UnknownConnection,
         Self::AnswerLimit,
         Self::ForgedSource,
+        Self::UnallocatedAddress,
     ];
 
     /// The name in metrics, tables and logs.
@@ -84,6 +87,7 @@ impl Reason {
             Self::UnknownConnection => "unknown_connection",
             Self::AnswerLimit => "answer_limit",
             Self::ForgedSource => "forged_source",
+            Self::UnallocatedAddress => "unallocated_address",
         }
     }
 
@@ -107,7 +111,8 @@ impl Reason {
             | Self::NoRoute
             | Self::UnknownFragment
             | Self::AnswerLimit
-            | Self::ForgedSource => false,
+            | Self::ForgedSource
+            | Self::UnallocatedAddress => false,
         }
     }
 

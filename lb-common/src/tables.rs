@@ -11,9 +11,11 @@ use crate::reason::Reason;
 
 /// The maps of one address family and what goes with them.
 pub trait Tables<A: Address> {
-    /// Whether packets to this address may have a flow or a frontend; if not, they are not looked up (see
-    /// [`crate::filter`]).
+    /// Whether packets to this address may have a flow or a frontend, or be for a Service CIDR; if not, they are not
+    /// looked up (see [`crate::filter`] and [`crate::cidr`]).
     fn concerns(&self, destination: A) -> bool;
+    /// Whether this address may be of a Service CIDR (see [`crate::cidr`]).
+    fn may_be_service(&self, address: A) -> bool;
     /// Whether packets from this address and port may be replies that leave through the stack; if not, they are not
     /// looked up (see [`crate::filter`]).
     fn may_reply(&self, source: A, port: Port) -> bool;

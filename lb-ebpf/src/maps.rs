@@ -8,6 +8,7 @@ use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, DevMap, HashMap, LruHashMap, PerCpuArray};
 use lb_common::address::Address;
 use lb_common::budget::{ALL_DETOURS, BUCKETS, Bucket, Limit};
+use lb_common::cidr;
 use lb_common::filter::{self, Position};
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
@@ -40,6 +41,8 @@ static FRONTENDS6: HashMap<FrontendKey<Address6>, Frontend> =
 static FILTER: Array<u64> = Array::with_max_entries(filter::WORDS, 0);
 #[map]
 static REPLY_FILTER: Array<u64> = Array::with_max_entries(filter::REPLY_WORDS, 0);
+#[map]
+static SERVICE_CIDRS: Array<cidr::Networks> = Array::with_max_entries(1, 0);
 #[map]
 static SLOTS: Array<Slot> = Array::with_max_entries(1_048_576, BPF_F_MMAPABLE);
 #[map]
@@ -207,6 +210,14 @@ pub fn filter(address: impl Address) -> bool {
 #[inline(always)]
 pub fn reply_filter(address: impl Address, port: Port) -> bool {
     is_set(&REPLY_FILTER, Position::of_replies(address, port))
+}
+
+/// Whether an address may be of a Service CIDR.
+#[inline(always)]
+pub fn may_be_service(address: impl Address) -> bool {
+    SERVICE_CIDRS
+        .get(0)
+        .is_some_and(|networks| networks.may_hold(address))
 }
 
 #[inline(always)]

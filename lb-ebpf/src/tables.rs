@@ -73,7 +73,12 @@ impl<A: Family> Tables<A> for KernelTables {
     #[inline(always)]
     fn concerns(&self, destination: A) -> bool {
         // Replies of hairpin connections come to the node's address.
-        maps::filter(destination) || destination == A::node_address()
+        maps::filter(destination) || destination == A::node_address() || maps::may_be_service(destination)
+    }
+
+    #[inline(always)]
+    fn may_be_service(&self, address: A) -> bool {
+        maps::may_be_service(address)
     }
 
     #[inline(always)]

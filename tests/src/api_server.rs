@@ -55,6 +55,8 @@ struct State {
     store: Store,
     token: String,
     forbidden: BTreeSet<String>,
+    /// API versions that it does not have.
+    absent: BTreeSet<String>,
     /// What every request is answered with.
     failure: Option<u16>,
 }
@@ -181,6 +183,15 @@ impl ApiServer {
         };
     }
 
+    /// Answers 404 for all resources of an API version (`networking.k8s.io/v1`) or no longer.
+    pub fn set_absent(&self, api_version: &str, absent: bool) {
+        let mut state = self.shared.lock();
+        match absent {
+            true => state.absent.insert(api_version.to_owned()),
+            false => state.absent.remove(api_version),
+        };
+    }
+
     /// Answers every request with this HTTP status, or no longer.
     pub fn fail_with(&self, status: Option<u16>) {
         self.shared.lock().failure = status;
@@ -264,6 +275,7 @@ impl Shared {
                 store,
                 token: token.to_owned(),
                 forbidden: BTreeSet::new(),
+                absent: BTreeSet::new(),
                 failure: None,
             }),
         }

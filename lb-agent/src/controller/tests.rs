@@ -3,6 +3,8 @@
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
+mod cidrs;
+
 use super::*;
 use crate::maps::testing::FakeMaps;
 use crate::maps::{Backend, BackendState, Capacity, Family};
@@ -18,7 +20,7 @@ const CAPACITY: Capacity = Capacity {
 const GRACE: Duration = Duration::from_secs(5);
 /// Less than the grace.
 const MOMENT: Duration = Duration::from_millis(300);
-const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
+const KINDS: [Kind; 5] = Kind::ALL;
 
 /// A controller with its clock.
 struct Bench {

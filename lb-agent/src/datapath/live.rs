@@ -9,6 +9,7 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, MapError as KernelError};
 use lb_common::address::Address;
+use lb_common::cidr;
 use lb_common::filter::Position;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend,
@@ -17,8 +18,9 @@ use lb_common::layout::{
 };
 
 use super::batch::BatchArray;
-use super::maps::{kernel, open, open_batch, text_of, typed};
+use super::maps::{kernel, open, open_batch, source_range, text_of, typed};
 use crate::maps::MapError;
+use crate::network::Network;
 
 /// The pinned maps.
 pub struct LiveMaps {
@@ -27,6 +29,7 @@ pub struct LiveMaps {
     slots: BatchArray<Slot>,
     filter: Array<MapData, u64>,
     reply_filter: Array<MapData, u64>,
+    service_cidrs: Array<MapData, cidr::Networks>,
     devices: HashMap<MapData, u32, Device>,
     names: HashMap<MapData, ServiceId, ServiceName>,
     settings: LoadedSettings,
@@ -151,6 +154,7 @@ impl LiveMaps {
             slots: open_batch(directory, map::SLOTS)?,
             filter: typed(open(directory, map::FILTER)?, map::FILTER)?,
             reply_filter: typed(open(directory, map::REPLY_FILTER)?, map::REPLY_FILTER)?,
+            service_cidrs: typed(open(directory, map::SERVICE_CIDRS)?, map::SERVICE_CIDRS)?,
             devices: typed(open(directory, map::DEVICES)?, map::DEVICES)?,
             names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
             settings: settings
@@ -202,6 +206,12 @@ impl LiveMaps {
             map::REPLY_FILTER,
             Position::of_replies(address, port),
         )
+    }
+
+    /// Whether an address may be of a Service CIDR.
+    pub fn may_be_service(&self, address: impl Address) -> Result<bool, MapError> {
+        let networks = found(self.service_cidrs.get(&0, 0), map::SERVICE_CIDRS)?;
+        Ok(networks.is_some_and(|networks| networks.may_hold(address)))
     }
 
     /// What is known of a device.
@@ -330,6 +340,22 @@ impl<A: LiveFamily> LiveRows<A> {
     pub fn remove_affinity(&mut self, key: &AffinityKey<A>) -> Result<(), MapError> {
         let name = self.names.affinity;
         found(self.affinity.remove(key).map_err(not_found), name).map(|_| ())
+    }
+
+    /// The longest prefix of an address that a set of source ranges has.
+    pub fn range_of(&self, set: u32, address: A) -> Result<Option<Network>, MapError> {
+        let mut found: Option<Network> = None;
+        for row in self.source_ranges.keys() {
+            let key =
+                row.map_err(|error| kernel(self.names.source_ranges, "read all rows".to_owned(), error))?;
+            let network =
+                source_range(&key).filter(|(its, network)| *its == set && network.contains(address.into()));
+            let Some((_, network)) = network else { continue };
+            if found.is_none_or(|found| found.prefix() < network.prefix()) {
+                found = Some(network);
+            }
+        }
+        Ok(found)
     }
 
     /// Whether a set of source ranges holds a client.

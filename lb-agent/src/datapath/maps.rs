@@ -6,7 +6,8 @@ use std::path::Path;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use lb_common::cidr;
 use lb_common::layout::{
     self, Address4, Address6, BackendId, Frontend, Port, Region, ServiceId, ServiceName, ServiceStats, Slot,
     SourceRange, backend_flags, backend_state, frontend_flags, map, protocol,
@@ -15,7 +16,9 @@ use lb_common::reason::Reason;
 
 use super::batch::BatchArray;
 use super::filter::{Ends, Filter, ReplyFilter};
-use crate::maps::{Backend, BackendState, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, Protocol};
+use crate::maps::{
+    Backend, BackendState, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, Protocol, service_cidrs,
+};
 use crate::network::Network;
 
 /// The maps that hold Services.
@@ -29,6 +32,7 @@ pub struct KernelMaps {
     backends6: BatchArray<layout::Backend<Address6>>,
     source_ranges4: LpmTrie<MapData, SourceRange<Address4>, u32>,
     source_ranges6: LpmTrie<MapData, SourceRange<Address6>, u32>,
+    service_cidrs: Array<MapData, cidr::Networks>,
     names: HashMap<MapData, ServiceId, ServiceName>,
     counters: Counters,
     capacity: Capacity,
@@ -63,6 +67,7 @@ impl KernelMaps {
             backends6,
             source_ranges4: typed(open(directory, map::SOURCE_RANGES4)?, map::SOURCE_RANGES4)?,
             source_ranges6: typed(open(directory, map::SOURCE_RANGES6)?, map::SOURCE_RANGES6)?,
+            service_cidrs: typed(open(directory, map::SERVICE_CIDRS)?, map::SERVICE_CIDRS)?,
             names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
             counters: Counters::open(directory)?,
             capacity,
@@ -121,6 +126,7 @@ impl KernelMaps {
         ends.repliers
             .extend(own.filter_map(|(key, value)| own_port(key, value)));
         ends.add_flows(directory)?;
+        self.tell_cidrs(service_cidrs(&image.source_ranges))?;
         self.filter.renew(ends.destinations.into_iter())?;
         self.reply_filter.renew(ends.repliers.into_iter())
     }
@@ -198,6 +204,48 @@ impl KernelMaps {
         })
     }
 
+    /// Tells the programs which addresses are worth a look whether a Service CIDR holds them. There is room for
+    /// [`cidr::MAX`] of each family; packets to the addresses of others pass.
+    fn tell_cidrs(&mut self, cidrs: impl Iterator<Item = Network>) -> Result<(), MapError> {
+        let mut networks = cidr::Networks::default();
+        for network in cidrs {
+            match network.address() {
+                IpAddr::V4(address) => networks.add(Address4::from(address), network.prefix()),
+                IpAddr::V6(address) => networks.add(Address6::from(address), network.prefix()),
+            };
+        }
+        let failed = |error| kernel(map::SERVICE_CIDRS, "write the networks".to_owned(), error);
+        self.service_cidrs.set(0, networks, 0).map_err(failed)
+    }
+
+    /// A Service CIDR is one once the programs know both where it is and that it is one.
+    fn add_cidr(&mut self, network: &Network) -> Result<(), MapError> {
+        self.add_source_range(cidr::SET, network)?;
+        let cidrs = self.ranges()?;
+        self.tell_cidrs(service_cidrs(&cidrs))
+    }
+
+    fn delete_cidr(&mut self, network: &Network) -> Result<(), MapError> {
+        let mut cidrs = self.ranges()?;
+        cidrs.remove(&(cidr::SET, *network));
+        self.tell_cidrs(service_cidrs(&cidrs))?;
+        self.delete_source_range(cidr::SET, network)
+    }
+
+    /// All rows of the sets of source ranges.
+    fn ranges(&self) -> Result<BTreeSet<(u32, Network)>, MapError> {
+        let mut ranges = BTreeSet::new();
+        for row in self.source_ranges4.keys() {
+            let key = row.map_err(|error| kernel(map::SOURCE_RANGES4, "read all rows".to_owned(), error))?;
+            ranges.extend(source_range(&key));
+        }
+        for row in self.source_ranges6.keys() {
+            let key = row.map_err(|error| kernel(map::SOURCE_RANGES6, "read all rows".to_owned(), error))?;
+            ranges.extend(source_range(&key));
+        }
+        Ok(ranges)
+    }
+
     fn delete_source_range(&mut self, set: u32, network: &Network) -> Result<(), MapError> {
         let (name, result) = match network.address() {
             IpAddr::V4(address) => (
@@ -229,6 +277,14 @@ impl Maps for KernelMaps {
             }
             MapOp::SetSlots { base, slots } => self.set_slots(*base, slots),
             MapOp::SetFrontend { key, value } => self.set_frontend(key, value),
+            MapOp::AddSourceRange {
+                set: cidr::SET,
+                network,
+            } => self.add_cidr(network),
+            MapOp::DeleteSourceRange {
+                set: cidr::SET,
+                network,
+            } => self.delete_cidr(network),
             MapOp::AddSourceRange { set, network } => self.add_source_range(*set, network),
             MapOp::DeleteSourceRange { set, network } => self.delete_source_range(*set, network),
             MapOp::DeleteFrontend { key } => self.delete_frontend(key),
@@ -303,14 +359,7 @@ impl Maps for KernelMaps {
                 .map_err(|error| kernel(map::SLOTS, operation(), error))?;
             image.slots.extend((base..).zip(slots));
         }
-        for row in self.source_ranges4.keys() {
-            let key = row.map_err(|error| kernel(map::SOURCE_RANGES4, "read all rows".to_owned(), error))?;
-            image.source_ranges.extend(source_range(&key));
-        }
-        for row in self.source_ranges6.keys() {
-            let key = row.map_err(|error| kernel(map::SOURCE_RANGES6, "read all rows".to_owned(), error))?;
-            image.source_ranges.extend(source_range(&key));
-        }
+        image.source_ranges = self.ranges()?;
         for_each(&self.backends4, map::BACKENDS4, |id, row| {
             let backend = backend(row, row.address.into());
             image.backends4.extend(backend.map(|backend| (id, backend)));
@@ -566,7 +615,7 @@ where
 }
 
 /// The set and the network of a row; `None` if it is none that this agent writes.
-fn source_range<A: Pod + Into<IpAddr>>(key: &Key<SourceRange<A>>) -> Option<(u32, Network)>
+pub(super) fn source_range<A: Pod + Into<IpAddr>>(key: &Key<SourceRange<A>>) -> Option<(u32, Network)>
 where
     SourceRange<A>: Pod,
 {

@@ -8,6 +8,7 @@ use aya::maps::{Array, MapInfo, MapType};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 use lb_common::budget::Bucket;
+use lb_common::cidr;
 use lb_common::flow::Lifetimes;
 use lb_common::layout::{
     Address4, Address6, Affinity, AffinityKey, Backend, Device, DeviceLinks, DeviceRole, Flow, FlowKey,
@@ -170,7 +171,7 @@ pub enum LoadError {
 }
 
 /// All maps, with the sizes of their keys and values in bytes.
-const MAPS: [(&str, usize, usize); 33] = [
+const MAPS: [(&str, usize, usize); 34] = [
     (
         map::FRONTENDS4,
         size_of::<FrontendKey<Address4>>(),
@@ -183,6 +184,7 @@ const MAPS: [(&str, usize, usize); 33] = [
     ),
     (map::FILTER, size_of::<u32>(), size_of::<u64>()),
     (map::REPLY_FILTER, size_of::<u32>(), size_of::<u64>()),
+    (map::SERVICE_CIDRS, size_of::<u32>(), size_of::<cidr::Networks>()),
     (map::SLOTS, size_of::<u32>(), size_of::<Slot>()),
     (map::BACKENDS4, size_of::<u32>(), size_of::<Backend<Address4>>()),
     (map::BACKENDS6, size_of::<u32>(), size_of::<Backend<Address6>>()),

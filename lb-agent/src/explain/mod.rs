@@ -14,10 +14,13 @@ mod tables;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use lb_common::choose::Origin;
+use lb_common::cidr;
 use lb_common::decide;
 use lb_common::host::Bytes;
 use lb_common::layout::{Address4, Address6, FlowKey, Port, hook, protocol};
-use lb_common::packet::Verdict;
+use lb_common::packet::{Route, Verdict};
+use lb_common::reason::Reason;
 use lb_common::socket::{self, Call, Peer};
 use lb_common::tables::Tables as _;
 use serde::Serialize;
@@ -118,6 +121,9 @@ pub struct Explanation {
     pub by_chance: bool,
     /// Whether chance chooses the source's port: that of `new_source` is then one of many.
     pub source_port_by_chance: bool,
+    /// The Service CIDR of the destination, if no Service has that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_cidr: Option<String>,
     /// The device that the packet leaves by, if it is sent on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
@@ -185,6 +191,7 @@ fn explain_family<A: LiveFamily>(
         new_destination: None,
         by_chance: false,
         source_port_by_chance: false,
+        service_cidr: None,
         device: None,
         without_programs: None,
         steps: Vec::new(),
@@ -203,6 +210,9 @@ fn explain_family<A: LiveFamily>(
         if steps.of_socket(question.protocol, attached)? {
             ask_socket::<A>(maps, surroundings, &key, &mut explanation)?;
         }
+        if explanation.verdict == Fate::Passed {
+            ask_leaving::<A>(maps, surroundings, question, &mut explanation)?;
+        }
     } else {
         if from == From::Pod && surroundings.has_socket_programs {
             steps.note_sockets();
@@ -212,6 +222,10 @@ fn explain_family<A: LiveFamily>(
         note_bare_device(surroundings, &mut explanation);
     }
     tables.check()?;
+    if explanation.reason == Some(Reason::UnallocatedAddress.name()) {
+        let cidr = A::rows(maps).range_of(cidr::SET, key.destination)?;
+        explanation.service_cidr = cidr.map(|cidr| cidr.to_string());
+    }
     let finding = verdict_text(&explanation);
     explanation.steps.push(Step {
         step: "verdict",
@@ -270,7 +284,7 @@ fn ask_packet<A: LiveFamily>(
     };
     explanation.by_chance &= tables.has_opened();
     if explanation.verdict.is_refusal() {
-        explanation.reason = tables.reason().map(lb_common::reason::Reason::name);
+        explanation.reason = tables.reason().map(Reason::name);
     }
     if is_changed && !explanation.verdict.is_refusal() && question.protocol != PacketProtocol::Icmp {
         (explanation.new_source, explanation.new_destination) = ends::<A>(&probe.bytes);
@@ -336,6 +350,27 @@ fn device_name(index: u32) -> String {
     name.unwrap_or_else(|| format!("index {index}"))
 }
 
+/// Lets the code of the packet programs decide about what a process of the node sends to the network.
+fn ask_leaving<A: LiveFamily>(
+    maps: &LiveMaps,
+    surroundings: &Surroundings<'_>,
+    question: Question,
+    explanation: &mut Explanation,
+) -> Result<(), MapError> {
+    if surroundings.routes.to(question.destination.ip()).route == Route::Local {
+        return Ok(());
+    }
+    let tables = Recorder::<A>::new(maps, surroundings.clock);
+    let mut probe = Probe::new(packet::build(&question, true), surroundings.routes);
+    let verdict = decide::leave(&mut probe, &tables, NETWORK, Origin::Outside);
+    tables.check()?;
+    if verdict == Verdict::Drop {
+        explanation.verdict = Fate::Dropped;
+        explanation.reason = tables.reason().map(Reason::name);
+    }
+    Ok(())
+}
+
 /// Lets the code of the socket programs decide.
 fn ask_socket<A: LiveFamily>(
     maps: &LiveMaps,
@@ -395,7 +430,10 @@ fn verdict_text(explanation: &Explanation) -> String {
         Some(source) => format!(", the source becomes {source}"),
         None => String::new(),
     };
-    let reason = explanation.reason.map_or("", says);
+    let reason = match &explanation.service_cidr {
+        Some(cidr) => format!("unallocated address of the Service CIDR {cidr}"),
+        None => explanation.reason.map_or("", says).to_owned(),
+    };
     match explanation.verdict {
         Fate::Translated if explanation.from == From::Node => {
             format!("translated: the socket connects to {to}")

@@ -8,6 +8,8 @@ use lb_common::host::Bytes;
 use lb_common::layout::{Address4, Address6, Flow, FlowKey};
 use lb_common::packet::{Headers, Hop, Packet, Reassembly, Route, Sender, Verdict, View};
 
+use super::packet::NETWORK;
+
 /// What the routing tables say of a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Way {
@@ -107,9 +109,14 @@ impl Packet for Probe<'_> {
         Some(Verdict::Redirect)
     }
 
-    fn sender<A: Address>(&self, _source: A) -> Sender {
-        // By which device the packet comes is not said.
-        Sender::Here
+    fn sender<A: Address>(&self, address: A) -> Sender {
+        // By which device the packet comes is not said, so of its sender nothing is known.
+        let is_destination = A::read(&self.bytes, NETWORK + A::DESTINATION_OFFSET) == Some(address);
+        if is_destination && self.routes.to(ip(address)).route == Route::Local {
+            Sender::Node
+        } else {
+            Sender::Here
+        }
     }
 
     fn has_socket<A: Address>(&self, _key: &FlowKey<A>) -> bool {

@@ -348,6 +348,7 @@ pub(super) fn says(reason: &'static str) -> &'static str {
         Reason::UnknownFragment => "a fragment whose first one was not seen",
         Reason::ForgedSource => "it comes from outside with an address of this node or of a Pod of it",
         Reason::AnswerLimit => "its sender was answered often enough",
+        Reason::UnallocatedAddress => "unallocated address of a Service CIDR",
         Reason::UnknownConnection => "the connection is not known, and its backend cannot be told",
     }
 }

@@ -88,7 +88,13 @@ impl<'a, A: LiveFamily> Recorder<'a, A> {
 impl<A: LiveFamily> Tables<A> for Recorder<'_, A> {
     fn concerns(&self, destination: A) -> bool {
         // As in the kernel: replies of hairpin connections come to the node's address.
-        self.row(self.maps.is_in_filter(destination)) || destination == self.node_address()
+        self.row(self.maps.is_in_filter(destination))
+            || destination == self.node_address()
+            || self.may_be_service(destination)
+    }
+
+    fn may_be_service(&self, address: A) -> bool {
+        self.row(self.maps.may_be_service(address))
     }
 
     fn may_reply(&self, source: A, port: Port) -> bool {

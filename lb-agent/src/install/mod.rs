@@ -8,10 +8,13 @@
 //! 4. frontend rows nobody wants are deleted, then removed backends are marked gone and others draining, and sets of
 //!    source ranges that no row names any more are deleted.
 //!
+//! Service CIDRs come into force after all that, and go out of force before it.
+//!
 //! What went out of use is used again after `tables::GRACE`, a region never before its last row is gone. If a
 //! write fails, the Service stays where it is and goes on from there at its next attempt.
 
 mod absence;
+mod cidrs;
 mod claims;
 mod ids;
 mod port;
@@ -34,6 +37,7 @@ use lb_common::layout::{BackendId, ServiceId, map};
 
 use crate::desired::{DesiredPort, DesiredService, NamespacedName, PortName};
 use crate::maps::{Family, FrontendKey, MapError, Maps};
+use cidrs::CidrFailure;
 use port::Port;
 use ranges::SetId;
 pub use repair::Repaired;
@@ -67,6 +71,7 @@ pub struct Installer {
     strays: Vec<(Family, BackendId)>,
     /// When to try again to remove what nobody owns: number of failures and time.
     prune_retry: Option<(u32, Instant)>,
+    cidr_failure: Option<CidrFailure>,
     /// How long backends keep connections that are missing from the objects.
     grace: Duration,
     /// Whether a Service found no room that absent backends have.
@@ -227,7 +232,8 @@ impl Installer {
         let retry = self.retries.first().map(|(due, _)| *due);
         let prune = self.prune_retry.map(|(_, due)| due);
         let absence = self.absences.first().map(|(until, _)| *until);
-        [retry, prune, absence, self.tables.next_due()]
+        let cidrs = self.cidr_failure.as_ref().map(|failure| failure.due);
+        [retry, prune, absence, cidrs, self.tables.next_due()]
             .into_iter()
             .flatten()
             .min()

@@ -125,7 +125,7 @@ fn region_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
 }
 
 fn range_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
-    let ours: BTreeSet<_> = tables.ranges().written().collect();
+    let ours: BTreeSet<_> = tables.written_ranges().collect();
     let missing = ours.difference(&image.source_ranges);
     let add = missing.map(|(set, network)| MapOp::AddSourceRange {
         set: *set,

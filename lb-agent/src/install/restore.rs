@@ -37,6 +37,7 @@ impl Installer {
             orphans: ids.into_iter().collect(),
             strays: Vec::new(),
             prune_retry: None,
+            cidr_failure: None,
             grace,
             needs_room: false,
             absences: BTreeSet::new(),

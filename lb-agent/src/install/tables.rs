@@ -1,8 +1,9 @@
 //! What is in the maps, and what of them is in use. Memory follows the maps: it changes after a write succeeded.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use lb_common::cidr;
 use lb_common::layout::{BackendId, Frontend, Region, ServiceId, Slot};
 
 use super::ids::Ids;
@@ -10,7 +11,9 @@ use super::ranges::{RangeSets, SetId};
 use super::slots::SlotAllocator;
 use crate::maps::{
     Backend, BackendState, Capacity, Family, FrontendKey, MapError, MapImage, MapOp, Maps, regions,
+    service_cidrs,
 };
+use crate::network::Network;
 
 /// How long something stays unused before it is used again: a packet that was being handled when it went out of use
 /// has long been handled by then.
@@ -85,6 +88,8 @@ pub(super) struct Tables {
     slots: SlotAllocator,
     backends: [BackendTable; 2],
     ranges: RangeSets,
+    /// Service CIDRs in force.
+    cidrs: BTreeSet<Network>,
     service_ids: Ids,
     /// What the ids stand for.
     names: BTreeMap<ServiceId, String>,
@@ -131,6 +136,7 @@ impl Tables {
                 image.frontends.values().map(|row| row.source_ranges),
                 capacity,
             ),
+            cidrs: service_cidrs(&image.source_ranges).collect(),
             service_ids: Ids::new(capacity.services, service_ids),
             names: image.names.clone(),
             retired: VecDeque::new(),
@@ -470,6 +476,37 @@ impl Tables {
             self.retired.push_back((context.now + GRACE, Retired::Ranges(id)));
         }
         Ok(())
+    }
+
+    // Service CIDRs.
+
+    /// Those in force.
+    pub(super) fn cidrs(&self) -> &BTreeSet<Network> {
+        &self.cidrs
+    }
+
+    pub(super) fn add_cidr(&mut self, context: &mut Context<'_>, network: Network) -> Result<(), MapError> {
+        let set = cidr::SET;
+        context.maps.apply(&MapOp::AddSourceRange { set, network })?;
+        self.cidrs.insert(network);
+        Ok(())
+    }
+
+    pub(super) fn delete_cidr(
+        &mut self,
+        context: &mut Context<'_>,
+        network: Network,
+    ) -> Result<(), MapError> {
+        let set = cidr::SET;
+        context.maps.apply(&MapOp::DeleteSourceRange { set, network })?;
+        self.cidrs.remove(&network);
+        Ok(())
+    }
+
+    /// All rows of source ranges that are written, the Service CIDRs included.
+    pub(super) fn written_ranges(&self) -> impl Iterator<Item = (SetId, Network)> {
+        let cidrs = self.cidrs.iter().map(|network| (cidr::SET, *network));
+        self.ranges.written().chain(cidrs)
     }
 
     // Service ids.

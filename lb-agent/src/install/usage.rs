@@ -35,7 +35,7 @@ impl Installer {
             slots: tables.written_regions().map(|(_, slots)| slots.len()).sum(),
             services: tables.names().len(),
             source_ranges: Family::ALL.map(|family| {
-                let ranges = tables.ranges().written();
+                let ranges = tables.written_ranges();
                 ranges.filter(|(_, network)| network.family() == family).count()
             }),
             capacity,

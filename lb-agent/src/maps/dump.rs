@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::SocketAddr;
 
+use lb_common::cidr;
 use lb_common::layout::{BackendId, Region, Slot, frontend_flags};
 
-use super::{Backend, BackendState, Family, FrontendKey, MapImage};
+use super::{Backend, BackendState, Family, FrontendKey, MapImage, service_cidrs};
 use crate::network::Network;
 
 /// One line for each row, sorted. Regions are shown as the backends they name, so that the text does not depend on
@@ -63,10 +64,12 @@ pub fn dump(image: &MapImage) -> String {
         ));
     }
     let named: BTreeSet<u32> = image.frontends.values().map(|row| row.source_ranges).collect();
-    let unnamed = image.source_ranges.iter().filter(|(set, _)| !named.contains(set));
+    let of_rows = image.source_ranges.iter().filter(|(set, _)| *set != cidr::SET);
+    let unnamed = of_rows.filter(|(set, _)| !named.contains(set));
     lines.extend(
         unnamed.map(|(set, network)| format!("! SOURCE RANGE {network} of set {set}, which no row names")),
     );
+    lines.extend(service_cidrs(&image.source_ranges).map(|network| format!("SERVICE CIDR {network}")));
     lines.sort();
     lines
         .into_iter()

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use lb_common::cidr;
 use lb_common::layout::{BackendId, Frontend, Region, ServiceId, Slot};
 
 use crate::network::Network;
@@ -195,7 +196,7 @@ pub enum MapOp {
     },
     /// Lets clients of a network in where a row names the set.
     AddSourceRange {
-        /// The set; 0 is never valid.
+        /// The set; [`cidr::SET`] is the Service CIDRs.
         set: u32,
         /// The network.
         network: Network,
@@ -212,6 +213,12 @@ pub enum MapOp {
         /// Key of the row.
         key: FrontendKey,
     },
+}
+
+/// The Service CIDRs among the rows of source ranges.
+pub fn service_cidrs(ranges: &BTreeSet<(u32, Network)>) -> impl Iterator<Item = Network> {
+    let cidrs = ranges.iter().filter(|(set, _)| *set == cidr::SET);
+    cidrs.map(|(_, network)| *network)
 }
 
 /// How much the maps hold.
@@ -236,7 +243,7 @@ pub struct MapImage {
     pub names: BTreeMap<ServiceId, String>,
     /// All frontend rows.
     pub frontends: BTreeMap<FrontendKey, Frontend>,
-    /// The networks of each set of source ranges.
+    /// The networks of each set of source ranges, the Service CIDRs among them ([`service_cidrs`]).
     pub source_ranges: BTreeSet<(u32, Network)>,
     /// The slots of every region that a frontend row points to, by index.
     pub slots: BTreeMap<u32, Slot>,

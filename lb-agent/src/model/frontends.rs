@@ -62,16 +62,7 @@ impl Addresses {
                 ServiceType::ClusterIp
             }
         };
-        let cluster: Vec<&str> = match spec.cluster_ips.as_deref() {
-            Some(ips) if !ips.is_empty() => ips.iter().map(String::as_str).collect(),
-            _ => spec
-                .cluster_ip
-                .as_deref()
-                .filter(|ip| !ip.is_empty())
-                .into_iter()
-                .collect(),
-        };
-        let cluster = addresses("spec.clusterIPs", cluster.into_iter(), problems);
+        let cluster = addresses("spec.clusterIPs", cluster_ips(spec), problems);
         let families = families(spec, &cluster);
         let external = spec.external_ips.iter().flatten().map(String::as_str);
         let external = addresses("spec.externalIPs", external, problems);
@@ -205,6 +196,15 @@ fn has_endpoints(port: &DesiredPort, address: IpAddr) -> bool {
         .iter()
         .any(|frontend| frontend.key.address() == address)
         && port.backends.iter().any(is_active)
+}
+
+/// The cluster IPs of a Service as it writes them.
+pub(super) fn cluster_ips(spec: &ServiceSpec) -> impl Iterator<Item = &str> {
+    let all = match spec.cluster_ips.as_deref() {
+        Some(ips) if !ips.is_empty() => ips,
+        _ => spec.cluster_ip.as_slice(),
+    };
+    all.iter().map(String::as_str).filter(|ip| !ip.is_empty())
 }
 
 fn addresses<'a>(field: &str, texts: impl Iterator<Item = &'a str>, problems: &mut Problems) -> Vec<IpAddr> {

@@ -10,12 +10,16 @@ mod values;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use lb_common::layout::frontend_flags;
 
-use crate::desired::{DesiredPort, DesiredService};
+use crate::desired::{
+    DesiredPort, DesiredService, DesiredVip, FrontendKind, ServiceHealth, ServiceType, SourceRanges,
+};
+use crate::network::parse_address;
 use crate::object::{Kind, ObjectReference};
 
 pub use node::{NodeConfig, NodePortAddresses, UnknownPort};
@@ -47,7 +51,7 @@ pub struct Slices<'a> {
     pub origin: Kind,
 }
 
-/// What `service` asks of the maps, and what in it or its slices cannot be used. `None`: it is not to be proxied.
+/// What `service` asks of the maps, and what in it or its slices cannot be used. `None`: nothing.
 pub fn desired(
     service: &Service,
     slices: &Slices<'_>,
@@ -55,7 +59,7 @@ pub fn desired(
 ) -> (Option<DesiredService>, Vec<Problem>) {
     let mut problems = Problems::of(service);
     if !is_proxied(service, node) {
-        return (None, problems.list);
+        return (held(service, node), problems.list);
     }
     for (what, name) in [("namespace", problems.namespace()), ("name", problems.name())] {
         if !values::is_dns_label(&name) {
@@ -128,11 +132,48 @@ pub fn desired(
     (Some(desired), problems.list)
 }
 
+/// What a Service of another proxy asks of the maps: that packets to its cluster IPs are not taken for such to addresses
+/// of a Service CIDR that nobody has.
+fn held(service: &Service, node: &NodeConfig) -> Option<DesiredService> {
+    let is_in_cidr = |address: &IpAddr| node.service_cidrs.iter().any(|cidr| cidr.contains(*address));
+    if is_of_this_proxy(service, node) || !has_addresses(service) {
+        return None;
+    }
+    let addresses: BTreeSet<IpAddr> = frontends::cluster_ips(service.spec.as_ref()?)
+        .filter_map(parse_address)
+        .filter(is_in_cidr)
+        .collect();
+    let vips = addresses.into_iter().map(|address| DesiredVip {
+        address,
+        kind: FrontendKind::ClusterIp,
+        passes_unknown: true,
+        has_endpoints: false,
+    });
+    let vips: Vec<DesiredVip> = vips.collect();
+    (!vips.is_empty()).then(|| DesiredService {
+        service_type: ServiceType::ClusterIp,
+        created: None,
+        ports: Vec::new(),
+        vips,
+        source_ranges: SourceRanges::default(),
+        health: ServiceHealth::default(),
+    })
+}
+
 /// Whether a Service is for this proxy: ExternalName and headless ones and those of another proxy are not.
 fn is_proxied(service: &Service, node: &NodeConfig) -> bool {
-    let spec = service.spec.as_ref();
+    is_of_this_proxy(service, node) && has_addresses(service)
+}
+
+/// Whether the label of a Service says that it is for this proxy.
+pub fn is_of_this_proxy(service: &Service, node: &NodeConfig) -> bool {
     service.labels().get(PROXY_NAME_LABEL) == node.service_proxy_name.as_ref()
-        && spec.and_then(|spec| spec.type_.as_deref()) != Some("ExternalName")
+}
+
+/// Whether a Service is neither ExternalName nor headless.
+fn has_addresses(service: &Service) -> bool {
+    let spec = service.spec.as_ref();
+    spec.and_then(|spec| spec.type_.as_deref()) != Some("ExternalName")
         && spec.and_then(|spec| spec.cluster_ip.as_deref()) != Some("None")
         && !spec
             .and_then(|spec| spec.cluster_ips.as_deref())

@@ -20,6 +20,8 @@ pub struct NodeConfig {
     pub device_addresses: BTreeSet<IpAddr>,
     /// Addresses of the cluster's other Nodes.
     pub other_nodes: BTreeSet<IpAddr>,
+    /// Service CIDRs: packets to their addresses that no Service has are dropped.
+    pub service_cidrs: BTreeSet<Network>,
     /// Which of the addresses take NodePorts.
     pub node_port_addresses: Vec<NodePortAddresses>,
     /// What becomes of packets to unknown ports.

@@ -28,7 +28,6 @@ use crate::model::NodeConfig;
 use crate::object::Change;
 use crate::reassembly::Reassembly;
 use crate::sockets::{self, Closer, Finder, PodDevice};
-use crate::source::kube::KubeOptions;
 use crate::source::manifests::AllocationOptions;
 
 /// Changes that may wait while the maps are written.
@@ -139,10 +138,7 @@ impl Agent {
         let monitor = setup::monitor(arguments.health, Readings::open(&maps_directory)?)?;
 
         let (sender, changes) = mpsc::channel(CHANGES);
-        let options = KubeOptions {
-            service_proxy_name: arguments.service_proxy_name.clone(),
-        };
-        let source = setup::start_source(&arguments.source, allocation, options, sender).await?;
+        let source = setup::start_source(&arguments.source, allocation, sender).await?;
         seed.follow(source.cluster, arguments.hash_seed.is_some());
         let node = NodeConfig {
             name: node_name,
@@ -150,6 +146,7 @@ impl Agent {
             addresses,
             device_addresses: device_addresses(&view.borrow().snapshot),
             other_nodes: BTreeSet::new(),
+            service_cidrs: arguments.service_cidr.named(),
             node_port_addresses: arguments.nodeport_addresses.clone(),
             unknown_port: arguments.unknown_port,
             service_proxy_name: arguments.service_proxy_name.clone(),

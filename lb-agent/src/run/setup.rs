@@ -20,7 +20,7 @@ use crate::health::{self, Health, HealthArguments, Served};
 use crate::maps::Capacity;
 use crate::metrics::Metrics;
 use crate::object::{Change, Kind};
-use crate::source::kube::{self, KubeOptions};
+use crate::source::kube;
 use crate::source::manifests::{AllocationOptions, Manifests};
 use crate::{describe, mounts, namespace, ports};
 
@@ -141,14 +141,12 @@ pub(super) struct Source {
 pub(super) async fn start_source(
     arguments: &SourceArguments,
     allocation: AllocationOptions,
-    options: KubeOptions,
     changes: mpsc::Sender<Change>,
 ) -> anyhow::Result<Source> {
     if let Some(directory) = &arguments.manifests {
         let manifests = Manifests::open(directory, allocation)?;
-        let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
         return Ok(Source {
-            kinds,
+            kinds: Kind::ALL.into(),
             task: tokio::spawn(async move { Ok(manifests.run(changes).await?) }),
             cluster: None,
         });
@@ -158,13 +156,13 @@ pub(super) async fn start_source(
         bail!("name a source of Services: --manifests DIR, or --kube for the Kubernetes API");
     }
     let config = kube::infer_config().await?;
-    let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node];
+    let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
     let (answer, cluster) = watch::channel(None);
     let asked = config.clone();
     tokio::spawn(async move { answer.send_replace(Some(kube::cluster_uid(asked).await)) });
     Ok(Source {
         kinds,
-        task: tokio::spawn(async move { Ok(kube::run(config, options, changes).await?) }),
+        task: tokio::spawn(async move { Ok(kube::run(config, kube::LEISURE, changes).await?) }),
         cluster: Some(cluster),
     })
 }

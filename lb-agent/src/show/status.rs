@@ -15,12 +15,13 @@ use crate::datapath::maps::{Counters, KernelMaps, map_sizes};
 use crate::datapath::namespaces::NamespaceTable;
 use crate::datapath::pins::Pins;
 use crate::devices::{self, Bare};
-use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapImage, Maps as _};
+use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapImage, Maps as _, service_cidrs};
 use crate::output::{self, Table};
 use crate::privileges;
 
 /// The state of the kernel side.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Status {
     /// Links that are pinned: programs that are attached.
     attached: Vec<Attached>,
@@ -32,6 +33,8 @@ struct Status {
     #[serde(rename = "withoutPrograms")]
     without_programs: BTreeSet<Bare>,
     maps: Vec<Usage>,
+    /// Networks of which packets to addresses that no Service has are dropped.
+    service_cidrs: Vec<String>,
     /// Packets that were not simply translated, by reason.
     reasons: Vec<ReasonCount>,
 }
@@ -79,7 +82,8 @@ pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
             packets: counters.reason(reason)?,
         });
     }
-    let mut usage = usage(&maps.image()?, maps.capacity());
+    let image = maps.image()?;
+    let mut usage = usage(&image, maps.capacity());
     for (what, used, capacity) in map_sizes(&pins.maps())? {
         usage.push(Usage {
             what: what.to_owned(),
@@ -96,6 +100,9 @@ pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
         }),
         without_programs: Carriers::read(&pins)?.bare(&devices::look_without_default_routes()?),
         maps: usage,
+        service_cidrs: service_cidrs(&image.source_ranges)
+            .map(|cidr| cidr.to_string())
+            .collect(),
         reasons,
     };
     output::print(arguments.output, &status, table)?;
@@ -213,6 +220,10 @@ fn table(status: &Status) -> Table {
     }
     for Usage { what, used, capacity } in &status.maps {
         table.row(["map".to_owned(), what.clone(), format!("{used} of {capacity}")]);
+    }
+    for cidr in &status.service_cidrs {
+        let what = "unallocated addresses are dropped";
+        table.row(["service CIDR".to_owned(), cidr.clone(), what.to_owned()]);
     }
     for ReasonCount { reason, packets } in &status.reasons {
         table.row(["packets".to_owned(), (*reason).to_owned(), packets.to_string()]);

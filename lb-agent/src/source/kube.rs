@@ -1,10 +1,11 @@
 //! The Kubernetes API as the source: `--kube`.
 //!
-//! Three watches, on Services, EndpointSlices and Nodes (of the other ones for their addresses): they need the right to
-//! `list` and `watch` these. The UID of the namespace kube-system, which stands for the cluster, needs the right to `get`
+//! Four watches, on Services (of those that other proxies serve for their addresses), EndpointSlices, Nodes (of the other
+//! ones for their addresses) and ServiceCIDRs: they need the right to `list` and `watch` these. The UID of the namespace kube-system, which stands for the cluster, needs the right to `get`
 //! it.
 
 mod access;
+mod cidrs;
 mod config;
 mod pace;
 mod report;
@@ -13,6 +14,7 @@ mod tests;
 mod watch;
 
 use std::error::Error;
+use std::ops::Range;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
@@ -21,8 +23,11 @@ use kube::{Api, Config};
 use tokio::sync::mpsc;
 
 use self::watch::Watch;
-use crate::model::{HEADLESS_LABEL, PROXY_NAME_LABEL};
+use crate::model::HEADLESS_LABEL;
 use crate::object::Change;
+
+/// How soon to ask for what a server does not have. The pauses differ, lest all nodes ask at once.
+pub const LEISURE: Range<Duration> = Duration::from_mins(5)..Duration::from_mins(10);
 
 /// Why the source cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -68,14 +73,6 @@ pub enum KubeError {
     },
 }
 
-/// What to watch.
-#[derive(Clone, Debug)]
-pub struct KubeOptions {
-    /// The `service-proxy-name` that the agent owns: it handles the Services with this name only. Without, it handles
-    /// the Services that have none.
-    pub service_proxy_name: Option<String>,
-}
-
 /// How to reach the API: from kubeconfigs if there are any, else with the Pod's service account.
 pub async fn infer_config() -> Result<Config, KubeError> {
     config::infer(|name| std::env::var_os(name)).await
@@ -83,21 +80,24 @@ pub async fn infer_config() -> Result<Config, KubeError> {
 
 /// Sends the objects and how they change, until the receiver is closed. The API may be away at any time, also at the
 /// start.
+///
+/// A server that has no ServiceCIDRs, or does not allow to read them, is asked again after `leisure`.
 pub async fn run(
     config: Config,
-    options: KubeOptions,
+    leisure: Range<Duration>,
     changes: mpsc::Sender<Change>,
 ) -> Result<(), KubeError> {
     let place = config::place(&config);
     let client = access::client(config)?;
-    let [services, slices] = [services(&options), slices()].map(Some);
-    let services = Watch::<Service>::new(client.clone(), place.clone(), services, changes.clone());
-    let slices = Watch::<EndpointSlice>::new(client.clone(), place.clone(), slices, changes.clone());
-    let nodes = Watch::<Node>::new(client, place, None, changes.clone());
+    // Those of all proxies: what others serve has addresses, too, and what changes hands is never missing.
+    let services = Watch::<Service>::new(client.clone(), place.clone(), None, changes.clone());
+    let slices = Watch::<EndpointSlice>::new(client.clone(), place.clone(), Some(slices()), changes.clone());
+    let nodes = Watch::<Node>::new(client.clone(), place.clone(), None, changes.clone());
     tokio::select! {
         () = services.run() => {}
         () = slices.run() => {}
         () = nodes.run() => {}
+        () = cidrs::run(client, place, leisure, changes.clone()) => {}
         () = changes.closed() => {}
     }
     Ok(())
@@ -127,13 +127,6 @@ pub async fn cluster_uid(config: Config) -> Option<String> {
         }
         tokio::time::sleep(wait).await;
         wait = (2 * wait).min(longest);
-    }
-}
-
-fn services(options: &KubeOptions) -> String {
-    match &options.service_proxy_name {
-        Some(name) => format!("{PROXY_NAME_LABEL}={name}"),
-        None => format!("!{PROXY_NAME_LABEL}"),
     }
 }
 

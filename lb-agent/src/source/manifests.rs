@@ -24,9 +24,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch as watch_channel};
 
 use self::allocate::Allocator;
-pub use self::allocate::{
-    AllocationOptions, ServiceCidr, ServiceCidrArguments, ServiceCidrError, ServiceCidrs,
-};
+pub use self::allocate::{AllocationOptions, ServiceCidrArguments, ServiceCidrs};
 use self::directory::Directory;
 use self::watch::DirectoryWatch;
 use crate::object::Change;

@@ -1,5 +1,6 @@
 //! The objects as the source last told them, and which Services a change concerns.
 
+mod cidrs;
 mod labels;
 mod nodes;
 mod observed;
@@ -16,8 +17,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::desired::NamespacedName;
 use crate::maps::Family;
-use crate::model::{NodeConfig, Problem, Slice, Slices};
+use crate::model::{NodeConfig, Problem, Slice, Slices, is_of_this_proxy};
 use crate::object::{Change, Kind, Object, ObjectReference, trim_node};
+use cidrs::ServiceCidrs;
 use labels::LabelIndex;
 use nodes::{AddressIndex, OtherNodes};
 use observed::trigger_time;
@@ -54,6 +56,7 @@ pub struct State {
     pod_addresses: PodAddresses,
     node_object: Option<Node>,
     other_nodes: OtherNodes,
+    cidrs: ServiceCidrs,
     dirty: BTreeSet<NamespacedName>,
     /// Addresses of Pods that have ended since the last call of [`Self::take_ended`].
     ended: BTreeSet<IpAddr>,
@@ -77,6 +80,7 @@ impl State {
             pod_addresses: PodAddresses::default(),
             node_object: None,
             other_nodes: OtherNodes::default(),
+            cidrs: ServiceCidrs::default(),
             dirty: BTreeSet::new(),
             ended: BTreeSet::new(),
             observed: Observed::default(),
@@ -229,11 +233,16 @@ impl State {
                 message: format!("it belongs to no Service: give it the label {SERVICE_NAME_LABEL}"),
             })
             .collect();
+        problems.extend_from_slice(self.cidrs.problems());
         problems.sort();
         problems
     }
 
     fn names(&self, kind: Kind) -> BTreeSet<NamespacedName> {
+        let name = |name: &String| NamespacedName {
+            namespace: String::new(),
+            name: name.clone(),
+        };
         match kind {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slice_owners.keys().cloned().collect(),
@@ -241,12 +250,9 @@ impl State {
             Kind::Node => {
                 let own = self.node_object.iter().map(|_| &self.configured.name);
                 let names = own.chain(self.other_nodes.names());
-                let name = |name: &String| NamespacedName {
-                    namespace: String::new(),
-                    name: name.clone(),
-                };
                 names.map(name).collect()
             }
+            Kind::ServiceCidr => self.cidrs.names().map(name).collect(),
         }
     }
 
@@ -254,10 +260,19 @@ impl State {
         let ObjectReference { namespace, name, .. } = object.reference();
         let name = NamespacedName { namespace, name };
         match object {
-            Object::Service(service) => self.set_service(name, Some(trim::service(*service))),
+            Object::Service(service) => {
+                let is_of_other = !is_of_this_proxy(&service, &self.configured);
+                self.set_service(name, Some(trim::service(*service, is_of_other)));
+            }
             Object::EndpointSlice(slice) => self.set_slice(name, Some(*slice)),
             Object::Pod(pod) => self.set_pod(name, Some(trim::pod(*pod))),
+            Object::ServiceCidr(cidr) => {
+                if self.cidrs.set(name.name, Some(*cidr)) {
+                    self.cidrs_changed();
+                }
+            }
             Object::Node(node) if name.name == self.configured.name => {
+                self.set_pod_networks(&name.name, Some(&node));
                 let mut node = *node;
                 trim_node(&mut node);
                 self.observed.node_is_leaving = observed::is_leaving(&node);
@@ -277,10 +292,16 @@ impl State {
             Kind::Service => self.set_service(name, None),
             Kind::EndpointSlice => self.set_slice(name, None),
             Kind::Pod => self.set_pod(name, None),
+            Kind::ServiceCidr => {
+                if self.cidrs.set(name.name, None) {
+                    self.cidrs_changed();
+                }
+            }
             Kind::Node if name.name == self.configured.name => {
                 // Whether it was leaving stays as it was: an autoscaler deletes the object before the machine is off.
                 self.node_object = None;
                 self.node_changed();
+                self.set_pod_networks(&name.name, None);
             }
             Kind::Node => self.set_other_node(&name.name, None),
         }
@@ -414,6 +435,7 @@ impl State {
 
     /// The Services that have an address which another Node got or lost changed.
     fn set_other_node(&mut self, name: &str, node: Option<&Node>) {
+        self.set_pod_networks(name, node);
         let (come, gone) = self.other_nodes.set(name, node);
         for address in come.iter().chain(&gone) {
             self.dirty.extend(self.by_address.at(*address).cloned());
@@ -423,6 +445,24 @@ impl State {
         for address in &gone {
             known.remove(address);
         }
+    }
+
+    fn set_pod_networks(&mut self, name: &str, node: Option<&Node>) {
+        if self.cidrs.set_node(name, node) {
+            self.cidrs_changed();
+        }
+    }
+
+    /// Other Service CIDRs may be in force now: then Services of other proxies hold their addresses, or need not.
+    fn cidrs_changed(&mut self) {
+        let new = self.cidrs.in_force(&self.configured.service_cidrs);
+        if self.node.service_cidrs == new {
+            return;
+        }
+        self.node.service_cidrs = new;
+        let others = self.services.iter();
+        let others = others.filter(|(_, service)| !is_of_this_proxy(service, &self.node));
+        self.dirty.extend(others.map(|(name, _)| name.clone()));
     }
 
     fn node_changed(&mut self) {
@@ -435,6 +475,7 @@ impl State {
         let moved = self.node.differing_addresses(&old);
         let new_zone = self.node.zone != old.zone;
         self.node.other_nodes = old.other_nodes;
+        self.node.service_cidrs = old.service_cidrs;
         // Rare: the node's address or zone changed.
         let concerned = self.services.iter().filter(|(name, service)| {
             let slices = self.slices.get(name);

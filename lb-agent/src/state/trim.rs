@@ -1,6 +1,6 @@
 //! Keeps of each object only what the agent reads: less memory, and a change of anything else is no change.
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus, Service, ServiceStatus};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus, Service, ServiceSpec, ServiceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 /// What is kept of every object.
@@ -15,7 +15,21 @@ fn metadata(metadata: ObjectMeta) -> ObjectMeta {
     }
 }
 
-pub(super) fn service(service: Service) -> Service {
+/// Of one that another proxy serves only the cluster IPs are read.
+pub(super) fn service(service: Service, is_of_other: bool) -> Service {
+    if is_of_other {
+        let spec = service.spec.map(|spec| ServiceSpec {
+            type_: spec.type_,
+            cluster_ip: spec.cluster_ip,
+            cluster_ips: spec.cluster_ips,
+            ..ServiceSpec::default()
+        });
+        return Service {
+            metadata: metadata(service.metadata),
+            spec,
+            status: None,
+        };
+    }
     let load_balancer = service.status.and_then(|status| status.load_balancer);
     Service {
         metadata: metadata(service.metadata),

@@ -111,7 +111,8 @@ fn answer(request: &Request<Incoming>, shared: &Shared) -> Result<Answer, Failur
     if request.uri().path() == answer::NAMESPACE && !state.forbidden.contains("namespaces") {
         return Ok(Answer::Object(StatusCode::OK, answer::namespace()));
     }
-    let Some(resource) = answer::resource(request.uri()) else {
+    let resource = answer::resource(request.uri());
+    let Some(resource) = resource.filter(|resource| !state.absent.contains(resource.api_version)) else {
         let message = "the server could not find the requested resource";
         return Err(answer::failure(StatusCode::NOT_FOUND, "NotFound", message));
     };

@@ -15,7 +15,7 @@ pub(super) struct Resource {
 }
 
 /// All of them.
-pub(super) const RESOURCES: [Resource; 4] = [
+pub(super) const RESOURCES: [Resource; 6] = [
     Resource {
         api_version: "v1",
         kind: "Service",
@@ -35,6 +35,16 @@ pub(super) const RESOURCES: [Resource; 4] = [
         api_version: "v1",
         kind: "Pod",
         path: "/api/v1/pods",
+    },
+    Resource {
+        api_version: "networking.k8s.io/v1",
+        kind: "ServiceCIDR",
+        path: "/apis/networking.k8s.io/v1/servicecidrs",
+    },
+    Resource {
+        api_version: "networking.k8s.io/v1beta1",
+        kind: "ServiceCIDR",
+        path: "/apis/networking.k8s.io/v1beta1/servicecidrs",
     },
 ];
 

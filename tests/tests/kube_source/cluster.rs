@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,8 +13,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Config;
 use lb_agent::logging::FILTER;
 use lb_agent::object::{Change, Object};
-use lb_agent::source::kube::{KubeOptions, run};
+use lb_agent::source::kube::run;
 use lb_tests::api_server::ApiServer;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::task::JoinHandle;
@@ -23,6 +25,9 @@ use tracing_subscriber::fmt::MakeWriter;
 /// Far more than anything takes, retries included, so that only what never happens runs into it.
 /// Less than the time after which a client reads its token again on its own.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Soon, so that a test need not wait.
+const LEISURE: Range<Duration> = Duration::from_millis(10)..Duration::from_millis(20);
 
 pub(super) const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 pub(super) const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -46,29 +51,21 @@ impl Cluster {
         (ApiServer::start("secret").await.unwrap(), directory)
     }
 
-    pub(super) fn start(server: ApiServer, directory: TempDir, service_proxy_name: Option<&str>) -> Self {
+    pub(super) fn start(server: ApiServer, directory: TempDir) -> Self {
         let config = server.config(&directory.path().join("token")).unwrap();
-        Self::start_with(config, server, directory, service_proxy_name)
+        Self::start_with(config, server, directory)
     }
 
     /// The same where the way to the server is another one.
-    pub(super) fn start_with(
-        config: Config,
-        server: ApiServer,
-        directory: TempDir,
-        service_proxy_name: Option<&str>,
-    ) -> Self {
+    pub(super) fn start_with(config: Config, server: ApiServer, directory: TempDir) -> Self {
         let log = Log::default();
         let subscriber = tracing_subscriber::fmt()
             .with_writer(log.clone())
             .with_ansi(false);
         let guard = tracing::subscriber::set_default(subscriber.with_env_filter(FILTER).finish());
         let token_file = directory.path().join("token");
-        let options = KubeOptions {
-            service_proxy_name: service_proxy_name.map(str::to_owned),
-        };
         let (sender, changes) = mpsc::channel(10);
-        let source = tokio::spawn(async { run(config, options, sender).await.unwrap() });
+        let source = tokio::spawn(async { run(config, LEISURE, sender).await.unwrap() });
         Self {
             server,
             token_file,
@@ -86,15 +83,20 @@ impl Cluster {
         for name in names {
             server.apply(&service(name, 80)).unwrap();
         }
-        let mut cluster = Self::start(server, directory, None);
+        let mut cluster = Self::start(server, directory);
         let services: Vec<_> = names
             .iter()
             .map(|name| format!("Service default/{name}:80"))
             .collect();
         let services = format!("replace Service [{}]", services.join(", "));
         assert_eq!(
-            cluster.next_sorted(3).await,
-            ["replace EndpointSlice []", "replace Node []", &services]
+            cluster.next_sorted(4).await,
+            [
+                "replace EndpointSlice []",
+                "replace Node []",
+                &services,
+                "replace ServiceCIDR []"
+            ]
         );
         cluster
     }
@@ -132,10 +134,12 @@ impl Cluster {
     /// Waits until every kind was watched so often.
     pub(super) async fn wait_for_watches(&self, n_watches: usize) {
         self.wait_for_requests(|requests| {
-            ["services", "endpointslices", "nodes"].into_iter().all(|plural| {
-                let watches = requests.iter().filter(|request| is_watch(request, plural));
-                watches.count() >= n_watches
-            })
+            ["services", "endpointslices", "nodes", "servicecidrs"]
+                .into_iter()
+                .all(|plural| {
+                    let watches = requests.iter().filter(|request| is_watch(request, plural));
+                    watches.count() >= n_watches
+                })
         })
         .await;
     }
@@ -203,6 +207,11 @@ pub(super) fn show(change: &Change) -> String {
             let addresses: Vec<&str> = addresses.map(|address| address.address.as_str()).collect();
             format!("{} at {}", object.reference(), addresses.join(","))
         }
+        Object::ServiceCidr(cidr) => {
+            let cidrs = cidr.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten());
+            let cidrs: Vec<&str> = cidrs.map(String::as_str).collect();
+            format!("{} {}", object.reference(), cidrs.join(","))
+        }
         _ => object.reference().to_string(),
     };
     match change {
@@ -253,6 +262,12 @@ pub(super) fn slice(name: &str, labels: &[(&str, &str)]) -> EndpointSlice {
         address_type: "IPv4".to_owned(),
         ..EndpointSlice::default()
     }
+}
+
+pub(super) fn service_cidr(api_version: &str, name: &str, cidrs: &[&str]) -> Value {
+    json!({
+        "apiVersion": api_version, "kind": "ServiceCIDR", "metadata": {"name": name}, "spec": {"cidrs": cidrs},
+    })
 }
 
 pub(super) fn node(name: &str, address: &str) -> Node {

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod recovery;
+mod service_cidrs;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
@@ -26,13 +27,14 @@ async fn first_lists_and_changes() {
     server.apply(&slice("headless-1", &[(HEADLESS, "")])).unwrap();
     server.apply(&node("here", "192.0.2.1")).unwrap();
     server.apply(&node("there", "192.0.2.2")).unwrap();
-    let mut cluster = Cluster::start(server, directory, None);
+    let mut cluster = Cluster::start(server, directory);
     assert_eq!(
-        cluster.next_sorted(3).await,
+        cluster.next_sorted(4).await,
         [
             "replace EndpointSlice [EndpointSlice default/web-1]",
             "replace Node [Node here at 192.0.2.1, Node there at 192.0.2.2]",
-            "replace Service [Service default/web:80]"
+            "replace Service [Service default/foreign:81, Service default/web:80]",
+            "replace ServiceCIDR []"
         ]
     );
     cluster.expect_alive("web", 82).await;
@@ -58,10 +60,9 @@ async fn asks_for_no_more_than_it_needs() {
     for request in cluster.server.requests().borrow().iter() {
         let (path, selector) = request.split_once('?').unwrap();
         let expected = match path {
-            "/api/v1/services" => format!("labelSelector=!{PROXY_NAME}"),
             "/apis/discovery.k8s.io/v1/endpointslices" => format!("labelSelector=!{HEADLESS}"),
-            // All of them, of which the others are known by their addresses.
-            "/api/v1/nodes" => {
+            // All of them: of other Nodes, and of Services of other proxies, the addresses are known.
+            "/api/v1/services" | "/api/v1/nodes" | "/apis/networking.k8s.io/v1/servicecidrs" => {
                 assert!(!selector.contains("Selector"), "{request}");
                 continue;
             }
@@ -92,7 +93,7 @@ async fn managed_fields_are_dropped() {
     let mut service = service("web", 80);
     service.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
     server.apply(&service).unwrap();
-    let mut cluster = Cluster::start(server, directory, None);
+    let mut cluster = Cluster::start(server, directory);
     loop {
         if let Some(Change::Replace { objects, .. }) = timeout(TIMEOUT, cluster.changes.recv()).await.unwrap()
             && let Some(Object::Service(service)) = objects.first()
@@ -104,42 +105,13 @@ async fn managed_fields_are_dropped() {
 }
 
 #[tokio::test]
-async fn services_of_other_proxies_come_and_go_with_their_label() {
+async fn services_of_other_proxies_stay_known() {
     let mut cluster = Cluster::with_services(&["web"]).await;
-    cluster
-        .server
-        .apply(&labelled_service("web", 80, &[(PROXY_NAME, "other")]))
-        .unwrap();
-    assert_eq!(cluster.next().await, "delete Service default/web");
-    cluster
-        .server
-        .apply(&labelled_service("web", 81, &[(PROXY_NAME, "other")]))
-        .unwrap();
+    let labelled = labelled_service("web", 80, &[(PROXY_NAME, "other")]);
+    cluster.server.apply(&labelled).unwrap();
+    // Never gone in between: its address is not nobody's for a moment.
+    assert_eq!(cluster.next().await, "apply Service default/web:80");
     cluster.expect_alive("web", 82).await;
-}
-
-#[tokio::test]
-async fn the_owner_of_a_proxy_name_sees_its_services_only() {
-    let (server, directory) = Cluster::server().await;
-    server.apply(&service("web", 80)).unwrap();
-    server
-        .apply(&labelled_service("mine", 81, &[(PROXY_NAME, "lb-agent")]))
-        .unwrap();
-    server
-        .apply(&labelled_service("foreign", 82, &[(PROXY_NAME, "other")]))
-        .unwrap();
-    server.apply(&slice("mine-1", &[])).unwrap();
-    let mut cluster = Cluster::start(server, directory, Some("lb-agent"));
-    assert_eq!(
-        cluster.next_sorted(3).await,
-        [
-            "replace EndpointSlice [EndpointSlice default/mine-1]",
-            "replace Node []",
-            "replace Service [Service default/mine:81]"
-        ]
-    );
-    cluster.server.apply(&service("mine", 81)).unwrap();
-    assert_eq!(cluster.next().await, "delete Service default/mine");
 }
 
 #[tokio::test]

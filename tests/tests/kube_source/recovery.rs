@@ -12,11 +12,12 @@ async fn what_vanished_while_versions_expired_is_missing_in_the_new_list() {
     cluster.server.expire_versions();
     cluster.server.restart().await.unwrap();
     assert_eq!(
-        cluster.next_sorted(3).await,
+        cluster.next_sorted(4).await,
         [
             "replace EndpointSlice []",
             "replace Node []",
-            "replace Service [Service default/api:80]"
+            "replace Service [Service default/api:80]",
+            "replace ServiceCIDR []"
         ]
     );
     cluster.expect_alive("api", 81).await;
@@ -49,21 +50,21 @@ async fn connections_cut_within_an_object_are_resumed() {
 async fn an_outage_is_reported_once() {
     let mut cluster = Cluster::with_services(&["web"]).await;
     cluster.server.stop().await;
-    for kind in ["Services", "EndpointSlices", "Nodes"] {
+    for kind in ["Services", "EndpointSlices", "Nodes", "ServiceCIDRs"] {
         cluster
             .wait_for_log(&format!("cannot watch {kind} at https://127.0.0.1:"))
             .await;
     }
     cluster.wait_for_log("Connection refused").await;
     cluster.server.restart().await.unwrap();
-    for kind in ["Services", "EndpointSlices", "Nodes"] {
+    for kind in ["Services", "EndpointSlices", "Nodes", "ServiceCIDRs"] {
         cluster
             .wait_for_log(&format!("watching {kind} at https://127.0.0.1:"))
             .await;
     }
     cluster.expect_alive("web", 81).await;
-    assert_eq!(cluster.log.count("cannot watch"), 3, "{}", cluster.log.text());
-    assert_eq!(cluster.log.count(" again"), 3, "{}", cluster.log.text());
+    assert_eq!(cluster.log.count("cannot watch"), 4, "{}", cluster.log.text());
+    assert_eq!(cluster.log.count(" again"), 4, "{}", cluster.log.text());
 }
 
 #[tokio::test]
@@ -71,15 +72,16 @@ async fn a_server_that_is_away_at_the_start_is_awaited() {
     let (mut server, directory) = Cluster::server().await;
     server.apply(&node("here", "192.0.2.1")).unwrap();
     server.stop().await;
-    let mut cluster = Cluster::start(server, directory, None);
+    let mut cluster = Cluster::start(server, directory);
     cluster.wait_for_log("cannot watch Nodes").await;
     cluster.server.restart().await.unwrap();
     assert_eq!(
-        cluster.next_sorted(3).await,
+        cluster.next_sorted(4).await,
         [
             "replace EndpointSlice []",
             "replace Node [Node here at 192.0.2.1]",
-            "replace Service []"
+            "replace Service []",
+            "replace ServiceCIDR []"
         ]
     );
 }
@@ -88,15 +90,16 @@ async fn a_server_that_is_away_at_the_start_is_awaited() {
 async fn slow_answers_are_awaited() {
     let (server, directory) = Cluster::server().await;
     server.hold_answers(true);
-    let mut cluster = Cluster::start(server, directory, None);
-    cluster.wait_for_requests(|requests| requests.len() == 3).await;
+    let mut cluster = Cluster::start(server, directory);
+    cluster.wait_for_requests(|requests| requests.len() == 4).await;
     cluster.server.hold_answers(false);
     assert_eq!(
-        cluster.next_sorted(3).await,
+        cluster.next_sorted(4).await,
         [
             "replace EndpointSlice []",
             "replace Node []",
-            "replace Service []"
+            "replace Service []",
+            "replace ServiceCIDR []"
         ]
     );
 }
@@ -118,10 +121,10 @@ async fn what_is_forbidden_is_reported_and_leaves_the_rest() {
     let (server, directory) = Cluster::server().await;
     server.apply(&slice("web-1", &[])).unwrap();
     server.set_forbidden("endpointslices", true);
-    let mut cluster = Cluster::start(server, directory, None);
+    let mut cluster = Cluster::start(server, directory);
     assert_eq!(
-        cluster.next_sorted(2).await,
-        ["replace Node []", "replace Service []"]
+        cluster.next_sorted(3).await,
+        ["replace Node []", "replace Service []", "replace ServiceCIDR []"]
     );
     cluster
         .wait_for_log("allow the agent's service account to list and watch them")
@@ -188,11 +191,11 @@ async fn a_token_file_may_come_later_and_end_in_a_line() {
     let (server, directory) = Cluster::server().await;
     let file = directory.path().join("token");
     std::fs::remove_file(&file).unwrap();
-    let mut cluster = Cluster::start(server, directory, None);
+    let mut cluster = Cluster::start(server, directory);
     cluster.wait_for_log("correct the token file").await;
     cluster.wait_for_log(file.to_str().unwrap()).await;
     std::fs::write(&file, "secret\n").unwrap();
-    cluster.next_sorted(3).await;
+    cluster.next_sorted(4).await;
     cluster.wait_for_watches(1).await;
     // While it is being written.
     std::fs::write(&file, "").unwrap();
@@ -208,8 +211,8 @@ async fn a_proxy_leads_to_the_server() {
     let proxy = ConnectProxy::start().await.unwrap();
     let mut config = server.config(&directory.path().join("token")).unwrap();
     config.proxy_url = Some(format!("http://{}", proxy.address()).parse().unwrap());
-    let mut cluster = Cluster::start_with(config, server, directory, None);
-    cluster.next_sorted(3).await;
+    let mut cluster = Cluster::start_with(config, server, directory);
+    cluster.next_sorted(4).await;
     cluster.expect_alive("web", 81).await;
     assert!(proxy.tunnels() > 0);
     drop(proxy);

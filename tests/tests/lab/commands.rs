@@ -28,7 +28,7 @@ fn run(cluster: &Cluster, line: &str) -> (i32, String) {
 
 /// Runs a command that prints JSON; returns its exit code too.
 #[track_caller]
-fn json(cluster: &Cluster, line: &str) -> (i32, Value) {
+pub(super) fn json(cluster: &Cluster, line: &str) -> (i32, Value) {
     let (code, said) = run(cluster, &format!("{line} -o json"));
     (
         code,

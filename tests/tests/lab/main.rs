@@ -38,6 +38,7 @@ mod places;
 mod policies;
 mod privileges;
 mod senders;
+mod service_cidrs;
 mod service_proxy_name;
 mod shared_port;
 mod sockets;

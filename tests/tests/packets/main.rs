@@ -23,6 +23,7 @@ mod same;
 mod sctp;
 mod segments;
 mod senders;
+mod service_cidrs;
 mod source_ports;
 mod source_ranges;
 mod strangers;

@@ -30,6 +30,41 @@ fn services_of_other_proxies() {
     }
 }
 
+#[test]
+fn services_of_other_proxies_hold_their_cluster_ips_in_service_cidrs() {
+    let node = NodeConfig {
+        service_cidrs: ["10.96.0.0/16", "fd00:96::/112"]
+            .map(|cidr| cidr.parse().unwrap())
+            .into(),
+        ..node()
+    };
+    for (change, expected) in [
+        (
+            "{clusterIPs: [10.96.0.7, 'fd00:96::7']}",
+            &["10.96.0.7 ClusterIp pass", "fd00:96::7 ClusterIp pass"][..],
+        ),
+        ("{clusterIP: 10.96.0.7}", &["10.96.0.7 ClusterIp pass"]),
+        // Nobody drops packets to others.
+        (
+            "{clusterIPs: [10.97.0.7, 'fd00:96::7'], externalIPs: [10.96.0.9]}",
+            &["fd00:96::7 ClusterIp pass"],
+        ),
+        ("{clusterIPs: [10.97.0.7]}", &[]),
+        ("{clusterIP: x}", &[]),
+        ("{clusterIP: None}", &[]),
+        ("{clusterIP: ''}", &[]),
+        ("{type: ExternalName, clusterIP: 10.96.0.7}", &[]),
+    ] {
+        let mut service = service(serde_norway::from_str(change).unwrap());
+        service.metadata.labels = Some([(PROXY_NAME_LABEL.to_owned(), "other".to_owned())].into());
+        let (desired, problems) = desired_on(&node, &service, &[]);
+        let found = desired.as_ref().map(vips).unwrap_or_default();
+        assert_eq!(found, expected, "{change}");
+        assert!(desired.is_none_or(|desired| desired.ports.is_empty()));
+        assert_eq!(problems, []);
+    }
+}
+
 /// Addresses with a wildcard row, where they come from and what holds for them.
 fn vips(desired: &DesiredService) -> Vec<String> {
     let text = |vip: &DesiredVip| {

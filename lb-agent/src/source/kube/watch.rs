@@ -69,6 +69,7 @@ pub(super) struct Watch<K> {
     /// The label selector.
     selector: Option<String>,
     changes: mpsc::Sender<Change>,
+    has_listed: bool,
     /// Up to which resource version everything is known. Without, a list is needed.
     version: Option<String>,
     pace: Pace,
@@ -87,6 +88,7 @@ impl<K: Watched> Watch<K> {
             api: Api::all(client),
             selector,
             changes,
+            has_listed: false,
             version: None,
             pace: Pace::new(),
             report: Report::new(K::KIND, place),
@@ -97,14 +99,34 @@ impl<K: Watched> Watch<K> {
     pub(super) async fn run(mut self) {
         loop {
             let end = self.follow().await.unwrap_or_else(|end| end);
-            tracing::debug!(kind = %K::KIND, ?end, "a watch ended");
-            match &end {
-                End::Closed => {}
-                End::Expired => self.version = None,
-                End::Failed(error) => self.report.failed(error),
-            }
-            sleep(self.pace.pause(&end, Instant::now())).await;
+            self.rest(end).await;
         }
+    }
+
+    /// Sends changes until the server says that it does not have the kind (404), or does not allow to read it (403).
+    pub(super) async fn run_until_refused(&mut self) -> Box<Status> {
+        loop {
+            match self.follow().await.unwrap_or_else(|end| end) {
+                End::Failed(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => return status,
+                end => self.rest(end).await,
+            }
+        }
+    }
+
+    /// Whether a complete list was sent.
+    pub(super) fn has_listed(&self) -> bool {
+        self.has_listed
+    }
+
+    /// Tells how a try came to its end, and waits for the next.
+    async fn rest(&mut self, end: End) {
+        tracing::debug!(kind = %K::KIND, ?end, "a watch ended");
+        match &end {
+            End::Closed => {}
+            End::Expired => self.version = None,
+            End::Failed(error) => self.report.failed(error),
+        }
+        sleep(self.pace.pause(&end, Instant::now())).await;
     }
 
     /// Lists if that is needed, then follows what happens until the watch ends.
@@ -153,6 +175,7 @@ impl<K: Watched> Watch<K> {
                 self.version = Some(version.clone());
                 let kind = K::KIND;
                 self.send(Change::Replace { kind, objects }).await;
+                self.has_listed = true;
                 return Ok(version);
             }
         }

@@ -22,7 +22,7 @@ pub(super) use self::allocator::Allocator;
 use self::asked::Asked;
 pub use self::options::{AllocationOptions, ServiceCidrArguments};
 use self::pool::{Lost, Pool, Value};
-pub use self::range::{ServiceCidr, ServiceCidrError, ServiceCidrs};
+pub use self::range::ServiceCidrs;
 use self::state::{Given, State, Wish};
 use crate::desired::PerFamily;
 use crate::maps::Family;

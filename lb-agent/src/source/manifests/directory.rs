@@ -264,9 +264,7 @@ fn replace_all(objects: &Objects) -> Vec<Change> {
             .map(|(_, object)| Object::clone(object))
             .collect(),
     };
-    [Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::Pod]
-        .map(replace)
-        .into()
+    Kind::ALL.map(replace).into()
 }
 
 fn difference(old: &Objects, new: &Objects) -> Vec<Change> {

@@ -291,6 +291,7 @@ fn metadata(object: &mut Object) -> &mut ObjectMeta {
         Object::Service(object) => &mut object.metadata,
         Object::EndpointSlice(object) => &mut object.metadata,
         Object::Node(object) => &mut object.metadata,
+        Object::ServiceCidr(object) => &mut object.metadata,
         Object::Pod(object) => &mut object.metadata,
     }
 }
@@ -316,7 +317,7 @@ fn complete(kind: Kind, metadata: &mut ObjectMeta) -> Result<(), Reason> {
     let name = metadata.name.clone().ok_or(Reason::Unnamed(kind))?;
     let fault = match kind {
         Kind::Service => name::label_fault(&name),
-        Kind::EndpointSlice | Kind::Node | Kind::Pod => name::subdomain_fault(&name),
+        Kind::EndpointSlice | Kind::Node | Kind::ServiceCidr | Kind::Pod => name::subdomain_fault(&name),
     };
     let bad = |what, name, fault| Reason::Name {
         kind,
@@ -327,7 +328,7 @@ fn complete(kind: Kind, metadata: &mut ObjectMeta) -> Result<(), Reason> {
     if let Some(fault) = fault {
         return Err(bad("name", name, fault));
     }
-    if kind == Kind::Node {
+    if matches!(kind, Kind::Node | Kind::ServiceCidr) {
         metadata.namespace = None;
         return Ok(());
     }

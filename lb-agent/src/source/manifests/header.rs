@@ -3,6 +3,7 @@
 use k8s_openapi::Resource;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde::Deserialize;
 
 use crate::object::Kind;
@@ -87,12 +88,13 @@ fn api_version(kind: Kind) -> &'static str {
         Kind::Service => Service::API_VERSION,
         Kind::EndpointSlice => EndpointSlice::API_VERSION,
         Kind::Node => Node::API_VERSION,
+        Kind::ServiceCidr => ServiceCIDR::API_VERSION,
         Kind::Pod => Pod::API_VERSION,
     }
 }
 
 fn find(version: &str, name: &str) -> Option<Kind> {
-    [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod]
+    Kind::ALL
         .into_iter()
         .find(|&kind| api_version(kind) == version && kind.to_string() == name)
 }

@@ -47,7 +47,7 @@ impl Source {
             _directory: directory,
         };
         let mut loaded = Vec::new();
-        for _ in 0..4 {
+        for _ in Kind::ALL {
             loaded.push(source.next().await);
         }
         (source, loaded)
@@ -151,6 +151,10 @@ async fn first_load_replaces_all_kinds() {
             "c.json",
             r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "x"}}"#,
         ),
+        (
+            "d.yaml",
+            "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: c}\nspec: {cidrs: [10.96.0.0/16]}\n",
+        ),
         ("d.txt", &service("text", 1)),
         (".hidden.yaml", &service("hidden", 1)),
         ("empty.yaml", ""),
@@ -162,7 +166,8 @@ async fn first_load_replaces_all_kinds() {
             "replace Node [Node n]",
             "replace Service [Service default/api:81, Service default/web:80]",
             "replace EndpointSlice []",
-            "replace Pod [Pod x/p]"
+            "replace Pod [Pod x/p]",
+            "replace ServiceCIDR [ServiceCIDR c]"
         ]
     );
     assert_eq!(*source.problems.borrow(), []);

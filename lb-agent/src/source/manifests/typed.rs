@@ -5,6 +5,7 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::object::{Kind, Object};
@@ -21,6 +22,7 @@ impl<'de> DeserializeSeed<'de> for Typed {
             Kind::Service => Object::Service(Box::new(Service::deserialize(deserializer)?)),
             Kind::EndpointSlice => Object::EndpointSlice(Box::new(EndpointSlice::deserialize(deserializer)?)),
             Kind::Node => Object::Node(Box::new(Node::deserialize(deserializer)?)),
+            Kind::ServiceCidr => Object::ServiceCidr(Box::new(ServiceCIDR::deserialize(deserializer)?)),
             Kind::Pod => Object::Pod(Box::new(Pod::deserialize(deserializer)?)),
         })
     }

@@ -1,35 +1,45 @@
 //! What the command line says about it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::range::{ServiceCidr, ServiceCidrError, ServiceCidrs};
+use super::range::ServiceCidrs;
+use crate::network::Network;
+use crate::service_cidr::{ServiceCidr, ServiceCidrError};
 
-/// Of what Services get addresses.
+/// Where nothing else is said.
+const DEFAULT: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
+
+/// The networks of Services' addresses.
 #[derive(Args, Clone, Debug)]
 pub struct ServiceCidrArguments {
-    /// Networks of which Services of `--manifests` that name no clusterIP get one, at most one of each IP version; a
-    /// Service that names no IP version has the first one's; a list, or repeated
-    #[arg(
-        long,
-        value_name = "NETWORKS",
-        value_delimiter = ',',
-        requires = "manifests",
-        conflicts_with = "kube",
-        default_value = "10.96.0.0/16,fd00:10:96::/112"
-    )]
+    /// Networks of cluster IPs, at most one of each IP version: packets to those of their addresses that no Service has are
+    /// dropped, and Services of `--manifests` that name no clusterIP get one, of the first network if they name no IP
+    /// version; a list, or repeated. Without it Services of `--manifests` get addresses of 10.96.0.0/16 and
+    /// fd00:10:96::/112, and packets are dropped for the networks of the Kubernetes API's ServiceCIDRs only
+    #[arg(long, value_name = "NETWORKS", value_delimiter = ',')]
     service_cidr: Vec<ServiceCidr>,
 }
 
 impl ServiceCidrArguments {
-    /// The networks.
+    /// The networks of which Services get addresses.
     ///
     /// # Errors
     ///
     /// If two of them are of one family.
     pub fn cidrs(&self) -> Result<ServiceCidrs, ServiceCidrError> {
-        ServiceCidrs::new(&self.service_cidr)
+        if !self.service_cidr.is_empty() {
+            return ServiceCidrs::new(&self.service_cidr);
+        }
+        let default: Result<Vec<_>, _> = DEFAULT.iter().map(|text| text.parse()).collect();
+        ServiceCidrs::new(&default?)
+    }
+
+    /// The networks that the command line names: only these are certainly nobody else's.
+    pub fn named(&self) -> BTreeSet<Network> {
+        self.service_cidr.iter().map(ServiceCidr::network).collect()
     }
 }
 
@@ -57,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn only_services_of_manifests_are_given_addresses() {
+    fn which_networks_may_be_named() {
         for (line, expected) in [
             ("lb-agent run --manifests m", true),
             ("lb-agent run --manifests m --service-cidr 10.96.0.0/28", true),
@@ -71,8 +81,12 @@ mod tests {
             ),
             ("lb-agent run --manifests m --service-cidr 10.96.0.1/28", false),
             ("lb-agent run --manifests m --service-cidr 10.96.0.0/28,", false),
-            ("lb-agent run --kube --service-cidr 10.96.0.0/28", false),
-            ("lb-agent run --service-cidr 10.96.0.0/28", false),
+            ("lb-agent run --kube --service-cidr 10.96.0.0/28", true),
+            ("lb-agent run --service-cidr 10.96.0.0/28", true),
+            (
+                "lb-agent run --kube --service-cidr 10.96.0.0/28,10.97.0.0/28",
+                false,
+            ),
             ("lb-agent run --kube", true),
         ] {
             assert_eq!(is_taken(line), expected, "{line}");

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use super::range::ServiceCidr;
 use crate::maglev::mix;
 use crate::object::ObjectReference;
 use crate::ports::NODE_PORTS;
+use crate::service_cidr::ServiceCidr;
 
 /// What a Service is given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::service_cidr::ServiceCidr;
 
 /// A Service of this name whose specification is this YAML.
 fn object(name: &str, spec: &str) -> (ObjectReference, Arc<Object>) {

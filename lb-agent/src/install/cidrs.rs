@@ -1,0 +1,95 @@
+//! Service CIDRs: packets to their addresses that have no row are dropped. So they come after the rows of the addresses,
+//! and go before them.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use super::tables::Context;
+use super::{Installer, pause};
+use crate::maps::{MapError, Maps};
+use crate::network::Network;
+
+/// Why the last attempt failed, and when the next one is due.
+#[derive(Debug)]
+pub(super) struct CidrFailure {
+    message: String,
+    attempts: u32,
+    pub(super) due: Instant,
+}
+
+impl Installer {
+    /// Takes the Service CIDRs out of force that are not among these.
+    pub fn end_cidrs(&mut self, wanted: &BTreeSet<Network>, maps: &mut dyn Maps, now: Instant) {
+        let ended: Vec<Network> = self.tables.cidrs().difference(wanted).copied().collect();
+        self.change_cidrs(ended, maps, now, |installer, cidr, context| {
+            installer.tables.delete_cidr(context, cidr)
+        });
+    }
+
+    /// Puts these Service CIDRs in force, unless a Service that another proxy serves could not be given its row.
+    pub fn begin_cidrs(&mut self, wanted: &BTreeSet<Network>, maps: &mut dyn Maps, now: Instant) {
+        let new: Vec<Network> = wanted.difference(self.tables.cidrs()).copied().collect();
+        if !new.is_empty() && self.lacks_held() {
+            return;
+        }
+        self.change_cidrs(new, maps, now, |installer, cidr, context| {
+            installer.tables.add_cidr(context, cidr)
+        });
+    }
+
+    /// The Service CIDRs in force.
+    pub fn cidrs(&self) -> &BTreeSet<Network> {
+        self.tables.cidrs()
+    }
+
+    fn lacks_held(&self) -> bool {
+        let mut failed = self
+            .retries
+            .iter()
+            .filter_map(|(_, name)| self.services.get(name));
+        failed.any(|entry| {
+            entry
+                .desired
+                .as_ref()
+                .is_some_and(|desired| desired.ports.is_empty())
+        })
+    }
+
+    fn change_cidrs(
+        &mut self,
+        cidrs: Vec<Network>,
+        maps: &mut dyn Maps,
+        now: Instant,
+        change: impl Fn(&mut Self, Network, &mut Context<'_>) -> Result<(), MapError>,
+    ) {
+        if cidrs.is_empty()
+            || self
+                .cidr_failure
+                .as_ref()
+                .is_some_and(|failure| failure.due > now)
+        {
+            return;
+        }
+        let context = &mut Context { maps, now };
+        let result = cidrs.into_iter().try_for_each(|cidr| change(self, cidr, context));
+        let before = self.cidr_failure.take();
+        let Err(error) = result else {
+            let cidrs: Vec<String> = self.tables.cidrs().iter().map(Network::to_string).collect();
+            tracing::info!(
+                cidrs = cidrs.join(","),
+                "packets to addresses of Service CIDRs that no Service has are dropped"
+            );
+            return;
+        };
+        let message = crate::describe(&error);
+        if before.as_ref().is_none_or(|failure| failure.message != message) {
+            tracing::warn!("cannot change the Service CIDRs yet: {message}");
+        }
+        let attempts = before.map_or(0, |failure| failure.attempts.saturating_add(1));
+        self.cidr_failure = Some(CidrFailure {
+            message,
+            attempts,
+            due: now + pause(attempts),
+        });
+    }
+}

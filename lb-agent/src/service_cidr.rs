@@ -1,0 +1,190 @@
+//! Networks that the cluster IPs of Services are of, as an option or a ServiceCIDR writes them.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use crate::maps::Family;
+use crate::network::{Network, NetworkError, parse_address};
+
+/// A network that cluster IPs are of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ServiceCidr(Network);
+
+/// Why a text is none.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ServiceCidrError {
+    /// It is no network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// It is an address with the prefix of its network.
+    #[error("it is an address of the network {0}: write that")]
+    Host(Network),
+    /// There is no address to give.
+    #[error("it has no address to give beside those of the network itself: use a shorter prefix")]
+    Small,
+    /// An API server does not take such a network either.
+    #[error("it is larger than any Services need: use a prefix of at least {0} bits")]
+    Large(u8),
+    /// Its addresses have another meaning.
+    #[error("{0} is no unicast address that can be routed: use another network, as in 10.96.0.0/16")]
+    Special(IpAddr),
+    /// There is another one of its family.
+    #[error("--service-cidr names two {0} networks: name one")]
+    Twice(Family),
+}
+
+impl ServiceCidr {
+    /// The network.
+    pub fn network(&self) -> Network {
+        self.0
+    }
+
+    /// Its family.
+    pub fn family(&self) -> Family {
+        self.0.family()
+    }
+
+    /// How many bits of an address are behind the prefix.
+    pub fn host_bits(&self) -> u32 {
+        let bits = match self.family() {
+            Family::V4 => Ipv4Addr::BITS,
+            Family::V6 => Ipv6Addr::BITS,
+        };
+        bits - u32::from(self.0.prefix())
+    }
+
+    /// The shortest prefix: of IPv6 an API server's. 8 bits are the largest private network.
+    fn prefix_min(&self) -> u8 {
+        match self.family() {
+            Family::V4 => 8,
+            Family::V6 => 64,
+        }
+    }
+
+    /// How many addresses there are to give: as in the API server, all but the network's first and, of IPv4, the last one.
+    pub fn size(&self) -> u64 {
+        let kept_out = match self.family() {
+            Family::V4 => 2,
+            Family::V6 => 1,
+        };
+        let all = 1_u128 << self.host_bits();
+        u64::try_from(all.saturating_sub(kept_out)).unwrap_or(u64::MAX)
+    }
+
+    /// Which of the addresses to give, from 0, an address is; `None` if it is none of them.
+    pub fn index(&self, address: IpAddr) -> Option<u64> {
+        if !self.0.contains(address) {
+            return None;
+        }
+        let offset = match (address, self.0.address()) {
+            (IpAddr::V4(address), IpAddr::V4(first)) => u128::from(address.to_bits() - first.to_bits()),
+            (IpAddr::V6(address), IpAddr::V6(first)) => address.to_bits() - first.to_bits(),
+            _ => return None,
+        };
+        let index = u64::try_from(offset.checked_sub(1)?).ok()?;
+        (index < self.size()).then_some(index)
+    }
+
+    /// One of the addresses to give, counted from 0.
+    pub fn address(&self, index: u64) -> IpAddr {
+        match self.0.address() {
+            IpAddr::V4(first) => {
+                let offset = u32::try_from(index).unwrap_or(u32::MAX);
+                Ipv4Addr::from_bits(first.to_bits().saturating_add(offset).saturating_add(1)).into()
+            }
+            IpAddr::V6(first) => Ipv6Addr::from_bits(first.to_bits() + u128::from(index) + 1).into(),
+        }
+    }
+}
+
+impl FromStr for ServiceCidr {
+    type Err = ServiceCidrError;
+
+    fn from_str(text: &str) -> Result<Self, ServiceCidrError> {
+        let network: Network = text.parse()?;
+        let written = text
+            .split_once('/')
+            .and_then(|(address, _)| parse_address(address));
+        let cidr = Self(network);
+        if cidr.host_bits() == 0 || cidr.size() == 0 {
+            return Err(ServiceCidrError::Small);
+        }
+        if written != Some(network.address()) {
+            return Err(ServiceCidrError::Host(network));
+        }
+        if network.prefix() < cidr.prefix_min() {
+            return Err(ServiceCidrError::Large(cidr.prefix_min()));
+        }
+        let ends = [cidr.address(0), cidr.address(cidr.size() - 1)];
+        match ends.into_iter().find(|address| is_special(*address)) {
+            Some(address) => Err(ServiceCidrError::Special(address)),
+            None => Ok(cidr),
+        }
+    }
+}
+
+fn is_special(address: IpAddr) -> bool {
+    address.is_loopback()
+        || address.is_multicast()
+        || match address {
+            IpAddr::V4(address) => {
+                address.is_link_local() || address.octets()[0] == 0 || address.octets()[0] >= 240
+            }
+            IpAddr::V6(address) => address.is_unicast_link_local() || address.segments()[..5] == [0; 5],
+        }
+}
+
+impl fmt::Display for ServiceCidr {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_networks_are_taken() {
+        for (text, fault) in [
+            ("10.96.0.0/16", None),
+            ("fd00:10:96::/112", None),
+            ("10.96.0.0/30", None),
+            ("fd00::/127", None),
+            ("fd00::/64", None),
+            ("10.0.0.0/8", None),
+            (
+                "10.96.0.5/16",
+                Some("it is an address of the network 10.96.0.0/16: write that"),
+            ),
+            (
+                "fd00::1/112",
+                Some("it is an address of the network fd00::/112: write that"),
+            ),
+            ("10.96.0.5", Some("write an address, a slash")),
+            ("10.96.0.0/33", Some("write an address, a slash")),
+            ("10.96.0.5/32", Some("use a shorter prefix")),
+            ("10.96.0.4/31", Some("use a shorter prefix")),
+            ("fd00::1/128", Some("use a shorter prefix")),
+            ("10.0.0.0/7", Some("at least 8 bits")),
+            ("0.0.0.0/0", Some("at least 8 bits")),
+            ("fd00::/63", Some("at least 64 bits")),
+            ("127.0.0.0/8", Some("127.0.0.1 is no unicast address")),
+            ("0.0.0.0/8", Some("0.0.0.1 is no unicast address")),
+            ("169.254.0.0/16", Some("169.254.0.1 is no unicast address")),
+            ("224.0.0.0/24", Some("224.0.0.1 is no unicast address")),
+            ("240.0.0.0/8", Some("240.0.0.1 is no unicast address")),
+            ("fe80::/64", Some("fe80::1 is no unicast address")),
+            ("ff02::/64", Some("ff02::1 is no unicast address")),
+            ("::/112", Some("::1 is no unicast address")),
+        ] {
+            let found = text.parse::<ServiceCidr>().map_err(|error| error.to_string());
+            match (&found, fault) {
+                (Ok(found), None) => assert_eq!(found.to_string(), text),
+                (Err(found), Some(fault)) => assert!(found.contains(fault), "{text}: {found}"),
+                _ => panic!("{text}: {found:?}, expected {fault:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Service CIDRs: which of those that an option or ServiceCIDRs name are in force.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use lb_common::cidr::MAX;
+
+use crate::maps::Family;
+use crate::model::{Problem, quoted};
+use crate::network::Network;
+use crate::object::{Kind, ObjectReference};
+use crate::service_cidr::ServiceCidr;
+
+/// What names Service CIDRs, and what speaks against them.
+#[derive(Debug, Default)]
+pub(super) struct ServiceCidrs {
+    /// What ServiceCIDRs say, by their names. One that is being deleted holds addresses of Services until it is gone.
+    objects: BTreeMap<String, Vec<String>>,
+    /// The networks of each Node's Pods.
+    pod_networks: BTreeMap<String, Vec<Network>>,
+    problems: Vec<Problem>,
+}
+
+impl ServiceCidrs {
+    /// Names of the objects.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.objects.keys()
+    }
+
+    /// Takes note of an object; `None`: it is gone. Tells whether that is news.
+    pub(super) fn set(&mut self, name: String, object: Option<ServiceCIDR>) -> bool {
+        let cidrs = object.map(|object| object.spec.and_then(|spec| spec.cidrs).unwrap_or_default());
+        match cidrs {
+            Some(cidrs) => self.objects.insert(name, cidrs.clone()) != Some(cidrs),
+            None => self.objects.remove(&name).is_some(),
+        }
+    }
+
+    /// Takes note of a Node; `None`: it is gone. Tells whether its Pods have other networks now.
+    pub(super) fn set_node(&mut self, name: &str, node: Option<&Node>) -> bool {
+        let new: Vec<Network> = node.into_iter().flat_map(pod_networks).collect();
+        let old = match new.is_empty() {
+            true => self.pod_networks.remove(name),
+            false => self.pod_networks.insert(name.to_owned(), new.clone()),
+        };
+        old.unwrap_or_default() != new
+    }
+
+    /// What cannot be used of them.
+    pub(super) fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// The networks of which packets to addresses that no Service has are dropped: those that the option names, and those
+    /// of all objects.
+    pub(super) fn in_force(&mut self, named: &BTreeSet<Network>) -> BTreeSet<Network> {
+        let mut problems = Vec::new();
+        let mut cidrs = BTreeSet::new();
+        let mut add = |cidr: Network, problems: &mut Vec<Problem>| {
+            let others = cidrs
+                .iter()
+                .filter(|other: &&Network| other.family() == cidr.family());
+            if let Some(overlap) = self.pods_in(cidr) {
+                problems.push(overlap);
+            } else if !cidrs.contains(&cidr) && others.count() == MAX {
+                return Some(too_many(cidr.family()));
+            } else {
+                cidrs.insert(cidr);
+            }
+            None
+        };
+        for cidr in named {
+            // One of each family: there is room.
+            add(*cidr, &mut problems);
+        }
+        for (name, texts) in &self.objects {
+            for text in texts {
+                let fault = match text.parse::<ServiceCidr>() {
+                    Ok(cidr) => add(cidr.network(), &mut problems),
+                    Err(error) => Some(error.to_string()),
+                };
+                let message = |fault| format!("spec.cidrs: {}: {fault}; it is left out", quoted(text));
+                problems.extend(fault.map(|fault| problem(Kind::ServiceCidr, name, message(fault))));
+            }
+        }
+        problems.sort();
+        problems.dedup();
+        for news in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            tracing::warn!("{news}");
+        }
+        self.problems = problems;
+        cidrs
+    }
+
+    /// Whose Pods may have addresses of a network: then nobody can tell which packets are for nobody.
+    fn pods_in(&self, cidr: Network) -> Option<Problem> {
+        let nodes = self.pod_networks.iter();
+        let mut pairs = nodes.flat_map(|(node, networks)| networks.iter().map(move |pods| (node, pods)));
+        let (node, pods) = pairs.find(|(_, pods)| pods.overlaps(&cidr))?;
+        let message = format!(
+            "its Pod network {pods} and the Service CIDR {cidr} overlap: packets to addresses that no Service has are not \
+             dropped; give Pods or Services another network"
+        );
+        Some(problem(Kind::Node, node, message))
+    }
+}
+
+fn problem(kind: Kind, name: &str, message: String) -> Problem {
+    let object = ObjectReference {
+        kind,
+        namespace: String::new(),
+        name: name.to_owned(),
+    };
+    Problem { object, message }
+}
+
+fn too_many(family: Family) -> String {
+    format!(
+        "there are {MAX} other {family} Service CIDRs, the most that packets are compared with: remove one"
+    )
+}
+
+fn pod_networks(node: &Node) -> impl Iterator<Item = Network> {
+    let spec = node.spec.iter();
+    let texts = spec.flat_map(|spec| match &spec.pod_cidrs {
+        Some(cidrs) if !cidrs.is_empty() => cidrs.as_slice(),
+        _ => spec.pod_cidr.as_slice(),
+    });
+    texts.filter_map(|text| text.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(cidrs: &[&str]) -> Option<ServiceCIDR> {
+        let quoted: Vec<String> = cidrs.iter().map(|cidr| format!("'{cidr}'")).collect();
+        let text = format!(
+            "{{metadata: {{name: x}}, spec: {{cidrs: [{}]}}}}",
+            quoted.join(", ")
+        );
+        Some(serde_norway::from_str(&text).unwrap())
+    }
+
+    fn node(text: &str) -> Node {
+        serde_norway::from_str(&format!("{{metadata: {{name: n}}, spec: {text}}}")).unwrap()
+    }
+
+    fn texts(cidrs: &BTreeSet<Network>) -> Vec<String> {
+        cidrs.iter().map(Network::to_string).collect()
+    }
+
+    fn messages(cidrs: &ServiceCidrs) -> Vec<String> {
+        cidrs.problems().iter().map(Problem::to_string).collect()
+    }
+
+    fn named(texts: &[&str]) -> BTreeSet<Network> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn those_of_the_option_and_of_all_objects_are_in_force() {
+        let mut cidrs = ServiceCidrs::default();
+        let option = named(&["10.96.0.0/16"]);
+        assert_eq!(texts(&cidrs.in_force(&option)), ["10.96.0.0/16"]);
+        assert!(cidrs.set("b".to_owned(), object(&["10.97.0.0/16", "fd00:97::/112"])));
+        assert!(!cidrs.set("b".to_owned(), object(&["10.97.0.0/16", "fd00:97::/112"])));
+        assert!(cidrs.set("a".to_owned(), object(&["10.97.0.0/16"])));
+        let all = ["10.96.0.0/16", "10.97.0.0/16", "fd00:97::/112"];
+        assert_eq!(texts(&cidrs.in_force(&option)), all);
+        // What two objects name stays while one of them does.
+        assert!(cidrs.set("b".to_owned(), None));
+        assert_eq!(texts(&cidrs.in_force(&option)), all[..2]);
+        assert!(cidrs.set("a".to_owned(), None));
+        assert!(!cidrs.set("a".to_owned(), None));
+        assert_eq!(texts(&cidrs.in_force(&option)), all[..1]);
+        assert_eq!(messages(&cidrs), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_no_network_of_services_is_named() {
+        let mut cidrs = ServiceCidrs::default();
+        let malformed = [
+            "10.96.0.0",
+            "10.96.0.1/16",
+            "0.0.0.0/0",
+            "fd00::/32",
+            "10.97.0.0/16",
+        ];
+        cidrs.set("x".to_owned(), object(&malformed));
+        assert_eq!(texts(&cidrs.in_force(&BTreeSet::new())), ["10.97.0.0/16"]);
+        let messages = messages(&cidrs);
+        assert_eq!(messages.len(), 4, "{messages:#?}");
+        for (cidr, fault) in [
+            ("10.96.0.0", "write an address, a slash"),
+            (
+                "10.96.0.1/16",
+                "it is an address of the network 10.96.0.0/16: write that",
+            ),
+            ("0.0.0.0/0", "use a prefix of at least 8 bits"),
+            ("fd00::/32", "use a prefix of at least 64 bits"),
+        ] {
+            let is_it =
+                |message: &&String| message.contains(&format!("\"{cidr}\"")) && message.contains(fault);
+            let found = messages.iter().find(is_it);
+            assert!(
+                found.is_some_and(|found| found.starts_with("ServiceCIDR x: spec.cidrs")),
+                "{cidr}: {messages:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn more_than_packets_are_compared_with_are_refused() {
+        let mut cidrs = ServiceCidrs::default();
+        let many: Vec<String> = (0..10).map(|n| format!("10.{n}.0.0/16")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        cidrs.set("x".to_owned(), object(&many));
+        cidrs.set("y".to_owned(), object(&["10.3.0.0/16", "fd00::/112"]));
+        let in_force = texts(&cidrs.in_force(&BTreeSet::new()));
+        assert_eq!(in_force.len(), 9, "{in_force:?}");
+        assert_eq!(in_force.last().map(String::as_str), Some("fd00::/112"));
+        let messages = messages(&cidrs);
+        assert_eq!(messages.len(), 2, "{messages:#?}");
+        let fault =
+            "there are 8 other IPv4 Service CIDRs, the most that packets are compared with: remove one";
+        assert!(
+            messages.iter().all(|message| message.contains(fault)),
+            "{messages:#?}"
+        );
+    }
+
+    #[test]
+    fn one_with_addresses_of_pods_is_not_in_force() {
+        let mut cidrs = ServiceCidrs::default();
+        let option = named(&["10.96.0.0/16", "fd00:96::/112"]);
+        for (spec, in_force, overlap) in [
+            ("{podCIDR: 10.97.1.0/24}", 2, None),
+            ("{podCIDR: 10.96.1.0/24}", 1, Some("10.96.1.0/24")),
+            (
+                "{podCIDRs: [10.0.0.0/8, 'fd00:97::/64'], podCIDR: 10.0.0.0/8}",
+                1,
+                Some("10.0.0.0/8"),
+            ),
+            (
+                "{podCIDRs: [10.97.0.0/24, 'fd00:96::/64']}",
+                1,
+                Some("fd00:96::/64"),
+            ),
+            ("{podCIDR: x}", 2, None),
+        ] {
+            cidrs.set_node("n", Some(&node(spec)));
+            assert_eq!(cidrs.in_force(&option).len(), in_force, "{spec}");
+            let messages = messages(&cidrs);
+            assert_eq!(
+                messages.len(),
+                usize::from(overlap.is_some()),
+                "{spec}: {messages:#?}"
+            );
+            let expected =
+                overlap.map(|overlap| format!("Node n: its Pod network {overlap} and the Service CIDR"));
+            assert!(
+                expected.is_none_or(|expected| messages[0].contains(&expected)),
+                "{messages:#?}"
+            );
+        }
+        assert!(cidrs.set_node("n", Some(&node("{podCIDR: 10.96.1.0/24}"))));
+        assert!(!cidrs.set_node("n", Some(&node("{podCIDR: 10.96.1.0/24}"))));
+        assert!(cidrs.set_node("n", None));
+        assert!(!cidrs.set_node("n", None));
+        assert_eq!(cidrs.in_force(&option), option);
+    }
+}
