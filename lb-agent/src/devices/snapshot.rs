@@ -80,7 +80,7 @@ pub struct Snapshot {
     pub addresses: BTreeMap<u32, Vec<Address>>,
     /// Default routes, one for each next hop.
     pub default_routes: Vec<DefaultRoute>,
-    /// Devices that a route has led out by since they were up: of those only that [`Snapshot::asks_for_routes`] names.
+    /// Devices that a route has led out by since they were up: of those only whose addresses do not tell.
     pub routed: BTreeSet<u32>,
 }
 

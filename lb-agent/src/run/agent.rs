@@ -23,7 +23,8 @@ use crate::datapath::object::Settings;
 use crate::datapath::pins::Pins;
 use crate::datapath::readings::Readings;
 use crate::describe;
-use crate::devices::{self, Bare, DeviceOptions, Role, View, device_addresses, primary_addresses};
+use crate::devices::{self, Bare, DeviceOptions, Role, Snapshot, View, device_addresses, primary_addresses};
+use crate::maps::Family;
 use crate::model::NodeConfig;
 use crate::object::Change;
 use crate::reassembly::Reassembly;
@@ -36,6 +37,8 @@ const CHANGES: usize = 1024;
 const REPAIR_INTERVAL: Duration = Duration::from_secs(600);
 /// How soon attaching is tried again after it failed.
 const ATTACH_RETRY: Duration = Duration::from_secs(5);
+/// For how long the node's addresses are left to change before the programs are loaded with them.
+const SETTLING: Duration = Duration::from_secs(1);
 /// How often to look whether others have attached programs before ours.
 const ATTACH_CHECK: Duration = Duration::from_secs(10);
 
@@ -79,6 +82,8 @@ struct Agent {
     monitor: Monitor,
     /// The node as the command line and its devices describe it.
     node: NodeConfig,
+    /// The addresses of the node that the command line says.
+    configured: BTreeSet<IpAddr>,
     datapath: Datapath,
     cgroup: Option<PathBuf>,
     changes: mpsc::Receiver<Change>,
@@ -90,6 +95,8 @@ struct Agent {
     /// The devices without programs that the log has told of.
     bare: BTreeSet<Bare>,
     next_attach: Option<Instant>,
+    /// When the programs get the node's new addresses.
+    reload_due: Option<Instant>,
     next_repair: Instant,
     closer: Option<Closer>,
     finder: Option<Finder>,
@@ -112,15 +119,7 @@ impl Agent {
         let (device_options, options) = watch::channel(options);
         let view = devices::watch(options).await?;
 
-        let mut addresses = configured;
-        for (family, primary) in primary_addresses(&view.borrow().snapshot) {
-            if !addresses
-                .iter()
-                .any(|address| crate::maps::Family::of(*address) == family)
-            {
-                addresses.insert(primary);
-            }
-        }
+        let addresses = own_addresses(&configured, &BTreeSet::new(), &view.borrow().snapshot);
         let cgroup = setup::cgroup(arguments)?;
         let pins = Pins::new(&arguments.pins.pin_path);
         let mut seed = Seed::new(arguments.hash_seed.as_deref(), &pins.maps());
@@ -156,6 +155,7 @@ impl Agent {
             controller: Controller::new(maps, node.clone(), source.kinds, grace)?,
             monitor,
             node,
+            configured,
             datapath,
             cgroup,
             changes,
@@ -165,6 +165,7 @@ impl Agent {
             attached: false,
             bare: BTreeSet::new(),
             next_attach: None,
+            reload_due: None,
             next_repair: Instant::now() + REPAIR_INTERVAL,
             closer: searches.closer,
             finder: searches.finder,
@@ -179,6 +180,7 @@ impl Agent {
         let due = [
             self.controller.next_due(),
             self.next_attach,
+            self.reload_due,
             Some(self.monitor.next_due()),
             Some(self.next_repair),
         ];
@@ -203,7 +205,7 @@ impl Agent {
         let now = Instant::now();
         self.monitor.tick(&mut self.controller, now);
         let seed = self.seed.settled();
-        self.follow_node()?;
+        self.follow_node(now)?;
         if self.controller.is_synced() {
             self.follow_namespaces();
         }
@@ -239,17 +241,22 @@ impl Agent {
         bail!("the source of objects ended")
     }
 
-    /// NodePorts may be for addresses that come and go.
+    /// The node's addresses come and go, as leases do, and NodePorts with them.
     fn follow_devices(&mut self) {
-        let addresses = device_addresses(&self.view.borrow().snapshot);
-        if self.node.device_addresses != addresses {
-            self.node.device_addresses = addresses;
-            self.controller.set_node(self.node.clone());
+        let snapshot = &self.view.borrow().snapshot;
+        let node = NodeConfig {
+            addresses: own_addresses(&self.configured, &self.node.addresses, snapshot),
+            device_addresses: device_addresses(snapshot),
+            ..self.node.clone()
+        };
+        if self.node != node {
+            self.controller.set_node(node.clone());
+            self.node = node;
         }
     }
 
     /// The Node object may say other addresses than the devices did.
-    fn follow_node(&mut self) -> anyhow::Result<()> {
+    fn follow_node(&mut self, now: Instant) -> anyhow::Result<()> {
         let addresses = &self.controller.node().addresses;
         self.device_options.send_if_modified(|options| {
             let is_new = options.node_addresses != *addresses;
@@ -262,11 +269,21 @@ impl Agent {
             hash_seed: self.seed.now(),
             ..self.datapath.settings().clone()
         };
-        if settings != *self.datapath.settings() {
-            tracing::info!(?addresses, "the node's addresses or the hash seed changed");
-            self.datapath.reload(settings)?;
-            self.attached = false;
+        if settings == *self.datapath.settings() {
+            self.reload_due = None;
+            return Ok(());
         }
+        // Programs at work have only source addresses of last resort from it. Loading holds everything else up, so
+        // addresses that come one by one are waited for.
+        let is_only_address = self.attached && settings.hash_seed == self.datapath.settings().hash_seed;
+        let due = *self.reload_due.get_or_insert(now + SETTLING);
+        if is_only_address && now < due {
+            return Ok(());
+        }
+        tracing::info!(?addresses, "the node's addresses or the hash seed changed");
+        self.reload_due = None;
+        self.datapath.reload(settings)?;
+        self.attached = false;
         Ok(())
     }
 
@@ -292,7 +309,8 @@ impl Agent {
     }
 
     fn attach(&mut self, now: Instant) -> anyhow::Result<()> {
-        let view = self.view.borrow_and_update().clone();
+        // Not marked as seen: the addresses of a view that came meanwhile are still to be followed.
+        let view = self.view.borrow().clone();
         let others = self.others.take().and_then(setup::find_others);
         let errors = self.datapath.set_devices(&view);
         for error in &errors {
@@ -343,5 +361,98 @@ impl Agent {
             Ok(repaired) => tracing::warn!(?repaired, "the maps were not as written, and were repaired"),
             Err(error) => tracing::warn!("cannot compare the maps: {}", crate::describe(&error)),
         }
+    }
+}
+
+/// The node's primary addresses where no Node object tells: those of the command line, and of families that it leaves open
+/// that of the default route. The known one stays as long as a device has it, whatever comes beside it.
+fn own_addresses(
+    configured: &BTreeSet<IpAddr>,
+    known: &BTreeSet<IpAddr>,
+    snapshot: &Snapshot,
+) -> BTreeSet<IpAddr> {
+    let of_family = |addresses: &BTreeSet<IpAddr>, family| {
+        addresses
+            .iter()
+            .copied()
+            .find(|address| Family::of(*address) == family)
+    };
+    let primary = primary_addresses(snapshot);
+    let present = device_addresses(snapshot);
+    let mut addresses = configured.clone();
+    for family in Family::ALL {
+        if of_family(configured, family).is_none() {
+            let known = of_family(known, family).filter(|address| present.contains(address));
+            addresses.extend(known.or(primary.get(&family).copied()));
+        }
+    }
+    addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::{Address, DefaultRoute, Link};
+
+    /// A node whose device has these addresses, with a default route of each family or none.
+    fn snapshot(addresses: &[&str], families: &[Family]) -> Snapshot {
+        let address = |text: &&str| Address {
+            address: text.parse().unwrap(),
+            global: true,
+            stable: true,
+        };
+        let route = |&family| DefaultRoute {
+            family,
+            main: true,
+            metric: 0,
+            device: 2,
+            preferred_source: None,
+        };
+        let link = Link {
+            index: 2,
+            up: true,
+            ..Link::default()
+        };
+        Snapshot {
+            links: [(2, link)].into(),
+            addresses: [(2, addresses.iter().map(address).collect())].into(),
+            default_routes: families.iter().map(route).collect(),
+            ..Snapshot::default()
+        }
+    }
+
+    fn set(addresses: &[&str]) -> BTreeSet<IpAddr> {
+        addresses.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn addresses_are_those_of_the_default_routes_where_none_is_said() {
+        let both = snapshot(&["192.0.2.1", "2001:db8::1"], &Family::ALL);
+        let none = BTreeSet::new();
+        assert_eq!(
+            own_addresses(&none, &none, &both),
+            set(&["192.0.2.1", "2001:db8::1"])
+        );
+        let said = set(&["198.51.100.1"]);
+        assert_eq!(
+            own_addresses(&said, &none, &both),
+            set(&["198.51.100.1", "2001:db8::1"])
+        );
+        assert_eq!(own_addresses(&none, &none, &snapshot(&[], &[])), none);
+    }
+
+    #[test]
+    fn a_known_address_stays_until_no_device_has_it() {
+        let (none, known) = (BTreeSet::new(), set(&["192.0.2.1"]));
+        let addresses = ["192.0.2.1", "192.0.2.2"];
+        assert_eq!(own_addresses(&none, &known, &snapshot(&addresses, &[])), known);
+        let before_it = snapshot(&["192.0.2.2", "192.0.2.1"], &[Family::V4]);
+        assert_eq!(own_addresses(&none, &known, &before_it), known);
+        let replaced = snapshot(&addresses[1..], &[Family::V4]);
+        assert_eq!(own_addresses(&none, &known, &replaced), set(&["192.0.2.2"]));
+        assert_eq!(
+            own_addresses(&none, &known, &snapshot(&addresses[1..], &[])),
+            none
+        );
     }
 }

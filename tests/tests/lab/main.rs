@@ -32,6 +32,7 @@ mod node_port_addresses;
 mod one_machine;
 mod order;
 mod other_traffic;
+mod own_addresses;
 mod own_ports;
 mod packets;
 mod places;

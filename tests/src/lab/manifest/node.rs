@@ -1,6 +1,7 @@
 //! Manifests of Nodes.
 
 use std::fmt::{self, Display};
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Node as NodeObject, NodeAddress, NodeSpec, NodeStatus, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -50,6 +51,17 @@ impl NodeManifest {
     pub fn label(mut self, name: &str, value: &str) -> Self {
         let labels = self.0.metadata.labels.get_or_insert_default();
         labels.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Its internal addresses are these instead, in this order.
+    pub fn addresses(mut self, addresses: &[IpAddr]) -> Self {
+        let status = self.0.status.get_or_insert_default();
+        let internal = addresses.iter().map(|address| NodeAddress {
+            type_: "InternalIP".to_owned(),
+            address: address.to_string(),
+        });
+        status.addresses = Some(internal.collect());
         self
     }
 
