@@ -5,12 +5,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::commands::json;
+use lb_agent::maps::BackendState;
 use lb_tests::lab::cluster::{HTTP, UDP, options};
 use lb_tests::lab::{
     Agent, AgentOptions, Cluster, Machine, Outcome, Process, Published, ServicePort, SocketLb, Xdp,
     require_privileges, wait_for,
 };
+
+use super::commands::json;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const OPTION: &str = "--service-cidr=10.96.0.0/16,fd00:10:96::/112";
@@ -90,9 +92,10 @@ impl Fixture {
             let image = self.cluster.nodes[0].map_image().ok()?;
             let mut addresses = service.cluster_ips().into_iter();
             let has_row = |address: IpAddr| image.frontends.keys().any(|key| key.address() == address);
-            addresses
-                .all(|address| has_row(address) == are_there)
-                .then_some(())
+            // Until then a datagram from a port that was used before goes where the one before it went.
+            let mut backends = image.backends4.values().chain(image.backends6.values());
+            let is_over = backends.all(|backend| backend.state != BackendState::Absent);
+            (addresses.all(|address| has_row(address) == are_there) && is_over).then_some(())
         })
         .unwrap();
     }
