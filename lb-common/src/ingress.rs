@@ -20,6 +20,7 @@ use crate::parse::{Parsed, TCP_SEQUENCE, tcp_flags};
 use crate::reason::Reason;
 use crate::step::Step;
 use crate::tables::Tables;
+use crate::verifier::Slot;
 
 /// Decides about a packet that enters the stack, and rewrites it.
 #[inline(always)]
@@ -41,13 +42,14 @@ pub(crate) fn ingress<A: Address>(
         parsed.key.hook = hook::EGRESS;
     }
     // Zeroing it would cost more than the lookup of a flow: it becomes a call of memset, which counts bytes.
-    let mut flow = MaybeUninit::uninit();
-    let mut step = remembered(packet, tables, parsed, &mut flow);
+    let mut slot = Slot::new();
+    let mut step = remembered(packet, tables, parsed, slot.get());
     if step == Step::Open && concerns {
-        step = open(packet, tables, parsed, origin, &mut flow);
+        slot.clear();
+        step = open(packet, tables, parsed, origin, slot.get());
         if step == Step::Translate {
             // SAFETY: whoever says so has written the flow.
-            tables.count_connection(unsafe { flow.assume_init_ref() }.service);
+            tables.count_connection(unsafe { slot.get().assume_init_ref() }.service);
         }
     }
     let mut mtu = 0;
@@ -57,7 +59,7 @@ pub(crate) fn ingress<A: Address>(
             packet,
             tables,
             parsed,
-            unsafe { flow.assume_init_ref() },
+            unsafe { slot.get().assume_init_ref() },
             &mut mtu,
         );
     }

@@ -7,18 +7,14 @@ use crate::layout::{Flow, FlowKey, FrontendKey, Port, flow_state};
 use crate::packet::Packet;
 use crate::reason::Reason;
 use crate::step::Step;
-use crate::tables::{TICK_SHIFT, Tables};
+use crate::tables::Tables;
 
-/// How many source ports are tried at once where the client's must be replaced, or is taken.
+/// How many source ports are tried in one round where the client's must be replaced, or is taken.
 const PORTS: u32 = 8;
 
-/// How often others are tried. Where 95 of 100 ports are taken (91 of 100 local ones, once the others are), none is found
-/// for one of 400 connections.
+/// How many rounds there are. Where 95 of 100 ports are taken (91 of 100 local ones, once the others are), no port is found
+/// for one of 200 connections.
 const ROUNDS: u32 = 8;
-
-/// How long a backend's stack remembers a TCP connection that it has closed, in seconds (`TCP_TIMEWAIT_LEN`,
-/// include/net/tcp.h): it may refuse a new one from the same port, which the client notices as a second of waiting.
-const TIME_WAIT: u32 = 60;
 
 /// Finds a port for a reply's key. [`Step::Translate`] if its entry is written, [`Step::Open`] if it is to replace one.
 #[inline(always)]
@@ -33,8 +29,12 @@ pub(crate) fn find_port<A: Address>(
     if !is_others(packet, tables, reply_key) && tables.add_flow(reply_key, flow) {
         return Step::Translate;
     }
-    let mut free_for = longest_free(tables, reply_key, key);
-    for _ in 0..ROUNDS {
+    longest_free(tables, reply_key, key.protocol);
+    for round in 0..ROUNDS {
+        if round != 0 {
+            next_free(tables, reply_key, key.protocol);
+        }
+        let free_for = free_for(tables, reply_key, key);
         if free_for != 0 && !is_others(packet, tables, reply_key) {
             // Another processor may have taken it since.
             return match free_for {
@@ -43,52 +43,67 @@ pub(crate) fn find_port<A: Address>(
                 _ => Step::Open,
             };
         }
-        free_for = next_free(tables, reply_key, key);
     }
     Step::Stop(Reason::NoSourcePort)
 }
 
-/// Tries ports that the node's sockets do not get, and names the best: one that was never used, else one whose last
-/// connection the backend has forgotten, else that which has been free for the longest time. Returns what [`free_for`]
-/// says of it.
+/// Tries ports that the node's sockets do not get, and puts the best into the key: one that was never used, else that which
+/// has been idle for the longest time. A backend's stack remembers a TCP connection that it has closed for a minute
+/// (`TCP_TIMEWAIT_LEN`, include/net/tcp.h): it may refuse a new one from the same port, which the client notices as a
+/// second of waiting.
 #[inline(never)]
-fn longest_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, key: &FlowKey<A>) -> u32 {
+fn longest_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, protocol: u8) {
     // As little as possible in the loop: the verifier walks through each round once for each way through the one before.
-    // And nothing from before a call, for the sake of the stack.
-    let (mut best, mut longest) = (Port::default(), 0);
+    let mut best = 0;
     for _ in 0..PORTS {
         let chance = tables.random();
         reply_key.destination_port = tables.source_ports().pick(chance, false);
-        let free_for = free_for(tables, reply_key, key);
-        if free_for > longest {
-            (best, longest) = (reply_key.destination_port, free_for);
+        let idle = idle_for(tables, reply_key, protocol);
+        if idle == UNKNOWN {
+            return;
         }
-        if longest > tables.jiffies_per_second().wrapping_mul(TIME_WAIT) >> TICK_SHIFT {
-            break;
-        }
+        best = max(
+            best,
+            u64::from(idle) << 16 | u64::from(reply_key.destination_port.get()),
+        );
     }
-    reply_key.destination_port = best;
-    longest
+    reply_key.destination_port = Port::new(best as u16);
 }
 
-/// Tries ports that the node's sockets get as well, up to the first that seems to be free. Returns what [`free_for`] says
-/// of it.
+/// The greater of two numbers below 2^63, without a branch.
+#[inline(always)]
+fn max(a: u64, b: u64) -> u64 {
+    let less = (a.wrapping_sub(b).cast_signed() >> 63).cast_unsigned();
+    a ^ (a ^ b) & less
+}
+
+/// Tries ports that the node's sockets get as well, up to the first that seems to be free, and puts it into the key.
 #[inline(never)]
-fn next_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, key: &FlowKey<A>) -> u32 {
+fn next_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, protocol: u8) {
     for _ in 0..PORTS {
         let chance = tables.random();
         let ports = tables.source_ports();
         reply_key.destination_port = ports.pick(chance, ports.local.count != 0);
-        let Some(entry) = tables.flow(reply_key) else {
-            return UNKNOWN;
-        };
-        let entry = entry.get();
-        let lifetime = |protocol, state| tables.lifetime(protocol, state);
-        if entry.is_closed() || entry.is_expired(key.protocol, tables.now(), lifetime) {
+        if idle_for(tables, reply_key, protocol) != 0 {
             break;
         }
     }
-    free_for(tables, reply_key, key)
+}
+
+/// For how many ticks the connection that receives its replies under this key has been closed or expired, at least 1;
+/// [`UNKNOWN`] if there is none, 0 if it lives.
+#[inline(always)]
+fn idle_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, protocol: u8) -> u32 {
+    let Some(entry) = tables.flow(reply_key) else {
+        return UNKNOWN;
+    };
+    let (entry, now) = (entry.get(), tables.now());
+    let lifetime = |protocol, state| tables.lifetime(protocol, state);
+    if entry.is_closed() || entry.is_expired(protocol, now, lifetime) {
+        now.wrapping_sub(entry.last_seen) | 1
+    } else {
+        0
+    }
 }
 
 /// Whether packets with these addresses and ports are for somebody who has no entry: a NodePort, or a socket of the node.
@@ -153,6 +168,12 @@ mod tests {
     const BACKEND: Address4 = Address4::from_bytes([10, 0, 0, 11]);
     const NODE: Address4 = Address4::from_bytes([10, 0, 0, 99]);
 
+    /// Source ports: first and number of all of them, then of the local ones.
+    fn source_ports(all: (u16, u16), local: (u16, u16)) -> SourcePorts {
+        let [all, local] = [all, local].map(|(first, count)| PortRange { first, count });
+        SourcePorts { all, local }
+    }
+
     fn tables(source_ports: SourcePorts) -> HostTables<Address4> {
         let mut tables = HostTables::default();
         tables.source_ports = source_ports;
@@ -205,36 +226,22 @@ mod tests {
 
     #[test]
     fn nine_of_ten_ports_are_found() {
-        let all = PortRange {
-            first: 20_000,
-            count: 1000,
-        };
-        let local = PortRange {
-            first: 20_300,
-            count: 500,
-        };
-        for source_ports in [only_ports(20_000, 1000), SourcePorts { all, local }] {
-            let (tables, packet) = (tables(source_ports), Bytes::from(vec![]));
-            let ports: HashSet<u16> = (0..900)
+        let two_ranges = source_ports((20_000, 1000), (20_300, 500));
+        for ports in [only_ports(20_000, 1000), two_ranges] {
+            let (tables, packet) = (tables(ports), Bytes::from(vec![]));
+            let given: HashSet<u16> = (0..900)
                 .map(|client| opened(&tables, &packet, client).unwrap())
                 .collect();
-            assert_eq!(ports.len(), 900, "each is another");
-            assert!(ports.iter().all(|port| all.contains(*port)));
+            assert_eq!(given.len(), 900, "each is another");
+            assert!(given.iter().all(|port| ports.all.contains(*port)));
         }
     }
 
     #[test]
     fn ports_of_sockets_come_last() {
-        let all = PortRange {
-            first: 20_000,
-            count: 1000,
-        };
-        let local = PortRange {
-            first: 20_000,
-            count: 500,
-        };
-        let (tables, packet) = (tables(SourcePorts { all, local }), Bytes::from(vec![]));
-        let is_local = |client| local.contains(opened(&tables, &packet, client).unwrap());
+        let ports = source_ports((20_000, 1000), (20_000, 500));
+        let (tables, packet) = (tables(ports), Bytes::from(vec![]));
+        let is_local = |client| ports.local.contains(opened(&tables, &packet, client).unwrap());
         assert!(!(0..200).any(is_local));
         let later = (200..900).filter(|client| is_local(*client)).count();
         assert!((400..500).contains(&later), "{later}");
@@ -275,17 +282,8 @@ mod tests {
     #[test]
     fn ports_of_idle_connections_are_found_in_both_ranges() {
         for local in [0, 16] {
-            let source_ports = SourcePorts {
-                all: PortRange {
-                    first: 61_000,
-                    count: 16 + local,
-                },
-                local: PortRange {
-                    first: 61_000,
-                    count: local,
-                },
-            };
-            let (tables, packet) = (tables(source_ports), Bytes::from(vec![]));
+            let ports = source_ports((61_000, 16 + local), (61_000, local));
+            let (tables, packet) = (tables(ports), Bytes::from(vec![]));
             let opened = |client| opened(&tables, &packet, client);
             let taken = (0..1000).filter(|client| opened(*client).is_ok()).count();
             assert_eq!(taken, usize::from(16 + local));

@@ -144,10 +144,8 @@ impl SourcePorts {
             return Port::new(self.local.first.wrapping_add(offset));
         }
         let port = self.all.first.wrapping_add(offset);
-        Port::new(if port < self.local.first {
-            port
-        } else {
-            port.wrapping_add(self.local.count)
-        })
+        // Without a branch: the verifier would walk twice through what follows, in each round of a loop.
+        let is_below = u32::from(port).wrapping_sub(u32::from(self.local.first)) >> 31;
+        Port::new(port.wrapping_add(self.local.count.wrapping_mul(1 - is_below as u16)))
     }
 }

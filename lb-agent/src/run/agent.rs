@@ -28,7 +28,7 @@ use crate::maps::Family;
 use crate::model::NodeConfig;
 use crate::object::Change;
 use crate::reassembly::Reassembly;
-use crate::sockets::{self, Closer, Finder, PodDevice};
+use crate::sockets::{self, Closer, Finder};
 use crate::source::manifests::AllocationOptions;
 
 /// Changes that may wait while the maps are written.
@@ -296,13 +296,10 @@ impl Agent {
             None => (&[][..], true),
         };
         let view = self.view.borrow();
-        let is_named = self.names_pod_devices;
-        let pod_device = |index| {
-            let attachment = view.attachments.get(&index)?;
-            (attachment.role == Role::Pod).then_some(PodDevice { is_named })
-        };
+        let is_pod_device =
+            |index| matches!(view.attachments.get(&index), Some(attachment) if attachment.role == Role::Pod);
         let is_pod_address = |address| self.controller.is_pod_address(address);
-        let roles = sockets::roles(places, is_pod_address, pod_device);
+        let roles = sockets::roles(places, is_pod_address, is_pod_device, self.names_pod_devices);
         if let Err(error) = self.datapath.set_namespaces(roles, all) {
             tracing::warn!("{}; trying again", describe(&error));
         }

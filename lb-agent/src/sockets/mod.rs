@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 pub use diag::can_destroy;
 pub use finder::{Finder, Found};
 pub use place::Place;
-pub use roles::{PodDevice, roles};
+pub use roles::roles;
 
 use crate::privileges::{self, Capability, PrivilegeError};
 use worker::Worker;

@@ -7,29 +7,25 @@ use lb_common::layout::namespace_role;
 
 use super::place::Place;
 
-/// What is known of a device of the node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PodDevice {
-    /// Whether it is the command line that says that it leads to a Pod.
-    pub is_named: bool,
-}
-
-/// Whose namespaces are ([`namespace_role`]), by their cookies.
+/// Whose namespaces are ([`namespace_role`]), by their cookies. `are_named`: the command line says which devices are Pods'.
 ///
 /// A Pod's has an address that is a Pod's as the objects say, or is behind a device that the command line names. Another one
 /// is listed if it is behind a device that carries the programs of Pods' devices.
 pub fn roles(
     places: &[Place],
     is_pod_address: impl Fn(IpAddr) -> bool,
-    pod_device: impl Fn(u32) -> Option<PodDevice>,
+    is_pod_device: impl Fn(u32) -> bool,
+    are_named: bool,
 ) -> BTreeMap<u64, u32> {
     let role = |place: &Place| {
         let has_address = place.addresses.iter().any(|address| is_pod_address(*address));
-        let mut devices = place.node_devices.iter().filter_map(|index| pod_device(*index));
-        if has_address || devices.clone().any(|device| device.is_named) {
-            return Some(namespace_role::POD);
+        let has_device = place.node_devices.iter().any(|index| is_pod_device(*index));
+        match (has_address, has_device) {
+            (true, _) => Some(namespace_role::POD),
+            (false, true) if are_named => Some(namespace_role::POD),
+            (false, true) => Some(namespace_role::OTHER),
+            (false, false) => None,
         }
-        devices.next().map(|_| namespace_role::OTHER)
     };
     let rows = places.iter().map(|place| Some((place.cookie, role(place)?)));
     rows.flatten().collect()
@@ -61,14 +57,14 @@ mod tests {
             place(6, &["172.17.0.6"], &[20]),
             place(7, &[], &[]),
         ];
-        let named: BTreeSet<IpAddr> = ["10.244.1.2", "fd00::2"].map(|text| text.parse().unwrap()).into();
-        let device = |index| {
-            let is_named = index == 14;
-            (index < 20).then_some(PodDevice { is_named })
-        };
-        let roles = roles(&places, |address| named.contains(&address), device);
+        let addresses: BTreeSet<IpAddr> = ["10.244.1.2", "fd00::2"].map(|text| text.parse().unwrap()).into();
+        let is_pod_address = |address| addresses.contains(&address);
         let (pod, other) = (namespace_role::POD, namespace_role::OTHER);
-        let expected = [(1, pod), (2, pod), (3, pod), (4, other), (5, other)];
-        assert_eq!(roles, expected.into());
+        let found = roles(&places, is_pod_address, |index| index < 20, false);
+        let expected = [(1, pod), (2, pod), (3, other), (4, other), (5, other)];
+        assert_eq!(found, expected.into());
+        // The command line names one of the devices.
+        let found = roles(&places, is_pod_address, |index| index == 14, true);
+        assert_eq!(found, [(1, pod), (2, pod), (3, pod)].into());
     }
 }

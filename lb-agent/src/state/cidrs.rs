@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use lb_common::cidr::MAX;
 
+use super::nodes::pod_networks;
 use crate::maps::Family;
 use crate::model::{Problem, quoted};
 use crate::network::Network;
@@ -119,15 +120,6 @@ fn too_many(family: Family) -> String {
     format!(
         "there are {MAX} other {family} Service CIDRs, the most that packets are compared with: remove one"
     )
-}
-
-fn pod_networks(node: &Node) -> impl Iterator<Item = Network> {
-    let spec = node.spec.iter();
-    let texts = spec.flat_map(|spec| match &spec.pod_cidrs {
-        Some(cidrs) if !cidrs.is_empty() => cidrs.as_slice(),
-        _ => spec.pod_cidr.as_slice(),
-    });
-    texts.filter_map(|text| text.parse().ok())
 }
 
 #[cfg(test)]

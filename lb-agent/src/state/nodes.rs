@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Node, NodeAddress, Service};
 
 use crate::desired::NamespacedName;
-use crate::network::parse_address;
+use crate::network::{Network, parse_address};
 
 /// Which Node has which addresses.
 #[derive(Debug, Default)]
@@ -65,6 +65,16 @@ pub(super) fn typed(node: &Node, type_: &'static str) -> impl Iterator<Item = Ip
     let of_type = move |address: &&NodeAddress| address.type_ == type_;
     let typed = listed.unwrap_or_default().iter().filter(of_type);
     typed.filter_map(|address| parse_address(&address.address))
+}
+
+/// The networks that a Node has for its Pods. What is no network the API server has refused.
+pub(super) fn pod_networks(node: &Node) -> impl Iterator<Item = Network> {
+    let spec = node.spec.iter();
+    let texts = spec.flat_map(|spec| match &spec.pod_cidrs {
+        Some(cidrs) if !cidrs.is_empty() => cidrs.as_slice(),
+        _ => spec.pod_cidr.as_slice(),
+    });
+    texts.filter_map(|text| text.parse().ok())
 }
 
 /// Services by their external IPs and load balancer addresses.

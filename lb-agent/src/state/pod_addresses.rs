@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Node;
 
+use super::nodes::pod_networks;
 use crate::network::Network;
 
 /// Those of endpoints and Pods, and the networks that the node has for its Pods.
@@ -35,15 +36,9 @@ impl PodAddresses {
         }
     }
 
-    /// The Pod CIDRs of this Node; what is no network the API server has refused.
+    /// This Node has these networks for its Pods.
     pub(super) fn set_networks(&mut self, node: Option<&Node>) {
-        let spec = node.and_then(|node| node.spec.as_ref());
-        let texts = spec
-            .into_iter()
-            .flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr));
-        self.networks = texts.filter_map(|text| text.parse().ok()).collect();
-        self.networks.sort_unstable();
-        self.networks.dedup();
+        self.networks = node.into_iter().flat_map(pod_networks).collect();
     }
 
     pub(super) fn contains(&self, address: IpAddr) -> bool {

@@ -13,8 +13,8 @@ use super::machine::Machine;
 use super::process::Process;
 use super::report::{Fragmentation, HttpReport, PageReport, PingReport, StreamReport, UdpReport};
 
-/// How long servers and clients may run.
-pub(super) const TIME_LIMIT: Duration = Duration::from_secs(300);
+/// How long servers and clients may run, whatever becomes of their test.
+pub(super) const TIME_LIMIT: Duration = Duration::from_secs(1200);
 
 impl Machine {
     /// A server here, which answers with the place's name.

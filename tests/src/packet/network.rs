@@ -10,7 +10,7 @@ use nix::net::if_::if_nametoindex;
 
 use super::Datapath;
 use super::build::{Link, NODE, SENDER};
-use super::world::World;
+use super::world::{World, at, keys, worlds};
 use crate::kernel;
 use crate::lab::LoneNamespace;
 
@@ -39,6 +39,15 @@ pub enum Place {
     Node,
     /// Where no packets may go.
     Unreachable,
+}
+
+/// Gives both families a Service whose only backend is at `place`, which the EndpointSlices do not say to be this node. Its
+/// id is 1 for the first of [`worlds`], 2 for the second.
+pub fn serve_from(datapath: &mut Datapath, place: Place) {
+    for (service, world) in (1..).zip(worlds()) {
+        datapath.service(service, &keys(world.vip), &[at(world.backend_at(place))]);
+        datapath.change_backend(service * 100, |backend| backend.local = false);
+    }
 }
 
 /// MTU of the route to [`Place::Narrow`].

@@ -17,7 +17,7 @@ use lb_common::layout::{Frontend, Region, frontend_flags};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, Seen, ack, see};
-use lb_tests::packet::network::{Network, Place};
+use lb_tests::packet::network::{Network, Place, serve_from};
 use lb_tests::packet::world::{PROTOCOLS, World, at, data, first, is_given_out, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
@@ -494,9 +494,8 @@ fn clients_outside_of_backends_on_other_nodes() {
         }
     }
     network.sysctl(&[("ipv4/ip_forward", "0"), ("ipv6/conf/all/forwarding", "0")]);
-    for (service, world) in (1..).zip(worlds()) {
-        datapath.service(service, &keys(world.vip), &[at(world.backend_at(Place::Back))]);
-        datapath.change_backend(service * 100, |row| row.local = false);
+    serve_from(&mut datapath, Place::Back);
+    for world in worlds() {
         datapath.forget();
         let routes = KernelRoutes::connect(world.client.ip()).unwrap();
         let packet = first(Protocol::Tcp, world.client, world.vip);

@@ -7,20 +7,12 @@ use lb_common::host::only_ports;
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, Link, ack, see, syn, udp};
-use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, FRONT_LINK, NARROW_MTU, Network, Place};
-use lb_tests::packet::world::{PROTOCOLS, World, answer, at, data, first, is_given_out, keys, worlds};
+use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, FRONT_LINK, NARROW_MTU, Network, Place, serve_from};
+use lb_tests::packet::world::{PROTOCOLS, World, answer, data, first, is_given_out, worlds};
 use lb_tests::packet::{Datapath, datapath, datapath_with};
 
 /// The programs that see clients outside.
 const FROM_NETWORK: [&str; 2] = ["lb_xdp", "lb_tc_from_network"];
-
-/// Gives both families a Service whose only backend is at `place`, which the EndpointSlices do not say to be this node.
-fn prepare(datapath: &mut Datapath, place: Place) {
-    for (service, world) in (1..).zip(worlds()) {
-        datapath.service(service, &keys(world.vip), &[at(world.backend_at(place))]);
-        datapath.change_backend(service * 100, |backend| backend.local = false);
-    }
-}
 
 /// Runs a check for both families and both programs, with a backend at `place`.
 fn with_backend(place: Place, mut check: impl FnMut(&mut Datapath, &Network, &World, &'static str)) {
@@ -28,7 +20,7 @@ fn with_backend(place: Place, mut check: impl FnMut(&mut Datapath, &Network, &Wo
     let Some(network) = Network::enter(&mut datapath) else {
         return;
     };
-    prepare(&mut datapath, place);
+    serve_from(&mut datapath, place);
     for world in worlds() {
         for program in FROM_NETWORK {
             datapath.forget();
@@ -399,7 +391,7 @@ fn connections_that_share_a_backend_have_source_ports_of_their_own() {
     let Some(_network) = Network::enter(&mut datapath) else {
         return;
     };
-    prepare(&mut datapath, Place::Back);
+    serve_from(&mut datapath, Place::Back);
     for world in worlds() {
         for protocol in PROTOCOLS {
             let mut ports = Vec::new();

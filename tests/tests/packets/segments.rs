@@ -7,7 +7,7 @@ use lb_agent::maps::{BackendState, Protocol};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, see};
-use lb_tests::packet::network::{NARROW_MTU, Network, Place};
+use lb_tests::packet::network::{NARROW_MTU, Network, Place, serve_from};
 use lb_tests::packet::world::{PROGRAMS, PROTOCOLS, World, answer, at, data, first, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
@@ -42,9 +42,8 @@ fn with_narrow_route(mut check: impl FnMut(&mut Datapath, &World, Protocol)) {
     let Some(_network) = Network::enter(&mut datapath) else {
         return;
     };
-    for (service, world) in (1..).zip(worlds()) {
-        datapath.service(service, &keys(world.vip), &[at(world.backend_at(Place::Narrow))]);
-        datapath.change_backend(service * 100, |backend| backend.local = false);
+    serve_from(&mut datapath, Place::Narrow);
+    for world in worlds() {
         for protocol in PROTOCOLS {
             check(&mut datapath, &world, protocol);
         }

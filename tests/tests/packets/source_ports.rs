@@ -11,7 +11,7 @@ use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_common::tables::SourcePorts;
 use lb_tests::packet::build::see;
-use lb_tests::packet::network::{Network, Place};
+use lb_tests::packet::network::{Network, Place, serve_from};
 use lb_tests::packet::world::{PROTOCOLS, World, at, first, is_given_out, keys, worlds};
 use lb_tests::packet::{Datapath, datapath_with};
 use nix::errno::Errno;
@@ -50,10 +50,8 @@ fn to_another_node(
     let Some(_network) = Network::enter(&mut datapath) else {
         return;
     };
-    for (service, world) in (1..).zip(worlds()) {
-        let backend = world.backend_at(Place::Back);
-        datapath.service(service, &keys(world.vip), &[at(backend)]);
-        datapath.change_backend(service * 100, |row| row.local = false);
+    serve_from(&mut datapath, Place::Back);
+    for world in worlds() {
         for program in ["lb_xdp", "lb_tc_from_network"] {
             for protocol in PROTOCOLS {
                 datapath.forget();

@@ -8,7 +8,7 @@ use lb_common::layout::{Region, frontend_flags};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, ack, rst, see, syn, syn_ack, tcp, udp};
-use lb_tests::packet::network::{Network, Place};
+use lb_tests::packet::network::{Network, Place, serve_from};
 use lb_tests::packet::world::{
     DEVICES, Device, POD_DEVICE, PROTOCOLS, World, answer, at, first, keys, worlds,
 };
@@ -354,9 +354,8 @@ fn from_outside_to_another_node(mut check: impl FnMut(&mut Datapath, &Network, &
     let Some(network) = Network::enter(&mut datapath) else {
         return;
     };
-    for (service, world) in (1..).zip(worlds()) {
-        datapath.service(service, &keys(world.vip), &[at(world.backend_at(Place::Back))]);
-        datapath.change_backend(service * 100, |row| row.local = false);
+    serve_from(&mut datapath, Place::Back);
+    for world in worlds() {
         for program in ["lb_xdp", "lb_tc_from_network"] {
             datapath.forget();
             check(&mut datapath, &network, &world, program);
@@ -521,10 +520,9 @@ fn a_packet_from_outside_does_not_join_a_pods_flow() {
     let Some(network) = Network::enter(&mut datapath) else {
         return;
     };
-    for (service, world) in (1..).zip(worlds()) {
+    serve_from(&mut datapath, Place::Back);
+    for world in worlds() {
         let (client, backend) = (world.neighbour(), world.backend_at(Place::Back));
-        datapath.service(service, &keys(world.vip), &[at(backend)]);
-        datapath.change_backend(service * 100, |row| row.local = false);
         for protocol in PROTOCOLS {
             datapath.forget();
             let request = first(protocol, client, world.vip).bytes();
@@ -618,10 +616,9 @@ fn ports_held_by_forged_syns_are_free_again_after_a_minute() {
     let Some(network) = Network::enter(&mut datapath) else {
         return;
     };
-    for (service, world) in (1..).zip(worlds()) {
+    serve_from(&mut datapath, Place::Back);
+    for world in worlds() {
         let backend = world.backend_at(Place::Back);
-        datapath.service(service, &keys(world.vip), &[at(backend)]);
-        datapath.change_backend(service * 100, |row| row.local = false);
         for program in ["lb_xdp", "lb_tc_from_network"] {
             datapath.forget();
             let mut sources: Vec<SocketAddr> = Vec::new();

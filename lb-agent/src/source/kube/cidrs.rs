@@ -38,10 +38,10 @@ impl Version for V1Beta1 {
     const NAME: &'static str = "v1beta1";
 }
 
-/// What is read of a ServiceCIDR, the same in all versions.
+/// What is read of a ServiceCIDR, the same in all versions of the API.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(bound = "")]
-struct ServiceCidr<V> {
+struct CidrObject<V> {
     #[serde(default)]
     metadata: ObjectMeta,
     #[serde(default)]
@@ -56,7 +56,7 @@ struct Spec {
     cidrs: Vec<String>,
 }
 
-impl<V: Version> Resource for ServiceCidr<V> {
+impl<V: Version> Resource for CidrObject<V> {
     type DynamicType = ();
     type Scope = ClusterResourceScope;
 
@@ -85,7 +85,7 @@ impl<V: Version> Resource for ServiceCidr<V> {
     }
 }
 
-impl<V: Version> Watched for ServiceCidr<V> {
+impl<V: Version> Watched for CidrObject<V> {
     const KIND: Kind = Kind::ServiceCidr;
 
     fn into_object(self) -> Object {
@@ -109,12 +109,12 @@ pub(super) async fn run(
     let mut has_listed = false;
     let mut known = None;
     loop {
-        let mut newest = Watch::<ServiceCidr<V1>>::new(client.clone(), place.clone(), None, changes.clone());
+        let mut newest = Watch::<CidrObject<V1>>::new(client.clone(), place.clone(), None, changes.clone());
         let mut refusal = newest.run_until_refused().await;
         has_listed |= newest.has_listed();
         if refusal.code == NOT_FOUND {
             let mut beta =
-                Watch::<ServiceCidr<V1Beta1>>::new(client.clone(), place.clone(), None, changes.clone());
+                Watch::<CidrObject<V1Beta1>>::new(client.clone(), place.clone(), None, changes.clone());
             refusal = beta.run_until_refused().await;
             has_listed |= beta.has_listed();
         }
