@@ -12,7 +12,7 @@ mod steps;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::choose::Origin;
 use lb_common::cidr;
@@ -291,8 +291,9 @@ fn ask_packet<A: LiveFamily>(
         let port = explanation.new_source.map(|source| source.port());
         explanation.source_port_by_chance = tables.has_opened() && port != Some(question.source.port());
     }
+    note_forwarding(surroundings, probe.way(), explanation);
     if explanation.verdict == Fate::Forwarded {
-        let way = probe.way();
+        let way = probe.way().map(|(_, way)| way);
         explanation.device = way.map(|way| device_name(way.device));
         // The answer comes in by it.
         if let Some(device) = way.and_then(|way| surroundings.bare_device(way.device)) {
@@ -300,6 +301,29 @@ fn ask_packet<A: LiveFamily>(
         }
     }
     Ok(())
+}
+
+/// Says why a packet is not sent on, or what becomes of it in the stack of a node that does not forward.
+fn note_forwarding(
+    surroundings: &Surroundings<'_>,
+    asked: Option<(IpAddr, Way)>,
+    explanation: &mut Explanation,
+) {
+    let no_route = explanation.reason == Some(Reason::NoRoute.name());
+    let to = match explanation.new_destination {
+        Some(to) if explanation.verdict == Fate::Translated => Some(to.ip()),
+        _ => asked.map(|(to, _)| to).filter(|_| no_route),
+    };
+    let Some(to) = to else { return };
+    let finding = match surroundings.routes.not_forwarding(to) {
+        Some(sysctl) => format!("there is one to {to}, but the node does not forward: {sysctl} is 0"),
+        None if no_route => format!("there is none to {to}"),
+        None => return,
+    };
+    explanation.steps.push(Step {
+        step: "route",
+        finding,
+    });
 }
 
 /// Says that what the programs would do with a packet is not done, as none is where it comes in.

@@ -31,14 +31,19 @@ impl Way {
 pub trait Routes {
     /// The way of packets to an address.
     fn to(&self, destination: IpAddr) -> Way;
+
+    /// The sysctl that keeps packets from an address to which there is a route: the node does not forward.
+    fn not_forwarding(&self, _destination: IpAddr) -> Option<String> {
+        None
+    }
 }
 
 /// A packet on its way.
 pub(super) struct Probe<'a> {
     pub(super) bytes: Bytes,
     routes: &'a dyn Routes,
-    /// The last way that was asked for.
-    way: Cell<Option<Way>>,
+    /// The last way that was asked for, and whom to.
+    way: Cell<Option<(IpAddr, Way)>>,
 }
 
 impl<'a> Probe<'a> {
@@ -50,8 +55,8 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// The way of a packet that was sent on.
-    pub(super) fn way(&self) -> Option<Way> {
+    /// The way of a packet that was or was not sent on, and whom to.
+    pub(super) fn way(&self) -> Option<(IpAddr, Way)> {
         self.way.get()
     }
 }
@@ -95,7 +100,7 @@ impl Packet for Probe<'_> {
 
     fn route<A: Address>(&self, _source: A, destination: A, _length: u32, hop: &mut Hop) -> Route {
         let way = self.routes.to(ip(destination));
-        self.way.set(Some(way));
+        self.way.set(Some((ip(destination), way)));
         hop.device = way.device;
         way.route
     }

@@ -63,25 +63,33 @@ impl KernelRoutes {
         answer.map_or(Way::NONE, |message| way(&message))
     }
 
-    /// Whether the node forwards what comes in (`forwarding` of the device).
-    fn forwards(&self, destination: IpAddr) -> bool {
+    /// The sysctl that says whether the node forwards what comes in, if it says no.
+    fn forwarding_off(&self, destination: IpAddr) -> Option<String> {
         let family = if destination.is_ipv4() { "ipv4" } else { "ipv6" };
         let device = super::device_name(self.ingress);
         let path: PathBuf = ["/proc/sys/net", family, "conf", &device, "forwarding"]
             .iter()
             .collect();
         // Without that file the kernel would not have said a device either.
-        std::fs::read_to_string(path).map_or(true, |text| text.trim() != "0")
+        let is_off = std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "0");
+        // With slashes, a dot in the device's name is part of it (sysctl(8)).
+        is_off.then(|| format!("net/{family}/conf/{device}/forwarding"))
     }
 }
 
 impl Routes for KernelRoutes {
     fn to(&self, destination: IpAddr) -> Way {
-        let way = self.ask(destination);
-        if way.route == Route::Ready && !self.forwards(destination) {
+        if self.not_forwarding(destination).is_some() {
             return Way::NONE;
         }
-        way
+        self.ask(destination)
+    }
+
+    fn not_forwarding(&self, destination: IpAddr) -> Option<String> {
+        match self.ask(destination).route {
+            Route::Ready => self.forwarding_off(destination),
+            _ => None,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::lab::{Agent, AgentOptions, Capture, Lab, Machine, Node, PodManifest, 
 /// The Service's ports: at its own addresses, at the nodes', and in the Pods.
 pub(super) const PORT: u16 = 80;
 pub(super) const NODE_PORT: u16 = 30080;
-const POD_PORT: u16 = 8080;
+pub(super) const POD_PORT: u16 = 8080;
 
 /// The Service's addresses.
 pub(super) const VIPS: [&str; 2] = ["10.96.0.10", "fd00:10:96::10"];

@@ -14,6 +14,7 @@
 mod cluster;
 mod explore;
 mod load;
+mod one_machine;
 mod phases;
 mod prepare;
 mod screen;
@@ -78,7 +79,9 @@ fn perform(plan: &Plan, screen: &Screen, stop: &Stop) -> Result<Outcome> {
         failures.push(format!("{cause:#}"));
     }
     let (mut cluster, load) = stage.end();
-    let outcome = summary::summarize(&mut cluster, load, failures, screen)?;
+    let reports = load.stop()?;
+    let alone = one_machine::play(&cluster, screen, stop)?;
+    let outcome = summary::summarize(&mut cluster, &reports, alone, failures, screen)?;
     if plan.keep {
         explore::print(&cluster, screen);
         stop.wait_for_enter()?;

@@ -65,7 +65,7 @@ impl<'a> Stage<'a> {
 
     fn spread(&mut self) -> Result<()> {
         self.begin(
-            "3/7  HTTP requests to the Service, each on a connection of its own",
+            "3/8  HTTP requests to the Service, each on a connection of its own",
             "Look at which Pods answer: all of them at the ClusterIP, the node's own at a\n\
              NodePort (externalTrafficPolicy: Local). The median is that since the start.",
         )?;
@@ -74,7 +74,7 @@ impl<'a> Stage<'a> {
 
     fn add_pod(&mut self) -> Result<()> {
         self.begin(
-            &format!("4/7  A Pod is added under load: {NEWCOMER} on {}", NODES[NODE]),
+            &format!("4/8  A Pod is added under load: {NEWCOMER} on {}", NODES[NODE]),
             "Look at its column: it gets its share as soon as its manifest is there.",
         )?;
         self.cluster.create_pod(NEWCOMER, NODE)?;
@@ -85,7 +85,7 @@ impl<'a> Stage<'a> {
 
     fn remove_pod(&mut self) -> Result<()> {
         self.begin(
-            &format!("5/7  A Pod is removed under load: {LEAVER}"),
+            &format!("5/8  A Pod is removed under load: {LEAVER}"),
             "Look at its column, which stops, and at the errors: there are none. New\n\
              connections go elsewhere before its server ends.",
         )?;
@@ -99,7 +99,7 @@ impl<'a> Stage<'a> {
     fn lose_agent(&mut self) -> Result<()> {
         self.begin(
             &format!(
-                "6/7  The agent of {} is killed (SIGKILL), then {LEAVER} returns",
+                "6/8  The agent of {} is killed (SIGKILL), then {LEAVER} returns",
                 NODES[NODE]
             ),
             "Look at the Pod of node-1 and its NodePort: traffic goes on, by programs and maps\n\

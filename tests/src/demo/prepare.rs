@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Makes the lab.
 pub(super) fn build(plan: &Plan, screen: &Screen) -> Result<Cluster> {
-    screen.heading("1/7  Two nodes, Pods and clients, each a network namespace of this machine");
+    screen.heading("1/8  Two nodes, Pods and clients, each a network namespace of this machine");
     let cluster = Cluster::build(plan.silent.as_deref())?;
     for (name, node) in NODES.iter().zip(&cluster.nodes) {
         let pods = node.pods();
@@ -33,7 +33,7 @@ fn place(name: &str, machine: &Machine, remark: &str) -> String {
 
 /// Writes the manifests and starts the agents.
 pub(super) fn start_agents(cluster: &mut Cluster, screen: &Screen, stop: &Stop) -> Result<()> {
-    screen.heading("2/7  An lb-agent on each node, which reads ordinary Kubernetes YAML");
+    screen.heading("2/8  An lb-agent on each node, which reads ordinary Kubernetes YAML");
     let path = cluster.lab.manifests().join(SERVICE_FILE);
     screen.print(&format!("{}:", path.display()));
     for line in SERVICE.lines() {

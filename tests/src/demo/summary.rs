@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::Screen;
 use super::cluster::{Cluster, NODES};
-use super::load::{Load, Route, failed, requests};
+use super::load::{Route, failed, requests};
+use super::one_machine::Served;
 use super::table::milliseconds;
 use crate::lab::Node;
 use crate::lab::report::HttpReport;
@@ -23,16 +24,16 @@ pub struct Outcome {
     pub failures: Vec<String>,
 }
 
-/// Ends the clients, prints the summary and the verdict.
+/// Prints the summary and the verdict.
 pub(super) fn summarize(
     cluster: &mut Cluster,
-    load: Load,
+    reports: &[(Route, HttpReport)],
+    alone: Served,
     mut failures: Vec<String>,
     screen: &Screen,
 ) -> Result<Outcome> {
-    screen.heading("7/7  Summary");
-    let reports = load.stop()?;
-    for (route, report) in &reports {
+    screen.heading("8/8  Summary");
+    for (route, report) in reports {
         screen.print(&summary_line(route, report));
         failures.extend(
             report
@@ -42,13 +43,14 @@ pub(super) fn summarize(
         );
         failures.extend(wrong_source(route, report));
     }
-    check_nodes(cluster, &reports, screen, &mut failures)?;
-    let mut answers = BTreeMap::new();
+    check_nodes(cluster, reports, screen, &mut failures)?;
+    failures.extend(alone.failures);
+    let mut answers = alone.answers;
     for (pod, count) in reports.iter().flat_map(|(_, report)| &report.answers) {
         *answers.entry(pod.clone()).or_default() += count;
     }
     let outcome = Outcome {
-        requests: reports.iter().map(|(_, report)| requests(report)).sum(),
+        requests: alone.requests + reports.iter().map(|(_, report)| requests(report)).sum::<u64>(),
         answers,
         failures,
     };

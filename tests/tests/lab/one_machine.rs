@@ -1,13 +1,14 @@
 //! A machine without a cluster: its own processes serve its Services, and it forwards nothing.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_tests::lab::cluster::{HTTP, SERVICE, SERVICE_FILE, SLICES_FILE, UDP, vips};
 use lb_tests::lab::{
-    AgentOptions, EndpointManifest, EndpointSliceManifest, Lab, Machine, ServiceManifest, SocketLb, Xdp,
-    require_privileges,
+    AgentOptions, EndpointManifest, EndpointSliceManifest, Lab, Machine, Node, ServiceManifest, SocketLb,
+    Xdp, require_privileges,
 };
+use serde_json::Value;
 
 /// Where clients outside find the Service.
 fn balanced() -> [IpAddr; 2] {
@@ -26,6 +27,24 @@ fn assert_served(from: &Machine, addresses: [IpAddr; 2], [http, udp]: [u16; 2]) 
         assert_eq!(report.answered(), 5, "{address} port {udp}: {report:?}");
         assert_eq!(report.sources, [(address, udp).into()].into());
     }
+}
+
+/// What `lb-agent explain` says of a connection from outside, with this exit code.
+#[track_caller]
+fn explain(node: &Node, client: &Machine, to: SocketAddr, code: i32) -> Value {
+    let source = client.addresses().both()[usize::from(to.is_ipv6())];
+    let (source, to) = (source.to_string(), to.to_string());
+    let line = ["tcp", &source, &to, "--from=outside", "-o", "json"];
+    let (ended, said) = node.agent_command_code("explain", &line).unwrap();
+    assert_eq!(ended, code, "{said}");
+    serde_json::from_str(&said).unwrap()
+}
+
+/// What a stage of the explanation found.
+fn finding<'a>(said: &'a Value, step: &str) -> Option<&'a str> {
+    let steps = said["steps"].as_array().unwrap();
+    let found = steps.iter().find(|found| found["step"] == step)?;
+    found["finding"].as_str()
 }
 
 #[test]
@@ -74,7 +93,67 @@ fn its_processes_serve_clients_outside_and_itself() {
         assert_served(&outside, own, ports.map(|port| port.node_port.unwrap()));
         assert_served(&outside, balanced(), numbers);
         assert_served(host, vips(), numbers);
+        for (to, port) in [own, balanced()]
+            .concat()
+            .into_iter()
+            .zip([true, true, false, false])
+        {
+            let to = SocketAddr::new(to, if port { HTTP.node_port.unwrap() } else { HTTP.port });
+            let said = explain(&node, &outside, to, 0);
+            let backend = SocketAddr::new(own[usize::from(to.is_ipv6())], HTTP.target_port);
+            assert_eq!(said["verdict"], "translated", "{said}");
+            assert_eq!(said["newDestination"], backend.to_string(), "{said}");
+            assert_eq!(finding(&said, "route"), None, "{said}");
+        }
         let shown = node.agent_command("services", &["-o", "json"]).unwrap();
         assert!(!shown.contains("\"local\": false"), "{shown}");
+    }
+}
+
+/// What is for another machine is forwarded, which such a machine does not: that is said.
+#[test]
+fn what_another_machine_serves_wants_forwarding() {
+    if !require_privileges() {
+        return;
+    }
+    let lab = Lab::new("one-machine-on").unwrap();
+    let node = lab.node("node-1").unwrap();
+    let outside = lab.outside_client("outside").unwrap();
+    let server = lab.outside_client("server").unwrap();
+    let _server = server.serve().http(HTTP.target_port).start().unwrap();
+    let ports = [HTTP];
+    lab.apply(SERVICE_FILE, ServiceManifest::new(SERVICE, &vips(), &ports))
+        .unwrap();
+    let elsewhere = server.addresses().both();
+    let slices = EndpointSliceManifest::new("elsewhere", SERVICE, &ports);
+    lab.apply(SLICES_FILE, slices.endpoint(EndpointManifest::new(&elsewhere)))
+        .unwrap();
+    let _agent = node.start_agent(&AgentOptions::default()).unwrap();
+    let own = node.host().addresses().both();
+    let forwarding = |value: &str| {
+        let settings = [("ipv4/ip_forward", value), ("ipv6/conf/all/forwarding", value)];
+        node.host().namespace().sysctl(&settings).unwrap();
+    };
+    for address in own {
+        let to = SocketAddr::new(address, HTTP.node_port.unwrap());
+        forwarding("0");
+        assert_eq!(outside.http(to.ip(), to.port()).run().unwrap().answered(), 0);
+        let said = explain(&node, &outside, to, 1);
+        assert_eq!(said["reason"], "no_route", "{said}");
+        let family = if to.is_ipv4() { "ipv4" } else { "ipv6" };
+        let sysctl = format!("net/{family}/conf/eth0/forwarding is 0");
+        assert!(finding(&said, "route").unwrap().ends_with(&sysctl), "{said}");
+        forwarding("1");
+        let said = explain(&node, &outside, to, 0);
+        assert_eq!(said["verdict"], "forwarded", "{said}");
+        assert_eq!(
+            outside
+                .http(to.ip(), to.port())
+                .count(5)
+                .run()
+                .unwrap()
+                .answered(),
+            5
+        );
     }
 }
