@@ -36,7 +36,8 @@ use std::time::{Duration, Instant};
 use lb_common::layout::{BackendId, ServiceId, map};
 
 use crate::desired::{DesiredPort, DesiredService, NamespacedName, PortName};
-use crate::maps::{Family, FrontendKey, MapError, Maps};
+use crate::maps::{FrontendKey, MapError, Maps};
+use crate::network::Family;
 use cidrs::CidrFailure;
 use port::Port;
 use ranges::SetId;

@@ -9,7 +9,8 @@ use lb_common::layout::{BackendId, Region, ServiceId, Slot};
 use super::tables::{Context, Tables, index};
 use crate::desired::{DesiredBackend, DesiredPort, NamespacedName, PortName, TrafficPolicy};
 use crate::maglev;
-use crate::maps::{Backend, BackendState, Family, FrontendKey, MapError};
+use crate::maps::{Backend, BackendState, FrontendKey, MapError};
+use crate::network::Family;
 
 /// What a port has: rows, ids and regions. Owned by a Service, or found in the maps after a start.
 #[derive(Debug, Default)]

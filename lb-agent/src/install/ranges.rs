@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::layout::map;
 
 use super::ids::Ids;
-use crate::maps::{Capacity, Family, MapError};
-use crate::network::Network;
+use crate::maps::{Capacity, MapError};
+use crate::network::{Family, Network};
 
 /// Number of a set; 0 is none.
 pub(super) type SetId = u32;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use super::Installer;
 use super::tables::Tables;
-use crate::maps::{Backend, BackendState, Family, MapImage, MapOp, Maps};
+use crate::maps::{Backend, BackendState, MapImage, MapOp, Maps};
+use crate::network::Family;
 
 /// What a comparison with the maps found. All of it was written again unless `errors` says otherwise.
 #[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize)]

@@ -8,7 +8,8 @@ use super::port::{FamilyPlan, Order, Want};
 use super::tables::{Context, index};
 use super::{Entry, Installer};
 use crate::desired::{DesiredPort, DesiredService};
-use crate::maps::{Family, FrontendKey, MapError};
+use crate::maps::{FrontendKey, MapError};
+use crate::network::Family;
 
 /// What is to be reserved for one port, by family.
 type PortPlan = [FamilyPlan; 2];

@@ -11,7 +11,8 @@ use super::port::{Member, Port, full_name};
 use super::tables::{Context, Tables, index};
 use super::{Installer, pause};
 use crate::desired::{DesiredService, NamespacedName};
-use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapError, MapImage, regions};
+use crate::maps::{BackendState, Capacity, FrontendKey, MapError, MapImage, regions};
+use crate::network::Family;
 
 impl Installer {
     /// Begins with what is in the maps. Nothing changes before [`Self::first_sync`]. What is missing then counts as missing

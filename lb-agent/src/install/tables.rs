@@ -10,10 +10,9 @@ use super::ids::Ids;
 use super::ranges::{RangeSets, SetId};
 use super::slots::SlotAllocator;
 use crate::maps::{
-    Backend, BackendState, Capacity, Family, FrontendKey, MapError, MapImage, MapOp, Maps, regions,
-    service_cidrs,
+    Backend, BackendState, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, regions, service_cidrs,
 };
-use crate::network::Network;
+use crate::network::{Family, Network};
 
 /// How long something stays unused before it is used again: a packet that was being handled when it went out of use
 /// has long been handled by then.

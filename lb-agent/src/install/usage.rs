@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use super::Installer;
-use crate::maps::{Capacity, Family};
+use crate::maps::Capacity;
+use crate::network::Family;
 
 /// How much of the maps is in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

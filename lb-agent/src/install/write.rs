@@ -7,7 +7,8 @@ use super::ranges::SetId;
 use super::tables::{Context, index};
 use super::{Entry, Installer};
 use crate::desired::{DesiredPort, NamespacedName, SourceRanges};
-use crate::maps::{Family, MapError};
+use crate::maps::MapError;
+use crate::network::Family;
 
 impl Installer {
     /// Steps 1 to 3: after them packets see what the Service asks for.

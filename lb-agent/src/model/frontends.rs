@@ -13,7 +13,8 @@ use crate::desired::{
     DesiredBackend, DesiredFrontend, DesiredPort, DesiredVip, FrontendKind, PerFamily, PortName, ServiceType,
     TrafficPolicy,
 };
-use crate::maps::{Family, FrontendKey, Protocol};
+use crate::maps::{FrontendKey, Protocol};
+use crate::network::Family;
 
 /// Seconds of session affinity if the Service does not say.
 const AFFINITY_DEFAULT: i32 = 10_800;

@@ -11,7 +11,8 @@ use serde::Serialize;
 use crate::cli::ShowArguments;
 use crate::datapath::maps::{Counters, KernelMaps};
 use crate::datapath::pins::Pins;
-use crate::maps::{BackendState, Family, FrontendKey, MapImage, Maps as _};
+use crate::maps::{BackendState, FrontendKey, MapImage, Maps as _};
+use crate::network::Family;
 use crate::output::{self, Table};
 use crate::privileges;
 

@@ -15,7 +15,8 @@ use crate::datapath::maps::{Counters, KernelMaps, map_sizes};
 use crate::datapath::namespaces::NamespaceTable;
 use crate::datapath::pins::Pins;
 use crate::devices::{self, Bare};
-use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapImage, Maps as _, service_cidrs};
+use crate::maps::{BackendState, Capacity, FrontendKey, MapImage, Maps as _, service_cidrs};
+use crate::network::Family;
 use crate::output::{self, Table};
 use crate::privileges;
 

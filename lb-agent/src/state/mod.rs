@@ -16,8 +16,8 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::desired::NamespacedName;
-use crate::maps::Family;
 use crate::model::{NodeConfig, Problem, Slice, Slices, is_of_this_proxy};
+use crate::network::Family;
 use crate::object::{Change, Kind, Object, ObjectReference, trim_node};
 use cidrs::ServiceCidrs;
 use labels::LabelIndex;
