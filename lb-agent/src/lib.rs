@@ -5,6 +5,7 @@
 //! ```
 //! Each module knows only those to its right; `datapath` is the only one that names aya.
 
+pub mod arguments;
 pub mod check;
 pub mod cleanup;
 pub mod cli;

@@ -3,6 +3,7 @@
 //! The answer comes from the code that the kernel programs run ([`lb_common`]), over the pinned maps; nothing is written.
 //! The steps before it are the same stages one by one, for people.
 
+mod arguments;
 mod packet;
 mod probe;
 mod question;
@@ -25,6 +26,7 @@ use lb_common::socket::{self, Call, Peer};
 use lb_common::tables::Tables as _;
 use serde::Serialize;
 
+pub use self::arguments::ExplainArguments;
 use self::packet::NETWORK;
 use self::probe::Probe;
 pub use self::probe::{Routes, Way};

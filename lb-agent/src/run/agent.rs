@@ -10,10 +10,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::arguments::RunArguments;
 use super::monitor::Monitor;
 use super::seed::Seed;
 use super::{Searches, setup};
-use crate::cli::RunArguments;
 use crate::conntrack::OtherConnections;
 use crate::controller::Controller;
 use crate::datapath::Datapath;

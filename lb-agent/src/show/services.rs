@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use lb_common::layout::{ServiceId, ServiceStats, frontend_flags};
 use serde::Serialize;
 
-use crate::cli::ShowArguments;
+use crate::arguments::ShowArguments;
 use crate::datapath::maps::{Counters, KernelMaps};
 use crate::datapath::pins::Pins;
 use crate::maps::{BackendState, FrontendKey, MapImage, Maps as _};

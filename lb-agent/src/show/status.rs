@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use lb_common::reason::Reason;
 use serde::Serialize;
 
-use crate::cli::ShowArguments;
+use crate::arguments::ShowArguments;
 use crate::datapath::carriers::Carriers;
 use crate::datapath::foreign::{ForeignProgram, Order, foreign_programs};
 use crate::datapath::maps::{Counters, KernelMaps, map_sizes};

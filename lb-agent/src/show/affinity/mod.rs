@@ -1,5 +1,7 @@
 //! Which backend clients of Services with session affinity stay with: shown, set, forgotten.
 
+mod arguments;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
@@ -11,9 +13,11 @@ use lb_common::layout::{
 };
 use serde::Serialize;
 
+pub use self::arguments::AffinityCommand;
+use self::arguments::{AffinityFilter, AffinityPinArguments};
 use super::names::{Client, ServiceFilter, ServicePorts};
 use super::rows::{end, state_of};
-use crate::cli::{AffinityCommand, AffinityFilter, AffinityPinArguments, PinArguments};
+use crate::arguments::PinArguments;
 use crate::datapath::clock::Clock;
 use crate::datapath::live::{LiveFamily, LiveMaps};
 use crate::datapath::pins::Pins;
