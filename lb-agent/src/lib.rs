@@ -16,6 +16,7 @@ pub mod desired;
 pub mod devices;
 pub mod explain;
 pub mod health;
+pub mod inspect;
 pub mod install;
 pub mod logging;
 pub mod maglev;

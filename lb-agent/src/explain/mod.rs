@@ -38,9 +38,8 @@ use self::tables::Recorder;
 use crate::datapath::clock::Clock;
 use crate::datapath::live::{LiveFamily, LiveMaps};
 use crate::devices::Bare;
+use crate::inspect::{ServicePorts, end};
 use crate::maps::{BackendState, MapError};
-use crate::show::names::ServicePorts;
-use crate::show::rows::end;
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]

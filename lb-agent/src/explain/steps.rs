@@ -12,9 +12,8 @@ use lb_common::tables::Tables as _;
 use super::tables::Recorder;
 use super::{Candidate, Counts, Explanation, From, PacketProtocol, Step, call};
 use crate::datapath::live::LiveFamily;
+use crate::inspect::{ServicePorts, end, state_of};
 use crate::maps::MapError;
-use crate::show::names::ServicePorts;
-use crate::show::rows::{end, state_of};
 
 /// Collects what the stages find.
 pub(super) struct Steps<'a, 'b, A: LiveFamily> {

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use clap::{Args, Subcommand};
 
-use super::super::names::{Client, ServiceFilter};
+use super::client::Client;
 use crate::arguments::{PinArguments, ShowArguments};
+use crate::inspect::ServiceFilter;
 
 /// The commands of `affinity`.
 #[derive(Subcommand, Clone, Debug)]

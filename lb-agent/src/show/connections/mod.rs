@@ -12,11 +12,11 @@ use lb_common::layout::ServiceId;
 use serde::Serialize;
 
 use self::collect::collect;
-use super::names::{ServiceFilter, ServicePorts};
 use crate::arguments::ShowArguments;
 use crate::datapath::clock::Clock;
 use crate::datapath::live::LiveMaps;
 use crate::datapath::pins::Pins;
+use crate::inspect::{ServiceFilter, ServicePorts};
 use crate::maps::{BackendState, Protocol};
 use crate::output::{self, Table};
 use crate::privileges;
