@@ -7,9 +7,12 @@ use anyhow::Context as _;
 use lb_common::layout::{Address4, Address6, backend_flags};
 use lb_common::packet::Route;
 
+use super::answer::explain;
 use super::arguments::ExplainArguments;
+use super::explanation::Explanation;
+use super::question::{From, PacketProtocol, Question};
 use super::routes::KernelRoutes;
-use super::{Explanation, From, Question, Surroundings, explain};
+use super::surroundings::Surroundings;
 use crate::datapath::carriers::Carriers;
 use crate::datapath::clock::Clock;
 use crate::datapath::live::{LiveFamily, LiveMaps};
@@ -110,7 +113,7 @@ fn table(explanation: &Explanation) -> Table {
         From::Node => "a process of this node",
     };
     let (source, destination) = match protocol {
-        super::PacketProtocol::Icmp => (source.ip().to_string(), destination.ip().to_string()),
+        PacketProtocol::Icmp => (source.ip().to_string(), destination.ip().to_string()),
         _ => (source.to_string(), destination.to_string()),
     };
     let protocol = format!("{protocol:?}").to_lowercase();

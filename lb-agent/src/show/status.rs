@@ -15,6 +15,7 @@ use crate::datapath::maps::{Counters, KernelMaps, map_sizes};
 use crate::datapath::namespaces::NamespaceTable;
 use crate::datapath::pins::Pins;
 use crate::devices::{self, Bare};
+use crate::inspect::device_name;
 use crate::maps::{BackendState, Capacity, FrontendKey, MapImage, Maps as _, service_cidrs};
 use crate::network::Family;
 use crate::output::{self, Table};
@@ -145,11 +146,6 @@ fn link(pin: &str, device_name: &dyn Fn(u32) -> Option<String>) -> Attached {
         program: program.to_owned(),
         target,
     }
-}
-
-fn device_name(index: u32) -> Option<String> {
-    let name = nix::net::if_::if_indextoname(index).ok()?;
-    name.into_string().ok()
 }
 
 fn usage(image: &MapImage, capacity: Capacity) -> Vec<Usage> {
