@@ -14,11 +14,14 @@
 //! write fails, the Service stays where it is and goes on from there at its next attempt.
 
 mod absence;
+mod backends;
 mod cidrs;
 mod claims;
 mod ids;
+mod plan;
 mod port;
 mod ranges;
+mod regions;
 mod repair;
 mod reserve;
 mod restore;

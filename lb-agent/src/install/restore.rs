@@ -96,7 +96,7 @@ impl Installer {
             // The rows of a port name the same regions, unless its last change was cut off in between.
             let known = [&mut family.cluster, &mut family.local, &mut family.maglev];
             for (known, named) in known.into_iter().zip(regions(&row)) {
-                if known.length == 0 && self.tables.acquire(named) {
+                if known.length == 0 && self.tables.regions_mut().acquire(named) {
                     *known = named;
                 }
             }

@@ -2,7 +2,8 @@
 
 use lb_common::layout::{Frontend, Region, ServiceId};
 
-use super::port::{Order, PortFamily, full_name};
+use super::plan::Order;
+use super::port::{PortFamily, full_name};
 use super::ranges::SetId;
 use super::tables::{Context, index};
 use super::{Entry, Installer};
@@ -24,7 +25,7 @@ impl Installer {
             };
             installer.reserve_ranges(entry, Some(&desired))?;
             installer.reserve(entry, &desired, context)?;
-            installer.tables.write_ranges(context, entry.ranges)?;
+            installer.tables.ranges_mut().write(context.maps, entry.ranges)?;
             for (id, port) in entry.desired_ports(&desired) {
                 installer.publish_port(id, port, (entry.ranges, &desired.source_ranges), context)?;
             }
