@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use crate::cli::PinArguments;
+use crate::arguments::PinArguments;
 use crate::datapath::clsact;
 use crate::datapath::pins::Pins;
 use crate::privileges;

@@ -175,11 +175,6 @@ impl<M: Maps> Controller<M> {
         &self.maps
     }
 
-    /// The maps, for what the controller does not write.
-    pub fn maps_mut(&mut self) -> &mut M {
-        &mut self.maps
-    }
-
     /// What is installed.
     pub fn installer(&self) -> &Installer {
         &self.installer

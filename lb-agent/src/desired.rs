@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::layout::frontend_flags;
 
-use crate::maps::{Family, FrontendKey, Protocol};
-use crate::network::Network;
+use crate::maps::{FrontendKey, Protocol};
+use crate::network::{Family, Network};
 
 /// Namespace and name of an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -5,6 +5,7 @@
 //! ```
 //! Each module knows only those to its right; `datapath` is the only one that names aya.
 
+pub mod arguments;
 pub mod check;
 pub mod cleanup;
 pub mod cli;
@@ -15,6 +16,7 @@ pub mod desired;
 pub mod devices;
 pub mod explain;
 pub mod health;
+pub mod inspect;
 pub mod install;
 pub mod logging;
 pub mod maglev;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use lb_agent::cli::{Arguments, Command};
+use lb_agent::cli::{Arguments, Command, refuse};
 use lb_agent::{check, cleanup, describe, explain, run, show};
 
 fn main() -> ExitCode {
@@ -13,7 +13,11 @@ fn main() -> ExitCode {
         Command::Services(arguments) => show::services(&arguments),
         Command::Connections(arguments) => show::connections(&arguments),
         Command::Affinity(command) => show::affinity(&command),
-        Command::Explain(arguments) => return explain::run(&arguments),
+        Command::Explain(arguments) => {
+            let question = arguments.question();
+            let question = question.unwrap_or_else(|problem| refuse("explain", &problem));
+            return explain::run(&arguments, question);
+        }
         Command::Check(arguments) => check::run(
             &check::CheckOptions {
                 pin_path: arguments.pins.pin_path,

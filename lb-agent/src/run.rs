@@ -1,6 +1,7 @@
 //! `lb-agent run`: brings source, devices, controller and datapath together.
 
 mod agent;
+mod arguments;
 mod monitor;
 mod seed;
 mod setup;
@@ -10,7 +11,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
-use crate::cli::{OnRemovedBackend, RunArguments, SocketLb};
+pub use self::arguments::RunArguments;
+use self::arguments::{OnRemovedBackend, SocketLb};
 use crate::datapath::pins::Pins;
 use crate::datapath::probe;
 use crate::sockets::{Closer, CloserOptions, Finder, Reach};

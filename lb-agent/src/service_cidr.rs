@@ -4,8 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use crate::maps::Family;
-use crate::network::{Network, NetworkError, parse_address};
+use crate::network::{Family, Network, NetworkError, parse_address};
 
 /// A network that cluster IPs are of.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

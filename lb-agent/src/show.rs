@@ -2,8 +2,6 @@
 
 pub mod affinity;
 pub mod connections;
-pub mod names;
-pub(crate) mod rows;
 mod services;
 mod status;
 

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use lb_agent::controller::Controller;
 use lb_agent::maps::testing::FakeMaps;
-use lb_agent::maps::{BackendState, Capacity, Family, FrontendKey, MapImage, Maps as _, Protocol, dump};
+use lb_agent::maps::{BackendState, Capacity, FrontendKey, MapImage, Maps as _, Protocol, dump};
 use lb_agent::model::{NodeConfig, NodePortAddresses, UnknownPort};
+use lb_agent::network::Family;
 use lb_agent::object::{Change, Kind};
 use lb_common::choose::{Origin, region};
 use lb_common::layout::{Frontend, Region, frontend_flags};

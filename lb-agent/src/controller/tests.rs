@@ -7,7 +7,8 @@ mod cidrs;
 
 use super::*;
 use crate::maps::testing::FakeMaps;
-use crate::maps::{Backend, BackendState, Capacity, Family};
+use crate::maps::{Backend, BackendState, Capacity};
+use crate::network::Family;
 use crate::object::Object;
 
 const CAPACITY: Capacity = Capacity {

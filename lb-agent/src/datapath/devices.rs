@@ -12,7 +12,8 @@ use super::device_maps::{DeviceRows, KeySet};
 use super::filter::Filter;
 use super::maps::{kernel, open, typed};
 use crate::devices::{Link, Role, Snapshot, View, first_global_address};
-use crate::maps::{Family, MapError};
+use crate::maps::MapError;
+use crate::network::Family;
 
 /// The devices maps.
 pub struct DeviceTable {

@@ -16,8 +16,8 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 use super::dump::ATTEMPTS;
 use super::{DefaultRoute, DeviceError, is_link_local};
-use crate::maps::Family;
 use crate::netlink::Connection;
+use crate::network::Family;
 
 /// The default routes of both families, of all tables.
 pub(super) async fn default_routes() -> Result<Vec<DefaultRoute>, DeviceError> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::maps::Family;
+use crate::network::Family;
 
 /// A network device.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -10,6 +10,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::runtime::Runtime;
 
 use super::probe::{Routes, Way};
+use crate::inspect;
 
 /// The routing tables of the calling thread's network namespace. Rules that look at the source are not considered.
 pub struct KernelRoutes {
@@ -66,7 +67,7 @@ impl KernelRoutes {
     /// The sysctl that says whether the node forwards what comes in, if it says no.
     fn forwarding_off(&self, destination: IpAddr) -> Option<String> {
         let family = if destination.is_ipv4() { "ipv4" } else { "ipv6" };
-        let device = super::device_name(self.ingress);
+        let device = device_name(self.ingress);
         let path: PathBuf = ["/proc/sys/net", family, "conf", &device, "forwarding"]
             .iter()
             .collect();
@@ -107,4 +108,9 @@ fn way(message: &RouteMessage) -> Way {
         route,
         device: device.unwrap_or_default(),
     }
+}
+
+/// The name of a device, for people.
+pub(super) fn device_name(index: u32) -> String {
+    inspect::device_name(index).unwrap_or_else(|| format!("index {index}"))
 }

@@ -4,14 +4,15 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::CommandFactory as _;
-use clap::error::ErrorKind;
 use lb_common::layout::{Address4, Address6, backend_flags};
 use lb_common::packet::Route;
 
+use super::answer::explain;
+use super::arguments::ExplainArguments;
+use super::explanation::Explanation;
+use super::question::{From, PacketProtocol, Question};
 use super::routes::KernelRoutes;
-use super::{Explanation, From, Question, Surroundings, explain};
-use crate::cli::{Arguments, ExplainArguments};
+use super::surroundings::Surroundings;
 use crate::datapath::carriers::Carriers;
 use crate::datapath::clock::Clock;
 use crate::datapath::live::{LiveFamily, LiveMaps};
@@ -26,10 +27,8 @@ const REFUSED: u8 = 1;
 /// There is no answer; clap's code for usage errors too.
 const NO_ANSWER: u8 = 2;
 
-/// Answers; the exit code says whether the packet goes on.
-pub fn run(arguments: &ExplainArguments) -> ExitCode {
-    let question = Question::new(arguments.protocol, arguments.source, arguments.destination);
-    let question = question.unwrap_or_else(|problem| refuse(&problem));
+/// Answers what the arguments ask ([`ExplainArguments::question`]); the exit code says whether the packet goes on.
+pub fn run(arguments: &ExplainArguments, question: Question) -> ExitCode {
     match answer(arguments, question) {
         Ok(explanation) if explanation.verdict.is_refusal() => ExitCode::from(REFUSED),
         Ok(_) => ExitCode::SUCCESS,
@@ -37,17 +36,6 @@ pub fn run(arguments: &ExplainArguments) -> ExitCode {
             eprintln!("lb-agent: {}", crate::describe(error.as_ref()));
             ExitCode::from(NO_ANSWER)
         }
-    }
-}
-
-/// Ends as clap does for arguments that it refuses itself.
-fn refuse(problem: &str) -> ! {
-    let mut all = Arguments::command();
-    all.build();
-    let kind = ErrorKind::ValueValidation;
-    match all.find_subcommand_mut("explain") {
-        Some(command) => command.error(kind, problem).exit(),
-        None => all.error(kind, problem).exit(),
     }
 }
 
@@ -125,7 +113,7 @@ fn table(explanation: &Explanation) -> Table {
         From::Node => "a process of this node",
     };
     let (source, destination) = match protocol {
-        super::PacketProtocol::Icmp => (source.ip().to_string(), destination.ip().to_string()),
+        PacketProtocol::Icmp => (source.ip().to_string(), destination.ip().to_string()),
         _ => (source.to_string(), destination.to_string()),
     };
     let protocol = format!("{protocol:?}").to_lowercase();

@@ -1,20 +1,25 @@
 //! The stages of the decision, one by one.
 
+use std::collections::BTreeMap;
+
 use lb_common::choose::{ENDED, Origin, affine, find_frontend, is_local_only, region};
 use lb_common::connection::{backend_lives, is_idle};
 use lb_common::layout::{
     AffinityKey, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Port, Region, backend_state,
     flow_flags, flow_state, frontend_flags, protocol,
 };
-use lb_common::reason::Reason;
 use lb_common::tables::Tables as _;
 
+use super::explanation::{Candidate, Explanation, Step};
+use super::programs::call;
+use super::question::{From, PacketProtocol};
 use super::tables::Recorder;
-use super::{Candidate, Counts, Explanation, From, PacketProtocol, Step, call};
 use crate::datapath::live::LiveFamily;
+use crate::inspect::{ServicePorts, end, state_of};
 use crate::maps::MapError;
-use crate::show::names::ServicePorts;
-use crate::show::rows::{end, state_of};
+
+/// Number of slots by backend.
+type Counts = BTreeMap<u32, u32>;
 
 /// Collects what the stages find.
 pub(super) struct Steps<'a, 'b, A: LiveFamily> {
@@ -324,31 +329,5 @@ fn policy(frontend: &Frontend, origin: Origin) -> &'static str {
         (Origin::Inside, true) => "clients on this node use its own backends (internalTrafficPolicy: Local)",
         (Origin::Outside, false) => "clients outside use backends of all nodes",
         (Origin::Outside, true) => "clients outside use backends of this node (externalTrafficPolicy: Local)",
-    }
-}
-
-/// What a reason means.
-pub(super) fn says(reason: &'static str) -> &'static str {
-    let found = Reason::ALL.into_iter().find(|known| known.name() == reason);
-    let Some(found) = found else { return reason };
-    match found {
-        Reason::NoEndpoint => "the Service has no usable endpoint",
-        Reason::NoLocalEndpoint => "the policy is Local, and all endpoints are on other nodes",
-        Reason::UnknownPort => "no Service uses this port of the address",
-        Reason::BackendGone => "the connection's backend is gone",
-        Reason::StaleSlots => "the backends are just being replaced; the next packet finds the new ones",
-        Reason::NoSourcePort => "no source port or no node address for the rewrite",
-        Reason::FlowTableFull => "the flow table took no further connection",
-        Reason::RewriteFailed => "the packet could not be rewritten",
-        Reason::AnswerFailed => "the answer could not be built",
-        Reason::SourceRange => "the client is outside of loadBalancerSourceRanges",
-        Reason::NoRoute => "no route to the backend on another node, or the node does not forward",
-        Reason::TooBig => "too big for the link to the backend",
-        Reason::HopLimit => "its hop limit ends here",
-        Reason::UnknownFragment => "a fragment whose first one was not seen",
-        Reason::ForgedSource => "it comes from outside with an address of this node or of a Pod of it",
-        Reason::AnswerLimit => "its sender was answered often enough",
-        Reason::UnallocatedAddress => "unallocated address of a Service CIDR",
-        Reason::UnknownConnection => "the connection is not known, and its backend cannot be told",
     }
 }

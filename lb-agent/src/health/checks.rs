@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::http::{self, Handler};
 use super::{Health, answer};
 use crate::desired::{HealthCheck, NamespacedName};
-use crate::maps::Family;
+use crate::network::Family;
 
 /// What load balancers may ask for.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

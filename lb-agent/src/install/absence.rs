@@ -14,7 +14,8 @@ use super::port::Port;
 use super::tables::{Context, index};
 use super::{Entry, Installer};
 use crate::desired::NamespacedName;
-use crate::maps::{Family, MapError};
+use crate::maps::MapError;
+use crate::network::Family;
 
 impl Installer {
     /// Takes note of which backends of a Service are there again, and which do not come back.

@@ -14,11 +14,14 @@
 //! write fails, the Service stays where it is and goes on from there at its next attempt.
 
 mod absence;
+mod backends;
 mod cidrs;
 mod claims;
 mod ids;
+mod plan;
 mod port;
 mod ranges;
+mod regions;
 mod repair;
 mod reserve;
 mod restore;
@@ -36,7 +39,8 @@ use std::time::{Duration, Instant};
 use lb_common::layout::{BackendId, ServiceId, map};
 
 use crate::desired::{DesiredPort, DesiredService, NamespacedName, PortName};
-use crate::maps::{Family, FrontendKey, MapError, Maps};
+use crate::maps::{FrontendKey, MapError, Maps};
+use crate::network::Family;
 use cidrs::CidrFailure;
 use port::Port;
 use ranges::SetId;

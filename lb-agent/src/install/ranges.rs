@@ -5,19 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::layout::map;
 
 use super::ids::Ids;
-use crate::maps::{Capacity, Family, MapError};
-use crate::network::Network;
+use crate::maps::{Capacity, MapError, MapOp, Maps};
+use crate::network::{Family, Network};
 
 /// Number of a set; 0 is none.
 pub(super) type SetId = u32;
 
 /// A set of networks that frontend rows name.
 #[derive(Debug)]
-pub(super) struct RangeSet {
+struct RangeSet {
     /// What it shall hold.
-    pub(super) networks: BTreeSet<Network>,
+    networks: BTreeSet<Network>,
     /// What it holds.
-    pub(super) written: BTreeSet<Network>,
+    written: BTreeSet<Network>,
     /// Frontend rows, and Services that keep it for their next rows.
     users: u32,
 }
@@ -128,23 +128,39 @@ impl RangeSets {
         }
     }
 
-    /// A set, to write it.
-    pub(super) fn get_mut(&mut self, id: SetId) -> Option<&mut RangeSet> {
-        self.sets.get_mut(&id)
+    /// Writes what a set shall hold and does not yet.
+    pub(super) fn write(&mut self, maps: &mut dyn Maps, id: SetId) -> Result<(), MapError> {
+        let Some(set) = self.sets.get_mut(&id) else {
+            return Ok(());
+        };
+        for network in set.networks.difference(&set.written.clone()) {
+            let operation = MapOp::AddSourceRange {
+                set: id,
+                network: *network,
+            };
+            maps.apply(&operation)?;
+            set.written.insert(*network);
+        }
+        Ok(())
     }
 
-    /// A set without a user.
-    pub(super) fn first_unused(&self) -> Option<SetId> {
-        self.unused.first().copied()
-    }
-
-    /// Forgets a set that holds nothing any more; its id is still taken.
-    pub(super) fn remove(&mut self, id: SetId) {
+    /// Deletes a set without a user, and says which; `None` if there is none. Its id is still taken.
+    pub(super) fn delete_unused(&mut self, maps: &mut dyn Maps) -> Result<Option<SetId>, MapError> {
+        let Some(id) = self.unused.first().copied() else {
+            return Ok(None);
+        };
+        if let Some(set) = self.sets.get_mut(&id) {
+            while let Some(network) = set.written.first().copied() {
+                maps.apply(&MapOp::DeleteSourceRange { set: id, network })?;
+                set.written.remove(&network);
+            }
+        }
         self.unused.remove(&id);
         self.sets.remove(&id);
+        Ok(Some(id))
     }
 
-    /// Gives the id of a removed set back.
+    /// Gives the id of a deleted set back.
     pub(super) fn free(&mut self, id: SetId) {
         self.ids.release(id);
     }

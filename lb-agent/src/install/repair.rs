@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use super::Installer;
 use super::tables::Tables;
-use crate::maps::{Backend, BackendState, Family, MapImage, MapOp, Maps};
+use crate::maps::{Backend, BackendState, MapImage, MapOp, Maps};
+use crate::network::Family;
 
 /// What a comparison with the maps found. All of it was written again unless `errors` says otherwise.
 #[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize)]
@@ -37,7 +38,7 @@ impl Installer {
         let backends = foreign_backends(&self.tables, image);
         for (family, id, backend) in &backends {
             // Its slots and flows, if any, are not ours: they end, and the row's next endpoint gets a new generation.
-            self.tables.note_backend(*family, *id, *backend);
+            self.tables.backends_mut(*family).note(*id, *backend);
         }
         let operations = [
             name_operations(&self.tables, image),
@@ -69,7 +70,7 @@ impl Installer {
 fn foreign_backends(tables: &Tables, image: &MapImage) -> Vec<(Family, u32, Backend)> {
     let of_family = |family| {
         let rows = image.backends(family).iter();
-        let foreign = rows.filter(move |(id, _)| tables.backends(family).get(**id).is_none());
+        let foreign = rows.filter(move |(id, _)| tables.backends(family).row(**id).is_none());
         foreign.map(move |(id, backend)| {
             (
                 family,
@@ -110,7 +111,7 @@ fn backend_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
 
 /// The dump has only slots that some frontend names: a region whose rows are gone may be written needlessly.
 fn region_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
-    let wrong = tables.written_regions().filter(|(base, slots)| {
+    let wrong = tables.regions().written().filter(|(base, slots)| {
         let found = (*base..).zip(slots.iter());
         !found
             .into_iter()

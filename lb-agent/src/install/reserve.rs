@@ -4,11 +4,12 @@ use std::collections::HashSet;
 
 use lb_common::layout::{Region, ServiceId, map};
 
-use super::port::{FamilyPlan, Order, Want};
+use super::plan::{FamilyPlan, Order, Want};
 use super::tables::{Context, index};
 use super::{Entry, Installer};
 use crate::desired::{DesiredPort, DesiredService};
-use crate::maps::{Family, FrontendKey, MapError};
+use crate::maps::{FrontendKey, MapError};
+use crate::network::Family;
 
 /// What is to be reserved for one port, by family.
 type PortPlan = [FamilyPlan; 2];
@@ -26,7 +27,7 @@ impl Installer {
         let mut plans: Vec<PortPlan> = ports.iter().map(|(id, port)| self.plan(*id, port)).collect();
         for family in Family::ALL {
             let added: usize = plans.iter().map(|plan| plan[index(family)].added).sum();
-            if added > self.tables.available_backends(family) {
+            if added > self.tables.backends(family).available() {
                 return Err(self.full_backends(family));
             }
         }
@@ -113,9 +114,9 @@ impl Installer {
             let Want::New(length) = *want else {
                 continue;
             };
-            let Some(region) = self.tables.allocate_region(length) else {
+            let Some(region) = self.tables.regions_mut().allocate(length) else {
                 for region in allocated {
-                    self.tables.free_region(region);
+                    self.tables.regions_mut().free(region);
                 }
                 let capacity = self.tables.capacity().slots;
                 return Err(MapError::Full {

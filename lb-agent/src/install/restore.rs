@@ -11,7 +11,8 @@ use super::port::{Member, Port, full_name};
 use super::tables::{Context, Tables, index};
 use super::{Installer, pause};
 use crate::desired::{DesiredService, NamespacedName};
-use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapError, MapImage, regions};
+use crate::maps::{BackendState, Capacity, FrontendKey, MapError, MapImage, regions};
+use crate::network::Family;
 
 impl Installer {
     /// Begins with what is in the maps. Nothing changes before [`Self::first_sync`]. What is missing then counts as missing
@@ -95,7 +96,7 @@ impl Installer {
             // The rows of a port name the same regions, unless its last change was cut off in between.
             let known = [&mut family.cluster, &mut family.local, &mut family.maglev];
             for (known, named) in known.into_iter().zip(regions(&row)) {
-                if known.length == 0 && self.tables.acquire(named) {
+                if known.length == 0 && self.tables.regions_mut().acquire(named) {
                     *known = named;
                 }
             }

@@ -316,13 +316,16 @@ impl Bench {
         assert_eq!(n_sets, 2 * CAPACITY.services as usize - 1);
         let tables = &mut self.installer.tables;
         for family in Family::ALL {
-            assert_eq!(tables.available_backends(family), CAPACITY.backends as usize - 1);
+            assert_eq!(
+                tables.backends(family).available(),
+                CAPACITY.backends as usize - 1
+            );
         }
         let all = Region {
             base: 0,
             length: CAPACITY.slots,
         };
-        assert_eq!(tables.allocate_region(CAPACITY.slots as usize), Some(all));
+        assert_eq!(tables.regions_mut().allocate(CAPACITY.slots as usize), Some(all));
         let ids = std::iter::from_fn(|| tables.allocate_service()).count();
         assert_eq!(ids, CAPACITY.services as usize - 1);
     }

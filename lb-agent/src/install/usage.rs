@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use super::Installer;
-use crate::maps::{Capacity, Family};
+use crate::maps::Capacity;
+use crate::network::Family;
 
 /// How much of the maps is in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,8 +32,8 @@ impl Installer {
         let usable = usize::try_from(capacity.backends.saturating_sub(1)).unwrap_or(usize::MAX);
         Usage {
             frontends: Family::ALL.map(|family| tables.n_frontends(family)),
-            backends: Family::ALL.map(|family| usable.saturating_sub(tables.available_backends(family))),
-            slots: tables.written_regions().map(|(_, slots)| slots.len()).sum(),
+            backends: Family::ALL.map(|family| usable.saturating_sub(tables.backends(family).available())),
+            slots: tables.regions().written().map(|(_, slots)| slots.len()).sum(),
             services: tables.names().len(),
             source_ranges: Family::ALL.map(|family| {
                 let ranges = tables.written_ranges();

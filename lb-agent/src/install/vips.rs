@@ -8,7 +8,8 @@ use lb_common::layout::{Frontend, frontend_flags};
 use super::tables::Context;
 use super::{Entry, Installer};
 use crate::desired::{DesiredService, DesiredVip, NamespacedName};
-use crate::maps::{Family, FrontendKey, MapError};
+use crate::maps::{FrontendKey, MapError};
+use crate::network::Family;
 
 impl Installer {
     /// Takes note of the addresses of a Service before any Service is published: so no row is written that is right

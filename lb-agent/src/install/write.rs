@@ -2,12 +2,14 @@
 
 use lb_common::layout::{Frontend, Region, ServiceId};
 
-use super::port::{Order, PortFamily, full_name};
+use super::plan::Order;
+use super::port::{PortFamily, full_name};
 use super::ranges::SetId;
 use super::tables::{Context, index};
 use super::{Entry, Installer};
 use crate::desired::{DesiredPort, NamespacedName, SourceRanges};
-use crate::maps::{Family, MapError};
+use crate::maps::MapError;
+use crate::network::Family;
 
 impl Installer {
     /// Steps 1 to 3: after them packets see what the Service asks for.
@@ -23,7 +25,7 @@ impl Installer {
             };
             installer.reserve_ranges(entry, Some(&desired))?;
             installer.reserve(entry, &desired, context)?;
-            installer.tables.write_ranges(context, entry.ranges)?;
+            installer.tables.ranges_mut().write(context.maps, entry.ranges)?;
             for (id, port) in entry.desired_ports(&desired) {
                 installer.publish_port(id, port, (entry.ranges, &desired.source_ranges), context)?;
             }

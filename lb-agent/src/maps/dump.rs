@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use lb_common::cidr;
 use lb_common::layout::{BackendId, Region, Slot, frontend_flags};
 
-use super::{Backend, BackendState, Family, FrontendKey, MapImage, service_cidrs};
-use crate::network::Network;
+use super::{Backend, BackendState, FrontendKey, MapImage, service_cidrs};
+use crate::network::{Family, Network};
 
 /// One line for each row, sorted. Regions are shown as the backends they name, so that the text does not depend on
 /// where they lie; rows without an endpoint are left out. What must never be (a slot that names no row) has a `!`.

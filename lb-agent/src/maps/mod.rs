@@ -13,37 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::cidr;
 use lb_common::layout::{BackendId, Frontend, Region, ServiceId, Slot};
 
-use crate::network::Network;
-
-/// An IP version.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
-pub enum Family {
-    /// IPv4
-    #[serde(rename = "IPv4")]
-    V4,
-    /// IPv6
-    #[serde(rename = "IPv6")]
-    V6,
-}
-
-impl Family {
-    /// Both families.
-    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
-
-    /// The family of an address.
-    pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
-}
+use crate::network::{Family, Network};
 
 /// A transport protocol that a Service port may have.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::cidr;
 use lb_common::layout::{Region, Slot, frontend_flags, map};
 
-use super::{Backend, Capacity, Family, MapError, MapImage, MapOp, Maps, regions};
+use super::{Backend, Capacity, MapError, MapImage, MapOp, Maps, regions};
+use crate::network::Family;
 
 /// Maps in memory.
 #[derive(Clone, Debug)]

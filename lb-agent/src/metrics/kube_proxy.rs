@@ -12,7 +12,7 @@ use prometheus::{
 };
 
 use crate::desired::PerFamily;
-use crate::maps::Family;
+use crate::network::Family;
 use crate::state::Changes;
 
 const FAMILY: &str = "ip_family";

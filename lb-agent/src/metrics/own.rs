@@ -9,7 +9,7 @@ use prometheus::{Error, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::family::Family;
 use crate::install::Usage;
-use crate::maps;
+use crate::network;
 
 /// Those that the loop tells.
 pub struct Own {
@@ -91,7 +91,7 @@ pub(super) fn maps(
         capacity.add(&[("map", map)], u64::from(room));
     };
     if let Some(usage) = usage {
-        for (index, family) in maps::Family::ALL.into_iter().enumerate() {
+        for (index, family) in network::Family::ALL.into_iter().enumerate() {
             let room = usage.capacity;
             add(
                 &format!("frontends {family}"),

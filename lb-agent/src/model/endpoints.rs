@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::frontends::{Port, SCTP_REMEDY};
+use super::ports::{Port, SCTP_REMEDY};
 use super::slice::Endpoint;
 use super::values::quoted;
 use super::{NodeConfig, Problem, Slices};

@@ -12,7 +12,7 @@ use super::{NodeConfig, Problems};
 use crate::desired::{
     DesiredFrontend, DesiredPort, FrontendKind, HealthCheck, PerFamily, ServiceHealth, TrafficPolicy,
 };
-use crate::maps::Family;
+use crate::network::Family;
 
 pub(super) fn of(
     service: &Service,

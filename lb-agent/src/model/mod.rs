@@ -1,9 +1,11 @@
 //! From a Service, its EndpointSlices and the node to what it asks of the maps: one pure function.
 
+mod affinity;
 mod endpoints;
 mod frontends;
 mod health;
 mod node;
+mod ports;
 mod slice;
 mod source_ranges;
 mod values;
@@ -76,10 +78,10 @@ pub fn desired(
     let endpoints = endpoints::Endpoints::of(slices, &namespace);
     problems.list.extend(endpoints.problems());
 
-    let affinity_seconds = frontends::affinity_seconds(service, &mut problems);
+    let affinity_seconds = affinity::seconds(service, &mut problems);
     let mut claimed = BTreeSet::new();
     let mut ports = Vec::new();
-    for port in frontends::ports(service, &mut problems) {
+    for port in ports::ports(service, &mut problems) {
         let mut frontends = addresses.frontends(&port, node);
         frontends.retain(|frontend| {
             let is_new = claimed.insert(frontend.key);

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use crate::maps::Family;
-use crate::network::Network;
+use crate::network::{Family, Network};
 
 /// What the model knows about the node it runs on, and the agent's options.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

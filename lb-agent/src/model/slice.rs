@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointHints, 
 use super::NodeConfig;
 use super::values::{port_number, protocol, quoted, unicast_address};
 use crate::desired::PortName;
-use crate::maps::Family;
+use crate::network::Family;
 
 /// The endpoints and ports of an EndpointSlice, as far as they can be used.
 #[derive(Clone, PartialEq, Debug)]

@@ -8,8 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use super::values::quoted;
 use super::{NodeConfig, Problems};
 use crate::desired::SourceRanges;
-use crate::maps::Family;
-use crate::network::Network;
+use crate::network::{Family, Network};
 
 /// What `spec.loadBalancerSourceRanges` says about these addresses.
 ///

@@ -11,8 +11,9 @@ use crate::controller::Controller;
 use crate::desired::{HealthCheck, NamespacedName, PerFamily, ServiceHealth};
 use crate::health::{Checks, Health, Pulse};
 use crate::install::Installer;
-use crate::maps::{Family, Maps};
+use crate::maps::Maps;
 use crate::metrics::Metrics;
+use crate::network::Family;
 
 /// How often the loop gives a sign of life, and counts what takes time to count.
 const SURVEY_INTERVAL: Duration = Duration::from_secs(10);

@@ -11,8 +11,8 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::arguments::{OnRemovedBackend, RunArguments, SocketLb, SourceArguments};
 use super::monitor::Monitor;
-use crate::cli::{OnRemovedBackend, RunArguments, SocketLb, SourceArguments};
 use crate::conntrack::OtherConnections;
 use crate::datapath::object::{Settings, TableSizes};
 use crate::datapath::readings::Readings;

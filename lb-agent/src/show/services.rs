@@ -8,10 +8,11 @@ use anyhow::Context as _;
 use lb_common::layout::{ServiceId, ServiceStats, frontend_flags};
 use serde::Serialize;
 
-use crate::cli::ShowArguments;
+use crate::arguments::ShowArguments;
 use crate::datapath::maps::{Counters, KernelMaps};
 use crate::datapath::pins::Pins;
-use crate::maps::{BackendState, Family, FrontendKey, MapImage, Maps as _};
+use crate::maps::{BackendState, FrontendKey, MapImage, Maps as _};
+use crate::network::Family;
 use crate::output::{self, Table};
 use crate::privileges;
 

@@ -8,14 +8,16 @@ use anyhow::Context as _;
 use lb_common::reason::Reason;
 use serde::Serialize;
 
-use crate::cli::ShowArguments;
+use crate::arguments::ShowArguments;
 use crate::datapath::carriers::Carriers;
 use crate::datapath::foreign::{ForeignProgram, Order, foreign_programs};
 use crate::datapath::maps::{Counters, KernelMaps, map_sizes};
 use crate::datapath::namespaces::NamespaceTable;
 use crate::datapath::pins::Pins;
 use crate::devices::{self, Bare};
-use crate::maps::{BackendState, Capacity, Family, FrontendKey, MapImage, Maps as _, service_cidrs};
+use crate::inspect::device_name;
+use crate::maps::{BackendState, Capacity, FrontendKey, MapImage, Maps as _, service_cidrs};
+use crate::network::Family;
 use crate::output::{self, Table};
 use crate::privileges;
 
@@ -144,11 +146,6 @@ fn link(pin: &str, device_name: &dyn Fn(u32) -> Option<String>) -> Attached {
         program: program.to_owned(),
         target,
     }
-}
-
-fn device_name(index: u32) -> Option<String> {
-    let name = nix::net::if_::if_indextoname(index).ok()?;
-    name.into_string().ok()
 }
 
 fn usage(image: &MapImage, capacity: Capacity) -> Vec<Usage> {

@@ -10,8 +10,9 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::sys::protocols::NETLINK_SOCK_DIAG;
 
-use crate::maps::{Family, Protocol};
+use crate::maps::Protocol;
 use crate::netlink::Connection;
+use crate::network::Family;
 
 /// States in which a program can wait for its peer. UDP knows the first of them only: the socket is connected.
 const WAITING: StateFlags = StateFlags::ESTABLISHED

@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use super::diag::Connected;
 use super::namespaces::processes;
-use crate::maps::Family;
+use crate::network::Family;
 
 /// Which process has a socket, and under which number.
 #[derive(Debug, Default)]

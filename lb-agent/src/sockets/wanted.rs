@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use super::diag::{Connected, Listing};
 use crate::datapath::sockets::SocketRow;
-use crate::maps::{Family, Protocol};
+use crate::maps::Protocol;
+use crate::network::Family;
 
 /// The sockets that are looked for, by what the kernel says of them.
 ///

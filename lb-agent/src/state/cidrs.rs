@@ -7,9 +7,8 @@ use k8s_openapi::api::networking::v1::ServiceCIDR;
 use lb_common::cidr::MAX;
 
 use super::nodes::pod_networks;
-use crate::maps::Family;
 use crate::model::{Problem, quoted};
-use crate::network::Network;
+use crate::network::{Family, Network};
 use crate::object::{Kind, ObjectReference};
 use crate::service_cidr::ServiceCidr;
 

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use k8s_openapi::api::core::v1::Service;
+
 use crate::desired::NamespacedName;
 
 /// Names of objects by namespace and a label.
@@ -72,4 +74,15 @@ pub(super) fn matches(
     selector
         .iter()
         .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+}
+
+/// The selector of a Service, unless it is empty.
+pub(super) fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
+    let selector = service.spec.as_ref()?.selector.as_ref()?;
+    (!selector.is_empty()).then_some(selector)
+}
+
+/// The first pair of it.
+pub(super) fn first_pair(service: &Service) -> Option<(&String, &String)> {
+    selector(service)?.first_key_value()
 }

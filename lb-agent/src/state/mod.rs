@@ -1,11 +1,13 @@
 //! The objects as the source last told them, and which Services a change concerns.
 
 mod cidrs;
+mod endpoints;
 mod labels;
 mod nodes;
 mod observed;
 mod pod_addresses;
 mod pods;
+mod surroundings;
 mod trim;
 
 use std::borrow::Cow;
@@ -13,23 +15,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::desired::NamespacedName;
-use crate::maps::Family;
 use crate::model::{NodeConfig, Problem, Slice, Slices, is_of_this_proxy};
 use crate::object::{Change, Kind, Object, ObjectReference, trim_node};
 use cidrs::ServiceCidrs;
 use labels::LabelIndex;
 use nodes::{AddressIndex, OtherNodes};
-use observed::trigger_time;
 pub use observed::{Changes, Observed, Trigger};
 use pod_addresses::PodAddresses;
 
 /// The label that says which Service a slice belongs to.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
-/// The label that says which zone a Node is in.
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// All objects, indexed by Service.
 #[derive(Debug)]
@@ -166,11 +163,6 @@ impl State {
         std::mem::take(&mut self.ended)
     }
 
-    /// Whether there are Services that changed.
-    pub fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty()
-    }
-
     /// A Service, if it exists.
     pub fn service(&self, name: &NamespacedName) -> Option<&Service> {
         self.services.get(name).map(Box::as_ref)
@@ -196,7 +188,7 @@ impl State {
         if let Some((service, selector)) = self
             .services
             .get(name)
-            .and_then(|service| Some((service, selector(service)?)))
+            .and_then(|service| Some((service, labels::selector(service)?)))
         {
             for pod_name in self.pods_by_label.candidates(&name.namespace, selector) {
                 let pod = self.pods.get(&NamespacedName {
@@ -306,220 +298,6 @@ impl State {
             Kind::Node => self.set_other_node(&name.name, None),
         }
     }
-
-    fn set_service(&mut self, name: NamespacedName, service: Option<Service>) {
-        if self.service(&name) == service.as_ref() {
-            return;
-        }
-        if let Some(old) = self.services.get(&name) {
-            if let Some(pair) = first_selector(old) {
-                self.selectors.remove(&name, pair);
-            }
-            self.by_address.remove(&name, old);
-        }
-        if let Some(new) = &service {
-            if let Some(pair) = first_selector(new) {
-                self.selectors.insert(&name, pair);
-            }
-            self.by_address.insert(&name, new);
-        }
-        match service {
-            Some(service) => self.services.insert(name.clone(), Box::new(service)),
-            None => self.services.remove(&name),
-        };
-        self.observed.service_changes.add();
-        self.dirty.insert(name);
-    }
-
-    fn set_slice(&mut self, name: NamespacedName, slice: Option<EndpointSlice>) {
-        let owner = slice.as_ref().map(|slice| {
-            let label = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
-            (!label.is_empty()).then(|| NamespacedName {
-                namespace: name.namespace.clone(),
-                name: label.clone(),
-            })
-        });
-        let old_owner = match &owner {
-            Some(owner) => self.slice_owners.insert(name.clone(), owner.clone()).flatten(),
-            None => self.slice_owners.remove(&name).flatten(),
-        };
-        let owner = owner.flatten();
-        if old_owner != owner
-            && let Some(old_owner) = old_owner
-            && let Some(slices) = self.slices.get_mut(&old_owner)
-        {
-            let gone = slices.remove(&name.name);
-            let gone = gone.iter().flat_map(|slice| slice.addresses_here());
-            self.pod_addresses.remove(gone);
-            if slices.is_empty() {
-                self.slices.remove(&old_owner);
-            }
-            self.endpoints_changed(old_owner);
-        }
-        let (Some(owner), Some(slice)) = (owner, slice) else {
-            return;
-        };
-        let slices = self.slices.entry(owner.clone()).or_default();
-        let trigger = trigger_time(&slice);
-        let slice = Slice::read(&slice, &self.node.name);
-        if slices.get(&name.name).map(Box::as_ref) != Some(&slice) {
-            self.observed
-                .triggers
-                .extend(Trigger::of(&owner, &slice, trigger));
-            self.pod_addresses.add(slice.addresses_here());
-            let old = slices.insert(name.name, Box::new(slice));
-            let old = old.iter().flat_map(|slice| slice.addresses_here());
-            self.pod_addresses.remove(old);
-            self.endpoints_changed(owner);
-        }
-    }
-
-    fn endpoints_changed(&mut self, service: NamespacedName) {
-        self.observed.endpoint_changes.add();
-        self.dirty.insert(service);
-    }
-
-    fn set_pod(&mut self, name: NamespacedName, pod: Option<Pod>) {
-        if self.pods.get(&name) == pod.as_ref() {
-            return;
-        }
-        let old = match pod {
-            Some(pod) => {
-                self.pod_addresses
-                    .add(pods::addresses_here(&pod, &self.configured.name));
-                self.pod_concerns(&name, &pod);
-                for pair in pod.metadata.labels.iter().flatten() {
-                    self.pods_by_label.insert(&name, pair);
-                }
-                self.pods.insert(name.clone(), pod)
-            }
-            None => self.pods.remove(&name),
-        };
-        let Some(old) = old else {
-            return;
-        };
-        self.pod_addresses
-            .remove(pods::addresses_here(&old, &self.configured.name));
-        self.pod_concerns(&name, &old);
-        let new = self.pods.get(&name).map(pods::addresses_of).unwrap_or_default();
-        let lost = pods::addresses_of(&old).into_values();
-        self.ended
-            .extend(lost.filter(|address| new.get(&Family::of(*address)) != Some(address)));
-        let labels = self.pods.get(&name).and_then(|pod| pod.metadata.labels.as_ref());
-        for (key, value) in old.metadata.labels.iter().flatten() {
-            if labels.and_then(|labels| labels.get(key)) != Some(value) {
-                self.pods_by_label.remove(&name, (key, value));
-            }
-        }
-    }
-
-    /// The Services that select a Pod changed, unless they have slices.
-    fn pod_concerns(&mut self, name: &NamespacedName, pod: &Pod) {
-        let labels = pod.metadata.labels.as_ref();
-        for pair in labels.into_iter().flatten() {
-            for service in self.selectors.under(&name.namespace, pair) {
-                let service = NamespacedName {
-                    namespace: name.namespace.clone(),
-                    name: service.clone(),
-                };
-                let selector = self.service(&service).and_then(selector);
-                if selector.is_some_and(|selector| labels::matches(selector, labels))
-                    && !self.slices.contains_key(&service)
-                {
-                    self.observed.endpoint_changes.add();
-                    self.dirty.insert(service);
-                }
-            }
-        }
-    }
-
-    /// The Services that have an address which another Node got or lost changed.
-    fn set_other_node(&mut self, name: &str, node: Option<&Node>) {
-        self.set_pod_networks(name, node);
-        let (come, gone) = self.other_nodes.set(name, node);
-        for address in come.iter().chain(&gone) {
-            self.dirty.extend(self.by_address.at(*address).cloned());
-        }
-        let known = &mut self.node.other_nodes;
-        known.extend(come);
-        for address in &gone {
-            known.remove(address);
-        }
-    }
-
-    fn set_pod_networks(&mut self, name: &str, node: Option<&Node>) {
-        if self.cidrs.set_node(name, node) {
-            self.cidrs_changed();
-        }
-    }
-
-    /// Other Service CIDRs may be in force now: then Services of other proxies hold their addresses, or need not.
-    fn cidrs_changed(&mut self) {
-        let new = self.cidrs.in_force(&self.configured.service_cidrs);
-        if self.node.service_cidrs == new {
-            return;
-        }
-        self.node.service_cidrs = new;
-        let others = self.services.iter();
-        let others = others.filter(|(_, service)| !is_of_this_proxy(service, &self.node));
-        self.dirty.extend(others.map(|(name, _)| name.clone()));
-    }
-
-    fn node_changed(&mut self) {
-        self.pod_addresses.set_networks(self.node_object.as_ref());
-        let new = self.effective_node();
-        let old = std::mem::replace(&mut self.node, new);
-        let new_addresses = self.node.addresses != old.addresses
-            || self.node.device_addresses != old.device_addresses
-            || self.node.node_port_addresses != old.node_port_addresses;
-        let moved = self.node.differing_addresses(&old);
-        let new_zone = self.node.zone != old.zone;
-        self.node.other_nodes = old.other_nodes;
-        self.node.service_cidrs = old.service_cidrs;
-        // Rare: the node's address or zone changed.
-        let concerned = self.services.iter().filter(|(name, service)| {
-            let slices = self.slices.get(name);
-            let any_slice = |is: &dyn Fn(&Slice) -> bool| {
-                slices.is_some_and(|slices| slices.values().any(|slice| is(slice)))
-            };
-            new_addresses && trim::depends_on_addresses(service)
-                || !moved.is_empty() && any_slice(&|slice| slice.is_at(&moved))
-                || new_zone && any_slice(&Slice::has_hints)
-        });
-        self.dirty.extend(concerned.map(|(name, _)| name.clone()));
-    }
-
-    fn effective_node(&self) -> NodeConfig {
-        let mut node = self.configured.clone();
-        let Some(object) = &self.node_object else {
-            return node;
-        };
-        if let Some(zone) = object
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get(ZONE_LABEL))
-        {
-            node.zone = Some(zone.clone());
-        }
-        for is_family in [std::net::IpAddr::is_ipv4, std::net::IpAddr::is_ipv6] {
-            let of_type = |type_| nodes::typed(object, type_).find(is_family);
-            if let Some(primary) = of_type("InternalIP").or_else(|| of_type("ExternalIP")) {
-                node.addresses.retain(|address| !is_family(address));
-                node.addresses.insert(primary);
-            }
-        }
-        node
-    }
-}
-
-fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
-    let selector = service.spec.as_ref()?.selector.as_ref()?;
-    (!selector.is_empty()).then_some(selector)
-}
-
-fn first_selector(service: &Service) -> Option<(&String, &String)> {
-    selector(service)?.first_key_value()
 }
 
 #[cfg(test)]

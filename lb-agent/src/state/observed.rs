@@ -5,8 +5,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::desired::NamespacedName;
-use crate::maps::Family;
 use crate::model::Slice;
+use crate::network::Family;
 
 /// When the Pod or Service changed that made the control plane write the slice: set by the EndpointSlice controller.
 const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";

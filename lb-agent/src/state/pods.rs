@@ -8,9 +8,8 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::maps::Family;
 use crate::model::{Problem, protocol, quoted};
-use crate::network::parse_address;
+use crate::network::{Family, parse_address};
 use crate::object::{Kind, ObjectReference};
 
 /// The slices that one Pod makes for a Service, one for each family: what the EndpointSlice controller does, except

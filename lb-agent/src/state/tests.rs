@@ -4,10 +4,11 @@ use k8s_openapi::api::core::v1::{
     LoadBalancerIngress, LoadBalancerStatus, NodeAddress, NodeSpec, NodeStatus, ServiceSpec, ServiceStatus,
     Taint,
 };
-use k8s_openapi::api::discovery::v1::Endpoint;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, Time};
 
 use super::*;
+use crate::network::Family;
 
 const KINDS: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
 

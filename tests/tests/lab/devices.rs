@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use lb_agent::devices::{DeviceArguments, DeviceOptions, Role, View, primary_addresses, watch};
-use lb_agent::maps::Family;
+use lb_agent::network::Family;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
 use tokio::sync::watch::{Receiver, Sender, channel};

@@ -2,9 +2,9 @@
 
 use lb_agent::datapath::clock::Clock;
 use lb_agent::datapath::live::LiveMaps;
+use lb_agent::inspect::ServiceFilter;
 use lb_agent::maps::{BackendState, MapOp};
-use lb_agent::show::affinity::{self, PinError, Which};
-use lb_agent::show::names::{Client, ServiceFilter};
+use lb_agent::show::affinity::{self, Client, PinError, Which};
 use lb_common::layout::Frontend;
 use lb_tests::packet::build::{see, syn};
 use lb_tests::packet::world::{World, at, keys, worlds};

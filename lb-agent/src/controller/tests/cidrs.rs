@@ -162,7 +162,7 @@ fn a_service_that_changes_hands_keeps_its_row() {
     assert!(fixture.holds());
     assert_eq!(fixture.controller.services(), [], "it has no ports of ours");
     // Nobody has the address then.
-    fixture.controller.maps_mut().held.clear();
+    fixture.controller.maps.held.clear();
     fixture.change(Change::Delete(held_service("other").reference()));
     assert!(!fixture.holds());
 }
@@ -188,7 +188,7 @@ fn a_next_agent_finds_them_and_changes_them_when_all_is_listed() {
 #[test]
 fn what_fails_is_tried_again() {
     let mut fixture = synced();
-    fixture.controller.maps_mut().refusals = 2;
+    fixture.controller.maps.refusals = 2;
     fixture.change(Change::Apply(cidr("kubernetes", "10.97.0.0/16")));
     let mut ticks = 0;
     while fixture.in_force() != ["10.97.0.0/16"] {
@@ -222,7 +222,7 @@ fn one_that_overlaps_with_pods_goes_out_of_force() {
 #[test]
 fn somebody_elses_changes_are_repaired() {
     let mut fixture = synced();
-    let maps = &mut fixture.controller.maps_mut().maps;
+    let maps = &mut fixture.controller.maps.maps;
     let ranges = &mut maps.rows_mut().source_ranges;
     assert!(ranges.remove(&(0, "10.96.0.0/16".parse().unwrap())));
     ranges.insert((0, "10.3.0.0/16".parse().unwrap()));

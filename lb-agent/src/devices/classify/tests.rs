@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::devices::{Address, DefaultRoute};
-use crate::maps::Family;
+use crate::network::Family;
 
 fn link(index: u32, name: &str, kind: &str) -> Link {
     Link {

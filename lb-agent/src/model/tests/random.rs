@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::desired::TrafficPolicy;
-use crate::maps::Family;
+use crate::network::Family;
 
 /// What an endpoint says of itself.
 #[derive(Clone, Debug)]

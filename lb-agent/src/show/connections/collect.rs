@@ -8,11 +8,10 @@ use lb_common::layout::{
     socket_names,
 };
 
-use super::super::names::ServicePorts;
-use super::super::rows::{end, state_of};
 use super::{Connection, Kind, Opener, State};
 use crate::datapath::clock::Clock;
 use crate::datapath::live::{LiveFamily, LiveMaps};
+use crate::inspect::{ServicePorts, end, state_of};
 use crate::maps::{BackendState, MapError, Protocol};
 
 /// The rows of one IP version.

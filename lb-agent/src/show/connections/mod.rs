@@ -7,18 +7,36 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap::Args;
 use lb_common::layout::ServiceId;
 use serde::Serialize;
 
 use self::collect::collect;
-use super::names::{ServiceFilter, ServicePorts};
-use crate::cli::ConnectionsArguments;
+use crate::arguments::ShowArguments;
 use crate::datapath::clock::Clock;
 use crate::datapath::live::LiveMaps;
 use crate::datapath::pins::Pins;
+use crate::inspect::{ServiceFilter, ServicePorts};
 use crate::maps::{BackendState, Protocol};
 use crate::output::{self, Table};
 use crate::privileges;
+
+/// Arguments of `connections`.
+#[derive(Args, Clone, Debug)]
+pub struct ConnectionsArguments {
+    /// Where, and how to print.
+    #[command(flatten)]
+    pub show: ShowArguments,
+    /// Only those of this Service, or of one port of it, by name or number
+    #[arg(long, value_name = "NAMESPACE/NAME[:PORT]")]
+    pub service: Option<ServiceFilter>,
+    /// Only those whose client or backend has this address
+    #[arg(long, value_name = "ADDRESS")]
+    pub pod: Option<IpAddr>,
+    /// Only those in this state; sockets have none
+    #[arg(long, value_enum)]
+    pub state: Option<State>,
+}
 
 /// How far a connection is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, clap::ValueEnum)]

@@ -25,7 +25,7 @@ use self::pool::{Lost, Pool, Value};
 pub use self::range::ServiceCidrs;
 use self::state::{Given, State, Wish};
 use crate::desired::PerFamily;
-use crate::maps::Family;
+use crate::network::Family;
 use crate::object::{Kind, Object, ObjectReference};
 
 /// Objects by their names.

@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_agent::datapath::object::program;
-use lb_agent::maps::{Family, Protocol};
+use lb_agent::maps::Protocol;
+use lb_agent::network::Family;
 
 use super::plan::{End, EndAt, Order, Plan};
 use crate::packet::build::{self, Build};

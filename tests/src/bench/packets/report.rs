@@ -1,6 +1,6 @@
 //! The result of a benchmark: figures, and where and when they were taken.
 
-use lb_agent::maps::Family;
+use lb_agent::network::Family;
 use lb_agent::output::Table;
 use serde::Serialize;
 

@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use super::pool::Value;
 use super::range::ServiceCidrs;
 use super::state::Wish;
-use crate::maps::{Family, Protocol};
+use crate::maps::Protocol;
 use crate::model::{protocol, quoted};
-use crate::network::parse_address;
+use crate::network::{Family, parse_address};
 
 /// What a Service asks for.
 #[derive(Default, Debug)]

@@ -4,8 +4,7 @@ use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
 use super::asked::{cluster_ips, gives_node_ports, is_open, is_sctp, number, written_node_port};
 use super::state::Given;
-use crate::maps::Family;
-use crate::network::parse_address;
+use crate::network::{Family, parse_address};
 
 /// Fills in the fields that the manifest leaves open. `families` are those of the addresses given, in their order.
 pub(super) fn fill(service: &mut Service, given: &Given, families: &[Family]) {

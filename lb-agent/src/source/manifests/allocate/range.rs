@@ -1,7 +1,7 @@
 //! The networks of which Services get addresses.
 
 use super::pool::Span;
-use crate::maps::Family;
+use crate::network::Family;
 use crate::service_cidr::{ServiceCidr, ServiceCidrError};
 
 impl ServiceCidr {

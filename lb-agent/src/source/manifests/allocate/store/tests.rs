@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::super::pool::Value;
 use super::super::state::{Given, Wish};
 use super::*;
-use crate::maps::Family;
+use crate::network::Family;
 
 fn state(address: &str) -> State {
     let mut given = Given::default();

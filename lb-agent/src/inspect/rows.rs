@@ -21,3 +21,9 @@ pub(crate) fn state_of(state: u8) -> BackendState {
 pub(crate) fn end<A: LiveFamily>(address: A, port: Port) -> SocketAddr {
     SocketAddr::new(address.into(), port.get())
 }
+
+/// The name of the device that has an index now.
+pub(crate) fn device_name(index: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(index).ok()?;
+    name.into_string().ok()
+}

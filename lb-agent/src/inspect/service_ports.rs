@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 
 use lb_common::layout::{Frontend, FrontendKey, ServiceId};
@@ -120,11 +119,6 @@ pub struct ServiceFilter {
 }
 
 impl ServiceFilter {
-    /// Whether it names a port.
-    pub fn has_port(&self) -> bool {
-        self.port.is_some()
-    }
-
     fn matches(&self, named: &NamedPort) -> bool {
         let is_port = |port: &String| {
             *port == named.port || port.parse().is_ok_and(|number| named.numbers.contains(&number))
@@ -169,47 +163,6 @@ impl FromStr for ServiceFilter {
     }
 }
 
-/// A client as affinity knows it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Client {
-    /// By its address.
-    Address(IpAddr),
-    /// By the cookie of its network namespace: it was translated at its socket.
-    Namespace(u64),
-}
-
-impl fmt::Display for Client {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(address) => address.fmt(formatter),
-            Self::Namespace(cookie) => write!(formatter, "network namespace {cookie}"),
-        }
-    }
-}
-
-impl FromStr for Client {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let address = text.parse().map(Self::Address).ok();
-        let cookie = || {
-            text.parse()
-                .ok()
-                .filter(|cookie| *cookie != 0)
-                .map(Self::Namespace)
-        };
-        address
-            .or_else(cookie)
-            .ok_or_else(|| "a client is an IP address or the cookie of a network namespace".to_owned())
-    }
-}
-
-impl serde::Serialize for Client {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,20 +203,6 @@ mod tests {
     fn what_names_no_service_is_refused() {
         for text in ["", "web", "/web", "default/", "a/b/c", "default/web:"] {
             assert!(text.parse::<ServiceFilter>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn clients() {
-        for (text, shown) in [
-            ("10.0.0.1", "10.0.0.1"),
-            ("fd00::1", "fd00::1"),
-            ("4026", "network namespace 4026"),
-        ] {
-            assert_eq!(text.parse::<Client>().unwrap().to_string(), shown);
-        }
-        for text in ["0", "web", "10.0.0", "-1"] {
-            assert!(text.parse::<Client>().is_err(), "{text}");
         }
     }
 }

@@ -1,0 +1,7 @@
+//! The kernel's rows as people name them and as the commands tell them.
+
+mod rows;
+mod service_ports;
+
+pub(crate) use self::rows::{device_name, end, state_of};
+pub use self::service_ports::{NamedPort, ServiceFilter, ServicePorts, UnknownService};

@@ -1,0 +1,106 @@
+//! The backend rows of one family, and their ids.
+
+use std::collections::BTreeMap;
+
+use lb_common::layout::BackendId;
+
+use super::ids::Ids;
+use crate::maps::{Backend, BackendState, MapError, Maps};
+
+/// The rows of one family of backends.
+#[derive(Debug)]
+pub(super) struct BackendTable {
+    /// What each row holds, by id, of which the lowest are in use; those of free ids are gone or were never written.
+    rows: Vec<Option<Backend>>,
+    ids: Ids,
+}
+
+impl BackendTable {
+    /// The rows as the maps have them.
+    pub(super) fn restore(found: &BTreeMap<BackendId, Backend>, capacity: u32) -> Self {
+        let live = found
+            .iter()
+            .filter(|(_, backend)| backend.state != BackendState::Gone)
+            .map(|(id, _)| *id);
+        let mut table = Self {
+            ids: Ids::new(capacity, live),
+            rows: Vec::new(),
+        };
+        for (id, row) in found {
+            table.note(*id, *row);
+        }
+        table
+    }
+
+    /// A row that was ever written.
+    pub(super) fn row(&self, id: BackendId) -> Option<&Backend> {
+        self.rows.get(id as usize)?.as_ref()
+    }
+
+    /// What a row holds, if an endpoint.
+    pub(super) fn endpoint(&self, id: BackendId) -> Option<&Backend> {
+        self.row(id).filter(|backend| backend.state != BackendState::Gone)
+    }
+
+    /// All rows that were ever written.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (BackendId, &Backend)> {
+        (0..)
+            .zip(&self.rows)
+            .filter_map(|(id, row)| Some((id, row.as_ref()?)))
+    }
+
+    /// The generation of the endpoint that a row holds, or of the next one if it holds none.
+    pub(super) fn generation(&self, id: BackendId) -> u32 {
+        match self.row(id) {
+            None => 1,
+            Some(backend) if backend.state == BackendState::Gone => backend.generation.wrapping_add(1).max(1),
+            Some(backend) => backend.generation,
+        }
+    }
+
+    /// How many ids are free.
+    pub(super) fn available(&self) -> usize {
+        self.ids.available()
+    }
+
+    /// Takes an id.
+    pub(super) fn allocate(&mut self) -> Option<BackendId> {
+        self.ids.allocate()
+    }
+
+    /// Gives back an id that was not written, or whose row is gone for long enough.
+    pub(super) fn free(&mut self, id: BackendId) {
+        self.ids.release(id);
+    }
+
+    /// Whether a row is not written yet.
+    pub(super) fn is_news(&self, id: BackendId, row: &Backend) -> bool {
+        self.row(id) != Some(row)
+    }
+
+    /// Writes rows.
+    pub(super) fn write(
+        &mut self,
+        maps: &mut dyn Maps,
+        rows: Vec<(BackendId, Backend)>,
+    ) -> Result<(), MapError> {
+        let result = maps.set_backends(&rows);
+        let written = result
+            .as_ref()
+            .map_or_else(|(written, _)| *written, |()| rows.len());
+        for (id, row) in rows.into_iter().take(written) {
+            self.note(id, row);
+        }
+        result.map_err(|(_, error)| error)
+    }
+
+    /// Takes note of a row that is in the maps; one that somebody else wrote, so that its next endpoint gets a new
+    /// generation.
+    pub(super) fn note(&mut self, id: BackendId, row: Backend) {
+        let position = id as usize;
+        if position >= self.rows.len() {
+            self.rows.resize(position + 1, None);
+        }
+        self.rows[position] = Some(row);
+    }
+}

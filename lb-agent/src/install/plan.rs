@@ -1,0 +1,211 @@
+//! What a port asks for, and what is reserved for it before anything is written.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use lb_common::layout::{BackendId, Region, ServiceId, Slot};
+
+use super::port::{Member, PortFamily};
+use super::tables::Tables;
+use crate::desired::{DesiredBackend, DesiredPort, TrafficPolicy};
+use crate::maglev;
+use crate::maps::FrontendKey;
+use crate::network::Family;
+
+/// What a port asks for of one family.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Order<'a> {
+    /// Its backends, sorted by address.
+    pub(super) backends: &'a [DesiredBackend],
+    /// Which of them the Maglev table names; `None`: there is no table.
+    maglev: Option<TrafficPolicy>,
+}
+
+/// What is to be reserved for one family of a port.
+#[derive(Debug)]
+pub(super) struct FamilyPlan {
+    /// Number of backends that get a row.
+    pub(super) added: usize,
+    pub(super) cluster: Want,
+    pub(super) local: Want,
+    pub(super) maglev: Want,
+    /// What the Maglev table holds: positions among the backends that it names.
+    table: Vec<u32>,
+}
+
+/// What becomes of a region.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Want {
+    /// It holds what it shall.
+    Keep,
+    /// It becomes the cluster's, which holds the same.
+    Cluster,
+    /// It is replaced by one with so many slots.
+    New(usize),
+    /// It is replaced by this one.
+    Allocated(Region),
+}
+
+impl<'a> Order<'a> {
+    /// What a port gets of one family: nothing, unless it has a frontend that could name it.
+    pub(super) fn of(
+        claims: &HashMap<FrontendKey, ServiceId>,
+        id: ServiceId,
+        port: &'a DesiredPort,
+        family: Family,
+    ) -> Self {
+        let mut frontends = port
+            .frontends
+            .iter()
+            .filter(|frontend| Family::of(frontend.key.address()) == family)
+            .filter(|frontend| claims.get(&frontend.key) == Some(&id))
+            .peekable();
+        if frontends.peek().is_none() {
+            return Self::default();
+        }
+        // Sorted: IPv4 comes first.
+        let (of_v4, of_v6) = port
+            .backends
+            .split_at(port.backends.partition_point(|backend| backend.address.is_ipv4()));
+        Self {
+            backends: match family {
+                Family::V4 => of_v4,
+                Family::V6 => of_v6,
+            },
+            // A Service has one policy for all of them.
+            maglev: frontends.find_map(|frontend| frontend.external_policy()),
+        }
+    }
+
+    /// The backends that clients see; `None`: there are no such clients.
+    fn seen(&self, policy: Option<TrafficPolicy>) -> impl Iterator<Item = &'a DesiredBackend> + use<'a> {
+        let backends = self.backends.iter();
+        backends.filter(move |backend| policy.is_some_and(|policy| backend.is_in(policy)))
+    }
+}
+
+impl PortFamily {
+    /// What has to be reserved for an order.
+    pub(super) fn plan(&self, tables: &Tables, family: Family, order: &Order<'_>) -> FamilyPlan {
+        let backends = order.backends;
+        let added = self.with_ids(backends).filter(|(_, id)| id.is_none()).count();
+        let slots = |policy| self.slots(tables, family, order, policy);
+        let cluster = plan_region(tables, self.cluster, &slots(Some(TrafficPolicy::Cluster)));
+        let local = match backends
+            .iter()
+            .all(|backend| backend.in_cluster == backend.in_local)
+        {
+            true => Want::Cluster,
+            false => plan_region(tables, self.local, &slots(Some(TrafficPolicy::Local))),
+        };
+        let addresses: Vec<SocketAddr> = order.seen(order.maglev).map(|backend| backend.address).collect();
+        let table = maglev::table(&addresses);
+        let maglev = plan_region(tables, self.maglev, &entries(&table, &slots(order.maglev)));
+        FamilyPlan {
+            added,
+            cluster,
+            local,
+            maglev,
+            table,
+        }
+    }
+
+    /// The slots that name the backends that clients see; `None` for those that have no row yet.
+    fn slots(
+        &self,
+        tables: &Tables,
+        family: Family,
+        order: &Order<'_>,
+        policy: Option<TrafficPolicy>,
+    ) -> Vec<Option<Slot>> {
+        self.with_ids(order.seen(policy))
+            .map(|(_, id)| Some(slot(tables, family, id?)))
+            .collect()
+    }
+
+    /// Reserves ids and takes the planned regions. False if an id is missing, which the plan rules out.
+    pub(super) fn reserve(
+        &mut self,
+        tables: &mut Tables,
+        order: &Order<'_>,
+        (family, plan): (Family, &FamilyPlan),
+        now: Instant,
+    ) -> bool {
+        let missing = self.with_ids(order.backends).filter(|(_, id)| id.is_none());
+        let added: Vec<_> = missing
+            .map_while(|(backend, _)| {
+                Some(Member {
+                    address: backend.address,
+                    id: tables.backends_mut(family).allocate()?,
+                    is_leaving: backend.leaving,
+                    absent_until: None,
+                })
+            })
+            .collect();
+        let is_complete = added.len() == plan.added;
+        self.members.reserve_exact(added.len());
+        self.members.extend(added);
+        self.members.sort();
+        if !is_complete {
+            return false;
+        }
+        let old = self.regions();
+        if let Want::Allocated(region) = plan.cluster {
+            let slots = self.slots(tables, family, order, Some(TrafficPolicy::Cluster));
+            self.cluster = fill(tables, region, &slots);
+        }
+        match plan.local {
+            Want::Allocated(region) => {
+                let slots = self.slots(tables, family, order, Some(TrafficPolicy::Local));
+                self.local = fill(tables, region, &slots);
+            }
+            Want::Cluster if self.local != self.cluster => {
+                tables.regions_mut().acquire(self.cluster);
+                self.local = self.cluster;
+            }
+            _ => {}
+        }
+        if let Want::Allocated(region) = plan.maglev {
+            let slots = self.slots(tables, family, order, order.maglev);
+            self.maglev = fill(tables, region, &entries(&plan.table, &slots));
+        }
+        for (old, new) in old.into_iter().zip(self.regions()) {
+            if old != new {
+                tables.release_region(old, now);
+            }
+        }
+        true
+    }
+}
+
+/// What becomes of `region`, which is to hold `slots`.
+fn plan_region(tables: &Tables, region: Region, slots: &[Option<Slot>]) -> Want {
+    let held = tables.regions().slots(region).iter().map(|slot| Some(*slot));
+    if held.eq(slots.iter().copied()) {
+        Want::Keep
+    } else {
+        Want::New(slots.len())
+    }
+}
+
+/// Says what `region` shall hold. All rows have been reserved.
+fn fill(tables: &mut Tables, region: Region, slots: &[Option<Slot>]) -> Region {
+    tables
+        .regions_mut()
+        .fill(region, slots.iter().copied().flatten().collect());
+    region
+}
+
+/// The entries of a Maglev table over the backends that `slots` name.
+fn entries(table: &[u32], slots: &[Option<Slot>]) -> Vec<Option<Slot>> {
+    let entry = |position: &u32| slots.get(*position as usize).copied().flatten();
+    table.iter().map(entry).collect()
+}
+
+fn slot(tables: &Tables, family: Family, id: BackendId) -> Slot {
+    Slot {
+        backend: id,
+        generation: tables.backends(family).generation(id),
+    }
+}
