@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lb_common::flow::Lifetimes;
 
-use crate::datapath::attach::{TcAttach, XdpAttach};
-use crate::datapath::object::{DEFAULT_CAPACITY, DEFAULT_TABLES};
+use crate::datapath::attach::options::{TcAttach, XdpAttach};
+use crate::datapath::object::settings::{DEFAULT_CAPACITY, DEFAULT_TABLES};
 use crate::devices::DeviceArguments;
 use crate::explain::{Endpoint, From, PacketProtocol};
 use crate::health::HealthArguments;

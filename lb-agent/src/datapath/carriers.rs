@@ -5,12 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::layout::{DeviceRole, device_role, map};
 
 use super::device_maps::DeviceRows;
+use super::object::program::TC_PREFIX;
 use super::pins::Pins;
 use crate::devices::{Bare, Snapshot, bare};
 use crate::maps::MapError;
-
-/// Begins the names of the programs that every device of a role has.
-const TC_PROGRAMS: &str = "lb_tc_";
 
 /// The devices that carry the programs.
 #[derive(Clone, Debug)]
@@ -58,10 +56,10 @@ impl Carriers {
     }
 }
 
-/// The device of a pinned TC link.
+/// The device of a pinned TC link, which every device of a role has.
 fn index_of(pin: &str) -> Option<u32> {
     let (index, program) = pin.split_once('-')?;
-    program.starts_with(TC_PROGRAMS).then(|| index.parse().ok())?
+    program.starts_with(TC_PREFIX).then(|| index.parse().ok())?
 }
 
 /// Why it cannot be told.

@@ -6,10 +6,11 @@ use std::io;
 use nix::net::if_::if_nameindex;
 use serde::Serialize;
 
-use super::attach::{Direction, XdpMode};
 use super::filters::{filters, xdp_programs};
+use super::hook::{Direction, XdpMode};
 use super::links::{Link, program_name, tcx_programs};
 use super::pins::Pins;
+use super::probe;
 
 /// Where a program is attached.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -116,7 +117,7 @@ fn at_tc(device: u32, direction: Direction, ours: &BTreeSet<u32>) -> io::Result<
         Direction::Ingress => (DeviceHook::TcxIngress, DeviceHook::ClsactIngress),
         Direction::Egress => (DeviceHook::TcxEgress, DeviceHook::ClsactEgress),
     };
-    let programs = match super::has_tcx() {
+    let programs = match probe::has_tcx() {
         true => tcx_programs(device, direction.tcx())?,
         false => Vec::new(),
     };

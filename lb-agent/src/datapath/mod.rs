@@ -3,26 +3,28 @@
 pub mod attach;
 mod batch;
 pub mod carriers;
-mod cgroup;
 pub mod clock;
-pub mod clsact;
+mod convert;
+pub mod counters;
 pub(crate) mod defragmentation;
 mod device_maps;
 pub mod devices;
+mod family;
 mod filter;
 mod filters;
 pub mod foreign;
-mod hooks;
+mod hook;
 mod links;
 pub mod live;
 pub mod maps;
 pub mod namespaces;
 pub mod object;
 pub mod passing;
+mod pinned;
 pub mod pins;
 pub mod probe;
 pub mod readings;
-mod reassembly;
+pub mod sizes;
 pub mod sockets;
 
 use std::collections::BTreeMap;
@@ -31,12 +33,16 @@ use std::path::Path;
 use aya::Ebpf;
 use lb_common::layout::map;
 
-use self::attach::{AttachError, AttachOptions, Attacher};
+use self::attach::Attacher;
+use self::attach::error::AttachError;
+use self::attach::options::AttachOptions;
+use self::attach::reassembly::ReassemblyHook;
 use self::devices::DeviceTable;
 use self::namespaces::NamespaceTable;
-use self::object::{LoadError, Settings};
+use self::object::error::LoadError;
+use self::object::layouts::other_sizes;
+use self::object::settings::Settings;
 use self::pins::Pins;
-use self::reassembly::ReassemblyHook;
 use crate::devices::View;
 use crate::maps::MapError;
 
@@ -59,24 +65,24 @@ impl Datapath {
     pub fn load(settings: Settings, pins: Pins, options: AttachOptions) -> Result<Self, DatapathError> {
         // Its device goes with an earlier agent, and the kernel has a program use a map of devices only if it is like the
         // first one that did.
-        pins::remove(&pins.maps().join(map::REASSEMBLY)).map_err(|error| attach::pins_error(&pins, error))?;
+        pins::remove(&pins.maps().join(map::REASSEMBLY)).map_err(|error| AttachError::pins(&pins, error))?;
         let ebpf = match object::load(&settings, &pins.maps()) {
             Err(error @ LoadError::Layout { .. }) => {
                 tracing::warn!("{error}: all maps are made anew");
                 pins.set_maps_aside()
-                    .map_err(|error| attach::pins_error(&pins, error))?;
+                    .map_err(|error| AttachError::pins(&pins, error))?;
                 object::load(&settings, &pins.maps())?
             }
             loaded => loaded?,
         };
-        let sizes = object::other_sizes(&settings, &pins.maps());
+        let sizes = other_sizes(&settings, &pins.maps());
         if !sizes.is_empty() {
             tracing::warn!(
                 name_size_wanted = ?sizes,
                 "the pinned maps keep their sizes: run `lb-agent cleanup` before the agent to change them"
             );
         }
-        let others = pins.others().map_err(|error| attach::pins_error(&pins, error))?;
+        let others = pins.others().map_err(|error| AttachError::pins(&pins, error))?;
         if !others.is_empty() {
             tracing::warn!(
                 directory = %pins.root().display(),
@@ -170,9 +176,4 @@ pub enum DatapathError {
     /// What the programs know of the devices.
     #[error(transparent)]
     Map(#[from] MapError),
-}
-
-/// Whether the kernel has TCX links (Linux 6.6).
-fn has_tcx() -> bool {
-    probe::kernel_at_least(6, 6)
 }

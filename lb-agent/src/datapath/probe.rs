@@ -90,6 +90,11 @@ pub fn kernel_at_least(major: u8, minor: u8) -> bool {
     KernelVersion::current().is_ok_and(|current| current >= KernelVersion::new(major, minor, 0))
 }
 
+/// Whether the kernel has TCX links (Linux 6.6).
+pub(super) fn has_tcx() -> bool {
+    kernel_at_least(6, 6)
+}
+
 fn program_type(program: Program) -> ProgramType {
     match program {
         Program::SchedClassifier => ProgramType::SchedClassifier,

@@ -9,15 +9,15 @@ use aya::maps::{HashMap, MapData};
 use lb_common::layout::{ServiceId, ServiceName, ServiceStats, map};
 use lb_common::reason::Reason;
 
-use super::maps::{Counters, kernel, map_sizes, open, text_of, typed};
+use super::convert::text_of;
+use super::counters::Counters;
+use super::pinned::{open, unread};
+use super::sizes::{Size, map_sizes};
 use crate::maps::MapError;
 
 /// One part in so many of the time may go into counting the entries of maps: a full flow table takes some 100 ms, as
 /// its keys can only be had one by one.
 const COUNTING_SHARE: u32 = 100;
-
-/// Name, entries and capacity of a map.
-pub type Size = (&'static str, usize, u32);
 
 /// The maps that packets change, and the names of what they count.
 pub struct Readings {
@@ -34,7 +34,7 @@ impl Readings {
         Ok(Self {
             directory: directory.to_owned(),
             counters: Counters::open(directory)?,
-            names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
+            names: open(directory, map::SERVICE_NAMES)?,
             counted: Mutex::new(None),
         })
     }
@@ -48,8 +48,7 @@ impl Readings {
     /// The counters of every service port, under `NAMESPACE/NAME/PORT/PROTOCOL`.
     pub fn services(&self) -> Result<Vec<(String, ServiceStats)>, MapError> {
         let read = |row: Result<(ServiceId, ServiceName), aya::maps::MapError>| {
-            let (service, name) =
-                row.map_err(|error| kernel(map::SERVICE_NAMES, "read all rows".to_owned(), error))?;
+            let (service, name) = row.map_err(unread(map::SERVICE_NAMES))?;
             Ok((text_of(&name), self.counters.service(service)?))
         };
         self.names.iter().map(read).collect()

@@ -4,16 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use aya::Pod;
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, MapData, MapError as KernelError};
 use lb_common::choose::{Origin, region};
 use lb_common::layout::{
-    self, Address4, Address6, BackendId, Frontend, FrontendKey, Port, SocketKey, backend_state, map,
-    socket_names,
+    self, Address4, Address6, BackendId, Frontend, FrontendKey, Port, SocketKey, backend_state, socket_names,
 };
-use nix::errno::Errno;
 
-use super::maps::{is, kernel, max_entries, open, typed};
+use super::family::MapFamily;
+use super::pinned::{deleted, kernel, open, open_with_size, unread};
 use crate::maps::{MapError, Protocol};
 
 /// A translated socket, and the backend that was chosen for it.
@@ -61,16 +59,10 @@ pub struct SocketMaps {
 }
 
 /// Those of one family.
-struct FamilyMaps<A>
-where
-    layout::Backend<A>: Pod,
-{
-    name: &'static str,
+struct FamilyMaps<A: MapFamily> {
     sockets: HashMap<MapData, SocketKey<A>, layout::Socket<A>>,
     capacity: u32,
-    backends_name: &'static str,
     backends: Array<MapData, layout::Backend<A>>,
-    frontends_name: &'static str,
     frontends: HashMap<MapData, FrontendKey<A>, Frontend>,
 }
 
@@ -78,8 +70,8 @@ impl SocketMaps {
     /// Opens the maps pinned in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
         Ok(Self {
-            ipv4: FamilyMaps::open(directory, [map::SOCKETS4, map::BACKENDS4, map::FRONTENDS4])?,
-            ipv6: FamilyMaps::open(directory, [map::SOCKETS6, map::BACKENDS6, map::FRONTENDS6])?,
+            ipv4: FamilyMaps::open(directory)?,
+            ipv6: FamilyMaps::open(directory)?,
         })
     }
 
@@ -115,31 +107,14 @@ impl SocketMaps {
     }
 }
 
-impl<A: Copy + Into<IpAddr>> FamilyMaps<A>
-where
-    SocketKey<A>: Pod,
-    layout::Socket<A>: Pod,
-    layout::Backend<A>: Pod,
-    FrontendKey<A>: Pod,
-{
-    fn open(
-        directory: &Path,
-        [name, backends_name, frontends_name]: [&'static str; 3],
-    ) -> Result<Self, MapError>
-    where
-        HashMap<MapData, FrontendKey<A>, Frontend>: TryFrom<Map, Error = aya::maps::MapError>,
-        HashMap<MapData, SocketKey<A>, layout::Socket<A>>: TryFrom<Map, Error = aya::maps::MapError>,
-        Array<MapData, layout::Backend<A>>: TryFrom<Map, Error = aya::maps::MapError>,
-    {
-        let sockets = open(directory, name)?;
+impl<A: MapFamily> FamilyMaps<A> {
+    fn open(directory: &Path) -> Result<Self, MapError> {
+        let (sockets, capacity) = open_with_size(directory, A::SOCKETS)?;
         Ok(Self {
-            name,
-            capacity: max_entries(&sockets, name)?,
-            sockets: typed(sockets, name)?,
-            backends_name,
-            backends: typed(open(directory, backends_name)?, backends_name)?,
-            frontends_name,
-            frontends: typed(open(directory, frontends_name)?, frontends_name)?,
+            sockets,
+            capacity,
+            backends: open(directory, A::BACKENDS)?,
+            frontends: open(directory, A::FRONTENDS)?,
         })
     }
 
@@ -155,9 +130,9 @@ where
             match self.frontends.get(&key, 0) {
                 Ok(frontend) if region(&frontend, Origin::Inside).is_err() => return Ok(Served::Nobody),
                 Ok(_) => return Ok(Served::Backend),
-                Err(aya::maps::MapError::KeyNotFound) => {}
+                Err(KernelError::KeyNotFound) => {}
                 Err(error) => {
-                    return Err(kernel(self.frontends_name, format!("read {}", row.named), error));
+                    return Err(kernel(A::FRONTENDS, format!("read {}", row.named), error));
                 }
             }
         }
@@ -184,7 +159,7 @@ where
         let limit = 2 * self.capacity as usize;
         let mut rows = Vec::new();
         for row in self.sockets.iter().take(limit) {
-            let (key, socket) = row.map_err(|error| kernel(self.name, "read all rows".to_owned(), error))?;
+            let (key, socket) = row.map_err(unread(A::SOCKETS))?;
             rows.extend(row_of(&key, &socket));
         }
         Ok(rows)
@@ -198,8 +173,8 @@ where
                 Ok(backend) => {
                     backends.insert(id, backend);
                 }
-                Err(aya::maps::MapError::OutOfBounds { .. }) => {}
-                Err(error) => return Err(kernel(self.backends_name, format!("read backend {id}"), error)),
+                Err(KernelError::OutOfBounds { .. }) => {}
+                Err(error) => return Err(kernel(A::BACKENDS, format!("read backend {id}"), error)),
             }
         }
         Ok(backends)
@@ -211,8 +186,8 @@ where
                 (socket.backend, socket.generation) == (row.backend, row.generation)
                     && SocketAddr::new(socket.address.into(), socket.port.get()) == row.named,
             ),
-            Err(aya::maps::MapError::KeyNotFound) => Ok(false),
-            Err(error) => Err(kernel(self.name, format!("read the row of {row:?}"), error)),
+            Err(KernelError::KeyNotFound) => Ok(false),
+            Err(error) => Err(kernel(A::SOCKETS, format!("read the row of {row:?}"), error)),
         }
     }
 
@@ -220,11 +195,8 @@ where
         if !self.holds(row, address)? {
             return Ok(());
         }
-        match self.sockets.remove(&key(row, address)) {
-            Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-            Err(aya::maps::MapError::SyscallError(error)) if is(&error, Errno::ENOENT) => Ok(()),
-            result => result.map_err(|error| kernel(self.name, format!("delete {row:?}"), error)),
-        }
+        deleted(self.sockets.remove(&key(row, address)))
+            .map_err(|error| kernel(A::SOCKETS, format!("delete {row:?}"), error))
     }
 }
 
