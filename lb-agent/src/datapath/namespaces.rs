@@ -30,7 +30,7 @@ pub struct NamespaceCounts {
 
 impl NamespaceTable {
     /// Opens the map pinned in `directory`.
-    pub fn open(directory: &Path) -> Result<Self, MapError> {
+    pub(super) fn open(directory: &Path) -> Result<Self, MapError> {
         let map = open(directory, map::NAMESPACES)?;
         let rows = read_all(&map, map::NAMESPACES)?;
         Ok(Self { map, rows })
@@ -38,7 +38,7 @@ impl NamespaceTable {
 
     /// Writes what differs from `wanted`: roles ([`namespace_role`]) by cookie. Unless these are `all` namespaces, rows of
     /// others stay while there is room: the kernel gives a cookie to one namespace only.
-    pub fn set(&mut self, wanted: BTreeMap<u64, u32>, all: bool) -> Result<(), MapError> {
+    pub(super) fn set(&mut self, wanted: BTreeMap<u64, u32>, all: bool) -> Result<(), MapError> {
         let wanted = fitting(wanted);
         for (cookie, role) in &wanted {
             if self.rows.get(cookie) != Some(role) {

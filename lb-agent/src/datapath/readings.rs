@@ -30,7 +30,7 @@ pub struct Readings {
 
 impl Readings {
     /// Opens the maps pinned in `directory`.
-    pub fn open(directory: &Path) -> Result<Self, MapError> {
+    pub(crate) fn open(directory: &Path) -> Result<Self, MapError> {
         Ok(Self {
             directory: directory.to_owned(),
             counters: Counters::open(directory)?,
@@ -40,13 +40,13 @@ impl Readings {
     }
 
     /// How many packets were not simply translated, for each reason.
-    pub fn reasons(&self) -> Result<Vec<(Reason, u64)>, MapError> {
+    pub(crate) fn reasons(&self) -> Result<Vec<(Reason, u64)>, MapError> {
         let read = |reason| Ok((reason, self.counters.reason(reason)?));
         Reason::ALL.into_iter().map(read).collect()
     }
 
     /// The counters of every service port, under `NAMESPACE/NAME/PORT/PROTOCOL`.
-    pub fn services(&self) -> Result<Vec<(String, ServiceStats)>, MapError> {
+    pub(crate) fn services(&self) -> Result<Vec<(String, ServiceStats)>, MapError> {
         let read = |row: Result<(ServiceId, ServiceName), aya::maps::MapError>| {
             let (service, name) = row.map_err(unread(map::SERVICE_NAMES))?;
             Ok((text_of(&name), self.counters.service(service)?))
@@ -55,7 +55,7 @@ impl Readings {
     }
 
     /// The maps that packets fill, as they are or were a short time ago: counting them takes a hundredth of the time.
-    pub fn sizes(&self) -> Result<Vec<Size>, MapError> {
+    pub(crate) fn sizes(&self) -> Result<Vec<Size>, MapError> {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         let start = Instant::now();
         if let Some((next, sizes)) = &*counted

@@ -13,10 +13,10 @@ use super::pinned::open_with_size;
 use crate::maps::MapError;
 
 /// Name, entries and capacity of a map.
-pub type Size = (&'static str, usize, u32);
+pub(super) type Size = (&'static str, usize, u32);
 
 /// Name, entries and capacity of the maps that packets fill.
-pub fn map_sizes(directory: &Path) -> Result<Vec<Size>, MapError> {
+pub(crate) fn map_sizes(directory: &Path) -> Result<Vec<Size>, MapError> {
     let [flows4, sockets4, affinities4, fragments4] = sizes_of::<Address4>(directory)?;
     let [flows6, sockets6, affinities6, fragments6] = sizes_of::<Address6>(directory)?;
     let sizes = [

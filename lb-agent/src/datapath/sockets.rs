@@ -18,32 +18,32 @@ use crate::maps::{MapError, Protocol};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SocketRow {
     /// The kernel's socket cookie.
-    pub cookie: u64,
+    pub(crate) cookie: u64,
     /// The socket's protocol.
-    pub protocol: Protocol,
+    pub(crate) protocol: Protocol,
     /// The backend's address; a frontend's in one of the two rows of a UDP socket. An IPv6 socket that knows its peer by
     /// an IPv4-mapped address has an IPv4 row.
-    pub peer: SocketAddr,
+    pub(crate) peer: SocketAddr,
     /// What stands in the row: the frontend that the process named; or the backend, in the other row of a UDP socket.
-    pub named: SocketAddr,
+    pub(crate) named: SocketAddr,
     /// Whether that is the backend.
-    pub names_backend: bool,
+    pub(crate) names_backend: bool,
     /// The backend that was chosen; 0 if there was none to choose.
-    pub backend: BackendId,
+    pub(crate) backend: BackendId,
     /// The backend row's generation when it was chosen.
-    pub generation: u32,
+    pub(crate) generation: u32,
 }
 
 impl SocketRow {
     /// Whether no backend was to be had when a UDP socket was connected.
-    pub fn has_nowhere(&self) -> bool {
+    pub(crate) fn has_nowhere(&self) -> bool {
         self.backend == 0
     }
 }
 
 /// Whom a UDP socket reaches if it is connected to a frontend again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Served {
+pub(crate) enum Served {
     /// There is no such frontend any more: it would be connected to an address that means nobody.
     NoFrontend,
     /// Nobody yet.
@@ -83,7 +83,7 @@ impl SocketMaps {
     }
 
     /// Whom the socket of a row reaches through the frontend that the row names.
-    pub fn served(&self, row: &SocketRow) -> Result<Served, MapError> {
+    pub(crate) fn served(&self, row: &SocketRow) -> Result<Served, MapError> {
         match row.named.ip() {
             IpAddr::V4(address) => self.ipv4.served(row, address.into()),
             IpAddr::V6(address) => self.ipv6.served(row, address.into()),
@@ -91,7 +91,7 @@ impl SocketMaps {
     }
 
     /// Whether the row is still there. It is not once the socket was translated again.
-    pub fn holds(&self, row: &SocketRow) -> Result<bool, MapError> {
+    pub(crate) fn holds(&self, row: &SocketRow) -> Result<bool, MapError> {
         match row.peer.ip() {
             IpAddr::V4(address) => self.ipv4.holds(row, address.into()),
             IpAddr::V6(address) => self.ipv6.holds(row, address.into()),
@@ -99,7 +99,7 @@ impl SocketMaps {
     }
 
     /// Deletes the row. One that is not there is success.
-    pub fn remove(&mut self, row: &SocketRow) -> Result<(), MapError> {
+    pub(crate) fn remove(&mut self, row: &SocketRow) -> Result<(), MapError> {
         match row.peer.ip() {
             IpAddr::V4(address) => self.ipv4.remove(row, address.into()),
             IpAddr::V6(address) => self.ipv6.remove(row, address.into()),

@@ -10,7 +10,7 @@ use crate::datapath::pins::Pins;
 
 /// Why a program could not be attached.
 #[derive(Debug, thiserror::Error)]
-pub enum AttachError {
+pub(crate) enum AttachError {
     /// The kernel refused.
     #[error("cannot attach {program} to {target}")]
     Attach {

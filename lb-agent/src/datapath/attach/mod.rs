@@ -8,7 +8,7 @@ pub(crate) mod clsact;
 mod device;
 pub(super) mod error;
 mod inherited;
-pub mod options;
+pub(crate) mod options;
 pub(super) mod reassembly;
 mod steps;
 mod wanted;
@@ -36,7 +36,7 @@ const CGROUP_PREFIX: &str = "cgroup-";
 
 /// What is attached where.
 #[derive(Debug)]
-pub struct Attacher {
+pub(super) struct Attacher {
     pins: Pins,
     options: AttachOptions,
     /// What this agent has attached its programs to, with the device's instance.
@@ -50,7 +50,7 @@ pub struct Attacher {
 
 impl Attacher {
     /// Attaches nothing yet. What is pinned stays as it is until [`Self::set_devices`] and [`Self::set_cgroup`].
-    pub fn new(pins: Pins, options: AttachOptions) -> Result<Self, AttachError> {
+    pub(super) fn new(pins: Pins, options: AttachOptions) -> Result<Self, AttachError> {
         std::fs::create_dir_all(pins.links()).map_err(|source| AttachError::pins(&pins, source))?;
         let inherited = Inherited::find(&pins).map_err(|source| AttachError::pins(&pins, source))?;
         Ok(Self {
@@ -64,14 +64,18 @@ impl Attacher {
     }
 
     /// Forgets what is attached, so that the next calls attach the programs of a new object in its place.
-    pub fn renew(&mut self) {
+    pub(super) fn renew(&mut self) {
         self.devices.clear();
         self.swept = false;
     }
 
     /// Attaches to these devices and to no others. Errors do not keep other devices from being attached; what
     /// failed is tried again by the next call.
-    pub fn set_devices(&mut self, ebpf: &mut Ebpf, devices: &BTreeMap<u32, Attachment>) -> Vec<AttachError> {
+    pub(super) fn set_devices(
+        &mut self,
+        ebpf: &mut Ebpf,
+        devices: &BTreeMap<u32, Attachment>,
+    ) -> Vec<AttachError> {
         let mut errors = Vec::new();
         let mut wanted = BTreeMap::new();
         let mut with_xdp = BTreeSet::new();
@@ -120,7 +124,7 @@ impl Attacher {
     }
 
     /// Indexes of the devices that carry the XDP program.
-    pub fn with_xdp(&self) -> &BTreeSet<u32> {
+    pub(super) fn with_xdp(&self) -> &BTreeSet<u32> {
         &self.with_xdp
     }
 
@@ -241,7 +245,7 @@ impl Attacher {
     }
 
     /// Removes what agents of other layouts have left, if these programs have taken all of their places.
-    pub fn remove_leftovers(&self) -> Result<(), AttachError> {
+    pub(super) fn remove_leftovers(&self) -> Result<(), AttachError> {
         if !self.inherited.is_empty() {
             return Ok(());
         }
@@ -254,7 +258,7 @@ impl Attacher {
     ///
     /// Where a link cannot be given another cgroup or program, the new one is made before the old one goes: for an
     /// instant both run, and the second finds an address that is translated already.
-    pub fn set_cgroup(&mut self, ebpf: &mut Ebpf, cgroup: Option<&Path>) -> Result<(), AttachError> {
+    pub(super) fn set_cgroup(&mut self, ebpf: &mut Ebpf, cgroup: Option<&Path>) -> Result<(), AttachError> {
         match cgroup {
             Some(path) => self.attach_cgroup(ebpf, path)?,
             None => {

@@ -28,9 +28,9 @@ pub enum TcAttach {
 
 /// How programs are attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct AttachOptions {
+pub(crate) struct AttachOptions {
     /// XDP on network devices.
-    pub xdp: XdpAttach,
+    pub(crate) xdp: XdpAttach,
     /// TC everywhere.
-    pub tc: TcAttach,
+    pub(crate) tc: TcAttach,
 }

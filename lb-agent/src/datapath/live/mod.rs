@@ -130,7 +130,7 @@ impl LiveMaps {
     }
 
     /// What the programs were loaded with.
-    pub fn settings(&self) -> &LoadedSettings {
+    pub(crate) fn settings(&self) -> &LoadedSettings {
         &self.settings
     }
 
@@ -138,13 +138,13 @@ impl LiveMaps {
     ///
     /// # Errors
     /// If the map cannot be read, as with all functions below.
-    pub fn names(&self) -> Result<BTreeMap<ServiceId, String>, MapError> {
+    pub(crate) fn names(&self) -> Result<BTreeMap<ServiceId, String>, MapError> {
         let names = read_all(&self.names, map::SERVICE_NAMES)?.into_iter();
         Ok(names.map(|(service, name)| (service, text_of(&name))).collect())
     }
 
     /// The slots of a region.
-    pub fn slots(&self, region: Region) -> Result<Vec<Slot>, MapError> {
+    pub(crate) fn slots(&self, region: Region) -> Result<Vec<Slot>, MapError> {
         let Region { base, length } = region;
         let failed = |error| kernel(map::SLOTS, format!("read {length} slots from {base} on"), error);
         self.slots.read(base, length).map_err(failed)
@@ -165,13 +165,13 @@ impl LiveMaps {
     }
 
     /// Whether an address may be of a Service CIDR.
-    pub fn may_be_service(&self, address: impl Address) -> Result<bool, MapError> {
+    pub(crate) fn may_be_service(&self, address: impl Address) -> Result<bool, MapError> {
         let networks = found(self.service_cidrs.get(&0, 0), map::SERVICE_CIDRS)?;
         Ok(networks.is_some_and(|networks| networks.may_hold(address)))
     }
 
     /// What is known of a device.
-    pub fn device(&self, index: u32) -> Result<Option<Device>, MapError> {
+    pub(crate) fn device(&self, index: u32) -> Result<Option<Device>, MapError> {
         found(self.devices.get(&index, 0), map::DEVICES)
     }
 }

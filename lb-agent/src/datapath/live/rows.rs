@@ -44,17 +44,17 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     ///
     /// # Errors
     /// If the map cannot be read, as with all functions below.
-    pub fn frontends(&self) -> Result<BTreeMap<FrontendKey<A>, Frontend>, MapError> {
+    pub(crate) fn frontends(&self) -> Result<BTreeMap<FrontendKey<A>, Frontend>, MapError> {
         read_all(&self.frontends, A::FRONTENDS)
     }
 
     /// The frontend row with this key.
-    pub fn frontend(&self, key: &FrontendKey<A>) -> Result<Option<Frontend>, MapError> {
+    pub(crate) fn frontend(&self, key: &FrontendKey<A>) -> Result<Option<Frontend>, MapError> {
         found(self.frontends.get(key, 0), A::FRONTENDS)
     }
 
     /// All backend rows that were ever written, by id.
-    pub fn backends(&self) -> Result<BTreeMap<BackendId, Backend<A>>, MapError> {
+    pub(crate) fn backends(&self) -> Result<BTreeMap<BackendId, Backend<A>>, MapError> {
         let mut rows = BTreeMap::new();
         for (id, row) in (0..).zip(self.backends.iter()) {
             let failed = |error| kernel(A::BACKENDS, format!("read backend {id}"), error);
@@ -67,7 +67,7 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     }
 
     /// The backend row with this id.
-    pub fn backend(&self, id: BackendId) -> Result<Option<Backend<A>>, MapError> {
+    pub(crate) fn backend(&self, id: BackendId) -> Result<Option<Backend<A>>, MapError> {
         match self.backends.get(&id, 0) {
             Err(KernelError::OutOfBounds { .. }) => Ok(None),
             row => found(row, A::BACKENDS),
@@ -80,7 +80,7 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     }
 
     /// The flow entry with this key.
-    pub fn flow(&self, key: &FlowKey<A>) -> Result<Option<Flow<A>>, MapError> {
+    pub(crate) fn flow(&self, key: &FlowKey<A>) -> Result<Option<Flow<A>>, MapError> {
         found(self.flows.get(key, 0), A::FLOWS)
     }
 
@@ -97,7 +97,7 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     }
 
     /// Writes a flow entry.
-    pub fn set_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), MapError> {
+    pub(in crate::datapath) fn set_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), MapError> {
         let failed = |error| {
             let operation = format!("write a flow of service {}", flow.service);
             kernel(A::FLOWS, operation, error)
@@ -106,7 +106,7 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     }
 
     /// Removes a flow entry. One that is gone already is success.
-    pub fn remove_flow(&mut self, key: &FlowKey<A>) -> Result<(), MapError> {
+    pub(in crate::datapath) fn remove_flow(&mut self, key: &FlowKey<A>) -> Result<(), MapError> {
         found(deleted(self.flows.remove(key)), A::FLOWS).map(drop)
     }
 
@@ -121,12 +121,12 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     }
 
     /// The backend that a client stays with.
-    pub fn affinity(&self, key: &AffinityKey<A>) -> Result<Option<Affinity>, MapError> {
+    pub(crate) fn affinity(&self, key: &AffinityKey<A>) -> Result<Option<Affinity>, MapError> {
         found(self.affinity.get(key, 0), A::AFFINITY)
     }
 
     /// Says which backend a client stays with.
-    pub fn set_affinity(&mut self, key: &AffinityKey<A>, affinity: &Affinity) -> Result<(), MapError> {
+    pub(crate) fn set_affinity(&mut self, key: &AffinityKey<A>, affinity: &Affinity) -> Result<(), MapError> {
         let failed = |error| {
             let operation = format!("write the row of a client of service {}", key.service);
             kernel(A::AFFINITY, operation, error)
@@ -135,12 +135,12 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     }
 
     /// Forgets which backend a client stays with. A row that is gone already is success.
-    pub fn remove_affinity(&mut self, key: &AffinityKey<A>) -> Result<(), MapError> {
+    pub(crate) fn remove_affinity(&mut self, key: &AffinityKey<A>) -> Result<(), MapError> {
         found(deleted(self.affinity.remove(key)), A::AFFINITY).map(drop)
     }
 
     /// The longest prefix of an address that a set of source ranges has.
-    pub fn range_of(&self, set: u32, address: A) -> Result<Option<Network>, MapError> {
+    pub(crate) fn range_of(&self, set: u32, address: A) -> Result<Option<Network>, MapError> {
         let mut found: Option<Network> = None;
         for row in self.source_ranges.keys() {
             let key = row.map_err(unread(A::SOURCE_RANGES))?;
@@ -155,7 +155,7 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     }
 
     /// Whether a set of source ranges holds a client.
-    pub fn allows(&self, set: u32, client: A) -> Result<bool, MapError> {
+    pub(crate) fn allows(&self, set: u32, client: A) -> Result<bool, MapError> {
         let bits = SourceRange::<A>::SET_BITS + u32::BITS * words::<A>();
         let range = SourceRange { set, network: client };
         let row = found(

@@ -69,7 +69,7 @@ impl KernelMaps {
     }
 
     /// How many rows of frontends and backends were written since the maps were opened.
-    pub fn changes(&self) -> u64 {
+    pub(crate) fn changes(&self) -> u64 {
         self.changes
     }
 
