@@ -1,7 +1,18 @@
 //! The kernel side: loads the programs, owns the maps, attaches and pins. The only module that names aya.
+//!
+//! Each module knows only those in the lines above its own:
+//! ```text
+//! bpf clock convert family probe
+//! batch links object
+//! defragmentation hook pinned pins
+//! counters device_maps filter filters live namespaces sizes sockets
+//! attach carriers devices passing readings
+//! foreign maps
+//! ```
 
 pub(crate) mod attach;
 mod batch;
+mod bpf;
 pub(crate) mod carriers;
 pub mod clock;
 mod convert;
