@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 use crate::arguments::PinArguments;
-use crate::datapath::clsact;
+use crate::datapath::attach::clsact;
 use crate::datapath::pins::Pins;
 use crate::privileges;
 

@@ -9,7 +9,7 @@ use crate::datapath::foreign::ForeignProgram;
 /// Whether a feature is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub(super) enum State {
     /// It is.
     Present,
     /// It is not.
@@ -31,25 +31,25 @@ impl fmt::Display for State {
 /// Something that the agent uses of the kernel or of the host.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Feature {
+pub(super) struct Feature {
     /// What it is.
-    pub name: &'static str,
+    pub(super) name: &'static str,
     /// Whether the agent can do nothing without it.
-    pub required: bool,
+    pub(super) required: bool,
     /// The first kernel version that has it, if it is the kernel's.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub since: Option<&'static str>,
+    pub(super) since: Option<&'static str>,
     /// What the agent does with it.
-    pub needed_for: &'static str,
+    pub(super) needed_for: &'static str,
     /// What happens without it.
-    pub without: &'static str,
+    pub(super) without: &'static str,
     /// Whether it is there.
-    pub state: State,
+    pub(super) state: State,
     /// What was found, what is missing or why this cannot be told, and how to change that.
-    pub detail: String,
+    pub(super) detail: String,
     /// Programs of others that are in the way.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub programs: Vec<ForeignProgram>,
+    pub(super) programs: Vec<ForeignProgram>,
 }
 
 /// What a probe found.

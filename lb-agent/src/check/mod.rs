@@ -8,8 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-pub use feature::{Feature, State};
-
+use self::feature::Feature;
 use crate::output::{self, OutputFormat, Table};
 
 /// What to check for.
@@ -21,7 +20,7 @@ pub struct CheckOptions {
 
 /// Prints what there is and what is missing. Fails if anything is that the agent cannot do without.
 pub fn run(options: &CheckOptions, format: OutputFormat) -> anyhow::Result<ExitCode> {
-    let features = probes::features(options);
+    let features = probes::features(&options.pin_path);
     output::print(format, &features, |features| table(features)).context("cannot print the features")?;
     Ok(match features.iter().any(Feature::fatal) {
         true => ExitCode::FAILURE,

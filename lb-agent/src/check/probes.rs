@@ -5,7 +5,6 @@ use std::io;
 use std::path::Path;
 use std::{fs, iter};
 
-use super::CheckOptions;
 use super::feature::{Feature, Found};
 use crate::datapath::carriers::Carriers;
 use crate::datapath::foreign::foreign_programs;
@@ -19,21 +18,24 @@ use crate::{namespace, privileges, sockets};
 const NO_SOCKET_HOOKS: &str = "processes of this host reach no Service; Pods are served at their devices";
 
 /// Everything that the agent uses.
-pub(super) fn features(options: &CheckOptions) -> Vec<Feature> {
+///
+/// `pin_path` is the directory that the agent pins maps, programs and links in.
+pub(super) fn features(pin_path: &Path) -> Vec<Feature> {
     let mounts = mounts::mounts();
+    let pins = Pins::new(pin_path);
     iter::empty()
-        .chain(basics(options, &mounts))
+        .chain(basics(pin_path, &mounts))
         .chain(maps())
         .chain(device_programs())
-        .chain([device_hooks(&Pins::new(&options.pin_path))])
-        .chain([bare_devices(&Pins::new(&options.pin_path))])
+        .chain([device_hooks(&pins)])
+        .chain([bare_devices(&pins)])
         .chain(socket_programs(&mounts))
         .chain(socket_destruction())
         .chain(host())
         .collect()
 }
 
-fn basics(options: &CheckOptions, mounts: &io::Result<Vec<Mount>>) -> [Feature; 3] {
+fn basics(pin_path: &Path, mounts: &io::Result<Vec<Mount>>) -> [Feature; 3] {
     [
         Feature::required("kernel version", "all programs", kernel_version()).since("5.10"),
         Feature::required(
@@ -44,7 +46,7 @@ fn basics(options: &CheckOptions, mounts: &io::Result<Vec<Mount>>) -> [Feature; 
         Feature::required(
             "bpf file system",
             "maps and programs that outlive the agent",
-            in_mounts(mounts, |mounts| bpf_file_system(mounts, &options.pin_path)),
+            in_mounts(mounts, |mounts| bpf_file_system(mounts, pin_path)),
         )
         .since("4.4"),
     ]
@@ -336,7 +338,7 @@ fn sysctl(name: &str) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::State;
+    use crate::check::feature::State;
 
     #[test]
     fn the_pin_path_must_be_in_a_bpf_file_system() {
@@ -375,11 +377,8 @@ mod tests {
 
     #[test]
     fn every_feature_is_listed_once() {
-        let options = CheckOptions {
-            pin_path: "/sys/fs/bpf/lb-agent".into(),
-        };
-        let features = features(&options);
-        let names: std::collections::BTreeSet<_> = features.iter().map(|feature| feature.name).collect();
+        let features = features(Path::new("/sys/fs/bpf/lb-agent"));
+        let names: BTreeSet<_> = features.iter().map(|feature| feature.name).collect();
         assert_eq!(names.len(), features.len());
     }
 }

@@ -14,6 +14,8 @@ use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::unistd::{SysconfVar, sysconf};
 
+use super::bpf::{Command, address, bpf};
+
 /// So many elements are written as memory if the map allows it: the kernel takes 150 ns to write one of many, but some
 /// microseconds to map and unmap pages.
 const MAPPED: usize = 64;
@@ -32,13 +34,6 @@ pub(super) struct BatchArray<T> {
     /// Whether it can be mapped into memory. One that an older agent has pinned cannot.
     is_mappable: bool,
     element: PhantomData<T>,
-}
-
-/// Commands of bpf(2) (`enum bpf_cmd`, include/uapi/linux/bpf.h).
-#[derive(Clone, Copy)]
-enum Command {
-    LookupBatch = 24,
-    UpdateBatch = 26,
 }
 
 /// The part of `union bpf_attr` that the batch commands use (Linux 5.6).
@@ -162,17 +157,10 @@ impl<T: Pod + Default> BatchArray<T> {
         };
         // SAFETY: the kernel reads or writes `count` keys and values, of which both slices have at least as many, of
         // the sizes checked by `new`, and one key behind `in_batch` and `out_batch`; all of them outlive the call.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                command as libc::c_long,
-                &raw mut attribute,
-                size_of::<BatchAttribute>(),
-            )
-        };
+        let result = unsafe { bpf(command, &mut attribute) };
         // The kernel says how many it handled, unless it refused the whole.
         let handled = attribute.count;
-        match Errno::result(result) {
+        match result {
             Ok(_) if handled == count => Ok(()),
             // The end of the array.
             Ok(_) => Err((handled as usize, Errno::ENOENT)),
@@ -180,8 +168,4 @@ impl<T: Pod + Default> BatchArray<T> {
             Err(error) => Err((0, error)),
         }
     }
-}
-
-fn address<T>(pointer: *const T) -> u64 {
-    pointer.expose_provenance() as u64
 }

@@ -5,16 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::layout::{DeviceRole, device_role, map};
 
 use super::device_maps::DeviceRows;
+use super::object::program::TC_PREFIX;
 use super::pins::Pins;
 use crate::devices::{Bare, Snapshot, bare};
 use crate::maps::MapError;
 
-/// Begins the names of the programs that every device of a role has.
-const TC_PROGRAMS: &str = "lb_tc_";
-
 /// The devices that carry the programs.
 #[derive(Clone, Debug)]
-pub struct Carriers {
+pub(crate) struct Carriers {
     /// Those with a pinned TC link.
     linked: BTreeSet<u32>,
     /// What is said to be behind devices.
@@ -26,7 +24,7 @@ impl Carriers {
     ///
     /// # Errors
     /// If they cannot be read.
-    pub fn read(pins: &Pins) -> Result<Self, CarriersError> {
+    pub(crate) fn read(pins: &Pins) -> Result<Self, CarriersError> {
         let names = pins.link_names().map_err(|source| CarriersError::Pins {
             directory: pins.links().display().to_string(),
             source,
@@ -40,7 +38,7 @@ impl Carriers {
 
     /// Whether a device carries them. Where they are clsact filters, of which nothing is pinned, the roles tell; these
     /// also have the bridges of Pods' devices, whose packets are seen at their ports.
-    pub fn has(&self, device: u32) -> bool {
+    fn has(&self, device: u32) -> bool {
         match self.linked.is_empty() {
             true => self.roles.contains_key(&device),
             false => self.linked.contains(&device),
@@ -48,25 +46,25 @@ impl Carriers {
     }
 
     /// Whether a device leads to Pods of this node: it is a Pod's, or the bridge of such devices.
-    pub fn leads_to_pods(&self, device: u32) -> bool {
+    pub(crate) fn leads_to_pods(&self, device: u32) -> bool {
         self.roles.get(&device) == Some(&device_role::POD)
     }
 
     /// The devices that are up and carry none.
-    pub fn bare(&self, snapshot: &Snapshot) -> BTreeSet<Bare> {
+    pub(crate) fn bare(&self, snapshot: &Snapshot) -> BTreeSet<Bare> {
         bare(snapshot, |index| self.has(index))
     }
 }
 
-/// The device of a pinned TC link.
+/// The device of a pinned TC link, which every device of a role has.
 fn index_of(pin: &str) -> Option<u32> {
     let (index, program) = pin.split_once('-')?;
-    program.starts_with(TC_PROGRAMS).then(|| index.parse().ok())?
+    program.starts_with(TC_PREFIX).then(|| index.parse().ok())?
 }
 
 /// Why it cannot be told.
 #[derive(Debug, thiserror::Error)]
-pub enum CarriersError {
+pub(crate) enum CarriersError {
     /// The links.
     #[error("cannot read {directory}")]
     Pins {

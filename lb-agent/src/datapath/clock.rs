@@ -41,12 +41,12 @@ impl Clock {
     }
 
     /// The same in ticks, which flows are noted in.
-    pub fn ticks(self) -> u32 {
+    pub(crate) fn ticks(self) -> u32 {
         ticks(self.jiffies)
     }
 
     /// Seconds since this number of jiffies; 0 for what seems to lie ahead, as the clock is known to a second only.
-    pub fn seconds_since(self, jiffies: u64) -> u64 {
+    pub(crate) fn seconds_since(self, jiffies: u64) -> u64 {
         self.jiffies.saturating_sub(jiffies) / u64::from(self.jiffies_per_second.max(1))
     }
 
@@ -65,12 +65,12 @@ impl Clock {
     }
 
     /// As [`Self::passed_jiffies`], in ticks: what may be noted for a program.
-    pub fn passed_ticks(self) -> u32 {
+    pub(super) fn passed_ticks(self) -> u32 {
         ticks(self.passed_jiffies())
     }
 
     /// The tick that a program noted, or the current one if that seems to lie ahead.
-    pub fn past_tick(self, noted: u32) -> u32 {
+    pub(crate) fn past_tick(self, noted: u32) -> u32 {
         // Half of the numbers lie ahead.
         if self.ticks().wrapping_sub(noted) > u32::MAX / 2 {
             self.ticks()

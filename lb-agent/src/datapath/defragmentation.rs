@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use super::links::{Command, bpf, owned};
+use super::bpf::{Command, address, bpf, owned};
 
 /// `BPF_PROG_TYPE_NETFILTER` (Linux 6.4).
 const NETFILTER_PROGRAM: u32 = 32;
@@ -64,8 +64,8 @@ fn load() -> io::Result<OwnedFd> {
     let mut attribute = LoadAttribute {
         kind: NETFILTER_PROGRAM,
         instruction_count: 2,
-        instructions: ACCEPT.as_ptr().expose_provenance() as u64,
-        license: license.as_ptr().expose_provenance() as u64,
+        instructions: address(ACCEPT.as_ptr()),
+        license: address(license.as_ptr()),
         name: *b"lb_accept\0\0\0\0\0\0\0",
         attach_type: NETFILTER,
         ..LoadAttribute::default()

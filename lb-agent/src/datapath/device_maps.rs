@@ -8,7 +8,7 @@ use aya::Pod;
 use aya::maps::{Array, HashMap, MapData};
 use lb_common::layout::device_row;
 
-use super::maps::{kernel, open, typed};
+use super::pinned::{kernel, open};
 use crate::maps::MapError;
 
 /// A map that has a row for some of the devices: in that of the others stands the default.
@@ -22,7 +22,7 @@ pub(super) struct DeviceRows<T: Pod> {
 impl<T: Pod + Default + PartialEq> DeviceRows<T> {
     /// Opens the map pinned in `directory`.
     pub(super) fn open(directory: &Path, name: &'static str) -> Result<Self, MapError> {
-        let map: Array<_, T> = typed(open(directory, name)?, name)?;
+        let map: Array<_, T> = open(directory, name)?;
         let mut rows = BTreeMap::new();
         for (row, value) in (0..).zip(map.iter()) {
             let value = value.map_err(|error| kernel(name, format!("read row {row}"), error))?;
@@ -61,7 +61,7 @@ pub(super) struct KeySet<K: Pod> {
 impl<K: Pod + Ord + Debug> KeySet<K> {
     /// Opens the map pinned in `directory`.
     pub(super) fn open(directory: &Path, name: &'static str) -> Result<Self, MapError> {
-        let map: HashMap<_, K, u32> = typed(open(directory, name)?, name)?;
+        let map: HashMap<_, K, u32> = open(directory, name)?;
         let keys = map.keys().collect::<Result<_, _>>();
         let keys = keys.map_err(|error| kernel(name, "read all keys".to_owned(), error))?;
         Ok(Self { name, map, keys })

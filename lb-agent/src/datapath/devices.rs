@@ -10,7 +10,7 @@ use lb_common::layout::{Address4, Address6, Device, DeviceLinks, DeviceRole, Lin
 
 use super::device_maps::{DeviceRows, KeySet};
 use super::filter::Filter;
-use super::maps::{kernel, open, typed};
+use super::pinned::{kernel, open, read_all};
 use crate::devices::{Link, Role, Snapshot, View, first_global_address};
 use crate::maps::MapError;
 use crate::network::Family;
@@ -33,15 +33,15 @@ impl DeviceTable {
     /// Opens the maps pinned in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
         Ok(Self {
-            devices: typed(open(directory, map::DEVICES)?, map::DEVICES)?,
+            devices: open(directory, map::DEVICES)?,
             xdp_devices: DeviceRows::open(directory, map::XDP_DEVICES)?,
             roles: DeviceRows::open(directory, map::DEVICE_ROLES)?,
             pod_devices: DeviceRows::open(directory, map::POD_DEVICES)?,
             device_links: DeviceRows::open(directory, map::DEVICE_LINKS)?,
             node_links: KeySet::open(directory, map::NODE_LINKS)?,
             node_addresses: KeySet::open(directory, map::NODE_ADDRESSES)?,
-            reassembly: typed(open(directory, map::REASSEMBLY)?, map::REASSEMBLY)?,
-            xdp_reassembly: typed(open(directory, map::XDP_REASSEMBLY)?, map::XDP_REASSEMBLY)?,
+            reassembly: open(directory, map::REASSEMBLY)?,
+            xdp_reassembly: open(directory, map::XDP_REASSEMBLY)?,
             filter: Filter::open(directory)?,
         })
     }
@@ -66,12 +66,7 @@ impl DeviceTable {
     /// Writes what differs. `with_xdp` are the devices that carry the XDP program.
     pub fn set(&mut self, view: &View, with_xdp: &BTreeSet<u32>) -> Result<(), MapError> {
         let wanted = rows(&view.snapshot);
-        let mut present = BTreeMap::new();
-        for row in self.devices.iter() {
-            let (index, device) =
-                row.map_err(|error| kernel(map::DEVICES, "read all rows".to_owned(), error))?;
-            present.insert(index, device);
-        }
+        let mut present = read_all(&self.devices, map::DEVICES)?;
         for (index, device) in &wanted {
             // Replies come to these addresses.
             for address in addresses(device) {
@@ -102,12 +97,8 @@ impl DeviceTable {
 /// The addresses of all rows.
 pub(super) fn all_addresses(directory: &Path) -> Result<Vec<IpAddr>, MapError> {
     let table = DeviceTable::open(directory)?;
-    let mut found = Vec::new();
-    for row in table.devices.iter() {
-        let (_, device) = row.map_err(|error| kernel(map::DEVICES, "read all rows".to_owned(), error))?;
-        found.extend(addresses(&device));
-    }
-    Ok(found)
+    let devices = read_all(&table.devices, map::DEVICES)?;
+    Ok(devices.values().flat_map(addresses).collect())
 }
 
 /// The addresses in a row.

@@ -4,15 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use aya::Pod;
 use aya::maps::{HashMap, MapData, MapError as KernelError};
-use lb_common::address::Address;
 use lb_common::filter::Position;
 use lb_common::layout::{Address4, Address6, Flow, FlowKey, Port, hook, map};
 use nix::errno::Errno;
 
 use super::batch::BatchArray;
-use super::maps::{kernel, max_entries, open, open_batch, typed};
+use super::family::MapFamily;
+use super::pinned::{kernel, open_batch, open_with_size};
 use crate::maps::MapError;
 
 /// The filter of destination addresses.
@@ -103,20 +102,15 @@ pub(super) struct Ends {
 impl Ends {
     /// Adds those of all flows in the maps pinned in `directory`.
     pub(super) fn add_flows(&mut self, directory: &Path) -> Result<(), MapError> {
-        self.add_flows_of::<Address4>(directory, map::FLOWS4)?;
-        self.add_flows_of::<Address6>(directory, map::FLOWS6)
+        self.add_flows_of::<Address4>(directory)?;
+        self.add_flows_of::<Address6>(directory)
     }
 
-    fn add_flows_of<A>(&mut self, directory: &Path, name: &'static str) -> Result<(), MapError>
-    where
-        A: Address + Into<IpAddr>,
-        FlowKey<A>: Pod,
-        Flow<A>: Pod,
-    {
-        let map = open(directory, name)?;
+    fn add_flows_of<A: MapFamily>(&mut self, directory: &Path) -> Result<(), MapError> {
+        let (flows, size): (HashMap<MapData, FlowKey<A>, Flow<A>>, u32) =
+            open_with_size(directory, A::FLOWS)?;
         // Packets add and remove rows meanwhile, which may lead the iteration around for ever.
-        let most = 2 * max_entries(&map, name)? as usize;
-        let flows: HashMap<MapData, FlowKey<A>, Flow<A>> = typed(map, name)?;
+        let most = 2 * size as usize;
         for key in flows.keys().take(most) {
             match key {
                 Ok(key) if key.hook != hook::EGRESS => {
@@ -127,7 +121,7 @@ impl Ends {
                     self.repliers.insert(replier);
                 }
                 Err(KernelError::KeyNotFound) => {}
-                Err(error) => return Err(kernel(name, "read all keys".to_owned(), error)),
+                Err(error) => return Err(kernel(A::FLOWS, "read all keys".to_owned(), error)),
             }
         }
         Ok(())

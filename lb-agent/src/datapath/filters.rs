@@ -11,7 +11,7 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAtta
 use rtnetlink::packet_route::tc::{TcHandle, TcMessage};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
-use super::attach::{Direction, XdpMode};
+use super::hook::{Direction, XdpMode};
 use crate::netlink::Connection;
 
 /// `ETH_P_ALL`: a filter for all packets.

@@ -6,15 +6,16 @@ use std::io;
 use nix::net::if_::if_nameindex;
 use serde::Serialize;
 
-use super::attach::{Direction, XdpMode};
 use super::filters::{filters, xdp_programs};
+use super::hook::{Direction, XdpMode};
 use super::links::{Link, program_name, tcx_programs};
 use super::pins::Pins;
+use super::probe;
 
 /// Where a program is attached.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum DeviceHook {
+pub(crate) enum DeviceHook {
     /// XDP.
     Xdp,
     /// TCX, for what comes in.
@@ -30,7 +31,7 @@ pub enum DeviceHook {
 /// When a program runs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Order {
+pub(crate) enum Order {
     /// Before ours: it decides whether ours sees a packet.
     Before,
     /// After ours: it sees what ours made of a packet.
@@ -42,21 +43,21 @@ pub enum Order {
 /// A program of others.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ForeignProgram {
+pub(crate) struct ForeignProgram {
     /// The device.
-    pub device: String,
+    device: String,
     /// Where it is attached there.
-    pub hook: DeviceHook,
+    hook: DeviceHook,
     /// Its position, from 1, among all that run for packets of that direction at that layer: XDP, or TC, where TCX comes
     /// before clsact.
-    pub position: usize,
+    position: usize,
     /// Whether ours runs before it.
-    pub order: Order,
+    pub(crate) order: Order,
     /// Its name: of a program as far as the kernel tells, which takes `CAP_SYS_ADMIN` at XDP and TCX; of a filter that is no
     /// program its kind.
-    pub name: Option<String>,
+    name: Option<String>,
     /// The number of its program; filters that are no programs have none.
-    pub id: Option<u32>,
+    id: Option<u32>,
 }
 
 /// Something at a hook, in the order in which it runs.
@@ -71,7 +72,7 @@ struct Runs {
 ///
 /// # Errors
 /// [`io::ErrorKind::PermissionDenied`] without `CAP_NET_ADMIN`.
-pub fn foreign_programs(pins: &Pins) -> io::Result<Vec<ForeignProgram>> {
+pub(crate) fn foreign_programs(pins: &Pins) -> io::Result<Vec<ForeignProgram>> {
     let ours = own_programs(pins)?;
     let xdp = xdp_programs()?;
     let mut found = Vec::new();
@@ -116,7 +117,7 @@ fn at_tc(device: u32, direction: Direction, ours: &BTreeSet<u32>) -> io::Result<
         Direction::Ingress => (DeviceHook::TcxIngress, DeviceHook::ClsactIngress),
         Direction::Egress => (DeviceHook::TcxEgress, DeviceHook::ClsactEgress),
     };
-    let programs = match super::has_tcx() {
+    let programs = match probe::has_tcx() {
         true => tcx_programs(device, direction.tcx())?,
         false => Vec::new(),
     };
@@ -176,7 +177,7 @@ impl std::fmt::Display for ForeignProgram {
 
 impl ForeignProgram {
     /// What it is called in tables.
-    pub fn title(&self) -> String {
+    pub(crate) fn title(&self) -> String {
         let name = self.name.as_deref().unwrap_or("-");
         match self.id {
             Some(id) => format!("{name} (id {id})"),

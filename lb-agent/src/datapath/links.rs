@@ -6,24 +6,11 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use nix::errno::Errno;
-use nix::libc;
-
-/// Commands of bpf(2) (`enum bpf_cmd`, include/uapi/linux/bpf.h).
-#[derive(Clone, Copy)]
-pub(super) enum Command {
-    ProgramLoad = 5,
-    ObjectGet = 7,
-    ProgramGetFdById = 13,
-    ObjectGetInfo = 15,
-    ProgramQuery = 16,
-    LinkCreate = 28,
-    LinkUpdate = 29,
-}
+use super::bpf::{Command, address, bpf, owned};
 
 /// Kinds of links (`enum bpf_link_type`).
 mod kind {
@@ -160,7 +147,7 @@ impl Link {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let name = CString::new(path.as_os_str().as_bytes())?;
         let mut attribute = PathAttribute {
-            path: name.as_ptr().expose_provenance() as u64,
+            path: address(name.as_ptr()),
             fd: 0,
             flags: 0,
         };
@@ -211,7 +198,8 @@ impl Link {
             old_program: 0,
         };
         // SAFETY: nothing but numbers; both descriptors are open.
-        unsafe { bpf(Command::LinkUpdate, &mut attribute) }.map(drop)
+        unsafe { bpf(Command::LinkUpdate, &mut attribute) }?;
+        Ok(())
     }
 }
 
@@ -225,7 +213,7 @@ pub(super) fn tcx_programs(device: u32, attach_type: u32) -> io::Result<Vec<u32>
         attach_type,
         query_flags: 0,
         attach_flags: 0,
-        programs: programs.as_mut_ptr().expose_provenance() as u64,
+        programs: address(programs.as_mut_ptr()),
         count: MAX,
         pad: 0,
     };
@@ -263,32 +251,9 @@ fn info<T>(fd: &OwnedFd, into: &mut T) -> io::Result<()> {
     let mut attribute = InfoAttribute {
         fd: fd.as_raw_fd().cast_unsigned(),
         length: u32::try_from(size_of::<T>()).unwrap_or_default(),
-        info: (&raw mut *into).expose_provenance() as u64,
+        info: address(&raw mut *into),
     };
     // SAFETY: the kernel writes at most `length` bytes of plain numbers to `into`, which outlives the call.
-    unsafe { bpf(Command::ObjectGetInfo, &mut attribute) }.map(drop)
-}
-
-/// A descriptor that a command returned.
-pub(super) fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
-    let fd = i32::try_from(fd).map_err(|_| io::Error::from(Errno::EBADF))?;
-    // SAFETY: the kernel has just made it for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Calls bpf(2).
-///
-/// # Safety
-/// `T` is the part of `union bpf_attr` that the command uses, and what it points to is as the command wants it.
-pub(super) unsafe fn bpf<T>(command: Command, attribute: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: as the caller says; the kernel takes what is behind `T` for zero.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command as libc::c_long,
-            &raw mut *attribute,
-            size_of::<T>(),
-        )
-    };
-    Ok(Errno::result(result)?)
+    unsafe { bpf(Command::ObjectGetInfo, &mut attribute) }?;
+    Ok(())
 }

@@ -1,28 +1,41 @@
 //! The kernel side: loads the programs, owns the maps, attaches and pins. The only module that names aya.
+//!
+//! Each module knows only those in the lines above its own:
+//! ```text
+//! bpf clock convert family probe
+//! batch links object
+//! defragmentation hook pinned pins
+//! counters device_maps filter filters live namespaces sizes sockets
+//! attach carriers devices passing readings
+//! foreign maps
+//! ```
 
-pub mod attach;
+pub(crate) mod attach;
 mod batch;
-pub mod carriers;
-mod cgroup;
+mod bpf;
+pub(crate) mod carriers;
 pub mod clock;
-pub mod clsact;
+mod convert;
+pub mod counters;
 pub(crate) mod defragmentation;
 mod device_maps;
 pub mod devices;
+mod family;
 mod filter;
 mod filters;
-pub mod foreign;
-mod hooks;
+pub(crate) mod foreign;
+mod hook;
 mod links;
 pub mod live;
 pub mod maps;
 pub mod namespaces;
 pub mod object;
 pub mod passing;
+mod pinned;
 pub mod pins;
-pub mod probe;
-pub mod readings;
-mod reassembly;
+pub(crate) mod probe;
+pub(crate) mod readings;
+pub(crate) mod sizes;
 pub mod sockets;
 
 use std::collections::BTreeMap;
@@ -31,17 +44,21 @@ use std::path::Path;
 use aya::Ebpf;
 use lb_common::layout::map;
 
-use self::attach::{AttachError, AttachOptions, Attacher};
+use self::attach::Attacher;
+use self::attach::error::AttachError;
+use self::attach::options::AttachOptions;
+use self::attach::reassembly::ReassemblyHook;
 use self::devices::DeviceTable;
 use self::namespaces::NamespaceTable;
-use self::object::{LoadError, Settings};
+use self::object::error::LoadError;
+use self::object::layouts::other_sizes;
+use self::object::settings::Settings;
 use self::pins::Pins;
-use self::reassembly::ReassemblyHook;
 use crate::devices::View;
 use crate::maps::MapError;
 
 /// The loaded programs and where they are attached.
-pub struct Datapath {
+pub(crate) struct Datapath {
     ebpf: Ebpf,
     attacher: Attacher,
     devices: DeviceTable,
@@ -56,27 +73,31 @@ impl Datapath {
     /// until [`Self::set_devices`] and [`Self::set_cgroup`] put these programs in its place.
     ///
     /// Maps of another layout cannot be read. Their programs go on as well, until these have taken their places.
-    pub fn load(settings: Settings, pins: Pins, options: AttachOptions) -> Result<Self, DatapathError> {
+    pub(crate) fn load(
+        settings: Settings,
+        pins: Pins,
+        options: AttachOptions,
+    ) -> Result<Self, DatapathError> {
         // Its device goes with an earlier agent, and the kernel has a program use a map of devices only if it is like the
         // first one that did.
-        pins::remove(&pins.maps().join(map::REASSEMBLY)).map_err(|error| attach::pins_error(&pins, error))?;
+        pins::remove(&pins.maps().join(map::REASSEMBLY)).map_err(|error| AttachError::pins(&pins, error))?;
         let ebpf = match object::load(&settings, &pins.maps()) {
             Err(error @ LoadError::Layout { .. }) => {
                 tracing::warn!("{error}: all maps are made anew");
                 pins.set_maps_aside()
-                    .map_err(|error| attach::pins_error(&pins, error))?;
+                    .map_err(|error| AttachError::pins(&pins, error))?;
                 object::load(&settings, &pins.maps())?
             }
             loaded => loaded?,
         };
-        let sizes = object::other_sizes(&settings, &pins.maps());
+        let sizes = other_sizes(&settings, &pins.maps());
         if !sizes.is_empty() {
             tracing::warn!(
                 name_size_wanted = ?sizes,
                 "the pinned maps keep their sizes: run `lb-agent cleanup` before the agent to change them"
             );
         }
-        let others = pins.others().map_err(|error| attach::pins_error(&pins, error))?;
+        let others = pins.others().map_err(|error| AttachError::pins(&pins, error))?;
         if !others.is_empty() {
             tracing::warn!(
                 directory = %pins.root().display(),
@@ -100,13 +121,13 @@ impl Datapath {
     }
 
     /// The settings that the programs were loaded with.
-    pub fn settings(&self) -> &Settings {
+    pub(crate) fn settings(&self) -> &Settings {
         &self.settings
     }
 
     /// Loads the programs again with other settings; the next [`Self::set_devices`] and [`Self::set_cgroup`] put them
     /// in the place of the old ones.
-    pub fn reload(&mut self, settings: Settings) -> Result<(), DatapathError> {
+    pub(crate) fn reload(&mut self, settings: Settings) -> Result<(), DatapathError> {
         self.ebpf = object::load(&settings, &self.pins.maps())?;
         self.settings = settings;
         self.attacher.renew();
@@ -116,18 +137,18 @@ impl Datapath {
 
     /// The next [`Self::set_devices`] has the programs send fragments that come before the first one of their datagram to
     /// this device, which leads to the kernel's own reassembly.
-    pub fn use_reassembly(&mut self, device: u32) {
+    pub(crate) fn use_reassembly(&mut self, device: u32) {
         self.reassembly.set_device(device);
     }
 
     /// Has the programs go without it: what leads there ends with the agent.
-    pub fn leave_reassembly(&mut self) -> Result<(), DatapathError> {
+    pub(crate) fn leave_reassembly(&mut self) -> Result<(), DatapathError> {
         Ok(self.devices.set_reassembly(0)?)
     }
 
     /// Attaches to the devices that have a role, and to no others, and tells the programs of all. What failed is tried
     /// again by the next call.
-    pub fn set_devices(&mut self, view: &View) -> Vec<DatapathError> {
+    pub(crate) fn set_devices(&mut self, view: &View) -> Vec<DatapathError> {
         let errors = self.attacher.set_devices(&mut self.ebpf, &view.attachments);
         let mut errors: Vec<DatapathError> = errors.into_iter().map(DatapathError::from).collect();
         if let Err(error) = self.devices.set(view, self.attacher.with_xdp()) {
@@ -143,24 +164,24 @@ impl Datapath {
     }
 
     /// Tells the socket programs whose the network namespaces of this node are ([`NamespaceTable::set`]).
-    pub fn set_namespaces(&mut self, roles: BTreeMap<u64, u32>, all: bool) -> Result<(), MapError> {
+    pub(crate) fn set_namespaces(&mut self, roles: BTreeMap<u64, u32>, all: bool) -> Result<(), MapError> {
         self.namespaces.set(roles, all)
     }
 
     /// Removes what agents with other layouts of the maps have left, once these programs have taken their places.
-    pub fn remove_leftovers(&self) -> Result<(), AttachError> {
+    pub(crate) fn remove_leftovers(&self) -> Result<(), AttachError> {
         self.attacher.remove_leftovers()
     }
 
     /// Attaches the socket programs to a cgroup, or detaches them.
-    pub fn set_cgroup(&mut self, cgroup: Option<&Path>) -> Result<(), AttachError> {
+    pub(crate) fn set_cgroup(&mut self, cgroup: Option<&Path>) -> Result<(), AttachError> {
         self.attacher.set_cgroup(&mut self.ebpf, cgroup)
     }
 }
 
 /// Why the kernel side is not as it should be.
 #[derive(Debug, thiserror::Error)]
-pub enum DatapathError {
+pub(crate) enum DatapathError {
     /// Programs or maps.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -170,9 +191,4 @@ pub enum DatapathError {
     /// What the programs know of the devices.
     #[error(transparent)]
     Map(#[from] MapError),
-}
-
-/// Whether the kernel has TCX links (Linux 6.6).
-fn has_tcx() -> bool {
-    probe::kernel_at_least(6, 6)
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, MapData};
-use lb_common::layout::{LoadedSettings, NAMESPACE_ROWS, map, namespace_role};
+use aya::maps::{HashMap, MapData};
+use lb_common::layout::{NAMESPACE_ROWS, map, namespace_role};
 
-use super::maps::{deleted, kernel, open, typed};
+use super::pinned::{deleted, kernel, open, read_all, settings};
 use crate::maps::MapError;
 
 /// How many rows an agent writes.
@@ -30,16 +30,15 @@ pub struct NamespaceCounts {
 
 impl NamespaceTable {
     /// Opens the map pinned in `directory`.
-    pub fn open(directory: &Path) -> Result<Self, MapError> {
-        let map: HashMap<_, u64, u32> = typed(open(directory, map::NAMESPACES)?, map::NAMESPACES)?;
-        let rows = map.iter().collect::<Result<_, _>>();
-        let rows = rows.map_err(|error| kernel(map::NAMESPACES, "read all rows".to_owned(), error))?;
+    pub(super) fn open(directory: &Path) -> Result<Self, MapError> {
+        let map = open(directory, map::NAMESPACES)?;
+        let rows = read_all(&map, map::NAMESPACES)?;
         Ok(Self { map, rows })
     }
 
     /// Writes what differs from `wanted`: roles ([`namespace_role`]) by cookie. Unless these are `all` namespaces, rows of
     /// others stay while there is room: the kernel gives a cookie to one namespace only.
-    pub fn set(&mut self, wanted: BTreeMap<u64, u32>, all: bool) -> Result<(), MapError> {
+    pub(super) fn set(&mut self, wanted: BTreeMap<u64, u32>, all: bool) -> Result<(), MapError> {
         let wanted = fitting(wanted);
         for (cookie, role) in &wanted {
             if self.rows.get(cookie) != Some(role) {
@@ -68,10 +67,7 @@ impl NamespaceTable {
 
     /// How many namespaces are known. `None` if the kernel does not tell them apart, and all are taken for Pods'.
     pub fn counts(directory: &Path) -> Result<Option<NamespaceCounts>, MapError> {
-        let settings: Array<_, LoadedSettings> = typed(open(directory, map::SETTINGS)?, map::SETTINGS)?;
-        let settings = settings
-            .get(&0, 0)
-            .map_err(|error| kernel(map::SETTINGS, "read the settings".to_owned(), error))?;
+        let settings = settings(directory)?;
         if settings.node_namespace == [0, 0] && settings.only_node_sockets == 0 {
             return Ok(None);
         }

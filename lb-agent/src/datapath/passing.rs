@@ -1,11 +1,14 @@
 //! Flows of connections to Services that others have translated before these programs were here: their packets pass, and
 //! what translates them goes on doing so.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use lb_common::layout::{Flow, FlowKey, Frontend, FrontendKey, Port, flow_flags, flow_state, hook};
+use lb_common::layout::{
+    Address4, Address6, Flow, FlowKey, Frontend, FrontendKey, Port, flow_flags, flow_state, hook,
+};
 
 use super::clock::Clock;
 use super::live::{LiveFamily, LiveMaps};
@@ -65,12 +68,8 @@ impl PassingFlows {
         let mut wanted = BTreeSet::new();
         for connection in connections {
             let is_written = match connection.frontend.ip() {
-                IpAddr::V4(_) => {
-                    self.write::<lb_common::layout::Address4>(connection, clock, &mut serving)?
-                }
-                IpAddr::V6(_) => {
-                    self.write::<lb_common::layout::Address6>(connection, clock, &mut serving)?
-                }
+                IpAddr::V4(_) => self.write::<Address4>(connection, clock, &mut serving)?,
+                IpAddr::V6(_) => self.write::<Address6>(connection, clock, &mut serving)?,
             };
             if is_written {
                 wanted.insert((connection.protocol, connection.client, connection.frontend));
@@ -78,8 +77,8 @@ impl PassingFlows {
         }
         for tuple in self.present.difference(&wanted) {
             match tuple.2.ip() {
-                IpAddr::V4(_) => remove::<lb_common::layout::Address4>(&mut self.maps, *tuple)?,
-                IpAddr::V6(_) => remove::<lb_common::layout::Address6>(&mut self.maps, *tuple)?,
+                IpAddr::V4(_) => remove::<Address4>(&mut self.maps, *tuple)?,
+                IpAddr::V6(_) => remove::<Address6>(&mut self.maps, *tuple)?,
             }
         }
         self.present = wanted;
@@ -110,10 +109,8 @@ impl PassingFlows {
         // gone too.
         if connection.protocol == Protocol::Udp {
             let backends = match serving.entry(connection.frontend) {
-                std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::btree_map::Entry::Vacant(entry) => {
-                    entry.insert(backends::<A>(&self.maps, &frontend)?)
-                }
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(backends::<A>(&self.maps, &frontend)?),
             };
             if !backends.contains(&connection.backend) {
                 return Ok(false);

@@ -47,7 +47,7 @@ impl Pins {
     }
 
     /// The file of a link.
-    pub fn link(&self, name: &str) -> PathBuf {
+    pub(super) fn link(&self, name: &str) -> PathBuf {
         self.links().join(name)
     }
 
@@ -59,12 +59,12 @@ impl Pins {
     }
 
     /// Removes a link's file, which detaches its program. One that is gone already is success.
-    pub fn remove_link(&self, name: &str) -> io::Result<()> {
+    pub(super) fn remove_link(&self, name: &str) -> io::Result<()> {
         remove(&self.link(name))
     }
 
     /// Names of what agents of other layouts have left under the pin path.
-    pub fn others(&self) -> io::Result<Vec<String>> {
+    pub(super) fn others(&self) -> io::Result<Vec<String>> {
         let paths = self.other_paths()?;
         let names = paths.iter().filter_map(|path| path.file_name());
         Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
@@ -93,7 +93,7 @@ impl Pins {
 
     /// Removes everything, links first: no program runs without its maps. Other layouts go too. Returns how many files
     /// there were, links and maps.
-    pub fn remove_all(&self) -> io::Result<usize> {
+    pub(crate) fn remove_all(&self) -> io::Result<usize> {
         let mut files = Vec::new();
         collect(&self.root, &mut files)?;
         let (links, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| Link::open(path).is_ok());
@@ -110,7 +110,7 @@ impl Pins {
     }
 
     /// What it means if the maps are not there.
-    pub fn nobody_ran(&self) -> String {
+    pub(crate) fn nobody_ran(&self) -> String {
         format!("no agent has run with --pin-path {}", self.root.display())
     }
 

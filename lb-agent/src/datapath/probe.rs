@@ -7,7 +7,7 @@ use aya::util::KernelVersion;
 
 /// A type of program that the agent loads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Program {
+pub(crate) enum Program {
     /// At a TC hook.
     SchedClassifier,
     /// At XDP.
@@ -18,14 +18,14 @@ pub enum Program {
 
 /// A type of map that the agent creates.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Map {
+pub(crate) enum Map {
     /// Hash table that evicts the least recently used entry.
     LruHash,
 }
 
 /// A helper function that programs call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Helper {
+pub(crate) enum Helper {
     /// `bpf_jiffies64`
     Jiffies64,
     /// `bpf_get_netns_cookie`
@@ -36,7 +36,7 @@ pub enum Helper {
 
 /// Why support cannot be told.
 #[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
+pub(crate) enum ProbeError {
     /// The kernel does not let this process try.
     #[error("needs the capabilities to load programs and create maps")]
     Forbidden,
@@ -64,19 +64,19 @@ impl From<ProgramError> for ProbeError {
 }
 
 /// Whether programs of this type load.
-pub fn program(program: Program) -> Result<bool, ProbeError> {
+pub(crate) fn program(program: Program) -> Result<bool, ProbeError> {
     Ok(is_program_supported(program_type(program))?)
 }
 
 /// Whether maps of this type can be created.
-pub fn map(map: Map) -> Result<bool, ProbeError> {
+pub(crate) fn map(map: Map) -> Result<bool, ProbeError> {
     Ok(is_map_supported(match map {
         Map::LruHash => MapType::LruHash,
     })?)
 }
 
 /// Whether programs of this type may call the helper.
-pub fn helper(program: Program, helper: Helper) -> Result<bool, ProbeError> {
+pub(crate) fn helper(program: Program, helper: Helper) -> Result<bool, ProbeError> {
     let function = match helper {
         Helper::Jiffies64 => BpfHelper::BPF_FUNC_jiffies64,
         Helper::GetNetnsCookie => BpfHelper::BPF_FUNC_get_netns_cookie,
@@ -86,8 +86,13 @@ pub fn helper(program: Program, helper: Helper) -> Result<bool, ProbeError> {
 }
 
 /// Whether the kernel is this version or newer.
-pub fn kernel_at_least(major: u8, minor: u8) -> bool {
+pub(crate) fn kernel_at_least(major: u8, minor: u8) -> bool {
     KernelVersion::current().is_ok_and(|current| current >= KernelVersion::new(major, minor, 0))
+}
+
+/// Whether the kernel has TCX links (Linux 6.6).
+pub(super) fn has_tcx() -> bool {
+    kernel_at_least(6, 6)
 }
 
 fn program_type(program: Program) -> ProgramType {

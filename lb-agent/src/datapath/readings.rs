@@ -9,15 +9,15 @@ use aya::maps::{HashMap, MapData};
 use lb_common::layout::{ServiceId, ServiceName, ServiceStats, map};
 use lb_common::reason::Reason;
 
-use super::maps::{Counters, kernel, map_sizes, open, text_of, typed};
+use super::convert::text_of;
+use super::counters::Counters;
+use super::pinned::{open, unread};
+use super::sizes::{Size, map_sizes};
 use crate::maps::MapError;
 
 /// One part in so many of the time may go into counting the entries of maps: a full flow table takes some 100 ms, as
 /// its keys can only be had one by one.
 const COUNTING_SHARE: u32 = 100;
-
-/// Name, entries and capacity of a map.
-pub type Size = (&'static str, usize, u32);
 
 /// The maps that packets change, and the names of what they count.
 pub struct Readings {
@@ -30,33 +30,32 @@ pub struct Readings {
 
 impl Readings {
     /// Opens the maps pinned in `directory`.
-    pub fn open(directory: &Path) -> Result<Self, MapError> {
+    pub(crate) fn open(directory: &Path) -> Result<Self, MapError> {
         Ok(Self {
             directory: directory.to_owned(),
             counters: Counters::open(directory)?,
-            names: typed(open(directory, map::SERVICE_NAMES)?, map::SERVICE_NAMES)?,
+            names: open(directory, map::SERVICE_NAMES)?,
             counted: Mutex::new(None),
         })
     }
 
     /// How many packets were not simply translated, for each reason.
-    pub fn reasons(&self) -> Result<Vec<(Reason, u64)>, MapError> {
+    pub(crate) fn reasons(&self) -> Result<Vec<(Reason, u64)>, MapError> {
         let read = |reason| Ok((reason, self.counters.reason(reason)?));
         Reason::ALL.into_iter().map(read).collect()
     }
 
     /// The counters of every service port, under `NAMESPACE/NAME/PORT/PROTOCOL`.
-    pub fn services(&self) -> Result<Vec<(String, ServiceStats)>, MapError> {
+    pub(crate) fn services(&self) -> Result<Vec<(String, ServiceStats)>, MapError> {
         let read = |row: Result<(ServiceId, ServiceName), aya::maps::MapError>| {
-            let (service, name) =
-                row.map_err(|error| kernel(map::SERVICE_NAMES, "read all rows".to_owned(), error))?;
+            let (service, name) = row.map_err(unread(map::SERVICE_NAMES))?;
             Ok((text_of(&name), self.counters.service(service)?))
         };
         self.names.iter().map(read).collect()
     }
 
     /// The maps that packets fill, as they are or were a short time ago: counting them takes a hundredth of the time.
-    pub fn sizes(&self) -> Result<Vec<Size>, MapError> {
+    pub(crate) fn sizes(&self) -> Result<Vec<Size>, MapError> {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         let start = Instant::now();
         if let Some((next, sizes)) = &*counted

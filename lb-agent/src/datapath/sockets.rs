@@ -4,48 +4,46 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use aya::Pod;
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, MapData, MapError as KernelError};
 use lb_common::choose::{Origin, region};
 use lb_common::layout::{
-    self, Address4, Address6, BackendId, Frontend, FrontendKey, Port, SocketKey, backend_state, map,
-    socket_names,
+    self, Address4, Address6, BackendId, Frontend, FrontendKey, Port, SocketKey, backend_state, socket_names,
 };
-use nix::errno::Errno;
 
-use super::maps::{is, kernel, max_entries, open, typed};
+use super::family::MapFamily;
+use super::pinned::{deleted, kernel, open, open_with_size, unread};
 use crate::maps::{MapError, Protocol};
 
 /// A translated socket, and the backend that was chosen for it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SocketRow {
     /// The kernel's socket cookie.
-    pub cookie: u64,
+    pub(crate) cookie: u64,
     /// The socket's protocol.
-    pub protocol: Protocol,
+    pub(crate) protocol: Protocol,
     /// The backend's address; a frontend's in one of the two rows of a UDP socket. An IPv6 socket that knows its peer by
     /// an IPv4-mapped address has an IPv4 row.
-    pub peer: SocketAddr,
+    pub(crate) peer: SocketAddr,
     /// What stands in the row: the frontend that the process named; or the backend, in the other row of a UDP socket.
-    pub named: SocketAddr,
+    pub(crate) named: SocketAddr,
     /// Whether that is the backend.
-    pub names_backend: bool,
+    pub(crate) names_backend: bool,
     /// The backend that was chosen; 0 if there was none to choose.
-    pub backend: BackendId,
+    pub(crate) backend: BackendId,
     /// The backend row's generation when it was chosen.
-    pub generation: u32,
+    pub(crate) generation: u32,
 }
 
 impl SocketRow {
     /// Whether no backend was to be had when a UDP socket was connected.
-    pub fn has_nowhere(&self) -> bool {
+    pub(crate) fn has_nowhere(&self) -> bool {
         self.backend == 0
     }
 }
 
 /// Whom a UDP socket reaches if it is connected to a frontend again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Served {
+pub(crate) enum Served {
     /// There is no such frontend any more: it would be connected to an address that means nobody.
     NoFrontend,
     /// Nobody yet.
@@ -61,16 +59,10 @@ pub struct SocketMaps {
 }
 
 /// Those of one family.
-struct FamilyMaps<A>
-where
-    layout::Backend<A>: Pod,
-{
-    name: &'static str,
+struct FamilyMaps<A: MapFamily> {
     sockets: HashMap<MapData, SocketKey<A>, layout::Socket<A>>,
     capacity: u32,
-    backends_name: &'static str,
     backends: Array<MapData, layout::Backend<A>>,
-    frontends_name: &'static str,
     frontends: HashMap<MapData, FrontendKey<A>, Frontend>,
 }
 
@@ -78,8 +70,8 @@ impl SocketMaps {
     /// Opens the maps pinned in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
         Ok(Self {
-            ipv4: FamilyMaps::open(directory, [map::SOCKETS4, map::BACKENDS4, map::FRONTENDS4])?,
-            ipv6: FamilyMaps::open(directory, [map::SOCKETS6, map::BACKENDS6, map::FRONTENDS6])?,
+            ipv4: FamilyMaps::open(directory)?,
+            ipv6: FamilyMaps::open(directory)?,
         })
     }
 
@@ -91,7 +83,7 @@ impl SocketMaps {
     }
 
     /// Whom the socket of a row reaches through the frontend that the row names.
-    pub fn served(&self, row: &SocketRow) -> Result<Served, MapError> {
+    pub(crate) fn served(&self, row: &SocketRow) -> Result<Served, MapError> {
         match row.named.ip() {
             IpAddr::V4(address) => self.ipv4.served(row, address.into()),
             IpAddr::V6(address) => self.ipv6.served(row, address.into()),
@@ -99,7 +91,7 @@ impl SocketMaps {
     }
 
     /// Whether the row is still there. It is not once the socket was translated again.
-    pub fn holds(&self, row: &SocketRow) -> Result<bool, MapError> {
+    pub(crate) fn holds(&self, row: &SocketRow) -> Result<bool, MapError> {
         match row.peer.ip() {
             IpAddr::V4(address) => self.ipv4.holds(row, address.into()),
             IpAddr::V6(address) => self.ipv6.holds(row, address.into()),
@@ -107,7 +99,7 @@ impl SocketMaps {
     }
 
     /// Deletes the row. One that is not there is success.
-    pub fn remove(&mut self, row: &SocketRow) -> Result<(), MapError> {
+    pub(crate) fn remove(&mut self, row: &SocketRow) -> Result<(), MapError> {
         match row.peer.ip() {
             IpAddr::V4(address) => self.ipv4.remove(row, address.into()),
             IpAddr::V6(address) => self.ipv6.remove(row, address.into()),
@@ -115,31 +107,14 @@ impl SocketMaps {
     }
 }
 
-impl<A: Copy + Into<IpAddr>> FamilyMaps<A>
-where
-    SocketKey<A>: Pod,
-    layout::Socket<A>: Pod,
-    layout::Backend<A>: Pod,
-    FrontendKey<A>: Pod,
-{
-    fn open(
-        directory: &Path,
-        [name, backends_name, frontends_name]: [&'static str; 3],
-    ) -> Result<Self, MapError>
-    where
-        HashMap<MapData, FrontendKey<A>, Frontend>: TryFrom<Map, Error = aya::maps::MapError>,
-        HashMap<MapData, SocketKey<A>, layout::Socket<A>>: TryFrom<Map, Error = aya::maps::MapError>,
-        Array<MapData, layout::Backend<A>>: TryFrom<Map, Error = aya::maps::MapError>,
-    {
-        let sockets = open(directory, name)?;
+impl<A: MapFamily> FamilyMaps<A> {
+    fn open(directory: &Path) -> Result<Self, MapError> {
+        let (sockets, capacity) = open_with_size(directory, A::SOCKETS)?;
         Ok(Self {
-            name,
-            capacity: max_entries(&sockets, name)?,
-            sockets: typed(sockets, name)?,
-            backends_name,
-            backends: typed(open(directory, backends_name)?, backends_name)?,
-            frontends_name,
-            frontends: typed(open(directory, frontends_name)?, frontends_name)?,
+            sockets,
+            capacity,
+            backends: open(directory, A::BACKENDS)?,
+            frontends: open(directory, A::FRONTENDS)?,
         })
     }
 
@@ -155,9 +130,9 @@ where
             match self.frontends.get(&key, 0) {
                 Ok(frontend) if region(&frontend, Origin::Inside).is_err() => return Ok(Served::Nobody),
                 Ok(_) => return Ok(Served::Backend),
-                Err(aya::maps::MapError::KeyNotFound) => {}
+                Err(KernelError::KeyNotFound) => {}
                 Err(error) => {
-                    return Err(kernel(self.frontends_name, format!("read {}", row.named), error));
+                    return Err(kernel(A::FRONTENDS, format!("read {}", row.named), error));
                 }
             }
         }
@@ -184,7 +159,7 @@ where
         let limit = 2 * self.capacity as usize;
         let mut rows = Vec::new();
         for row in self.sockets.iter().take(limit) {
-            let (key, socket) = row.map_err(|error| kernel(self.name, "read all rows".to_owned(), error))?;
+            let (key, socket) = row.map_err(unread(A::SOCKETS))?;
             rows.extend(row_of(&key, &socket));
         }
         Ok(rows)
@@ -198,8 +173,8 @@ where
                 Ok(backend) => {
                     backends.insert(id, backend);
                 }
-                Err(aya::maps::MapError::OutOfBounds { .. }) => {}
-                Err(error) => return Err(kernel(self.backends_name, format!("read backend {id}"), error)),
+                Err(KernelError::OutOfBounds { .. }) => {}
+                Err(error) => return Err(kernel(A::BACKENDS, format!("read backend {id}"), error)),
             }
         }
         Ok(backends)
@@ -211,8 +186,8 @@ where
                 (socket.backend, socket.generation) == (row.backend, row.generation)
                     && SocketAddr::new(socket.address.into(), socket.port.get()) == row.named,
             ),
-            Err(aya::maps::MapError::KeyNotFound) => Ok(false),
-            Err(error) => Err(kernel(self.name, format!("read the row of {row:?}"), error)),
+            Err(KernelError::KeyNotFound) => Ok(false),
+            Err(error) => Err(kernel(A::SOCKETS, format!("read the row of {row:?}"), error)),
         }
     }
 
@@ -220,11 +195,8 @@ where
         if !self.holds(row, address)? {
             return Ok(());
         }
-        match self.sockets.remove(&key(row, address)) {
-            Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-            Err(aya::maps::MapError::SyscallError(error)) if is(&error, Errno::ENOENT) => Ok(()),
-            result => result.map_err(|error| kernel(self.name, format!("delete {row:?}"), error)),
-        }
+        deleted(self.sockets.remove(&key(row, address)))
+            .map_err(|error| kernel(A::SOCKETS, format!("delete {row:?}"), error))
     }
 }
 

@@ -15,7 +15,8 @@ use lb_common::socket::SocketTables;
 use lb_common::tables::{SourcePorts, Tables};
 
 use crate::datapath::clock::Clock;
-use crate::datapath::live::{LiveFamily, LiveMaps, LiveRows};
+use crate::datapath::live::rows::LiveRows;
+use crate::datapath::live::{LiveFamily, LiveMaps};
 use crate::maps::MapError;
 
 /// The pinned maps, with what would have been written.

@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 use lb_common::flow::Lifetimes;
 
 use crate::arguments::PinArguments;
-use crate::datapath::attach::{TcAttach, XdpAttach};
-use crate::datapath::object::{DEFAULT_CAPACITY, DEFAULT_TABLES};
+use crate::datapath::attach::options::{TcAttach, XdpAttach};
+use crate::datapath::object::settings::{DEFAULT_CAPACITY, DEFAULT_TABLES};
 use crate::devices::DeviceArguments;
 use crate::health::HealthArguments;
 use crate::model::{NodePortAddresses, UnknownPort};

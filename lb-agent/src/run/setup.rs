@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use super::arguments::{OnRemovedBackend, RunArguments, SocketLb, SourceArguments};
 use super::monitor::Monitor;
 use crate::conntrack::OtherConnections;
-use crate::datapath::object::{Settings, TableSizes};
+use crate::datapath::object::settings::{Settings, TableSizes};
 use crate::datapath::readings::Readings;
 use crate::health::{self, Health, HealthArguments, Served};
 use crate::maps::Capacity;

@@ -9,7 +9,8 @@ use lb_common::layout::{ServiceId, ServiceStats, frontend_flags};
 use serde::Serialize;
 
 use crate::arguments::ShowArguments;
-use crate::datapath::maps::{Counters, KernelMaps};
+use crate::datapath::counters::Counters;
+use crate::datapath::maps::KernelMaps;
 use crate::datapath::pins::Pins;
 use crate::maps::{BackendState, FrontendKey, MapImage, Maps as _};
 use crate::network::Family;

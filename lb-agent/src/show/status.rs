@@ -10,10 +10,12 @@ use serde::Serialize;
 
 use crate::arguments::ShowArguments;
 use crate::datapath::carriers::Carriers;
+use crate::datapath::counters::Counters;
 use crate::datapath::foreign::{ForeignProgram, Order, foreign_programs};
-use crate::datapath::maps::{Counters, KernelMaps, map_sizes};
+use crate::datapath::maps::KernelMaps;
 use crate::datapath::namespaces::NamespaceTable;
 use crate::datapath::pins::Pins;
+use crate::datapath::sizes::map_sizes;
 use crate::devices::{self, Bare};
 use crate::inspect::device_name;
 use crate::maps::{BackendState, Capacity, FrontendKey, MapImage, Maps as _, service_cidrs};

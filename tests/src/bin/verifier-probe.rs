@@ -7,7 +7,8 @@ use std::io::Write as _;
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{Program, ProgramError};
-use lb_agent::datapath::object::{self, DEFAULT_TABLES, Settings, TableSizes, program};
+use lb_agent::datapath::object::settings::{DEFAULT_TABLES, Settings, TableSizes};
+use lb_agent::datapath::object::{self, program};
 use lb_agent::maps::Capacity;
 use lb_tests::lab::PinDirectory;
 use nix::errno::Errno;

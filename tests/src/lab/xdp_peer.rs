@@ -5,7 +5,8 @@ use std::fs;
 use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::programs::{Xdp, XdpMode};
-use lb_agent::datapath::object::{self, DEFAULT_TABLES, Settings, TableSizes};
+use lb_agent::datapath::object;
+use lb_agent::datapath::object::settings::{DEFAULT_TABLES, Settings, TableSizes};
 use lb_agent::maps::Capacity;
 
 use super::Lab;

@@ -6,7 +6,7 @@ use std::thread;
 
 use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
-use lb_agent::datapath::object::Settings;
+use lb_agent::datapath::object::settings::Settings;
 use lb_agent::maps::{Backend, BackendState, MapOp, Maps as _};
 use lb_common::layout::{ServiceStats, Slot, map};
 

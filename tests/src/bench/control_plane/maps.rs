@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use lb_agent::controller::{Controller, ServiceState};
 use lb_agent::datapath::maps::KernelMaps;
-use lb_agent::datapath::object::{self, Settings};
+use lb_agent::datapath::object;
+use lb_agent::datapath::object::settings::Settings;
 use lb_agent::model::NodeConfig;
 use lb_agent::object::{Change, Kind, Object};
 

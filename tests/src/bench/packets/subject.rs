@@ -6,9 +6,11 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::programs::{Program, ProgramFd};
+use lb_agent::datapath::counters::Counters;
 use lb_agent::datapath::devices::DeviceTable;
-use lb_agent::datapath::maps::{Counters, KernelMaps};
-use lb_agent::datapath::object::{self, DEFAULT_CAPACITY, DEFAULT_TABLES, Settings, TableSizes, program};
+use lb_agent::datapath::maps::KernelMaps;
+use lb_agent::datapath::object::settings::{DEFAULT_CAPACITY, DEFAULT_TABLES, Settings, TableSizes};
+use lb_agent::datapath::object::{self, program};
 use lb_agent::devices::{Address, Link, Snapshot, View};
 use lb_agent::maps::{Backend, BackendState, FrontendKey, MapOp, Maps as _, Protocol};
 use lb_agent::network::Family;

@@ -269,7 +269,7 @@ fn whole(both: &mut Both, (programs, frames): &Traffic) {
 
 #[test]
 fn whatever_comes() {
-    let settings = |settings: &mut lb_agent::datapath::object::Settings| {
+    let settings = |settings: &mut lb_agent::datapath::object::settings::Settings| {
         settings.source_ports = PORTS;
         settings.lifetimes = LIFETIMES;
         settings.tables.flows = 16_384;

@@ -3,14 +3,14 @@
 use aya::Ebpf;
 use aya::programs::links::FdLink;
 
-use super::attach::AttachError;
-use super::hooks;
-use super::object::program;
+use super::device::attach_unpinned;
+use super::error::AttachError;
+use crate::datapath::object::program;
 use crate::devices::{REASSEMBLY_DEVICE, Snapshot};
 
 /// The device, and the link of its program. That is not pinned, as the device goes with the agent.
 #[derive(Default)]
-pub(super) struct ReassemblyHook {
+pub(in crate::datapath) struct ReassemblyHook {
     device: u32,
     link: Option<FdLink>,
     /// Whether the link's program is that of an object which another has replaced.
@@ -19,7 +19,7 @@ pub(super) struct ReassemblyHook {
 
 impl ReassemblyHook {
     /// The next [`Self::attach`] is to attach to this device; 0 for none.
-    pub(super) fn set_device(&mut self, device: u32) {
+    pub(in crate::datapath) fn set_device(&mut self, device: u32) {
         *self = Self {
             device,
             ..Self::default()
@@ -27,12 +27,16 @@ impl ReassemblyHook {
     }
 
     /// The next [`Self::attach`] is to attach the program of a new object.
-    pub(super) fn renew(&mut self) {
+    pub(in crate::datapath) fn renew(&mut self) {
         self.is_old = true;
     }
 
     /// Attaches the program, if that is not done yet. Returns the device; 0 if there is none.
-    pub(super) fn attach(&mut self, ebpf: &mut Ebpf, devices: &Snapshot) -> Result<u32, AttachError> {
+    pub(in crate::datapath) fn attach(
+        &mut self,
+        ebpf: &mut Ebpf,
+        devices: &Snapshot,
+    ) -> Result<u32, AttachError> {
         if self.device == 0 {
             return Ok(0);
         }
@@ -45,12 +49,11 @@ impl ReassemblyHook {
             return Ok(0);
         }
         if self.link.is_none() || self.is_old {
-            let link = hooks::attach_unpinned(ebpf, program::TC_FROM_REASSEMBLY, REASSEMBLY_DEVICE);
+            let link = attach_unpinned(ebpf, program::TC_FROM_REASSEMBLY, REASSEMBLY_DEVICE);
             // The old one, if there is one, goes after the new one has come.
-            self.link = Some(link.map_err(|source| AttachError::Attach {
-                program: program::TC_FROM_REASSEMBLY,
-                target: format!("device {REASSEMBLY_DEVICE}"),
-                source: source.into(),
+            self.link = Some(link.map_err(|failure| {
+                let target = format!("device {REASSEMBLY_DEVICE}");
+                AttachError::attach(program::TC_FROM_REASSEMBLY, target, failure)
             })?);
             self.is_old = false;
         }

@@ -10,9 +10,10 @@ use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr};
 
-use super::hooks::{self, Failure};
-use super::links::{Link, Place};
-use super::object::program;
+use super::error::Failure;
+use super::steps::{find, pin};
+use crate::datapath::links::{Link, Place};
+use crate::datapath::object::program;
 
 /// The programs and the hooks of a cgroup that they are for (`enum bpf_attach_type`, include/uapi/linux/bpf.h).
 pub(super) const PROGRAMS: [(&str, u32); 9] = {
@@ -58,21 +59,21 @@ pub(super) fn attach(
     // The other modes are refused for links, which are always "multi".
     let mode = CgroupAttachMode::Single;
     let link: FdLink = if name == program::SOCKET_RELEASE {
-        let socket: &mut CgroupSock = hooks::find(ebpf, name)?;
+        let socket: &mut CgroupSock = find(ebpf, name)?;
         if old.is_some_and(|old| updated(&old, socket.fd())) {
             return Ok(());
         }
         let id = socket.attach(File::open(cgroup)?, mode)?;
         socket.take_link(id)?.try_into()?
     } else {
-        let socket: &mut CgroupSockAddr = hooks::find(ebpf, name)?;
+        let socket: &mut CgroupSockAddr = find(ebpf, name)?;
         if old.is_some_and(|old| updated(&old, socket.fd())) {
             return Ok(());
         }
         let id = socket.attach(File::open(cgroup)?, mode)?;
         socket.take_link(id)?.try_into()?
     };
-    hooks::pin(link, path)
+    pin(link, path)
 }
 
 /// Whether the link runs the program now.

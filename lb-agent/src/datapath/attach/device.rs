@@ -5,41 +5,17 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::Ebpf;
-use aya::programs::links::{FdLink, LinkError};
+use aya::programs::links::FdLink;
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp};
 
-use super::attach::{Direction, XdpMode};
-use super::links::{self, Link};
-use super::object::{self, LoadError, program};
-use super::pins;
-
-/// What can go wrong on the way.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
-    #[error(transparent)]
-    Program(#[from] ProgramError),
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    #[error(transparent)]
-    Pin(#[from] aya::pin::PinError),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    #[error("the embedded object has no program {0}")]
-    Missing(String),
-}
-
-impl Direction {
-    /// As aya has it.
-    pub(super) fn attach_type(self) -> TcAttachType {
-        match self {
-            Self::Ingress => TcAttachType::Ingress,
-            Self::Egress => TcAttachType::Egress,
-        }
-    }
-}
+use super::error::Failure;
+use super::steps::{find, pin};
+use crate::datapath::hook::{Direction, XdpMode};
+use crate::datapath::links::{self, Link};
+use crate::datapath::object::error::LoadError;
+use crate::datapath::object::program;
+use crate::datapath::pins;
 
 /// Puts the XDP program in the place of `old`, a link of this mode, or attaches it.
 pub(super) fn attach_xdp(
@@ -118,46 +94,6 @@ pub(super) fn is_first(path: &Path, index: u32, direction: Direction) -> io::Res
 fn others_before(own: u32, programs: &[u32]) -> &[u32] {
     let position = programs.iter().position(|id| *id == own);
     programs.get(..position.unwrap_or_default()).unwrap_or_default()
-}
-
-/// Pins a new link, in the place of an old one.
-pub(super) fn pin(link: FdLink, path: &Path) -> Result<(), Failure> {
-    let mut new = path.as_os_str().to_owned();
-    new.push("-new");
-    pins::remove(new.as_ref())?;
-    link.pin(&new)?;
-    // See `pins::remove`: what was here is detached when this is closed.
-    let _old = Link::open(path);
-    Ok(std::fs::rename(new, path)?)
-}
-
-/// A pinned link, if there is one. What is in its place but is no link goes.
-pub(super) fn pinned(path: &Path) -> Result<Option<Link>, Failure> {
-    match Link::open(path) {
-        Ok(link) => Ok(Some(link)),
-        Err(error) => match error.kind() {
-            io::ErrorKind::NotFound => Ok(None),
-            io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied => {
-                pins::remove(path)?;
-                Ok(None)
-            }
-            _ => Err(error.into()),
-        },
-    }
-}
-
-/// A program, loaded if it was not needed before.
-pub(super) fn find<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Failure>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-{
-    let program = ebpf
-        .program_mut(name)
-        .ok_or_else(|| Failure::Missing(name.to_owned()))?;
-    if program.fd().is_err() {
-        object::load_program(name, program)?;
-    }
-    Ok(program.try_into()?)
 }
 
 #[cfg(test)]

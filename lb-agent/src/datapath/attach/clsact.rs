@@ -7,9 +7,11 @@ use aya::programs::SchedClassifier;
 use aya::programs::links::Link as _;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
 
-use super::attach::Direction;
-use super::filters::{Filter, filters};
-use super::hooks::{self, Failure};
+use super::error::Failure;
+use super::steps::find;
+use crate::datapath::filters::{Filter, filters};
+use crate::datapath::hook::Direction;
+use crate::datapath::object::program;
 
 /// Handles of our filters: fixed, so that the next agent finds them; two, so that one can be made before the other
 /// goes.
@@ -18,13 +20,13 @@ const HANDLES: [u32; 2] = [0x6c62_0001, 0x6c62_0002];
 /// Priority and handle of the filters of agents that left the first place to others.
 const OLD_PLACE: (u16, u32) = (0x6c62, 1);
 
-/// Begins the names of our filters.
-const NAME: &str = "lb_tc_";
-
 impl Filter {
     /// Whether this or another agent of ours has made it.
-    pub(super) fn is_ours(&self) -> bool {
-        let is_named = self.name.as_ref().is_some_and(|name| name.starts_with(NAME));
+    pub(in crate::datapath) fn is_ours(&self) -> bool {
+        let is_named = self
+            .name
+            .as_ref()
+            .is_some_and(|name| name.starts_with(program::TC_PREFIX));
         is_named && (HANDLES.contains(&self.handle) || (self.priority, self.handle) == OLD_PLACE)
     }
 
@@ -46,7 +48,7 @@ pub(super) fn attach(
 ) -> Result<(), Failure> {
     // A qdisc that is there already is what is needed; without one the next calls fail and say so.
     let _ = qdisc_add_clsact(device);
-    let tc: &mut SchedClassifier = hooks::find(ebpf, name)?;
+    let tc: &mut SchedClassifier = find(ebpf, name)?;
     let present = filters(index, direction)?;
     let own: Vec<&Filter> = present.iter().filter(|filter| filter.is_ours()).collect();
     if let [own] = own[..]
@@ -104,7 +106,7 @@ pub(super) fn detach(index: u32, device: &str, direction: Direction) -> usize {
 }
 
 /// Removes our filters of all devices; returns how many there were.
-pub fn detach_all() -> io::Result<usize> {
+pub(crate) fn detach_all() -> io::Result<usize> {
     let mut count = 0;
     for device in &nix::net::if_::if_nameindex()? {
         for direction in Direction::BOTH {

@@ -1,0 +1,59 @@
+//! Links that agents of other layouts have pinned, until these programs are in their places.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::Failure;
+use super::steps::pinned;
+use crate::datapath::links::{Link, Place};
+use crate::datapath::pins::{self, Pins};
+
+/// Where they are pinned, and where they are attached.
+#[derive(Debug)]
+pub(super) struct Inherited(Vec<(PathBuf, Place)>);
+
+impl Inherited {
+    /// All that there are.
+    pub(super) fn find(pins: &Pins) -> io::Result<Self> {
+        let mut found = Vec::new();
+        for path in pins.other_files()? {
+            if let Ok(link) = Link::open(&path) {
+                found.push((path, link.info()?.place));
+            }
+        }
+        Ok(Self(found))
+    }
+
+    /// Whether none is left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The link at this place: pinned under this path, or by an agent of another layout, whose pin moves there.
+    pub(super) fn link_at(&mut self, path: &Path, place: Place) -> Result<Option<Link>, Failure> {
+        let own = pinned(path)?;
+        if let Some(link) = own
+            && link.info()?.place == place
+        {
+            return Ok(Some(link));
+        }
+        let Some(found) = self.0.iter().position(|(_, other)| *other == place) else {
+            return Ok(None);
+        };
+        let (other, _) = self.0.swap_remove(found);
+        std::fs::rename(other, path)?;
+        pinned(path)
+    }
+
+    /// Detaches those at these places.
+    pub(super) fn let_go(&mut self, is_done: impl Fn(&Place) -> bool) -> io::Result<()> {
+        let (done, others) = std::mem::take(&mut self.0)
+            .into_iter()
+            .partition(|(_, place)| is_done(place));
+        self.0 = others;
+        for (path, _) in done {
+            pins::remove(&path)?;
+        }
+        Ok(())
+    }
+}

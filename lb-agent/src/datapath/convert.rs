@@ -1,0 +1,116 @@
+//! Rows as they stand in the maps, from and to rows as the agent sees them.
+
+use std::net::IpAddr;
+
+use aya::maps::lpm_trie::Key;
+use lb_common::layout::{
+    self, PlainAddress, Port, ServiceName, SourceRange, backend_flags, backend_state, protocol,
+};
+
+use crate::maps::{Backend, BackendState, FrontendKey, Protocol};
+use crate::network::Network;
+
+/// The key of a frontend row. `address` is that of `key`.
+pub(super) fn frontend_row<A>(key: &FrontendKey, address: A) -> layout::FrontendKey<A> {
+    let (port, protocol) = match key {
+        FrontendKey::Port(_, port, protocol) => (*port, protocol.number()),
+        FrontendKey::Wildcard(_) => (0, 0),
+    };
+    layout::FrontendKey {
+        address,
+        port: Port::new(port),
+        protocol,
+        pad: 0,
+    }
+}
+
+/// The key of a row; `None` for a protocol that this agent does not write.
+pub(super) fn frontend_key<A: Into<IpAddr>>(key: layout::FrontendKey<A>) -> Option<FrontendKey> {
+    let address = key.address.into();
+    Some(match key.protocol {
+        0 => FrontendKey::Wildcard(address),
+        protocol::TCP => FrontendKey::Port(address, key.port.get(), Protocol::Tcp),
+        protocol::UDP => FrontendKey::Port(address, key.port.get(), Protocol::Udp),
+        protocol::SCTP => FrontendKey::Port(address, key.port.get(), Protocol::Sctp),
+        _ => return None,
+    })
+}
+
+/// The row of a network in a set. `address` is that of `network`.
+pub(super) fn range_key<A: PlainAddress>(set: u32, network: &Network, address: A) -> Key<SourceRange<A>> {
+    let prefix = SourceRange::<A>::SET_BITS + u32::from(network.prefix());
+    Key::new(
+        prefix,
+        SourceRange {
+            set,
+            network: address,
+        },
+    )
+}
+
+/// The set and the network of a row; `None` if it is none that this agent writes.
+pub(super) fn source_range<A: PlainAddress + Into<IpAddr>>(
+    key: &Key<SourceRange<A>>,
+) -> Option<(u32, Network)> {
+    let SourceRange { set, network } = key.data();
+    let prefix = key.prefix_len().checked_sub(SourceRange::<A>::SET_BITS)?;
+    Some((set, Network::new(network.into(), u8::try_from(prefix).ok()?)?))
+}
+
+/// A name that is too long, which Kubernetes does not let happen, is cut.
+pub(super) fn service_name(name: &str) -> ServiceName {
+    let mut text = [0; ServiceName::LENGTH];
+    for (target, byte) in text.iter_mut().zip(name.bytes()) {
+        *target = byte;
+    }
+    ServiceName { text }
+}
+
+/// What a service id stands for: `NAMESPACE/NAME/PORT/PROTOCOL`.
+pub(super) fn text_of(name: &ServiceName) -> String {
+    let text = name.text.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
+}
+
+/// The row of a backend. `address` is its own.
+pub(super) fn backend_row<A>(backend: &Backend, address: A) -> layout::Backend<A> {
+    layout::Backend {
+        address,
+        port: Port::new(backend.port),
+        state: match backend.state {
+            BackendState::Gone => backend_state::GONE,
+            BackendState::Active => backend_state::ACTIVE,
+            BackendState::Draining => backend_state::DRAINING,
+            BackendState::Absent => backend_state::ABSENT,
+        },
+        flags: [
+            (backend.local, backend_flags::LOCAL),
+            (backend.in_cluster, backend_flags::IN_CLUSTER),
+            (backend.in_local, backend_flags::IN_LOCAL),
+        ]
+        .into_iter()
+        .filter(|(is_set, _)| *is_set)
+        .fold(0, |flags, (_, flag)| flags | flag),
+        generation: backend.generation,
+        service: backend.service,
+    }
+}
+
+/// A row that was written at least once.
+pub(super) fn backend<A: Into<IpAddr>>(row: layout::Backend<A>) -> Option<Backend> {
+    (row.generation != 0).then(|| Backend {
+        address: row.address.into(),
+        port: row.port.get(),
+        state: match row.state {
+            backend_state::ACTIVE => BackendState::Active,
+            backend_state::DRAINING => BackendState::Draining,
+            backend_state::ABSENT => BackendState::Absent,
+            _ => BackendState::Gone,
+        },
+        local: row.flags & backend_flags::LOCAL != 0,
+        in_cluster: row.flags & backend_flags::IN_CLUSTER != 0,
+        in_local: row.flags & backend_flags::IN_LOCAL != 0,
+        generation: row.generation,
+        service: row.service,
+    })
+}

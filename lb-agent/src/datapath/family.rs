@@ -1,0 +1,43 @@
+//! Names of the maps of which each IP version has its own.
+
+use std::net::IpAddr;
+
+use lb_common::layout::{Address4, Address6, PlainAddress, map};
+
+/// An address of the IP version whose maps hold it.
+pub trait MapFamily: PlainAddress + Into<IpAddr> {
+    /// Frontends.
+    const FRONTENDS: &'static str;
+    /// Backends.
+    const BACKENDS: &'static str;
+    /// Flows.
+    const FLOWS: &'static str;
+    /// Translated sockets.
+    const SOCKETS: &'static str;
+    /// Which client goes to which backend.
+    const AFFINITY: &'static str;
+    /// Source ranges.
+    const SOURCE_RANGES: &'static str;
+    /// Ports of datagrams in fragments.
+    const FRAGMENTS: &'static str;
+}
+
+impl MapFamily for Address4 {
+    const FRONTENDS: &'static str = map::FRONTENDS4;
+    const BACKENDS: &'static str = map::BACKENDS4;
+    const FLOWS: &'static str = map::FLOWS4;
+    const SOCKETS: &'static str = map::SOCKETS4;
+    const AFFINITY: &'static str = map::AFFINITY4;
+    const SOURCE_RANGES: &'static str = map::SOURCE_RANGES4;
+    const FRAGMENTS: &'static str = map::FRAGMENTS4;
+}
+
+impl MapFamily for Address6 {
+    const FRONTENDS: &'static str = map::FRONTENDS6;
+    const BACKENDS: &'static str = map::BACKENDS6;
+    const FLOWS: &'static str = map::FLOWS6;
+    const SOCKETS: &'static str = map::SOCKETS6;
+    const AFFINITY: &'static str = map::AFFINITY6;
+    const SOURCE_RANGES: &'static str = map::SOURCE_RANGES6;
+    const FRAGMENTS: &'static str = map::FRAGMENTS6;
+}

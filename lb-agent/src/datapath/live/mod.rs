@@ -1,0 +1,183 @@
+//! The pinned maps row by row, for the commands that show what the programs see and remember.
+
+pub(crate) mod rows;
+
+use std::collections::BTreeMap;
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::path::Path;
+
+use aya::maps::{Array, HashMap, MapData};
+use lb_common::address::Address;
+use lb_common::cidr;
+use lb_common::filter::Position;
+use lb_common::layout::{
+    Address4, Address6, Device, LoadedSettings, Port, Region, ServiceId, ServiceName, Slot, map,
+};
+
+use self::rows::{LiveRows, found};
+use super::batch::BatchArray;
+use super::convert::text_of;
+use super::family::MapFamily;
+use super::pinned::{kernel, open, open_batch, read_all, settings};
+use crate::maps::MapError;
+
+/// The pinned maps.
+pub struct LiveMaps {
+    v4: LiveRows<Address4>,
+    v6: LiveRows<Address6>,
+    slots: BatchArray<Slot>,
+    filter: Array<MapData, u64>,
+    reply_filter: Array<MapData, u64>,
+    service_cidrs: Array<MapData, cidr::Networks>,
+    devices: HashMap<MapData, u32, Device>,
+    names: HashMap<MapData, ServiceId, ServiceName>,
+    settings: LoadedSettings,
+}
+
+/// An address of the IP version whose maps hold it.
+pub trait LiveFamily: MapFamily + Hash + Ord {
+    /// Its maps.
+    fn rows(maps: &LiveMaps) -> &LiveRows<Self>;
+    /// Its maps, to write.
+    fn rows_mut(maps: &mut LiveMaps) -> &mut LiveRows<Self>;
+    /// An address of this IP version.
+    fn of(address: IpAddr) -> Option<Self>;
+    /// The address of this IP version in a device's row.
+    fn of_device(device: &Device) -> Self;
+    /// The node's address of this IP version.
+    fn of_node(settings: &LoadedSettings) -> Self;
+}
+
+impl LiveFamily for Address4 {
+    fn rows(maps: &LiveMaps) -> &LiveRows<Self> {
+        &maps.v4
+    }
+
+    fn rows_mut(maps: &mut LiveMaps) -> &mut LiveRows<Self> {
+        &mut maps.v4
+    }
+
+    fn of(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(address) => Some(address.into()),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    fn of_device(device: &Device) -> Self {
+        device.address4
+    }
+
+    fn of_node(settings: &LoadedSettings) -> Self {
+        settings.node_address4
+    }
+}
+
+impl LiveFamily for Address6 {
+    fn rows(maps: &LiveMaps) -> &LiveRows<Self> {
+        &maps.v6
+    }
+
+    fn rows_mut(maps: &mut LiveMaps) -> &mut LiveRows<Self> {
+        &mut maps.v6
+    }
+
+    fn of(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(address.into()),
+        }
+    }
+
+    fn of_device(device: &Device) -> Self {
+        device.address6
+    }
+
+    fn of_node(settings: &LoadedSettings) -> Self {
+        settings.node_address6
+    }
+}
+
+impl LiveMaps {
+    /// Opens the maps pinned in `directory`.
+    ///
+    /// # Errors
+    /// If a map is missing or of another kind.
+    pub fn open(directory: &Path) -> Result<Self, MapError> {
+        let settings = settings(directory)?;
+        Ok(Self {
+            v4: LiveRows::open(directory)?,
+            v6: LiveRows::open(directory)?,
+            slots: open_batch(directory, map::SLOTS)?,
+            filter: open(directory, map::FILTER)?,
+            reply_filter: open(directory, map::REPLY_FILTER)?,
+            service_cidrs: open(directory, map::SERVICE_CIDRS)?,
+            devices: open(directory, map::DEVICES)?,
+            names: open(directory, map::SERVICE_NAMES)?,
+            settings,
+        })
+    }
+
+    /// The maps of IPv4.
+    pub fn ipv4(&self) -> &LiveRows<Address4> {
+        &self.v4
+    }
+
+    /// The maps of IPv6.
+    pub fn ipv6(&self) -> &LiveRows<Address6> {
+        &self.v6
+    }
+
+    /// What the programs were loaded with.
+    pub(crate) fn settings(&self) -> &LoadedSettings {
+        &self.settings
+    }
+
+    /// What service ids stand for: `NAMESPACE/NAME/PORT/PROTOCOL`.
+    ///
+    /// # Errors
+    /// If the map cannot be read, as with all functions below.
+    pub(crate) fn names(&self) -> Result<BTreeMap<ServiceId, String>, MapError> {
+        let names = read_all(&self.names, map::SERVICE_NAMES)?.into_iter();
+        Ok(names.map(|(service, name)| (service, text_of(&name))).collect())
+    }
+
+    /// The slots of a region.
+    pub(crate) fn slots(&self, region: Region) -> Result<Vec<Slot>, MapError> {
+        let Region { base, length } = region;
+        let failed = |error| kernel(map::SLOTS, format!("read {length} slots from {base} on"), error);
+        self.slots.read(base, length).map_err(failed)
+    }
+
+    /// Whether packets to this address are looked up.
+    pub fn is_in_filter(&self, address: impl Address) -> Result<bool, MapError> {
+        is_set(&self.filter, map::FILTER, Position::of(address))
+    }
+
+    /// Whether packets from this address and port are looked up as replies.
+    pub fn is_in_reply_filter(&self, address: impl Address, port: Port) -> Result<bool, MapError> {
+        is_set(
+            &self.reply_filter,
+            map::REPLY_FILTER,
+            Position::of_replies(address, port),
+        )
+    }
+
+    /// Whether an address may be of a Service CIDR.
+    pub(crate) fn may_be_service(&self, address: impl Address) -> Result<bool, MapError> {
+        let networks = found(self.service_cidrs.get(&0, 0), map::SERVICE_CIDRS)?;
+        Ok(networks.is_some_and(|networks| networks.may_hold(address)))
+    }
+
+    /// What is known of a device.
+    pub(crate) fn device(&self, index: u32) -> Result<Option<Device>, MapError> {
+        found(self.devices.get(&index, 0), map::DEVICES)
+    }
+}
+
+fn is_set(filter: &Array<MapData, u64>, name: &'static str, position: Position) -> Result<bool, MapError> {
+    let Position { word, bit } = position;
+    let failed = |error| kernel(name, format!("read word {word}"), error);
+    Ok(filter.get(&word, 0).map_err(failed)? & bit != 0)
+}

@@ -1,0 +1,299 @@
+//! The kernel's maps as [`Maps`], opened where they are pinned.
+
+mod family;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use aya::maps::{Array, HashMap, MapData};
+use lb_common::cidr;
+use lb_common::layout::{
+    Address4, Address6, BackendId, Frontend, Region, ServiceId, ServiceName, Slot, frontend_flags, map,
+};
+
+use self::family::FamilyMaps;
+use super::batch::BatchArray;
+use super::convert::{backend_row, service_name, text_of};
+use super::counters::Counters;
+use super::devices::all_addresses;
+use super::family::MapFamily as _;
+use super::filter::{Ends, Filter, ReplyFilter};
+use super::pinned::{deleted, kernel, open, open_batch, size, unread};
+use crate::maps::{Backend, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, Protocol, service_cidrs};
+use crate::network::Network;
+
+/// The maps that hold Services.
+pub struct KernelMaps {
+    v4: FamilyMaps<Address4>,
+    v6: FamilyMaps<Address6>,
+    filter: Filter,
+    reply_filter: ReplyFilter,
+    slots: BatchArray<Slot>,
+    service_cidrs: Array<MapData, cidr::Networks>,
+    names: HashMap<MapData, ServiceId, ServiceName>,
+    counters: Counters,
+    capacity: Capacity,
+    changes: u64,
+}
+
+impl KernelMaps {
+    /// Opens the maps pinned in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, MapError> {
+        let slots = open_batch(directory, map::SLOTS)?;
+        let v4 = FamilyMaps::open(directory)?;
+        let v6 = FamilyMaps::open(directory)?;
+        // Of two maps one may be older than the other: an agent may have died while it made them.
+        let smaller = |[first, second]: [&'static str; 2]| {
+            Ok::<_, MapError>(size(directory, first)?.min(size(directory, second)?))
+        };
+        let capacity = Capacity {
+            frontends: smaller([map::FRONTENDS4, map::FRONTENDS6])?,
+            slots: slots.length(),
+            backends: v4.backend_capacity().min(v6.backend_capacity()),
+            services: smaller([map::SERVICE_STATS, map::SERVICE_NAMES])?,
+            source_ranges: smaller([map::SOURCE_RANGES4, map::SOURCE_RANGES6])?,
+        };
+        Ok(Self {
+            v4,
+            v6,
+            filter: Filter::open(directory)?,
+            reply_filter: ReplyFilter::open(directory)?,
+            slots,
+            service_cidrs: open(directory, map::SERVICE_CIDRS)?,
+            names: open(directory, map::SERVICE_NAMES)?,
+            counters: Counters::open(directory)?,
+            capacity,
+            changes: 0,
+        })
+    }
+
+    /// How many rows of frontends and backends were written since the maps were opened.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Clears the filters' bits that nobody needs any more: those of neither a frontend nor a device that packets are sent
+    /// on by nor a backend, nor of a flow, whose packets must learn of the end of their Service and whose replies are
+    /// translated to their end. Sets those that an agent without one of the filters has not set.
+    pub fn renew_filters(&mut self, directory: &Path) -> Result<(), MapError> {
+        let image = self.image()?;
+        let frontends = image.frontends.keys().map(FrontendKey::address);
+        let mut ends = Ends::default();
+        ends.destinations.extend(frontends.filter(has_packets));
+        ends.destinations.extend(all_addresses(directory)?);
+        let backends = image.backends4.values().chain(image.backends6.values());
+        ends.repliers.extend(backends.map(replier));
+        let own = image.frontends.iter();
+        ends.repliers
+            .extend(own.filter_map(|(key, value)| own_port(key, value)));
+        ends.add_flows(directory)?;
+        self.tell_cidrs(service_cidrs(&image.source_ranges))?;
+        self.filter.renew(ends.destinations.into_iter())?;
+        self.reply_filter.renew(ends.repliers.into_iter())
+    }
+
+    fn set_name(&mut self, service: ServiceId, name: &str) -> Result<(), MapError> {
+        self.counters.reset(service)?;
+        self.names
+            .insert(service, service_name(name), 0)
+            .map_err(|error| {
+                kernel(
+                    map::SERVICE_NAMES,
+                    format!("write the name {name} of service {service}"),
+                    error,
+                )
+            })
+    }
+
+    fn delete_name(&mut self, service: ServiceId) -> Result<(), MapError> {
+        deleted(self.names.remove(&service)).map_err(|error| {
+            kernel(
+                map::SERVICE_NAMES,
+                format!("delete the name of service {service}"),
+                error,
+            )
+        })
+    }
+
+    fn set_slots(&mut self, base: u32, slots: &[Slot]) -> Result<(), MapError> {
+        let operation = || format!("write {} slots from {base} on", slots.len());
+        self.slots
+            .write(base, slots)
+            .map_err(|error| kernel(map::SLOTS, operation(), error))
+    }
+
+    fn set_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), MapError> {
+        if has_packets(&key.address()) {
+            self.filter.set(key.address())?;
+        }
+        if let Some(port) = own_port(key, value) {
+            self.reply_filter.set(std::iter::once(port))?;
+        }
+        self.changes += 1;
+        let capacity = self.capacity.frontends;
+        match key.address() {
+            IpAddr::V4(address) => self.v4.set_frontend(key, address.into(), value, capacity),
+            IpAddr::V6(address) => self.v6.set_frontend(key, address.into(), value, capacity),
+        }
+    }
+
+    fn delete_frontend(&mut self, key: &FrontendKey) -> Result<(), MapError> {
+        match key.address() {
+            IpAddr::V4(address) => self.v4.delete_frontend(key, address.into()),
+            IpAddr::V6(address) => self.v6.delete_frontend(key, address.into()),
+        }
+    }
+
+    fn add_source_range(&mut self, set: u32, network: &Network) -> Result<(), MapError> {
+        let capacity = self.capacity.source_ranges;
+        match network.address() {
+            IpAddr::V4(address) => self.v4.add_source_range(set, network, address.into(), capacity),
+            IpAddr::V6(address) => self.v6.add_source_range(set, network, address.into(), capacity),
+        }
+    }
+
+    fn delete_source_range(&mut self, set: u32, network: &Network) -> Result<(), MapError> {
+        match network.address() {
+            IpAddr::V4(address) => self.v4.delete_source_range(set, network, address.into()),
+            IpAddr::V6(address) => self.v6.delete_source_range(set, network, address.into()),
+        }
+    }
+
+    /// Tells the programs which addresses are worth a look whether a Service CIDR holds them. There is room for
+    /// [`cidr::MAX`] of each family; packets to the addresses of others pass.
+    fn tell_cidrs(&mut self, cidrs: impl Iterator<Item = Network>) -> Result<(), MapError> {
+        let mut networks = cidr::Networks::default();
+        for network in cidrs {
+            match network.address() {
+                IpAddr::V4(address) => networks.add(Address4::from(address), network.prefix()),
+                IpAddr::V6(address) => networks.add(Address6::from(address), network.prefix()),
+            };
+        }
+        let failed = |error| kernel(map::SERVICE_CIDRS, "write the networks".to_owned(), error);
+        self.service_cidrs.set(0, networks, 0).map_err(failed)
+    }
+
+    /// A Service CIDR is one once the programs know both where it is and that it is one.
+    fn add_cidr(&mut self, network: &Network) -> Result<(), MapError> {
+        self.add_source_range(cidr::SET, network)?;
+        let cidrs = self.ranges()?;
+        self.tell_cidrs(service_cidrs(&cidrs))
+    }
+
+    fn delete_cidr(&mut self, network: &Network) -> Result<(), MapError> {
+        let mut cidrs = self.ranges()?;
+        cidrs.remove(&(cidr::SET, *network));
+        self.tell_cidrs(service_cidrs(&cidrs))?;
+        self.delete_source_range(cidr::SET, network)
+    }
+
+    /// All rows of the sets of source ranges.
+    fn ranges(&self) -> Result<BTreeSet<(u32, Network)>, MapError> {
+        let mut ranges = self.v4.source_ranges()?;
+        ranges.extend(self.v6.source_ranges()?);
+        Ok(ranges)
+    }
+}
+
+impl Maps for KernelMaps {
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    fn apply(&mut self, operation: &MapOp) -> Result<(), MapError> {
+        match operation {
+            MapOp::SetName { service, name } => self.set_name(*service, name),
+            MapOp::DeleteName { service } => self.delete_name(*service),
+            MapOp::SetBackend { id, backend } => {
+                self.set_backends(&[(*id, *backend)]).map_err(|(_, error)| error)
+            }
+            MapOp::SetSlots { base, slots } => self.set_slots(*base, slots),
+            MapOp::SetFrontend { key, value } => self.set_frontend(key, value),
+            MapOp::AddSourceRange {
+                set: cidr::SET,
+                network,
+            } => self.add_cidr(network),
+            MapOp::DeleteSourceRange {
+                set: cidr::SET,
+                network,
+            } => self.delete_cidr(network),
+            MapOp::AddSourceRange { set, network } => self.add_source_range(*set, network),
+            MapOp::DeleteSourceRange { set, network } => self.delete_source_range(*set, network),
+            MapOp::DeleteFrontend { key } => self.delete_frontend(key),
+        }
+    }
+
+    fn set_backends(&mut self, rows: &[(BackendId, Backend)]) -> Result<(), (usize, MapError)> {
+        let (mut rows4, mut rows6) = (Vec::new(), Vec::new());
+        for (id, backend) in rows {
+            match backend.address {
+                IpAddr::V4(address) => rows4.push((*id, backend_row(backend, address.into()))),
+                IpAddr::V6(address) => rows6.push((*id, backend_row(backend, address.into()))),
+            }
+        }
+        self.reply_filter
+            .set(rows.iter().map(|(_, backend)| replier(backend)))
+            .map_err(|error| (0, error))?;
+        let failed = |map| {
+            move |(written, error)| {
+                let first = rows.first().map_or_else(String::new, |(id, backend)| {
+                    format!("{id} ({}:{})", backend.address, backend.port)
+                });
+                let operation = format!("write {} backends, the first is {first}", rows.len());
+                (written, kernel(map, operation, error))
+            }
+        };
+        self.v4.set_backends(rows4).map_err(failed(Address4::BACKENDS))?;
+        self.v6.set_backends(rows6).map_err(failed(Address6::BACKENDS))?;
+        self.changes += rows.len() as u64;
+        Ok(())
+    }
+
+    fn image(&self) -> Result<MapImage, MapError> {
+        let mut image = MapImage::default();
+        for row in self.names.iter() {
+            let (service, name) = row.map_err(unread(map::SERVICE_NAMES))?;
+            image.names.insert(service, text_of(&name));
+        }
+        image.frontends = self.v4.frontends()?;
+        image.frontends.extend(self.v6.frontends()?);
+        let regions: BTreeSet<Region> = image.frontends.values().flat_map(crate::maps::regions).collect();
+        for Region { base, length } in regions {
+            // A damaged row may name slots that do not exist.
+            let length = length.min(self.slots.length().saturating_sub(base));
+            let operation = || format!("read {length} slots from {base} on");
+            let slots = self
+                .slots
+                .read(base, length)
+                .map_err(|error| kernel(map::SLOTS, operation(), error))?;
+            image.slots.extend((base..).zip(slots));
+        }
+        image.source_ranges = self.ranges()?;
+        image.backends4 = self.v4.backends()?;
+        image.backends6 = self.v6.backends()?;
+        Ok(image)
+    }
+}
+
+/// Where a backend's replies come from.
+fn replier(backend: &Backend) -> SocketAddr {
+    SocketAddr::new(backend.address, backend.port)
+}
+
+/// An address and port of the node that datagrams of its own may leave from: programs look those up as they do replies.
+fn own_port(key: &FrontendKey, value: &Frontend) -> Option<SocketAddr> {
+    match key {
+        FrontendKey::Port(address, port, Protocol::Udp)
+            if value.flags & frontend_flags::NODE_ADDRESS != 0 =>
+        {
+            Some(SocketAddr::new(*address, *port))
+        }
+        _ => None,
+    }
+}
+
+/// Whether programs at devices can see packets to an address: what a node sends to itself they do not.
+fn has_packets(address: &IpAddr) -> bool {
+    !address.is_loopback()
+}

@@ -1,0 +1,108 @@
+//! What is fixed when the programs are loaded.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use lb_common::flow::Lifetimes;
+use lb_common::layout::{LoadedSettings, halves};
+use lb_common::tables::{SourcePorts, TICK_SHIFT};
+
+use crate::datapath::clock;
+use crate::maps::Capacity;
+
+/// What is fixed when the programs are loaded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// The node's primary IPv4 address: replaces the client's in hairpin connections.
+    pub node_address4: Option<Ipv4Addr>,
+    /// The node's primary IPv6 address: replaces the client's in hairpin connections.
+    pub node_address6: Option<Ipv6Addr>,
+    /// The cookie of the node's own network namespace (`SO_NETNS_COOKIE`); 0 if the kernel does not tell: the initial one.
+    pub node_namespace: u64,
+    /// Whether only sockets of that namespace are translated.
+    pub only_node_sockets: bool,
+    /// Whether TCP connections to removed backends go on, instead of being reset.
+    pub keeps_removed: bool,
+    /// Whether packets between Pods of this node go without its stack.
+    pub redirects_locally: bool,
+    /// Source ports that the datapath gives out.
+    pub source_ports: SourcePorts,
+    /// What the hash of outside clients begins with: the same on all nodes.
+    pub hash_seed: u64,
+    /// How long idle flows live, in seconds.
+    pub lifetimes: Lifetimes,
+    /// Sizes of the maps.
+    pub capacity: Capacity,
+    /// Sizes of the maps that packets and sockets fill.
+    pub tables: TableSizes,
+}
+
+/// Sizes of the maps that packets and sockets fill, each for one family. All but that of the flows make room by
+/// forgetting who was not seen for the longest time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TableSizes {
+    /// Entries of flows; a connection takes two.
+    pub flows: u32,
+    /// Rows of translated sockets: one for TCP, three for UDP.
+    pub sockets: u32,
+    /// Clients that stay with a backend.
+    pub affinities: u32,
+    /// Datagrams whose fragments are on their way.
+    pub fragments: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            node_address4: None,
+            node_address6: None,
+            node_namespace: 0,
+            only_node_sockets: false,
+            keeps_removed: false,
+            redirects_locally: false,
+            source_ports: SourcePorts::DEFAULT,
+            hash_seed: 0,
+            lifetimes: Lifetimes::DEFAULT_SECONDS,
+            capacity: DEFAULT_CAPACITY,
+            tables: DEFAULT_TABLES,
+        }
+    }
+}
+
+/// Default sizes of the maps.
+pub const DEFAULT_CAPACITY: Capacity = Capacity {
+    frontends: 65_536,
+    slots: 8_388_608,
+    backends: 262_144,
+    services: 65_536,
+    source_ranges: 65_536,
+};
+/// Default sizes of the maps that packets and sockets fill.
+pub const DEFAULT_TABLES: TableSizes = TableSizes {
+    flows: 262_144,
+    sockets: 65_536,
+    affinities: 65_536,
+    fragments: 8_192,
+};
+
+/// What the programs and the commands are told.
+pub(super) fn loaded_settings(settings: &Settings) -> LoadedSettings {
+    let jiffies_per_second = clock::jiffies_per_second();
+    let namespace = settings.node_namespace;
+    LoadedSettings {
+        lifetimes: settings.lifetimes.to_ticks(tick_rate(jiffies_per_second)),
+        jiffies_per_second,
+        local_ports: settings.source_ports.local,
+        keeps_removed: u32::from(settings.keeps_removed),
+        node_address4: settings.node_address4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
+        node_address6: settings.node_address6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
+        node_namespace: halves(namespace),
+        only_node_sockets: u32::from(settings.only_node_sockets),
+        hash_seed: halves(settings.hash_seed),
+    }
+}
+
+/// Ticks ([`TICK_SHIFT`]) per 1000 seconds.
+fn tick_rate(jiffies_per_second: u32) -> u32 {
+    let rate = (u64::from(jiffies_per_second) * 1000) >> TICK_SHIFT;
+    u32::try_from(rate).unwrap_or(u32::MAX).max(1)
+}

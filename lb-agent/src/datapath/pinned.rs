@@ -1,0 +1,121 @@
+//! Opens and reads the maps where they are pinned, and says what went wrong.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData, MapError as KernelError};
+use aya::sys::SyscallError;
+use lb_common::layout::{LoadedSettings, map};
+use nix::errno::Errno;
+
+use super::batch::BatchArray;
+use crate::maps::MapError;
+
+/// Opens the map of this name that is pinned in `directory`.
+pub(super) fn open<T>(directory: &Path, name: &'static str) -> Result<T, MapError>
+where
+    T: TryFrom<Map, Error = KernelError>,
+{
+    typed(open_any(directory, name)?, name)
+}
+
+/// As [`open`], with the number of entries that the map has room for.
+pub(super) fn open_with_size<T>(directory: &Path, name: &'static str) -> Result<(T, u32), MapError>
+where
+    T: TryFrom<Map, Error = KernelError>,
+{
+    let map = open_any(directory, name)?;
+    let size = max_entries(&map, name)?;
+    Ok((typed(map, name)?, size))
+}
+
+/// As [`open`], for an array that is read and written in bulk.
+pub(super) fn open_batch<T: Pod + Default>(
+    directory: &Path,
+    name: &'static str,
+) -> Result<BatchArray<T>, MapError> {
+    let wrong = || KernelError::InvalidMapType { map_type: 0 };
+    let array = match open_any(directory, name)? {
+        Map::Array(data) => BatchArray::new(data),
+        _ => None,
+    };
+    array.ok_or_else(|| kernel(name, "use it as the array it should be".to_owned(), wrong()))
+}
+
+/// How many entries the map of this name that is pinned in `directory` has room for.
+pub(super) fn size(directory: &Path, name: &'static str) -> Result<u32, MapError> {
+    max_entries(&open_any(directory, name)?, name)
+}
+
+/// What the programs whose maps are pinned in `directory` were loaded with.
+pub(super) fn settings(directory: &Path) -> Result<LoadedSettings, MapError> {
+    let settings: Array<_, LoadedSettings> = open(directory, map::SETTINGS)?;
+    settings
+        .get(&0, 0)
+        .map_err(|error| kernel(map::SETTINGS, "read the settings".to_owned(), error))
+}
+
+/// All rows of a map.
+pub(super) fn read_all<K: Pod + Ord, V: Pod>(
+    rows: &HashMap<MapData, K, V>,
+    name: &'static str,
+) -> Result<BTreeMap<K, V>, MapError> {
+    rows.iter().collect::<Result<_, _>>().map_err(unread(name))
+}
+
+/// What to say of a map whose rows cannot be read.
+pub(super) fn unread(name: &'static str) -> impl Fn(KernelError) -> MapError {
+    move |error| kernel(name, "read all rows".to_owned(), error)
+}
+
+/// What to say of an operation that the kernel refused.
+pub(super) fn kernel(
+    map: &'static str,
+    operation: String,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> MapError {
+    MapError::Kernel {
+        map,
+        operation,
+        source: Box::new(error),
+    }
+}
+
+/// The result of a deletion: what does not exist is deleted.
+pub(super) fn deleted(result: Result<(), KernelError>) -> Result<(), KernelError> {
+    match result {
+        Err(KernelError::KeyNotFound) => Ok(()),
+        Err(KernelError::SyscallError(error)) if is(&error, Errno::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+/// Whether this is why the kernel refused.
+pub(super) fn is(error: &SyscallError, errno: Errno) -> bool {
+    error.io_error.raw_os_error() == Some(errno as i32)
+}
+
+fn open_any(directory: &Path, name: &'static str) -> Result<Map, MapError> {
+    let path = directory.join(name);
+    MapData::from_pin(&path)
+        .and_then(Map::from_map_data)
+        .map_err(|error| kernel(name, format!("open the pinned map {}", path.display()), error))
+}
+
+fn typed<T: TryFrom<Map, Error = KernelError>>(map: Map, name: &'static str) -> Result<T, MapError> {
+    T::try_from(map).map_err(|error| kernel(name, "use it as the kind of map it should be".to_owned(), error))
+}
+
+fn max_entries(map: &Map, name: &'static str) -> Result<u32, MapError> {
+    let failed = |error| kernel(name, "ask for its size".to_owned(), error);
+    let (Map::Array(data)
+    | Map::HashMap(data)
+    | Map::LpmTrie(data)
+    | Map::LruHashMap(data)
+    | Map::PerCpuArray(data)) = map
+    else {
+        return Err(failed(KernelError::InvalidMapType { map_type: 0 }));
+    };
+    Ok(data.info().map_err(failed)?.max_entries())
+}
