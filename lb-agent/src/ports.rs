@@ -3,7 +3,7 @@
 use std::fs;
 use std::ops::RangeInclusive;
 
-use lb_common::tables::{PortRange, SourcePorts};
+use lb_common::settings::{PortRange, SourcePorts};
 
 /// Ports that the kernel gives to sockets, two numbers (Documentation/networking/ip-sysctl.rst).
 const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";

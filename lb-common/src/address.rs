@@ -5,9 +5,7 @@ use core::mem::offset_of;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::checksum::Sum;
-use crate::layout::{Address4, Address6, protocol};
-use crate::packet::Packet;
-use crate::parse::{self, FragmentHeader, Parsed};
+use crate::net::{Address4, Address6, protocol};
 
 /// An address of either IP version.
 pub trait Address: Copy + Eq + Default {
@@ -30,18 +28,6 @@ pub trait Address: Copy + Eq + Default {
 
     /// The words of the address, those of IPv4 followed by zeros.
     fn words(self) -> [u32; 4];
-
-    /// Parses a whole packet with its IP header at `network`, seen at `hook` (see [`crate::layout::hook`]).
-    fn parse(packet: &impl Packet, network: u32, hook: u8) -> Option<Parsed<Self>>;
-
-    /// Parses a fragment with its IP header at `network`.
-    fn parse_fragment(packet: &impl Packet, network: u32) -> Option<FragmentHeader>;
-
-    /// The address at `offset` of a packet.
-    fn read(packet: &impl Packet, offset: u32) -> Option<Self>;
-
-    /// Writes the address at `offset` of a packet, leaving all checksums to the caller.
-    fn write(self, packet: &mut impl Packet, offset: u32) -> Option<()>;
 
     /// Whether it is one of the host's own to itself (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3).
     fn is_loopback(self) -> bool;
@@ -97,26 +83,6 @@ impl Address for Address4 {
     fn prefix(self) -> u64 {
         u64::from(u32::from_be(self.to_word()) >> 8)
     }
-
-    #[inline(always)]
-    fn parse(packet: &impl Packet, network: u32, hook: u8) -> Option<Parsed<Self>> {
-        parse::ipv4(packet, network, hook)
-    }
-
-    #[inline(always)]
-    fn parse_fragment(packet: &impl Packet, network: u32) -> Option<FragmentHeader> {
-        parse::fragment4(packet, network)
-    }
-
-    #[inline(always)]
-    fn read(packet: &impl Packet, offset: u32) -> Option<Self> {
-        Some(Self::from_word(packet.view::<4>(offset)?.u32::<0>()))
-    }
-
-    #[inline(always)]
-    fn write(self, packet: &mut impl Packet, offset: u32) -> Option<()> {
-        packet.write(offset, &[self.to_word()])
-    }
 }
 
 impl Address for Address6 {
@@ -164,31 +130,5 @@ impl Address for Address6 {
     fn prefix(self) -> u64 {
         let [a, b, ..] = self.to_words();
         u64::from(a) << 32 | u64::from(b)
-    }
-
-    #[inline(always)]
-    fn parse(packet: &impl Packet, network: u32, hook: u8) -> Option<Parsed<Self>> {
-        parse::ipv6(packet, network, hook)
-    }
-
-    #[inline(always)]
-    fn parse_fragment(packet: &impl Packet, network: u32) -> Option<FragmentHeader> {
-        parse::fragment6(packet, network)
-    }
-
-    #[inline(always)]
-    fn read(packet: &impl Packet, offset: u32) -> Option<Self> {
-        let view = packet.view::<16>(offset)?;
-        Some(Self::from_words([
-            view.u32::<0>(),
-            view.u32::<4>(),
-            view.u32::<8>(),
-            view.u32::<12>(),
-        ]))
-    }
-
-    #[inline(always)]
-    fn write(self, packet: &mut impl Packet, offset: u32) -> Option<()> {
-        packet.write(offset, &self.to_words())
     }
 }

@@ -8,9 +8,11 @@ use network_types::tcp::TcpHdr;
 
 use crate::address::Address;
 use crate::checksum::Sum;
-use crate::layout::{FlowKey, hook, protocol};
+use crate::layout::{FlowKey, hook};
+use crate::net::protocol;
+use crate::net::tcp_flags;
 use crate::packet::{Headers, Packet, Part};
-use crate::parse::{FRAGMENT_LENGTH, Parsed, TCP_DATA_OFFSET, tcp_flags};
+use crate::parse::{FRAGMENT_LENGTH, Parsed, TCP_DATA_OFFSET};
 use crate::reason::Reason;
 
 /// The sum of the words at these offsets of a view.

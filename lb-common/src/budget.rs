@@ -9,6 +9,7 @@
 //! (`inet_peer_xrlim_allow`, net/ipv4/inetpeer.c).
 
 use crate::address::Address;
+use crate::layout::assert_layout;
 
 /// How many prefixes have buckets of their own; others share one.
 const PREFIXES: u32 = 256;
@@ -79,6 +80,10 @@ pub struct Bucket {
     pub tokens: u32,
 }
 
+assert_layout! {
+    Bucket: 8, align 4;
+}
+
 impl Bucket {
     /// Takes an answer out of the bucket at a time in jiffies, of which a second has `jiffies_per_second`, if there is
     /// one.
@@ -112,7 +117,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::layout::{Address4, Address6};
+    use crate::net::{Address4, Address6};
 
     const LIMITS_OF_PREFIXES: [Limit; 3] = [Limit::Errors, Limit::Connections, Limit::Detours];
 

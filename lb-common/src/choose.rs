@@ -3,9 +3,10 @@
 use crate::address::Address;
 use crate::hash;
 use crate::layout::{
-    Affinity, AffinityKey, BackendId, Frontend, FrontendKey, Port, Region, ServiceId, backend_flags,
-    backend_state, frontend_flags, hook,
+    Affinity, AffinityKey, BackendId, Frontend, FrontendKey, Region, ServiceId, backend_flags, backend_state,
+    frontend_flags, hook,
 };
+use crate::net::Port;
 use crate::reason::Reason;
 use crate::tables::Tables;
 
@@ -83,7 +84,7 @@ const ATTEMPTS: u32 = 4;
 /// A backend of a service's region: that at the position which `hash` names, unless it is just being replaced. 0 if there
 /// is none. A region that was read long ago may be another service's by now.
 ///
-/// Like [`affine`] it returns a number only: of an optional backend LLVM would carry the undefined half around, which
+/// Like [`affinity_backend`] it returns a number only: of an optional backend LLVM would carry the undefined half around, which
 /// the verifier refuses ("R1 !read_ok", Linux 6.18).
 #[inline(never)]
 pub fn choose<A: Address>(
@@ -108,13 +109,13 @@ pub fn choose<A: Address>(
     0
 }
 
-/// What [`affine`] says of a client whose affinity has ended: its next backend is a matter of chance, since the hash of its
+/// What [`affinity_backend`] says of a client whose affinity has ended: its next backend is a matter of chance, since the hash of its
 /// address would mostly name the same one again.
 pub const ENDED: BackendId = BackendId::MAX;
 
 /// The backend that a client stays with, if it may still choose it; 0 if there is none, or [`ENDED`].
 #[inline(never)]
-pub fn affine<A: Address>(
+pub fn affinity_backend<A: Address>(
     tables: &impl Tables<A>,
     key: &AffinityKey<A>,
     frontend: &Frontend,
@@ -147,7 +148,12 @@ pub fn affine<A: Address>(
 
 /// Remembers the backend that a client stays with, or that it has used it again.
 #[inline(never)]
-pub fn stay<A: Address>(tables: &impl Tables<A>, key: &AffinityKey<A>, backend: BackendId, generation: u32) {
+pub fn record_affinity<A: Address>(
+    tables: &impl Tables<A>,
+    key: &AffinityKey<A>,
+    backend: BackendId,
+    generation: u32,
+) {
     let last_used = tables.jiffies();
     tables.insert_affinity(
         key,

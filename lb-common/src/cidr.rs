@@ -6,7 +6,8 @@
 
 use crate::address::Address;
 use crate::choose::{Origin, find_frontend};
-use crate::layout::{Port, protocol};
+use crate::layout::assert_layout;
+use crate::net::{Port, protocol};
 use crate::packet::{Packet, Sender, Verdict};
 use crate::parse::Parsed;
 use crate::reason::Reason;
@@ -25,6 +26,10 @@ pub const MAX: usize = 8;
 pub struct Networks {
     v4: [Network; MAX],
     v6: [Network; MAX],
+}
+
+assert_layout! {
+    Networks: 256, align 8;
 }
 
 /// What the first bits of an address are compared with. A mask of 0 ends the list.
@@ -146,7 +151,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::layout::{Address4, Address6};
+    use crate::net::{Address4, Address6};
 
     fn address4(text: &str) -> Address4 {
         text.parse::<Ipv4Addr>().unwrap().into()

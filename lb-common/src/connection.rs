@@ -2,9 +2,11 @@
 
 use crate::address::Address;
 use crate::flow::{FlowEntry, StateChange};
-use crate::layout::{Flow, FlowKey, backend_state, flow_flags, flow_state, protocol};
+use crate::layout::{Flow, FlowKey, backend_state, flow_flags, flow_state};
+use crate::net::protocol;
+use crate::net::tcp_flags;
 use crate::packet::{Packet, Part};
-use crate::parse::{Parsed, TCP_ACKNOWLEDGEMENT, TCP_SEQUENCE, tcp_flags};
+use crate::parse::{Parsed, TCP_ACKNOWLEDGEMENT, TCP_SEQUENCE};
 use crate::tables::Tables;
 
 /// Whether neither direction of a connection was seen for longer than it lives.

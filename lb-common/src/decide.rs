@@ -9,7 +9,6 @@
 
 use core::mem::MaybeUninit;
 
-use crate::address::Address;
 use crate::choose::Origin;
 use crate::cidr;
 use crate::egress::egress;
@@ -18,13 +17,13 @@ use crate::icmp::icmp;
 use crate::ingress::ingress;
 use crate::layout::hook;
 use crate::packet::{Packet, Verdict};
-use crate::parse::Parsed;
+use crate::parse::{IpHeader, Parsed};
 use crate::reason::Reason;
 use crate::tables::Tables;
 
 /// Decides about a packet that enters the stack, and rewrites it. Its IP header is at `network`.
 #[inline(always)]
-pub fn enter<A: Address>(
+pub fn enter<A: IpHeader>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
     network: u32,
@@ -39,7 +38,7 @@ pub fn enter<A: Address>(
 /// Decides about a packet that leaves the stack to whom `destination` says, and rewrites it. Its IP header is at
 /// `network`.
 #[inline(always)]
-pub fn leave<A: Address>(
+pub fn leave<A: IpHeader>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
     network: u32,
@@ -52,7 +51,7 @@ pub fn leave<A: Address>(
 }
 
 #[inline(never)]
-fn enter_transport<A: Address>(
+fn enter_transport<A: IpHeader>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
     network: u32,
@@ -65,7 +64,7 @@ fn enter_transport<A: Address>(
 }
 
 #[inline(never)]
-fn leave_transport<A: Address>(
+fn leave_transport<A: IpHeader>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
     network: u32,
@@ -82,7 +81,7 @@ fn leave_transport<A: Address>(
 ///
 /// Both end up at the same place, so that the verifier walks through what follows once.
 #[inline(always)]
-fn parsed<A: Address, P: Packet>(
+fn parsed<A: IpHeader, P: Packet>(
     packet: &mut P,
     tables: &impl Tables<A>,
     network: u32,
@@ -108,7 +107,7 @@ fn parsed<A: Address, P: Packet>(
 }
 
 #[inline(never)]
-fn detour<A: Address>(packet: &mut impl Packet, tables: &impl Tables<A>) -> Verdict {
+fn detour<A: IpHeader>(packet: &mut impl Packet, tables: &impl Tables<A>) -> Verdict {
     packet.detour().unwrap_or_else(|| {
         tables.count_reason(Reason::UnknownFragment);
         Verdict::Drop
@@ -117,7 +116,7 @@ fn detour<A: Address>(packet: &mut impl Packet, tables: &impl Tables<A>) -> Verd
 
 /// Decides about a fragment whose ports nobody knows.
 #[inline(never)]
-fn unknown<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, network: u32) -> Verdict {
+fn unknown<A: IpHeader>(packet: &impl Packet, tables: &impl Tables<A>, network: u32) -> Verdict {
     match A::read(packet, network + A::DESTINATION_OFFSET) {
         Some(destination) => cidr::pass_or_drop(packet, tables, destination),
         None => Verdict::Pass,
@@ -125,7 +124,7 @@ fn unknown<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, network: u
 }
 
 #[inline(never)]
-fn enter_icmp<A: Address>(
+fn enter_icmp<A: IpHeader>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
     network: u32,
@@ -135,7 +134,7 @@ fn enter_icmp<A: Address>(
 }
 
 #[inline(never)]
-fn leave_icmp<A: Address>(
+fn leave_icmp<A: IpHeader>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
     network: u32,

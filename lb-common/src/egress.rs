@@ -5,7 +5,8 @@ use crate::address::Address;
 use crate::choose::Origin;
 use crate::cidr;
 use crate::connection::{is_idle, is_reply_to_flow, record_clash, record_packet};
-use crate::layout::{Flow, FlowKey, FrontendKey, flow_flags, flow_state, frontend_flags, hook, protocol};
+use crate::layout::{Flow, FlowKey, FrontendKey, flow_flags, flow_state, frontend_flags, hook};
+use crate::net::protocol;
 use crate::packet::{Packet, Verdict};
 use crate::parse::Parsed;
 use crate::reason::Reason;
@@ -76,7 +77,7 @@ fn note_own<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, destination: 
         protocol: key.protocol,
         pad: 0,
     };
-    let is_own = tables.concerns(key.source)
+    let is_own = tables.may_be_destination(key.source)
         && tables
             .frontend(&frontend)
             .is_some_and(|row| row.flags & frontend_flags::NODE_ADDRESS != 0);

@@ -6,7 +6,7 @@
 //! over.
 
 use crate::address::Address;
-use crate::layout::Port;
+use crate::net::Port;
 
 /// Words of the filter of destinations: 2^18 bits in 32 KiB, so that 10,000 addresses fill 4 % of it.
 pub const WORDS: u32 = 1 << (POSITION_BITS - WORD_BITS);
@@ -73,7 +73,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::layout::{Address4, Address6};
+    use crate::net::{Address4, Address6};
 
     #[test]
     fn addresses_that_follow_each_other_have_bits_of_their_own() {

@@ -8,8 +8,9 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use crate::checksum::Sum;
-use crate::layout::{Flow, FlowKey, flow_flags, flow_state, hook, protocol};
-use crate::parse::tcp_flags;
+use crate::layout::{Flow, FlowKey, flow_flags, flow_state, hook};
+use crate::net::tcp_flags;
+use crate::settings::is_closed;
 
 /// An entry of the flow table, in place.
 ///
@@ -84,124 +85,6 @@ impl StateChange {
     pub const fn is_empty(self) -> bool {
         self.added | self.removed == 0
     }
-}
-
-/// How long idle flows live, in ticks (or in seconds, before they are given to the programs).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
-pub struct Lifetimes {
-    /// TCP, established.
-    pub tcp_established: u32,
-    /// TCP, not yet established.
-    pub tcp_opening: u32,
-    /// TCP, closed by one side.
-    pub tcp_half_closed: u32,
-    /// TCP, closed by both sides.
-    pub tcp_closing: u32,
-    /// TCP, reset.
-    pub tcp_reset: u32,
-    /// UDP, answered.
-    pub udp_answered: u32,
-    /// UDP, not yet answered.
-    pub udp_unanswered: u32,
-}
-
-impl Lifetimes {
-    /// The defaults of Linux conntrack in seconds (sysctls `net.netfilter.nf_conntrack_*_timeout*`), but for a shorter
-    /// established time and longer times of UDP (conntrack: 120 and 30). Half-closed connections live as long as kube-proxy
-    /// lets them (its option `--conntrack-tcp-timeout-close-wait`), and closed ones as long as conntrack's longest closing
-    /// state (TIME_WAIT).
-    pub const DEFAULT_SECONDS: Self = Self {
-        tcp_established: (2 * 60 + 13) * 60,
-        tcp_opening: 60,
-        tcp_half_closed: 60 * 60,
-        tcp_closing: 120,
-        tcp_reset: 10,
-        udp_answered: 180,
-        udp_unanswered: 60,
-    };
-
-    /// How long a flow in a state (bits of [`flow_state`]) lives.
-    #[inline(always)]
-    pub const fn of(&self, protocol: u8, state: u8) -> u32 {
-        const FIN: u8 = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
-        const fn is(state: u8, bits: u8) -> bool {
-            state & bits != 0
-        }
-        match protocol {
-            protocol::TCP | protocol::SCTP if is(state, flow_state::RESET) => self.tcp_reset,
-            protocol::TCP | protocol::SCTP if is_closed(state) => self.tcp_closing,
-            protocol::TCP | protocol::SCTP if !is(state, flow_state::CONFIRMED) => self.tcp_opening,
-            protocol::TCP | protocol::SCTP if is(state, FIN) => self.tcp_half_closed,
-            protocol::TCP | protocol::SCTP => self.tcp_established,
-            _ if is(state, flow_state::ANSWERED) => self.udp_answered,
-            _ => self.udp_unanswered,
-        }
-    }
-
-    /// Those of all protocols and states, each where [`row`] says.
-    #[must_use]
-    pub const fn rows(&self) -> [u32; ROWS] {
-        let mut rows = [0; ROWS];
-        let mut state = 0;
-        while state < flow_state::COUNT {
-            rows[row(protocol::TCP, state)] = self.of(protocol::TCP, state);
-            rows[row(protocol::UDP, state)] = self.of(protocol::UDP, state);
-            state += 1;
-        }
-        rows
-    }
-
-    /// From seconds to ticks of this rate.
-    #[must_use]
-    pub const fn to_ticks(self, ticks_per_1000_seconds: u32) -> Self {
-        const fn ticks(seconds: u32, rate: u32) -> u32 {
-            (seconds as u64 * rate as u64).div_ceil(1000) as u32
-        }
-        let rate = ticks_per_1000_seconds;
-        Self {
-            tcp_established: ticks(self.tcp_established, rate),
-            tcp_opening: ticks(self.tcp_opening, rate),
-            tcp_half_closed: ticks(self.tcp_half_closed, rate),
-            tcp_closing: ticks(self.tcp_closing, rate),
-            tcp_reset: ticks(self.tcp_reset, rate),
-            udp_answered: ticks(self.udp_answered, rate),
-            udp_unanswered: ticks(self.udp_unanswered, rate),
-        }
-    }
-}
-
-/// How many rows [`Lifetimes::rows`] has.
-pub const ROWS: usize = 2 * flow_state::COUNT as usize;
-
-/// Where the lifetime of a protocol's flows in a state stands in [`Lifetimes::rows`].
-///
-/// Programs look there instead of asking one question after the other: the verifier walks through each answer.
-#[inline(always)]
-pub const fn row(protocol: u8, state: u8) -> usize {
-    // What tells UDP's number from the others.
-    const ODD: u8 = 1;
-    const { assert!(protocol::UDP & ODD != 0 && (protocol::TCP | protocol::SCTP) & ODD == 0) };
-    (state % flow_state::COUNT) as usize | ((protocol & ODD) * flow_state::COUNT) as usize
-}
-
-/// Whether a flow in this state has ended.
-#[inline(always)]
-const fn is_closed(state: u8) -> bool {
-    /// A bit for each state: one question instead of two.
-    const CLOSED: u64 = {
-        const FIN_BOTH: u8 = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
-        let mut closed = 0;
-        let mut state = 0;
-        while state < flow_state::COUNT {
-            if state & flow_state::RESET != 0 || state & FIN_BOTH == FIN_BOTH {
-                closed |= 1 << state;
-            }
-            state += 1;
-        }
-        closed
-    };
-    (CLOSED >> (state % flow_state::COUNT)) & 1 != 0
 }
 
 impl<A: Copy + Eq> Flow<A> {
@@ -332,9 +215,11 @@ impl<A: Copy + Eq> Flow<A> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Lifetimes, StateChange, row};
-    use crate::layout::{Address4, Flow, Port, flow_flags, flow_state, hook, protocol};
-    use crate::parse::tcp_flags;
+    use super::StateChange;
+    use crate::layout::{Flow, flow_flags, flow_state, hook};
+    use crate::net::tcp_flags;
+    use crate::net::{Address4, Port, protocol};
+    use crate::settings::{Lifetimes, lifetime_row};
     use proptest::prelude::*;
 
     const LIFETIMES: Lifetimes = Lifetimes {
@@ -414,7 +299,7 @@ mod tests {
             (protocol::SCTP, OPEN, 50),
         ] {
             let of = |protocol, state| LIFETIMES.of(protocol, state);
-            assert_eq!(LIFETIMES.rows()[row(protocol, state)], lifetime);
+            assert_eq!(LIFETIMES.rows()[lifetime_row(protocol, state)], lifetime);
             // The clock wraps.
             for seen in [0, 1000, u32::MAX - 5] {
                 let flow = Flow {

@@ -9,7 +9,8 @@ use network_types::udp::UdpHdr;
 
 use crate::address::Address;
 use crate::checksum::Sum;
-use crate::layout::{Flow, protocol};
+use crate::layout::Flow;
+use crate::net::protocol;
 use crate::packet::{Headers, Hop, Packet, Route, Verdict};
 use crate::parse::{Parsed, TCP_DATA_OFFSET};
 use crate::reason::Reason;
@@ -17,7 +18,7 @@ use crate::step::Step;
 
 /// What becomes of a packet that is to be sent on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
+pub enum ForwardDecision {
     /// This hook sends it.
     Send,
     /// It stays as it is: the next hook sends it.
@@ -26,25 +27,25 @@ pub enum Way {
     Stop(Reason),
 }
 
-/// Looks for the way of a packet with an IP header at `network`, whose addresses `flow` says. Nothing is changed yet.
+/// Decides how a packet is sent on, with an IP header at `network`, whose addresses `flow` says. Nothing is changed yet.
 #[inline(always)]
-pub fn way<A: Address>(
+pub fn decide<A: Address>(
     packet: &impl Packet,
     network: u32,
     length: u32,
     flow: &Flow<A>,
     hop: &mut Hop,
-) -> Way {
+) -> ForwardDecision {
     match hop_limit::<A>(packet, network) {
-        None => return Way::Leave,
-        Some(0 | 1) => return Way::Stop(Reason::HopLimit),
+        None => return ForwardDecision::Leave,
+        Some(0 | 1) => return ForwardDecision::Stop(Reason::HopLimit),
         Some(_) => {}
     }
     match packet.route(flow.source, flow.destination, length, hop) {
-        route @ (Route::Ready | Route::Unresolved) if packet.can_send(route, hop) => Way::Send,
-        Route::Ready | Route::Unresolved => Way::Leave,
-        Route::TooBig => Way::Stop(Reason::TooBig),
-        Route::Local | Route::None => Way::Stop(Reason::NoRoute),
+        route @ (Route::Ready | Route::Unresolved) if packet.can_send(route, hop) => ForwardDecision::Send,
+        Route::Ready | Route::Unresolved => ForwardDecision::Leave,
+        Route::TooBig => ForwardDecision::Stop(Reason::TooBig),
+        Route::Local | Route::None => ForwardDecision::Stop(Reason::NoRoute),
     }
 }
 
@@ -61,10 +62,10 @@ pub(crate) fn send_on<A: Address>(
     let network = parsed.headers.network;
     let mut hop = Hop::default();
     let length = sent_length(packet, parsed);
-    match way(packet, network, length, flow, &mut hop) {
-        Way::Send => {}
-        Way::Leave => return Step::Leave,
-        Way::Stop(reason) => {
+    match decide(packet, network, length, flow, &mut hop) {
+        ForwardDecision::Send => {}
+        ForwardDecision::Leave => return Step::Leave,
+        ForwardDecision::Stop(reason) => {
             *mtu = hop.mtu;
             return Step::Stop(reason);
         }
@@ -198,7 +199,7 @@ mod tests {
     use super::decrement_hop_limit;
     use crate::checksum::Sum;
     use crate::host::Bytes;
-    use crate::layout::{Address4, Address6};
+    use crate::net::{Address4, Address6};
     use proptest::prelude::*;
 
     fn sum(bytes: &[u8]) -> u16 {

@@ -7,13 +7,14 @@
 
 use core::mem::MaybeUninit;
 
-use crate::address::Address;
 use crate::choose::find_frontend;
-use crate::layout::{FlowKey, Fragment, FragmentKey, Port, fragment_state, frontend_flags, hook, protocol};
+use crate::layout::{FlowKey, Fragment, FragmentKey, fragment_state, frontend_flags, hook};
+use crate::net::{Port, protocol};
 use crate::packet::{Headers, Packet, Part, Reassembly};
-use crate::parse::{self, Parsed};
+use crate::parse::{self, FragmentHeader, IpHeader, Parsed};
 use crate::reason::Reason;
-use crate::tables::{TICK_SHIFT, Tables};
+use crate::settings::TICK_SHIFT;
+use crate::tables::Tables;
 
 /// Seconds that the first fragment waits for the others, as in the kernel's own reassembly (`IP_FRAG_TIME`,
 /// include/net/ip.h, Linux 6.18).
@@ -42,7 +43,7 @@ pub(crate) enum Kind {
 /// Parses a fragment with its IP header at `network` that is seen at `hook`. With [`Kind::Parsed`], `parsed` is written:
 /// the ports are the fragment's own if it is the first, and are remembered; else they are those of the first.
 #[inline(never)]
-pub(crate) fn parse<A: Address>(
+pub(crate) fn parse<A: IpHeader>(
     packet: &impl Packet,
     tables: &impl Tables<A>,
     network: u32,
@@ -59,7 +60,7 @@ pub(crate) fn parse<A: Address>(
     let Some(destination) = A::read(packet, network + A::DESTINATION_OFFSET) else {
         return Kind::Foreign;
     };
-    if hook != hook::EGRESS && !(concerns(tables, destination) && packet.is_for_node(network)) {
+    if hook != hook::EGRESS && !(may_be_destination(tables, destination) && packet.is_for_node(network)) {
         return Kind::Foreign;
     }
     let key = FragmentKey {
@@ -105,36 +106,63 @@ pub(crate) fn parse<A: Address>(
         }
     }
     if header.part == Part::Later {
-        if way == Reassembly::Here
-            && matches!(known.state, fragment_state::UNKNOWN | fragment_state::DETOURED)
-            && has_ports(header.protocol)
-        {
-            if !tables.may_detour(source) {
-                known.state = fragment_state::UNKNOWN;
-            } else if known.state == fragment_state::UNKNOWN {
-                detour(tables, &key, &mut known);
-            }
-        }
-        return match known.state {
-            fragment_state::PORTS => {
-                parsed.key.source_port = known.source_port;
-                parsed.key.destination_port = known.destination_port;
-                Kind::Parsed
-            }
-            fragment_state::DETOURED => Kind::Detour,
-            fragment_state::UNKNOWN if way == Reassembly::Next => Kind::Foreign,
-            _ if hook != hook::EGRESS && is_vip(tables, destination) => {
-                tables.count_reason(Reason::UnknownFragment);
-                Kind::Lost
-            }
-            _ => Kind::Unknown,
-        };
+        later(tables, &key, way, &mut known, parsed)
+    } else {
+        first(packet, tables, &key, way, &header, &mut known, parsed)
     }
+}
+
+/// A fragment without ports.
+#[inline(always)]
+fn later<A: IpHeader>(
+    tables: &impl Tables<A>,
+    key: &FragmentKey<A>,
+    way: Reassembly,
+    known: &mut Fragment,
+    parsed: &mut Parsed<A>,
+) -> Kind {
+    if way == Reassembly::Here
+        && matches!(known.state, fragment_state::UNKNOWN | fragment_state::DETOURED)
+        && has_ports(key.protocol)
+    {
+        if !tables.may_detour(key.source) {
+            known.state = fragment_state::UNKNOWN;
+        } else if known.state == fragment_state::UNKNOWN {
+            detour(tables, key, known);
+        }
+    }
+    match known.state {
+        fragment_state::PORTS => {
+            parsed.key.source_port = known.source_port;
+            parsed.key.destination_port = known.destination_port;
+            Kind::Parsed
+        }
+        fragment_state::DETOURED => Kind::Detour,
+        fragment_state::UNKNOWN if way == Reassembly::Next => Kind::Foreign,
+        _ if key.hook != hook::EGRESS && is_vip(tables, key.destination) => {
+            tables.count_reason(Reason::UnknownFragment);
+            Kind::Lost
+        }
+        _ => Kind::Unknown,
+    }
+}
+
+/// The fragment with the ports.
+#[inline(always)]
+fn first<A: IpHeader>(
+    packet: &impl Packet,
+    tables: &impl Tables<A>,
+    key: &FragmentKey<A>,
+    way: Reassembly,
+    header: &FragmentHeader,
+    known: &mut Fragment,
+    parsed: &mut Parsed<A>,
+) -> Kind {
     if known.state == fragment_state::DETOURED {
         return Kind::Detour;
     }
     let is_new = known.state == fragment_state::UNKNOWN && way != Reassembly::None;
-    known = Fragment {
+    *known = Fragment {
         seen: tables.now(),
         state: fragment_state::FOREIGN,
         ..Fragment::default()
@@ -142,7 +170,7 @@ pub(crate) fn parse<A: Address>(
     let Some(transport) = parse::transport(packet, header.content, header.protocol, header.room) else {
         if way != Reassembly::None && has_ports(header.protocol) {
             // Those that follow go its way, not to the reassembly, where they would wait for it.
-            tables.insert_fragment(&key, &known);
+            tables.insert_fragment(key, known);
         }
         return Kind::Foreign;
     };
@@ -151,28 +179,28 @@ pub(crate) fn parse<A: Address>(
     parsed.key.destination_port = destination_port;
     parsed.headers.tcp_flags = transport.tcp_flags;
     // Much leaves in fragments that is not ours; what enters was asked for by its destination.
-    if hook == hook::EGRESS && tables.flow(&parsed.key).is_none() {
+    if key.hook == hook::EGRESS && tables.flow(&parsed.key).is_none() {
         return Kind::Unknown;
     }
     known.source_port = source_port;
     known.destination_port = destination_port;
     known.state = fragment_state::PORTS;
     if !is_new {
-        tables.insert_fragment(&key, &known);
+        tables.insert_fragment(key, known);
         return Kind::Parsed;
     }
     // A later one on another CPU may have been faster.
-    match first(tables, &key, &known) {
+    match claim(tables, key, known) {
         true => Kind::Parsed,
         false if way == Reassembly::Here => Kind::Detour,
         false => Kind::Foreign,
     }
 }
 
-/// [`Tables::concerns`] out of line, for the sake of the stack.
+/// [`Tables::may_be_destination`] out of line, for the sake of the stack.
 #[inline(never)]
-fn concerns<A: Address>(tables: &impl Tables<A>, destination: A) -> bool {
-    tables.concerns(destination)
+fn may_be_destination<A: IpHeader>(tables: &impl Tables<A>, destination: A) -> bool {
+    tables.may_be_destination(destination)
 }
 
 /// Whether a transport protocol is one of those whose ports are known.
@@ -183,7 +211,7 @@ fn has_ports(protocol: u8) -> bool {
 
 /// Finds what is known of a datagram, if that is young enough: identifications are used again.
 #[inline(always)]
-fn look_up<A: Address>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &mut Fragment) -> bool {
+fn look_up<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &mut Fragment) -> bool {
     let Some(found) = tables.fragment(key) else {
         return false;
     };
@@ -202,7 +230,7 @@ fn look_up<A: Address>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &mu
 
 /// Remembers that a datagram makes the detour. If a fragment on another CPU was faster, `known` is what it has written.
 #[inline(never)]
-fn detour<A: Address>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &mut Fragment) {
+fn detour<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &mut Fragment) {
     *known = Fragment {
         seen: tables.now(),
         state: fragment_state::DETOURED,
@@ -216,7 +244,7 @@ fn detour<A: Address>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &mut
 
 /// Remembers the ports of a first fragment. `false` if a later one on another CPU was faster and makes the detour.
 #[inline(never)]
-fn first<A: Address>(tables: &impl Tables<A>, key: &FragmentKey<A>, ports: &Fragment) -> bool {
+fn claim<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, ports: &Fragment) -> bool {
     if tables.add_fragment(key, ports) {
         return true;
     }
@@ -231,7 +259,7 @@ fn first<A: Address>(tables: &impl Tables<A>, key: &FragmentKey<A>, ports: &Frag
 
 /// Whether an address has a wildcard row.
 #[inline(always)]
-fn is_vip<A: Address>(tables: &impl Tables<A>, address: A) -> bool {
+fn is_vip<A: IpHeader>(tables: &impl Tables<A>, address: A) -> bool {
     find_frontend(tables, address, Port::default(), 0)
         .is_some_and(|row| row.flags & frontend_flags::WILDCARD != 0)
 }
@@ -240,7 +268,7 @@ fn is_vip<A: Address>(tables: &impl Tables<A>, address: A) -> bool {
 mod tests {
     use super::*;
     use crate::host::HostTables;
-    use crate::layout::Address4;
+    use crate::net::Address4;
 
     const KEY: FragmentKey<Address4> = FragmentKey {
         source: Address4::from_bytes([192, 0, 2, 1]),
@@ -270,14 +298,14 @@ mod tests {
         let mut later = Fragment::default();
         detour(&tables, &KEY, &mut later);
         assert_eq!(later.state, fragment_state::DETOURED);
-        assert!(!first(&tables, &KEY, &ports(&tables)));
+        assert!(!claim(&tables, &KEY, &ports(&tables)));
         assert_eq!(known(&tables), later);
     }
 
     #[test]
     fn a_later_fragment_has_the_ports_of_a_first_one_that_was_faster() {
         let tables = HostTables::default();
-        assert!(first(&tables, &KEY, &ports(&tables)));
+        assert!(claim(&tables, &KEY, &ports(&tables)));
         let mut later = Fragment::default();
         detour(&tables, &KEY, &mut later);
         assert_eq!(later, ports(&tables));
@@ -290,7 +318,7 @@ mod tests {
         let mut later = Fragment::default();
         detour(&tables, &KEY, &mut later);
         tables.now.set(tables.now.get() + DETOUR_SECONDS + 1);
-        assert!(first(&tables, &KEY, &ports(&tables)));
+        assert!(claim(&tables, &KEY, &ports(&tables)));
         assert_eq!(known(&tables), ports(&tables));
         tables.now.set(tables.now.get() + LIFETIME_SECONDS + 1);
         detour(&tables, &KEY, &mut later);

@@ -65,7 +65,8 @@ pub fn next(hash: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::{next, of_client, of_connection};
-    use crate::layout::{Address4, Address6, FlowKey, Port, hook, protocol};
+    use crate::layout::{FlowKey, hook};
+    use crate::net::{Address4, Address6, Port, protocol};
     use core::net::Ipv4Addr;
 
     const SEED: u64 = 0x0123_4567_89ab_cdef;

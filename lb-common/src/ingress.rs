@@ -13,10 +13,12 @@ use crate::connection::{
     backend_lives, forget, has_peer, is_idle, is_reply_to_flow, record_packet, tcp_word,
 };
 use crate::forward::{hand_over, send_on};
-use crate::layout::{Flow, FlowKey, flow_flags, flow_state, hook, protocol};
+use crate::layout::{Flow, FlowKey, flow_flags, flow_state, hook};
+use crate::net::protocol;
+use crate::net::tcp_flags;
 use crate::open::open;
 use crate::packet::{Packet, Part, Verdict};
-use crate::parse::{Parsed, TCP_SEQUENCE, tcp_flags};
+use crate::parse::{Parsed, TCP_SEQUENCE};
 use crate::reason::Reason;
 use crate::step::Step;
 use crate::tables::Tables;
@@ -30,8 +32,9 @@ pub(crate) fn ingress<A: Address>(
     parsed: &mut Parsed<A>,
     origin: Origin,
 ) -> Verdict {
-    let concerns = tables.concerns(parsed.key.destination) && packet.is_for_node(parsed.headers.network);
-    if !concerns {
+    let is_candidate =
+        tables.may_be_destination(parsed.key.destination) && packet.is_for_node(parsed.headers.network);
+    if !is_candidate {
         // What a Pod answers would be looked for where it leaves the stack.
         let may_hand_over = origin == Origin::Inside
             && tables.redirects_locally()
@@ -44,7 +47,7 @@ pub(crate) fn ingress<A: Address>(
     // Zeroing it would cost more than the lookup of a flow: it becomes a call of memset, which counts bytes.
     let mut slot = Slot::new();
     let mut step = remembered(packet, tables, parsed, slot.get());
-    if step == Step::Open && concerns {
+    if step == Step::Open && is_candidate {
         slot.clear();
         step = open(packet, tables, parsed, origin, slot.get());
         if step == Step::Translate {
@@ -263,15 +266,18 @@ mod tests {
     use crate::address::Address;
     use crate::choose::{Origin, region};
     use crate::egress::egress;
-    use crate::host::{Bytes, HOP, HostTables, Way, only_ports};
+    use crate::host::{Bytes, HOP, HostRoute, HostTables, only_ports};
     use crate::layout::{
-        Address4, Backend, FlowKey, Frontend, FrontendKey, Port, Region, Slot, backend_flags, backend_state,
-        frontend_flags, hook, protocol,
+        Backend, FlowKey, Frontend, FrontendKey, Region, Slot, backend_flags, backend_state, frontend_flags,
+        hook,
     };
+    use crate::net::tcp_flags;
+    use crate::net::{Address4, Port, protocol};
     use crate::packet::{Hop, Route, Verdict};
-    use crate::parse::{self, tcp_flags};
+    use crate::parse::{self};
     use crate::reason::Reason;
-    use crate::tables::{TICK_SHIFT, Tables as _};
+    use crate::settings::TICK_SHIFT;
+    use crate::tables::Tables as _;
     use proptest::prelude::*;
 
     type End = (Address4, Port);
@@ -517,8 +523,8 @@ mod tests {
 
     #[test]
     fn the_stack_gets_what_it_must_answer_or_ask_for() {
-        fn way(route: Route, mtu: u32) -> Way {
-            Way {
+        fn route_to(route: Route, mtu: u32) -> HostRoute {
+            HostRoute {
                 destination: end(11, 0).0.words(),
                 route,
                 hop: Hop { mtu, ..HOP },
@@ -533,9 +539,11 @@ mod tests {
                 tables.backends.values_mut().for_each(|backend| backend.flags = 0);
             }),
             ("unknown neighbour", |_, packet| {
-                packet.ways.push(way(Route::Unresolved, 0));
+                packet.routes.push(route_to(Route::Unresolved, 0));
             }),
-            ("too big", |_, packet| packet.ways.push(way(Route::Ready, 39))),
+            ("too big", |_, packet| {
+                packet.routes.push(route_to(Route::Ready, 39))
+            }),
         ];
         for (what, change) in changes {
             let (mut tables, mut request) = local();

@@ -36,10 +36,14 @@ pub mod host;
 mod icmp;
 pub mod ingress;
 pub mod layout;
+pub mod net;
 mod open;
 pub mod packet;
 pub mod parse;
+#[cfg(feature = "aya")]
+pub mod pod;
 pub mod reason;
+pub mod settings;
 pub mod socket;
 mod source_port;
 mod step;

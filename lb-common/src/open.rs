@@ -8,15 +8,17 @@ use core::mem::MaybeUninit;
 
 use crate::address::Address;
 use crate::checksum::Sum;
-use crate::choose::{ENDED, Origin, affine, choose, find_frontend, region, stay};
+use crate::choose::{ENDED, Origin, affinity_backend, choose, find_frontend, record_affinity, region};
 use crate::cidr;
 use crate::connection::tcp_word;
 use crate::hash;
 use crate::layout::{
-    AffinityKey, Flow, FlowKey, Frontend, ServiceId, backend_flags, flow_flags, frontend_flags, protocol,
+    AffinityKey, Backend, Flow, FlowKey, Frontend, ServiceId, backend_flags, flow_flags, frontend_flags,
 };
+use crate::net::protocol;
+use crate::net::tcp_flags;
 use crate::packet::{Hop, Packet, Route, Sender};
-use crate::parse::{Parsed, TCP_SEQUENCE, tcp_flags};
+use crate::parse::{Parsed, TCP_SEQUENCE};
 use crate::reason::Reason;
 use crate::source_port::{find_port, free_for};
 use crate::step::Step;
@@ -76,7 +78,7 @@ fn affinity_key<A: Address>(client: A, service: ServiceId) -> AffinityKey<A> {
 #[inline(never)]
 fn keep_backend<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) {
     let key = affinity_key(key.source, flow.service);
-    stay(tables, &key, flow.backend, flow.generation);
+    record_affinity(tables, &key, flow.backend, flow.generation);
 }
 
 /// Chooses a backend; the source stays. [`Step::TranslateAffine`] where the client stays with it.
@@ -119,7 +121,7 @@ fn select<A: Address>(
     let mut id = 0;
     let mut hash = if frontend.affinity_seconds != 0 {
         let affinity = affinity_key(key.source, frontend.service);
-        id = affine(tables, &affinity, &frontend, origin);
+        id = affinity_backend(tables, &affinity, &frontend, origin);
         hash::of_client(tables.hash_seed(), key.source)
     } else if origin == Origin::Outside {
         hash::of_connection(tables.hash_seed(), key)
@@ -137,18 +139,7 @@ fn select<A: Address>(
     let Some(backend) = backend.filter(|backend| backend.service == frontend.service) else {
         return Step::Stop(Reason::StaleSlots);
     };
-    let mut flags = if origin == Origin::Outside && backend.flags & backend_flags::LOCAL == 0 {
-        flow_flags::FORWARD
-    } else if backend.address == key.source {
-        flow_flags::HAIRPIN
-    } else if origin == Origin::Inside && backend.flags & backend_flags::LOCAL != 0 {
-        flow_flags::LOCAL
-    } else {
-        0
-    };
-    if is_midstream {
-        flags |= flow_flags::MIDSTREAM;
-    }
+    let flags = flow_flags_to(&backend, key.source, origin, is_midstream);
     let now = tables.now();
     let tail = verifier::hide(flags.into(), now);
     flow.write(Flow {
@@ -170,6 +161,25 @@ fn select<A: Address>(
     } else {
         Step::Translate
     }
+}
+
+/// How packets get to a backend: bits of [`flow_flags`].
+#[inline(always)]
+fn flow_flags_to<A: Address>(backend: &Backend<A>, client: A, origin: Origin, is_midstream: bool) -> u8 {
+    let is_local = backend.flags & backend_flags::LOCAL != 0;
+    let mut flags = if origin == Origin::Outside && !is_local {
+        flow_flags::FORWARD
+    } else if backend.address == client {
+        flow_flags::HAIRPIN
+    } else if origin == Origin::Inside && is_local {
+        flow_flags::LOCAL
+    } else {
+        0
+    };
+    if is_midstream {
+        flags |= flow_flags::MIDSTREAM;
+    }
+    flags
 }
 
 /// What becomes of a packet that goes on with a connection which is not known. It may go to a backend only where that is

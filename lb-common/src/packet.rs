@@ -16,7 +16,8 @@ use network_types::udp::UdpHdr;
 
 use crate::address::Address;
 use crate::checksum::Sum;
-use crate::layout::{Flow, FlowKey, protocol};
+use crate::layout::{Flow, FlowKey};
+use crate::net::protocol;
 
 /// `N` readable bytes of a packet.
 #[derive(Clone, Copy)]
@@ -141,7 +142,7 @@ pub struct Headers {
     pub transport: u32,
     /// Length of IP header and payload in bytes, as the IP header says.
     pub ip_length: u32,
-    /// [`crate::parse::tcp_flags`]; for SCTP those that mean the same, for UDP 0.
+    /// [`crate::net::tcp_flags`]; for SCTP those that mean the same, for UDP 0.
     pub tcp_flags: u8,
     /// Which part of a datagram the packet is.
     pub part: Part,

@@ -3,7 +3,8 @@
 
 use crate::address::Address;
 use crate::connection::is_requested;
-use crate::layout::{Flow, FlowKey, FrontendKey, Port, flow_state};
+use crate::layout::{Flow, FlowKey, FrontendKey, flow_state};
+use crate::net::Port;
 use crate::packet::Packet;
 use crate::reason::Reason;
 use crate::step::Step;
@@ -160,10 +161,12 @@ mod tests {
 
     use super::find_port;
     use crate::host::{Bytes, HostTables, only_ports};
-    use crate::layout::{Address4, Flow, FlowKey, Frontend, FrontendKey, Port, flow_flags, hook, protocol};
+    use crate::layout::{Flow, FlowKey, Frontend, FrontendKey, flow_flags, hook};
+    use crate::net::{Address4, Port, protocol};
     use crate::reason::Reason;
+    use crate::settings::{PortRange, SourcePorts};
     use crate::step::Step;
-    use crate::tables::{PortRange, SourcePorts, Tables as _};
+    use crate::tables::Tables as _;
 
     const BACKEND: Address4 = Address4::from_bytes([10, 0, 0, 11]);
     const NODE: Address4 = Address4::from_bytes([10, 0, 0, 99]);

@@ -5,15 +5,17 @@ use crate::budget::Limit;
 use crate::flow::FlowEntry;
 use crate::layout::{
     Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
-    Port, ServiceId, Slot,
+    ServiceId, Slot,
 };
+use crate::net::Port;
 use crate::reason::Reason;
+use crate::settings::SourcePorts;
 
 /// The maps of one address family and what goes with them.
 pub trait Tables<A: Address> {
     /// Whether packets to this address may have a flow or a frontend, or be for a Service CIDR; if not, they are not
     /// looked up (see [`crate::filter`] and [`crate::cidr`]).
-    fn concerns(&self, destination: A) -> bool;
+    fn may_be_destination(&self, destination: A) -> bool;
     /// Whether this address may be of a Service CIDR (see [`crate::cidr`]).
     fn may_be_service(&self, address: A) -> bool;
     /// Whether packets from this address and port may be replies that leave through the stack; if not, they are not
@@ -52,7 +54,7 @@ pub trait Tables<A: Address> {
     /// The address that replaces a client's in packets that leave by this device; unspecified if there is none.
     fn device_address(&self, device: u32) -> A;
 
-    /// The time in ticks: a counter of about a second's resolution ([`TICK_SHIFT`]) that wraps after years.
+    /// The time in ticks: a counter of about a second's resolution ([`crate::settings::TICK_SHIFT`]) that wraps after years.
     fn now(&self) -> u32;
     /// The time in jiffies, since about the start of the kernel.
     fn jiffies(&self) -> u64;
@@ -83,69 +85,4 @@ pub trait Tables<A: Address> {
     fn count_rejected(&self, service: ServiceId);
     /// Counts a packet by what kept it from being translated.
     fn count_reason(&self, reason: Reason);
-}
-
-/// A tick is `jiffies >> TICK_SHIFT`: 2.56 s at 100 Hz, 1.02 s at 250 Hz, 0.26 s at 1000 Hz. Coarse, so that the
-/// entry of a busy flow is written about once a second and not with each packet.
-pub const TICK_SHIFT: u32 = 8;
-
-/// Ports that follow each other, in host byte order.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
-pub struct PortRange {
-    /// The first.
-    pub first: u16,
-    /// How many.
-    pub count: u16,
-}
-
-impl PortRange {
-    /// Whether a port (host byte order) is one of them.
-    pub fn contains(&self, port: u16) -> bool {
-        port.checked_sub(self.first)
-            .is_some_and(|offset| offset < self.count)
-    }
-}
-
-/// Source ports that the datapath gives out where it must replace a client's.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
-pub struct SourcePorts {
-    /// All of them.
-    pub all: PortRange,
-    /// Those of them that the kernel gives to sockets of the node. They are given out when others are hard to find.
-    /// Empty if all of them are.
-    pub local: PortRange,
-}
-
-impl SourcePorts {
-    /// All ports above the well-known ones, with the kernel's default of `ip_local_port_range`.
-    pub const DEFAULT: Self = Self {
-        all: PortRange {
-            first: 1024,
-            count: 64_512,
-        },
-        local: PortRange {
-            first: 32_768,
-            count: 28_232,
-        },
-    };
-
-    /// One of the local ports, or of the others, by chance.
-    #[inline(always)]
-    pub fn pick(&self, chance: u32, is_local: bool) -> Port {
-        let count = if is_local {
-            self.local.count
-        } else {
-            self.all.count.wrapping_sub(self.local.count)
-        };
-        let offset = ((u64::from(chance) * u64::from(count)) >> 32) as u16;
-        if is_local {
-            return Port::new(self.local.first.wrapping_add(offset));
-        }
-        let port = self.all.first.wrapping_add(offset);
-        // Without a branch: the verifier would walk twice through what follows, in each round of a loop.
-        let is_below = u32::from(port).wrapping_sub(u32::from(self.local.first)) >> 31;
-        Port::new(port.wrapping_add(self.local.count.wrapping_mul(1 - is_below as u16)))
-    }
 }

@@ -15,12 +15,11 @@ mod tables;
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use lb_common::address::Address;
 use lb_common::choose::Origin;
 use lb_common::decide;
-use lb_common::layout::{Address4, Address6};
+use lb_common::net::{Address4, Address6};
 use lb_common::packet::{Hop, Packet, Verdict};
-use lb_common::parse::{self, BEHIND_ETHERNET, Network};
+use lb_common::parse::{self, BEHIND_ETHERNET, IpHeader, Network};
 
 use crate::packet::{TcPacket, XdpPacket, is_of_vlan};
 use crate::tables::KernelTables;
@@ -113,7 +112,7 @@ pub fn lb_empty_route_xdp(context: XdpContext) -> u32 {
 }
 
 #[inline(never)]
-fn route<A: Address>(packet: &impl Packet, hop: &mut Hop) -> Option<()> {
+fn route<A: IpHeader>(packet: &impl Packet, hop: &mut Hop) -> Option<()> {
     let source = A::read(packet, BEHIND_ETHERNET + A::SOURCE_OFFSET)?;
     let destination = A::read(packet, BEHIND_ETHERNET + A::DESTINATION_OFFSET)?;
     packet.route(source, destination, 0, hop);

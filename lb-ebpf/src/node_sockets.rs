@@ -7,7 +7,8 @@ use aya_ebpf::bindings::bpf_sock_tuple;
 use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 use lb_common::address::Address;
-use lb_common::layout::{Address4, Address6, FlowKey, protocol};
+use lb_common::layout::FlowKey;
+use lb_common::net::{Address4, Address6, protocol};
 
 /// In the network namespace of the packet's device (`BPF_F_CURRENT_NETNS`).
 const CURRENT_NAMESPACE: u64 = u64::MAX;

@@ -4,11 +4,11 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
-use lb_common::layout::{Address4, Address6, Port, protocol};
+use lb_common::address::Address;
+use lb_common::net::{Address4, Address6, Port, protocol};
 use lb_common::socket::{Call, Peer};
 
 use crate::routes::AF_INET6;
-use crate::tables::Family;
 
 /// The cookie of the node's own network namespace; set by the agent. 0 if the kernel tells it to programs only (before
 /// 5.14): then it is the initial one.
@@ -46,7 +46,7 @@ impl SocketAddress {
 
     /// The call, if it is one that the agent translates.
     #[inline(always)]
-    pub fn call<A: Family>(&self, peer: Peer<A>) -> Option<Call<A>> {
+    pub fn call<A: Address>(&self, peer: Peer<A>) -> Option<Call<A>> {
         // SAFETY: the kernel hands the program a valid context.
         let protocol = known_protocol(unsafe { (*self.0).protocol })?;
         // SAFETY: plain helper call with the context.
@@ -183,7 +183,7 @@ impl ClosedSocket {
 
     /// Its last system call, if it is a socket that the agent translates.
     #[inline(always)]
-    pub fn call<A: Family>(&self, peer: Peer<A>) -> Option<Call<A>> {
+    pub fn call<A: Address>(&self, peer: Peer<A>) -> Option<Call<A>> {
         // SAFETY: as above.
         let protocol = known_protocol(unsafe { (*self.0).protocol })?;
         // SAFETY: plain helper call with the context.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
-use lb_common::layout::{Address4, Address6};
+use lb_common::net::{Address4, Address6};
 use lb_common::reason::Reason;
 use lb_common::socket::{self, Call, Peer};
 

@@ -4,14 +4,16 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use lb_common::address::Address;
 use lb_common::budget::Limit;
-use lb_common::flow::{self, FlowEntry, Lifetimes};
+use lb_common::flow::FlowEntry;
 use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey,
-    Frontend, FrontendKey, Port, ServiceId, Slot, Socket, SocketKey,
+    Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
+    ServiceId, Slot, Socket, SocketKey,
 };
+use lb_common::net::{Address4, Address6, Port};
 use lb_common::reason::Reason;
+use lb_common::settings::{LIFETIME_ROWS, Lifetimes, SourcePorts, TICK_SHIFT, lifetime_row};
 use lb_common::socket::SocketTables;
-use lb_common::tables::{SourcePorts, TICK_SHIFT, Tables};
+use lb_common::tables::Tables;
 
 use crate::helpers;
 use crate::maps::{self, FamilyMaps};
@@ -19,7 +21,7 @@ use crate::socket_address::tells_namespaces;
 
 /// Idle lifetimes in ticks of this kernel, set by the agent.
 #[unsafe(no_mangle)]
-static LIFETIMES: Global<[u32; flow::ROWS]> = Global::new(Lifetimes::DEFAULT_SECONDS.rows());
+static LIFETIMES: Global<[u32; LIFETIME_ROWS]> = Global::new(Lifetimes::DEFAULT_SECONDS.rows());
 
 /// The node's primary address of each family, set by the agent; zero if it has none.
 #[unsafe(no_mangle)]
@@ -71,7 +73,7 @@ pub struct KernelTables;
 
 impl<A: Family> Tables<A> for KernelTables {
     #[inline(always)]
-    fn concerns(&self, destination: A) -> bool {
+    fn may_be_destination(&self, destination: A) -> bool {
         // Replies of hairpin connections come to the node's address.
         maps::filter(destination) || destination == A::node_address() || maps::may_be_service(destination)
     }
@@ -212,7 +214,7 @@ impl<A: Family> Tables<A> for KernelTables {
 
     #[inline(always)]
     fn lifetime(&self, protocol: u8, state: u8) -> u32 {
-        helpers::element(&LIFETIMES, flow::row(protocol, state))
+        helpers::element(&LIFETIMES, lifetime_row(protocol, state))
     }
 
     #[inline(always)]

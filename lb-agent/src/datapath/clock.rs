@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use lb_common::tables::TICK_SHIFT;
+use lb_common::settings::TICK_SHIFT;
 use nix::time::{ClockId, clock_getres, clock_gettime};
 
 /// What the kernel's clock shows.

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use aya::maps::lpm_trie::Key;
-use lb_common::layout::{
-    self, PlainAddress, Port, ServiceName, SourceRange, backend_flags, backend_state, protocol,
-};
+use lb_common::layout::{self, ServiceName, SourceRange, backend_flags, backend_state};
+use lb_common::net::{Port, protocol};
+use lb_common::pod::PlainAddress;
 
 use crate::maps::{Backend, BackendState, FrontendKey, Protocol};
 use crate::network::Network;

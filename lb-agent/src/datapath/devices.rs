@@ -6,7 +6,8 @@ use std::path::Path;
 
 use aya::maps::{Array, DevMap, HashMap, MapData, MapError as KernelError};
 use lb_common::address::Address as _;
-use lb_common::layout::{Address4, Address6, Device, DeviceLinks, DeviceRole, LinkAddress, device_role, map};
+use lb_common::layout::{Device, DeviceLinks, DeviceRole, LinkAddress, device_role, map};
+use lb_common::net::{Address4, Address6};
 
 use super::device_maps::{DeviceRows, KeySet};
 use super::filter::Filter;

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use lb_common::layout::{Address4, Address6, PlainAddress, map};
+use lb_common::layout::map;
+use lb_common::net::{Address4, Address6};
+use lb_common::pod::PlainAddress;
 
 /// An address of the IP version whose maps hold it.
 pub trait MapFamily: PlainAddress + Into<IpAddr> {

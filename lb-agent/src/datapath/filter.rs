@@ -6,7 +6,8 @@ use std::path::Path;
 
 use aya::maps::{HashMap, MapData, MapError as KernelError};
 use lb_common::filter::Position;
-use lb_common::layout::{Address4, Address6, Flow, FlowKey, Port, hook, map};
+use lb_common::layout::{Flow, FlowKey, hook, map};
+use lb_common::net::{Address4, Address6, Port};
 use nix::errno::Errno;
 
 use super::batch::BatchArray;

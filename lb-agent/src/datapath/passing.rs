@@ -6,9 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use lb_common::layout::{
-    Address4, Address6, Flow, FlowKey, Frontend, FrontendKey, Port, flow_flags, flow_state, hook,
-};
+use lb_common::layout::{Flow, FlowKey, Frontend, FrontendKey, flow_flags, flow_state, hook};
+use lb_common::net::{Address4, Address6, Port};
 
 use super::clock::Clock;
 use super::live::{LiveFamily, LiveMaps};

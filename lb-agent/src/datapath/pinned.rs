@@ -6,7 +6,8 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError as KernelError};
 use aya::sys::SyscallError;
-use lb_common::layout::{LoadedSettings, map};
+use lb_common::layout::map;
+use lb_common::settings::LoadedSettings;
 use nix::errno::Errno;
 
 use super::batch::BatchArray;

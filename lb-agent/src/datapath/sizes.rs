@@ -4,9 +4,8 @@ use std::path::Path;
 
 use aya::Pod;
 use aya::maps::{HashMap, MapData};
-use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Socket, SocketKey,
-};
+use lb_common::layout::{Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Socket, SocketKey};
+use lb_common::net::{Address4, Address6};
 
 use super::family::MapFamily;
 use super::pinned::open_with_size;

@@ -6,9 +6,8 @@ use std::path::Path;
 
 use aya::maps::{Array, HashMap, MapData, MapError as KernelError};
 use lb_common::choose::{Origin, region};
-use lb_common::layout::{
-    self, Address4, Address6, BackendId, Frontend, FrontendKey, Port, SocketKey, backend_state, socket_names,
-};
+use lb_common::layout::{self, BackendId, Frontend, FrontendKey, SocketKey, backend_state, socket_names};
+use lb_common::net::{Address4, Address6, Port};
 
 use super::family::MapFamily;
 use super::pinned::{deleted, kernel, open, open_with_size, unread};

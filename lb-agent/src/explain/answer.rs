@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 
 use lb_common::cidr;
-use lb_common::layout::{Address4, Address6, FlowKey, Port};
+use lb_common::layout::FlowKey;
+use lb_common::net::{Address4, Address6, Port};
 use lb_common::reason::Reason;
 use lb_common::tables::Tables as _;
 

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use lb_common::checksum::Sum;
-use lb_common::layout::protocol;
-use lb_common::parse::{BEHIND_ETHERNET, tcp_flags};
+use lb_common::net::protocol;
+use lb_common::net::tcp_flags;
+use lb_common::parse::BEHIND_ETHERNET;
 
 use super::question::{PacketProtocol, Question};
 

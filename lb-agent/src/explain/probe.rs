@@ -5,21 +5,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_common::address::Address;
 use lb_common::host::Bytes;
-use lb_common::layout::{Address4, Address6, Flow, FlowKey};
+use lb_common::layout::{Flow, FlowKey};
+use lb_common::net::{Address4, Address6};
 use lb_common::packet::{Headers, Hop, Packet, Reassembly, Route, Sender, Verdict, View};
 
 use super::packet::NETWORK;
 
 /// What the routing tables say of a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Way {
+pub struct RouteLookup {
     /// Where it leads.
     pub route: Route,
     /// Index of the device; 0 if there is none.
     pub device: u32,
 }
 
-impl Way {
+impl RouteLookup {
     /// There is none.
     pub const NONE: Self = Self {
         route: Route::None,
@@ -30,7 +31,7 @@ impl Way {
 /// The node's routing tables.
 pub trait Routes {
     /// The way of packets to an address.
-    fn to(&self, destination: IpAddr) -> Way;
+    fn to(&self, destination: IpAddr) -> RouteLookup;
 
     /// The sysctl that keeps packets from an address to which there is a route: the node does not forward.
     fn not_forwarding(&self, _destination: IpAddr) -> Option<String> {
@@ -43,7 +44,7 @@ pub(super) struct Probe<'a> {
     pub(super) bytes: Bytes,
     routes: &'a dyn Routes,
     /// The last way that was asked for, and whom to.
-    way: Cell<Option<(IpAddr, Way)>>,
+    way: Cell<Option<(IpAddr, RouteLookup)>>,
 }
 
 impl<'a> Probe<'a> {
@@ -55,8 +56,16 @@ impl<'a> Probe<'a> {
         }
     }
 
+    /// Whether an address is the packet's destination.
+    fn is_for<A: Address>(&self, address: A) -> bool {
+        let bytes: Vec<u8> = address.words().into_iter().flat_map(u32::to_ne_bytes).collect();
+        let start = (NETWORK + A::DESTINATION_OFFSET) as usize;
+        let length = size_of::<A>();
+        self.bytes.bytes.get(start..start + length) == bytes.get(..length)
+    }
+
     /// The way of a packet that was or was not sent on, and whom to.
-    pub(super) fn way(&self) -> Option<(IpAddr, Way)> {
+    pub(super) fn way(&self) -> Option<(IpAddr, RouteLookup)> {
         self.way.get()
     }
 }
@@ -116,8 +125,7 @@ impl Packet for Probe<'_> {
 
     fn sender<A: Address>(&self, address: A) -> Sender {
         // By which device the packet comes is not said, so of its sender nothing is known.
-        let is_destination = A::read(&self.bytes, NETWORK + A::DESTINATION_OFFSET) == Some(address);
-        if is_destination && self.routes.to(ip(address)).route == Route::Local {
+        if self.is_for(address) && self.routes.to(ip(address)).route == Route::Local {
             Sender::Node
         } else {
             Sender::Here

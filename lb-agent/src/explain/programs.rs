@@ -5,14 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::choose::Origin;
 use lb_common::decide;
 use lb_common::host::Bytes;
-use lb_common::layout::{FlowKey, hook, protocol};
+use lb_common::layout::{FlowKey, hook};
+use lb_common::net::protocol;
 use lb_common::packet::{Route, Verdict};
 use lb_common::reason::Reason;
 use lb_common::socket::{self, Call, Peer};
 
 use super::explanation::{Explanation, Fate, Step};
 use super::packet::{self, NETWORK};
-use super::probe::{Probe, Way};
+use super::probe::{Probe, RouteLookup};
 use super::question::{PacketProtocol, Question};
 use super::routes::device_name;
 use super::surroundings::Surroundings;
@@ -68,7 +69,7 @@ pub(super) fn ask_packet<A: LiveFamily>(
 /// Says why a packet is not sent on, or what becomes of it in the stack of a node that does not forward.
 fn note_forwarding(
     surroundings: &Surroundings<'_>,
-    asked: Option<(IpAddr, Way)>,
+    asked: Option<(IpAddr, RouteLookup)>,
     explanation: &mut Explanation,
 ) {
     let no_route = explanation.reason == Some(Reason::NoRoute.name());

@@ -9,7 +9,7 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::runtime::Runtime;
 
-use super::probe::{Routes, Way};
+use super::probe::{RouteLookup, Routes};
 use crate::inspect;
 
 /// The routing tables of the calling thread's network namespace. Rules that look at the source are not considered.
@@ -49,7 +49,7 @@ impl KernelRoutes {
     }
 
     /// The way to an address, whether the node forwards packets or not.
-    pub(super) fn ask(&self, destination: IpAddr) -> Way {
+    pub(super) fn ask(&self, destination: IpAddr) -> RouteLookup {
         let message = match destination {
             IpAddr::V4(address) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
                 .destination_prefix(address, 32)
@@ -61,7 +61,7 @@ impl KernelRoutes {
         let mut found = self.handle.route().get(message).execute();
         // An error is the kernel's way to say that there is no route.
         let answer = self.runtime.block_on(found.try_next()).ok().flatten();
-        answer.map_or(Way::NONE, |message| way(&message))
+        answer.map_or(RouteLookup::NONE, |message| way(&message))
     }
 
     /// The sysctl that says whether the node forwards what comes in, if it says no.
@@ -79,9 +79,9 @@ impl KernelRoutes {
 }
 
 impl Routes for KernelRoutes {
-    fn to(&self, destination: IpAddr) -> Way {
+    fn to(&self, destination: IpAddr) -> RouteLookup {
         if self.not_forwarding(destination).is_some() {
-            return Way::NONE;
+            return RouteLookup::NONE;
         }
         self.ask(destination)
     }
@@ -94,7 +94,7 @@ impl Routes for KernelRoutes {
     }
 }
 
-fn way(message: &RouteMessage) -> Way {
+fn way(message: &RouteMessage) -> RouteLookup {
     let device = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,
@@ -104,7 +104,7 @@ fn way(message: &RouteMessage) -> Way {
         RouteType::Local => Route::Local,
         _ => Route::None,
     };
-    Way {
+    RouteLookup {
         route,
         device: device.unwrap_or_default(),
     }

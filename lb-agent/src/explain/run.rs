@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use lb_common::layout::{Address4, Address6, backend_flags};
+use lb_common::layout::backend_flags;
+use lb_common::net::{Address4, Address6};
 use lb_common::packet::Route;
 
 use super::answer::explain;

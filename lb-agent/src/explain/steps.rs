@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::choose::{ENDED, Origin, affine, find_frontend, is_local_only, region};
+use lb_common::choose::{ENDED, Origin, affinity_backend, find_frontend, is_local_only, region};
 use lb_common::connection::{backend_lives, is_idle};
 use lb_common::layout::{
-    AffinityKey, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Port, Region, backend_state,
-    flow_flags, flow_state, frontend_flags, protocol,
+    AffinityKey, Backend, BackendId, Flow, FlowKey, Frontend, FrontendKey, Region, backend_state, flow_flags,
+    flow_state, frontend_flags,
 };
+use lb_common::net::{Port, protocol};
 use lb_common::tables::Tables as _;
 
 use super::explanation::{Candidate, Explanation, Step};
@@ -48,7 +49,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
 
     /// A packet at a device. Tells whether it would be the first of its connection.
     pub(super) fn of_packet(&mut self, packet: PacketProtocol) -> Result<bool, MapError> {
-        if !self.tables.concerns(self.key.destination) {
+        if !self.tables.may_be_destination(self.key.destination) {
             let address: std::net::IpAddr = self.key.destination.into();
             self.say("filter", format!("no frontend has the address {address}"));
             return Ok(true);
@@ -278,7 +279,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
             self.say("choice", how);
             return;
         }
-        let id: BackendId = affine(self.tables, affinity, frontend, origin);
+        let id: BackendId = affinity_backend(self.tables, affinity, frontend, origin);
         if let Some(backend) = self.tables.backend(id).filter(|_| id != 0 && id != ENDED) {
             let to = end(backend.address, backend.port);
             self.say("affinity", format!("the client stays with {to}"));

@@ -8,11 +8,13 @@ use lb_common::flow::FlowEntry;
 use lb_common::host::HostTables;
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
-    Port, ServiceId, Slot, Socket, SocketKey, cookie,
+    ServiceId, Slot, Socket, SocketKey, cookie,
 };
+use lb_common::net::Port;
 use lb_common::reason::Reason;
+use lb_common::settings::SourcePorts;
 use lb_common::socket::SocketTables;
-use lb_common::tables::{SourcePorts, Tables};
+use lb_common::tables::Tables;
 
 use crate::datapath::clock::Clock;
 use crate::datapath::live::rows::LiveRows;
@@ -87,7 +89,7 @@ impl<'a, A: LiveFamily> Recorder<'a, A> {
 }
 
 impl<A: LiveFamily> Tables<A> for Recorder<'_, A> {
-    fn concerns(&self, destination: A) -> bool {
+    fn may_be_destination(&self, destination: A) -> bool {
         // As in the kernel: replies of hairpin connections come to the node's address.
         self.row(self.maps.is_in_filter(destination))
             || destination == self.node_address()

@@ -22,7 +22,7 @@ pub(super) fn verdict_text(explanation: &Explanation) -> String {
     };
     let reason = match &explanation.service_cidr {
         Some(cidr) => format!("unallocated address of the Service CIDR {cidr}"),
-        None => explanation.reason.map_or("", says).to_owned(),
+        None => explanation.reason.map_or("", description).to_owned(),
     };
     match explanation.verdict {
         Fate::Translated if explanation.from == From::Node => {
@@ -54,7 +54,7 @@ fn unseen_text(explanation: &Explanation, to: &str, source: &str) -> String {
 }
 
 /// What a reason means.
-fn says(reason: &'static str) -> &'static str {
+fn description(reason: &'static str) -> &'static str {
     let found = Reason::ALL.into_iter().find(|known| known.name() == reason);
     let Some(found) = found else { return reason };
     match found {

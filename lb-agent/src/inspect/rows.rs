@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use lb_common::layout::{Port, backend_state};
+use lb_common::layout::backend_state;
+use lb_common::net::Port;
 
 use crate::datapath::live::LiveFamily;
 use crate::maps::BackendState;

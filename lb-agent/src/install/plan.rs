@@ -15,7 +15,7 @@ use crate::network::Family;
 
 /// What a port asks for of one family.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Order<'a> {
+pub(super) struct FamilyDemand<'a> {
     /// Its backends, sorted by address.
     pub(super) backends: &'a [DesiredBackend],
     /// Which of them the Maglev table names; `None`: there is no table.
@@ -27,16 +27,16 @@ pub(super) struct Order<'a> {
 pub(super) struct FamilyPlan {
     /// Number of backends that get a row.
     pub(super) added: usize,
-    pub(super) cluster: Want,
-    pub(super) local: Want,
-    pub(super) maglev: Want,
+    pub(super) cluster: RegionPlan,
+    pub(super) local: RegionPlan,
+    pub(super) maglev: RegionPlan,
     /// What the Maglev table holds: positions among the backends that it names.
     table: Vec<u32>,
 }
 
 /// What becomes of a region.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Want {
+pub(super) enum RegionPlan {
     /// It holds what it shall.
     Keep,
     /// It becomes the cluster's, which holds the same.
@@ -47,7 +47,7 @@ pub(super) enum Want {
     Allocated(Region),
 }
 
-impl<'a> Order<'a> {
+impl<'a> FamilyDemand<'a> {
     /// What a port gets of one family: nothing, unless it has a frontend that could name it.
     pub(super) fn of(
         claims: &HashMap<FrontendKey, ServiceId>,
@@ -87,7 +87,7 @@ impl<'a> Order<'a> {
 
 impl PortFamily {
     /// What has to be reserved for an order.
-    pub(super) fn plan(&self, tables: &Tables, family: Family, order: &Order<'_>) -> FamilyPlan {
+    pub(super) fn plan(&self, tables: &Tables, family: Family, order: &FamilyDemand<'_>) -> FamilyPlan {
         let backends = order.backends;
         let added = self.with_ids(backends).filter(|(_, id)| id.is_none()).count();
         let slots = |policy| self.slots(tables, family, order, policy);
@@ -96,7 +96,7 @@ impl PortFamily {
             .iter()
             .all(|backend| backend.in_cluster == backend.in_local)
         {
-            true => Want::Cluster,
+            true => RegionPlan::Cluster,
             false => plan_region(tables, self.local, &slots(Some(TrafficPolicy::Local))),
         };
         let addresses: Vec<SocketAddr> = order.seen(order.maglev).map(|backend| backend.address).collect();
@@ -116,7 +116,7 @@ impl PortFamily {
         &self,
         tables: &Tables,
         family: Family,
-        order: &Order<'_>,
+        order: &FamilyDemand<'_>,
         policy: Option<TrafficPolicy>,
     ) -> Vec<Option<Slot>> {
         self.with_ids(order.seen(policy))
@@ -128,7 +128,7 @@ impl PortFamily {
     pub(super) fn reserve(
         &mut self,
         tables: &mut Tables,
-        order: &Order<'_>,
+        order: &FamilyDemand<'_>,
         (family, plan): (Family, &FamilyPlan),
         now: Instant,
     ) -> bool {
@@ -151,22 +151,22 @@ impl PortFamily {
             return false;
         }
         let old = self.regions();
-        if let Want::Allocated(region) = plan.cluster {
+        if let RegionPlan::Allocated(region) = plan.cluster {
             let slots = self.slots(tables, family, order, Some(TrafficPolicy::Cluster));
             self.cluster = fill(tables, region, &slots);
         }
         match plan.local {
-            Want::Allocated(region) => {
+            RegionPlan::Allocated(region) => {
                 let slots = self.slots(tables, family, order, Some(TrafficPolicy::Local));
                 self.local = fill(tables, region, &slots);
             }
-            Want::Cluster if self.local != self.cluster => {
+            RegionPlan::Cluster if self.local != self.cluster => {
                 tables.regions_mut().acquire(self.cluster);
                 self.local = self.cluster;
             }
             _ => {}
         }
-        if let Want::Allocated(region) = plan.maglev {
+        if let RegionPlan::Allocated(region) = plan.maglev {
             let slots = self.slots(tables, family, order, order.maglev);
             self.maglev = fill(tables, region, &entries(&plan.table, &slots));
         }
@@ -180,12 +180,12 @@ impl PortFamily {
 }
 
 /// What becomes of `region`, which is to hold `slots`.
-fn plan_region(tables: &Tables, region: Region, slots: &[Option<Slot>]) -> Want {
+fn plan_region(tables: &Tables, region: Region, slots: &[Option<Slot>]) -> RegionPlan {
     let held = tables.regions().slots(region).iter().map(|slot| Some(*slot));
     if held.eq(slots.iter().copied()) {
-        Want::Keep
+        RegionPlan::Keep
     } else {
-        Want::New(slots.len())
+        RegionPlan::New(slots.len())
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use lb_common::layout::{Region, ServiceId, map};
 
-use super::plan::{FamilyPlan, Order, Want};
+use super::plan::{FamilyDemand, FamilyPlan, RegionPlan};
 use super::tables::{Context, index};
 use super::{Entry, Installer};
 use crate::desired::{DesiredPort, DesiredService};
@@ -38,7 +38,7 @@ impl Installer {
             };
             for family in Family::ALL {
                 let plan = (family, &plan[index(family)]);
-                let order = Order::of(&self.claims, *id, port, family);
+                let order = FamilyDemand::of(&self.claims, *id, port, family);
                 if !state.families[index(family)].reserve(&mut self.tables, &order, plan, context.now) {
                     return Err(self.full_backends(family));
                 }
@@ -87,7 +87,7 @@ impl Installer {
         let empty = super::Port::default();
         let state = self.ports.get(&id).unwrap_or(&empty);
         Family::ALL.map(|family| {
-            let order = Order::of(&self.claims, id, port, family);
+            let order = FamilyDemand::of(&self.claims, id, port, family);
             state.family(family).plan(&self.tables, family, &order)
         })
     }
@@ -111,7 +111,7 @@ impl Installer {
             .flatten()
             .flat_map(|plan| [&mut plan.cluster, &mut plan.local, &mut plan.maglev]);
         for want in wants {
-            let Want::New(length) = *want else {
+            let RegionPlan::New(length) = *want else {
                 continue;
             };
             let Some(region) = self.tables.regions_mut().allocate(length) else {
@@ -126,7 +126,7 @@ impl Installer {
                 });
             };
             allocated.push(region);
-            *want = Want::Allocated(region);
+            *want = RegionPlan::Allocated(region);
         }
         Ok(())
     }

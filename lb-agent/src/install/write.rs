@@ -2,7 +2,7 @@
 
 use lb_common::layout::{Frontend, Region, ServiceId};
 
-use super::plan::Order;
+use super::plan::FamilyDemand;
 use super::port::{PortFamily, full_name};
 use super::ranges::SetId;
 use super::tables::{Context, index};
@@ -49,7 +49,8 @@ impl Installer {
                 let ports = desired.iter().flat_map(|desired| &desired.ports);
                 match ports.into_iter().find(|port| port.port == port_name) {
                     Some(port) => {
-                        let wanted = Family::ALL.map(|family| Order::of(&installer.claims, id, port, family));
+                        let wanted =
+                            Family::ALL.map(|family| FamilyDemand::of(&installer.claims, id, port, family));
                         installer.clear_backends(id, &wanted, context)?;
                     }
                     None => {
@@ -96,7 +97,7 @@ impl Installer {
             self.tables.set_name(context, id, full_name(owner, &port.port))?;
         }
         for family in Family::ALL {
-            let order = Order::of(&self.claims, id, port, family);
+            let order = FamilyDemand::of(&self.claims, id, port, family);
             state.families[index(family)].write(&mut self.tables, context, (family, id), order.backends)?;
         }
         for frontend in port
@@ -162,7 +163,7 @@ impl Installer {
     fn clear_backends(
         &mut self,
         id: ServiceId,
-        orders: &[Order<'_>; 2],
+        orders: &[FamilyDemand<'_>; 2],
         context: &mut Context<'_>,
     ) -> Result<(), MapError> {
         let Some(state) = self.ports.get_mut(&id) else {
@@ -185,7 +186,7 @@ impl Installer {
     /// Removes a port that has no frontend rows any more, and its backends. While some of these are absent it keeps its
     /// id, and so its connections: returns whether it is removed.
     pub(super) fn remove_port(&mut self, id: ServiceId, context: &mut Context<'_>) -> Result<bool, MapError> {
-        self.clear_backends(id, &[Order::default(); 2], context)?;
+        self.clear_backends(id, &[FamilyDemand::default(); 2], context)?;
         if let Some(state) = self.ports.get_mut(&id) {
             for region in state.families.iter_mut().flat_map(PortFamily::take_regions) {
                 self.tables.release_region(region, context.now);

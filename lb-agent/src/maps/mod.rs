@@ -31,9 +31,9 @@ impl Protocol {
     /// The number in the IP header.
     pub fn number(self) -> u8 {
         match self {
-            Self::Tcp => lb_common::layout::protocol::TCP,
-            Self::Udp => lb_common::layout::protocol::UDP,
-            Self::Sctp => lb_common::layout::protocol::SCTP,
+            Self::Tcp => lb_common::net::protocol::TCP,
+            Self::Udp => lb_common::net::protocol::UDP,
+            Self::Sctp => lb_common::net::protocol::SCTP,
         }
     }
 }

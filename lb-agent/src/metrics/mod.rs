@@ -4,15 +4,15 @@
 //! The loop writes atomic numbers; what packets count is read from the kernel's maps at each scrape, on the scraper's
 //! thread.
 
-mod family;
+mod agent;
 mod kube_proxy;
-mod own;
+mod sample_set;
 
 use prometheus::proto::MetricFamily;
 use prometheus::{Registry, TextEncoder};
 
+pub use self::agent::AgentMetrics;
 pub use self::kube_proxy::KubeProxy;
-pub use self::own::Own;
 use crate::datapath::readings::Readings;
 use crate::maps::MapError;
 
@@ -33,7 +33,7 @@ pub struct Metrics {
     /// Those of kube-proxy.
     pub kube_proxy: KubeProxy,
     /// The agent's own that are not in the kernel's maps.
-    pub own: Own,
+    pub agent: AgentMetrics,
 }
 
 impl Metrics {
@@ -42,7 +42,7 @@ impl Metrics {
         let registry = Registry::new();
         Ok(Self {
             kube_proxy: KubeProxy::register(&registry)?,
-            own: Own::register(&registry)?,
+            agent: AgentMetrics::register(&registry)?,
             registry,
         })
     }
@@ -51,9 +51,9 @@ impl Metrics {
     /// full.
     pub fn text(&self, readings: &Readings) -> Result<String, MetricsError> {
         let mut families = Vec::new();
-        families.extend(own::packets(&readings.reasons()?));
-        families.extend(own::services(&readings.services()?));
-        families.extend(own::maps(self.own.usage(), &readings.sizes()?));
+        families.extend(agent::packets(&readings.reasons()?));
+        families.extend(agent::services(&readings.services()?));
+        families.extend(agent::maps(self.agent.usage(), &readings.sizes()?));
         Ok(self.told()? + &write(&families)?)
     }
 

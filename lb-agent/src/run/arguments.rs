@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use lb_common::flow::Lifetimes;
+use lb_common::settings::Lifetimes;
 
 use crate::arguments::PinArguments;
 use crate::datapath::attach::options::{TcAttach, XdpAttach};

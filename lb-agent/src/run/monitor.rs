@@ -74,8 +74,8 @@ impl Monitor {
         if self.next_survey <= now {
             self.next_survey = now + SURVEY_INTERVAL;
             if controller.take_news() {
-                self.metrics.own.set_problems(controller.problems().len());
-                self.metrics.own.set_usage(controller.installer().usage());
+                self.metrics.agent.set_problems(controller.problems().len());
+                self.metrics.agent.set_usage(controller.installer().usage());
             }
         }
     }

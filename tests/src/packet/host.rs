@@ -9,12 +9,14 @@ use lb_agent::maps::Maps as _;
 use lb_common::address::Address;
 use lb_common::choose::Origin;
 use lb_common::decide;
-use lb_common::flow::Lifetimes;
-use lb_common::host::{Bytes, HostTables, SenderNetwork, Way};
-use lb_common::layout::{Address4, Address6, Backend, Frontend, FrontendKey, map};
+use lb_common::host::{Bytes, HostRoute, HostTables, SenderNetwork};
+use lb_common::layout::{Backend, Frontend, FrontendKey, map};
+use lb_common::net::{Address4, Address6};
 use lb_common::packet::{Hop, Route, Sender, Verdict};
+use lb_common::parse::IpHeader;
 use lb_common::parse::{self, BEHIND_ETHERNET, Network};
-use lb_common::tables::SourcePorts;
+use lb_common::settings::Lifetimes;
+use lb_common::settings::SourcePorts;
 
 use super::build::{Link, NODE};
 use super::{Datapath, LINK, NODE4, NODE6};
@@ -23,7 +25,7 @@ use super::{Datapath, LINK, NODE4, NODE6};
 pub struct Host {
     tables4: HostTables<Address4>,
     tables6: HostTables<Address6>,
-    ways: Vec<Way>,
+    routes: Vec<HostRoute>,
     senders4: Vec<SenderNetwork>,
     senders6: Vec<SenderNetwork>,
 }
@@ -54,7 +56,7 @@ impl Host {
         Self {
             tables4,
             tables6,
-            ways: Vec::new(),
+            routes: Vec::new(),
             senders4: Vec::new(),
             senders6: Vec::new(),
         }
@@ -100,7 +102,7 @@ impl Host {
             IpAddr::V4(address) => Address4::from(address).words(),
             IpAddr::V6(address) => Address6::from(address).words(),
         };
-        self.ways.push(Way {
+        self.routes.push(HostRoute {
             destination,
             route,
             hop: Hop {
@@ -120,7 +122,7 @@ impl Host {
     /// What a program does to a packet.
     pub fn run(&self, program: &str, packet: &[u8]) -> (Verdict, Vec<u8>) {
         let mut bytes = Bytes {
-            ways: self.ways.clone(),
+            routes: self.routes.clone(),
             asks_neighbours: program != "lb_xdp",
             is_for_other: !is_layer3(program) && packet.get(..6) != Some(&NODE),
             ..Bytes::from(packet.to_vec())
@@ -160,7 +162,7 @@ fn network_as_told(packet: &[u8]) -> Network {
     }
 }
 
-fn decide<A: Address + Hash>(bytes: &mut Bytes, tables: &HostTables<A>, program: &str) -> Verdict {
+fn decide<A: IpHeader + Hash>(bytes: &mut Bytes, tables: &HostTables<A>, program: &str) -> Verdict {
     let network = if is_layer3(program) { 0 } else { BEHIND_ETHERNET };
     match program {
         "lb_xdp" | "lb_tc_from_network" | "lb_tc_from_network_layer3" => {

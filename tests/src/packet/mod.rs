@@ -25,7 +25,8 @@ use lb_agent::datapath::object::settings::{DEFAULT_TABLES, Settings, TableSizes}
 use lb_agent::devices::{Link, Snapshot, View};
 use lb_agent::maps::{Backend, BackendState, Capacity, FrontendKey, MapOp, Maps as _, Protocol};
 use lb_common::budget::Limit;
-use lb_common::layout::{Address4, Address6, Flow, FlowKey, Frontend, Region, ServiceStats, Slot, map};
+use lb_common::layout::{Flow, FlowKey, Frontend, Region, ServiceStats, Slot, map};
+use lb_common::net::{Address4, Address6};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 

@@ -12,10 +12,10 @@ use lb_agent::devices::{Attachment, Role};
 use lb_agent::maps::{FrontendKey, MapOp};
 use lb_common::budget::{Bucket, Limit};
 use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Frontend, Region,
-    SourceRange, map,
+    Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Frontend, Region, SourceRange, map,
 };
-use lb_common::tables::TICK_SHIFT;
+use lb_common::net::{Address4, Address6};
+use lb_common::settings::TICK_SHIFT;
 
 use super::Datapath;
 

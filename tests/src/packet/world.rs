@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::maps::{FrontendKey, Protocol};
-use lb_common::tables::SourcePorts;
+use lb_common::settings::SourcePorts;
 
 use super::build::{self, Build};
 use super::{NODE4, NODE6};

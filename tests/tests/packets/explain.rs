@@ -10,7 +10,8 @@ use lb_agent::datapath::clock::Clock;
 use lb_agent::datapath::live::LiveMaps;
 use lb_agent::datapath::passing::{PassingFlows, Translated};
 use lb_agent::explain::{
-    Explanation, Fate, From, KernelRoutes, PacketProtocol, Question, Routes, Surroundings, Way, explain,
+    Explanation, Fate, From, KernelRoutes, PacketProtocol, Question, RouteLookup, Routes, Surroundings,
+    explain,
 };
 use lb_agent::maps::{FrontendKey, Protocol};
 use lb_common::layout::{Frontend, Region, frontend_flags};
@@ -32,8 +33,8 @@ const HOOKS: [(&str, From); 3] = [
 struct NoRoutes;
 
 impl Routes for NoRoutes {
-    fn to(&self, _destination: IpAddr) -> Way {
-        Way::NONE
+    fn to(&self, _destination: IpAddr) -> RouteLookup {
+        RouteLookup::NONE
     }
 }
 

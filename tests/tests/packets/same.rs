@@ -7,11 +7,10 @@ use lb_common::address::Address;
 use lb_common::choose::Origin;
 use lb_common::decide;
 use lb_common::host::{Bytes, HostTables};
-use lb_common::layout::{
-    Address4, Address6, Backend, Frontend, FrontendKey, Port, Region, Slot, backend_flags, backend_state,
-    hook, protocol,
-};
+use lb_common::layout::{Backend, Frontend, FrontendKey, Region, Slot, backend_flags, backend_state, hook};
+use lb_common::net::{Address4, Address6, Port, protocol};
 use lb_common::packet::Verdict;
+use lb_common::parse::IpHeader;
 use lb_common::parse::{self, BEHIND_ETHERNET, Network};
 use lb_tests::packet::build::{Build, ack, syn, tcp, udp};
 use lb_tests::packet::world::{DEVICES, World, at, keys, worlds};
@@ -53,7 +52,7 @@ impl Host {
     }
 }
 
-fn decide<A: Address + Hash>(bytes: &mut Bytes, tables: &HostTables<A>, hook: u8) -> Verdict {
+fn decide<A: IpHeader + Hash>(bytes: &mut Bytes, tables: &HostTables<A>, hook: u8) -> Verdict {
     if hook != hook::EGRESS {
         decide::enter(bytes, tables, BEHIND_ETHERNET, Origin::Outside)
     } else {

@@ -9,7 +9,7 @@ use lb_agent::maps::Protocol;
 use lb_common::host::only_ports;
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
-use lb_common::tables::SourcePorts;
+use lb_common::settings::SourcePorts;
 use lb_tests::packet::build::see;
 use lb_tests::packet::network::{Network, Place, serve_from};
 use lb_tests::packet::world::{PROTOCOLS, World, at, first, is_given_out, keys, worlds};

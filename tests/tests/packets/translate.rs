@@ -2,7 +2,7 @@
 //! packet is the same one built between the other addresses.
 
 use etherparse::TransportHeader;
-use lb_common::layout::protocol;
+use lb_common::net::protocol;
 use lb_tests::packet::build::{Build, see, syn, syn_ack, tcp, udp};
 use lb_tests::packet::world::{DEVICES, Device, PROTOCOLS, World, at, data, first, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};

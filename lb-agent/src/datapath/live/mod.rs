@@ -11,9 +11,10 @@ use aya::maps::{Array, HashMap, MapData};
 use lb_common::address::Address;
 use lb_common::cidr;
 use lb_common::filter::Position;
-use lb_common::layout::{
-    Address4, Address6, Device, LoadedSettings, Port, Region, ServiceId, ServiceName, Slot, map,
-};
+use lb_common::layout::{Device, Region, ServiceId, ServiceName, Slot, map};
+use lb_common::net::{Address4, Address6, Port};
+use lb_common::parse::IpHeader;
+use lb_common::settings::LoadedSettings;
 
 use self::rows::{LiveRows, found};
 use super::batch::BatchArray;
@@ -36,7 +37,7 @@ pub struct LiveMaps {
 }
 
 /// An address of the IP version whose maps hold it.
-pub trait LiveFamily: MapFamily + Hash + Ord {
+pub trait LiveFamily: MapFamily + IpHeader + Hash + Ord {
     /// Its maps.
     fn rows(maps: &LiveMaps) -> &LiveRows<Self>;
     /// Its maps, to write.

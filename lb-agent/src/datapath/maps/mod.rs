@@ -8,9 +8,8 @@ use std::path::Path;
 
 use aya::maps::{Array, HashMap, MapData};
 use lb_common::cidr;
-use lb_common::layout::{
-    Address4, Address6, BackendId, Frontend, Region, ServiceId, ServiceName, Slot, frontend_flags, map,
-};
+use lb_common::layout::{BackendId, Frontend, Region, ServiceId, ServiceName, Slot, frontend_flags, map};
+use lb_common::net::{Address4, Address6};
 
 use self::family::FamilyMaps;
 use super::batch::BatchArray;

@@ -7,10 +7,11 @@ use aya::maps::{MapInfo, MapType};
 use lb_common::budget::Bucket;
 use lb_common::cidr;
 use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Backend, Device, DeviceLinks, DeviceRole, Flow, FlowKey,
-    Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings, ServiceName, ServiceStats,
-    Slot, Socket, SocketKey, SourceRange, map,
+    Affinity, AffinityKey, Backend, Device, DeviceLinks, DeviceRole, Flow, FlowKey, Fragment, FragmentKey,
+    Frontend, FrontendKey, LinkAddress, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange, map,
 };
+use lb_common::net::{Address4, Address6};
+use lb_common::settings::LoadedSettings;
 
 use super::error::LoadError;
 use super::settings::Settings;

@@ -10,8 +10,9 @@ use std::path::Path;
 use aya::maps::Array;
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
-use lb_common::layout::{LoadedSettings, map};
-use lb_common::tables::SourcePorts;
+use lb_common::layout::map;
+use lb_common::settings::LoadedSettings;
+use lb_common::settings::SourcePorts;
 
 use self::error::LoadError;
 use self::layouts::{MAPS, check_layouts, sizes};

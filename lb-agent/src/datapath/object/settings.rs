@@ -2,9 +2,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use lb_common::flow::Lifetimes;
-use lb_common::layout::{LoadedSettings, halves};
-use lb_common::tables::{SourcePorts, TICK_SHIFT};
+use lb_common::layout::halves;
+use lb_common::settings::Lifetimes;
+use lb_common::settings::LoadedSettings;
+use lb_common::settings::{SourcePorts, TICK_SHIFT};
 
 use crate::datapath::clock;
 use crate::maps::Capacity;

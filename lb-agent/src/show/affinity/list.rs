@@ -2,9 +2,8 @@
 
 use std::net::SocketAddr;
 
-use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Backend, ServiceId, backend_flags, backend_state,
-};
+use lb_common::layout::{Affinity, AffinityKey, Backend, ServiceId, backend_flags, backend_state};
+use lb_common::net::{Address4, Address6};
 use serde::Serialize;
 
 use super::client::Client;
@@ -119,7 +118,8 @@ pub(super) fn table(rows: &[Row]) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::layout::{Port, halves};
+    use lb_common::layout::halves;
+    use lb_common::net::Port;
 
     use super::*;
     use crate::inspect::NamedPort;

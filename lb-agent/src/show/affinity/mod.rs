@@ -9,7 +9,7 @@ mod which;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use lb_common::layout::{Address4, Address6};
+use lb_common::net::{Address4, Address6};
 
 pub use self::arguments::AffinityCommand;
 use self::arguments::AffinityPinArguments;

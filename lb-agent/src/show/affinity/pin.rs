@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::layout::{Address4, Address6, Affinity, AffinityKey, Backend, BackendId, ServiceId, halves};
+use lb_common::layout::{Affinity, AffinityKey, Backend, BackendId, ServiceId, halves};
+use lb_common::net::{Address4, Address6};
 
 use super::client::Client;
 use super::list::is_choosable;
@@ -165,7 +166,8 @@ impl Pin<'_> {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::layout::{Port, backend_flags, backend_state};
+    use lb_common::layout::{backend_flags, backend_state};
+    use lb_common::net::Port;
 
     use super::*;
 

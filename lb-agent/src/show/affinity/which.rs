@@ -39,7 +39,8 @@ impl Which {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::layout::{Address4, halves};
+    use lb_common::layout::halves;
+    use lb_common::net::Address4;
 
     use super::*;
 

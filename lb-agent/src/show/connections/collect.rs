@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::flow::Lifetimes;
 use lb_common::layout::{
-    Backend, BackendId, Flow, FlowKey, Socket, SocketKey, cookie, flow_flags, flow_state, protocol,
-    socket_names,
+    Backend, BackendId, Flow, FlowKey, Socket, SocketKey, cookie, flow_flags, flow_state, socket_names,
 };
+use lb_common::net::protocol;
+use lb_common::settings::Lifetimes;
 
 use super::{Connection, Kind, Opener, State};
 use crate::datapath::clock::Clock;
@@ -31,8 +31,8 @@ pub(super) fn collect(
     clock: Clock,
     ports: &ServicePorts,
 ) -> Result<Vec<Connection>, MapError> {
-    let mut connections = of_family::<lb_common::layout::Address4>(maps, clock, ports)?;
-    connections.extend(of_family::<lb_common::layout::Address6>(maps, clock, ports)?);
+    let mut connections = of_family::<lb_common::net::Address4>(maps, clock, ports)?;
+    connections.extend(of_family::<lb_common::net::Address6>(maps, clock, ports)?);
     Ok(connections)
 }
 
@@ -179,7 +179,8 @@ fn kind(flags: u8) -> Kind {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use lb_common::layout::{Address4, Port, backend_state, hook};
+    use lb_common::layout::{backend_state, hook};
+    use lb_common::net::{Address4, Port};
 
     use super::*;
 

@@ -1,8 +1,8 @@
 //! What the figures are to be: ratios in one run, since no two machines are alike.
 
 use super::Cell;
+use super::contender::{Means, Subject, View};
 use super::metric::{Metric, Operation};
-use super::way::{Means, Subject, View};
 use crate::bench::filter::Filter;
 use crate::bench::limit::{Bound, Limit};
 use crate::bench::statistics::Quartiles;

@@ -6,11 +6,11 @@
 //! is translated. A ratio is one of such neighbours; the median of all rounds counts. Rounds go through all operations
 //! of all ways, in random order too, so that a busy moment of the machine spoils a round and not a way.
 
+mod contender;
 mod limits;
 mod metric;
 mod random;
 mod report;
-mod way;
 mod world;
 
 use std::time::Duration;
@@ -19,10 +19,10 @@ use anyhow::{Context as _, Result};
 
 use crate::bench::load::Sample;
 use crate::stop::Stop;
+use contender::{CONTENDERS, Contender, Subject};
 use metric::Operation;
 use random::Random;
 pub use report::Report;
-use way::{Subject, WAYS, Way};
 use world::{Target, World};
 
 /// How long and how often is measured.
@@ -89,7 +89,7 @@ fn measure(effort: &Effort, seed: u64, stop: &Stop, mut progress: impl FnMut(&st
     let mut worlds = Vec::new();
     let mut cells = Vec::new();
     for &services in effort.services {
-        let ways = WAYS
+        let ways = CONTENDERS
             .iter()
             .filter(|way| way.is_ours() || services <= effort.most_in_rules);
         for way in ways {
@@ -117,7 +117,7 @@ fn measure(effort: &Effort, seed: u64, stop: &Stop, mut progress: impl FnMut(&st
     Ok(Report::new(effort, seed, &cells))
 }
 
-fn new_cells(way: &'static Way, services: u32, world: usize) -> impl Iterator<Item = Cell> {
+fn new_cells(way: &'static Contender, services: u32, world: usize) -> impl Iterator<Item = Cell> {
     let subjects = way.views.iter().map(move |&view| Subject { way, view, services });
     subjects.flat_map(move |subject| {
         Operation::ALL.map(|operation| Cell {

@@ -3,9 +3,9 @@
 use lb_agent::output::Table;
 use serde::Serialize;
 
+use super::contender::{Subject, View};
 use super::limits::limits;
 use super::metric::{Metric, Operation};
-use super::way::{Subject, View};
 use super::{Cell, Effort};
 use crate::bench::chart::{Chart, Scale, Series};
 use crate::bench::limit::{Limit, number, range};

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::contender::{Contender, Means, View};
 use super::metric::Operation;
-use super::way::{Means, View, Way};
 use crate::bench::filter::Filter;
 use crate::bench::load::{self, LoadGenerator, Order, Role, Sample};
 use crate::bench::objects::{Made, PORT, Shape};
@@ -54,7 +54,7 @@ impl World {
     }
 
     /// Namespaces with so many Services, of which [`loaded`] have Pods.
-    pub(super) fn of(way: &Way, services: u32) -> Result<Self> {
+    pub(super) fn of(way: &Contender, services: u32) -> Result<Self> {
         Self::build(services, |lab, node, services| match way.means {
             Means::Rules(filter) => load_rules(filter, node, services).map(|()| None),
             Means::Agent {

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 
 use lb_agent::maps::{FrontendKey, Protocol};
-use lb_common::flow::Lifetimes;
 use lb_common::host::only_ports;
 use lb_common::layout::{Frontend, frontend_flags};
 use lb_common::packet::{Route, Sender};
-use lb_common::tables::SourcePorts;
+use lb_common::settings::Lifetimes;
+use lb_common::settings::SourcePorts;
 use lb_tests::packet::Datapath;
 use lb_tests::packet::host::{Host, Surroundings};
 use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, NARROW_MTU, Place};

@@ -1,12 +1,19 @@
 //! Translation at the socket: a process connects or sends to a frontend, and its socket gets a backend's address
 //! before there is a packet.
 
+mod nowhere;
+mod rows;
+
+use self::nowhere::{frontend_row, lead_nowhere, leave_nowhere};
+pub use self::rows::release;
+use self::rows::{Remembered, is_usable, keep, remembered};
 use crate::address::Address;
-use crate::choose::{ENDED, Origin, affine, choose, find_frontend, region, stay};
+use crate::choose::{ENDED, Origin, affinity_backend, choose, find_frontend, record_affinity, region};
 use crate::layout::{
-    AffinityKey, Backend, BackendId, Frontend, Port, ServiceId, Socket, SocketKey, backend_state,
-    frontend_flags, halves, protocol, socket_names,
+    AffinityKey, Backend, BackendId, Frontend, ServiceId, Socket, SocketKey, frontend_flags, halves,
+    socket_names,
 };
+use crate::net::{Port, protocol};
 use crate::reason::Reason;
 use crate::tables::Tables;
 
@@ -22,10 +29,6 @@ pub trait SocketTables<A: Address>: Tables<A> {
     fn is_of_pod(&self, namespace: u64) -> bool;
 }
 
-/// How many frontends are noted of a UDP socket. The rows of others stay behind when it is closed, until the map needs
-/// their room.
-const FRONTENDS: u16 = 4;
-
 /// An address that a socket uses for its peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Peer<A> {
@@ -40,7 +43,7 @@ pub struct Peer<A> {
 pub struct Call<A> {
     /// The kernel's socket cookie.
     pub cookie: u64,
-    /// [`crate::layout::protocol::TCP`] or [`crate::layout::protocol::UDP`].
+    /// [`crate::net::protocol::TCP`] or [`crate::net::protocol::UDP`].
     pub protocol: u8,
     /// The peer that the call names.
     pub peer: Peer<A>,
@@ -104,40 +107,6 @@ pub fn send<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result
     find_backend(tables, call, call.is_connected).map_err(|refusal| refusal.counted(tables))
 }
 
-/// A UDP port that nobody has: it is assigned to a protocol of TCP (`tcpmux`), and 0 is none that a peer may have
-/// (`inet_getname`, net/ipv4/af_inet.c, Linux 6.18).
-const NOBODY: Port = Port::new(1);
-
-/// A peer that refuses all datagrams. Unspecified if the node has no address.
-#[inline(always)]
-fn nowhere<A: Address>(tables: &impl Tables<A>) -> Peer<A> {
-    Peer {
-        address: tables.node_address(),
-        port: NOBODY,
-    }
-}
-
-/// Makes that the peer of a socket; false if there is none.
-#[inline(never)]
-fn lead_nowhere<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, to: &mut Peer<A>) -> bool {
-    let nowhere = nowhere(tables);
-    if nowhere.address.is_unspecified() {
-        return false;
-    }
-    *to = nowhere;
-    tables.insert_socket(&call.key(nowhere), &frontend_row(call.peer));
-    true
-}
-
-/// Forgets that it was the peer of a socket.
-#[inline(never)]
-fn leave_nowhere<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
-    let nowhere = nowhere(tables);
-    if !nowhere.address.is_unspecified() {
-        tables.remove_socket(&call.key(nowhere));
-    }
-}
-
 /// Where a socket's packets to a frontend go; those of a UDP socket to the same backend as before while it lives.
 #[inline(always)]
 fn find_backend<A: Address>(
@@ -169,81 +138,6 @@ fn find_backend<A: Address>(
         _ => {}
     }
     Ok(to)
-}
-
-/// What is remembered of a socket and an address.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-enum Remembered {
-    /// Nothing that holds.
-    Nothing,
-    /// The frontend that the address stands for.
-    Frontend,
-    /// The backend that it leads to.
-    Backend,
-}
-
-/// Looks for a row, and for the backend that it names.
-// Out of line: of an optional row LLVM would carry the undefined half around.
-#[inline(never)]
-fn remembered<A: Address>(
-    tables: &impl SocketTables<A>,
-    call: &Call<A>,
-    backend: &mut Peer<A>,
-) -> Remembered {
-    let Some(known) = tables.socket(&call.key(call.peer)) else {
-        return Remembered::Nothing;
-    };
-    if is_usable(tables, &known) {
-        *backend = Peer {
-            address: known.address,
-            port: known.port,
-        };
-        name(tables, call, &known);
-        return Remembered::Backend;
-    }
-    if known.names == socket_names::FRONTEND {
-        Remembered::Frontend
-    } else {
-        Remembered::Nothing
-    }
-}
-
-/// Remembers the backend that was chosen for a frontend.
-#[inline(never)]
-fn keep<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, to: &Peer<A>) {
-    let Some(reverse) = tables.socket(&call.key(*to)) else {
-        return;
-    };
-    let row = Socket {
-        address: to.address,
-        port: to.port,
-        names: socket_names::BACKEND,
-        ..reverse
-    };
-    tables.insert_socket(&call.key(call.peer), &row);
-    note(tables, call);
-}
-
-/// Makes sure that answers of a backend bear the name of the frontend that was asked last.
-#[inline(always)]
-fn name<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, backend: &Socket<A>) {
-    let key = call.key(Peer {
-        address: backend.address,
-        port: backend.port,
-    });
-    let is_named = tables
-        .socket(&key)
-        .is_some_and(|row| row.address == call.peer.address && row.port == call.peer.port);
-    if !is_named {
-        let row = Socket {
-            address: call.peer.address,
-            port: call.peer.port,
-            names: socket_names::FRONTEND,
-            ..*backend
-        };
-        tables.insert_socket(&key, &row);
-    }
 }
 
 /// Why a frontend has no backend for a socket.
@@ -311,73 +205,6 @@ fn is_for_device<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, fron
     call.is_bound || asks_for_address || !tables.is_of_pod(call.namespace)
 }
 
-/// Notes a frontend that a UDP socket has asked for, for [`release`].
-#[inline(never)]
-fn note<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
-    for index in 0..FRONTENDS {
-        let key = call.frontend_key(index);
-        match tables.socket(&key) {
-            Some(known) if known.address == call.peer.address && known.port == call.peer.port => return,
-            Some(_) => {}
-            None => {
-                tables.insert_socket(&key, &frontend_row(call.peer));
-                return;
-            }
-        }
-    }
-}
-
-/// A socket is closed, whose peer is now as the call says: nobody needs its rows any more. One of IPv6 may have rows of
-/// both families.
-///
-/// The kernel forgets the peer of a TCP connection that was refused while `connect` waited: that row stays.
-#[inline(always)]
-pub fn release<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
-    if call.peer.port.get() != 0 {
-        tables.remove_socket(&call.key(call.peer));
-    }
-    if call.protocol == protocol::UDP {
-        // It may have lost that peer since.
-        leave_nowhere(tables, call);
-        forget_frontends(tables, call);
-    }
-}
-
-#[inline(never)]
-fn forget_frontends<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
-    for index in 0..FRONTENDS {
-        let noted = call.frontend_key(index);
-        let Some(frontend) = tables.socket(&noted) else {
-            return;
-        };
-        tables.remove_socket(&noted);
-        let key = call.key(Peer {
-            address: frontend.address,
-            port: frontend.port,
-        });
-        if let Some(backend) = tables.socket(&key) {
-            tables.remove_socket(&call.key(Peer {
-                address: backend.address,
-                port: backend.port,
-            }));
-            tables.remove_socket(&key);
-        }
-    }
-}
-
-/// Whether a row names a backend that lives. One that names a frontend does not: it is for [`restore`].
-// Out of line: of an optional backend LLVM would carry the undefined half around.
-#[inline(never)]
-fn is_usable<A: Address>(tables: &impl Tables<A>, known: &Socket<A>) -> bool {
-    let Some(backend) = tables.backend(known.backend) else {
-        return false;
-    };
-    backend.generation == known.generation
-        && backend.state != backend_state::GONE
-        && backend.address == known.address
-        && backend.port == known.port
-}
-
 /// `recvmsg` and `getpeername`: the frontend that the program sees instead of the backend.
 ///
 /// What another program of ours has restored already stays, while one follows the other; so does a frontend under which
@@ -390,19 +217,6 @@ pub fn restore<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Opt
         address: row.address,
         port: row.port,
     })
-}
-
-/// A row that names a frontend, and no backend yet.
-#[inline(always)]
-fn frontend_row<A>(frontend: Peer<A>) -> Socket<A> {
-    Socket {
-        address: frontend.address,
-        port: frontend.port,
-        names: socket_names::FRONTEND,
-        service: 0,
-        backend: 0,
-        generation: 0,
-    }
 }
 
 #[inline(always)]
@@ -426,7 +240,7 @@ fn backend_for<A: Address>(
     let has_affinity = frontend.affinity_seconds != 0;
     let mut id = 0;
     if has_affinity {
-        id = affine(tables, &affinity, frontend, Origin::Inside);
+        id = affinity_backend(tables, &affinity, frontend, Origin::Inside);
     }
     if id == 0 || id == ENDED {
         id = choose(tables, frontend.service, &region, tables.random());
@@ -436,7 +250,7 @@ fn backend_for<A: Address>(
         .filter(|backend| id != 0 && backend.service == frontend.service)
         .ok_or(Reason::StaleSlots)?;
     if has_affinity {
-        stay(tables, &affinity, id, backend.generation);
+        record_affinity(tables, &affinity, id, backend.generation);
     }
     Ok((id, backend))
 }
@@ -445,12 +259,15 @@ fn backend_for<A: Address>(
 mod tests {
     use std::vec::Vec;
 
-    use super::{Call, FRONTENDS, NOBODY, Peer, connect, release, restore, send};
+    use super::nowhere::NOBODY;
+    use super::rows::FRONTENDS;
+    use super::{Call, Peer, connect, release, restore, send};
     use crate::host::HostTables;
     use crate::layout::{
-        Address4, Backend, Frontend, FrontendKey, Port, Region, ServiceId, ServiceStats, Slot, backend_state,
-        frontend_flags, protocol, socket_names,
+        Backend, Frontend, FrontendKey, Region, ServiceId, ServiceStats, Slot, backend_state, frontend_flags,
+        socket_names,
     };
+    use crate::net::{Address4, Port, protocol};
     use crate::reason::Reason;
 
     fn peer(last: u8, port: u16) -> Peer<Address4> {

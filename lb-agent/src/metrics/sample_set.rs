@@ -3,13 +3,13 @@
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
 /// A metric that is being put together.
-pub(super) struct Family {
+pub(super) struct SampleSet {
     kind: MetricType,
     family: MetricFamily,
     samples: Vec<Metric>,
 }
 
-impl Family {
+impl SampleSet {
     /// One that only grows.
     pub(super) fn counter(name: &str, help: &str) -> Self {
         Self::new(MetricType::COUNTER, name, help)

@@ -2,85 +2,26 @@
 //!
 //! What is not TCP, UDP or SCTP over IP, is truncated or malformed is not parsed: it is not ours. Fragments have a
 //! parser of their own, for the sake of the packets that are none.
-#![expect(
-    unsafe_code,
-    reason = "the key of a flow is written in other parts than it is read in"
-)]
+pub(crate) mod extension;
+mod fragment;
+mod transport;
 
 use core::mem::offset_of;
 
 use network_types::eth::{EthHdr, EtherType};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
-use network_types::tcp::TcpHdr;
-use network_types::udp::UdpHdr;
 
-use crate::layout::{Address4, Address6, FlowKey, Port, protocol};
+use crate::address::Address;
+use crate::layout::FlowKey;
+use crate::net::{Address4, Address6, protocol, tcp_flags};
 use crate::packet::{Headers, Packet, Part};
 
-impl<A: Copy> FlowKey<A> {
-    /// A key, of ports as they follow each other in a header.
-    ///
-    /// The ports are written as one word, as the kernel reads them when it hashes the key: a processor reads a word that
-    /// was written in parts only when the parts have reached the cache.
-    #[inline(always)]
-    pub fn new(source: A, destination: A, ports: u32, protocol: u8, hook: u8) -> Self {
-        #[derive(Clone, Copy)]
-        #[repr(C)]
-        struct Words<A> {
-            source: A,
-            destination: A,
-            ports: u32,
-            rest: [u8; 4],
-        }
-        const {
-            assert!(size_of::<Words<A>>() == size_of::<Self>());
-            assert!(offset_of!(Words<A>, ports) == offset_of!(Self, source_port));
-            assert!(offset_of!(Words<A>, rest) == offset_of!(Self, protocol));
-        }
-        let words = Words {
-            source,
-            destination,
-            ports,
-            rest: [protocol, hook, 0, 0],
-        };
-        // SAFETY: both have the addresses, then eight bytes of numbers; the assertions compare the places.
-        unsafe { core::mem::transmute_copy(&words) }
-    }
-
-    /// Source and destination port as they follow each other in a header.
-    #[inline(always)]
-    pub fn ports_word(&self) -> u32 {
-        let ([a, b], [c, d]) = (self.source_port.to_bytes(), self.destination_port.to_bytes());
-        u32::from_ne_bytes([a, b, c, d])
-    }
-
-    /// The key of packets in the opposite direction, seen at `hook`.
-    #[inline(always)]
-    #[must_use]
-    pub fn reversed(&self, hook: u8) -> Self {
-        Self {
-            source: self.destination,
-            destination: self.source,
-            source_port: self.destination_port,
-            destination_port: self.source_port,
-            protocol: self.protocol,
-            hook,
-            pad: 0,
-        }
-    }
-}
-
-/// Bits of the TCP flags byte (RFC 9293 section 3.1).
-pub mod tcp_flags {
-    /// No more data from the sender.
-    pub const FIN: u8 = 1;
-    /// Synchronise sequence numbers.
-    pub const SYN: u8 = 1 << 1;
-    /// Reset the connection.
-    pub const RST: u8 = 1 << 2;
-    /// The acknowledgement field counts.
-    pub const ACK: u8 = 1 << 4;
-}
+use self::extension::skip_extensions;
+pub(crate) use self::fragment::{
+    FRAGMENT_LENGTH, FRAGMENT6_OFFSET, PLAIN_IPV4, is_fragment4, is_later_fragment4,
+};
+pub use self::fragment::{FragmentHeader, fragment4, fragment6};
+pub(crate) use self::transport::{TCP_ACKNOWLEDGEMENT, TCP_DATA_OFFSET, TCP_SEQUENCE, transport};
 
 /// A TCP, UDP or SCTP packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,9 +78,6 @@ pub fn network(packet: &impl Packet) -> Network {
             network_of(ethernet.u16::<{ offset_of!(EthHdr, ether_type) }>())
         })
 }
-
-/// More fragments, or an offset: bits of the fragment field of an IPv4 header.
-const FRAGMENT_BITS: u16 = 0x3fff_u16.to_be();
 
 /// The number of bytes from `offset` on that a length field (network byte order) tells.
 ///
@@ -242,235 +180,70 @@ pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
     })
 }
 
-/// A fragment of a datagram.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FragmentHeader {
-    /// What the fragments of a datagram have in common, as it stands in the header.
-    pub identification: u32,
-    /// Protocol of the datagram.
-    pub protocol: u8,
-    /// Which fragment.
-    pub part: Part,
-    /// Offset of the fragment's content.
-    pub content: u32,
-    /// Length of the fragment's content.
-    pub room: u32,
-    /// Length of IP header and payload.
-    pub ip_length: u32,
+/// An IP version's headers in packets.
+pub trait IpHeader: Address {
+    /// Parses a whole packet with its IP header at `network`, seen at `hook` (see [`crate::layout::hook`]).
+    fn parse(packet: &impl Packet, network: u32, hook: u8) -> Option<Parsed<Self>>;
+
+    /// Parses a fragment with its IP header at `network`.
+    fn parse_fragment(packet: &impl Packet, network: u32) -> Option<FragmentHeader>;
+
+    /// The address at `offset` of a packet.
+    fn read(packet: &impl Packet, offset: u32) -> Option<Self>;
+
+    /// Writes the address at `offset` of a packet, leaving all checksums to the caller.
+    fn write(self, packet: &mut impl Packet, offset: u32) -> Option<()>;
 }
 
-/// Bits of an IPv4 header's fragment field that say how much of the datagram goes before.
-const FRAGMENT_OFFSET: u16 = 0x1fff_u16.to_be();
-
-/// The fragment in an IPv4 packet at `offset`. Those with options are not parsed.
-#[inline(always)]
-pub fn fragment4(packet: &impl Packet, offset: u32) -> Option<FragmentHeader> {
-    const LENGTH: u32 = Ipv4Hdr::LEN as u32;
-    let header = packet.view::<{ Ipv4Hdr::LEN }>(offset)?;
-    let fragment = header.u16::<{ offset_of!(Ipv4Hdr, frags) }>();
-    if header.u8::<{ offset_of!(Ipv4Hdr, vihl) }>() != PLAIN_IPV4 || !is_fragment4(fragment) {
-        return None;
-    }
-    let ip_length = u32::from(u16::from_be(header.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>()));
-    if offset + ip_length > packet.length() {
-        return None;
-    }
-    Some(FragmentHeader {
-        identification: u32::from(header.u16::<{ offset_of!(Ipv4Hdr, id) }>()),
-        protocol: header.u8::<{ offset_of!(Ipv4Hdr, proto) }>(),
-        part: part(fragment & FRAGMENT_OFFSET),
-        content: offset + LENGTH,
-        room: ip_length.checked_sub(LENGTH)?,
-        ip_length,
-    })
-}
-
-/// The fragment in an IPv6 packet at `offset`. Those with other extension headers before that of the fragment are not
-/// parsed.
-#[inline(always)]
-pub fn fragment6(packet: &impl Packet, offset: u32) -> Option<FragmentHeader> {
-    const LENGTH: u32 = Ipv6Hdr::LEN as u32;
-    let header = packet.view::<{ Ipv6Hdr::LEN }>(offset)?;
-    if header.u8::<0>() >> 4 != 6 || header.u8::<{ offset_of!(Ipv6Hdr, next_hdr) }>() != extension::FRAGMENT {
-        return None;
-    }
-    let payload_length = u32::from(u16::from_be(header.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>()));
-    let ip_length = LENGTH + payload_length;
-    if offset + ip_length > packet.length() {
-        return None;
-    }
-    let extension = packet.view::<{ FRAGMENT_LENGTH as usize }>(offset + LENGTH)?;
-    Some(FragmentHeader {
-        identification: extension.u32::<4>(),
-        protocol: extension.u8::<0>(),
-        part: part(extension.u16::<2>() & FRAGMENT6_OFFSET),
-        content: offset + LENGTH + FRAGMENT_LENGTH,
-        room: payload_length.checked_sub(FRAGMENT_LENGTH)?,
-        ip_length,
-    })
-}
-
-/// Version and length of an IPv4 header without options.
-pub(crate) const PLAIN_IPV4: u8 = 0x45;
-/// Length of an IPv6 fragment header (RFC 8200 section 4.5).
-pub(crate) const FRAGMENT_LENGTH: u32 = 8;
-/// Bits of an IPv6 fragment header that say how much of the datagram goes before.
-pub(crate) const FRAGMENT6_OFFSET: u16 = 0xfff8_u16.to_be();
-
-/// Whether the fragment field of an IPv4 header is that of a fragment.
-#[inline(always)]
-pub(crate) fn is_fragment4(field: u16) -> bool {
-    field & FRAGMENT_BITS != 0
-}
-
-/// Whether the fragment field of an IPv4 header is that of a fragment other than the first.
-#[inline(always)]
-pub(crate) fn is_later_fragment4(field: u16) -> bool {
-    field & FRAGMENT_OFFSET != 0
-}
-
-#[inline(always)]
-fn part(before: u16) -> Part {
-    if before == 0 { Part::First } else { Part::Later }
-}
-
-/// IPv6 extension headers that may stand before TCP or UDP (RFC 8200 section 4; AH: RFC 4302).
-pub(crate) mod extension {
-    pub(super) const HOP_BY_HOP: u8 = 0;
-    pub(super) const ROUTING: u8 = 43;
-    pub(crate) const FRAGMENT: u8 = 44;
-    pub(super) const AUTHENTICATION: u8 = 51;
-    pub(super) const DESTINATION_OPTIONS: u8 = 60;
-    /// More than RFC 8200 expects in any packet (section 4.1 lists six, fragments among them).
-    pub(super) const MAX_DEPTH: u32 = 5;
-
-    /// Whether another header follows one of this number.
+impl IpHeader for Address4 {
     #[inline(always)]
-    pub(crate) const fn is_one(number: u8) -> bool {
-        matches!(
-            number,
-            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
-        )
+    fn parse(packet: &impl Packet, network: u32, hook: u8) -> Option<Parsed<Self>> {
+        ipv4(packet, network, hook)
     }
-}
-
-/// What stands behind extension headers, in one number: a function of its own returns no more to the verifier.
-#[derive(Clone, Copy)]
-struct Behind(u32);
-
-impl Behind {
-    const NOTHING: Self = Self(0);
 
     #[inline(always)]
-    fn new(length: u32, protocol: u8) -> Self {
-        Self(length << 8 | u32::from(protocol))
+    fn parse_fragment(packet: &impl Packet, network: u32) -> Option<FragmentHeader> {
+        fragment4(packet, network)
     }
 
-    /// The length of the extension headers and the protocol behind them.
     #[inline(always)]
-    fn get(self) -> Option<(u32, u8)> {
-        (self.0 != Self::NOTHING.0).then_some((self.0 >> 8, self.0 as u8))
+    fn read(packet: &impl Packet, offset: u32) -> Option<Self> {
+        Some(Self::from_word(packet.view::<4>(offset)?.u32::<0>()))
     }
-}
 
-/// Offset of the number of segments left in a routing header (RFC 8200 section 4.4).
-const SEGMENTS_LEFT: usize = 3;
-
-/// Walks over extension headers. A fragment header ends the search.
-#[inline(never)]
-fn skip_extensions(packet: &impl Packet, offset: u32, first: u8) -> Behind {
-    let mut next = first;
-    let mut length = 0;
-    for _ in 0..extension::MAX_DEPTH {
-        let unit = match next {
-            extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION_OPTIONS => 8,
-            extension::AUTHENTICATION => 4,
-            _ => break,
-        };
-        let Some(header) = packet.view::<4>(offset + length) else {
-            return Behind::NOTHING;
-        };
-        // Before the last segment the IPv6 header does not name the destination that checksums cover (RFC 8200
-        // section 8.1).
-        if next == extension::ROUTING && header.u8::<SEGMENTS_LEFT>() != 0 {
-            return Behind::NOTHING;
-        }
-        next = header.u8::<0>();
-        // An authentication header counts words less 2, the others count 8 bytes less 1.
-        length += u32::from(header.u8::<1>()) * unit + 8;
-    }
-    match next {
-        protocol::TCP | protocol::UDP | protocol::SCTP => Behind::new(length, next),
-        _ => Behind::NOTHING,
-    }
-}
-
-/// Ports and flags of a transport header.
-pub(crate) struct Transport {
-    /// Source and destination port as they follow each other.
-    pub(crate) ports: u32,
-    pub(crate) tcp_flags: u8,
-}
-
-impl Transport {
-    /// Source and destination port.
     #[inline(always)]
-    pub(crate) fn ports(&self) -> [Port; 2] {
-        let [a, b, c, d] = self.ports.to_ne_bytes();
-        [[a, b], [c, d]].map(Port::from_bytes)
+    fn write(self, packet: &mut impl Packet, offset: u32) -> Option<()> {
+        packet.write(offset, &[self.to_word()])
     }
 }
 
-/// Reads the transport header at `offset`, for which the IP header leaves `room` bytes.
-#[inline(always)]
-pub(crate) fn transport(packet: &impl Packet, offset: u32, protocol: u8, room: u32) -> Option<Transport> {
-    let (ports, tcp_flags) = match protocol {
-        protocol::TCP if room >= TcpHdr::LEN as u32 => {
-            let header = packet.view::<{ TcpHdr::LEN }>(offset)?;
-            let length = u32::from(header.u8::<TCP_DATA_OFFSET>() >> 4) * 4;
-            if length < TcpHdr::LEN as u32 || length > room {
-                return None;
-            }
-            (header.u32::<0>(), header.u8::<TCP_FLAGS>())
-        }
-        protocol::UDP if room >= UdpHdr::LEN as u32 => {
-            let header = packet.view::<{ UdpHdr::LEN }>(offset)?;
-            (header.u32::<0>(), 0)
-        }
-        protocol::SCTP if room >= SCTP_LENGTH => {
-            let header = packet.view::<{ SCTP_LENGTH as usize }>(offset)?;
-            let flags = match header.u8::<SCTP_CHUNK_TYPE>() {
-                sctp_chunk::INIT => tcp_flags::SYN,
-                sctp_chunk::ABORT | sctp_chunk::SHUTDOWN_COMPLETE => tcp_flags::RST,
-                _ => 0,
-            };
-            (header.u32::<0>(), flags)
-        }
-        _ => return None,
-    };
-    Some(Transport { ports, tcp_flags })
+impl IpHeader for Address6 {
+    #[inline(always)]
+    fn parse(packet: &impl Packet, network: u32, hook: u8) -> Option<Parsed<Self>> {
+        ipv6(packet, network, hook)
+    }
+
+    #[inline(always)]
+    fn parse_fragment(packet: &impl Packet, network: u32) -> Option<FragmentHeader> {
+        fragment6(packet, network)
+    }
+
+    #[inline(always)]
+    fn read(packet: &impl Packet, offset: u32) -> Option<Self> {
+        let view = packet.view::<16>(offset)?;
+        Some(Self::from_words([
+            view.u32::<0>(),
+            view.u32::<4>(),
+            view.u32::<8>(),
+            view.u32::<12>(),
+        ]))
+    }
+
+    #[inline(always)]
+    fn write(self, packet: &mut impl Packet, offset: u32) -> Option<()> {
+        packet.write(offset, &self.to_words())
+    }
 }
-
-/// Length of the SCTP header and of the first chunk's (RFC 9260 section 3).
-const SCTP_LENGTH: u32 = 12 + 4;
-/// Offset of the first chunk's type.
-const SCTP_CHUNK_TYPE: usize = 12;
-
-/// Types of SCTP chunks that begin or end an association (RFC 9260 section 3.2).
-mod sctp_chunk {
-    pub(super) const INIT: u8 = 1;
-    pub(super) const ABORT: u8 = 6;
-    pub(super) const SHUTDOWN_COMPLETE: u8 = 14;
-}
-
-/// Offset of the sequence number in a TCP header.
-pub(crate) const TCP_SEQUENCE: u32 = offset_of!(TcpHdr, seq) as u32;
-/// Offset of the acknowledgement number in a TCP header.
-pub(crate) const TCP_ACKNOWLEDGEMENT: u32 = offset_of!(TcpHdr, ack_seq) as u32;
-/// Offset of the byte whose upper half is the length of the TCP header in words.
-pub(crate) const TCP_DATA_OFFSET: usize = 12;
-/// Offset of the byte with the TCP flags.
-const TCP_FLAGS: usize = 13;
 
 #[cfg(test)]
 mod tests {
@@ -479,7 +252,8 @@ mod tests {
 
     use super::{Network, Parsed, ipv4, ipv6, network, tcp_flags};
     use crate::host::Bytes;
-    use crate::layout::{Address4, Address6, FlowKey, Port, hook, protocol};
+    use crate::layout::{FlowKey, hook};
+    use crate::net::{Address4, Address6, Port, protocol};
     use proptest::prelude::*;
 
     /// Behind a header: ports 1 and 2, a TCP header of five words with SYN, and four bytes.

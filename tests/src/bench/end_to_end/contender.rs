@@ -7,7 +7,7 @@ use crate::lab::{SocketLb, Xdp};
 
 /// A way. Each has namespaces of its own for each number of Services.
 #[derive(PartialEq, Eq, Debug)]
-pub struct Way {
+pub struct Contender {
     /// What it is called.
     pub name: &'static str,
     /// What translates.
@@ -44,7 +44,7 @@ pub enum View {
 }
 
 /// All ways. Another one is another line, as is another option of the agent.
-pub(super) const WAYS: &[Way] = &[
+pub(super) const CONTENDERS: &[Contender] = &[
     rules("nftables", Filter::Nftables),
     rules("iptables", Filter::Iptables),
     agent("sockets", SocketLb::All, Xdp::Off, &[], &[View::Pod], Some(103)),
@@ -60,8 +60,8 @@ pub(super) const WAYS: &[Way] = &[
     agent("XDP", SocketLb::Off, Xdp::Native, &[], View::FROM_OUTSIDE, None),
 ];
 
-const fn rules(name: &'static str, filter: Filter) -> Way {
-    Way {
+const fn rules(name: &'static str, filter: Filter) -> Contender {
+    Contender {
         name,
         means: Means::Rules(filter),
         views: &[View::Pod],
@@ -76,8 +76,8 @@ const fn agent(
     arguments: &'static [&'static str],
     views: &'static [View],
     connect_limit: Option<u32>,
-) -> Way {
-    Way {
+) -> Contender {
+    Contender {
         name,
         means: Means::Agent {
             socket_lb,
@@ -89,14 +89,14 @@ const fn agent(
     }
 }
 
-impl Way {
+impl Contender {
     /// Whether it is one of ours.
     pub(super) fn is_ours(&self) -> bool {
         matches!(self.means, Means::Agent { .. })
     }
 }
 
-impl Serialize for Way {
+impl Serialize for Contender {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name)
     }
@@ -123,7 +123,7 @@ impl View {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Subject {
     /// The way.
-    pub way: &'static Way,
+    pub way: &'static Contender,
     /// Who asks.
     pub view: View,
     /// How many Services there are.

@@ -1,259 +1,25 @@
-//! Packets as XDP and TC programs see them.
-
-use core::mem::offset_of;
+//! Packets in TC programs.
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
-use aya_ebpf::bindings::{
-    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_REDIRECT, xdp_action,
-};
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_REDIRECT};
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
-    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
-    bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_head,
+    bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_vlan_pop,
 };
-use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::programs::TcContext;
 use lb_common::address::Address;
 use lb_common::checksum::Sum;
-use lb_common::layout::{Address6, DETOUR_LINK, Flow, FlowKey, LinkAddress, Port, protocol};
-use lb_common::packet::Headers;
-use lb_common::packet::{
-    DirectPacket, Hop, Packet, Reassembly, Route, Sender, Verdict, View, ViewMut, translate_directly,
-};
+use lb_common::layout::{DETOUR_LINK, Flow, FlowKey};
+use lb_common::net::protocol;
+use lb_common::packet::{Headers, Hop, Packet, Reassembly, Route, Sender, Verdict, View};
 use lb_common::parse::{self, Network};
 use network_types::eth::EthHdr;
-use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+use super::{destination_link, distance, ok, part};
 use crate::helpers;
 use crate::maps;
 use crate::node_sockets;
 use crate::routes::{self, Query};
-
-/// No header that is read lies behind this offset: Ethernet, the largest IP header, one that is quoted behind it, TCP.
-const OFFSET_MAX: u32 = 0x3ff;
-const _: () = assert!((OFFSET_MAX + 1).is_power_of_two(), "it is a mask too");
-
-/// A packet in an XDP program: every checksum in it is complete, unless the device is a veth.
-pub struct XdpPacket {
-    pub context: XdpContext,
-}
-
-impl XdpPacket {
-    /// The index of the device that the packet came in on.
-    #[inline(always)]
-    fn device(&self) -> u32 {
-        // SAFETY: the kernel hands the program a valid context.
-        unsafe { (*self.context.ctx).ingress_ifindex }
-    }
-
-    /// The start of `length` bytes at `offset`, if they are there.
-    #[inline(always)]
-    fn part(&self, offset: u32, length: usize) -> Option<usize> {
-        part(self.context.data(), self.context.data_end(), offset, length)
-    }
-}
-
-/// The number of bytes between two packet pointers.
-#[inline(always)]
-fn distance(start: usize, end: usize) -> u32 {
-    let mut distance = (end - start) as u64;
-    // LLVM would subtract 32-bit halves, which the verifier prohibits for pointers ("32-bit pointer arithmetic
-    // prohibited", Linux 6.18): it must not see that only those are used.
-    // An empty text would give two source lines to one instruction, which the kernel refuses.
-    // SAFETY: copies a register onto itself.
-    unsafe {
-        core::arch::asm!("{0} = {0}", inout(reg) distance, options(pure, nomem, nostack, preserves_flags))
-    };
-    distance as u32
-}
-
-/// The start of `length` bytes at `offset`, if they lie between `data` and `data_end`.
-#[inline(always)]
-fn part(data: usize, data_end: usize, offset: u32, length: usize) -> Option<usize> {
-    if offset > OFFSET_MAX {
-        return None;
-    }
-    let mut start = u64::from(offset);
-    // The verifier wants to see the bound of an offset before it is added, and the same sum both checked and used: LLVM
-    // checks a copy of the offset, or adds up in another order ("invalid access to packet", up to Linux 6.12).
-    // SAFETY: changes no more than the register: the offset is within the mask.
-    unsafe {
-        core::arch::asm!(
-            "{start} &= {mask}",
-            "{start} += {data}",
-            start = inout(reg) start,
-            mask = const OFFSET_MAX,
-            data = in(reg) data as u64,
-            options(pure, nomem, nostack, preserves_flags)
-        )
-    };
-    let start = start as usize;
-    (start + length <= data_end).then_some(start)
-}
-
-impl Packet for XdpPacket {
-    #[inline(always)]
-    fn length(&self) -> u32 {
-        distance(self.context.data(), self.context.data_end())
-    }
-
-    #[inline(always)]
-    fn view<const N: usize>(&self, offset: u32) -> Option<View<'_, N>> {
-        // SAFETY: `part` checks that N bytes are there; `&self` keeps helpers that move data away.
-        self.part(offset, N)
-            .map(|start| unsafe { View::new(start as *const u8) })
-    }
-
-    #[inline(always)]
-    fn write<const N: usize>(&mut self, offset: u32, words: &[u32; N]) -> Option<()> {
-        let start = self.part(offset, N * 4)?;
-        for (index, word) in words.iter().enumerate() {
-            // SAFETY: `part` checks that N words are there.
-            let mut view = unsafe { ViewMut::<4>::new((start + index * 4) as *mut u8) };
-            view.set_u32::<0>(*word);
-        }
-        Some(())
-    }
-
-    #[inline(always)]
-    fn translate<A: Address>(&mut self, headers: &Headers, old: &FlowKey<A>, new: &Flow<A>) -> Option<()> {
-        translate_directly(self, headers, old, new)
-    }
-
-    #[inline(always)]
-    fn grow_head(&mut self, _network: u32, by: u32) -> Option<()> {
-        // SAFETY: plain helper call.
-        ok(unsafe { bpf_xdp_adjust_head(self.context.ctx, -(by as i32)) }.into())
-    }
-
-    #[inline(always)]
-    fn cut(&mut self, length: u32) -> Option<()> {
-        let by = length as i32 - self.length() as i32;
-        // SAFETY: plain helper call.
-        ok(unsafe { bpf_xdp_adjust_tail(self.context.ctx, by) }.into())
-    }
-
-    #[inline(always)]
-    fn write_half(&mut self, offset: u32, half: u16) -> Option<()> {
-        let start = self.part(offset, size_of::<u16>())?;
-        // SAFETY: `part` checks that the bytes are there.
-        unsafe { ViewMut::<2>::new(start as *mut u8) }.set_u16::<0>(half);
-        Some(())
-    }
-
-    #[inline(always)]
-    fn is_for_node(&self, _network: u32) -> bool {
-        let Some(frame) = self.view(0) else {
-            return false;
-        };
-        maps::is_link_of(self.device(), destination_link(&frame))
-    }
-
-    #[inline(always)]
-    fn segment_size(&self) -> u32 {
-        0
-    }
-
-    #[inline(always)]
-    fn route<A: Address>(&self, source: A, destination: A, length: u32, hop: &mut Hop) -> Route {
-        let device = self.device();
-        routes::look_up(
-            self.context.ctx.cast(),
-            &Query {
-                device,
-                source,
-                destination,
-                length,
-            },
-            hop,
-        )
-    }
-
-    #[inline(always)]
-    fn can_send(&self, route: Route, hop: &Hop) -> bool {
-        route == Route::Ready && (hop.device == self.device() || maps::transmits(hop.device))
-    }
-
-    #[inline(always)]
-    fn send(&mut self, _network: u32, hop: &Hop) -> Option<Verdict> {
-        self.write(0, &hop.link)?;
-        if hop.device == self.device() {
-            return Some(Verdict::Bounce);
-        }
-        // SAFETY: plain helper call.
-        let action = unsafe { bpf_redirect(hop.device, 0) };
-        (action == xdp_action::XDP_REDIRECT.into()).then_some(Verdict::Redirect)
-    }
-
-    #[inline(always)]
-    fn sender<A: Address>(&self, source: A) -> Sender {
-        routes::sender(self.context.ctx.cast(), self.device(), source)
-    }
-
-    #[inline(always)]
-    fn has_socket<A: Address>(&self, key: &FlowKey<A>) -> bool {
-        node_sockets::has(self.context.ctx.cast(), key)
-    }
-
-    #[inline(always)]
-    fn is_sent_on(&self) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn can_hand_over(&self, _network: u32, _hop: &Hop) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn hand_over(&mut self, _hop: &Hop) -> Option<Verdict> {
-        None
-    }
-
-    #[inline(always)]
-    fn checksum_is_partial(&mut self, _offset: u32) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn reassembly(&self, _network: u32) -> Reassembly {
-        // Not from here: XDP sends through few devices.
-        if maps::xdp_reassembly_device() == 0 {
-            Reassembly::None
-        } else {
-            Reassembly::Next
-        }
-    }
-
-    #[inline(always)]
-    fn detour(&mut self) -> Option<Verdict> {
-        None
-    }
-}
-
-impl DirectPacket for XdpPacket {
-    #[inline(always)]
-    fn view_mut<const N: usize>(&mut self, offset: u32) -> Option<ViewMut<'_, N>> {
-        // SAFETY: `part` checks that N bytes are there; `&mut self` keeps helpers that move data away.
-        self.part(offset, N)
-            .map(|start| unsafe { ViewMut::new(start as *mut u8) })
-    }
-}
-
-/// The link-layer address that a frame is for.
-#[inline(always)]
-fn destination_link(frame: &View<'_, 6>) -> LinkAddress {
-    let [e, f] = frame.u16::<4>().to_ne_bytes();
-    LinkAddress {
-        start: frame.u32::<0>(),
-        end: u32::from_ne_bytes([e, f, 0, 0]),
-    }
-}
-
-/// Whether a helper succeeded.
-#[inline(always)]
-fn ok(result: i64) -> Option<()> {
-    (result == 0).then_some(())
-}
 
 /// A packet in a TC program. Its checksums may be partial or mirrored in the kernel's books (`CHECKSUM_COMPLETE`),
 /// so all writes go through helpers that know; direct writes would also make the kernel copy every shared packet,
@@ -323,44 +89,14 @@ impl TcPacket {
         // SAFETY: the kernel hands the program a valid context.
         unsafe { (*self.context.skb.skb).tc_index == RETURNED }
     }
-
-    #[inline(always)]
-    fn store<T>(&mut self, offset: u32, value: &T, flags: u32) -> Option<()> {
-        let skb = self.context.skb.skb;
-        let value: *const T = value;
-        // SAFETY: the pointer and length are those of one readable value.
-        ok(unsafe { bpf_skb_store_bytes(skb, offset, value.cast(), size_of::<T>() as u32, flags.into()) })
-    }
-
-    /// Writes the first `length` bytes of a flow, which are no more than it has.
-    #[inline(always)]
-    fn store_start<A>(&mut self, offset: u32, flow: &Flow<A>, length: u32) -> Option<()> {
-        let skb = self.context.skb.skb;
-        let flow: *const Flow<A> = flow;
-        // SAFETY: the pointer is that of a readable value; the verifier checks the length.
-        ok(unsafe { bpf_skb_store_bytes(skb, offset, flow.cast(), length, 0) })
-    }
-
-    /// Patches the transport checksum at `offset`.
-    #[inline(always)]
-    fn patch_checksum(&mut self, offset: u32, difference: Sum, flags: u32) -> i64 {
-        // SAFETY: plain helper call.
-        unsafe {
-            bpf_l4_csum_replace(
-                self.context.skb.skb,
-                offset,
-                0,
-                difference.fold32().into(),
-                flags.into(),
-            )
-        }
-    }
 }
 
 /// For everybody (include/uapi/linux/if_packet.h).
 const PACKET_BROADCAST: u32 = 1;
+
 /// For a group.
 const PACKET_MULTICAST: u32 = 2;
+
 /// For another device.
 const PACKET_OTHERHOST: u32 = 3;
 
@@ -375,13 +111,6 @@ const RETURNED: u32 = 0x4c43;
 
 /// `EINVAL`
 const INVALID: i64 = -22;
-
-/// Consecutive fields of an IPv4 header without options and of the transport header behind it.
-#[repr(C)]
-struct Ipv4Fields {
-    checksum: u16,
-    rest: [u16; 6],
-}
 
 impl Packet for TcPacket {
     #[inline(always)]
@@ -610,56 +339,4 @@ impl TcPacket {
         unsafe { (*self.context.skb.skb).tc_index = RETURNED };
         Some(helpers::receive_at(device))
     }
-
-    /// Writes addresses, ports if they are rewritten, and the checksum of an IPv4 header.
-    #[inline(always)]
-    fn write_fields<A: Address>(
-        &mut self,
-        headers: &Headers,
-        new: &Flow<A>,
-        difference: Sum,
-        with_ports: bool,
-    ) -> Option<()> {
-        let (source, destination, ports) = (new.source.words(), new.destination.words(), new.ports_word());
-        let is_plain = with_ports && headers.transport - headers.network == A::HEADER_LENGTH;
-        if A::IS_IPV6 {
-            // Addresses and ports follow each other in a flow as they do in the headers.
-            const SOURCE: u32 = offset_of!(Ipv6Hdr, src_addr) as u32;
-            const ADDRESSES: u32 = 2 * size_of::<Address6>() as u32;
-            const PORTS: u32 = 2 * size_of::<Port>() as u32;
-            let offset = headers.network + SOURCE;
-            if is_plain {
-                return self.store_start(offset, new, ADDRESSES + PORTS);
-            }
-            self.store_start(offset, new, ADDRESSES)?;
-        } else {
-            const CHECKSUM: usize = offset_of!(Ipv4Hdr, check);
-            let checksum = self.view::<{ Ipv4Hdr::LEN }>(headers.network)?.u16::<CHECKSUM>();
-            let checksum = difference.update(checksum);
-            let [[a, b], [c, d], [e, f]] = [halves(source[0]), halves(destination[0]), halves(ports)];
-            let offset = headers.network + CHECKSUM as u32;
-            if is_plain {
-                return self.store(
-                    offset,
-                    &Ipv4Fields {
-                        checksum,
-                        rest: [a, b, c, d, e, f],
-                    },
-                    0,
-                );
-            }
-            self.store(offset, &[checksum, a, b, c, d], 0)?;
-        }
-        if with_ports {
-            self.store(headers.transport, &ports, 0)?;
-        }
-        Some(())
-    }
-}
-
-/// The halves of a word in the order of memory.
-#[inline(always)]
-fn halves(word: u32) -> [u16; 2] {
-    let [a, b, c, d] = word.to_ne_bytes();
-    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
 }

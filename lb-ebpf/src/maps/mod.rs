@@ -1,42 +1,32 @@
 //! The maps. Capacities are the defaults of the agent, which sets its own when it loads the programs.
 
+mod family;
+
 use core::ptr::NonNull;
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
-use aya_ebpf::maps::{Array, DevMap, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, DevMap, HashMap, PerCpuArray};
 use lb_common::address::Address;
 use lb_common::budget::{ALL_DETOURS, BUCKETS, Bucket, Limit};
 use lb_common::cidr;
 use lb_common::filter::{self, Position};
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
-    Address4, Address6, Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, DeviceLinks,
-    DeviceRole, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, LoadedSettings,
-    NAMESPACE_ROWS, Port, ServiceId, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange,
-    device_row, namespace_role,
+    Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, DeviceLinks, DeviceRole, FlowKey,
+    Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, NAMESPACE_ROWS, ServiceId, ServiceName,
+    ServiceStats, Slot, Socket, SocketKey, SourceRange, device_row, namespace_role,
 };
+use lb_common::net::Port;
 use lb_common::reason::Reason;
+use lb_common::settings::LoadedSettings;
 
-const FRONTENDS: u32 = 65_536;
-const BACKENDS: u32 = 262_144;
-const FLOWS: u32 = 262_144;
-const SOCKETS: u32 = 65_536;
-const AFFINITIES: u32 = 65_536;
-const SOURCE_RANGES: u32 = 65_536;
-const FRAGMENTS: u32 = 8_192;
+pub use self::family::FamilyMaps;
+
 const DEVICES_MAX: u32 = 1_024;
 const NODE_ADDRESSES_MAX: u32 = 16_384;
 
-/// Frontend rows are few and seldom written. Unlike preallocated ones their memory is not given to another row
-/// while a program may still read it.
-#[map]
-static FRONTENDS4: HashMap<FrontendKey<Address4>, Frontend> =
-    HashMap::with_max_entries(FRONTENDS, BPF_F_NO_PREALLOC);
-#[map]
-static FRONTENDS6: HashMap<FrontendKey<Address6>, Frontend> =
-    HashMap::with_max_entries(FRONTENDS, BPF_F_NO_PREALLOC);
 #[map]
 static FILTER: Array<u64> = Array::with_max_entries(filter::WORDS, 0);
 #[map]
@@ -45,30 +35,6 @@ static REPLY_FILTER: Array<u64> = Array::with_max_entries(filter::REPLY_WORDS, 0
 static SERVICE_CIDRS: Array<cidr::Networks> = Array::with_max_entries(1, 0);
 #[map]
 static SLOTS: Array<Slot> = Array::with_max_entries(1_048_576, BPF_F_MMAPABLE);
-#[map]
-static BACKENDS4: Array<Backend<Address4>> = Array::with_max_entries(BACKENDS, 0);
-#[map]
-static BACKENDS6: Array<Backend<Address6>> = Array::with_max_entries(BACKENDS, 0);
-#[map]
-static FLOWS4: LruHashMap<FlowKey<Address4>, Flow<Address4>> = LruHashMap::with_max_entries(FLOWS, 0);
-#[map]
-static FLOWS6: LruHashMap<FlowKey<Address6>, Flow<Address6>> = LruHashMap::with_max_entries(FLOWS, 0);
-#[map]
-static SOCKETS4: LruHashMap<SocketKey<Address4>, Socket<Address4>> = LruHashMap::with_max_entries(SOCKETS, 0);
-#[map]
-static SOCKETS6: LruHashMap<SocketKey<Address6>, Socket<Address6>> = LruHashMap::with_max_entries(SOCKETS, 0);
-#[map]
-static AFFINITY4: LruHashMap<AffinityKey<Address4>, Affinity> = LruHashMap::with_max_entries(AFFINITIES, 0);
-#[map]
-static AFFINITY6: LruHashMap<AffinityKey<Address6>, Affinity> = LruHashMap::with_max_entries(AFFINITIES, 0);
-#[map]
-static SOURCE_RANGES4: LpmTrie<SourceRange<Address4>, u32> = LpmTrie::with_max_entries(SOURCE_RANGES, 0);
-#[map]
-static SOURCE_RANGES6: LpmTrie<SourceRange<Address6>, u32> = LpmTrie::with_max_entries(SOURCE_RANGES, 0);
-#[map]
-static FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment> = LruHashMap::with_max_entries(FRAGMENTS, 0);
-#[map]
-static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment> = LruHashMap::with_max_entries(FRAGMENTS, 0);
 #[map]
 static REASSEMBLY: DevMap = DevMap::with_max_entries(1, 0);
 #[map]
@@ -102,103 +68,6 @@ static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len
 static ANSWERS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(BUCKETS, 0);
 #[map]
 static SETTINGS: Array<LoadedSettings> = Array::with_max_entries(1, 0);
-
-/// The maps that hold addresses of one family.
-pub trait FamilyMaps: Sized + Copy + 'static {
-    fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend>;
-    fn backends() -> &'static Array<Backend<Self>>;
-    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
-    fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>>;
-    fn affinity() -> &'static LruHashMap<AffinityKey<Self>, Affinity>;
-    fn source_ranges() -> &'static LpmTrie<SourceRange<Self>, u32>;
-    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment>;
-    /// The address of this family in a device's row.
-    fn of_device(device: &Device) -> Self;
-}
-
-impl FamilyMaps for Address4 {
-    #[inline(always)]
-    fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend> {
-        &FRONTENDS4
-    }
-
-    #[inline(always)]
-    fn backends() -> &'static Array<Backend<Self>> {
-        &BACKENDS4
-    }
-
-    #[inline(always)]
-    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
-        &FLOWS4
-    }
-
-    #[inline(always)]
-    fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>> {
-        &SOCKETS4
-    }
-
-    #[inline(always)]
-    fn affinity() -> &'static LruHashMap<AffinityKey<Self>, Affinity> {
-        &AFFINITY4
-    }
-
-    #[inline(always)]
-    fn source_ranges() -> &'static LpmTrie<SourceRange<Self>, u32> {
-        &SOURCE_RANGES4
-    }
-
-    #[inline(always)]
-    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment> {
-        &FRAGMENTS4
-    }
-
-    #[inline(always)]
-    fn of_device(device: &Device) -> Self {
-        device.address4
-    }
-}
-
-impl FamilyMaps for Address6 {
-    #[inline(always)]
-    fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend> {
-        &FRONTENDS6
-    }
-
-    #[inline(always)]
-    fn backends() -> &'static Array<Backend<Self>> {
-        &BACKENDS6
-    }
-
-    #[inline(always)]
-    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
-        &FLOWS6
-    }
-
-    #[inline(always)]
-    fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>> {
-        &SOCKETS6
-    }
-
-    #[inline(always)]
-    fn affinity() -> &'static LruHashMap<AffinityKey<Self>, Affinity> {
-        &AFFINITY6
-    }
-
-    #[inline(always)]
-    fn source_ranges() -> &'static LpmTrie<SourceRange<Self>, u32> {
-        &SOURCE_RANGES6
-    }
-
-    #[inline(always)]
-    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment> {
-        &FRAGMENTS6
-    }
-
-    #[inline(always)]
-    fn of_device(device: &Device) -> Self {
-        device.address6
-    }
-}
 
 /// Whether the bit of packets to an address is set.
 #[inline(always)]

@@ -7,17 +7,17 @@ use lb_common::reason::Reason;
 use prometheus::proto::MetricFamily;
 use prometheus::{Error, IntGauge, IntGaugeVec, Opts, Registry};
 
-use super::family::Family;
+use super::sample_set::SampleSet;
 use crate::install::Usage;
 use crate::network;
 
 /// Those that the loop tells.
-pub struct Own {
+pub struct AgentMetrics {
     problems: IntGauge,
     usage: Mutex<Option<Usage>>,
 }
 
-impl Own {
+impl AgentMetrics {
     pub(super) fn register(registry: &Registry) -> Result<Self, Error> {
         let build = Opts::new("lb_build_info", "Always 1; the labels say what runs");
         let build = IntGaugeVec::new(build, &["version"])?;
@@ -52,7 +52,7 @@ impl Own {
 /// Packets by reason.
 pub(super) fn packets(reasons: &[(Reason, u64)]) -> Option<MetricFamily> {
     let help = "Packets that were not simply translated, by reason";
-    let mut family = Family::counter("lb_packets_total", help);
+    let mut family = SampleSet::counter("lb_packets_total", help);
     for (reason, packets) in reasons {
         family.add(&[("reason", reason.name())], *packets);
     }
@@ -61,11 +61,11 @@ pub(super) fn packets(reasons: &[(Reason, u64)]) -> Option<MetricFamily> {
 
 /// Connections by service port, whose names are `NAMESPACE/NAME/PORT/PROTOCOL`.
 pub(super) fn services(services: &[(String, ServiceStats)]) -> impl Iterator<Item = MetricFamily> {
-    let mut connections = Family::counter(
+    let mut connections = SampleSet::counter(
         "lb_service_connections_total",
         "Connections that were translated to an endpoint of the Service",
     );
-    let mut rejected = Family::counter(
+    let mut rejected = SampleSet::counter(
         "lb_service_rejected_total",
         "Connections to the Service for which there was no endpoint",
     );
@@ -76,7 +76,7 @@ pub(super) fn services(services: &[(String, ServiceStats)]) -> impl Iterator<Ite
         connections.add(&labels, stats.connections);
         rejected.add(&labels, stats.rejected);
     }
-    [connections, rejected].into_iter().filter_map(Family::finish)
+    [connections, rejected].into_iter().filter_map(SampleSet::finish)
 }
 
 /// How full the maps are: those that the agent fills, and those that packets fill.
@@ -84,8 +84,8 @@ pub(super) fn maps(
     usage: Option<Usage>,
     filled_by_packets: &[(&str, usize, u32)],
 ) -> impl Iterator<Item = MetricFamily> {
-    let mut entries = Family::gauge("lb_map_entries", "Entries of a BPF map");
-    let mut capacity = Family::gauge("lb_map_capacity", "Entries for which a BPF map has room");
+    let mut entries = SampleSet::gauge("lb_map_entries", "Entries of a BPF map");
+    let mut capacity = SampleSet::gauge("lb_map_capacity", "Entries for which a BPF map has room");
     let mut add = |map: &str, used: usize, room: u32| {
         entries.add(&[("map", map)], u64::try_from(used).unwrap_or(u64::MAX));
         capacity.add(&[("map", map)], u64::from(room));
@@ -115,7 +115,7 @@ pub(super) fn maps(
     for (map, used, room) in filled_by_packets {
         add(map, *used, *room);
     }
-    [entries, capacity].into_iter().filter_map(Family::finish)
+    [entries, capacity].into_iter().filter_map(SampleSet::finish)
 }
 
 #[cfg(test)]
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn what_runs_and_what_is_wrong() {
         let registry = Registry::new();
-        let own = Own::register(&registry).unwrap();
+        let own = AgentMetrics::register(&registry).unwrap();
         own.set_problems(3);
         let text = text(registry.gather());
         assert!(text.contains("lb_problems 3\n"), "{text}");

@@ -1,0 +1,217 @@
+//! ICMP: errors about packets that were rewritten find their way to who sent the packet, and VIPs answer echo
+//! requests.
+//!
+//! An error quotes the packet that it is about. It travels the other way, so the flow of the opposite direction says
+//! what to make of it: outside and inside the quotation the addresses become those that the receiver knows.
+
+mod echo;
+mod message;
+mod quotation;
+
+use core::mem::offset_of;
+
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::answer;
+use crate::checksum::Sum;
+use crate::cidr;
+use crate::connection::is_idle;
+use crate::forward::{self, ForwardDecision};
+use crate::layout::{Flow, flow_flags, hook};
+use crate::packet::{Hop, Packet, Verdict};
+use crate::parse::{IpHeader, extension};
+use crate::reason::Reason;
+use crate::tables::Tables;
+
+use self::echo::echo;
+use self::message::Message;
+use self::quotation::{Quotation, rewrite_quotation};
+
+/// Decides about an ICMP message at `network` that enters or leaves the stack (`hook`), and rewrites it. `drops`: unless it
+/// leaves to a Pod.
+#[inline(always)]
+pub(crate) fn icmp<A: IpHeader>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    network: u32,
+    hook: u8,
+    drops: bool,
+) -> Verdict {
+    let Some(message) = Message::parse(packet, network) else {
+        return other(packet, tables, network, hook);
+    };
+    // What leaves towards another node's backend has a destination that is in nobody's filter.
+    let is_error = message.is_error();
+    let may_be_ours = (is_error && hook == hook::EGRESS)
+        || (tables.may_be_destination(message.destination)
+            && (hook == hook::EGRESS || packet.is_for_node(network)));
+    if !may_be_ours {
+        return Verdict::Pass;
+    }
+    if is_error {
+        error(packet, tables, &message, hook)
+    } else if message.is_echo() {
+        echo(packet, tables, &message, drops)
+    } else {
+        Verdict::Pass
+    }
+}
+
+/// Decides about a packet of another protocol, or that cannot be read: from outside to an address that no Service has it
+/// is dropped, as any other one.
+#[inline(always)]
+fn other<A: IpHeader>(packet: &impl Packet, tables: &impl Tables<A>, network: u32, hook: u8) -> Verdict {
+    if hook != hook::INGRESS_OUTSIDE {
+        return Verdict::Pass;
+    }
+    let Some(destination) = A::read(packet, network + A::DESTINATION_OFFSET) else {
+        return Verdict::Pass;
+    };
+    if !tables.may_be_service(destination)
+        || may_be_icmp::<A>(packet, network)
+        || !packet.is_for_node(network)
+    {
+        return Verdict::Pass;
+    }
+    cidr::pass_or_drop(packet, tables, destination)
+}
+
+/// Whether a packet that is no message with a plain IP header may be one with options or extension headers: an error is
+/// never dropped.
+#[inline(always)]
+fn may_be_icmp<A: IpHeader>(packet: &impl Packet, network: u32) -> bool {
+    let offset = if A::IS_IPV6 {
+        offset_of!(Ipv6Hdr, next_hdr)
+    } else {
+        offset_of!(Ipv4Hdr, proto)
+    };
+    let Some(header) = packet.view::<1>(network + offset as u32) else {
+        return true;
+    };
+    let protocol = header.u8::<0>();
+    protocol == A::ICMP || (A::IS_IPV6 && extension::is_one(protocol))
+}
+
+/// Delivers an error about a packet of ours.
+#[inline(always)]
+fn error<A: IpHeader>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    message: &Message<A>,
+    hook: u8,
+) -> Verdict {
+    let Some(quotation) = Quotation::parse(packet, message, hook) else {
+        return Verdict::Pass;
+    };
+    // Whoever sent the quoted packet receives the error.
+    if quotation.key.destination != message.destination {
+        return Verdict::Pass;
+    }
+    let Some(entry) = tables.flow(&quotation.key) else {
+        return Verdict::Pass;
+    };
+    let flow = entry.get();
+    if flow.flags & flow_flags::PASS != 0 {
+        return Verdict::Pass;
+    }
+    if is_idle(tables, &quotation.key, &flow, tables.now()) {
+        return Verdict::Pass;
+    }
+    let mut hop = Hop::default();
+    if flow.flags & flow_flags::FORWARD != 0 {
+        match forward::decide(packet, message.network, message.ip_length, &flow, &mut hop) {
+            ForwardDecision::Send => {}
+            ForwardDecision::Leave => return Verdict::Pass,
+            // An error is never answered (RFC 1122 section 3.2.2).
+            ForwardDecision::Stop(reason) => {
+                tables.count_reason(reason);
+                return Verdict::Drop;
+            }
+        }
+    }
+    match deliver(packet, message, &quotation, &flow, &hop) {
+        Some(verdict) => verdict,
+        None => {
+            tables.count_reason(Reason::RewriteFailed);
+            Verdict::Drop
+        }
+    }
+}
+
+/// Rewrites an error about a packet of a flow and sends it where its receiver is.
+#[inline(always)]
+fn deliver<A: IpHeader>(
+    packet: &mut impl Packet,
+    message: &Message<A>,
+    quotation: &Quotation<A>,
+    flow: &Flow<A>,
+    hop: &Hop,
+) -> Option<Verdict> {
+    rewrite(packet, message, quotation, flow)?;
+    if flow.flags & flow_flags::FORWARD != 0 {
+        forward::decrement_hop_limit::<A>(packet, message.network)?;
+        return packet.send(message.network, hop);
+    }
+    if flow.flags & flow_flags::HAIRPIN != 0 {
+        answer::swap_link_addresses(packet, message.network)?;
+        return Some(Verdict::Bounce);
+    }
+    Some(Verdict::Pass)
+}
+
+/// Gives an error the addresses that its receiver knows.
+///
+/// Out of line: with what it needs, the functions that are called besides would not fit on the stack (kernels before 6.4
+/// count each frame in steps of 32 bytes).
+#[inline(never)]
+fn rewrite<A: IpHeader>(
+    packet: &mut impl Packet,
+    message: &Message<A>,
+    quotation: &Quotation<A>,
+    flow: &Flow<A>,
+) -> Option<()> {
+    // A router on the way tells of itself, unless the receiver of a sent-on packet would not believe it to be on the
+    // way at all.
+    let is_from_peer = message.source == quotation.key.source;
+    let source = if is_from_peer || flow.flags & flow_flags::FORWARD != 0 {
+        &flow.source
+    } else {
+        &message.source
+    };
+    let mut content = rewrite_quotation(packet, message, quotation, flow)?;
+    let outer = message
+        .destination
+        .difference(flow.destination, message.source.difference(*source, Sum::new()));
+    if A::IS_IPV6 {
+        // The pseudo header (RFC 4443 section 2.3).
+        content = content.join(outer);
+    } else {
+        patch(packet, message.network + IPV4_CHECKSUM, outer, 0)?;
+    }
+    source.write(packet, message.network + A::SOURCE_OFFSET)?;
+    flow.destination
+        .write(packet, message.network + A::DESTINATION_OFFSET)?;
+    patch(
+        packet,
+        message.network + A::HEADER_LENGTH + ICMP_CHECKSUM,
+        content,
+        0,
+    )?;
+    Some(())
+}
+
+/// Patches a checksum after what it covers has changed; `zero` is what is written if it becomes 0, which in UDP means
+/// that there is none. Returns the difference that its own change makes to a checksum over it.
+#[inline(always)]
+fn patch(packet: &mut impl Packet, offset: u32, difference: Sum, zero: u16) -> Option<Sum> {
+    let old = packet.view::<2>(offset)?.u16::<0>();
+    let new = match difference.update(old) {
+        0 => zero,
+        new => new,
+    };
+    packet.write_half(offset, new)?;
+    Some(Sum::new().replace(u32::from(old), u32::from(new)))
+}
+
+const IPV4_CHECKSUM: u32 = offset_of!(Ipv4Hdr, check) as u32;
+const ICMP_CHECKSUM: u32 = 2;

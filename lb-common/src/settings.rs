@@ -1,0 +1,215 @@
+//! What the programs are loaded with: lifetimes of flows, source ports, addresses of the node.
+
+use crate::layout::{assert_layout, flow_state};
+use crate::net::{Address4, Address6, Port, protocol};
+
+/// What the programs were loaded with: value of the settings map. No program reads it; commands judge flows by it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct LoadedSettings {
+    /// Idle lifetimes in ticks.
+    pub lifetimes: Lifetimes,
+    /// The rate of the kernel's clock; 0 in a row that was never written.
+    pub jiffies_per_second: u32,
+    /// The source ports that the programs give out last ([`crate::settings::SourcePorts::local`]).
+    pub local_ports: PortRange,
+    /// Not zero if connections to removed backends go on.
+    pub keeps_removed: u32,
+    /// The node's primary IPv4 address; unspecified if it has none.
+    pub node_address4: Address4,
+    /// The node's primary IPv6 address; unspecified if it has none.
+    pub node_address6: Address6,
+    /// The cookie of the node's own network namespace, low and high half.
+    pub node_namespace: [u32; 2],
+    /// Not zero if only sockets of that namespace are translated.
+    pub only_node_sockets: u32,
+    /// What the hash of outside clients begins with, low and high half.
+    pub hash_seed: [u32; 2],
+}
+
+assert_layout! {
+    LoadedSettings: 80, align 4;
+}
+
+/// A tick is `jiffies >> TICK_SHIFT`: 2.56 s at 100 Hz, 1.02 s at 250 Hz, 0.26 s at 1000 Hz. Coarse, so that the
+/// entry of a busy flow is written about once a second and not with each packet.
+pub const TICK_SHIFT: u32 = 8;
+
+/// Ports that follow each other, in host byte order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct PortRange {
+    /// The first.
+    pub first: u16,
+    /// How many.
+    pub count: u16,
+}
+
+impl PortRange {
+    /// Whether a port (host byte order) is one of them.
+    pub fn contains(&self, port: u16) -> bool {
+        port.checked_sub(self.first)
+            .is_some_and(|offset| offset < self.count)
+    }
+}
+
+/// Source ports that the datapath gives out where it must replace a client's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct SourcePorts {
+    /// All of them.
+    pub all: PortRange,
+    /// Those of them that the kernel gives to sockets of the node. They are given out when others are hard to find.
+    /// Empty if all of them are.
+    pub local: PortRange,
+}
+
+impl SourcePorts {
+    /// All ports above the well-known ones, with the kernel's default of `ip_local_port_range`.
+    pub const DEFAULT: Self = Self {
+        all: PortRange {
+            first: 1024,
+            count: 64_512,
+        },
+        local: PortRange {
+            first: 32_768,
+            count: 28_232,
+        },
+    };
+
+    /// One of the local ports, or of the others, by chance.
+    #[inline(always)]
+    pub fn pick(&self, chance: u32, is_local: bool) -> Port {
+        let count = if is_local {
+            self.local.count
+        } else {
+            self.all.count.wrapping_sub(self.local.count)
+        };
+        let offset = ((u64::from(chance) * u64::from(count)) >> 32) as u16;
+        if is_local {
+            return Port::new(self.local.first.wrapping_add(offset));
+        }
+        let port = self.all.first.wrapping_add(offset);
+        // Without a branch: the verifier would walk twice through what follows, in each round of a loop.
+        let is_below = u32::from(port).wrapping_sub(u32::from(self.local.first)) >> 31;
+        Port::new(port.wrapping_add(self.local.count.wrapping_mul(1 - is_below as u16)))
+    }
+}
+
+/// How long idle flows live, in ticks (or in seconds, before they are given to the programs).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Lifetimes {
+    /// TCP, established.
+    pub tcp_established: u32,
+    /// TCP, not yet established.
+    pub tcp_opening: u32,
+    /// TCP, closed by one side.
+    pub tcp_half_closed: u32,
+    /// TCP, closed by both sides.
+    pub tcp_closing: u32,
+    /// TCP, reset.
+    pub tcp_reset: u32,
+    /// UDP, answered.
+    pub udp_answered: u32,
+    /// UDP, not yet answered.
+    pub udp_unanswered: u32,
+}
+
+impl Lifetimes {
+    /// The defaults of Linux conntrack in seconds (sysctls `net.netfilter.nf_conntrack_*_timeout*`), but for a shorter
+    /// established time and longer times of UDP (conntrack: 120 and 30). Half-closed connections live as long as kube-proxy
+    /// lets them (its option `--conntrack-tcp-timeout-close-wait`), and closed ones as long as conntrack's longest closing
+    /// state (TIME_WAIT).
+    pub const DEFAULT_SECONDS: Self = Self {
+        tcp_established: (2 * 60 + 13) * 60,
+        tcp_opening: 60,
+        tcp_half_closed: 60 * 60,
+        tcp_closing: 120,
+        tcp_reset: 10,
+        udp_answered: 180,
+        udp_unanswered: 60,
+    };
+
+    /// How long a flow in a state (bits of [`flow_state`]) lives.
+    #[inline(always)]
+    pub const fn of(&self, protocol: u8, state: u8) -> u32 {
+        const FIN: u8 = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
+        const fn is(state: u8, bits: u8) -> bool {
+            state & bits != 0
+        }
+        match protocol {
+            protocol::TCP | protocol::SCTP if is(state, flow_state::RESET) => self.tcp_reset,
+            protocol::TCP | protocol::SCTP if is_closed(state) => self.tcp_closing,
+            protocol::TCP | protocol::SCTP if !is(state, flow_state::CONFIRMED) => self.tcp_opening,
+            protocol::TCP | protocol::SCTP if is(state, FIN) => self.tcp_half_closed,
+            protocol::TCP | protocol::SCTP => self.tcp_established,
+            _ if is(state, flow_state::ANSWERED) => self.udp_answered,
+            _ => self.udp_unanswered,
+        }
+    }
+
+    /// Those of all protocols and states, each where [`lifetime_row`] says.
+    #[must_use]
+    pub const fn rows(&self) -> [u32; LIFETIME_ROWS] {
+        let mut rows = [0; LIFETIME_ROWS];
+        let mut state = 0;
+        while state < flow_state::COUNT {
+            rows[lifetime_row(protocol::TCP, state)] = self.of(protocol::TCP, state);
+            rows[lifetime_row(protocol::UDP, state)] = self.of(protocol::UDP, state);
+            state += 1;
+        }
+        rows
+    }
+
+    /// From seconds to ticks of this rate.
+    #[must_use]
+    pub const fn to_ticks(self, ticks_per_1000_seconds: u32) -> Self {
+        const fn ticks(seconds: u32, rate: u32) -> u32 {
+            (seconds as u64 * rate as u64).div_ceil(1000) as u32
+        }
+        let rate = ticks_per_1000_seconds;
+        Self {
+            tcp_established: ticks(self.tcp_established, rate),
+            tcp_opening: ticks(self.tcp_opening, rate),
+            tcp_half_closed: ticks(self.tcp_half_closed, rate),
+            tcp_closing: ticks(self.tcp_closing, rate),
+            tcp_reset: ticks(self.tcp_reset, rate),
+            udp_answered: ticks(self.udp_answered, rate),
+            udp_unanswered: ticks(self.udp_unanswered, rate),
+        }
+    }
+}
+
+/// How many rows [`Lifetimes::rows`] has.
+pub const LIFETIME_ROWS: usize = 2 * flow_state::COUNT as usize;
+
+/// Where the lifetime of a protocol's flows in a state stands in [`Lifetimes::rows`].
+///
+/// Programs look there instead of asking one question after the other: the verifier walks through each answer.
+#[inline(always)]
+pub const fn lifetime_row(protocol: u8, state: u8) -> usize {
+    // What tells UDP's number from the others.
+    const ODD: u8 = 1;
+    const { assert!(protocol::UDP & ODD != 0 && (protocol::TCP | protocol::SCTP) & ODD == 0) };
+    (state % flow_state::COUNT) as usize | ((protocol & ODD) * flow_state::COUNT) as usize
+}
+
+/// Whether a flow in this state has ended.
+#[inline(always)]
+pub(crate) const fn is_closed(state: u8) -> bool {
+    /// A bit for each state: one question instead of two.
+    const CLOSED: u64 = {
+        const FIN_BOTH: u8 = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
+        let mut closed = 0;
+        let mut state = 0;
+        while state < flow_state::COUNT {
+            if state & flow_state::RESET != 0 || state & FIN_BOTH == FIN_BOTH {
+                closed |= 1 << state;
+            }
+            state += 1;
+        }
+        closed
+    };
+    (CLOSED >> (state % flow_state::COUNT)) & 1 != 0
+}
