@@ -1,5 +1,9 @@
 //! `cargo xtask lint`: everything that can be said about the code without running it.
 
+mod document;
+mod rooms;
+mod sizes;
+mod source;
 mod tidy;
 
 use std::process::Command;
@@ -14,9 +18,10 @@ type Check = (&'static str, fn() -> Result<()>);
 
 /// Clippy does not see the kernel programs: Debian's compiler for eBPF comes without it, and the host's cannot compile
 /// their assembly. `lb-common`, where their decisions are made, it sees.
-const CHECKS: [Check; 5] = [
+const CHECKS: [Check; 6] = [
     ("format", format),
     ("house rules", tidy::run),
+    ("structure", structure),
     ("kernel programs, without warnings", ebpf_warnings),
     ("clippy", clippy),
     ("documentation", documentation),
@@ -45,6 +50,18 @@ pub(crate) fn run() -> Result<()> {
 fn format() -> Result<()> {
     command::run(workspace::cargo().args(["fmt", "--all", "--check"]))?;
     command::run(ebpf_cargo().args(["fmt", "--check"]))
+}
+
+/// Sizes of files and functions, and which rooms use which.
+fn structure() -> Result<()> {
+    let mut findings = rooms::check()?;
+    for name in source::CRATES {
+        findings.extend(sizes::check(&source::files(name)?));
+    }
+    if !findings.is_empty() {
+        bail!("{}", findings.join("\n"));
+    }
+    Ok(())
 }
 
 fn ebpf_warnings() -> Result<()> {

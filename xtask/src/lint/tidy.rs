@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use super::{document, source};
 use crate::{command, workspace};
 
 /// Directories of one machine, and hosts of one network, put together here so that this file does not break its own rule.
@@ -26,33 +27,46 @@ const SLEEPS: [&str; 2] = [concat!("thread::", "sleep"), concat!("time::", "slee
 /// Where crates come from in a lock file.
 const CRATES_IO: &str = "source = \"registry+https://github.com/rust-lang/crates.io-index\"";
 
-/// The only files of the kernel programs that may be unsafe.
-const UNSAFE_FILES: [&str; 7] = [
-    "packet.rs",
-    "maps.rs",
-    "node_sockets.rs",
-    "routes.rs",
-    "helpers.rs",
-    "socket_address.rs",
-    "bench.rs",
-];
-
 /// What is wrong with a line of a file, if anything.
 type Rule = fn(path: &Path, line: &str) -> Option<&'static str>;
 
-const RULES: [Rule; 4] = [foreign_path, registry, sleep, unsafe_code];
+const RULES: [Rule; 3] = [foreign_path, registry, sleep];
 
 /// Checks every file that git knows or would take.
 pub(crate) fn run() -> Result<()> {
     let mut git = Command::new("git");
     git.args(["ls-files", "--cached", "--others", "--exclude-standard"]);
     let files = command::output(git.current_dir(workspace::root()))?;
+    // Files that are deleted but still known, and files that are no text, have nothing to say.
+    let files: Vec<(&Path, String)> = files
+        .lines()
+        .filter_map(|file| {
+            Some((
+                Path::new(file),
+                fs::read_to_string(workspace::root().join(file)).ok()?,
+            ))
+        })
+        .collect();
     let mut findings = Vec::new();
-    for file in files.lines() {
-        // Files that are deleted but still known, and files that are no text, have nothing to say.
-        if let Ok(text) = fs::read_to_string(workspace::root().join(file)) {
-            findings.extend(check(Path::new(file), &text));
+    for (path, text) in &files {
+        findings.extend(check(path, text));
+        if path.extension().is_some_and(|extension| extension == "md") {
+            findings.extend(document::missing(path, text, |file| {
+                workspace::root().join(file).exists()
+            }));
         }
+    }
+    if let Some((_, architecture)) = files
+        .iter()
+        .find(|(path, _)| *path == Path::new("ARCHITECTURE.md"))
+    {
+        let code = files
+            .iter()
+            .filter(|(path, _)| path.extension().is_some_and(|extension| extension == "rs"));
+        findings.extend(document::unsafe_code(
+            architecture,
+            code.map(|(path, text)| (*path, text.as_str())),
+        ));
     }
     if !findings.is_empty() {
         bail!("{}", findings.join("\n"));
@@ -107,28 +121,8 @@ fn sleep(path: &Path, line: &str) -> Option<&'static str> {
             .skip(1)
             .any(|part| part.as_os_str() == "tests")
     });
-    (is_test && SLEEPS.into_iter().any(|name| code(line).contains(name)))
+    (is_test && SLEEPS.into_iter().any(|name| source::code(line).contains(name)))
         .then_some("a test that sleeps is slow or unreliable: wait for what should happen")
-}
-
-fn unsafe_code(path: &Path, line: &str) -> Option<&'static str> {
-    let allowed = path
-        .file_name()
-        .is_some_and(|name| UNSAFE_FILES.into_iter().any(|file| name == file));
-    if !path.starts_with("lb-ebpf/src") || allowed {
-        return None;
-    }
-    // The name of a static that the agent sets, and the license's section, cannot be chosen in any other way.
-    let code = code(line).replace("#[unsafe(", "");
-    let mut words = code.split(|character: char| !character.is_alphanumeric() && character != '_');
-    words
-        .any(|word| word == "unsafe")
-        .then_some("unsafe outside of the files that fence it")
-}
-
-/// A line without the comment at its end.
-fn code(line: &str) -> &str {
-    line.split("//").next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -174,20 +168,6 @@ mod tests {
             assert_eq!(broken("tests/src/wait.rs", &line), 0);
             assert_eq!(broken("lb-agent/src/run.rs", &line), 0);
         }
-    }
-
-    #[test]
-    fn unsafe_has_its_places() {
-        assert_eq!(broken("lb-ebpf/src/flow.rs", "    unsafe { *pointer }"), 1);
-        assert_eq!(broken("lb-ebpf/src/flow.rs", "    // unsafe is elsewhere"), 0);
-        assert_eq!(broken("lb-ebpf/src/maps.rs", "    unsafe { *pointer }"), 0);
-        assert_eq!(broken("lb-ebpf/src/main.rs", "#[unsafe(no_mangle)]"), 0);
-        assert_eq!(broken("lb-ebpf/src/main.rs", "unsafe fn license() {}"), 1);
-        assert_eq!(
-            broken("lb-common/src/lib.rs", "unsafe fn other() {}"),
-            0,
-            "the compiler's business"
-        );
     }
 
     #[test]
