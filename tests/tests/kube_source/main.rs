@@ -147,7 +147,8 @@ async fn an_object_that_cannot_be_decoded_does_not_stop_the_watch() {
         "spec": {"ports": [{"port": "abc"}]},
     });
     cluster.server.apply(&strange).unwrap();
-    cluster.wait_for_log("cannot decode").await;
+    let complaint = "cannot decode /api/v1/namespaces/default/services/web";
+    cluster.wait_for_log(complaint).await;
     cluster.wait_for_log("Service default/web").await;
     cluster.expect_alive("api", 81).await;
     cluster.server.delete(&strange).unwrap();

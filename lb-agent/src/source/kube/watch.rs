@@ -274,7 +274,14 @@ fn decoded<K: Watched>(object: DeserializeGuard<K>) -> Option<Object> {
             Some(object.into_object())
         }
         Err(error) => {
-            tracing::warn!(%reference, %error, "cannot decode what the API server sent: the change is not followed");
+            let namespace = Some(reference.namespace.as_str()).filter(|namespace| !namespace.is_empty());
+            let path = K::url_path(&(), namespace);
+            tracing::warn!(
+                %reference,
+                %error,
+                "cannot decode {path}/{}: the change is not followed; `kubectl get --raw` shows what the API server sent",
+                reference.name
+            );
             None
         }
     }
