@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lb_agent::maps::FrontendKey;
 use lb_tests::api_server::ApiServer;
@@ -119,6 +119,7 @@ impl Scene {
     #[track_caller]
     fn assert_node_ports_at(&self, expected: &[IpAddr]) {
         let expected: BTreeSet<IpAddr> = expected.iter().copied().collect();
+        let start = Instant::now();
         wait_for(&format!("NodePorts at {expected:?}"), PATIENCE, || {
             let image = self.node.map_image().ok()?;
             let found = image.frontends.into_keys().filter_map(|key| match key {
@@ -128,6 +129,7 @@ impl Scene {
             (found.collect::<BTreeSet<_>>() == expected).then_some(())
         })
         .unwrap();
+        println!("NodePorts at {expected:?} after {:?}", start.elapsed());
         for address in expected {
             let report = self
                 .client
