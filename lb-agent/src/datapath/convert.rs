@@ -96,17 +96,22 @@ pub(super) fn backend_row<A>(backend: &Backend, address: A) -> layout::Backend<A
     }
 }
 
+/// What a row's state means.
+pub(crate) fn backend_state_of(state: u8) -> BackendState {
+    match state {
+        backend_state::ACTIVE => BackendState::Active,
+        backend_state::DRAINING => BackendState::Draining,
+        backend_state::ABSENT => BackendState::Absent,
+        _ => BackendState::Gone,
+    }
+}
+
 /// A row that was written at least once.
 pub(super) fn backend<A: Into<IpAddr>>(row: layout::Backend<A>) -> Option<Backend> {
     (row.generation != 0).then(|| Backend {
         address: row.address.into(),
         port: row.port.get(),
-        state: match row.state {
-            backend_state::ACTIVE => BackendState::Active,
-            backend_state::DRAINING => BackendState::Draining,
-            backend_state::ABSENT => BackendState::Absent,
-            _ => BackendState::Gone,
-        },
+        state: backend_state_of(row.state),
         local: row.flags & backend_flags::LOCAL != 0,
         in_cluster: row.flags & backend_flags::IN_CLUSTER != 0,
         in_local: row.flags & backend_flags::IN_LOCAL != 0,

@@ -15,7 +15,7 @@ mod batch;
 mod bpf;
 pub(crate) mod carriers;
 pub mod clock;
-mod convert;
+pub(crate) mod convert;
 pub mod counters;
 pub(crate) mod defragmentation;
 mod device_maps;

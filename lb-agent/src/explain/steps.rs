@@ -15,8 +15,9 @@ use super::explanation::{Candidate, Explanation, Step};
 use super::programs::call;
 use super::question::{From, PacketProtocol};
 use super::tables::Recorder;
+use crate::datapath::convert::backend_state_of;
 use crate::datapath::live::LiveFamily;
-use crate::inspect::{ServicePorts, end, state_of};
+use crate::inspect::{ServicePorts, end};
 use crate::maps::MapError;
 
 /// Number of slots by backend.
@@ -310,7 +311,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
             if let Some(backend) = self.tables.backend(id) {
                 self.explanation.backends.push(Candidate {
                     address: end(backend.address, backend.port),
-                    state: state_of(backend.state),
+                    state: backend_state_of(backend.state),
                     local: backend.flags & lb_common::layout::backend_flags::LOCAL != 0,
                     share: f64::from(count) / f64::from(region.length.max(1)),
                 });

@@ -3,5 +3,5 @@
 mod rows;
 mod service_ports;
 
-pub(crate) use self::rows::{device_name, end, state_of};
+pub(crate) use self::rows::{device_name, end};
 pub use self::service_ports::{NamedPort, ServiceFilter, ServicePorts, UnknownService};

@@ -2,21 +2,9 @@
 
 use std::net::SocketAddr;
 
-use lb_common::layout::backend_state;
 use lb_common::net::Port;
 
 use crate::datapath::live::LiveFamily;
-use crate::maps::BackendState;
-
-/// The state of a backend row.
-pub(crate) fn state_of(state: u8) -> BackendState {
-    match state {
-        backend_state::ACTIVE => BackendState::Active,
-        backend_state::DRAINING => BackendState::Draining,
-        backend_state::ABSENT => BackendState::Absent,
-        _ => BackendState::Gone,
-    }
-}
 
 /// An address and port.
 pub(crate) fn end<A: LiveFamily>(address: A, port: Port) -> SocketAddr {

@@ -9,8 +9,9 @@ use serde::Serialize;
 use super::client::Client;
 use super::which::Which;
 use crate::datapath::clock::Clock;
+use crate::datapath::convert::backend_state_of;
 use crate::datapath::live::{LiveFamily, LiveMaps};
-use crate::inspect::{ServicePorts, end, state_of};
+use crate::inspect::{ServicePorts, end};
 use crate::maps::{BackendState, MapError};
 use crate::output::Table;
 
@@ -85,7 +86,7 @@ fn row<A: LiveFamily>(
         service_id: key.service,
         client: Client::of(key),
         backend: backend.map(|backend| end(backend.address, backend.port)),
-        backend_state: backend.map_or(BackendState::Gone, |backend| state_of(backend.state)),
+        backend_state: backend.map_or(BackendState::Gone, |backend| backend_state_of(backend.state)),
         usable: left_seconds != 0 && backend.is_some_and(is_choosable),
         idle_seconds,
         left_seconds,

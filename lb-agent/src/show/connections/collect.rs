@@ -10,8 +10,9 @@ use lb_common::settings::Lifetimes;
 
 use super::{Connection, Kind, Opener, State};
 use crate::datapath::clock::Clock;
+use crate::datapath::convert::backend_state_of;
 use crate::datapath::live::{LiveFamily, LiveMaps};
-use crate::inspect::{ServicePorts, end, state_of};
+use crate::inspect::{ServicePorts, end};
 use crate::maps::{BackendState, MapError, Protocol};
 
 /// The rows of one IP version.
@@ -150,7 +151,7 @@ impl<A: LiveFamily> Rows<'_, A> {
 
     fn backend_state(&self, id: BackendId, generation: u32) -> BackendState {
         match self.backends.get(&id) {
-            Some(row) if row.generation == generation => state_of(row.state),
+            Some(row) if row.generation == generation => backend_state_of(row.state),
             _ => BackendState::Gone,
         }
     }
