@@ -1,5 +1,5 @@
-//! Packets that go on without the node's stack: those between a client outside and a backend on another node, neither
-//! of which it would take for its own, and, where the user wants it, those between Pods of this node.
+//! Packets that are forwarded without the node's stack: those between a client outside and a backend on another node,
+//! and, with `--local-redirect`, those between Pods of this node.
 
 use core::mem::offset_of;
 

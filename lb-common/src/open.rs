@@ -199,7 +199,7 @@ fn resume<A>(parsed: &Parsed<A>, frontend: &Frontend, origin: Origin) -> Step {
     }
 }
 
-/// Why this frontend is none for this client; [`Step::Open`] if it is one.
+/// Why a client may not use a frontend; [`Step::Open`] if it may.
 #[inline(always)]
 fn refusal<A: Address>(tables: &impl Tables<A>, frontend: &Frontend, client: A) -> Step {
     if frontend.flags & frontend_flags::WILDCARD != 0 {

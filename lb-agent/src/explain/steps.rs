@@ -38,7 +38,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         self.explanation.steps.push(Step { step, finding });
     }
 
-    /// What a Pod's packets may not get to.
+    /// Says that sockets of Pods are translated when they connect, before there is a packet.
     pub(super) fn note_sockets(&mut self) {
         if self.tables.maps().settings().only_node_sockets == 0 {
             self.say(
