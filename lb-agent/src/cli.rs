@@ -32,18 +32,21 @@ pub enum Command {
     /// Show, set or forget which backend clients of Services with session affinity stay with
     #[command(subcommand)]
     Affinity(AffinityCommand),
-    /// Say what becomes of a packet, and why: by the code that the kernel programs run, over their maps
+    /// Say what becomes of a packet, and why: by the code that the kernel programs run, over their
+    /// maps
     ///
-    /// Exit code 0: it reaches a backend, is answered, or is not for a Service; 1: it is rejected or dropped; 2: no
-    /// answer.
+    /// Exit code 0: it reaches a backend, is answered, or is not for a Service; 1: it is rejected
+    /// or dropped; 2: no answer.
     Explain(ExplainArguments),
     /// Say what this kernel and this host lack
     Check(ShowArguments),
-    /// Detach all programs and remove every trace of the agent from the kernel; what is in its state directory stays
+    /// Detach all programs and remove every trace of the agent from the kernel; what is in its
+    /// state directory stays
     Cleanup(PinArguments),
 }
 
-/// Ends as clap does for arguments that it refuses itself: a problem that only all arguments of a command show.
+/// Ends as clap does for arguments that it refuses itself: a problem that only all arguments of a
+/// command show.
 pub fn refuse(command: &str, problem: &str) -> ! {
     let mut all = Arguments::command();
     all.build();

@@ -86,8 +86,8 @@ pub enum ServiceState {
 }
 
 impl<M: Maps> Controller<M> {
-    /// Begins with what is in the maps. The source delivers `kinds`. Connections outlive the absence of their backends by
-    /// `grace`.
+    /// Begins with what is in the maps. The source delivers `kinds`. Connections outlive the
+    /// absence of their backends by `grace`.
     pub fn new(
         maps: M,
         node: NodeConfig,
@@ -104,7 +104,8 @@ impl<M: Maps> Controller<M> {
         })
     }
 
-    /// Takes note of a change; the next [`Self::tick`] installs it. So many changes at once are one pass.
+    /// Takes note of a change; the next [`Self::tick`] installs it. So many changes at once are one
+    /// pass.
     pub fn change(&mut self, change: Change) {
         self.has_news = true;
         self.state.apply(change);
@@ -116,8 +117,8 @@ impl<M: Maps> Controller<M> {
         self.state.set_node(node);
     }
 
-    /// Installs what changed, and does what is due. Nothing is written before the source has listed every kind.
-    /// Returns the Services that changed.
+    /// Installs what changed, and does what is due. Nothing is written before the source has listed
+    /// every kind. Returns the Services that changed.
     pub fn tick(&mut self, now: Instant) -> BTreeSet<NamespacedName> {
         if !self.state.ready() {
             return BTreeSet::new();
@@ -145,7 +146,8 @@ impl<M: Maps> Controller<M> {
         dirty
     }
 
-    /// Whether anything may have changed since the last call: what Services ask for, or what became of it.
+    /// Whether anything may have changed since the last call: what Services ask for, or what became
+    /// of it.
     pub fn take_news(&mut self) -> bool {
         std::mem::take(&mut self.has_news)
     }

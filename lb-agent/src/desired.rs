@@ -1,4 +1,5 @@
-//! What a Service asks of the maps: the result of [`crate::model`] and the order to [`crate::install`].
+//! What a Service asks of the maps: the result of [`crate::model`] and the order to
+//! [`crate::install`].
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -72,7 +73,8 @@ pub enum FrontendKind {
 pub struct DesiredService {
     /// The Service's type.
     pub service_type: ServiceType,
-    /// Seconds since 1970 at its creation: of two Services with the same address and port the older one wins.
+    /// Seconds since 1970 at its creation: of two Services with the same address and port the older
+    /// one wins.
     pub created: Option<i64>,
     /// Its ports, in their order.
     pub ports: Vec<DesiredPort>,
@@ -100,7 +102,8 @@ pub struct ServiceHealth {
 pub struct HealthCheck {
     /// The port, host byte order.
     pub port: u16,
-    /// Families in which the Service has addresses: at the node's addresses of others nobody answers.
+    /// Families in which the Service has addresses: at the node's addresses of others nobody
+    /// answers.
     pub families: PerFamily<bool>,
     /// Addresses of ready endpoints on this node, each once.
     pub local_endpoints: PerFamily,
@@ -229,7 +232,8 @@ impl DesiredPort {
 }
 
 impl DesiredFrontend {
-    /// Which endpoints clients outside see. Those of all addresses but cluster IPs choose by a Maglev table.
+    /// Which endpoints clients outside see. Those of all addresses but cluster IPs choose by a
+    /// Maglev table.
     pub fn external_policy(&self) -> Option<TrafficPolicy> {
         let policy = match self.flags & frontend_flags::OUTSIDE_LOCAL {
             0 => TrafficPolicy::Cluster,

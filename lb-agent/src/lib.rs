@@ -39,7 +39,8 @@ pub mod sockets;
 pub mod source;
 pub mod state;
 
-/// An error with its causes, in one line. A cause that the error before names itself is not named again.
+/// An error with its causes, in one line. A cause that the error before names itself is not named
+/// again.
 pub fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -13,8 +13,8 @@ use tracing_subscriber::fmt::format::{Format, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// What is logged unless RUST_LOG says otherwise. The crates on the way to the API server name neither the server nor a
-/// remedy; the source tells what they warn of.
+/// What is logged unless RUST_LOG says otherwise. The crates on the way to the API server name
+/// neither the server nor a remedy; the source tells what they warn of.
 pub const FILTER: &str = "info,kube_client=off,kube_core=off,hyper=off,hyper_util=off,rustls=off,tower=off";
 
 /// How long a warning is not repeated.
@@ -33,14 +33,16 @@ pub fn start() {
         .init();
 }
 
-/// Whether whoever reads the log sees colours: files and journals show escape sequences instead. See no-color.org.
+/// Whether whoever reads the log sees colours: files and journals show escape sequences instead.
+/// See no-color.org.
 fn shows_colours() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     std::io::stderr().is_terminal() && !refused
 }
 
-/// The usual format, in which a warning or error is not repeated for a minute. Then it says how often it was left out.
-/// It is a repetition if it says the same, word for word: about another object, or of another cause, it does not.
+/// The usual format, in which a warning or error is not repeated for a minute. Then it says how
+/// often it was left out. It is a repetition if it says the same, word for word: about another
+/// object, or of another cause, it does not.
 pub struct WithoutRepeats<C> {
     format: Format,
     clock: C,

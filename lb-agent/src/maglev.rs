@@ -1,21 +1,23 @@
-//! Maglev tables: which backend a flow goes to by its hash. They are the same on every node that knows the same
-//! backends, and hardly differ when one backend comes or goes.
+//! Maglev tables: which backend a flow goes to by its hash. They are the same on every node that
+//! knows the same backends, and hardly differ when one backend comes or goes.
 //!
-//! The algorithm is that of section 3.4 of "Maglev: A Fast and Reliable Software Network Load Balancer" (Eisenbud and
-//! others, NSDI 2016), but for the order in which a backend likes the entries: with steps of equal width, as there, two
-//! backends now and then like nearly the same entries, and the one moves many when the other leaves. Multiplicative
-//! inverses modulo the size scatter the steps. A table of another size is another table altogether: sizes are few and
-//! far apart.
+//! The algorithm is that of section 3.4 of "Maglev: A Fast and Reliable Software Network Load
+//! Balancer" (Eisenbud and others, NSDI 2016), but for the order in which a backend likes the
+//! entries: with steps of equal width, as there, two backends now and then like nearly the same
+//! entries, and the one moves many when the other leaves. Multiplicative inverses modulo the size
+//! scatter the steps. A table of another size is another table altogether: sizes are few and far
+//! apart.
 
 use std::net::{IpAddr, SocketAddr};
 
 /// Sizes of tables: primes, so that every step width visits all entries.
 const SIZES: [u32; 10] = [251, 509, 1021, 2039, 4093, 8191, 16_381, 32_749, 65_521, 131_071];
-/// Entries for each backend, unless that is more than the largest table has: with a tenth of them, shares would still
-/// differ by no more than 1 %, but up to 3 % of the entries would change beside those of a backend that leaves. With
-/// these it was 0.84 % in the worst of 11,000 random sets.
+/// Entries for each backend, unless that is more than the largest table has: with a tenth of them,
+/// shares would still differ by no more than 1 %, but up to 3 % of the entries would change beside
+/// those of a backend that leaves. With these it was 0.84 % in the worst of 11,000 random sets.
 const ENTRIES_PER_BACKEND: usize = 1400;
-/// So few backends have the smallest table: nothing changes beside the leaver's entries, as all are the other's then.
+/// So few backends have the smallest table: nothing changes beside the leaver's entries, as all are
+/// the other's then.
 const FEW_BACKENDS: usize = 2;
 
 /// The number of entries of the table for so many backends; none for none.
@@ -30,7 +32,8 @@ pub fn size(backends: usize) -> usize {
     fitting.unwrap_or(sizes[SIZES.len() - 1])
 }
 
-/// The table for these backends, each given once: positions in `backends`. Their order does not matter.
+/// The table for these backends, each given once: positions in `backends`. Their order does not
+/// matter.
 pub fn table(backends: &[SocketAddr]) -> Vec<u32> {
     let size = size(backends.len());
     let inverses = inverses(size);
@@ -139,8 +142,8 @@ fn hash(seed: u64, address: SocketAddr) -> u64 {
         .fold(seed, |hash, word| mix(hash ^ word))
 }
 
-/// The last step of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014): every
-/// bit depends on every bit.
+/// The last step of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
+/// Generators", 2014): every bit depends on every bit.
 pub(crate) fn mix(mut bits: u64) -> u64 {
     bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -60,8 +60,8 @@ pub fn cgroup2(mounts: &[Mount]) -> Option<&Path> {
     points.clone().find(usual).or_else(|| points.next())
 }
 
-/// Why the socket programs do not work at what is mounted here: a cgroup namespace shows a part of the hierarchy as its
-/// top. `None` if it is all of it.
+/// Why the socket programs do not work at what is mounted here: a cgroup namespace shows a part of
+/// the hierarchy as its top. `None` if it is all of it.
 ///
 /// # Errors
 /// If the directory cannot be looked at.

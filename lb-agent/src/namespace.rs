@@ -7,8 +7,9 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// The kernel's cookie of this thread's network namespace (`SO_NETNS_COOKIE`): what `bpf_get_netns_cookie` returns for its
-/// sockets. `None` on kernels that do not tell (before 5.14).
+/// The kernel's cookie of this thread's network namespace (`SO_NETNS_COOKIE`): what
+/// `bpf_get_netns_cookie` returns for its sockets. `None` on kernels that do not tell (before
+/// 5.14).
 pub fn cookie() -> nix::Result<Option<u64>> {
     match ask() {
         Err(Errno::ENOPROTOOPT) => Ok(None),

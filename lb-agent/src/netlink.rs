@@ -19,7 +19,8 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// For a netlink protocol (`NETLINK_ROUTE` ...), in the namespace that the calling thread is in.
+    /// For a netlink protocol (`NETLINK_ROUTE` ...), in the namespace that the calling thread is
+    /// in.
     pub(crate) fn open(protocol: isize) -> io::Result<Self> {
         let socket = Socket::new(protocol)?;
         // From now on only the kernel can send to it.
@@ -31,7 +32,8 @@ impl Connection {
         })
     }
 
-    /// Has the kernel take requests by the letter: it refuses what it does not know, and heeds the filters of dumps.
+    /// Has the kernel take requests by the letter: it refuses what it does not know, and heeds the
+    /// filters of dumps.
     pub(crate) fn be_strict(&self) -> io::Result<()> {
         self.socket.set_netlink_get_strict_chk(true)
     }

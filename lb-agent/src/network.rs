@@ -34,7 +34,8 @@ impl fmt::Display for Family {
     }
 }
 
-/// An address. Leading zeros of IPv4 are decimal: old objects have them, and Kubernetes reads them so.
+/// An address. Leading zeros of IPv4 are decimal: old objects have them, and Kubernetes reads them
+/// so.
 pub fn parse_address(text: &str) -> Option<IpAddr> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Some(address.to_canonical());

@@ -99,8 +99,8 @@ impl Object {
     }
 }
 
-/// Keeps of each endpoint only what the agent reads, without room for more: endpoints are most of what there is to keep,
-/// and a complete list of them is in memory as a whole.
+/// Keeps of each endpoint only what the agent reads, without room for more: endpoints are most of
+/// what there is to keep, and a complete list of them is in memory as a whole.
 pub fn trim_endpoints(slice: &mut EndpointSlice) {
     for endpoint in slice.endpoints.iter_mut().flatten() {
         endpoint.target_ref = None;
@@ -113,7 +113,8 @@ pub fn trim_endpoints(slice: &mut EndpointSlice) {
     }
 }
 
-/// Keeps of a Node only what the agent reads: images and conditions are most of it, and there are many Nodes.
+/// Keeps of a Node only what the agent reads: images and conditions are most of it, and there are
+/// many Nodes.
 pub fn trim_node(node: &mut Node) {
     let metadata = std::mem::take(&mut node.metadata);
     node.metadata = ObjectMeta {
@@ -143,8 +144,9 @@ pub enum Change {
     Apply(Object),
     /// The object is gone.
     Delete(ObjectReference),
-    /// These are all objects of the kind: others of it are gone. The first `Replace` of a kind is its first
-    /// complete list; nothing is removed from the maps before every kind the source delivers has had one.
+    /// These are all objects of the kind: others of it are gone. The first `Replace` of a kind is
+    /// its first complete list; nothing is removed from the maps before every kind the source
+    /// delivers has had one.
     Replace {
         /// The kind.
         kind: Kind,

@@ -53,7 +53,8 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// Writes `value` to standard output, as [`write()`] does. A reader that has seen enough, such as `head`, may close it.
+/// Writes `value` to standard output, as [`write()`] does. A reader that has seen enough, such as
+/// `head`, may close it.
 pub fn print<T: Serialize>(
     format: OutputFormat,
     value: &T,

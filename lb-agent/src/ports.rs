@@ -7,7 +7,8 @@ use lb_common::settings::{PortRange, SourcePorts};
 
 /// Ports that the kernel gives to sockets, two numbers (Documentation/networking/ip-sysctl.rst).
 const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-/// Ports of NodePort Services that are given here: the API server's default `--service-node-port-range`.
+/// Ports of NodePort Services that are given here: the API server's default
+/// `--service-node-port-range`.
 pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 
 /// The source ports that the datapath gives out on this node.

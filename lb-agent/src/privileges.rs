@@ -1,11 +1,12 @@
 //! What the commands may do: each says what it lacks, and the agent gives up what it does not need.
 //!
-//! Found by running a small agent under `setpriv --bounding-set` on Linux 6.18, with the same result for root and
-//! for another user: [`DATAPATH`] loads, attaches (XDP, TCX, clsact, cgroup) and replaces programs and pins them
-//! in a bpffs that is mounted already; without CAP_BPF no map can be created, without CAP_NET_ADMIN no program
-//! loaded. Small programs load without CAP_PERFMON, but then the verifier forbids what could leak a kernel
-//! address and inserts guards against speculation: slower, and larger programs may be refused. Maps are opened by
-//! their pins, as looking them up by id takes CAP_SYS_ADMIN. CAP_SYS_ADMIN stands in for CAP_BPF and
+//! Found by running a small agent under `setpriv --bounding-set` on Linux 6.18, with the same
+//! result for root and for another user: [`DATAPATH`] loads, attaches (XDP, TCX, clsact, cgroup)
+//! and replaces programs and pins them in a bpffs that is mounted already; without CAP_BPF no map
+//! can be created, without CAP_NET_ADMIN no program loaded. Small programs load without
+//! CAP_PERFMON, but then the verifier forbids what could leak a kernel address and inserts guards
+//! against speculation: slower, and larger programs may be refused. Maps are opened by their pins,
+//! as looking them up by id takes CAP_SYS_ADMIN. CAP_SYS_ADMIN stands in for CAP_BPF and
 //! CAP_PERFMON, as in container runtimes older than these.
 
 use std::fmt::Write;
@@ -20,8 +21,8 @@ pub const DATAPATH: [Capability; 3] = [
     Capability::CAP_PERFMON,
 ];
 
-/// To destroy sockets in all network namespaces: to enter them, to find those of other users' processes, and
-/// to destroy. CAP_SYS_ADMIN also reads and writes maps.
+/// To destroy sockets in all network namespaces: to enter them, to find those of other users'
+/// processes, and to destroy. CAP_SYS_ADMIN also reads and writes maps.
 pub const ALL_SOCKETS: [Capability; 3] = [
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_SYS_PTRACE,
@@ -95,9 +96,9 @@ pub fn require(command: &'static str, needed: &[Capability]) -> Result<(), Privi
     Err(PrivilegeError::Missing { command, missing })
 }
 
-/// Gives up all capabilities but those in `keep`, as far as they are held. Capabilities belong to threads: to be
-/// called before there is a second one. Without CAP_SETPCAP the bounding set stays as it is; it only says what
-/// a program started from here could have.
+/// Gives up all capabilities but those in `keep`, as far as they are held. Capabilities belong to
+/// threads: to be called before there is a second one. Without CAP_SETPCAP the bounding set stays
+/// as it is; it only says what a program started from here could have.
 pub fn drop_others(keep: &[Capability]) -> Result<(), PrivilegeError> {
     let held = read(CapSet::Effective)?;
     let keep = keep
@@ -135,7 +136,8 @@ fn read(set: CapSet) -> Result<CapsHashSet, PrivilegeError> {
     caps::read(None, set).map_err(PrivilegeError::Read)
 }
 
-/// Which of the capabilities that are held grants `capability`: itself, or the one it was split off from.
+/// Which of the capabilities that are held grants `capability`: itself, or the one it was split off
+/// from.
 fn holder(held: &CapsHashSet, capability: Capability) -> Option<Capability> {
     let stand_in = match capability {
         Capability::CAP_BPF | Capability::CAP_PERFMON => Some(Capability::CAP_SYS_ADMIN),

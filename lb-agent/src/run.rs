@@ -48,7 +48,8 @@ struct Searches {
     finder: Option<Finder>,
 }
 
-/// Lets maps be as large as they are: before Linux 5.11 their memory counts against a limit of the process.
+/// Lets maps be as large as they are: before Linux 5.11 their memory counts against a limit of the
+/// process.
 fn lift_memory_limit() {
     if probe::kernel_at_least(5, 11) {
         return;

@@ -61,7 +61,8 @@ impl ServiceCidr {
         }
     }
 
-    /// How many addresses there are to give: as in the API server, all but the network's first and, of IPv4, the last one.
+    /// How many addresses there are to give: as in the API server, all but the network's first and,
+    /// of IPv4, the last one.
     pub fn size(&self) -> u64 {
         let kept_out = match self.family() {
             Family::V4 => 2,

@@ -1,7 +1,9 @@
-//! Who reaches which endpoints: a table of sources and frontends, as far as the agent's rows decide it.
+//! Who reaches which endpoints: a table of sources and frontends, as far as the agent's rows decide
+//! it.
 //!
-//! The cases are those of kube-proxy (the `packetFlowTest`s of `pkg/proxy/nftables/proxier_test.go`), except that
-//! packets to a Pod of this node keep their source under either policy.
+//! The cases are those of kube-proxy (the `packetFlowTest`s of
+//! `pkg/proxy/nftables/proxier_test.go`), except that packets to a Pod of this node keep their
+//! source under either policy.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic too")]
 
@@ -41,7 +43,8 @@ impl Source {
 
 /// What becomes of a first packet.
 enum Fate {
-    /// It goes to one of these; those on other nodes with the source of this node if the client is outside.
+    /// It goes to one of these; those on other nodes with the source of this node if the client is
+    /// outside.
     Endpoints(BTreeSet<(SocketAddr, bool)>),
     Reject,
     Drop,
@@ -168,9 +171,9 @@ fn rows(yaml: &str, unknown_port: UnknownPort) -> MapImage {
     controller.maps().image().unwrap()
 }
 
-/// A Service with cluster IP 10.96.0.`n`, NodePort 30000 + `n`, load balancer address 198.51.100.`n` and external IP
-/// 203.0.113.`n`, all on port 80, with more in its spec; and its endpoints: `here` is 10.1.0.2 on this node, `there`
-/// 10.1.1.3 on another.
+/// A Service with cluster IP 10.96.0.`n`, NodePort 30000 + `n`, load balancer address
+/// 198.51.100.`n` and external IP 203.0.113.`n`, all on port 80, with more in its spec; and its
+/// endpoints: `here` is 10.1.0.2 on this node, `there` 10.1.1.3 on another.
 fn service(n: u8, more: &str, endpoints: &[&str]) -> String {
     let endpoints: Vec<String> = endpoints
         .iter()
@@ -219,7 +222,8 @@ fn check(image: &MapImage, source: Source, to: &str, expected: &str) {
     assert_eq!(found, expected, "{source:?} to {to}\n{}", dump(image));
 }
 
-/// One line of a table: `n`, the rest of the spec, the endpoints, and who gets where at the cluster IP and elsewhere.
+/// One line of a table: `n`, the rest of the spec, the endpoints, and who gets where at the cluster
+/// IP and elsewhere.
 struct Line {
     more: &'static str,
     endpoints: &'static [&'static str],
@@ -385,7 +389,8 @@ fn source_ranges() {
     ] {
         check(&image, source, "198.51.100.1:80", expected);
     }
-    // A range holds the node's address: processes of the node may come, also from the address itself.
+    // A range holds the node's address: processes of the node may come, also from the address
+    // itself.
     for (source, expected) in [
         (CLIENT, "drop"),
         (Source::Outside("192.168.0.77"), BOTH_FROM_OUTSIDE),

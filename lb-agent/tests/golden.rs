@@ -1,8 +1,9 @@
 //! Scenarios: objects in, the maps as text out.
 //!
-//! A scenario is a directory of steps `NN-name.yaml`, objects to apply (`NN-name-delete.yaml`: to delete), each with
-//! the maps expected after it in `NN-name.maps` and the problems reported in `NN-name.problems`. Each scenario runs
-//! without faults, and with every tenth write failing; with `UPDATE_GOLDEN=1` the expectations are written anew.
+//! A scenario is a directory of steps `NN-name.yaml`, objects to apply (`NN-name-delete.yaml`: to
+//! delete), each with the maps expected after it in `NN-name.maps` and the problems reported in
+//! `NN-name.problems`. Each scenario runs without faults, and with every tenth write failing; with
+//! `UPDATE_GOLDEN=1` the expectations are written anew.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic too")]
 

@@ -29,11 +29,12 @@ pub trait Address: Copy + Eq + Default {
     /// The words of the address, those of IPv4 followed by zeros.
     fn words(self) -> [u32; 4];
 
-    /// Whether it is one of the host's own to itself (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3).
+    /// Whether it is one of the host's own to itself (RFC 1122 section 3.2.1.3, RFC 4291 section
+    /// 2.5.3).
     fn is_loopback(self) -> bool;
 
-    /// Whether it can be one host's: neither broadcast, nor multicast, unspecified or loopback (RFC 1122 section 3.2.1.3,
-    /// RFC 4291 section 2.7). Nobody else may be answered.
+    /// Whether it can be one host's: neither broadcast, nor multicast, unspecified or loopback (RFC
+    /// 1122 section 3.2.1.3, RFC 4291 section 2.7). Nobody else may be answered.
     fn is_host(self) -> bool;
 
     /// The first 24 bits of an IPv4 address, or the first 64 of an IPv6 address.

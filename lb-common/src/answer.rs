@@ -22,8 +22,8 @@ macro_rules! sum {
     };
 }
 
-/// Swaps the two link-layer addresses, if there are any before the IP header at `network`: the packet goes back to whom
-/// it came from.
+/// Swaps the two link-layer addresses, if there are any before the IP header at `network`: the
+/// packet goes back to whom it came from.
 #[inline(always)]
 pub fn swap_link_addresses(packet: &mut impl Packet, network: u32) -> Option<()> {
     if network == 0 {
@@ -65,11 +65,11 @@ fn pair(first: u16, second: u16) -> u32 {
     u32::from_ne_bytes([a, b, c, d])
 }
 
-/// Turns a packet into the answer that says why it goes no further: RST for TCP that nobody takes, else an ICMP error.
-/// `mtu` is that of the route which the packet is too big for.
+/// Turns a packet into the answer that says why it goes no further: RST for TCP that nobody takes,
+/// else an ICMP error. `mtu` is that of the route which the packet is too big for.
 ///
-/// What builds an answer is out of line: it is large and rare, and its stack is not added to that of every packet, nor
-/// that of one answer to that of another.
+/// What builds an answer is out of line: it is large and rare, and its stack is not added to that
+/// of every packet, nor that of one answer to that of another.
 #[inline(always)]
 pub fn answer<A: Address>(
     packet: &mut impl Packet,
@@ -111,7 +111,8 @@ fn report<A: Address, const QUOTED: usize>(
 /// Hop limit of packets that this node makes: Linux' default.
 pub(crate) const HOP_LIMIT: u8 = 64;
 
-/// The words of an IP header, followed by those that the checksum of the transport header covers beside it.
+/// The words of an IP header, followed by those that the checksum of the transport header covers
+/// beside it.
 struct IpHeader {
     words: [u32; 10],
     pseudo: Sum,
@@ -219,7 +220,8 @@ fn reset<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Option<()>
 pub(crate) const ICMP_LENGTH: u32 = 8;
 /// The bytes of a transport header that an ICMP error quotes at least (RFC 792).
 const QUOTED_OTHER: usize = 8;
-/// The whole TCP header is quoted: who finishes the checksum of a packet at last must find the field.
+/// The whole TCP header is quoted: who finishes the checksum of a packet at last must find the
+/// field.
 const QUOTED_TCP: usize = TcpHdr::LEN;
 /// The same behind the header that says that an IPv6 packet is a fragment.
 const QUOTED_FRAGMENT: usize = QUOTED_OTHER + FRAGMENT_LENGTH as usize;
@@ -236,10 +238,12 @@ const HOP_LIMIT4: u32 = (11_u32 << 24).to_be();
 /// Type and code of "hop limit exceeded in transit".
 const HOP_LIMIT6: u32 = (3_u32 << 24).to_be();
 
-/// Prepares a packet for being quoted, with so many bytes (`QUOTED`) behind the IP header, and sums up what will be.
+/// Prepares a packet for being quoted, with so many bytes (`QUOTED`) behind the IP header, and sums
+/// up what will be.
 ///
-/// Packets with IP options, or extension headers other than that of a fragment, are not answered: quoting them would make the program a hundred
-/// times as expensive to verify, for packets that nobody sends.
+/// Packets with IP options, or extension headers other than that of a fragment, are not answered:
+/// quoting them would make the program a hundred times as expensive to verify, for packets that
+/// nobody sends.
 #[inline(never)]
 fn quote<A: Address, const QUOTED: usize>(
     packet: &mut impl Packet,
@@ -263,10 +267,11 @@ fn quote<A: Address, const QUOTED: usize>(
     Some(())
 }
 
-/// Turns a packet into an ICMP error about it, whose header begins with the words `error`; `quotation` is the sum over
-/// what is quoted.
+/// Turns a packet into an ICMP error about it, whose header begins with the words `error`;
+/// `quotation` is the sum over what is quoted.
 ///
-/// The new headers go before the packet, so the quotation is in place; the old link-layer header is overwritten.
+/// The new headers go before the packet, so the quotation is in place; the old link-layer header is
+/// overwritten.
 #[inline(never)]
 fn error_about<A: Address, const QUOTED: usize>(
     packet: &mut impl Packet,
@@ -276,7 +281,8 @@ fn error_about<A: Address, const QUOTED: usize>(
 ) -> Option<()> {
     let network = parsed.headers.network;
     let quoted = A::HEADER_LENGTH + QUOTED as u32;
-    // What is behind the 14 bytes of the link-layer header, all of it if there is none, is overwritten by the IP header.
+    // What is behind the 14 bytes of the link-layer header, all of it if there is none, is
+    // overwritten by the IP header.
     let [first, middle, last] = link_words(packet)?.swapped();
     let ethertype = packet.view::<16>(0)?.u32::<12>();
     let link = [first, middle, last, ethertype];
@@ -299,8 +305,8 @@ fn error_about<A: Address, const QUOTED: usize>(
 
 /// Makes finishing the checksum of a transport header that is about to be quoted change nothing.
 ///
-/// Whoever sends a packet with a partial checksum at last still finishes it there, in the middle of the quotation, which
-/// the checksum of the ICMP message covers: the client would drop the message.
+/// Whoever sends a packet with a partial checksum at last still finishes it there, in the middle of
+/// the quotation, which the checksum of the ICMP message covers: the client would drop the message.
 #[inline(always)]
 fn settle_checksum<A: Address, const QUOTED: usize>(
     packet: &mut impl Packet,
@@ -322,8 +328,8 @@ fn settle_checksum<A: Address, const QUOTED: usize>(
     let all = sum_content::<QUOTED>(packet, parsed.headers.transport)?;
     // To find out may change the field, so it is written in any case.
     let checksum = if packet.checksum_is_partial(field) {
-        // What is finished is the sum over the quoted bytes. The field for which that is the field itself:
-        // x = -(x + rest), so x = -rest / 2, where half of a number is its bits rotated.
+        // What is finished is the sum over the quoted bytes. The field for which that is the field
+        // itself: x = -(x + rest), so x = -rest / 2, where half of a number is its bits rotated.
         all.replace(u32::from(old), 0).finish().rotate_right(1)
     } else {
         old

@@ -1,12 +1,12 @@
-//! How often clients are told that their packets go no further: an answer to each packet would let a sender with a
-//! forged address aim answers at somebody else, and keep the node busy with them (RFC 1812 section 4.3.2.8, RFC 4443
-//! section 2.4 f).
+//! How often clients are told that their packets go no further: an answer to each packet would let
+//! a sender with a forged address aim answers at somebody else, and keep the node busy with them
+//! (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f).
 //!
-//! Fragments that are handed to the kernel's own reassembly are taken from such a budget too: its memory is bounded, and
-//! a sender of later fragments without a first one would fill it.
+//! Fragments that are handed to the kernel's own reassembly are taken from such a budget too: its
+//! memory is bounded, and a sender of later fragments without a first one would fill it.
 //!
-//! Each CPU has a token bucket for each source prefix and kind of answer, as the kernel has for each peer
-//! (`inet_peer_xrlim_allow`, net/ipv4/inetpeer.c).
+//! Each CPU has a token bucket for each source prefix and kind of answer, as the kernel has for
+//! each peer (`inet_peer_xrlim_allow`, net/ipv4/inetpeer.c).
 
 use crate::address::Address;
 use crate::layout::assert_layout;
@@ -21,14 +21,14 @@ pub const BUCKETS: u32 = PREFIXES * LIMITS;
 /// How often a prefix is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Limit {
-    /// ICMP errors that say that nobody is there. Linux sends one a second, and six at once, to each peer; a prefix may have
-    /// some such peers.
+    /// ICMP errors that say that nobody is there. Linux sends one a second, and six at once, to
+    /// each peer; a prefix may have some such peers.
     Errors,
-    /// RSTs and ICMP errors that let a connection go on, with smaller packets: as many as Linux sends of all ICMP errors
-    /// together (`icmp_msgs_per_sec`).
+    /// RSTs and ICMP errors that let a connection go on, with smaller packets: as many as Linux
+    /// sends of all ICMP errors together (`icmp_msgs_per_sec`).
     Connections,
-    /// Fragments that are handed to the kernel's own reassembly. A quarter of [`ALL_DETOURS`], so that no prefix takes the
-    /// way from the others.
+    /// Fragments that are handed to the kernel's own reassembly. A quarter of [`ALL_DETOURS`], so
+    /// that no prefix takes the way from the others.
     Detours,
 }
 
@@ -41,8 +41,9 @@ pub struct Rate {
     pub burst: u32,
 }
 
-/// Fragments that are handed to the kernel's own reassembly, of all senders together. In any second that is less than its
-/// memory holds until it gives up on them: 26,000 of 1500 bytes, for each family.
+/// Fragments that are handed to the kernel's own reassembly, of all senders together. In any second
+/// that is less than its memory holds until it gives up on them: 26,000 of 1500 bytes, for each
+/// family.
 pub const ALL_DETOURS: Rate = Rate {
     per_second: 10_000,
     burst: 10_000,
@@ -60,7 +61,8 @@ impl Limit {
         Rate { per_second, burst }
     }
 
-    /// The bucket of a client, less than [`BUCKETS`]. Clients with a prefix of 24 bits (IPv6: 64) in common share it.
+    /// The bucket of a client, less than [`BUCKETS`]. Clients with a prefix of 24 bits (IPv6: 64)
+    /// in common share it.
     #[inline(always)]
     pub fn bucket(self, client: impl Address) -> u32 {
         /// An odd constant near 2^64 / golden ratio.
@@ -85,8 +87,8 @@ assert_layout! {
 }
 
 impl Bucket {
-    /// Takes an answer out of the bucket at a time in jiffies, of which a second has `jiffies_per_second`, if there is
-    /// one.
+    /// Takes an answer out of the bucket at a time in jiffies, of which a second has
+    /// `jiffies_per_second`, if there is one.
     #[inline(always)]
     pub fn take(&mut self, now: u64, jiffies_per_second: u32, rate: Rate) -> bool {
         // The product of it and of a rate fits.

@@ -1,6 +1,7 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
 //!
-//! The ones' complement sum does not depend on byte order, so words are added as they stand in memory.
+//! The ones' complement sum does not depend on byte order, so words are added as they stand in
+//! memory.
 
 /// A running ones' complement sum.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

@@ -77,15 +77,16 @@ pub fn region(frontend: &Frontend, origin: Origin) -> Result<Region, Reason> {
     }
 }
 
-/// How often another slot is tried where a slot and its row disagree, which they do for an instant when backends are
-/// replaced.
+/// How often another slot is tried where a slot and its row disagree, which they do for an instant
+/// when backends are replaced.
 const ATTEMPTS: u32 = 4;
 
-/// A backend of a service's region: that at the position which `hash` names, unless it is just being replaced. 0 if there
-/// is none. A region that was read long ago may be another service's by now.
+/// A backend of a service's region: that at the position which `hash` names, unless it is just
+/// being replaced. 0 if there is none. A region that was read long ago may be another service's by
+/// now.
 ///
-/// Like [`affinity_backend`] it returns a number only: of an optional backend LLVM would carry the undefined half around, which
-/// the verifier refuses ("R1 !read_ok", Linux 6.18).
+/// Like [`affinity_backend`] it returns a number only: of an optional backend LLVM would carry the
+/// undefined half around, which the verifier refuses ("R1 !read_ok", Linux 6.18).
 #[inline(never)]
 pub fn choose<A: Address>(
     tables: &impl Tables<A>,
@@ -109,11 +110,12 @@ pub fn choose<A: Address>(
     0
 }
 
-/// What [`affinity_backend`] says of a client whose affinity has ended: its next backend is a matter of chance, since the hash of its
-/// address would mostly name the same one again.
+/// What [`affinity_backend`] says of a client whose affinity has ended: its next backend is a
+/// matter of chance, since the hash of its address would mostly name the same one again.
 pub const ENDED: BackendId = BackendId::MAX;
 
-/// The backend that a client stays with, if it may still choose it; 0 if there is none, or [`ENDED`].
+/// The backend that a client stays with, if it may still choose it; 0 if there is none, or
+/// [`ENDED`].
 #[inline(never)]
 pub fn affinity_backend<A: Address>(
     tables: &impl Tables<A>,

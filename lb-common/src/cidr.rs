@@ -1,8 +1,10 @@
-//! Service CIDRs: the networks that cluster IPs are of. A packet to an address of one that no Service has is dropped,
-//! since nobody else has the address either: the node's default route would take it, and it may travel in circles.
+//! Service CIDRs: the networks that cluster IPs are of. A packet to an address of one that no
+//! Service has is dropped, since nobody else has the address either: the node's default route would
+//! take it, and it may travel in circles.
 //!
-//! The networks are the rows of the set [`SET`] of source ranges. Most packets of a node are not for any of them, so
-//! [`Networks`] tells first, for the price of an access to an array, whether the rows are worth a look.
+//! The networks are the rows of the set [`SET`] of source ranges. Most packets of a node are not
+//! for any of them, so [`Networks`] tells first, for the price of an access to an array, whether
+//! the rows are worth a look.
 
 use crate::address::Address;
 use crate::choose::{Origin, find_frontend};
@@ -17,10 +19,12 @@ use crate::tables::Tables;
 /// The set of source ranges that is the Service CIDRs. No frontend names it.
 pub const SET: u32 = 0;
 
-/// How many Service CIDRs of an IP version there may be: every packet is compared with all of its version.
+/// How many Service CIDRs of an IP version there may be: every packet is compared with all of its
+/// version.
 pub const MAX: usize = 8;
 
-/// Where Service CIDRs are, as the first 64 bits of an address tell: value of the map of Service CIDRs.
+/// Where Service CIDRs are, as the first 64 bits of an address tell: value of the map of Service
+/// CIDRs.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
 pub struct Networks {
@@ -57,8 +61,8 @@ impl Networks {
         false
     }
 
-    /// Adds the network with this address and `prefix` leading bits; `false` if there is no room. One without leading bits
-    /// would hold all addresses, and has no place here.
+    /// Adds the network with this address and `prefix` leading bits; `false` if there is no room.
+    /// One without leading bits would hold all addresses, and has no place here.
     pub fn add<A: Address>(&mut self, address: A, prefix: u8) -> bool {
         let mask = mask::<A>(prefix);
         let networks = if A::IS_IPV6 { &mut self.v6 } else { &mut self.v4 };
@@ -90,8 +94,9 @@ fn mask<A: Address>(prefix: u8) -> u64 {
 
 /// Whether a packet to an address without a frontend is to be dropped, as far as the address tells.
 ///
-/// Inside, only one that opens a connection is, or a datagram: another one may be an answer to a client that has such an
-/// address. From outside none is an answer to anybody but this node and its Pods ([`check_destination`]).
+/// Inside, only one that opens a connection is, or a datagram: another one may be an answer to a
+/// client that has such an address. From outside none is an answer to anybody but this node and its
+/// Pods ([`check_destination`]).
 #[inline(always)]
 pub(crate) fn stops<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, origin: Origin) -> bool {
     let opens = parsed.key.protocol == protocol::UDP || parsed.is_syn();
@@ -106,7 +111,8 @@ fn holds<A: Address>(tables: &impl Tables<A>, address: A) -> bool {
     tables.may_be_service(address) && tables.allows(SET, address)
 }
 
-/// Drops a packet without ports if its destination is of a Service CIDR, and neither a VIP nor this node's or a Pod's of it.
+/// Drops a packet without ports if its destination is of a Service CIDR, and neither a VIP nor this
+/// node's or a Pod's of it.
 #[inline(never)]
 pub(crate) fn pass_or_drop<A: Address>(
     packet: &impl Packet,
@@ -123,10 +129,11 @@ pub(crate) fn pass_or_drop<A: Address>(
     Verdict::Drop
 }
 
-/// Drops a packet to an address of a Service CIDR that no frontend has, unless the address is this node's or a Pod's of it.
+/// Drops a packet to an address of a Service CIDR that no frontend has, unless the address is this
+/// node's or a Pod's of it.
 ///
-/// In line: of an address that is handed on through two functions, Linux 7.2 takes the memory for dead ("slot poisoned by
-/// dead code elimination").
+/// In line: of an address that is handed on through two functions, Linux 7.2 takes the memory for
+/// dead ("slot poisoned by dead code elimination").
 #[inline(always)]
 pub(crate) fn check_destination<A: Address>(packet: &impl Packet, address: A) -> Step {
     match packet.sender(address) {
@@ -135,8 +142,8 @@ pub(crate) fn check_destination<A: Address>(packet: &impl Packet, address: A) ->
     }
 }
 
-/// Whether a packet that leaves the node to the network is to be dropped: a process of the node has sent it to an address
-/// of a Service CIDR that no frontend has.
+/// Whether a packet that leaves the node to the network is to be dropped: a process of the node has
+/// sent it to an address of a Service CIDR that no frontend has.
 #[inline(never)]
 pub(crate) fn stops_leaving<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>) -> bool {
     let key = &parsed.key;

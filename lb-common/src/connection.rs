@@ -1,4 +1,5 @@
-//! What is known of a connection: whether it goes on, what its packets change of its state, and whether they are its own.
+//! What is known of a connection: whether it goes on, what its packets change of its state, and
+//! whether they are its own.
 
 use crate::address::Address;
 use crate::flow::{FlowEntry, StateChange};
@@ -17,7 +18,8 @@ pub fn is_idle<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flo
     }) && !peer_is_seen(tables, key, flow)
 }
 
-/// Whether the opposite direction of a flow was seen lately: much may be sent before anything is answered.
+/// Whether the opposite direction of a flow was seen lately: much may be sent before anything is
+/// answered.
 #[inline(never)]
 fn peer_is_seen<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
     let Some(peer) = peer(tables, key, flow) else {
@@ -35,8 +37,8 @@ pub(crate) fn has_peer<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, fl
     peer(tables, key, flow).is_some()
 }
 
-/// Whether the client of the connection that receives its replies under this key still sends, though they may be
-/// none: a datagram may be answered by nobody for hours.
+/// Whether the client of the connection that receives its replies under this key still sends,
+/// though they may be none: a datagram may be answered by nobody for hours.
 #[inline(never)]
 pub(crate) fn is_requested<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>) -> bool {
     let Some(entry) = tables.flow(reply_key) else {
@@ -148,7 +150,8 @@ fn change_state<A: Address>(
         let sequence = tcp_word(packet, parsed, TCP_SEQUENCE);
         let acknowledged = tcp_word(packet, parsed, TCP_ACKNOWLEDGEMENT);
         if flow.state & flow_state::CONFIRMED != 0 {
-            // Who knows the connection resets it with what the other side has acknowledged (RFC 5961 section 3.2).
+            // Who knows the connection resets it with what the other side has acknowledged (RFC
+            // 5961 section 3.2).
             let is_known = peer.as_ref().is_none_or(|peer| peer.get().is_in_window(sequence));
             if !is_known {
                 change.added &= !flow_state::RESET;
@@ -178,9 +181,9 @@ fn change_state<A: Address>(
     }
 }
 
-/// Whether a reply's entry translates a segment. Until the backend has answered the client's first segment, the client
-/// may have been somebody else with its address, and what the backend sends may belong to the client's own connection
-/// straight to it.
+/// Whether a reply's entry translates a segment. Until the backend has answered the client's first
+/// segment, the client may have been somebody else with its address, and what the backend sends may
+/// belong to the client's own connection straight to it.
 #[inline(always)]
 pub(crate) fn is_reply_to_flow<A: Address>(packet: &impl Packet, parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
     const REPLACED: u8 = flow_flags::HAIRPIN | flow_flags::FORWARD;
@@ -200,7 +203,8 @@ pub(crate) fn is_reply_to_flow<A: Address>(packet: &impl Packet, parsed: &Parsed
 fn is_first_answer<A: Address>(packet: &impl Packet, parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
     let flags = parsed.headers.tcp_flags;
     if flow.flags & flow_flags::MIDSTREAM != 0 {
-        // A backend that does not know the connection resets it; one that knows another with this client does not.
+        // A backend that does not know the connection resets it; one that knows another with this
+        // client does not.
         return flags & tcp_flags::RST != 0
             || (flags & tcp_flags::ACK != 0
                 && flow.is_in_window(tcp_word(packet, parsed, TCP_ACKNOWLEDGEMENT)));
@@ -228,8 +232,8 @@ pub(crate) fn record_clash<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<
     }
 }
 
-/// Whether the backend of a flow still takes its packets. One that is absent keeps connections: what it has not answered
-/// is better off elsewhere.
+/// Whether the backend of a flow still takes its packets. One that is absent keeps connections:
+/// what it has not answered is better off elsewhere.
 #[inline(always)]
 pub fn backend_lives<A: Address>(tables: &impl Tables<A>, protocol: u8, flow: &Flow<A>) -> bool {
     let is_connection = protocol == protocol::TCP || flow.state & flow_state::ANSWERED != 0;

@@ -1,7 +1,7 @@
 //! A packet at a hook: parsed, decided about, rewritten.
 //!
-//! The usual packets are whole TCP, UDP or SCTP packets. Parsing fragments, and ICMP, have functions of their own, for
-//! whose stack the usual packets do not pay.
+//! The usual packets are whole TCP, UDP or SCTP packets. Parsing fragments, and ICMP, have
+//! functions of their own, for whose stack the usual packets do not pay.
 #![expect(
     unsafe_code,
     reason = "headers on the stack are not written before they are known"
@@ -35,8 +35,8 @@ pub fn enter<A: IpHeader>(
     }
 }
 
-/// Decides about a packet that leaves the stack to whom `destination` says, and rewrites it. Its IP header is at
-/// `network`.
+/// Decides about a packet that leaves the stack to whom `destination` says, and rewrites it. Its IP
+/// header is at `network`.
 #[inline(always)]
 pub fn leave<A: IpHeader>(
     packet: &mut impl Packet,
@@ -76,8 +76,8 @@ fn leave_transport<A: IpHeader>(
     })
 }
 
-/// Parses a packet or a fragment, and lets `decide` say what becomes of it. `None`: it is neither. Beside the hook stands
-/// whether what is for an address that no Service has is dropped there.
+/// Parses a packet or a fragment, and lets `decide` say what becomes of it. `None`: it is neither.
+/// Beside the hook stands whether what is for an address that no Service has is dropped there.
 ///
 /// Both end up at the same place, so that the verifier walks through what follows once.
 #[inline(always)]

@@ -1,5 +1,5 @@
-//! A packet leaves the node's stack towards a Pod or a network device: replies to clients of a frontend get the
-//! frontend's address as their source.
+//! A packet leaves the node's stack towards a Pod or a network device: replies to clients of a
+//! frontend get the frontend's address as their source.
 
 use crate::address::Address;
 use crate::choose::Origin;
@@ -52,7 +52,8 @@ pub(crate) fn egress<A: Address>(
     Verdict::Pass
 }
 
-/// Lets a packet go that is no reply, unless it leaves to the network for an address that no Service has.
+/// Lets a packet go that is no reply, unless it leaves to the network for an address that no
+/// Service has.
 #[inline(always)]
 fn pass<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, destination: Origin) -> Verdict {
     let stops = destination == Origin::Outside
@@ -65,10 +66,11 @@ fn pass<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, destination: Or
     Verdict::Drop
 }
 
-/// Remembers a datagram of the node itself, or of a Pod whose address it masquerades, that leaves from a port which is a
-/// frontend's too: what comes back to that port is an answer and no request.
+/// Remembers a datagram of the node itself, or of a Pod whose address it masquerades, that leaves
+/// from a port which is a frontend's too: what comes back to that port is an answer and no request.
 ///
-/// TCP and SCTP need no such entries: only what opens a connection is a request at a node's own address.
+/// TCP and SCTP need no such entries: only what opens a connection is a request at a node's own
+/// address.
 #[inline(never)]
 fn note_own<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, destination: Origin) {
     let frontend = FrontendKey {
@@ -100,7 +102,8 @@ fn note_own<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, destination: 
         difference: 0,
     };
     flow.set_peer_hook(hook::EGRESS);
-    // A request of a client to the frontend was there first: this is a reply to it that was translated before.
+    // A request of a client to the frontend was there first: this is a reply to it that was
+    // translated before.
     if !tables.add_flow(&answers, &flow) {
         return;
     }
@@ -114,8 +117,9 @@ fn note_own<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, destination: 
     tables.insert_flow(key, &flow);
 }
 
-/// Whether a packet of a connection that was idle for longer than it lives is still a reply. A TCP client that has used
-/// its port for another connection since has removed the entry with its SYN; for a datagram there is no such sign.
+/// Whether a packet of a connection that was idle for longer than it lives is still a reply. A TCP
+/// client that has used its port for another connection since has removed the entry with its SYN;
+/// for a datagram there is no such sign.
 #[inline(always)]
 fn is_late<A>(parsed: &Parsed<A>, state: u8) -> bool {
     match parsed.key.protocol {

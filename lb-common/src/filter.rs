@@ -1,20 +1,21 @@
-//! Which packets are worth a look into the big maps: a bit for each hash of a frontend's address, and one for each hash
-//! of a backend's address and port, where replies come from.
+//! Which packets are worth a look into the big maps: a bit for each hash of a frontend's address,
+//! and one for each hash of a backend's address and port, where replies come from.
 //!
-//! Most packets of a node are not for a Service, and not from one. A clear bit says so for the price of one access to an
-//! array that stays in the processor's cache. A set bit says nothing: another address may share it, or it may be left
-//! over.
+//! Most packets of a node are not for a Service, and not from one. A clear bit says so for the
+//! price of one access to an array that stays in the processor's cache. A set bit says nothing:
+//! another address may share it, or it may be left over.
 
 use crate::address::Address;
 use crate::net::Port;
 
-/// Words of the filter of destinations: 2^18 bits in 32 KiB, so that 10,000 addresses fill 4 % of it.
+/// Words of the filter of destinations: 2^18 bits in 32 KiB, so that 10,000 addresses fill 4 % of
+/// it.
 pub const WORDS: u32 = 1 << (POSITION_BITS - WORD_BITS);
 const POSITION_BITS: u32 = 18;
 /// Words of the filter of replies: 2^20 bits in 128 KiB, so that 40,000 backends fill 4 % of it.
 pub const REPLY_WORDS: u32 = 1 << (LINE_BITS + POSITION_IN_LINE_BITS - WORD_BITS);
-/// An address has 64 bytes, one or two lines of the processor's cache, in which its ports have bits: those of a client
-/// are many. The kernel aligns arrays to 8 bytes only.
+/// An address has 64 bytes, one or two lines of the processor's cache, in which its ports have
+/// bits: those of a client are many. The kernel aligns arrays to 8 bytes only.
 const LINE_BITS: u32 = 11;
 const POSITION_IN_LINE_BITS: u32 = 9;
 /// A word has 2^6 bits.
@@ -29,8 +30,8 @@ pub struct Position {
     pub bit: u64,
 }
 
-/// An odd constant near 2^64 / golden ratio: multiplication by it spreads numbers that follow each other over the upper
-/// bits (Knuth, The Art of Computer Programming 3, section 6.4).
+/// An odd constant near 2^64 / golden ratio: multiplication by it spreads numbers that follow each
+/// other over the upper bits (Knuth, The Art of Computer Programming 3, section 6.4).
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Position {
@@ -62,7 +63,8 @@ fn hash(address: impl Address) -> u64 {
     let [a, b, c, d] = address.words();
     let high = u64::from(a) << 32 | u64::from(b);
     let low = u64::from(c) << 32 | u64::from(d);
-    // The fold between lets the upper bits of a word, where the last byte of an address is, count too.
+    // The fold between lets the upper bits of a word, where the last byte of an address is, count
+    // too.
     let hash = (high.wrapping_mul(SPREAD).rotate_left(32) ^ low).wrapping_mul(SPREAD);
     (hash ^ hash >> 32).wrapping_mul(SPREAD)
 }

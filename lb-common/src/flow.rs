@@ -14,8 +14,8 @@ use crate::settings::is_closed;
 
 /// An entry of the flow table, in place.
 ///
-/// The kernel may give the entry to another flow while a program looks at it (LRU maps, `aya`'s contract of `get`),
-/// so everything is copied out at once and only single fields are written back.
+/// The kernel may give the entry to another flow while a program looks at it (LRU maps, `aya`'s
+/// contract of `get`), so everything is copied out at once and only single fields are written back.
 pub struct FlowEntry<A> {
     flow: NonNull<Flow<A>>,
 }
@@ -24,7 +24,8 @@ impl<A: Copy> FlowEntry<A> {
     /// An entry at this place.
     ///
     /// # Safety
-    /// The pointer is valid for reads and writes while the value lives: for a map value until the program returns.
+    /// The pointer is valid for reads and writes while the value lives: for a map value until the
+    /// program returns.
     #[inline(always)]
     pub const unsafe fn new(flow: NonNull<Flow<A>>) -> Self {
         Self { flow }
@@ -109,8 +110,8 @@ impl<A: Copy + Eq> Flow<A> {
         self.flags = (self.flags & MASK) | hook << flow_flags::PEER_HOOK_SHIFT;
     }
 
-    /// At which [`crate::layout::hook`] replies to a request of this flow are seen: those that do not leave through the
-    /// stack are seen where they enter.
+    /// At which [`crate::layout::hook`] replies to a request of this flow are seen: those that do
+    /// not leave through the stack are seen where they enter.
     #[inline(always)]
     pub fn reply_hook(&self) -> u8 {
         match self.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD | flow_flags::LOCAL) {
@@ -133,7 +134,8 @@ impl<A: Copy + Eq> Flow<A> {
         self.flags & flow_flags::REPLY != 0
     }
 
-    /// What the new addresses add to the IPv4 header's checksum and to that of the transport header.
+    /// What the new addresses add to the IPv4 header's checksum and to that of the transport
+    /// header.
     #[inline(always)]
     pub fn address_difference(&self) -> Sum {
         Sum::new().add(u32::from(self.difference))
@@ -154,14 +156,15 @@ impl<A: Copy + Eq> Flow<A> {
         is_closed(self.state)
     }
 
-    /// Whether the flow has been idle for longer than it lives, as `lifetime` says of its protocol and state.
+    /// Whether the flow has been idle for longer than it lives, as `lifetime` says of its protocol
+    /// and state.
     #[inline(always)]
     pub fn is_expired(&self, protocol: u8, now: u32, lifetime: impl FnOnce(u8, u8) -> u32) -> bool {
         now.wrapping_sub(self.last_seen) > lifetime(protocol, self.state)
     }
 
-    /// Whether the connection is established and goes on: one question, which nearly all packets answer with yes, instead
-    /// of the many of [`Self::state_change`].
+    /// Whether the connection is established and goes on: one question, which nearly all packets
+    /// answer with yes, instead of the many of [`Self::state_change`].
     #[inline(always)]
     pub const fn is_unchanged_by(&self, tcp_flags: u8) -> bool {
         const OPEN: u8 = flow_state::ANSWERED | flow_state::CONFIRMED;
@@ -170,7 +173,8 @@ impl<A: Copy + Eq> Flow<A> {
         others | (tcp_flags & (tcp_flags::SYN | ENDS)) == 0
     }
 
-    /// What a packet changes of this flow's state. Whether a RST counts is for [`Self::is_in_window`] to say.
+    /// What a packet changes of this flow's state. Whether a RST counts is for
+    /// [`Self::is_in_window`] to say.
     #[inline(always)]
     pub fn state_change(&self, tcp_flags: u8) -> StateChange {
         const OPENS_OR_RESETS: u8 = tcp_flags::SYN | tcp_flags::RST;
@@ -202,12 +206,13 @@ impl<A: Copy + Eq> Flow<A> {
         }
     }
 
-    /// Whether a segment's number may be meant for this flow's direction, whose segments have acknowledged about
+    /// Whether a segment's number may be meant for this flow's direction, whose segments have
+    /// acknowledged about
     /// [`Flow::acknowledged`]: a sender that cannot see the connection has to guess it.
     #[inline(always)]
     pub fn is_in_window(&self, number: u32) -> bool {
-        /// Bytes behind and ahead: more than a window of Linux' default sizes (`tcp_rmem`, 6 MiB at most) is seldom on
-        /// the way, and what was recorded is up to a tick old.
+        /// Bytes behind and ahead: more than a window of Linux' default sizes (`tcp_rmem`, 6 MiB at
+        /// most) is seldom on the way, and what was recorded is up to a tick old.
         const WINDOW: u32 = 4 << 20;
         number.wrapping_sub(self.acknowledged).wrapping_add(WINDOW) <= 2 * WINDOW
     }

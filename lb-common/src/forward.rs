@@ -1,5 +1,5 @@
-//! Packets that are forwarded without the node's stack: those between a client outside and a backend on another node,
-//! and, with `--local-redirect`, those between Pods of this node.
+//! Packets that are forwarded without the node's stack: those between a client outside and a
+//! backend on another node, and, with `--local-redirect`, those between Pods of this node.
 
 use core::mem::offset_of;
 
@@ -27,7 +27,8 @@ pub enum ForwardDecision {
     Stop(Reason),
 }
 
-/// Decides how a packet is sent on, with an IP header at `network`, whose addresses `flow` says. Nothing is changed yet.
+/// Decides how a packet is sent on, with an IP header at `network`, whose addresses `flow` says.
+/// Nothing is changed yet.
 #[inline(always)]
 pub fn decide<A: Address>(
     packet: &impl Packet,
@@ -49,7 +50,8 @@ pub fn decide<A: Address>(
     }
 }
 
-/// Rewrites a packet as its flow says and sends it on. `mtu` tells what the route takes if that is less.
+/// Rewrites a packet as its flow says and sends it on. `mtu` tells what the route takes if that is
+/// less.
 ///
 /// Out of line: packets that stay on this node do not pay for its stack.
 #[inline(never)]
@@ -74,8 +76,9 @@ pub(crate) fn send_on<A: Address>(
     sent_step(sent)
 }
 
-/// Rewrites a packet as its flow says and hands it over to the Pod of this node that it is for. [`Step::Leave`]: it is
-/// as it was, since the stack has more to do, or the Pod is not at the other end of a device.
+/// Rewrites a packet as its flow says and hands it over to the Pod of this node that it is for.
+/// [`Step::Leave`]: it is as it was, since the stack has more to do, or the Pod is not at the other
+/// end of a device.
 ///
 /// Out of line, as [`send_on`].
 #[inline(never)]
@@ -97,7 +100,8 @@ pub(crate) fn hand_over<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>
 /// Rewrites a packet as its flow says, one hop further.
 #[inline(always)]
 fn rewrite<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>, flow: &Flow<A>) -> Option<()> {
-    // The hop limit first: its word has the IPv4 checksum, and would wait for the half that `translate` writes.
+    // The hop limit first: its word has the IPv4 checksum, and would wait for the half that
+    // `translate` writes.
     decrement_hop_limit::<A>(packet, parsed.headers.network)?;
     packet.translate(&parsed.headers, &parsed.key, flow)
 }
@@ -134,8 +138,8 @@ fn sent_length<A: Address>(packet: &impl Packet, parsed: &Parsed<A>) -> u32 {
         UdpHdr::LEN as u32
     };
     let mut before = transport - network;
-    // The kernel's own header, which tells the length of what the IPv6 header cannot, is left out of the segments
-    // (`ipv6_hopopt_jumbo_remove`, include/net/ipv6.h, Linux 6.18).
+    // The kernel's own header, which tells the length of what the IPv6 header cannot, is left out
+    // of the segments (`ipv6_hopopt_jumbo_remove`, include/net/ipv6.h, Linux 6.18).
     if A::IS_IPV6 && before == A::HEADER_LENGTH + JUMBO_LENGTH && ip_length > A::HEADER_LENGTH + LENGTH_MAX {
         before = A::HEADER_LENGTH;
     }

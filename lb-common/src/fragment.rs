@@ -1,9 +1,10 @@
-//! Datagrams that travel in fragments: only the first has ports, so they are remembered for those that follow. A
-//! fragment then is a packet like any other, but that only its IP header is rewritten if it is not the first.
+//! Datagrams that travel in fragments: only the first has ports, so they are remembered for those
+//! that follow. A fragment then is a packet like any other, but that only its IP header is
+//! rewritten if it is not the first.
 //!
-//! A later fragment that comes before the first one makes a detour: no program can hold a packet, so the kernel's own
-//! reassembly does, in a network namespace of the agent's. That is remembered too, and all other fragments of the datagram
-//! follow. They come back in order.
+//! A later fragment that comes before the first one makes a detour: no program can hold a packet,
+//! so the kernel's own reassembly does, in a network namespace of the agent's. That is remembered
+//! too, and all other fragments of the datagram follow. They come back in order.
 
 use core::mem::MaybeUninit;
 
@@ -16,11 +17,11 @@ use crate::reason::Reason;
 use crate::settings::TICK_SHIFT;
 use crate::tables::Tables;
 
-/// Seconds that the first fragment waits for the others, as in the kernel's own reassembly (`IP_FRAG_TIME`,
-/// include/net/ip.h, Linux 6.18).
+/// Seconds that the first fragment waits for the others, as in the kernel's own reassembly
+/// (`IP_FRAG_TIME`, include/net/ip.h, Linux 6.18).
 const LIFETIME_SECONDS: u32 = 30;
-/// Seconds that the first fragment is sent after the others. The kernel's own reassembly gives up on them sooner, after
-/// one: then a new datagram may have the identification.
+/// Seconds that the first fragment is sent after the others. The kernel's own reassembly gives up
+/// on them sooner, after one: then a new datagram may have the identification.
 const DETOUR_SECONDS: u32 = 3;
 
 /// What a packet is that is not whole.
@@ -34,14 +35,16 @@ pub(crate) enum Kind {
     Foreign,
     /// A fragment to a VIP whose first one was not seen: of no use to anybody.
     Lost,
-    /// A fragment that belongs to nothing that is known, and may be for an address of a Service CIDR.
+    /// A fragment that belongs to nothing that is known, and may be for an address of a Service
+    /// CIDR.
     Unknown,
     /// A fragment for the kernel's own reassembly.
     Detour,
 }
 
-/// Parses a fragment with its IP header at `network` that is seen at `hook`. With [`Kind::Parsed`], `parsed` is written:
-/// the ports are the fragment's own if it is the first, and are remembered; else they are those of the first.
+/// Parses a fragment with its IP header at `network` that is seen at `hook`. With [`Kind::Parsed`],
+/// `parsed` is written: the ports are the fragment's own if it is the first, and are remembered;
+/// else they are those of the first.
 #[inline(never)]
 pub(crate) fn parse<A: IpHeader>(
     packet: &impl Packet,
@@ -53,7 +56,8 @@ pub(crate) fn parse<A: IpHeader>(
     let Some(header) = A::parse_fragment(packet, network) else {
         return Kind::None;
     };
-    // One after the other: of a pair, LLVM would carry around what is undefined in the half that is not there.
+    // One after the other: of a pair, LLVM would carry around what is undefined in the half that is
+    // not there.
     let Some(source) = A::read(packet, network + A::SOURCE_OFFSET) else {
         return Kind::Foreign;
     };
@@ -228,7 +232,8 @@ fn look_up<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &m
     is_fresh
 }
 
-/// Remembers that a datagram makes the detour. If a fragment on another CPU was faster, `known` is what it has written.
+/// Remembers that a datagram makes the detour. If a fragment on another CPU was faster, `known` is
+/// what it has written.
 #[inline(never)]
 fn detour<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &mut Fragment) {
     *known = Fragment {
@@ -242,7 +247,8 @@ fn detour<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &mu
     }
 }
 
-/// Remembers the ports of a first fragment. `false` if a later one on another CPU was faster and makes the detour.
+/// Remembers the ports of a first fragment. `false` if a later one on another CPU was faster and
+/// makes the detour.
 #[inline(never)]
 fn claim<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, ports: &Fragment) -> bool {
     if tables.add_fragment(key, ports) {

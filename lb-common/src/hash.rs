@@ -1,6 +1,6 @@
-//! Where a packet without a remembered flow goes: a number that depends on the packet only, so that every node comes
-//! to the same, and the same again when it has forgotten the flow. All nodes of a cluster have the same seed, which
-//! clients do not know: they cannot aim at one Pod.
+//! Where a packet without a remembered flow goes: a number that depends on the packet only, so that
+//! every node comes to the same, and the same again when it has forgotten the flow. All nodes of a
+//! cluster have the same seed, which clients do not know: they cannot aim at one Pod.
 
 use crate::address::Address;
 use crate::layout::FlowKey;
@@ -14,8 +14,9 @@ impl Hash {
         Self(seed)
     }
 
-    /// Mixes a word in, by multiplication with an odd constant near 2^64 / golden ratio (Knuth, The Art of Computer
-    /// Programming 3, section 6.4); the shift brings the well mixed upper half down.
+    /// Mixes a word in, by multiplication with an odd constant near 2^64 / golden ratio (Knuth, The
+    /// Art of Computer Programming 3, section 6.4); the shift brings the well mixed upper half
+    /// down.
     #[inline(always)]
     const fn add(self, word: u32) -> Self {
         const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -96,7 +97,8 @@ mod tests {
 
     #[test]
     fn clients_and_ports_that_follow_each_other_are_spread() {
-        // A random function would leave all parts within four standard deviations (126) nearly always.
+        // A random function would leave all parts within four standard deviations (126) nearly
+        // always.
         let bounds = |(least, most): (u32, u32)| least > 850 && most < 1150;
         assert!(bounds(spread((0..16_000).map(|n| of_client(SEED, client(n))))));
         assert!(bounds(spread(
@@ -107,7 +109,8 @@ mod tests {
 
     #[test]
     fn every_node_comes_to_the_same() {
-        // Written down, so that a change is noticed: during an upgrade nodes of both versions must agree.
+        // Written down, so that a change is noticed: during an upgrade nodes of both versions must
+        // agree.
         assert_eq!(of_client(0, client(1)), 3_310_418_408);
         assert_eq!(of_client(0, Address6::from_mapped(client(1))), 3_775_068_729);
         assert_eq!(of_connection(0, &key(client(1), 1000)), 137_281_556);

@@ -1,6 +1,6 @@
-//! A packet enters the node's stack, from a Pod or from a network device: requests to frontends get the address of
-//! a backend. Replies that do not leave through the stack, those of hairpin connections and of backends on other nodes,
-//! get their frontend's address here.
+//! A packet enters the node's stack, from a Pod or from a network device: requests to frontends get
+//! the address of a backend. Replies that do not leave through the stack, those of hairpin
+//! connections and of backends on other nodes, get their frontend's address here.
 #![expect(unsafe_code, reason = "a flow on the stack is not written before it is known")]
 
 use core::mem::MaybeUninit;
@@ -44,7 +44,8 @@ pub(crate) fn ingress<A: Address>(
         }
         parsed.key.hook = hook::EGRESS;
     }
-    // Zeroing it would cost more than the lookup of a flow: it becomes a call of memset, which counts bytes.
+    // Zeroing it would cost more than the lookup of a flow: it becomes a call of memset, which
+    // counts bytes.
     let mut slot = Slot::new();
     let mut step = remembered(packet, tables, parsed, slot.get());
     if step == Step::Open && is_candidate {
@@ -131,8 +132,8 @@ fn remembered<A: Address>(
     }
 }
 
-/// Whether a SYN on the tuple of a flow begins another connection: the old one has ended, or its replies belong to a
-/// connection of the client straight to the backend.
+/// Whether a SYN on the tuple of a flow begins another connection: the old one has ended, or its
+/// replies belong to a connection of the client straight to the backend.
 #[inline(always)]
 fn begins_anew<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
     if flow.state & flow_state::ANSWERED != 0 {
@@ -141,8 +142,8 @@ fn begins_anew<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flo
     flow.is_closed() || flow.state & flow_state::CLASH != 0 || !has_peer(tables, key, flow)
 }
 
-/// Whether a packet goes on with a connection that was idle for longer than it lives. A SYN does not, and a datagram
-/// may belong to anybody who has the port now.
+/// Whether a packet goes on with a connection that was idle for longer than it lives. A SYN does
+/// not, and a datagram may belong to anybody who has the port now.
 #[inline(always)]
 fn is_resumed<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
     parsed.key.protocol != protocol::UDP
@@ -151,7 +152,8 @@ fn is_resumed<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, flow: &Fl
         && has_peer(tables, &parsed.key, flow)
 }
 
-/// Whether a packet's connection to a removed backend goes on. One that is only asked for does not: nobody would answer.
+/// Whether a packet's connection to a removed backend goes on. One that is only asked for does not:
+/// nobody would answer.
 #[inline(always)]
 fn is_kept<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>) -> bool {
     parsed.key.protocol == protocol::TCP && !parsed.is_syn() && tables.keeps_removed()
@@ -190,8 +192,9 @@ fn apply<A: Address>(
     }
 }
 
-/// A client that connects straight to an address may use the port of a connection through a frontend that has ended, or
-/// was never established: its answers must not be taken for replies of that one.
+/// A client that connects straight to an address may use the port of a connection through a
+/// frontend that has ended, or was never established: its answers must not be taken for replies of
+/// that one.
 ///
 /// The SYN of the connection itself comes by too, translated by a program before this one.
 #[inline(never)]
@@ -215,8 +218,8 @@ fn forget_stale_reply<A: Address>(packet: &impl Packet, tables: &impl Tables<A>,
     }
 }
 
-/// Ends a packet's way. Where nobody will ever answer, or the client can do better, it is told: RST for TCP, an ICMP
-/// error otherwise.
+/// Ends a packet's way. Where nobody will ever answer, or the client can do better, it is told: RST
+/// for TCP, an ICMP error otherwise.
 #[inline(always)]
 fn stop<A: Address>(
     packet: &mut impl Packet,
@@ -225,8 +228,8 @@ fn stop<A: Address>(
     reason: Reason,
     mtu: u32,
 ) -> Step {
-    // A RST is never answered (RFC 9293 section 3.10.7.1), and of a datagram's fragments only the first is (RFC 1122
-    // section 3.2.2), but for TCP: what RST must say is in the others.
+    // A RST is never answered (RFC 9293 section 3.10.7.1), and of a datagram's fragments only the
+    // first is (RFC 1122 section 3.2.2), but for TCP: what RST must say is in the others.
     let is_answered = match parsed.headers.part {
         // What would end an SCTP association must name its tag, which is not known here.
         Part::Whole if reason == Reason::UnknownConnection => {
@@ -434,7 +437,8 @@ mod tests {
         assert!(sources.len() > 10);
     }
 
-    /// A connection of a Pod to itself that is asked for and refused: the source port that its backend sees.
+    /// A connection of a Pod to itself that is asked for and refused: the source port that its
+    /// backend sees.
     fn refused(tables: &HostTables<Address4>, port: u16) -> Port {
         let (verdict, source, pod) = enter(tables, end(11, port), end(1, 80), tcp_flags::SYN);
         assert_eq!(verdict, Verdict::Bounce);
@@ -454,7 +458,8 @@ mod tests {
         let others: HashSet<u16> = ports.iter().map(|port| port.get()).collect();
         assert_eq!(others.len(), 16, "{ports:?}");
 
-        // All are used: not one that was closed just now, if one of those that are looked at has been for longer.
+        // All are used: not one that was closed just now, if one of those that are looked at has
+        // been for longer.
         tables.source_ports = only_ports(61_000, 8);
         let first = tables.source_ports.all.first;
         let minute = (tables.jiffies_per_second() * 60) >> TICK_SHIFT;
@@ -595,7 +600,8 @@ mod tests {
         assert_eq!(leave(&tables, pod, client, tcp_flags::ACK), (pod, client));
         tables.backends = backends;
         assert_eq!(leave(&tables, pod, client, REFUSED), (end(1, 80), client));
-        // A connection to the Pod itself from the same port: an entry that has ended is no reply's any more.
+        // A connection to the Pod itself from the same port: an entry that has ended is no reply's
+        // any more.
         let count = tables.flow_count();
         let backends = core::mem::take(&mut tables.backends);
         tables.filtered.push(pod.0);

@@ -1,12 +1,14 @@
-//! What the kernel programs and the agent share: the layout of the maps, and the code that decides about a packet.
+//! What the kernel programs and the agent share: the layout of the maps, and the code that decides
+//! about a packet.
 //!
 //! ```text
-//! parse (headers to Parsed) -> ingress | egress (what to do) -> answer (RST, ICMP)      socket (connect, send, receive)
-//!            packet (trait: bytes)          tables (trait: maps, clock, chance)
+//! parse (headers to Parsed) -> ingress | egress (what to do) -> answer (RST, ICMP)
+//! socket (connect, send, receive)
+//! packet (trait: bytes)          tables (trait: maps, clock, chance)
 //! ```
-//! Nothing in here does I/O, asks for the time or draws a random number: what a decision needs from outside comes
-//! through the traits [`packet::Packet`] and [`tables::Tables`]. So the same code runs in the kernel (XDP, TC,
-//! cgroup), under `cargo test` ([`host`]) and in the agent.
+//! Nothing in here does I/O, asks for the time or draws a random number: what a decision needs from
+//! outside comes through the traits [`packet::Packet`] and [`tables::Tables`]. So the same code
+//! runs in the kernel (XDP, TC, cgroup), under `cargo test` ([`host`]) and in the agent.
 #![no_std]
 #![expect(
     clippy::cast_possible_truncation,

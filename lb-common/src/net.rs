@@ -96,7 +96,8 @@ impl Address6 {
         self.0
     }
 
-    /// The IPv4 address inside an IPv4-mapped IPv6 address (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2).
+    /// The IPv4 address inside an IPv4-mapped IPv6 address (`::ffff:a.b.c.d`, RFC 4291 section
+    /// 2.5.5.2).
     #[inline(always)]
     pub const fn to_mapped(self) -> Option<Address4> {
         if self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0xffff_u32.to_be() {

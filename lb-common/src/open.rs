@@ -1,7 +1,8 @@
-//! New flows: which frontend, which backend, which source address and port; then the entries of both directions.
+//! New flows: which frontend, which backend, which source address and port; then the entries of
+//! both directions.
 //!
-//! The stages are called one after the other and not by each other, because the kernel sums the stack of a call chain.
-//! What a stage decides it leaves in the flow.
+//! The stages are called one after the other and not by each other, because the kernel sums the
+//! stack of a call chain. What a stage decides it leaves in the flow.
 #![expect(unsafe_code, reason = "a flow on the stack is not written before it is known")]
 
 use core::mem::MaybeUninit;
@@ -182,8 +183,9 @@ fn flow_flags_to<A: Address>(backend: &Backend<A>, client: A, origin: Origin, is
     flags
 }
 
-/// What becomes of a packet that goes on with a connection which is not known. It may go to a backend only where that is
-/// the same one for certain: from outside, where the hash of the packet decides. [`Step::Open`] says so.
+/// What becomes of a packet that goes on with a connection which is not known. It may go to a
+/// backend only where that is the same one for certain: from outside, where the hash of the packet
+/// decides. [`Step::Open`] says so.
 #[inline(always)]
 fn resume<A>(parsed: &Parsed<A>, frontend: &Frontend, origin: Origin) -> Step {
     if frontend.flags & frontend_flags::NODE_ADDRESS != 0 {
@@ -214,9 +216,10 @@ fn refusal<A: Address>(tables: &impl Tables<A>, frontend: &Frontend, client: A) 
     Step::Open
 }
 
-/// Looks whether the sender is who it says. From outside, what has the address of a Pod of this node, or of the node, is
-/// forged. A client behind a Pod's device that is not this Pod gets its source replaced, unless replies to it pass this
-/// node anyway; nobody knows whether it is who it says.
+/// Looks whether the sender is who it says. From outside, what has the address of a Pod of this
+/// node, or of the node, is forged. A client behind a Pod's device that is not this Pod gets its
+/// source replaced, unless replies to it pass this node anyway; nobody knows whether it is who it
+/// says.
 #[inline(never)]
 fn check_source<A: Address>(
     packet: &impl Packet,
@@ -234,7 +237,8 @@ fn check_source<A: Address>(
     let is_foreign = match sender {
         Sender::Here => false,
         Sender::Behind if flow.flags & flow_flags::HAIRPIN != 0 => false,
-        // What the router itself serves does not come back this way; nor may what another port of its bridge serves.
+        // What the router itself serves does not come back this way; nor may what another port of
+        // its bridge serves.
         Sender::Behind if flow.flags & flow_flags::LOCAL != 0 => {
             packet.sender(flow.destination) == Sender::Here
         }
@@ -272,8 +276,8 @@ fn set_source<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, flow: &
     Step::Translate
 }
 
-/// Finds a source port whose replies are nobody else's, and writes the entries of both directions, that of the request
-/// last: a packet that finds it finds the reply's too.
+/// Finds a source port whose replies are nobody else's, and writes the entries of both directions,
+/// that of the request last: a packet that finds it finds the reply's too.
 #[inline(never)]
 fn remember<A: Address>(
     packet: &impl Packet,
@@ -308,7 +312,8 @@ fn remember<A: Address>(
     step
 }
 
-/// Writes the reply's entry, under a key with another source port if it must be replaced or is taken.
+/// Writes the reply's entry, under a key with another source port if it must be replaced or is
+/// taken.
 #[inline(always)]
 fn add_reply<A: Address>(
     packet: &impl Packet,

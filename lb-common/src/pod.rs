@@ -27,14 +27,16 @@ unsafe impl PlainAddress for Address6 {}
 
 macro_rules! plain {
     ($($type:ty),* $(,)?) => {
-        // SAFETY: `repr(C)` structs of integers; the sizes asserted above leave no room for padding.
+        // SAFETY: `repr(C)` structs of integers; the sizes asserted above leave no room for
+        // padding.
         $(unsafe impl aya::Pod for $type {})*
     };
 }
 
 macro_rules! plain_of {
     ($($row:ident),* $(,)?) => {
-        // SAFETY: `repr(C)` structs of integers and of an address that promises to leave no room for padding.
+        // SAFETY: `repr(C)` structs of integers and of an address that promises to leave no room
+        // for padding.
         $(unsafe impl<A: PlainAddress> aya::Pod for $row<A> {})*
     };
 }

@@ -1,5 +1,6 @@
-//! Why a packet was not simply translated: one numbered list, used by the kernel programs, the counters and the
-//! command line alike. Numbers are appended, never changed: a number is the index of its counter.
+//! Why a packet was not simply translated: one numbered list, used by the kernel programs, the
+//! counters and the command line alike. Numbers are appended, never changed: a number is the index
+//! of its counter.
 
 /// Why a packet was rejected or dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,7 +14,8 @@ pub enum Reason {
     UnknownPort = 2,
     /// Answered with RST: the connection's backend is gone.
     BackendGone = 3,
-    /// Dropped: the slots named backends that were just replaced; a repeated packet finds the new ones.
+    /// Dropped: the slots named backends that were just replaced; a repeated packet finds the new
+    /// ones.
     StaleSlots = 4,
     /// Dropped: no free source port was found for the connection.
     NoSourcePort = 5,
@@ -25,20 +27,24 @@ pub enum Reason {
     AnswerFailed = 8,
     /// Dropped: the client is outside of the Service's `loadBalancerSourceRanges`.
     SourceRange = 9,
-    /// Dropped: the node has no route to the backend, which is on another node, or back to the client.
+    /// Dropped: the node has no route to the backend, which is on another node, or back to the
+    /// client.
     NoRoute = 10,
-    /// Answered with ICMP: the packet does not fit into the link towards the backend on another node.
+    /// Answered with ICMP: the packet does not fit into the link towards the backend on another
+    /// node.
     TooBig = 11,
     /// Answered with ICMP: the packet's hop limit ends at this node.
     HopLimit = 12,
     /// Dropped: a fragment to a VIP whose first fragment was not seen.
     UnknownFragment = 13,
-    /// Answered with RST: a TCP segment that is no SYN, of a connection that is not known and whose backend cannot be
-    /// told.
+    /// Answered with RST: a TCP segment that is no SYN, of a connection that is not known and whose
+    /// backend cannot be told.
     UnknownConnection = 14,
-    /// Dropped without an answer: its sender, or others with the same prefix, have been answered often enough.
+    /// Dropped without an answer: its sender, or others with the same prefix, have been answered
+    /// often enough.
     AnswerLimit = 15,
-    /// Dropped: a packet from a network device has the address of a Pod of this node, or of the node itself.
+    /// Dropped: a packet from a network device has the address of a Pod of this node, or of the
+    /// node itself.
     ForgedSource = 16,
     /// Dropped: the address is of a Service CIDR, and no Service has it.
     UnallocatedAddress = 17,

@@ -3,7 +3,8 @@
 use crate::layout::{assert_layout, flow_state};
 use crate::net::{Address4, Address6, Port, protocol};
 
-/// What the programs were loaded with: value of the settings map. No program reads it; commands judge flows by it.
+/// What the programs were loaded with: value of the settings map. No program reads it; commands
+/// judge flows by it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct LoadedSettings {
@@ -31,8 +32,9 @@ assert_layout! {
     LoadedSettings: 80, align 4;
 }
 
-/// A tick is `jiffies >> TICK_SHIFT`: 2.56 s at 100 Hz, 1.02 s at 250 Hz, 0.26 s at 1000 Hz. Coarse, so that the
-/// entry of a busy flow is written about once a second and not with each packet.
+/// A tick is `jiffies >> TICK_SHIFT`: 2.56 s at 100 Hz, 1.02 s at 250 Hz, 0.26 s at 1000 Hz.
+/// Coarse, so that the entry of a busy flow is written about once a second and not with each
+/// packet.
 pub const TICK_SHIFT: u32 = 8;
 
 /// Ports that follow each other, in host byte order.
@@ -59,8 +61,8 @@ impl PortRange {
 pub struct SourcePorts {
     /// All of them.
     pub all: PortRange,
-    /// Those of them that the kernel gives to sockets of the node. They are given out when others are hard to find.
-    /// Empty if all of them are.
+    /// Those of them that the kernel gives to sockets of the node. They are given out when others
+    /// are hard to find. Empty if all of them are.
     pub local: PortRange,
 }
 
@@ -90,7 +92,8 @@ impl SourcePorts {
             return Port::new(self.local.first.wrapping_add(offset));
         }
         let port = self.all.first.wrapping_add(offset);
-        // Without a branch: the verifier would walk twice through what follows, in each round of a loop.
+        // Without a branch: the verifier would walk twice through what follows, in each round of a
+        // loop.
         let is_below = u32::from(port).wrapping_sub(u32::from(self.local.first)) >> 31;
         Port::new(port.wrapping_add(self.local.count.wrapping_mul(1 - is_below as u16)))
     }
@@ -117,10 +120,11 @@ pub struct Lifetimes {
 }
 
 impl Lifetimes {
-    /// The defaults of Linux conntrack in seconds (sysctls `net.netfilter.nf_conntrack_*_timeout*`), but for a shorter
-    /// established time and longer times of UDP (conntrack: 120 and 30). Half-closed connections live as long as kube-proxy
-    /// lets them (its option `--conntrack-tcp-timeout-close-wait`), and closed ones as long as conntrack's longest closing
-    /// state (TIME_WAIT).
+    /// The defaults of Linux conntrack in seconds (sysctls
+    /// `net.netfilter.nf_conntrack_*_timeout*`), but for a shorter established time and longer
+    /// times of UDP (conntrack: 120 and 30). Half-closed connections live as long as kube-proxy
+    /// lets them (its option `--conntrack-tcp-timeout-close-wait`), and closed ones as long as
+    /// conntrack's longest closing state (TIME_WAIT).
     pub const DEFAULT_SECONDS: Self = Self {
         tcp_established: (2 * 60 + 13) * 60,
         tcp_opening: 60,
@@ -186,7 +190,8 @@ pub const LIFETIME_ROWS: usize = 2 * flow_state::COUNT as usize;
 
 /// Where the lifetime of a protocol's flows in a state stands in [`Lifetimes::rows`].
 ///
-/// Programs look there instead of asking one question after the other: the verifier walks through each answer.
+/// Programs look there instead of asking one question after the other: the verifier walks through
+/// each answer.
 #[inline(always)]
 pub const fn lifetime_row(protocol: u8, state: u8) -> usize {
     // What tells UDP's number from the others.

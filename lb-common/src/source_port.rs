@@ -1,5 +1,5 @@
-//! Source ports of connections whose client's port must be replaced, or is taken: the address behind it is one that
-//! others use too, the node's own.
+//! Source ports of connections whose client's port must be replaced, or is taken: the address
+//! behind it is one that others use too, the node's own.
 
 use crate::address::Address;
 use crate::connection::is_requested;
@@ -13,11 +13,12 @@ use crate::tables::Tables;
 /// How many source ports are tried in one round where the client's must be replaced, or is taken.
 const PORTS: u32 = 8;
 
-/// How many rounds there are. Where 95 of 100 ports are taken (91 of 100 local ones, once the others are), no port is found
-/// for one of 200 connections.
+/// How many rounds there are. Where 95 of 100 ports are taken (91 of 100 local ones, once the
+/// others are), no port is found for one of 200 connections.
 const ROUNDS: u32 = 8;
 
-/// Finds a port for a reply's key. [`Step::Translate`] if its entry is written, [`Step::Open`] if it is to replace one.
+/// Finds a port for a reply's key. [`Step::Translate`] if its entry is written, [`Step::Open`] if
+/// it is to replace one.
 #[inline(always)]
 pub(crate) fn find_port<A: Address>(
     packet: &impl Packet,
@@ -48,13 +49,14 @@ pub(crate) fn find_port<A: Address>(
     Step::Stop(Reason::NoSourcePort)
 }
 
-/// Tries ports that the node's sockets do not get, and puts the best into the key: one that was never used, else that which
-/// has been idle for the longest time. A backend's stack remembers a TCP connection that it has closed for a minute
-/// (`TCP_TIMEWAIT_LEN`, include/net/tcp.h): it may refuse a new one from the same port, which the client notices as a
-/// second of waiting.
+/// Tries ports that the node's sockets do not get, and puts the best into the key: one that was
+/// never used, else that which has been idle for the longest time. A backend's stack remembers a
+/// TCP connection that it has closed for a minute (`TCP_TIMEWAIT_LEN`, include/net/tcp.h): it may
+/// refuse a new one from the same port, which the client notices as a second of waiting.
 #[inline(never)]
 fn longest_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, protocol: u8) {
-    // As little as possible in the loop: the verifier walks through each round once for each way through the one before.
+    // As little as possible in the loop: the verifier walks through each round once for each way
+    // through the one before.
     let mut best = 0;
     for _ in 0..PORTS {
         let chance = tables.random();
@@ -78,7 +80,8 @@ fn max(a: u64, b: u64) -> u64 {
     a ^ (a ^ b) & less
 }
 
-/// Tries ports that the node's sockets get as well, up to the first that seems to be free, and puts it into the key.
+/// Tries ports that the node's sockets get as well, up to the first that seems to be free, and puts
+/// it into the key.
 #[inline(never)]
 fn next_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, protocol: u8) {
     for _ in 0..PORTS {
@@ -91,8 +94,8 @@ fn next_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, pr
     }
 }
 
-/// For how many ticks the connection that receives its replies under this key has been closed or expired, at least 1;
-/// [`UNKNOWN`] if there is none, 0 if it lives.
+/// For how many ticks the connection that receives its replies under this key has been closed or
+/// expired, at least 1; [`UNKNOWN`] if there is none, 0 if it lives.
 #[inline(always)]
 fn idle_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, protocol: u8) -> u32 {
     let Some(entry) = tables.flow(reply_key) else {
@@ -107,7 +110,8 @@ fn idle_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, protoco
     }
 }
 
-/// Whether packets with these addresses and ports are for somebody who has no entry: a NodePort, or a socket of the node.
+/// Whether packets with these addresses and ports are for somebody who has no entry: a NodePort, or
+/// a socket of the node.
 #[inline(never)]
 fn is_others<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, reply_key: &FlowKey<A>) -> bool {
     let frontend = FrontendKey {
@@ -124,8 +128,9 @@ const UNKNOWN: u32 = u32::MAX;
 /// What it says of keys that nobody else has.
 const OWN: u32 = UNKNOWN - 1;
 
-/// For how many ticks no other live connection has received its replies under this key, at least 1; 0 if one does, or its
-/// client still sends: one client port may talk to two frontends that share a backend.
+/// For how many ticks no other live connection has received its replies under this key, at least 1;
+/// 0 if one does, or its client still sends: one client port may talk to two frontends that share a
+/// backend.
 #[inline(never)]
 pub(crate) fn free_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, key: &FlowKey<A>) -> u32 {
     let Some(entry) = tables.flow(reply_key) else {
@@ -136,7 +141,8 @@ pub(crate) fn free_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<
     if reply.answers(key) && !is_clash {
         return OWN;
     }
-    // Before the call of `now`, for the sake of the stack: only little of the entry is needed after it.
+    // Before the call of `now`, for the sake of the stack: only little of the entry is needed after
+    // it.
     let is_closed = reply.is_closed();
     let now = tables.now();
     // At least 1, without a branch; a tick more or less makes no difference.

@@ -2,8 +2,8 @@
 
 use crate::reason::Reason;
 
-/// What is to be done with a packet. One number: LLVM would carry the undefined half of a larger enum around, which
-/// the verifier refuses.
+/// What is to be done with a packet. One number: LLVM would carry the undefined half of a larger
+/// enum around, which the verifier refuses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Step {
     /// Rewrite it as its flow says.

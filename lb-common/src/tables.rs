@@ -13,13 +13,13 @@ use crate::settings::SourcePorts;
 
 /// The maps of one address family and what goes with them.
 pub trait Tables<A: Address> {
-    /// Whether packets to this address may have a flow or a frontend, or be for a Service CIDR; if not, they are not
-    /// looked up (see [`crate::filter`] and [`crate::cidr`]).
+    /// Whether packets to this address may have a flow or a frontend, or be for a Service CIDR; if
+    /// not, they are not looked up (see [`crate::filter`] and [`crate::cidr`]).
     fn may_be_destination(&self, destination: A) -> bool;
     /// Whether this address may be of a Service CIDR (see [`crate::cidr`]).
     fn may_be_service(&self, address: A) -> bool;
-    /// Whether packets from this address and port may be replies that leave through the stack; if not, they are not
-    /// looked up (see [`crate::filter`]).
+    /// Whether packets from this address and port may be replies that leave through the stack; if
+    /// not, they are not looked up (see [`crate::filter`]).
     fn may_reply(&self, source: A, port: Port) -> bool;
     /// The flow with this key.
     fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>>;
@@ -46,15 +46,18 @@ pub trait Tables<A: Address> {
     fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment>;
     /// Remembers the ports of a datagram in fragments. A full table forgets another one.
     fn insert_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment);
-    /// As [`Self::insert_fragment`]; `false` if something is remembered with this key already, or the table did not take
-    /// it.
+    /// As [`Self::insert_fragment`]; `false` if something is remembered with this key already, or
+    /// the table did not take it.
     fn add_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment) -> bool;
-    /// Whether one more fragment from this address may be handed to the kernel's own reassembly; counts it.
+    /// Whether one more fragment from this address may be handed to the kernel's own reassembly;
+    /// counts it.
     fn may_detour(&self, source: A) -> bool;
-    /// The address that replaces a client's in packets that leave by this device; unspecified if there is none.
+    /// The address that replaces a client's in packets that leave by this device; unspecified if
+    /// there is none.
     fn device_address(&self, device: u32) -> A;
 
-    /// The time in ticks: a counter of about a second's resolution ([`crate::settings::TICK_SHIFT`]) that wraps after years.
+    /// The time in ticks: a counter of about a second's resolution
+    /// ([`crate::settings::TICK_SHIFT`]) that wraps after years.
     fn now(&self) -> u32;
     /// The time in jiffies, since about the start of the kernel.
     fn jiffies(&self) -> u64;
@@ -64,12 +67,14 @@ pub trait Tables<A: Address> {
     fn random(&self) -> u32;
     /// How long idle flows of a protocol live in a state ([`crate::layout::flow_state`]), in ticks.
     fn lifetime(&self, protocol: u8, state: u8) -> u32;
-    /// The address of this node that replaces the client's in hairpin connections; unspecified if there is none.
+    /// The address of this node that replaces the client's in hairpin connections; unspecified if
+    /// there is none.
     fn node_address(&self) -> A;
 
     /// What the hash of outside clients begins with: the same on all nodes.
     fn hash_seed(&self) -> u64;
-    /// Whether a client of this address may be told once more that a packet of its goes no further; counts the answer.
+    /// Whether a client of this address may be told once more that a packet of its goes no further;
+    /// counts the answer.
     fn may_answer(&self, client: A, limit: Limit) -> bool;
 
     /// Source ports that the datapath gives out when it must replace one.

@@ -1,5 +1,5 @@
-//! What the verifier must not know. It walks through code once more for each state that differs in what it knows of a
-//! number, if a later branch depends on that number.
+//! What the verifier must not know. It walks through code once more for each state that differs in
+//! what it knows of a number, if a later branch depends on that number.
 
 use core::mem::{MaybeUninit, size_of};
 use core::ptr;
@@ -21,20 +21,22 @@ impl<T> Slot<T> {
         &mut self.0
     }
 
-    /// Makes states one that differ in what was written before. Fields that are written one by one do not: the verifier
-    /// takes only a whole word for overwritten.
+    /// Makes states one that differ in what was written before. Fields that are written one by one
+    /// do not: the verifier takes only a whole word for overwritten.
     #[inline(always)]
     #[expect(unsafe_code, reason = "a call of memset is what it must not become")]
     pub(crate) fn clear(&mut self) {
         let words = ptr::from_mut(self).cast::<u64>();
         for index in 0..size_of::<Self>() / size_of::<u64>() {
-            // SAFETY: aligned to words and as long as that many of them. Any bytes are a `MaybeUninit`.
+            // SAFETY: aligned to words and as long as that many of them. Any bytes are a
+            // `MaybeUninit`.
             unsafe { words.add(index).write_volatile(0) };
         }
     }
 }
 
-/// `value`, of which the verifier knows nothing any more. `unknown` is any number of which it knows nothing.
+/// `value`, of which the verifier knows nothing any more. `unknown` is any number of which it knows
+/// nothing.
 #[inline(always)]
 pub(crate) fn hide(value: u32, unknown: u32) -> u32 {
     value | zero(unknown)

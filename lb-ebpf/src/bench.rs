@@ -1,9 +1,9 @@
 //! The packet generator of `cargo xtask bench packets`.
 //!
-//! `BPF_PROG_TEST_RUN` repeats a program on one and the same packet, which translation changes: the second run would
-//! find another packet. These programs write the addresses and ports of the next flow into the packet and then go on
-//! as the program that is measured, which stays as it is. The empty program is measured the same way, so what the
-//! generator costs is in both.
+//! `BPF_PROG_TEST_RUN` repeats a program on one and the same packet, which translation changes: the
+//! second run would find another packet. These programs write the addresses and ports of the next
+//! flow into the packet and then go on as the program that is measured, which stays as it is. The
+//! empty program is measured the same way, so what the generator costs is in both.
 #![no_std]
 #![no_main]
 
@@ -55,7 +55,8 @@ fn prepare(data: usize, data_end: usize) -> Option<()> {
     set(data, data_end, plan.service_at, plan.service())
 }
 
-/// Writes whole fields, not bytes: the measured program reads them at once, and would wait for bytes to be joined.
+/// Writes whole fields, not bytes: the measured program reads them at once, and would wait for
+/// bytes to be joined.
 #[inline(always)]
 fn set(data: usize, data_end: usize, at: EndAt, end: End) -> Option<()> {
     field::<4>(data, data_end, at.address)?.set_u32::<0>(end.address.to_be());

@@ -32,8 +32,8 @@ pub fn receive_at(device: u32) -> i32 {
     unsafe { generated::bpf_redirect(device, BPF_F_INGRESS.into()) as i32 }
 }
 
-/// Not zero if the kernel has `bpf_set_retval` (Linux 5.18); set by the agent. Calls of helpers that a kernel does not
-/// have are fine where it can see that they are never made.
+/// Not zero if the kernel has `bpf_set_retval` (Linux 5.18); set by the agent. Calls of helpers
+/// that a kernel does not have are fine where it can see that they are never made.
 #[unsafe(no_mangle)]
 static SETS_ERRORS: Global<u32> = Global::new(1);
 
@@ -51,9 +51,9 @@ pub fn set_error(error: i32) {
 pub fn element<const N: usize>(table: &Global<[u32; N]>, index: usize) -> u32 {
     const { assert!(N.is_power_of_two() && size_of::<u32>() == 1 << 2) };
     let mut place = index as u64;
-    // The verifier wants to see the bound of an index right before it is used: LLVM computes it in parts ("math between
-    // map_value pointer and register with unbounded min value", up to Linux 6.1).
-    // SAFETY: changes no more than the register: the index is within the mask.
+    // The verifier wants to see the bound of an index right before it is used: LLVM computes it in
+    // parts ("math between map_value pointer and register with unbounded min value", up to Linux
+    // 6.1). SAFETY: changes no more than the register: the index is within the mask.
     unsafe {
         core::arch::asm!(
             "{place} &= {mask}",

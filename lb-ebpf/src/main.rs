@@ -1,4 +1,5 @@
-//! The kernel programs: each asks `lb-common` for a verdict and turns it into the action of its hook.
+//! The kernel programs: each asks `lb-common` for a verdict and turns it into the action of its
+//! hook.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]

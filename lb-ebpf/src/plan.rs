@@ -1,10 +1,10 @@
-//! Which packets a measurement sends: the part of the benchmark that kernel and user space share. The tests include
-//! this file by its path.
+//! Which packets a measurement sends: the part of the benchmark that kernel and user space share.
+//! The tests include this file by its path.
 
 /// What the packet generator is told, and its state.
 ///
-/// The packet of a flow has a client's end and a service's end; either may be the sender. Numbers are in host byte
-/// order, offsets count from the first byte of the frame.
+/// The packet of a flow has a client's end and a service's end; either may be the sender. Numbers
+/// are in host byte order, offsets count from the first byte of the frame.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Plan {
@@ -22,7 +22,8 @@ pub struct Plan {
     pub service: u32,
     /// The port on the service's end.
     pub service_port: u16,
-    /// The two bytes that hold the hop limit and the protocol, as they stand in memory: the programs count hops.
+    /// The two bytes that hold the hop limit and the protocol, as they stand in memory: the
+    /// programs count hops.
     pub hops: u16,
     /// Where they are.
     pub hops_at: u32,
@@ -32,8 +33,8 @@ pub struct Plan {
     pub service_at: EndAt,
 }
 
-/// Constants of a linear congruential generator whose low bits have the full period: it visits each flow once before
-/// it comes back to the first.
+/// Constants of a linear congruential generator whose low bits have the full period: it visits each
+/// flow once before it comes back to the first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Order {

@@ -29,11 +29,13 @@ pub struct Query<A> {
     pub length: u32,
 }
 
-/// The flag that leaves the neighbour out (`BPF_FIB_LOOKUP_SKIP_NEIGH`, since Linux 6.3); 0 where the kernel has none.
+/// The flag that leaves the neighbour out (`BPF_FIB_LOOKUP_SKIP_NEIGH`, since Linux 6.3); 0 where
+/// the kernel has none.
 #[unsafe(no_mangle)]
 static SKIP_NEIGHBOUR: Global<u32> = Global::new(0);
 
-/// Asks the routing tables, with these flags of `bpf_fib_lookup`. The result is one of `BPF_FIB_LKUP_RET_*`.
+/// Asks the routing tables, with these flags of `bpf_fib_lookup`. The result is one of
+/// `BPF_FIB_LKUP_RET_*`.
 #[inline(always)]
 fn ask<A: Address>(
     context: *mut c_void,
@@ -78,8 +80,9 @@ pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop
     }
 }
 
-/// Whether what was asked for and has no route is an address of the node: "not forwarded" is said of both, and
-/// "forwarding is disabled" of every address (`bpf_ipv4_fib_lookup`, `bpf_ipv6_fib_lookup`, net/core/filter.c, Linux 6.18).
+/// Whether what was asked for and has no route is an address of the node: "not forwarded" is said
+/// of both, and "forwarding is disabled" of every address (`bpf_ipv4_fib_lookup`,
+/// `bpf_ipv6_fib_lookup`, net/core/filter.c, Linux 6.18).
 #[inline(always)]
 fn is_of_node(parameters: &bpf_fib_lookup) -> bool {
     // SAFETY: any bytes are numbers, and the kernel has left them as they were.

@@ -10,8 +10,8 @@ use lb_common::socket::{Call, Peer};
 
 use crate::routes::AF_INET6;
 
-/// The cookie of the node's own network namespace; set by the agent. 0 if the kernel tells it to programs only (before
-/// 5.14): then it is the initial one.
+/// The cookie of the node's own network namespace; set by the agent. 0 if the kernel tells it to
+/// programs only (before 5.14): then it is the initial one.
 #[unsafe(no_mangle)]
 static NODE_NAMESPACE: Global<u64> = Global::new(0);
 

@@ -1,4 +1,5 @@
-//! The cgroup programs: translation at `connect`, `sendmsg`, `recvmsg` and `getpeername`; forgetting at `close`.
+//! The cgroup programs: translation at `connect`, `sendmsg`, `recvmsg` and `getpeername`;
+//! forgetting at `close`.
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};

@@ -1,5 +1,5 @@
-//! A stand-in for the Kubernetes API server: lists and watches over TLS, as a real one answers them, with outages on
-//! request.
+//! A stand-in for the Kubernetes API server: lists and watches over TLS, as a real one answers
+//! them, with outages on request.
 
 mod answer;
 mod selector;
@@ -157,8 +157,8 @@ impl ApiServer {
         self.shared.lock().store.version()
     }
 
-    /// Goes back to an earlier version, as if the store was restored from a backup. Watches stay open and say nothing
-    /// until the store has got to where they were.
+    /// Goes back to an earlier version, as if the store was restored from a backup. Watches stay
+    /// open and say nothing until the store has got to where they were.
     pub fn restore(&self, version: u64) {
         self.write(|store| store.restore(version));
     }

@@ -2,8 +2,9 @@
 
 use aya::util::KernelVersion;
 
-/// Whether the kernel has a feature that came with a version (`6.6`). Says on standard output that the test is skipped
-/// if the kernel is older; on all others the test runs, and fails if the feature is missing all the same.
+/// Whether the kernel has a feature that came with a version (`6.6`). Says on standard output that
+/// the test is skipped if the kernel is older; on all others the test runs, and fails if the
+/// feature is missing all the same.
 ///
 /// ```no_run
 /// if !lb_tests::kernel::needs("6.6", "TCX links") {

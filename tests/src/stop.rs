@@ -83,7 +83,8 @@ impl Stop {
         }
     }
 
-    /// The cause of an error. Ctrl-C reaches what runs in the lab too: that it has ended is then no failure.
+    /// The cause of an error. Ctrl-C reaches what runs in the lab too: that it has ended is then no
+    /// failure.
     #[must_use]
     pub fn cause(&self, error: anyhow::Error) -> anyhow::Error {
         match error.is::<Interrupted>() {

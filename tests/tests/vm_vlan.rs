@@ -1,5 +1,5 @@
-//! VLAN devices: clients, Pods and machines of others behind tags. Not every kernel has such devices, those of the virtual
-//! machines have.
+//! VLAN devices: clients, Pods and machines of others behind tags. Not every kernel has such
+//! devices, those of the virtual machines have.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::IpAddr;
@@ -26,8 +26,8 @@ struct Network {
 }
 
 impl Network {
-    /// Lines of `ip` that give a device its place in this network: a VLAN device for each tag, and addresses for the
-    /// innermost, which is returned too.
+    /// Lines of `ip` that give a device its place in this network: a VLAN device for each tag, and
+    /// addresses for the innermost, which is returned too.
     fn join(&self, device: &str, host: u8) -> (Vec<String>, String) {
         let mut lines = Vec::new();
         let mut lower = device.to_owned();
@@ -94,8 +94,9 @@ fn clients_and_pods() {
             cluster.route_load_balancer(&[0]).unwrap();
             let [node, other, _] = &cluster.nodes;
             let fabric = cluster.lab.fabric();
-            // A veth device leaves the tag beside the frame, where XDP cannot see it (README, "Limits"): as
-            // `ethtool -K DEVICE rxvlan off` does for a network card, this has it in the frame.
+            // A veth device leaves the tag beside the frame, where XDP cannot see it (README,
+            // "Limits"): as `ethtool -K DEVICE rxvlan off` does for a network card, this has it in
+            // the frame.
             for (namespace, device) in [
                 (fabric, node.host().far_device()),
                 (fabric, other.host().far_device()),
@@ -162,7 +163,8 @@ fn clients_and_pods() {
     }
 }
 
-/// A virtual machine behind a bridge in a VLAN has the node's addresses: a network of somebody else's.
+/// A virtual machine behind a bridge in a VLAN has the node's addresses: a network of somebody
+/// else's.
 #[test]
 fn a_machine_of_equal_address() {
     if !require_privileges() {

@@ -10,7 +10,8 @@ use crate::{build_ebpf, command, test, workspace};
 /// Arguments of the task.
 #[derive(clap::Args)]
 pub(crate) struct BenchArguments {
-    /// What is measured; without it everything is, and docs/benchmarks.md is written anew: three quarters of an hour
+    /// What is measured; without it everything is, and docs/benchmarks.md is written anew: three
+    /// quarters of an hour
     #[command(subcommand)]
     what: Option<Bench>,
 }
@@ -74,8 +75,8 @@ fn maglev() -> Result<()> {
     )
 }
 
-/// The kernel takes the time, of programs that are always built for speed: the caller of the kernel need not be, and
-/// so is the one that the tests have built.
+/// The kernel takes the time, of programs that are always built for speed: the caller of the kernel
+/// need not be, and so is the one that the tests have built.
 fn packets(arguments: &Arguments) -> Result<()> {
     const BINARY: &str = "bench-packets";
     prepare()?;

@@ -1,4 +1,5 @@
-//! `cargo xtask build-ebpf`: builds the kernel programs and checks the objects before anything loads them.
+//! `cargo xtask build-ebpf`: builds the kernel programs and checks the objects before anything
+//! loads them.
 //!
 //! Cargo decides whether there is anything to build; the checks run every time.
 
@@ -85,11 +86,12 @@ pub(crate) fn compile(tools: &Tools, arguments: &[&str]) -> Result<()> {
     let rustflags = [
         format!("--cfg=bpf_target_arch=\"{architecture}\""),
         "-Cdebuginfo=2".to_owned(),
-        // Maps' layouts and function signatures, without which the kernel refuses out-of-line functions.
+        // Maps' layouts and function signatures, without which the kernel refuses out-of-line
+        // functions.
         "-Clink-arg=--btf".to_owned(),
         "-Ctarget-cpu=v3".to_owned(),
-        // LLVM fills and copies memory by single instructions, and not by loops over bytes, through each round of which
-        // the verifier walks.
+        // LLVM fills and copies memory by single instructions, and not by loops over bytes, through
+        // each round of which the verifier walks.
         "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
     ];
     let mut cargo = tools.toolchain.cargo();
@@ -119,7 +121,8 @@ fn path_with_linker(tools: &Tools) -> Result<OsString> {
 }
 
 fn check(object: &Object) -> Result<()> {
-    // The kernel has nothing to panic with: what is left of a panic does not load, with a misleading message.
+    // The kernel has nothing to panic with: what is left of a panic does not load, with a
+    // misleading message.
     let panics: Vec<_> = object.symbols_with("panic").collect();
     if !panics.is_empty() {
         bail!("the programs can panic, and must not: {}", panics.join(", "));

@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Variables with which cargo's user says how crates are fetched. All others of cargo and rustup are meant for the
-/// build that started us, and would change this one.
+/// Variables with which cargo's user says how crates are fetched. All others of cargo and rustup
+/// are meant for the build that started us, and would change this one.
 const KEPT: [&str; 5] = [
     "CARGO_HOME",
     "CARGO_HTTP_",
@@ -54,7 +54,8 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The text that a command writes to its standard output; its failure is an error with what it wrote to standard error.
+/// The text that a command writes to its standard output; its failure is an error with what it
+/// wrote to standard error.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes(command)?).into_owned())
 }

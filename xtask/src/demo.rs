@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::{build_ebpf, command, setup, workspace};
 
-/// What is built, beside each other, in the profile that the tests use too: its build is the quicker one.
+/// What is built, beside each other, in the profile that the tests use too: its build is the
+/// quicker one.
 const PROGRAMS: [&str; 3] = ["lb-agent", "lab-tool", "lb-demo"];
 
 /// How `demo` is called.

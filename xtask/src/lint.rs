@@ -16,8 +16,8 @@ use crate::{build_ebpf, command, setup, workspace};
 /// One check: its heading, and what it does.
 type Check = (&'static str, fn() -> Result<()>);
 
-/// Clippy does not see the kernel programs: Debian's compiler for eBPF comes without it, and the host's cannot compile
-/// their assembly. `lb-common`, where their decisions are made, it sees.
+/// Clippy does not see the kernel programs: Debian's compiler for eBPF comes without it, and the
+/// host's cannot compile their assembly. `lb-common`, where their decisions are made, it sees.
 const CHECKS: [Check; 6] = [
     ("format", format),
     ("house rules", tidy::run),

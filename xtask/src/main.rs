@@ -57,7 +57,8 @@ fn main() -> ExitCode {
     exit_code(done)
 }
 
-/// Without a backtrace, which `RUST_BACKTRACE` would add: the message says what to do, not where we noticed.
+/// Without a backtrace, which `RUST_BACKTRACE` would add: the message says what to do, not where we
+/// noticed.
 fn exit_code(done: anyhow::Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,

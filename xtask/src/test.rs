@@ -1,4 +1,5 @@
-//! `cargo xtask test`: all tests, stage by stage, and one line at the end that says how many passed.
+//! `cargo xtask test`: all tests, stage by stage, and one line at the end that says how many
+//! passed.
 
 pub(crate) mod runner;
 pub(crate) mod stage;
@@ -39,7 +40,8 @@ struct Row {
     time: Duration,
 }
 
-/// Runs the stages, also after one has failed. The last line of the output is `N passed, N failed, N skipped`.
+/// Runs the stages, also after one has failed. The last line of the output is
+/// `N passed, N failed, N skipped`.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let mut rows = vec![row("build-ebpf", || {
         build_ebpf::run(&build_ebpf::Arguments::default())?;
@@ -53,8 +55,8 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     summarize(&rows, arguments)
 }
 
-/// The stages asked for, each once and in order. Where there are no privileges to drop, the unit tests run without
-/// them anyway.
+/// The stages asked for, each once and in order. Where there are no privileges to drop, the unit
+/// tests run without them anyway.
 fn stages(arguments: &Arguments) -> impl Iterator<Item = Stage> {
     let is_root = command::is_root().unwrap_or_default();
     Stage::ALL.into_iter().filter(move |stage| {

@@ -1,4 +1,5 @@
-//! `cargo xtask vm-test`: the packet tests and the lab's on kernels of several distributions, in virtual machines.
+//! `cargo xtask vm-test`: the packet tests and the lab's on kernels of several distributions, in
+//! virtual machines.
 
 mod archive;
 mod image;
@@ -35,8 +36,9 @@ const PROBE: &str = "verifier-probe";
 /// Programs that the tests, or the machine, start.
 const PROGRAMS: [&str; 5] = ["held-lab", "lab-tool", "lb-agent", "lb-demo", PROBE];
 
-/// What is in the names of the tests that run if no stage is named: each hook, both families, attached as each
-/// kernel can. An emulated processor takes twenty to fifty times as long as this one.
+/// What is in the names of the tests that run if no stage is named: each hook, both families,
+/// attached as each kernel can. An emulated processor takes twenty to fifty times as long as this
+/// one.
 const SHORT: [(Stage, &[&str]); 2] = [
     (
         Stage::Packets,
@@ -73,7 +75,8 @@ pub(crate) struct Arguments {
     /// The kernels: names of `vagrant/kernels.toml`, or `all`
     #[arg(long = "kernel", value_delimiter = ',', default_value = "all")]
     kernels: Vec<String>,
-    /// Run these stages, all of them; default: some of the packets and of the lab's, that show each hook at work
+    /// Run these stages, all of them; default: some of the packets and of the lab's, that show each
+    /// hook at work
     stages: Vec<Stage>,
     /// Only ask the verifier
     #[arg(long, conflicts_with = "stages")]

@@ -40,8 +40,8 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Whether cargo has set this variable for the program that it started: build scripts that look at it would run again
-/// whenever a task follows a plain cargo command.
+/// Whether cargo has set this variable for the program that it started: build scripts that look at
+/// it would run again whenever a task follows a plain cargo command.
 fn is_of_this_program(name: &str) -> bool {
     name == "CARGO"
         || ["CARGO_MANIFEST_", "CARGO_PKG_"]

@@ -62,8 +62,9 @@ fn of_entry(attributes: &[ConntrackAttribute]) -> Option<Translated> {
     })
 }
 
-/// Whether a TCP connection in this state has been answered and has not ended on both sides (`enum tcp_conntrack`,
-/// include/uapi/linux/netfilter/nf_conntrack_tcp.h): SYN_RECV, ESTABLISHED, FIN_WAIT, CLOSE_WAIT and LAST_ACK.
+/// Whether a TCP connection in this state has been answered and has not ended on both sides
+/// (`enum tcp_conntrack`, include/uapi/linux/netfilter/nf_conntrack_tcp.h): SYN_RECV, ESTABLISHED,
+/// FIN_WAIT, CLOSE_WAIT and LAST_ACK.
 fn is_open(state: u8) -> bool {
     (2..=6).contains(&state)
 }

@@ -1,8 +1,8 @@
-//! Connections that another service proxy has begun, such as kube-proxy: the kernel's connection tracking goes on with
-//! them, also when that proxy and its rules are gone.
+//! Connections that another service proxy has begun, such as kube-proxy: the kernel's connection
+//! tracking goes on with them, also when that proxy and its rules are gone.
 //!
-//! Before the programs are attached, each gets a flow that passes. A thread of its own then follows them: it removes the
-//! flows of those that have ended, and itself ends with the last one.
+//! Before the programs are attached, each gets a flow that passes. A thread of its own then follows
+//! them: it removes the flows of those that have ended, and itself ends with the last one.
 
 mod dump;
 
@@ -18,7 +18,8 @@ use crate::maps::MapError;
 
 /// Name of the thread.
 const THREAD: &str = "conntrack";
-/// How often is looked which connections have ended. Until then a new one of the same client's port passes too.
+/// How often is looked which connections have ended. Until then a new one of the same client's port
+/// passes too.
 const INTERVAL: Duration = Duration::from_secs(15);
 
 /// Why such connections are not known.
@@ -58,7 +59,8 @@ impl OtherConnections {
         Ok(self.flows.set(&connections, clock)?)
     }
 
-    /// Starts the thread that follows them: first those that began while the programs were being attached.
+    /// Starts the thread that follows them: first those that began while the programs were being
+    /// attached.
     pub fn follow(mut self) -> Result<(), ConntrackError> {
         let run = move || match self.follow_to_the_end() {
             Ok(()) => tracing::debug!("all connections of another service proxy have ended"),

@@ -1,5 +1,5 @@
-//! Arrays that are read and written in bulk: Maglev tables and Services are large, and aya has a system call for each
-//! element.
+//! Arrays that are read and written in bulk: Maglev tables and Services are large, and aya has a
+//! system call for each element.
 #![expect(unsafe_code, reason = "aya has no batch operations")]
 
 use std::marker::PhantomData;
@@ -16,8 +16,8 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use super::bpf::{Command, address, bpf};
 
-/// So many elements are written as memory if the map allows it: the kernel takes 150 ns to write one of many, but some
-/// microseconds to map and unmap pages.
+/// So many elements are written as memory if the map allows it: the kernel takes 150 ns to write
+/// one of many, but some microseconds to map and unmap pages.
 const MAPPED: usize = 64;
 
 /// A flag of arrays that can be mapped into memory (include/uapi/linux/bpf.h, Linux 5.5).
@@ -79,7 +79,8 @@ impl<T: Pod + Default> BatchArray<T> {
             .map_err(|(_, error)| error)
     }
 
-    /// The same as memory. What is published afterwards, by a system call, is seen with these elements.
+    /// The same as memory. What is published afterwards, by a system call, is seen with these
+    /// elements.
     fn write_mapped(&self, base: u32, elements: &[T]) -> Result<(), Errno> {
         let end = (base as usize).checked_add(elements.len());
         if end.is_none_or(|end| end > self.length as usize) {
@@ -102,10 +103,12 @@ impl<T: Pod + Default> BatchArray<T> {
                 offset,
             )
         }?;
-        // SAFETY: `before` is within the mapping. Pages and `start` are aligned for any element of [`ALIGNMENT`].
+        // SAFETY: `before` is within the mapping. Pages and `start` are aligned for any element of
+        // [`ALIGNMENT`].
         let first = unsafe { pages.byte_add(before) }.cast::<T>();
         for (position, element) in elements.iter().enumerate() {
-            // SAFETY: the mapping holds all elements behind `before`, and the array does by the check above.
+            // SAFETY: the mapping holds all elements behind `before`, and the array does by the
+            // check above.
             unsafe { first.add(position).write_volatile(*element) }
         }
         fence(Ordering::Release);
@@ -131,8 +134,8 @@ impl<T: Pod + Default> BatchArray<T> {
         Ok(values)
     }
 
-    /// Handles as many elements as there are keys; both slices have the same length. If it fails, so many of the first
-    /// are handled.
+    /// Handles as many elements as there are keys; both slices have the same length. If it fails,
+    /// so many of the first are handled.
     fn execute(
         &self,
         command: Command,
@@ -155,8 +158,9 @@ impl<T: Pod + Default> BatchArray<T> {
             element_flags: 0,
             flags: 0,
         };
-        // SAFETY: the kernel reads or writes `count` keys and values, of which both slices have at least as many, of
-        // the sizes checked by `new`, and one key behind `in_batch` and `out_batch`; all of them outlive the call.
+        // SAFETY: the kernel reads or writes `count` keys and values, of which both slices have at
+        // least as many, of the sizes checked by `new`, and one key behind `in_batch` and
+        // `out_batch`; all of them outlive the call.
         let result = unsafe { bpf(command, &mut attribute) };
         // The kernel says how many it handled, unless it refused the whole.
         let handled = attribute.count;

@@ -36,7 +36,8 @@ pub(super) fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
 /// Calls bpf(2).
 ///
 /// # Safety
-/// `T` is the part of `union bpf_attr` that the command uses, and what it points to is as the command wants it.
+/// `T` is the part of `union bpf_attr` that the command uses, and what it points to is as the
+/// command wants it.
 pub(super) unsafe fn bpf<T>(command: Command, attribute: &mut T) -> nix::Result<libc::c_long> {
     // SAFETY: as the caller says; the kernel takes what is behind `T` for zero.
     let result = unsafe {

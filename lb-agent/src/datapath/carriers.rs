@@ -36,8 +36,9 @@ impl Carriers {
         })
     }
 
-    /// Whether a device carries them. Where they are clsact filters, of which nothing is pinned, the roles tell; these
-    /// also have the bridges of Pods' devices, whose packets are seen at their ports.
+    /// Whether a device carries them. Where they are clsact filters, of which nothing is pinned,
+    /// the roles tell; these also have the bridges of Pods' devices, whose packets are seen at
+    /// their ports.
     fn has(&self, device: u32) -> bool {
         match self.linked.is_empty() {
             true => self.roles.contains_key(&device),

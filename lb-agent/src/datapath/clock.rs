@@ -1,10 +1,11 @@
 //! The kernel's clock as the programs note it in the maps: jiffies, which user space cannot read.
 //!
-//! The kernel's `jiffies_64` begins at `INITIAL_JIFFIES`, which is `-300 * HZ` as an unsigned number of 32 bits
-//! (include/linux/jiffies.h, Linux 6.18), and is counted from the time that `CLOCK_MONOTONIC` shows
-//! (`tick_do_update_jiffies64`, kernel/time/tick-sched.c): neither counts while the machine sleeps, and both begin with
-//! the kernel. Before its final clock source runs a kernel may count the two a moment apart, so the result is good to
-//! about a second, which is what a tick is.
+//! The kernel's `jiffies_64` begins at `INITIAL_JIFFIES`, which is `-300 * HZ` as an unsigned
+//! number of 32 bits (include/linux/jiffies.h, Linux 6.18), and is counted from the time that
+//! `CLOCK_MONOTONIC` shows (`tick_do_update_jiffies64`, kernel/time/tick-sched.c): neither counts
+//! while the machine sleeps, and both begin with the kernel. Before its final clock source runs a
+//! kernel may count the two a moment apart, so the result is good to about a second, which is what
+//! a tick is.
 
 use std::time::Duration;
 
@@ -45,7 +46,8 @@ impl Clock {
         ticks(self.jiffies)
     }
 
-    /// Seconds since this number of jiffies; 0 for what seems to lie ahead, as the clock is known to a second only.
+    /// Seconds since this number of jiffies; 0 for what seems to lie ahead, as the clock is known
+    /// to a second only.
     pub(crate) fn seconds_since(self, jiffies: u64) -> u64 {
         self.jiffies.saturating_sub(jiffies) / u64::from(self.jiffies_per_second.max(1))
     }
@@ -56,8 +58,8 @@ impl Clock {
         (u64::from(ticks) << TICK_SHIFT) / u64::from(self.jiffies_per_second.max(1))
     }
 
-    /// A number of jiffies that has passed for certain although the clock is known to a second only: a program takes
-    /// one that lies ahead for very old.
+    /// A number of jiffies that has passed for certain although the clock is known to a second
+    /// only: a program takes one that lies ahead for very old.
     pub fn passed_jiffies(self) -> u64 {
         const MARGIN_SECONDS: u64 = 2;
         self.jiffies
@@ -90,7 +92,8 @@ pub fn jiffies_per_second() -> u32 {
     rate(jiffy())
 }
 
-/// The length of a jiffy: the kernel's coarse clocks advance by one (`CLOCK_MONOTONIC_COARSE`, clock_getres(2)).
+/// The length of a jiffy: the kernel's coarse clocks advance by one (`CLOCK_MONOTONIC_COARSE`,
+/// clock_getres(2)).
 fn jiffy() -> Duration {
     clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::from_millis(4), Duration::from)
 }

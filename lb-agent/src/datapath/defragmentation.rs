@@ -1,5 +1,5 @@
-//! Has netfilter put datagrams together that are in fragments: by links of programs that accept every packet. Unlike rules
-//! these take no module of a firewall, and leave no connections behind.
+//! Has netfilter put datagrams together that are in fragments: by links of programs that accept
+//! every packet. Unlike rules these take no module of a firewall, and leave no connections behind.
 #![expect(unsafe_code, reason = "aya knows no netfilter programs")]
 
 use std::io;

@@ -84,7 +84,8 @@ impl<K: Pod + Ord + Debug> KeySet<K> {
     }
 }
 
-/// What has to be written so that `wanted` stands where `known` does; the default where no device does any more.
+/// What has to be written so that `wanted` stands where `known` does; the default where no device
+/// does any more.
 fn changed_rows<T: Copy + Default + PartialEq>(
     known: &BTreeMap<u32, T>,
     wanted: &BTreeMap<u32, T>,

@@ -121,8 +121,9 @@ fn usable_with_xdp(snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> impl Iterat
         .filter(|index| with_xdp.contains(index))
 }
 
-/// The devices whose other end is in a Pod, so that a packet can be handed over there. Another kind of device has no
-/// other end, and one whose other end is in this network namespace would lose the packet.
+/// The devices whose other end is in a Pod, so that a packet can be handed over there. Another kind
+/// of device has no other end, and one whose other end is in this network namespace would lose the
+/// packet.
 fn to_pods(view: &View) -> impl Iterator<Item = u32> {
     let is_pod = |link: &Link| {
         let attachment = view.attachments.get(&link.index);
@@ -133,7 +134,8 @@ fn to_pods(view: &View) -> impl Iterator<Item = u32> {
         .map(|link| link.index)
 }
 
-/// What is at the other end of the devices that carry programs, and of the bridges whose ports are Pods' devices.
+/// What is at the other end of the devices that carry programs, and of the bridges whose ports are
+/// Pods' devices.
 fn roles(view: &View) -> BTreeMap<u32, DeviceRole> {
     let master = |index: &u32| view.snapshot.links.get(index)?.master;
     let mut roles = BTreeMap::new();
@@ -173,8 +175,8 @@ fn device_links(snapshot: &Snapshot) -> impl Iterator<Item = (u32, DeviceLinks)>
     })
 }
 
-/// Link-layer addresses of devices that take frames which come in by others: bridges and the like, and a macvlan device with
-/// an IP address, such as that of a VRRP router which is active.
+/// Link-layer addresses of devices that take frames which come in by others: bridges and the like,
+/// and a macvlan device with an IP address, such as that of a VRRP router which is active.
 fn node_links(snapshot: &Snapshot) -> BTreeSet<LinkAddress> {
     let takes = |link: &Link| match link.kind.as_str() {
         "bridge" | "bond" | "team" | "openvswitch" => true,
@@ -322,7 +324,8 @@ mod tests {
             attachments: attachments.map(attachment).into(),
         };
         let row = |index, role, master| (index, DeviceRole { index, role, master });
-        // The bridge of Pods' devices is theirs, unless it leads out of the node too; another device says nothing.
+        // The bridge of Pods' devices is theirs, unless it leads out of the node too; another
+        // device says nothing.
         let expected = [
             row(2, device_role::NETWORK, 2),
             row(3, device_role::POD, 5),

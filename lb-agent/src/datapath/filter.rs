@@ -24,8 +24,8 @@ impl Filter {
         open_batch(directory, map::FILTER).map(Self)
     }
 
-    /// Lets the programs look up packets to an address. The bit stays when nobody needs it any more, for the sake of the
-    /// address's flows, until [`Self::renew`].
+    /// Lets the programs look up packets to an address. The bit stays when nobody needs it any
+    /// more, for the sake of the address's flows, until [`Self::renew`].
     pub(super) fn set(&mut self, address: IpAddr) -> Result<(), MapError> {
         let Position { word, bit } = position(address);
         let failed = |error| kernel(map::FILTER, format!("set the bit of {address}"), error);
@@ -45,7 +45,8 @@ impl Filter {
 /// The filter of replies. Only one at a time may be open to write.
 pub(super) struct ReplyFilter {
     array: BatchArray<u64>,
-    /// What the array holds: reading it again for each backend would take as long as writing the backend.
+    /// What the array holds: reading it again for each backend would take as long as writing the
+    /// backend.
     words: Vec<u64>,
 }
 
@@ -59,8 +60,8 @@ impl ReplyFilter {
         })
     }
 
-    /// Lets the programs look up packets from backends, which may be replies. The bits stay when the backends go, for
-    /// the sake of their flows, until [`Self::renew`].
+    /// Lets the programs look up packets from backends, which may be replies. The bits stay when
+    /// the backends go, for the sake of their flows, until [`Self::renew`].
     pub(super) fn set(&mut self, backends: impl Iterator<Item = SocketAddr>) -> Result<(), MapError> {
         let mut changed = BTreeMap::new();
         for backend in backends {
@@ -129,7 +130,8 @@ impl Ends {
     }
 }
 
-/// Sets these bits and clears all others, writing only what differs. Returns what the array holds then.
+/// Sets these bits and clears all others, writing only what differs. Returns what the array holds
+/// then.
 fn renew(
     array: &BatchArray<u64>,
     name: &'static str,

@@ -36,7 +36,8 @@ pub(super) struct Filter {
     pub(super) chain: u32,
 }
 
-/// The filters of a device in the order in which they are asked. A device without clsact, or no device, has none.
+/// The filters of a device in the order in which they are asked. A device without clsact, or no
+/// device, has none.
 pub(super) fn filters(device: u32, direction: Direction) -> io::Result<Vec<Filter>> {
     let mut message = TcMessage::default();
     message.header.index = device.cast_signed();
@@ -58,7 +59,8 @@ pub(super) fn filters(device: u32, direction: Direction) -> io::Result<Vec<Filte
     Ok(found)
 }
 
-/// The XDP programs of all devices: by the device's index, how they are attached, and their numbers.
+/// The XDP programs of all devices: by the device's index, how they are attached, and their
+/// numbers.
 pub(super) fn xdp_programs() -> io::Result<BTreeMap<u32, (Option<XdpMode>, u32)>> {
     let mut netlink = Connection::open(NETLINK_ROUTE)?;
     let request = RouteNetlinkMessage::GetLink(LinkMessage::default());

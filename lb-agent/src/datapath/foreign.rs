@@ -48,13 +48,13 @@ pub(crate) struct ForeignProgram {
     device: String,
     /// Where it is attached there.
     hook: DeviceHook,
-    /// Its position, from 1, among all that run for packets of that direction at that layer: XDP, or TC, where TCX comes
-    /// before clsact.
+    /// Its position, from 1, among all that run for packets of that direction at that layer: XDP,
+    /// or TC, where TCX comes before clsact.
     position: usize,
     /// Whether ours runs before it.
     pub(crate) order: Order,
-    /// Its name: of a program as far as the kernel tells, which takes `CAP_SYS_ADMIN` at XDP and TCX; of a filter that is no
-    /// program its kind.
+    /// Its name: of a program as far as the kernel tells, which takes `CAP_SYS_ADMIN` at XDP and
+    /// TCX; of a filter that is no program its kind.
     name: Option<String>,
     /// The number of its program; filters that are no programs have none.
     id: Option<u32>,

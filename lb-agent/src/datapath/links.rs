@@ -1,4 +1,5 @@
-//! BPF links by their pins: where the kernel has attached them, and another program in the place of theirs.
+//! BPF links by their pins: where the kernel has attached them, and another program in the place of
+//! theirs.
 #![expect(
     unsafe_code,
     reason = "aya tells neither where a link is attached nor replaces programs of cgroups"
@@ -111,8 +112,8 @@ struct IdAttribute {
     flags: u32,
 }
 
-/// The first part of `struct bpf_link_info`. What follows the numbers depends on the kind: for a cgroup its number and
-/// the attach type, for a device its index and the attach type.
+/// The first part of `struct bpf_link_info`. What follows the numbers depends on the kind: for a
+/// cgroup its number and the attach type, for a device its index and the attach type.
 #[repr(C)]
 #[derive(Default)]
 struct RawLinkInfo {
@@ -143,7 +144,8 @@ impl Link {
     /// The link that is pinned there.
     ///
     /// # Errors
-    /// [`io::ErrorKind::NotFound`] if nothing is; [`io::ErrorKind::InvalidData`] if that is no link.
+    /// [`io::ErrorKind::NotFound`] if nothing is; [`io::ErrorKind::InvalidData`] if that is no
+    /// link.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let name = CString::new(path.as_os_str().as_bytes())?;
         let mut attribute = PathAttribute {
@@ -217,14 +219,15 @@ pub(super) fn tcx_programs(device: u32, attach_type: u32) -> io::Result<Vec<u32>
         count: MAX,
         pad: 0,
     };
-    // SAFETY: the kernel writes at most `count` numbers to `programs`, which has as many and outlives the call.
+    // SAFETY: the kernel writes at most `count` numbers to `programs`, which has as many and
+    // outlives the call.
     unsafe { bpf(Command::ProgramQuery, &mut attribute) }?;
     programs.truncate(attribute.count as usize);
     Ok(programs)
 }
 
-/// A program's name, at most 15 characters of it; `None` if the kernel does not tell: looking a program up by its number
-/// takes `CAP_SYS_ADMIN`.
+/// A program's name, at most 15 characters of it; `None` if the kernel does not tell: looking a
+/// program up by its number takes `CAP_SYS_ADMIN`.
 pub(super) fn program_name(id: u32) -> Option<String> {
     let mut attribute = IdAttribute {
         id,
@@ -253,7 +256,8 @@ fn info<T>(fd: &OwnedFd, into: &mut T) -> io::Result<()> {
         length: u32::try_from(size_of::<T>()).unwrap_or_default(),
         info: address(&raw mut *into),
     };
-    // SAFETY: the kernel writes at most `length` bytes of plain numbers to `into`, which outlives the call.
+    // SAFETY: the kernel writes at most `length` bytes of plain numbers to `into`, which outlives
+    // the call.
     unsafe { bpf(Command::ObjectGetInfo, &mut attribute) }?;
     Ok(())
 }

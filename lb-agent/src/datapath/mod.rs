@@ -1,4 +1,5 @@
-//! The kernel side: loads the programs, owns the maps, attaches and pins. The only module that names aya.
+//! The kernel side: loads the programs, owns the maps, attaches and pins. The only module that
+//! names aya.
 //!
 //! Each module knows only those in the lines above its own:
 //! ```text
@@ -69,17 +70,19 @@ pub(crate) struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs, with the maps that are pinned or new ones. What an earlier agent attached goes on running
-    /// until [`Self::set_devices`] and [`Self::set_cgroup`] put these programs in its place.
+    /// Loads the programs, with the maps that are pinned or new ones. What an earlier agent
+    /// attached goes on running until [`Self::set_devices`] and [`Self::set_cgroup`] put these
+    /// programs in its place.
     ///
-    /// Maps of another layout cannot be read. Their programs go on as well, until these have taken their places.
+    /// Maps of another layout cannot be read. Their programs go on as well, until these have taken
+    /// their places.
     pub(crate) fn load(
         settings: Settings,
         pins: Pins,
         options: AttachOptions,
     ) -> Result<Self, DatapathError> {
-        // Its device goes with an earlier agent, and the kernel has a program use a map of devices only if it is like the
-        // first one that did.
+        // Its device goes with an earlier agent, and the kernel has a program use a map of devices
+        // only if it is like the first one that did.
         pins::remove(&pins.maps().join(map::REASSEMBLY)).map_err(|error| AttachError::pins(&pins, error))?;
         let ebpf = match object::load(&settings, &pins.maps()) {
             Err(error @ LoadError::Layout { .. }) => {
@@ -125,8 +128,8 @@ impl Datapath {
         &self.settings
     }
 
-    /// Loads the programs again with other settings; the next [`Self::set_devices`] and [`Self::set_cgroup`] put them
-    /// in the place of the old ones.
+    /// Loads the programs again with other settings; the next [`Self::set_devices`] and
+    /// [`Self::set_cgroup`] put them in the place of the old ones.
     pub(crate) fn reload(&mut self, settings: Settings) -> Result<(), DatapathError> {
         self.ebpf = object::load(&settings, &self.pins.maps())?;
         self.settings = settings;
@@ -135,8 +138,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// The next [`Self::set_devices`] has the programs send fragments that come before the first one of their datagram to
-    /// this device, which leads to the kernel's own reassembly.
+    /// The next [`Self::set_devices`] has the programs send fragments that come before the first
+    /// one of their datagram to this device, which leads to the kernel's own reassembly.
     pub(crate) fn use_reassembly(&mut self, device: u32) {
         self.reassembly.set_device(device);
     }
@@ -146,8 +149,8 @@ impl Datapath {
         Ok(self.devices.set_reassembly(0)?)
     }
 
-    /// Attaches to the devices that have a role, and to no others, and tells the programs of all. What failed is tried
-    /// again by the next call.
+    /// Attaches to the devices that have a role, and to no others, and tells the programs of all.
+    /// What failed is tried again by the next call.
     pub(crate) fn set_devices(&mut self, view: &View) -> Vec<DatapathError> {
         let errors = self.attacher.set_devices(&mut self.ebpf, &view.attachments);
         let mut errors: Vec<DatapathError> = errors.into_iter().map(DatapathError::from).collect();
@@ -163,12 +166,14 @@ impl Datapath {
         errors
     }
 
-    /// Tells the socket programs whose the network namespaces of this node are ([`NamespaceTable::set`]).
+    /// Tells the socket programs whose the network namespaces of this node are
+    /// ([`NamespaceTable::set`]).
     pub(crate) fn set_namespaces(&mut self, roles: BTreeMap<u64, u32>, all: bool) -> Result<(), MapError> {
         self.namespaces.set(roles, all)
     }
 
-    /// Removes what agents with other layouts of the maps have left, once these programs have taken their places.
+    /// Removes what agents with other layouts of the maps have left, once these programs have taken
+    /// their places.
     pub(crate) fn remove_leftovers(&self) -> Result<(), AttachError> {
         self.attacher.remove_leftovers()
     }

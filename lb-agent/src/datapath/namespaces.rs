@@ -36,8 +36,9 @@ impl NamespaceTable {
         Ok(Self { map, rows })
     }
 
-    /// Writes what differs from `wanted`: roles ([`namespace_role`]) by cookie. Unless these are `all` namespaces, rows of
-    /// others stay while there is room: the kernel gives a cookie to one namespace only.
+    /// Writes what differs from `wanted`: roles ([`namespace_role`]) by cookie. Unless these are
+    /// `all` namespaces, rows of others stay while there is room: the kernel gives a cookie to one
+    /// namespace only.
     pub(super) fn set(&mut self, wanted: BTreeMap<u64, u32>, all: bool) -> Result<(), MapError> {
         let wanted = fitting(wanted);
         for (cookie, role) in &wanted {
@@ -65,7 +66,8 @@ impl NamespaceTable {
         Ok(())
     }
 
-    /// How many namespaces are known. `None` if the kernel does not tell them apart, and all are taken for Pods'.
+    /// How many namespaces are known. `None` if the kernel does not tell them apart, and all are
+    /// taken for Pods'.
     pub fn counts(directory: &Path) -> Result<Option<NamespaceCounts>, MapError> {
         let settings = settings(directory)?;
         if settings.node_namespace == [0, 0] && settings.only_node_sockets == 0 {

@@ -1,5 +1,5 @@
-//! Flows of connections to Services that others have translated before these programs were here: their packets pass, and
-//! what translates them goes on doing so.
+//! Flows of connections to Services that others have translated before these programs were here:
+//! their packets pass, and what translates them goes on doing so.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,8 +47,8 @@ impl PassingFlows {
         })
     }
 
-    /// Finds the flows that an earlier agent has written, so that the next [`Self::set`] removes what is over. Reads all
-    /// flows.
+    /// Finds the flows that an earlier agent has written, so that the next [`Self::set`] removes
+    /// what is over. Reads all flows.
     ///
     /// # Errors
     /// If the maps cannot be read, as with [`Self::set`].
@@ -60,8 +60,8 @@ impl PassingFlows {
         Ok(())
     }
 
-    /// Has the packets of these connections pass, as far as they are to Services, and those of no others. Returns how many
-    /// connections there are.
+    /// Has the packets of these connections pass, as far as they are to Services, and those of no
+    /// others. Returns how many connections there are.
     pub fn set(&mut self, connections: &[Translated], clock: Clock) -> Result<usize, MapError> {
         let mut serving = BTreeMap::new();
         let mut wanted = BTreeSet::new();
@@ -84,7 +84,8 @@ impl PassingFlows {
         Ok(self.present.len())
     }
 
-    /// Writes the flows of a connection, or that it goes on. False if it is no Service's, or these programs have it.
+    /// Writes the flows of a connection, or that it goes on. False if it is no Service's, or these
+    /// programs have it.
     fn write<A: LiveFamily>(
         &mut self,
         connection: &Translated,
@@ -104,8 +105,8 @@ impl PassingFlows {
         let Some(frontend) = A::rows(&self.maps).frontend(&key)? else {
             return Ok(false);
         };
-        // Nobody moves datagrams away from a Pod that is gone but the service proxy that translates them, which may be
-        // gone too.
+        // Nobody moves datagrams away from a Pod that is gone but the service proxy that translates
+        // them, which may be gone too.
         if connection.protocol == Protocol::Udp {
             let backends = match serving.entry(connection.frontend) {
                 Entry::Occupied(entry) => entry.into_mut(),
@@ -168,7 +169,8 @@ fn tuple_of<A: LiveFamily>(key: &FlowKey<A>) -> Option<Tuple> {
     ))
 }
 
-/// What is written: a connection that is established, so that its client may be silent for as long as others'.
+/// What is written: a connection that is established, so that its client may be silent for as long
+/// as others'.
 fn flow<A: LiveFamily>(key: &FlowKey<A>, service: u32, now: u32) -> Flow<A> {
     let mut flow = Flow {
         source: key.source,

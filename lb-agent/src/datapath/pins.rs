@@ -5,7 +5,8 @@
 //! PIN_PATH/v1/links/12-lb_tc_from_pod …             INDEX-PROGRAM for a device
 //! PIN_PATH/v1/links/cgroup-lb_connect4 …            for the cgroup
 //! ```
-//! `v1` is the layout's version. What else there is under the pin path was left by agents of other layouts.
+//! `v1` is the layout's version. What else there is under the pin path was left by agents of other
+//! layouts.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -91,8 +92,8 @@ impl Pins {
         fs::rename(self.maps(), aside)
     }
 
-    /// Removes everything, links first: no program runs without its maps. Other layouts go too. Returns how many files
-    /// there were, links and maps.
+    /// Removes everything, links first: no program runs without its maps. Other layouts go too.
+    /// Returns how many files there were, links and maps.
     pub(crate) fn remove_all(&self) -> io::Result<usize> {
         let mut files = Vec::new();
         collect(&self.root, &mut files)?;
@@ -153,8 +154,9 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
             fs::remove_dir(path)
         }
         Ok(_) => {
-            // Open meanwhile: the kernel detaches at once when a link's last file is closed, but some time after its
-            // last pin was removed, and until then nothing else can be attached there.
+            // Open meanwhile: the kernel detaches at once when a link's last file is closed, but
+            // some time after its last pin was removed, and until then nothing else can be attached
+            // there.
             let _link = Link::open(path);
             fs::remove_file(path)
         }

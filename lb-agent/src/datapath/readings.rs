@@ -1,5 +1,5 @@
-//! What the maps tell while packets change them. Opened once, read at any time and by any thread: nobody who writes
-//! them waits.
+//! What the maps tell while packets change them. Opened once, read at any time and by any thread:
+//! nobody who writes them waits.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -15,8 +15,8 @@ use super::pinned::{open, unread};
 use super::sizes::{Size, map_sizes};
 use crate::maps::MapError;
 
-/// One part in so many of the time may go into counting the entries of maps: a full flow table takes some 100 ms, as
-/// its keys can only be had one by one.
+/// One part in so many of the time may go into counting the entries of maps: a full flow table
+/// takes some 100 ms, as its keys can only be had one by one.
 const COUNTING_SHARE: u32 = 100;
 
 /// The maps that packets change, and the names of what they count.
@@ -54,7 +54,8 @@ impl Readings {
         self.names.iter().map(read).collect()
     }
 
-    /// The maps that packets fill, as they are or were a short time ago: counting them takes a hundredth of the time.
+    /// The maps that packets fill, as they are or were a short time ago: counting them takes a
+    /// hundredth of the time.
     pub(crate) fn sizes(&self) -> Result<Vec<Size>, MapError> {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         let start = Instant::now();

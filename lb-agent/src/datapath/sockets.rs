@@ -20,10 +20,11 @@ pub struct SocketRow {
     pub(crate) cookie: u64,
     /// The socket's protocol.
     pub(crate) protocol: Protocol,
-    /// The backend's address; a frontend's in one of the two rows of a UDP socket. An IPv6 socket that knows its peer by
-    /// an IPv4-mapped address has an IPv4 row.
+    /// The backend's address; a frontend's in one of the two rows of a UDP socket. An IPv6 socket
+    /// that knows its peer by an IPv4-mapped address has an IPv4 row.
     pub(crate) peer: SocketAddr,
-    /// What stands in the row: the frontend that the process named; or the backend, in the other row of a UDP socket.
+    /// What stands in the row: the frontend that the process named; or the backend, in the other
+    /// row of a UDP socket.
     pub(crate) named: SocketAddr,
     /// Whether that is the backend.
     pub(crate) names_backend: bool,
@@ -140,7 +141,8 @@ impl<A: MapFamily> FamilyMaps<A> {
 
     fn stranded(&self) -> Result<HashSet<SocketRow>, MapError> {
         let mut rows = self.rows()?;
-        // After the rows: a backend that was read before could since have become another, and the row be that one's.
+        // After the rows: a backend that was read before could since have become another, and the
+        // row be that one's.
         let backends = self.backends(&rows)?;
         let is_stranded = |row: &SocketRow| row.has_nowhere() || is_removed(row, backends.get(&row.backend));
         rows.retain(is_stranded);
@@ -204,7 +206,8 @@ fn is_removed<A>(row: &SocketRow, backend: Option<&layout::Backend<A>>) -> bool 
     backend.is_none_or(|backend| backend.state == backend_state::GONE || backend.generation != row.generation)
 }
 
-/// A row as the agent sees it; `None` if no program would have written it, or if it names no backend.
+/// A row as the agent sees it; `None` if no program would have written it, or if it names no
+/// backend.
 fn row_of<A: Copy + Into<IpAddr>>(key: &SocketKey<A>, socket: &layout::Socket<A>) -> Option<SocketRow> {
     let protocols = [Protocol::Tcp, Protocol::Udp];
     let [low, high] = key.cookie.map(u64::from);

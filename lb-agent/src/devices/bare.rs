@@ -57,8 +57,8 @@ impl fmt::Display for Bare {
     }
 }
 
-/// The devices that are up and carry no programs, if `carries` tells which do. Bridges whose ports carry them are none of
-/// these, nor are ports of such a bridge.
+/// The devices that are up and carry no programs, if `carries` tells which do. Bridges whose ports
+/// carry them are none of these, nor are ports of such a bridge.
 pub fn bare(snapshot: &Snapshot, carries: impl Fn(u32) -> bool) -> BTreeSet<Bare> {
     let is_bare = |link: &&Link| {
         link.up
@@ -77,7 +77,8 @@ pub fn bare(snapshot: &Snapshot, carries: impl Fn(u32) -> bool) -> BTreeSet<Bare
         .collect()
 }
 
-/// Whether the packets of a device are seen at another one: at its ports, or at what it is a port of.
+/// Whether the packets of a device are seen at another one: at its ports, or at what it is a port
+/// of.
 fn is_covered(snapshot: &Snapshot, carries: &impl Fn(u32) -> bool, link: &Link) -> bool {
     let above = snapshot.switch_of(link).map(|switch| switch.index);
     let has_seen_ports = || {

@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::{Link, Snapshot};
 
-/// The agent's own device, which leads to the kernel's reassembly of datagrams ([`crate::reassembly`]).
+/// The agent's own device, which leads to the kernel's reassembly of datagrams
+/// ([`crate::reassembly`]).
 pub const REASSEMBLY_DEVICE: &str = "lbfrag0";
 
 /// Which side of the node a device is on; decides which programs it carries.
@@ -36,7 +37,8 @@ impl fmt::Display for Role {
 pub struct Attachment {
     /// Name of the device.
     pub name: String,
-    /// What the kernel calls the device's type; empty for hardware. A `veth` or `tun` counts as having no native XDP.
+    /// What the kernel calls the device's type; empty for hardware. A `veth` or `tun` counts as
+    /// having no native XDP.
     pub kind: String,
     /// Another number than before under the same index is another device: it carries nothing yet.
     #[serde(skip)]
@@ -50,18 +52,18 @@ pub struct Attachment {
 /// The command-line options that choose devices.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DeviceArguments {
-    /// Devices towards clients and other nodes, as a pattern like `eth*` (may be repeated) [default: all that have an
-    /// address or that a route leads out by, and overlays]
+    /// Devices towards clients and other nodes, as a pattern like `eth*` (may be repeated)
+    /// [default: all that have an address or that a route leads out by, and overlays]
     #[arg(long, value_name = "GLOB")]
     pub network_device: Vec<Glob>,
-    /// Host ends of the Pods' devices, as a pattern like `veth*` (may be repeated) [default: every veth whose peer
-    /// is in another network namespace]
+    /// Host ends of the Pods' devices, as a pattern like `veth*` (may be repeated) [default: every
+    /// veth whose peer is in another network namespace]
     #[arg(long, value_name = "GLOB")]
     pub pod_device: Vec<Glob>,
 }
 
-/// How to choose devices. Device names that match take the place of the automatic choice of that role; one that
-/// matches both lists is a network device.
+/// How to choose devices. Device names that match take the place of the automatic choice of that
+/// role; one that matches both lists is a network device.
 #[derive(Clone, Debug, Default)]
 pub struct DeviceOptions {
     /// Names of the network devices.
@@ -123,7 +125,8 @@ struct Rules<'a> {
     options: &'a DeviceOptions,
     /// Devices that carry a default route or an address of the node: uplinks whatever they are.
     uplinks: BTreeSet<u32>,
-    /// Bridges of which a port is a Pod's device: what they do not learn from their ports is said to these.
+    /// Bridges of which a port is a Pod's device: what they do not learn from their ports is said
+    /// to these.
     pod_bridges: BTreeSet<u32>,
 }
 

@@ -18,8 +18,8 @@ use rtnetlink::packet_route::link::{
 
 use super::{Address, DeviceError, Link};
 
-/// How often a dump that changes interrupted is repeated. Each of those changes is an event too, so that the
-/// next round has another chance.
+/// How often a dump that changes interrupted is repeated. Each of those changes is an event too, so
+/// that the next round has another chance.
 pub(super) const ATTEMPTS: usize = 5;
 
 /// Devices whose frames begin with headers of their own.

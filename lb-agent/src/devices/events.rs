@@ -1,5 +1,6 @@
-//! What netlink reports as changed. Only the kind of an event is read here, not its contents: what is true is
-//! dumped afterwards. So neither lost events nor attributes that a newer kernel adds can mislead.
+//! What netlink reports as changed. Only the kind of an event is read here, not its contents: what
+//! is true is dumped afterwards. So neither lost events nor attributes that a newer kernel adds can
+//! mislead.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -146,7 +147,8 @@ fn deleted_device(payload: &[u8]) -> Option<u32> {
     (i32::from(family) == libc::AF_UNSPEC).then_some(index)
 }
 
-/// The devices that a route names, none if it leads to no other machine. `None` if they are not to be read from it.
+/// The devices that a route names, none if it leads to no other machine. `None` if they are not to
+/// be read from it.
 fn devices_of_route(payload: &[u8]) -> Option<Vec<u32>> {
     const RTN_UNICAST: u8 = libc::RTN_UNICAST;
     let (&kind, mut rest) = (payload.get(7)?, payload.get(12..)?);
@@ -165,7 +167,8 @@ fn devices_of_route(payload: &[u8]) -> Option<Vec<u32>> {
     (!devices.is_empty()).then_some(devices)
 }
 
-/// The devices of `struct rtnexthop`s: length (2 bytes), flags, weight, index of the device (4 bytes), attributes.
+/// The devices of `struct rtnexthop`s: length (2 bytes), flags, weight, index of the device (4
+/// bytes), attributes.
 fn devices_of_hops(mut hops: &[u8]) -> Vec<u32> {
     let mut devices = Vec::new();
     while let Some((&[a, b, _, _, c, d, e, f], _)) = hops.split_first_chunk() {
@@ -206,7 +209,8 @@ impl Events {
         })
     }
 
-    /// Waits for an event, then takes all that have queued up. Nothing is lost if the future is dropped.
+    /// Waits for an event, then takes all that have queued up. Nothing is lost if the future is
+    /// dropped.
     pub(super) async fn next(&mut self) -> Result<Changes, DeviceError> {
         let mut changes = Changes::default();
         self.buffer.clear();

@@ -1,7 +1,8 @@
 //! Which network devices carry which programs, as netlink tells.
 //!
 //! ```text
-//! netlink -> events (what may have changed) -> dump, routes (what is) -> Snapshot -> classify -> View
+//! netlink -> events (what may have changed) -> dump, routes (what is) -> Snapshot -> classify
+//!   -> View
 //! ```
 //! [`classify()`] is a pure function; only [`watch()`] talks to the kernel.
 

@@ -1,7 +1,9 @@
-//! Questions about the routing tables of a node that may have a million routes, as one on the edge of a network has.
+//! Questions about the routing tables of a node that may have a million routes, as one on the edge
+//! of a network has.
 //!
-//! The kernel hands out whole tables only, but it leaves out what does not match a filter, and what nobody reads it does not
-//! look up. So of routes that are no default route only one is ever asked for: any that leads out by a certain device.
+//! The kernel hands out whole tables only, but it leaves out what does not match a filter, and what
+//! nobody reads it does not look up. So of routes that are no default route only one is ever asked
+//! for: any that leads out by a certain device.
 
 use std::io;
 use std::net::IpAddr;
@@ -24,8 +26,8 @@ pub(super) async fn default_routes() -> Result<Vec<DefaultRoute>, DeviceError> {
     ask(all_default_routes).await
 }
 
-/// Whether a route of any table leads out by a device, other than those to link-local and multicast addresses that every
-/// device has. False if there is no such device.
+/// Whether a route of any table leads out by a device, other than those to link-local and multicast
+/// addresses that every device has. False if there is no such device.
 pub(super) async fn leads_out(device: u32) -> Result<bool, DeviceError> {
     ask(move || {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {

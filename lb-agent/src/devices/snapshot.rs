@@ -22,7 +22,8 @@ pub struct Link {
     pub loopback: bool,
     /// Whether its frames have an Ethernet header.
     pub ethernet: bool,
-    /// Whether its frames begin with a header that the programs do not read: neither Ethernet's nor IP's.
+    /// Whether its frames begin with a header that the programs do not read: neither Ethernet's nor
+    /// IP's.
     pub unreadable: bool,
     /// The id of the network namespace that its peer is in, if that is another one.
     pub link_netnsid: Option<i32>,
@@ -33,13 +34,14 @@ pub struct Link {
 }
 
 impl Link {
-    /// Whether it is an end of a pair of devices. Where such a device leads only its other end says.
+    /// Whether it is an end of a pair of devices. Where such a device leads only its other end
+    /// says.
     pub(super) fn is_pair_end(&self) -> bool {
         matches!(self.kind.as_str(), "veth" | "netkit")
     }
 
-    /// Whether addresses and routes do not tell where it leads: the other end of such a pair, or Open vSwitch, may lead to
-    /// Pods of this node, as some CNIs have it.
+    /// Whether addresses and routes do not tell where it leads: the other end of such a pair, or
+    /// Open vSwitch, may lead to Pods of this node, as some CNIs have it.
     pub(super) fn leads_anywhere(&self) -> bool {
         self.is_pair_end() || self.kind == "openvswitch"
     }
@@ -52,7 +54,8 @@ pub struct Address {
     pub address: IpAddr,
     /// Whether its scope is global.
     pub global: bool,
-    /// Whether it is meant to be used: neither temporary, secondary, deprecated, tentative nor a duplicate.
+    /// Whether it is meant to be used: neither temporary, secondary, deprecated, tentative nor a
+    /// duplicate.
     pub stable: bool,
 }
 
@@ -80,7 +83,8 @@ pub struct Snapshot {
     pub addresses: BTreeMap<u32, Vec<Address>>,
     /// Default routes, one for each next hop.
     pub default_routes: Vec<DefaultRoute>,
-    /// Devices that a route has led out by since they were up: of those only whose addresses do not tell.
+    /// Devices that a route has led out by since they were up: of those only whose addresses do not
+    /// tell.
     pub routed: BTreeSet<u32>,
 }
 
@@ -99,8 +103,8 @@ impl Snapshot {
             .any(|address| address.global && !address.address.is_loopback())
     }
 
-    /// Devices of which only a route can tell that packets of other machines come by them. A node has few of these, and
-    /// may have very many routes.
+    /// Devices of which only a route can tell that packets of other machines come by them. A node
+    /// has few of these, and may have very many routes.
     pub(super) fn asks_for_routes(&self) -> impl Iterator<Item = u32> {
         let open = |link: &&Link| {
             let may_be_one = link.up && !link.loopback && !link.unreadable && !link.leads_anywhere();
@@ -109,14 +113,15 @@ impl Snapshot {
         self.links.values().filter(open).map(|link| link.index)
     }
 
-    /// The bridge, bond or the like that takes the packets of a device before the node's stack does. A VRF does not.
+    /// The bridge, bond or the like that takes the packets of a device before the node's stack
+    /// does. A VRF does not.
     pub(super) fn switch_of(&self, link: &Link) -> Option<&Link> {
         let master = self.links.get(&link.master?)?;
         (master.kind != "vrf").then_some(master)
     }
 
-    /// Whether a default route names a device or an address that is gone. IPv4 routes vanish with these without
-    /// an event of their own.
+    /// Whether a default route names a device or an address that is gone. IPv4 routes vanish with
+    /// these without an event of their own.
     pub(super) fn has_stale_route(&self) -> bool {
         self.default_routes.iter().any(|route| {
             let up = self.links.get(&route.device).is_some_and(|link| link.up);
@@ -134,8 +139,8 @@ impl Snapshot {
     }
 }
 
-/// The node's primary address of each family: the source address that its best default route asks for, else the
-/// first global address of that route's device. Used when no Node object tells.
+/// The node's primary address of each family: the source address that its best default route asks
+/// for, else the first global address of that route's device. Used when no Node object tells.
 pub fn primary_addresses(snapshot: &Snapshot) -> BTreeMap<Family, IpAddr> {
     Family::ALL
         .into_iter()
@@ -143,7 +148,8 @@ pub fn primary_addresses(snapshot: &Snapshot) -> BTreeMap<Family, IpAddr> {
         .collect()
 }
 
-/// All addresses of the node's devices that others can send to: neither loopback nor link-local ones.
+/// All addresses of the node's devices that others can send to: neither loopback nor link-local
+/// ones.
 pub fn device_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     let addresses = snapshot.addresses.values().flatten();
     addresses

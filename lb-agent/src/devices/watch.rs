@@ -12,8 +12,8 @@ use super::{Attachment, DeviceError, DeviceOptions, Link, Snapshot, classify, ro
 
 /// How long to wait before netlink is tried again after it failed, which it should not.
 const RETRY: Duration = Duration::from_secs(1);
-/// For how long routes are not asked for after they were, in relation to what that took: some nodes have a million, which
-/// change all the time.
+/// For how long routes are not asked for after they were, in relation to what that took: some nodes
+/// have a million, which change all the time.
 const ROUTES_PAUSE: u32 = 9;
 /// The longest such pause.
 const LONGEST_ROUTES_PAUSE: Duration = Duration::from_secs(10);
@@ -27,8 +27,9 @@ pub struct View {
     pub attachments: BTreeMap<u32, Attachment>,
 }
 
-/// Follows the devices of the calling thread's network namespace until every receiver is dropped. The first view
-/// is there on return; a new one is published whenever it differs, also when the options change.
+/// Follows the devices of the calling thread's network namespace until every receiver is dropped.
+/// The first view is there on return; a new one is published whenever it differs, also when the
+/// options change.
 ///
 /// The threads that the runtime starts for what takes long must be in that namespace, too.
 pub async fn watch(options: watch::Receiver<DeviceOptions>) -> Result<watch::Receiver<View>, DeviceError> {
@@ -46,7 +47,8 @@ pub async fn watch(options: watch::Receiver<DeviceOptions>) -> Result<watch::Rec
     Ok(receiver)
 }
 
-/// The devices of the calling thread's network namespace at this moment, for a thread that may wait.
+/// The devices of the calling thread's network namespace at this moment, for a thread that may
+/// wait.
 pub fn look() -> Result<Snapshot, DeviceError> {
     let mut snapshot = look_without_default_routes()?;
     snapshot.default_routes = runtime()?.block_on(routes::default_routes())?;
@@ -202,13 +204,14 @@ impl Watcher {
         Ok(())
     }
 
-    /// Of a device that is down or gone the kernel has removed the routes. That others have lost theirs does not count:
-    /// routes of a routing protocol come and go, and packets may still come.
+    /// Of a device that is down or gone the kernel has removed the routes. That others have lost
+    /// theirs does not count: routes of a routing protocol come and go, and packets may still come.
     fn forget_routes(&mut self, deleted: &BTreeSet<u32>) {
         let links = &self.snapshot.links;
         let is_up = |index: &u32| links.get(index).is_some_and(|link| link.up) && !deleted.contains(index);
         self.snapshot.routed.retain(is_up);
-        // Events are heeded of devices whose routes matter: if those of others come to matter, they are asked for.
+        // Events are heeded of devices whose routes matter: if those of others come to matter, they
+        // are asked for.
         let open: BTreeSet<u64> = self
             .snapshot
             .asks_for_routes()

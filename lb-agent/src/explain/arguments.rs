@@ -20,8 +20,8 @@ pub struct ExplainArguments {
     /// Whom to; icmp needs no port
     #[arg(value_name = "DST:PORT")]
     pub destination: Endpoint,
-    /// Where the sender is; by default `node` if this host has its address, `pod` if it is a backend of this node or its
-    /// device is a Pod's, else `outside`
+    /// Where the sender is; by default `node` if this host has its address, `pod` if it is a
+    /// backend of this node or its device is a Pod's, else `outside`
     #[arg(long, value_enum)]
     pub from: Option<From>,
 }

@@ -1,7 +1,7 @@
 //! `lb-agent explain`: what becomes of a packet, and why.
 //!
-//! The answer comes from the code that the kernel programs run ([`lb_common`]), over the pinned maps; nothing is written.
-//! The steps before it are the same stages one by one, for people.
+//! The answer comes from the code that the kernel programs run ([`lb_common`]), over the pinned
+//! maps; nothing is written. The steps before it are the same stages one by one, for people.
 
 mod answer;
 mod arguments;

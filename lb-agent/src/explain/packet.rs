@@ -1,4 +1,5 @@
-//! The packet in question, as it would come in: Ethernet, IP header, transport header, right checksums, no payload.
+//! The packet in question, as it would come in: Ethernet, IP header, transport header, right
+//! checksums, no payload.
 
 use std::net::IpAddr;
 
@@ -97,7 +98,8 @@ fn transport(question: &Question, is_first: bool) -> Vec<u8> {
     bytes
 }
 
-/// The sum of what transport checksums cover of the IP header (RFC 9293 section 3.1, RFC 8200 section 8.1).
+/// The sum of what transport checksums cover of the IP header (RFC 9293 section 3.1, RFC 8200
+/// section 8.1).
 fn pseudo_header(question: &Question, length: usize) -> Sum {
     let length = u32::try_from(length).unwrap_or(u32::MAX);
     sum(&octets(question.source.ip()))

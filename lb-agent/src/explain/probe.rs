@@ -33,7 +33,8 @@ pub trait Routes {
     /// The way of packets to an address.
     fn to(&self, destination: IpAddr) -> RouteLookup;
 
-    /// The sysctl that keeps packets from an address to which there is a route: the node does not forward.
+    /// The sysctl that keeps packets from an address to which there is a route: the node does not
+    /// forward.
     fn not_forwarding(&self, _destination: IpAddr) -> Option<String> {
         None
     }

@@ -66,7 +66,8 @@ pub(super) fn ask_packet<A: LiveFamily>(
     Ok(())
 }
 
-/// Says why a packet is not sent on, or what becomes of it in the stack of a node that does not forward.
+/// Says why a packet is not sent on, or what becomes of it in the stack of a node that does not
+/// forward.
 fn note_forwarding(
     surroundings: &Surroundings<'_>,
     asked: Option<(IpAddr, RouteLookup)>,
@@ -99,7 +100,8 @@ fn ends<A: LiveFamily>(bytes: &Bytes) -> (Option<SocketAddr>, Option<SocketAddr>
     )
 }
 
-/// Lets the code of the packet programs decide about what a process of the node sends to the network.
+/// Lets the code of the packet programs decide about what a process of the node sends to the
+/// network.
 pub(super) fn ask_leaving<A: LiveFamily>(
     maps: &LiveMaps,
     surroundings: &Surroundings<'_>,

@@ -12,7 +12,8 @@ use tokio::runtime::Runtime;
 use super::probe::{RouteLookup, Routes};
 use crate::inspect;
 
-/// The routing tables of the calling thread's network namespace. Rules that look at the source are not considered.
+/// The routing tables of the calling thread's network namespace. Rules that look at the source are
+/// not considered.
 pub struct KernelRoutes {
     runtime: Runtime,
     handle: Handle,
@@ -43,7 +44,8 @@ impl KernelRoutes {
         Ok(routes)
     }
 
-    /// The device that packets from the source come in by, as the way back has it; 0 if there is none.
+    /// The device that packets from the source come in by, as the way back has it; 0 if there is
+    /// none.
     pub(super) fn ingress(&self) -> u32 {
         self.ingress
     }

@@ -28,7 +28,8 @@ const REFUSED: u8 = 1;
 /// There is no answer; clap's code for usage errors too.
 const NO_ANSWER: u8 = 2;
 
-/// Answers what the arguments ask ([`ExplainArguments::question`]); the exit code says whether the packet goes on.
+/// Answers what the arguments ask ([`ExplainArguments::question`]); the exit code says whether the
+/// packet goes on.
 pub fn run(arguments: &ExplainArguments, question: Question) -> ExitCode {
     match answer(arguments, question) {
         Ok(explanation) if explanation.verdict.is_refusal() => ExitCode::from(REFUSED),

@@ -1,4 +1,5 @@
-//! The pinned maps as the decision code sees them. What it writes is kept beside them: nothing changes in the kernel.
+//! The pinned maps as the decision code sees them. What it writes is kept beside them: nothing
+//! changes in the kernel.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -26,7 +27,8 @@ pub(super) struct Recorder<'a, A: LiveFamily> {
     maps: &'a LiveMaps,
     rows: &'a LiveRows<A>,
     clock: Clock,
-    /// Holds the flows that were looked up, because entries are changed in place, and all that was written.
+    /// Holds the flows that were looked up, because entries are changed in place, and all that was
+    /// written.
     memory: HostTables<A>,
     /// Keys of the flows that `memory` knows better than the kernel.
     known: RefCell<HashSet<FlowKey<A>>>,
@@ -66,7 +68,8 @@ impl<'a, A: LiveFamily> Recorder<'a, A> {
         self.maps
     }
 
-    /// What went wrong with the maps meanwhile, where the decision code only saw that there is no row.
+    /// What went wrong with the maps meanwhile, where the decision code only saw that there is no
+    /// row.
     pub(super) fn check(&self) -> Result<(), MapError> {
         self.failure.take().map_or(Ok(()), Err)
     }

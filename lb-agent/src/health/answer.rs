@@ -1,5 +1,5 @@
-//! What is answered, in the words of kube-proxy (`pkg/proxy/healthcheck` in its source): load balancers and probes read
-//! them.
+//! What is answered, in the words of kube-proxy (`pkg/proxy/healthcheck` in its source): load
+//! balancers and probes read them.
 
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Response, StatusCode};
@@ -51,7 +51,8 @@ pub(super) fn healthz(pulse: &Pulse, is_healthy: bool, clock: Timestamp) -> Resp
     )
 }
 
-/// `/livez`: does the agent work? The kubelet starts it anew if it does not, which would not help the node.
+/// `/livez`: does the agent work? The kubelet starts it anew if it does not, which would not help
+/// the node.
 pub(super) fn livez(pulse: &Pulse, is_healthy: bool, clock: Timestamp) -> Response<String> {
     json(is_healthy, &condition(pulse, is_healthy, is_healthy, clock))
 }
@@ -97,7 +98,8 @@ fn plain(status: StatusCode, text: &str) -> Response<String> {
     response
 }
 
-/// If all is well the last update is now, as it was when kube-proxy updated everything all the time.
+/// If all is well the last update is now, as it was when kube-proxy updated everything all the
+/// time.
 fn condition(pulse: &Pulse, is_healthy: bool, is_well: bool, clock: Timestamp) -> Condition {
     Condition {
         last_updated: if is_well { clock } else { pulse.synced },

@@ -9,7 +9,8 @@ use clap::Args;
 /// Where to serve what is asked about the agent.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct HealthArguments {
-    /// Where to answer /healthz and /livez; 0.0.0.0 and :: stand for all addresses of both families, '' is nowhere
+    /// Where to answer /healthz and /livez; 0.0.0.0 and :: stand for all addresses of both
+    /// families, '' is nowhere
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: BindAddress,
     /// Where to answer /metrics, for Prometheus; '' is nowhere

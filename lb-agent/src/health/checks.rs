@@ -1,4 +1,5 @@
-//! The health check ports of Services: one listener for each port and NodePort address, come and gone with them.
+//! The health check ports of Services: one listener for each port and NodePort address, come and
+//! gone with them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -37,7 +38,8 @@ impl Checks {
         self.services.iter().flat_map(listeners).collect()
     }
 
-    /// Endpoints that a load balancer reaches through this address. A Service that was just removed has none.
+    /// Endpoints that a load balancer reaches through this address. A Service that was just removed
+    /// has none.
     fn local_endpoints(&self, (address, name): &Listener) -> usize {
         let family = Family::of(address.ip());
         let check = self.services.get(name);

@@ -29,7 +29,8 @@ const CONNECTION_LIMIT: Duration = Duration::from_secs(30);
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 128;
 
-/// Serves at an address, as soon as it can be had. Never ends; drop it to stop. `what` is for the log.
+/// Serves at an address, as soon as it can be had. Never ends; drop it to stop. `what` is for the
+/// log.
 pub(super) async fn serve(what: String, address: SocketAddr, handler: Handler) {
     let listener = bind(&what, address).await;
     let mut connections = JoinSet::new();
@@ -50,7 +51,8 @@ pub(super) async fn serve(what: String, address: SocketAddr, handler: Handler) {
     }
 }
 
-/// One request: a connection that stays open would be one of the few, and whoever probes is after a new one anyway.
+/// One request: a connection that stays open would be one of the few, and whoever probes is after a
+/// new one anyway.
 async fn connection(stream: TcpStream, handler: Handler) {
     let service = service_fn(|request: Request<Incoming>| {
         let answer = handler(request.uri().path().to_owned());

@@ -41,7 +41,8 @@ pub struct Served {
     pub readings: Arc<Readings>,
 }
 
-/// Starts the servers, which end with the process. An address that is taken is warned of and tried again.
+/// Starts the servers, which end with the process. An address that is taken is warned of and tried
+/// again.
 ///
 /// # Errors
 ///
@@ -88,7 +89,8 @@ fn health_handler(health: Arc<Health>, metrics: Arc<Metrics>) -> Handler {
 }
 
 fn metrics_handler(metrics: Arc<Metrics>, readings: Arc<Readings>) -> Handler {
-    // Reading the maps takes time: one scrape at a time, and not on the thread that answers health checks.
+    // Reading the maps takes time: one scrape at a time, and not on the thread that answers health
+    // checks.
     let turn = Arc::new(tokio::sync::Mutex::new(()));
     Arc::new(move |path| -> BoxFuture<'static, Response<String>> {
         if path != "/metrics" {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 
-/// How long the loop may be silent, and a Service may wait for the maps. kube-proxy waits for twice its sync period,
-/// which is 30 s.
+/// How long the loop may be silent, and a Service may wait for the maps. kube-proxy waits for twice
+/// its sync period, which is 30 s.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// What the loop tells at least every few seconds.
@@ -14,11 +14,12 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 pub struct Pulse {
     /// When it told this.
     pub beat: Instant,
-    /// Since when the kernel refuses to have the maps written. A Service that does not fit into the maps does not
-    /// count: the others are served, and a new start would change nothing.
+    /// Since when the kernel refuses to have the maps written. A Service that does not fit into the
+    /// maps does not count: the others are served, and a new start would change nothing.
     pub fault_since: Option<Instant>,
-    /// When the maps last held all that was asked for; at first the start. Waiting for the first list of the objects
-    /// is no fault of the agent's either, and what an earlier agent left in the maps is at work meanwhile.
+    /// When the maps last held all that was asked for; at first the start. Waiting for the first
+    /// list of the objects is no fault of the agent's either, and what an earlier agent left in the
+    /// maps is at work meanwhile.
     pub synced: Timestamp,
     /// Whether the Node is being deleted.
     pub node_is_leaving: bool,

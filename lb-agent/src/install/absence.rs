@@ -1,8 +1,8 @@
-//! Backends that vanish from the objects while their Pods may live: they keep their connections for a while, in which
-//! they may come back as if nothing had happened.
+//! Backends that vanish from the objects while their Pods may live: they keep their connections for
+//! a while, in which they may come back as if nothing had happened.
 //!
-//! A member of a port without a wish for it stays a member, with a time; so does the port, with its id and name, as long as
-//! it has one. Who is known not to come back is removed at once.
+//! A member of a port without a wish for it stays a member, with a time; so does the port, with its
+//! id and name, as long as it has one. Who is known not to come back is removed at once.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -32,7 +32,8 @@ impl Installer {
         }
     }
 
-    /// Takes note of when the first absence in a Service ends. In one that failed they end with its next attempt.
+    /// Takes note of when the first absence in a Service ends. In one that failed they end with its
+    /// next attempt.
     pub(super) fn note_absences(&mut self, name: &NamespacedName) {
         let Some(entry) = self.services.get_mut(name) else {
             return;
@@ -62,7 +63,8 @@ impl Installer {
         }
     }
 
-    /// Removes all absent backends: others need the room. What fails is tried again when its time is over.
+    /// Removes all absent backends: others need the room. What fails is tried again when its time
+    /// is over.
     pub(super) fn give_up_absent(&mut self, context: &mut Context<'_>) {
         for (_, name) in std::mem::take(&mut self.absences) {
             let result = self.end_absences_of(&name, None, context);
@@ -77,8 +79,9 @@ impl Installer {
         self.prune(context);
     }
 
-    /// Removes the backends of a Service whose absence has lasted until `now` (without a time, all absent ones), and ports
-    /// that were kept for them. No frontend row names these, whatever became of the Service since.
+    /// Removes the backends of a Service whose absence has lasted until `now` (without a time, all
+    /// absent ones), and ports that were kept for them. No frontend row names these, whatever
+    /// became of the Service since.
     pub(super) fn end_absences_of(
         &mut self,
         name: &NamespacedName,

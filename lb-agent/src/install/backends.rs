@@ -10,7 +10,8 @@ use crate::maps::{Backend, BackendState, MapError, Maps};
 /// The rows of one family of backends.
 #[derive(Debug)]
 pub(super) struct BackendTable {
-    /// What each row holds, by id, of which the lowest are in use; those of free ids are gone or were never written.
+    /// What each row holds, by id, of which the lowest are in use; those of free ids are gone or
+    /// were never written.
     rows: Vec<Option<Backend>>,
     ids: Ids,
 }
@@ -94,8 +95,8 @@ impl BackendTable {
         result.map_err(|(_, error)| error)
     }
 
-    /// Takes note of a row that is in the maps; one that somebody else wrote, so that its next endpoint gets a new
-    /// generation.
+    /// Takes note of a row that is in the maps; one that somebody else wrote, so that its next
+    /// endpoint gets a new generation.
     pub(super) fn note(&mut self, id: BackendId, row: Backend) {
         let position = id as usize;
         if position >= self.rows.len() {

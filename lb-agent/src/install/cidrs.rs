@@ -1,5 +1,5 @@
-//! Service CIDRs: packets to their addresses that have no row are dropped. So they come after the rows of the addresses,
-//! and go before them.
+//! Service CIDRs: packets to their addresses that have no row are dropped. So they come after the
+//! rows of the addresses, and go before them.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -26,7 +26,8 @@ impl Installer {
         });
     }
 
-    /// Puts these Service CIDRs in force, unless a Service that another proxy serves could not be given its row.
+    /// Puts these Service CIDRs in force, unless a Service that another proxy serves could not be
+    /// given its row.
     pub fn begin_cidrs(&mut self, wanted: &BTreeSet<Network>, maps: &mut dyn Maps, now: Instant) {
         let new: Vec<Network> = wanted.difference(self.tables.cidrs()).copied().collect();
         if !new.is_empty() && self.lacks_held() {

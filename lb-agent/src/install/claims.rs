@@ -12,7 +12,8 @@ use crate::desired::{DesiredPort, DesiredService, NamespacedName};
 use crate::maps::{FrontendKey, MapError};
 
 impl Installer {
-    /// Takes note of what a Service asks for, and gives up frontends that it does not ask for any more.
+    /// Takes note of what a Service asks for, and gives up frontends that it does not ask for any
+    /// more.
     ///
     /// `ended` are addresses whose Pods have ended.
     pub(super) fn order(
@@ -62,7 +63,8 @@ impl Installer {
         self.services.insert(name.clone(), entry);
     }
 
-    /// A port that only changed its name stays the same port: it keeps its id, its backends and so its flows.
+    /// A port that only changed its name stays the same port: it keeps its id, its backends and so
+    /// its flows.
     fn rename_ports(&self, entry: &mut Entry, desired: &DesiredService) {
         for port in &desired.ports {
             if entry.id(&port.port).is_some() {

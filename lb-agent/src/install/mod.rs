@@ -1,17 +1,19 @@
 //! Brings the maps to what the Services ask for, by the smallest ordered set of writes.
 //!
 //! A change of a Service goes through these steps, and packets see it by the writes of the third:
-//! 1. ids, room and regions are reserved in memory; what does not fit is refused before anything is written;
-//! 2. new and changed backends are written, then the slots of new regions and source ranges of new sets (what is in
-//!    use of these is never modified);
+//! 1. ids, room and regions are reserved in memory; what does not fit is refused before anything is
+//!    written;
+//! 2. new and changed backends are written, then the slots of new regions and source ranges of new
+//!    sets (what is in use of these is never modified);
 //! 3. frontend rows are written, each by one atomic operation;
-//! 4. frontend rows nobody wants are deleted, then removed backends are marked gone and others draining, and sets of
-//!    source ranges that no row names any more are deleted.
+//! 4. frontend rows nobody wants are deleted, then removed backends are marked gone and others
+//!    draining, and sets of source ranges that no row names any more are deleted.
 //!
 //! Service CIDRs come into force after all that, and go out of force before it.
 //!
-//! What went out of use is used again after `tables::GRACE`, a region never before its last row is gone. If a
-//! write fails, the Service stays where it is and goes on from there at its next attempt.
+//! What went out of use is used again after `tables::GRACE`, a region never before its last row is
+//! gone. If a write fails, the Service stays where it is and goes on from there at its next
+//! attempt.
 
 mod absence;
 mod backends;
@@ -92,8 +94,8 @@ struct Entry {
     ports: Vec<(PortName, ServiceId)>,
     /// Addresses whose wildcard row it shares.
     vips: BTreeSet<IpAddr>,
-    /// The source ranges that its next rows of load balancer addresses name; 0 if all clients may come. It counts as
-    /// a user of them.
+    /// The source ranges that its next rows of load balancer addresses name; 0 if all clients may
+    /// come. It counts as a user of them.
     ranges: SetId,
     /// Frontends that another Service has.
     lost: Vec<FrontendKey>,
@@ -150,8 +152,9 @@ pub struct InstalledService<'a> {
 }
 
 impl Installer {
-    /// Installs all Services for the first time since the start: of two that ask for the same frontend, that which
-    /// has it keeps it, else the older one gets it. Then what nobody owns is removed.
+    /// Installs all Services for the first time since the start: of two that ask for the same
+    /// frontend, that which has it keeps it, else the older one gets it. Then what nobody owns is
+    /// removed.
     pub fn first_sync(
         &mut self,
         services: Vec<(NamespacedName, Arc<DesiredService>)>,
@@ -192,8 +195,8 @@ impl Installer {
         self.prune(context);
     }
 
-    /// Installs what a Service asks for now; `None` removes it. `ended` are addresses whose Pods have ended: what was there
-    /// does not come back.
+    /// Installs what a Service asks for now; `None` removes it. `ended` are addresses whose Pods
+    /// have ended: what was there does not come back.
     pub fn set(
         &mut self,
         name: &NamespacedName,
@@ -352,7 +355,8 @@ impl Installer {
     }
 }
 
-/// The rank of a Service among those that ask for the same frontend: its creation, the unknown last.
+/// The rank of a Service among those that ask for the same frontend: its creation, the unknown
+/// last.
 fn age(desired: &DesiredService) -> i64 {
     desired.created.unwrap_or(i64::MAX)
 }

@@ -124,7 +124,8 @@ impl PortFamily {
             .collect()
     }
 
-    /// Reserves ids and takes the planned regions. False if an id is missing, which the plan rules out.
+    /// Reserves ids and takes the planned regions. False if an id is missing, which the plan rules
+    /// out.
     pub(super) fn reserve(
         &mut self,
         tables: &mut Tables,

@@ -82,7 +82,8 @@ impl PortFamily {
         [&mut self.cluster, &mut self.local, &mut self.maglev].map(std::mem::take)
     }
 
-    /// Writes what frontend rows will name: backends that are new or may take flows now, and the regions.
+    /// Writes what frontend rows will name: backends that are new or may take flows now, and the
+    /// regions.
     pub(super) fn write(
         &self,
         tables: &mut Tables,
@@ -94,7 +95,8 @@ impl PortFamily {
             let id = id?;
             let mut row = row(tables, service, id, backend);
             if let Some(old) = tables.backends(Family::of(row.address)).endpoint(id) {
-                // The rows in use may name it until they are replaced; what they do not name is taken back then.
+                // The rows in use may name it until they are replaced; what they do not name is
+                // taken back then.
                 if row.state == BackendState::Draining {
                     row.state = old.state;
                 }
@@ -111,8 +113,8 @@ impl PortFamily {
         Ok(())
     }
 
-    /// Takes note of what the objects say of its backends: who is there again, and who does not come back. `ended` are
-    /// addresses whose Pods have ended.
+    /// Takes note of what the objects say of its backends: who is there again, and who does not
+    /// come back. `ended` are addresses whose Pods have ended.
     pub(super) fn mark(&mut self, port: Option<&DesiredPort>, ended: &BTreeSet<IpAddr>) {
         for member in &mut self.members {
             let listed = port.and_then(|port| port.backend(member.address));
@@ -124,8 +126,8 @@ impl PortFamily {
         }
     }
 
-    /// Marks backends that are not wanted as absent, or as gone if they do not come back or their time is over; and those
-    /// that shall take no new flows as draining.
+    /// Marks backends that are not wanted as absent, or as gone if they do not come back or their
+    /// time is over; and those that shall take no new flows as draining.
     pub(super) fn clear(
         &mut self,
         tables: &mut Tables,
@@ -208,7 +210,8 @@ impl Member {
         self.absent_until = None;
     }
 
-    /// Whether its row is kept although nobody asks for it: it has just vanished, and may come back.
+    /// Whether its row is kept although nobody asks for it: it has just vanished, and may come
+    /// back.
     fn outlives(&mut self, now: Instant, grace: Duration) -> bool {
         !self.is_leaving && *self.absent_until.get_or_insert(now + grace) > now
     }

@@ -1,4 +1,5 @@
-//! Sets of source ranges: what rows name does not change, so a Service whose ranges change gets a new set.
+//! Sets of source ranges: what rows name does not change, so a Service whose ranges change gets a
+//! new set.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -144,7 +145,8 @@ impl RangeSets {
         Ok(())
     }
 
-    /// Deletes a set without a user, and says which; `None` if there is none. Its id is still taken.
+    /// Deletes a set without a user, and says which; `None` if there is none. Its id is still
+    /// taken.
     pub(super) fn delete_unused(&mut self, maps: &mut dyn Maps) -> Result<Option<SetId>, MapError> {
         let Some(id) = self.unused.first().copied() else {
             return Ok(None);

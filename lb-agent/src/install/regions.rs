@@ -33,8 +33,8 @@ impl Regions {
         }
     }
 
-    /// Counts one more user of a region that was found in the maps; false if it overlaps another one's or the end of the
-    /// array.
+    /// Counts one more user of a region that was found in the maps; false if it overlaps another
+    /// one's or the end of the array.
     pub(super) fn restore(&mut self, region: Region, image: &MapImage) -> bool {
         if region.length == 0 || self.acquire(region) {
             return true;
@@ -56,7 +56,8 @@ impl Regions {
         true
     }
 
-    /// Takes back what [`Self::restore`] has done. Nobody reads the region: no grace is needed, and there is no clock.
+    /// Takes back what [`Self::restore`] has done. Nobody reads the region: no grace is needed, and
+    /// there is no clock.
     pub(super) fn forget(&mut self, region: Region) {
         if self.remove_user(region).is_some() {
             self.slots.free(region);
@@ -106,8 +107,8 @@ impl Regions {
         }
     }
 
-    /// Counts one user less of a region. Tells whether packets may still read it, though it has no user left: its room is
-    /// to be freed after a while ([`Self::free`]).
+    /// Counts one user less of a region. Tells whether packets may still read it, though it has no
+    /// user left: its room is to be freed after a while ([`Self::free`]).
     pub(super) fn release(&mut self, region: Region) -> bool {
         match self.remove_user(region) {
             Some(entry) if entry.is_written => true,

@@ -7,7 +7,8 @@ use super::tables::Tables;
 use crate::maps::{Backend, BackendState, MapImage, MapOp, Maps};
 use crate::network::Family;
 
-/// What a comparison with the maps found. All of it was written again unless `errors` says otherwise.
+/// What a comparison with the maps found. All of it was written again unless `errors` says
+/// otherwise.
 #[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct Repaired {
     /// Names of service ids that were missing, wrong or foreign.
@@ -32,12 +33,14 @@ impl Repaired {
 }
 
 impl Installer {
-    /// Compares the maps as dumped in `image` with what was written to them, and writes the difference.
+    /// Compares the maps as dumped in `image` with what was written to them, and writes the
+    /// difference.
     pub fn repair(&mut self, image: &MapImage, maps: &mut dyn Maps) -> Repaired {
         let mut repaired = Repaired::default();
         let backends = foreign_backends(&self.tables, image);
         for (family, id, backend) in &backends {
-            // Its slots and flows, if any, are not ours: they end, and the row's next endpoint gets a new generation.
+            // Its slots and flows, if any, are not ours: they end, and the row's next endpoint gets
+            // a new generation.
             self.tables.backends_mut(*family).note(*id, *backend);
         }
         let operations = [
@@ -109,7 +112,8 @@ fn backend_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
     Family::ALL.into_iter().flat_map(of_family).collect()
 }
 
-/// The dump has only slots that some frontend names: a region whose rows are gone may be written needlessly.
+/// The dump has only slots that some frontend names: a region whose rows are gone may be written
+/// needlessly.
 fn region_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
     let wrong = tables.regions().written().filter(|(base, slots)| {
         let found = (*base..).zip(slots.iter());

@@ -1,4 +1,5 @@
-//! The first step of a change: everything it needs is reserved in memory, or it is refused as a whole.
+//! The first step of a change: everything it needs is reserved in memory, or it is refused as a
+//! whole.
 
 use std::collections::HashSet;
 
@@ -47,7 +48,8 @@ impl Installer {
         Ok(())
     }
 
-    /// Makes room for the source ranges of a Service, unless it has them; `None`: it is to be removed.
+    /// Makes room for the source ranges of a Service, unless it has them; `None`: it is to be
+    /// removed.
     pub(super) fn reserve_ranges(
         &mut self,
         entry: &mut Entry,
@@ -131,7 +133,8 @@ impl Installer {
         Ok(())
     }
 
-    /// Checks that the frontend rows fit. If they do only in the place of the Service's old ones, those go first.
+    /// Checks that the frontend rows fit. If they do only in the place of the Service's old ones,
+    /// those go first.
     fn reserve_frontends(
         &mut self,
         entry: &Entry,

@@ -1,4 +1,5 @@
-//! After a start: ids are read back from the maps, so flows keep their meaning and what is right stays unwritten.
+//! After a start: ids are read back from the maps, so flows keep their meaning and what is right
+//! stays unwritten.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -15,8 +16,8 @@ use crate::maps::{BackendState, Capacity, FrontendKey, MapError, MapImage, regio
 use crate::network::Family;
 
 impl Installer {
-    /// Begins with what is in the maps. Nothing changes before [`Self::first_sync`]. What is missing then counts as missing
-    /// since then: `grace` begins, also for what was absent before.
+    /// Begins with what is in the maps. Nothing changes before [`Self::first_sync`]. What is
+    /// missing then counts as missing since then: `grace` begins, also for what was absent before.
     pub fn restore(image: &MapImage, capacity: Capacity, grace: Duration) -> Self {
         let live = Family::ALL
             .into_iter()
@@ -93,7 +94,8 @@ impl Installer {
             };
             port.frontends.push(key);
             let family = &mut port.families[index(Family::of(key.address()))];
-            // The rows of a port name the same regions, unless its last change was cut off in between.
+            // The rows of a port name the same regions, unless its last change was cut off in
+            // between.
             let known = [&mut family.cluster, &mut family.local, &mut family.maglev];
             for (known, named) in known.into_iter().zip(regions(&row)) {
                 if known.length == 0 && self.tables.regions_mut().acquire(named) {
@@ -121,8 +123,8 @@ impl Installer {
             .copied()
     }
 
-    /// Gives ports the ids that they had: by their names, or by the frontends that only one Service asks for. So it is
-    /// known who had those that several ask for.
+    /// Gives ports the ids that they had: by their names, or by the frontends that only one Service
+    /// asks for. So it is known who had those that several ask for.
     pub(super) fn adopt_all(&mut self, services: &[(NamespacedName, Arc<DesiredService>)]) {
         let mut n_claimants: HashMap<FrontendKey, u32> = HashMap::new();
         let frontends = services

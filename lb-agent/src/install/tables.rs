@@ -1,4 +1,5 @@
-//! What is in the maps, and what of them is in use. Memory follows the maps: it changes after a write succeeded.
+//! What is in the maps, and what of them is in use. Memory follows the maps: it changes after a
+//! write succeeded.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -15,8 +16,8 @@ use crate::maps::{
 };
 use crate::network::{Family, Network};
 
-/// How long something stays unused before it is used again: a packet that was being handled when it went out of use
-/// has long been handled by then.
+/// How long something stays unused before it is used again: a packet that was being handled when it
+/// went out of use has long been handled by then.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
 
 /// The maps to write to, and the time.
@@ -91,8 +92,8 @@ impl Tables {
         tables
     }
 
-    /// A row whose regions overlap another one's or the end of the array was damaged from outside: it counts as
-    /// missing, so it is written again, or deleted by the next comparison.
+    /// A row whose regions overlap another one's or the end of the array was damaged from outside:
+    /// it counts as missing, so it is written again, or deleted by the next comparison.
     fn restore_frontend(&mut self, key: FrontendKey, value: Frontend, image: &MapImage) {
         for (position, region) in regions(&value).into_iter().enumerate() {
             if !self.regions.restore(region, image) {

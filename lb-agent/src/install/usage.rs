@@ -43,8 +43,8 @@ impl Installer {
         }
     }
 
-    /// Since when the kernel refuses to write some Service. A Service that does not fit into the maps is another matter:
-    /// it is reported, and no reason to think that the agent is ill.
+    /// Since when the kernel refuses to write some Service. A Service that does not fit into the
+    /// maps is another matter: it is reported, and no reason to think that the agent is ill.
     pub fn fault_since(&self) -> Option<Instant> {
         let failed = self
             .retries

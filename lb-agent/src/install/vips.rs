@@ -12,8 +12,8 @@ use crate::maps::{FrontendKey, MapError};
 use crate::network::Family;
 
 impl Installer {
-    /// Takes note of the addresses of a Service before any Service is published: so no row is written that is right
-    /// only for those that came first.
+    /// Takes note of the addresses of a Service before any Service is published: so no row is
+    /// written that is right only for those that came first.
     pub(super) fn share_vips(&mut self, name: &NamespacedName) {
         let Some(entry) = self.services.get_mut(name) else {
             return;
@@ -83,7 +83,8 @@ impl Installer {
         desired.vips.iter().find(|vip| vip.address == address)
     }
 
-    /// Gives up the addresses that a Service does not ask for any more; their last user deletes the row.
+    /// Gives up the addresses that a Service does not ask for any more; their last user deletes the
+    /// row.
     pub(super) fn delete_vips(
         &mut self,
         name: &NamespacedName,

@@ -183,8 +183,8 @@ impl Installer {
         Ok(())
     }
 
-    /// Removes a port that has no frontend rows any more, and its backends. While some of these are absent it keeps its
-    /// id, and so its connections: returns whether it is removed.
+    /// Removes a port that has no frontend rows any more, and its backends. While some of these are
+    /// absent it keeps its id, and so its connections: returns whether it is removed.
     pub(super) fn remove_port(&mut self, id: ServiceId, context: &mut Context<'_>) -> Result<bool, MapError> {
         self.clear_backends(id, &[FamilyDemand::default(); 2], context)?;
         if let Some(state) = self.ports.get_mut(&id) {

@@ -10,8 +10,9 @@ use lb_common::layout::{BackendId, Region, Slot, frontend_flags};
 use super::{Backend, BackendState, FrontendKey, MapImage, service_cidrs};
 use crate::network::{Family, Network};
 
-/// One line for each row, sorted. Regions are shown as the backends they name, so that the text does not depend on
-/// where they lie; rows without an endpoint are left out. What must never be (a slot that names no row) has a `!`.
+/// One line for each row, sorted. Regions are shown as the backends they name, so that the text
+/// does not depend on where they lie; rows without an endpoint are left out. What must never be (a
+/// slot that names no row) has a `!`.
 pub fn dump(image: &MapImage) -> String {
     let mut lines = Vec::new();
     for (key, value) in &image.frontends {

@@ -1,5 +1,5 @@
-//! The maps as the agent sees them: rows without address families in their types, the operations on them, and the
-//! trait that the kernel's maps and the tests' maps implement.
+//! The maps as the agent sees them: rows without address families in their types, the operations on
+//! them, and the trait that the kernel's maps and the tests' maps implement.
 
 mod dump;
 pub mod testing;
@@ -131,7 +131,8 @@ pub fn regions(frontend: &Frontend) -> [Region; 3] {
 /// One write to the maps.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MapOp {
-    /// Says which service port an id stands for, as `NAMESPACE/NAME/PORT/PROTOCOL`; its counters begin at 0.
+    /// Says which service port an id stands for, as `NAMESPACE/NAME/PORT/PROTOCOL`; its counters
+    /// begin at 0.
     SetName {
         /// The id.
         service: ServiceId,
@@ -264,10 +265,12 @@ pub trait Maps {
     /// How much they hold.
     fn capacity(&self) -> Capacity;
 
-    /// Executes one operation. If it fails nothing is written, except that of `SetSlots` a first part may be.
+    /// Executes one operation. If it fails nothing is written, except that of `SetSlots` a first
+    /// part may be.
     fn apply(&mut self, operation: &MapOp) -> Result<(), MapError>;
 
-    /// Writes backend rows of a family, as one operation each would. If it fails, so many of the first are written.
+    /// Writes backend rows of a family, as one operation each would. If it fails, so many of the
+    /// first are written.
     fn set_backends(&mut self, rows: &[(BackendId, Backend)]) -> Result<(), (usize, MapError)> {
         for (written, (id, backend)) in rows.iter().copied().enumerate() {
             self.apply(&MapOp::SetBackend { id, backend })

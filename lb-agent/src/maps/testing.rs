@@ -36,8 +36,8 @@ impl FakeMaps {
         &mut self.written
     }
 
-    /// What a packet could trip over: a change of source ranges in use, or the first frontend that names a slot, or
-    /// slot that names a backend, that was not written before.
+    /// What a packet could trip over: a change of source ranges in use, or the first frontend that
+    /// names a slot, or slot that names a backend, that was not written before.
     pub fn inconsistency(&self) -> Option<String> {
         self.fault.clone().or_else(|| self.wrong_region())
     }
@@ -64,7 +64,8 @@ impl FakeMaps {
                             "{key} names backend {}, which was never written",
                             slot.backend
                         )),
-                        // Rows that became another endpoint's have a greater generation, dead ones a state.
+                        // Rows that became another endpoint's have a greater generation, dead ones
+                        // a state.
                         Some(backend) if backend.generation < slot.generation => Some(format!(
                             "{key} names backend {} before it was written",
                             slot.backend

@@ -1,7 +1,9 @@
-//! The metrics that kube-proxy has in all its modes. Names, help, types, labels and buckets are those of its
-//! `pkg/proxy/metrics/metrics.go` (Kubernetes 1.36; listed in the reference of Kubernetes' metrics).
+//! The metrics that kube-proxy has in all its modes. Names, help, types, labels and buckets are
+//! those of its `pkg/proxy/metrics/metrics.go` (Kubernetes 1.36; listed in the reference of
+//! Kubernetes' metrics).
 //!
-//! kube-proxy is one proxy for each family, here one pass is over both: what a pass tells it tells for both.
+//! kube-proxy is one proxy for each family, here one pass is over both: what a pass tells it tells
+//! for both.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
-//! What Prometheus is told, in its text format: kube-proxy's metrics under kube-proxy's names, which dashboards know,
-//! and the agent's own (`lb_*`).
+//! What Prometheus is told, in its text format: kube-proxy's metrics under kube-proxy's names,
+//! which dashboards know, and the agent's own (`lb_*`).
 //!
-//! The loop writes atomic numbers; what packets count is read from the kernel's maps at each scrape, on the scraper's
-//! thread.
+//! The loop writes atomic numbers; what packets count is read from the kernel's maps at each
+//! scrape, on the scraper's thread.
 
 mod agent;
 mod kube_proxy;
@@ -47,8 +47,8 @@ impl Metrics {
         })
     }
 
-    /// Everything as text. Reads the kernel's maps: a matter of milliseconds, or of some hundred if the flow tables are
-    /// full.
+    /// Everything as text. Reads the kernel's maps: a matter of milliseconds, or of some hundred if
+    /// the flow tables are full.
     pub fn text(&self, readings: &Readings) -> Result<String, MetricsError> {
         let mut families = Vec::new();
         families.extend(agent::packets(&readings.reasons()?));

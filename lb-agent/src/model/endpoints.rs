@@ -17,8 +17,8 @@ pub(super) struct Endpoints<'a> {
 }
 
 impl Endpoint {
-    /// Whether this one counts, of two with the same address and port. Their order does not matter, nor what else is
-    /// in the slices.
+    /// Whether this one counts, of two with the same address and port. Their order does not matter,
+    /// nor what else is in the slices.
     fn outranks(&self, other: &Self) -> bool {
         let rank = |endpoint: &Self| {
             (
@@ -66,8 +66,9 @@ impl<'a> Endpoints<'a> {
         }
     }
 
-    /// Addresses of the ready endpoints of one port on this node. One that is ready in one slice and terminating in
-    /// another, as a terminating Pod's address that is already another Pod's, is ready.
+    /// Addresses of the ready endpoints of one port on this node. One that is ready in one slice
+    /// and terminating in another, as a terminating Pod's address that is already another Pod's, is
+    /// ready.
     pub(super) fn ready_here(&self, port: &PortName, node: &NodeConfig) -> impl Iterator<Item = IpAddr> {
         let slices = self.slices.slices.iter().map(|(_, slice)| slice);
         slices
@@ -77,8 +78,8 @@ impl<'a> Endpoints<'a> {
             .map(|endpoint| endpoint.address)
     }
 
-    /// The backends of one port, and the endpoints that keep no flow. `uses_local`: some frontend asks for the endpoints of
-    /// this node.
+    /// The backends of one port, and the endpoints that keep no flow. `uses_local`: some frontend
+    /// asks for the endpoints of this node.
     pub(super) fn select(
         &self,
         port: &Port,
@@ -151,8 +152,8 @@ fn select_family(
         };
         let local = endpoint.is_local(node);
         let in_local = uses_local && local && takes_local;
-        // One that takes no new flows has a row for the flows it has: those of TCP end with the endpoint, those of
-        // UDP are better off elsewhere as soon as it does not serve any more.
+        // One that takes no new flows has a row for the flows it has: those of TCP end with the
+        // endpoint, those of UDP are better off elsewhere as soon as it does not serve any more.
         let keeps_flows = endpoint.ready || endpoint.serving || protocol == Protocol::Tcp;
         if in_cluster || in_local || keeps_flows {
             backends.push(DesiredBackend {

@@ -123,15 +123,15 @@ impl Addresses {
                 frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL
             }
             FrontendKind::ClusterIp => 0,
-            // Clients inside use the whole cluster under either policy: their traffic would otherwise depend on which
-            // node they are on.
+            // Clients inside use the whole cluster under either policy: their traffic would
+            // otherwise depend on which node they are on.
             _ if self.external_policy == TrafficPolicy::Local => frontend_flags::OUTSIDE_LOCAL,
             _ => 0,
         }
     }
 
-    /// The addresses that get a wildcard row: cluster IPs, and others that are not also a node's. Of a node's address a
-    /// Service has its ports; the rest is the node's.
+    /// The addresses that get a wildcard row: cluster IPs, and others that are not also a node's.
+    /// Of a node's address a Service has its ports; the rest is the node's.
     pub(super) fn vips(&self, ports: &[DesiredPort], node: &NodeConfig) -> Vec<DesiredVip> {
         let sources = [
             (FrontendKind::ClusterIp, &self.cluster),
@@ -203,8 +203,8 @@ fn addresses<'a>(field: &str, texts: impl Iterator<Item = &'a str>, problems: &m
     addresses
 }
 
-/// In which families a Service takes addresses, as in kube-proxy: those in which it has a cluster IP. One without cluster
-/// IPs, which no API server lets be, has those of `ipFamilies`, else both.
+/// In which families a Service takes addresses, as in kube-proxy: those in which it has a cluster
+/// IP. One without cluster IPs, which no API server lets be, has those of `ipFamilies`, else both.
 fn families(spec: &ServiceSpec, cluster: &[IpAddr]) -> PerFamily<bool> {
     let listed = |family: Family| {
         let name = family.to_string();

@@ -42,7 +42,8 @@ pub(super) fn of(
     }
 }
 
-/// The port at which a load balancer asks whether this node has endpoints: it needs to know only where it matters.
+/// The port at which a load balancer asks whether this node has endpoints: it needs to know only
+/// where it matters.
 fn check_port(spec: &ServiceSpec, problems: &mut Problems) -> Option<u16> {
     let is_needed = spec.type_.as_deref() == Some("LoadBalancer")
         && spec.external_traffic_policy.as_deref() == Some("Local");
@@ -58,11 +59,12 @@ fn check_port(spec: &ServiceSpec, problems: &mut Problems) -> Option<u16> {
     }
 }
 
-/// As kube-proxy counts (`EndpointsMap.LocalReadyEndpoints` in its `pkg/proxy/endpointschangetracker.go`): addresses
-/// of ready endpoints on this node, without their ports, so that an endpoint with several ports is one. Endpoints that
-/// terminate do not count, although they may still be served. kube-proxy is one proxy for each family, with a health
-/// check server of its own at its family's addresses: a Pod with two addresses counts once for each family, and a load
-/// balancer that asks at an IPv4 address is told about IPv4.
+/// As kube-proxy counts (`EndpointsMap.LocalReadyEndpoints` in its
+/// `pkg/proxy/endpointschangetracker.go`): addresses of ready endpoints on this node, without their
+/// ports, so that an endpoint with several ports is one. Endpoints that terminate do not count,
+/// although they may still be served. kube-proxy is one proxy for each family, with a health check
+/// server of its own at its family's addresses: a Pod with two addresses counts once for each
+/// family, and a load balancer that asks at an IPv4 address is told about IPv4.
 fn local_endpoints(ports: &[DesiredPort], endpoints: &Endpoints<'_>, node: &NodeConfig) -> PerFamily {
     let addresses: BTreeSet<IpAddr> = ports
         .iter()
@@ -74,8 +76,8 @@ fn local_endpoints(ports: &[DesiredPort], endpoints: &Endpoints<'_>, node: &Node
     })
 }
 
-/// Ports that drop traffic of this family since all their endpoints are on other nodes. `is_local` tells whether a
-/// frontend asks for the endpoints of this node.
+/// Ports that drop traffic of this family since all their endpoints are on other nodes. `is_local`
+/// tells whether a frontend asks for the endpoints of this node.
 fn without_local(
     ports: &[DesiredPort],
     family: Family,

@@ -31,7 +31,8 @@ pub use values::quoted;
 
 /// Services with this label are for the proxy of that name.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// EndpointSlices of headless Services have this label: nobody sends traffic through a proxy to these.
+/// EndpointSlices of headless Services have this label: nobody sends traffic through a proxy to
+/// these.
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// Something in an object that cannot be used. The rest of the object is.
@@ -134,8 +135,8 @@ pub fn desired(
     (Some(desired), problems.list)
 }
 
-/// What a Service of another proxy asks of the maps: that packets to its cluster IPs are not taken for such to addresses
-/// of a Service CIDR that nobody has.
+/// What a Service of another proxy asks of the maps: that packets to its cluster IPs are not taken
+/// for such to addresses of a Service CIDR that nobody has.
 fn held(service: &Service, node: &NodeConfig) -> Option<DesiredService> {
     let is_in_cidr = |address: &IpAddr| node.service_cidrs.iter().any(|cidr| cidr.contains(*address));
     if is_of_this_proxy(service, node) || !has_addresses(service) {
@@ -162,7 +163,8 @@ fn held(service: &Service, node: &NodeConfig) -> Option<DesiredService> {
     })
 }
 
-/// Whether a Service is for this proxy: ExternalName and headless ones and those of another proxy are not.
+/// Whether a Service is for this proxy: ExternalName and headless ones and those of another proxy
+/// are not.
 fn is_proxied(service: &Service, node: &NodeConfig) -> bool {
     is_of_this_proxy(service, node) && has_addresses(service)
 }

@@ -25,11 +25,13 @@ pub struct NodeConfig {
     pub node_port_addresses: Vec<NodePortAddresses>,
     /// What becomes of packets to unknown ports.
     pub unknown_port: UnknownPort,
-    /// Only Services with this value of the label [`super::PROXY_NAME_LABEL`] are handled; `None`: those without it.
+    /// Only Services with this value of the label [`super::PROXY_NAME_LABEL`] are handled; `None`:
+    /// those without it.
     pub service_proxy_name: Option<String>,
 }
 
-/// What becomes of packets to a load balancer address or an external IP that are for no port of a Service.
+/// What becomes of packets to a load balancer address or an external IP that are for no port of a
+/// Service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum UnknownPort {
     /// They are rejected, so that they never travel in circles between a router and the node.

@@ -1,4 +1,5 @@
-//! What an EndpointSlice says of endpoints. It is read when the slice changes, not with every change of its Service.
+//! What an EndpointSlice says of endpoints. It is read when the slice changes, not with every
+//! change of its Service.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -134,7 +135,8 @@ impl Endpoint {
         })
     }
 
-    /// Whether it is on this node: it says so, or its address is the node's, as that of a process which is no Pod's.
+    /// Whether it is on this node: it says so, or its address is the node's, as that of a process
+    /// which is no Pod's.
     pub(super) fn is_local(&self, node: &NodeConfig) -> bool {
         self.names_node || node.owns(self.address)
     }
@@ -160,8 +162,8 @@ fn read_ports(slice: &EndpointSlice, faults: &mut Vec<String>) -> Vec<(PortName,
     let mut ports: Vec<(PortName, u16)> = Vec::new();
     for port in slice.ports.iter().flatten() {
         let name = port.name.clone().unwrap_or_default();
-        // A port without a number stands for all ports, one of another protocol belongs to a Service port that is
-        // refused: neither is of use here, nor wrong.
+        // A port without a number stands for all ports, one of another protocol belongs to a
+        // Service port that is refused: neither is of use here, nor wrong.
         let (Some(number), Some(protocol)) = (port.port, protocol(port.protocol.as_deref())) else {
             continue;
         };

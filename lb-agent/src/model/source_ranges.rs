@@ -12,8 +12,9 @@ use crate::network::{Family, Network};
 
 /// What `spec.loadBalancerSourceRanges` says about these addresses.
 ///
-/// As in kube-proxy, each family counts for itself: without a range of its own all its clients may come. A malformed
-/// range may be of either: so that it does not open what it was to close, no client may come without one of its own.
+/// As in kube-proxy, each family counts for itself: without a range of its own all its clients may
+/// come. A malformed range may be of either: so that it does not open what it was to close, no
+/// client may come without one of its own.
 pub(super) fn source_ranges(
     service: &Service,
     load_balancer: &[IpAddr],

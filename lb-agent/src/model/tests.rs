@@ -222,7 +222,8 @@ fn which_endpoints_take_new_flows() {
     }
 }
 
-/// Kubernetes has annotations and fields that say when to use hints; who writes hints has looked at them.
+/// Kubernetes has annotations and fields that say when to use hints; who writes hints has looked at
+/// them.
 #[test]
 fn hints_count_whatever_the_service_says() {
     let slices = [slice("TCP", &["1 here zone=zone-a", "2 there zone=zone-b"])];

@@ -57,7 +57,8 @@ pub(super) fn port_number(number: i32) -> Result<u16, String> {
     }
 }
 
-/// A protocol by its name in an object (absent means TCP); `None` if it is not one that is translated.
+/// A protocol by its name in an object (absent means TCP); `None` if it is not one that is
+/// translated.
 pub(crate) fn protocol(name: Option<&str>) -> Option<Protocol> {
     match name {
         None | Some("" | "TCP") => Some(Protocol::Tcp),

@@ -20,7 +20,8 @@ use crate::netlink::Connection;
 const PORT: &str = "f0";
 /// What it is the only port of.
 const BRIDGE: &str = "br0";
-/// Link-layer addresses of the devices. Frames on the way begin with other bytes: the bridge would keep what is for it.
+/// Link-layer addresses of the devices. Frames on the way begin with other bytes: the bridge would
+/// keep what is for it.
 const ADDRESSES: [[u8; 6]; 3] = [
     [0x02, 0xfb, 0, 0, 0, 1],
     [0x02, 0xfb, 0, 0, 0, 2],
@@ -28,7 +29,8 @@ const ADDRESSES: [[u8; 6]; 3] = [
 ];
 /// The largest packet there is fits.
 const MTU: u32 = 65_535;
-/// How often a device that is left over is removed. That of an agent which has just ended may go by itself meanwhile.
+/// How often a device that is left over is removed. That of an agent which has just ended may go by
+/// itself meanwhile.
 const ATTEMPTS: u32 = 10;
 
 /// A connection with the kernel about the devices of the namespace that it was opened in.
@@ -39,7 +41,8 @@ impl Links {
         Connection::open(NETLINK_ROUTE).map(Self)
     }
 
-    /// Makes the pair of devices, one end here and one in another namespace. One that is left over goes.
+    /// Makes the pair of devices, one end here and one in another namespace. One that is left over
+    /// goes.
     pub(super) fn make_pair(&mut self, namespace: &OwnedFd) -> io::Result<()> {
         let [own, other, _] = ADDRESSES;
         let peer = message([
@@ -77,7 +80,8 @@ impl Links {
         }
     }
 
-    /// Makes the bridge that sends back what its only port receives. The calling thread is in the same namespace.
+    /// Makes the bridge that sends back what its only port receives. The calling thread is in the
+    /// same namespace.
     pub(super) fn make_bridge(&mut self) -> io::Result<()> {
         let [_, _, address] = ADDRESSES;
         self.create(message([

@@ -1,12 +1,14 @@
-//! The kernel's own reassembly of datagrams, for those whose later fragment arrives before the first one: no program can
-//! hold a packet.
+//! The kernel's own reassembly of datagrams, for those whose later fragment arrives before the
+//! first one: no program can hold a packet.
 //!
 //! ```text
-//! lb_tc_from_* -> lbfrag0 ---- f0, a port of a bridge: netfilter puts the datagram together, the bridge cuts it again
-//! lb_tc_from_reassembly <- lbfrag0 ---- f0 (hairpin)
+//! lb_tc_from_*          -> lbfrag0 ---- f0, a port of a bridge in hairpin mode
+//! lb_tc_from_reassembly <- lbfrag0 ---- f0    netfilter reassembles the datagram,
+//!                                             the bridge fragments it again
 //! ```
-//! `f0` and the bridge are in a network namespace that has no name. The agent holds it open, so it goes with the agent,
-//! and `lbfrag0` with it; until the next agent such datagrams are lost. Memory is bounded by two settings of that namespace.
+//! `f0` and the bridge are in a network namespace that has no name. The agent holds it open, so it
+//! goes with the agent, and `lbfrag0` with it; until the next agent such datagrams are lost. Memory
+//! is bounded by two settings of that namespace.
 
 mod links;
 mod namespace;
@@ -63,8 +65,8 @@ enum ReassemblyError {
     Thread,
 }
 
-/// Sets it up, before the process gives up the capabilities that this takes. `None` where it cannot be: then the datapath
-/// goes without, which is said once.
+/// Sets it up, before the process gives up the capabilities that this takes. `None` where it cannot
+/// be: then the datapath goes without, which is said once.
 pub fn start() -> Option<Reassembly> {
     match try_start() {
         Ok(reassembly) => Some(reassembly),

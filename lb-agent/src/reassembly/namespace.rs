@@ -85,7 +85,8 @@ fn own_namespace() -> io::Result<OwnedFd> {
     File::open(OWN).map(OwnedFd::from)
 }
 
-/// In a container `/proc/sys` can only be read: this thread gets a mount of its own, which nobody else sees.
+/// In a container `/proc/sys` can only be read: this thread gets a mount of its own, which nobody
+/// else sees.
 fn make_settings_writable() -> nix::Result<()> {
     if !statvfs("/proc/sys")?.flags().contains(FsFlags::ST_RDONLY) {
         return Ok(());

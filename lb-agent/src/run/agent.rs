@@ -90,7 +90,8 @@ struct Agent {
     source: JoinHandle<anyhow::Result<()>>,
     view: watch::Receiver<View>,
     device_options: watch::Sender<DeviceOptions>,
-    /// Whether the programs are attached: not before the first sync, so that no packet meets empty maps.
+    /// Whether the programs are attached: not before the first sync, so that no packet meets empty
+    /// maps.
     attached: bool,
     /// The devices without programs that the log has told of.
     bare: BTreeSet<Bare>,
@@ -273,8 +274,8 @@ impl Agent {
             self.reload_due = None;
             return Ok(());
         }
-        // Programs at work have only source addresses of last resort from it. Loading holds everything else up, so
-        // addresses that come one by one are waited for.
+        // Programs at work have only source addresses of last resort from it. Loading holds
+        // everything else up, so addresses that come one by one are waited for.
         let is_only_address = self.attached && settings.hash_seed == self.datapath.settings().hash_seed;
         let due = *self.reload_due.get_or_insert(now + SETTLING);
         if is_only_address && now < due {
@@ -287,7 +288,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Tells the socket programs which network namespaces are Pods'. Without any, none of an earlier agent's is left.
+    /// Tells the socket programs which network namespaces are Pods'. Without any, none of an
+    /// earlier agent's is left.
     fn follow_namespaces(&mut self) {
         let found = self.finder.as_mut().map(Finder::found);
         let (places, all) = match found.as_deref() {
@@ -361,8 +363,9 @@ impl Agent {
     }
 }
 
-/// The node's primary addresses where no Node object tells: those of the command line, and of families that it leaves open
-/// that of the default route. The known one stays as long as a device has it, whatever comes beside it.
+/// The node's primary addresses where no Node object tells: those of the command line, and of
+/// families that it leaves open that of the default route. The known one stays as long as a device
+/// has it, whatever comes beside it.
 fn own_addresses(
     configured: &BTreeSet<IpAddr>,
     known: &BTreeSet<IpAddr>,

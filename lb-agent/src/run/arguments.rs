@@ -23,8 +23,8 @@ pub struct RunArguments {
     /// Where the agent pins.
     #[command(flatten)]
     pub pins: PinArguments,
-    /// Directory for what an agent must remember when the machine starts again: with `--manifests`, what Services were
-    /// given
+    /// Directory for what an agent must remember when the machine starts again: with `--manifests`,
+    /// what Services were given
     #[arg(long, value_name = "DIR", default_value = "/var/lib/lb-agent")]
     pub state_directory: PathBuf,
     /// Of what Services in manifests get addresses.
@@ -33,29 +33,32 @@ pub struct RunArguments {
     /// Name of this node's Node object; the host name by default
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Address of this node, one for each family; by default those of the Node object, else of the default route
+    /// Address of this node, one for each family; by default those of the Node object, else of the
+    /// default route
     #[arg(long, value_name = "ADDRESS")]
     pub node_address: Vec<IpAddr>,
-    /// Translate at the sockets of all processes, of those in the host's network namespace only, or not at all
+    /// Translate at the sockets of all processes, of those in the host's network namespace only, or
+    /// not at all
     #[arg(long, value_enum, default_value_t)]
     pub socket_lb: SocketLb,
-    /// Directory of the cgroup whose processes' sockets are translated; the root of cgroup v2 by default
+    /// Directory of the cgroup whose processes' sockets are translated; the root of cgroup v2 by
+    /// default
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
     /// What happens to TCP connections whose backend was removed
     #[arg(long, value_enum, default_value_t)]
     pub on_removed_backend: OnRemovedBackend,
-    /// Seconds that open connections go on after their backend vanished from the objects, in which it may come back; those
-    /// with a Pod that is known to be gone end at once
+    /// Seconds that open connections go on after their backend vanished from the objects, in which
+    /// it may come back; those with a Pod that is known to be gone end at once
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=3600))]
     pub removed_backend_grace: u32,
-    /// Handle only Services whose label `service.kubernetes.io/service-proxy-name` has this value, instead of those
-    /// without the label
+    /// Handle only Services whose label `service.kubernetes.io/service-proxy-name` has this value,
+    /// instead of those without the label
     #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub service_proxy_name: Option<String>,
-    /// Addresses of the node that take NodePorts: `primary` (the Node's), `all` (of its devices), `localhost` (for
-    /// sockets of the node itself) or networks, which leave a family that none of them is of at the default; a list, or
-    /// repeated
+    /// Addresses of the node that take NodePorts: `primary` (the Node's), `all` (of its devices),
+    /// `localhost` (for sockets of the node itself) or networks, which leave a family that none of
+    /// them is of at the default; a list, or repeated
     #[arg(
         long,
         value_name = "ADDRESSES",
@@ -63,11 +66,13 @@ pub struct RunArguments {
         default_value = "primary,localhost"
     )]
     pub nodeport_addresses: Vec<NodePortAddresses>,
-    /// What becomes of packets to a load balancer address or an external IP that are for no port of a Service
+    /// What becomes of packets to a load balancer address or an external IP that are for no port of
+    /// a Service
     #[arg(long, value_enum, default_value_t)]
     pub unknown_port: UnknownPort,
-    /// Text that decides, with their addresses, which backends clients outside get: the same on all nodes, and a secret
-    /// from these clients; by default the UID of the cluster's namespace kube-system, or what the last agent had
+    /// Text that decides, with their addresses, which backends clients outside get: the same on all
+    /// nodes, and a secret from these clients; by default the UID of the cluster's namespace
+    /// kube-system, or what the last agent had
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub hash_seed: Option<String>,
     /// How to attach XDP to network devices
@@ -76,9 +81,9 @@ pub struct RunArguments {
     /// How to attach TC programs
     #[arg(long, value_enum, default_value_t)]
     pub tc: TcAttach,
-    /// Hand what Pods send to Services with a Pod of this node over to that Pod, and its answers back, without the node's
-    /// stack: faster, but the node's netfilter rules and reverse path filter, and the TC egress programs of the Pods'
-    /// devices, do not see them
+    /// Hand what Pods send to Services with a Pod of this node over to that Pod, and its answers
+    /// back, without the node's stack: faster, but the node's netfilter rules and reverse path
+    /// filter, and the TC egress programs of the Pods' devices, do not see them
     #[arg(long)]
     pub local_redirect: bool,
     /// Which devices.
@@ -150,7 +155,8 @@ pub struct SizeArguments {
     /// Entries of each family's flow table; a connection takes two
     #[arg(long, value_name = "N", default_value_t = DEFAULT_TABLES.flows, value_parser = clap::value_parser!(u32).range(64..))]
     pub max_flows: u32,
-    /// Rows of sockets that are translated, for each family: one for a TCP socket, three for one of UDP
+    /// Rows of sockets that are translated, for each family: one for a TCP socket, three for one of
+    /// UDP
     #[arg(long, value_name = "N", default_value_t = DEFAULT_TABLES.sockets, value_parser = clap::value_parser!(u32).range(64..))]
     pub max_sockets: u32,
     /// Clients with session affinity, for each family
@@ -167,7 +173,8 @@ pub struct LifetimeArguments {
     /// Seconds that an idle TCP connection is remembered
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_established, value_parser = lifetime())]
     pub tcp_established_timeout: u32,
-    /// Seconds that a TCP connection is remembered that is not established: the client has not acknowledged an answer
+    /// Seconds that a TCP connection is remembered that is not established: the client has not
+    /// acknowledged an answer
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_opening, value_parser = lifetime())]
     pub tcp_opening_timeout: u32,
     /// Seconds that an idle TCP connection is remembered that one side has closed

@@ -87,7 +87,8 @@ impl Monitor {
         self.metrics.kube_proxy.changed(services, endpoints, clock);
     }
 
-    /// Updates what is told of Services that changed, and of those that were not installed before and may be now.
+    /// Updates what is told of Services that changed, and of those that were not installed before
+    /// and may be now.
     fn follow<M: Maps>(&mut self, controller: &Controller<M>, mut changed: BTreeSet<NamespacedName>) {
         let installer = controller.installer();
         changed.append(&mut self.waiting);
@@ -175,8 +176,8 @@ impl Monitor {
     }
 }
 
-/// What load balancers are told of a Service. While it is not in the maps as it asks, what was told before goes on as
-/// long as it is true: the maps still serve it.
+/// What load balancers are told of a Service. While it is not in the maps as it asks, what was told
+/// before goes on as long as it is true: the maps still serve it.
 fn check(installer: &Installer, name: &NamespacedName, old: Option<HealthCheck>) -> Option<HealthCheck> {
     let service = installer.service(name)?;
     let new = service.desired.health.check?;

@@ -16,8 +16,8 @@ pub(super) struct Seed {
 }
 
 impl Seed {
-    /// The seed of a text that the operator has given, else that of the agent before, whose maps are pinned in
-    /// `directory`.
+    /// The seed of a text that the operator has given, else that of the agent before, whose maps
+    /// are pinned in `directory`.
     pub(super) fn new(text: Option<&str>, directory: &Path) -> Self {
         let given = text.map(of);
         let kept = || {
@@ -33,8 +33,8 @@ impl Seed {
         }
     }
 
-    /// Without a cluster there is nothing to wait for; with one, its UID is the seed unless the operator has said
-    /// another.
+    /// Without a cluster there is nothing to wait for; with one, its UID is the seed unless the
+    /// operator has said another.
     pub(super) fn follow(
         &mut self,
         cluster: Option<watch::Receiver<Option<Option<String>>>>,

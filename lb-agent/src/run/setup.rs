@@ -133,7 +133,8 @@ pub(super) struct Source {
     pub(super) kinds: Vec<Kind>,
     /// What it runs as.
     pub(super) task: JoinHandle<anyhow::Result<()>>,
-    /// The cluster's UID, once the API has answered; nothing inside if it refuses. Without a cluster there is none.
+    /// The cluster's UID, once the API has answered; nothing inside if it refuses. Without a
+    /// cluster there is none.
     pub(super) cluster: Option<watch::Receiver<Option<Option<String>>>>,
 }
 
@@ -167,7 +168,8 @@ pub(super) async fn start_source(
     })
 }
 
-/// Has connections that another service proxy has begun go on with it. `None` if they cannot be known.
+/// Has connections that another service proxy has begun go on with it. `None` if they cannot be
+/// known.
 pub(super) fn find_others(mut others: OtherConnections) -> Option<OtherConnections> {
     match others.update() {
         Ok(0) => {}

@@ -31,7 +31,8 @@ struct Status {
     attached: Vec<Attached>,
     /// Programs of others where ours are; `null` if that cannot be told.
     foreign: Option<Vec<ForeignProgram>>,
-    /// Network namespaces of this node beside its own; `null` if the kernel does not tell them apart.
+    /// Network namespaces of this node beside its own; `null` if the kernel does not tell them
+    /// apart.
     namespaces: Option<Namespaces>,
     /// Devices that are up and carry no programs.
     #[serde(rename = "withoutPrograms")]
@@ -56,7 +57,8 @@ struct Attached {
 struct Namespaces {
     /// Pods': their connections are translated at their sockets.
     translated_at_sockets: usize,
-    /// Others, and those of Pods that are not known for Pods': only what comes out of their devices is translated.
+    /// Others, and those of Pods that are not known for Pods': only what comes out of their devices
+    /// is translated.
     left_to_devices: usize,
 }
 

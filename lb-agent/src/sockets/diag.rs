@@ -14,7 +14,8 @@ use crate::maps::Protocol;
 use crate::netlink::Connection;
 use crate::network::Family;
 
-/// States in which a program can wait for its peer. UDP knows the first of them only: the socket is connected.
+/// States in which a program can wait for its peer. UDP knows the first of them only: the socket is
+/// connected.
 const WAITING: StateFlags = StateFlags::ESTABLISHED
     .union(StateFlags::SYN_SENT)
     .union(StateFlags::FIN_WAIT1)
@@ -94,8 +95,8 @@ impl Diag {
         Ok(found)
     }
 
-    /// Ends a socket: its next call fails with `ECONNABORTED`, and a peer is told. False if there is no such socket any
-    /// more, or the kernel finds another one by these addresses, which stays.
+    /// Ends a socket: its next call fails with `ECONNABORTED`, and a peer is told. False if there
+    /// is no such socket any more, or the kernel finds another one by these addresses, which stays.
     pub(super) fn destroy(&mut self, socket: &Connected) -> io::Result<bool> {
         let request = request(socket.protocol, socket.family, socket.id.clone(), WAITING);
         self.destroy_requested(request)
@@ -116,8 +117,8 @@ impl Diag {
     }
 }
 
-/// Whether the kernel can end sockets of this protocol (CONFIG_INET_DIAG_DESTROY; for UDP also CONFIG_INET_UDP_DIAG).
-/// Takes no capability.
+/// Whether the kernel can end sockets of this protocol (CONFIG_INET_DIAG_DESTROY; for UDP also
+/// CONFIG_INET_UDP_DIAG). Takes no capability.
 pub fn can_destroy(protocol: Protocol) -> io::Result<bool> {
     let listing = Listing {
         protocol,

@@ -1,10 +1,13 @@
-//! Finds the network namespaces of this node that may be Pods': on a thread of its own, which enters each of them.
+//! Finds the network namespaces of this node that may be Pods': on a thread of its own, which
+//! enters each of them.
 //!
 //! ```text
-//! devices changed, or it is time -> order -> what is in each namespace -> the agent's loop decides which are Pods'
+//! devices changed, or it is time -> order -> what is in each namespace
+//!   -> the agent's loop decides which are Pods'
 //! ```
-//! A namespace is nothing that the kernel announces, nor are its addresses; but the node's end of a new Pod's device is.
-//! The device comes before its address, so the thread looks again soon at what has none yet.
+//! A namespace is nothing that the kernel announces, nor are its addresses; but the node's end of a
+//! new Pod's device is. The device comes before its address, so the thread looks again soon at what
+//! has none yet.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -22,7 +25,8 @@ use crate::{describe, namespace, privileges};
 const THREAD: &str = "pod-finder";
 /// How soon it looks again where a device has no address yet. Each time without one doubles it.
 const SOON: Duration = Duration::from_millis(100);
-/// How long it looks nowhere at most: addresses may change, and other kinds of devices move, without a sign.
+/// How long it looks nowhere at most: addresses may change, and other kinds of devices move,
+/// without a sign.
 const LATE: Duration = Duration::from_secs(60);
 
 /// The network namespaces that devices lead out of, without the node's own.
@@ -42,8 +46,8 @@ pub struct Finder {
 }
 
 impl Finder {
-    /// Starts the thread, which looks at once. `None` where the kernel tells no network namespaces apart, and without the
-    /// capabilities, which the closer says.
+    /// Starts the thread, which looks at once. `None` where the kernel tells no network namespaces
+    /// apart, and without the capabilities, which the closer says.
     pub fn start() -> Result<Option<Self>, ThreadError> {
         let may = privileges::require("run", &privileges::ALL_SOCKETS).is_ok();
         if !may || !is_possible() {
@@ -93,7 +97,8 @@ pub(super) fn is_possible() -> bool {
     namespace::cookie().is_ok_and(|cookie| cookie.is_some())
 }
 
-/// Looks until nobody can give orders any more; fails if the thread cannot return to its own namespace.
+/// Looks until nobody can give orders any more; fails if the thread cannot return to its own
+/// namespace.
 fn run(orders: &Receiver<()>, publisher: &watch::Sender<Option<Found>>) -> io::Result<()> {
     let namespaces = Namespaces::of_this_thread()?;
     let mut delay = SOON;

@@ -1,8 +1,9 @@
 //! Sockets of other processes, connected again without their knowledge.
 //!
-//! A UDP socket is connected to a peer only in that the kernel remembers an address, and `connect` may be called again at
-//! any time. The agent does that through a duplicate of the socket (`pidfd_getfd`, Linux 5.6): the socket's own programs
-//! choose a backend, and the process sends on as if nothing had happened.
+//! A UDP socket is connected to a peer only in that the kernel remembers an address, and `connect`
+//! may be called again at any time. The agent does that through a duplicate of the socket
+//! (`pidfd_getfd`, Linux 5.6): the socket's own programs choose a backend, and the process sends on
+//! as if nothing had happened.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -49,8 +50,8 @@ impl Holders {
 
     /// Connects a socket to `frontend`, as its process did.
     ///
-    /// Fails if no process is known to have it, if its peer is another one by now, if the kernel lets nobody have it
-    /// (CAP_SYS_PTRACE), and as `connect` does.
+    /// Fails if no process is known to have it, if its peer is another one by now, if the kernel
+    /// lets nobody have it (CAP_SYS_PTRACE), and as `connect` does.
     pub(super) fn connect_again(&self, socket: &Connected, frontend: SocketAddr) -> io::Result<()> {
         let gone = || io::Error::new(io::ErrorKind::NotFound, "no process has the socket");
         let &(pid, descriptor) = self.0.get(&socket.inode).ok_or_else(gone)?;

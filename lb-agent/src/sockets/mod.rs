@@ -1,16 +1,20 @@
-//! What the agent does in the network namespaces of Pods: it finds them, since only their sockets and the node's are translated
-//! ([`Finder`], [`roles()`]), and looks after the sockets of clients whose backend was removed ([`Closer`]).
+//! What the agent does in the network namespaces of Pods: it finds them, since only their sockets
+//! and the node's are translated ([`Finder`], [`roles()`]), and looks after the sockets of clients
+//! whose backend was removed ([`Closer`]).
 //!
-//! A socket that was translated at `connect` sends straight to its backend: no program sees its packets, so nothing
-//! tells its owner that the backend is gone. A thread of its own, the socket closer, does: it looks for such sockets in
-//! every network namespace of the node and destroys them, so that the owner's next call fails with `ECONNABORTED`. Those
-//! of UDP it connects to the frontend again instead, where it can: their owners may go on for years without a look at
-//! errors. So it does with those that found no backend when they were connected, once there is one.
+//! A socket that was translated at `connect` sends straight to its backend: no program sees its
+//! packets, so nothing tells its owner that the backend is gone. A thread of its own, the socket
+//! closer, does: it looks for such sockets in every network namespace of the node and destroys
+//! them, so that the owner's next call fails with `ECONNABORTED`. Those of UDP it connects to the
+//! frontend again instead, where it can: their owners may go on for years without a look at errors.
+//! So it does with those that found no backend when they were connected, once there is one.
 //!
 //! ```text
-//! objects changed -> order -> rows without a backend -> sockets with their cookies and peers -> connect, or SOCK_DESTROY
+//! objects changed -> order -> rows without a backend -> sockets with their cookies and peers
+//!   -> connect, or SOCK_DESTROY
 //! ```
-//! The rows are the proof: a socket that connected to a Pod's own address has none and is left alone.
+//! The rows are the proof: a socket that connected to a Pod's own address has none and is left
+//! alone.
 
 mod diag;
 mod finder;
@@ -38,7 +42,8 @@ use worker::Worker;
 
 /// Name of the thread.
 const THREAD: &str = "socket-closer";
-/// How much longer than a search a thread rests after it: whatever changes all the time, it does not take a CPU.
+/// How much longer than a search a thread rests after it: whatever changes all the time, it does
+/// not take a CPU.
 const REST: u32 = 9;
 /// The longest rest.
 const LONGEST_REST: Duration = Duration::from_secs(2);
@@ -89,8 +94,9 @@ pub struct Closer {
 }
 
 impl Closer {
-    /// Starts the thread. It keeps the capabilities it needs and no others, whatever the calling thread drops or keeps
-    /// afterwards. Without those for other namespaces it closes sockets of its own namespace only, and says so.
+    /// Starts the thread. It keeps the capabilities it needs and no others, whatever the calling
+    /// thread drops or keeps afterwards. Without those for other namespaces it closes sockets of
+    /// its own namespace only, and says so.
     pub fn start(options: CloserOptions) -> Result<Self, ThreadError> {
         let options = CloserOptions {
             reach: possible(options.reach),
@@ -106,9 +112,9 @@ impl Closer {
         })
     }
 
-    /// Has sockets looked after if `changed`, the number of frontends and backends that were changed so far, is another one
-    /// than before;
-    /// the first time in any case, since backends may have been removed while no agent ran. Does not wait for it.
+    /// Has sockets looked after if `changed`, the number of frontends and backends that were
+    /// changed so far, is another one than before; the first time in any case, since backends may
+    /// have been removed while no agent ran. Does not wait for it.
     pub fn follow(&mut self, changed: u64) {
         if self.ordered != Some(changed) {
             self.ordered = Some(changed);
@@ -118,8 +124,8 @@ impl Closer {
     }
 }
 
-/// Starts a thread with these capabilities, as far as they are held, and no others, whatever the calling thread drops or keeps
-/// afterwards.
+/// Starts a thread with these capabilities, as far as they are held, and no others, whatever the
+/// calling thread drops or keeps afterwards.
 fn start_thread(
     name: &'static str,
     kept: Vec<Capability>,

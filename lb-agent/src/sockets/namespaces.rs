@@ -51,8 +51,8 @@ impl Namespaces {
         self.own.as_fd()
     }
 
-    /// Calls `action` in every namespace of the node, first in the own one, until it breaks. Fails only if the thread
-    /// cannot return to its own.
+    /// Calls `action` in every namespace of the node, first in the own one, until it breaks. Fails
+    /// only if the thread cannot return to its own.
     pub(super) fn visit(&self, mut action: impl FnMut() -> io::Result<ControlFlow<()>>) -> io::Result<Visit> {
         let mut visit = Visit::default();
         let mut seen = HashSet::from([self.inode]);
@@ -106,7 +106,8 @@ impl Visit {
         }
     }
 
-    /// What went away, or is kept from this thread by more than capabilities, is nothing to try again.
+    /// What went away, or is kept from this thread by more than capabilities, is nothing to try
+    /// again.
     fn note(&mut self, path: &Path, error: &io::Error) {
         tracing::debug!(namespace = %path.display(), %error, "not visited");
         let kinds = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied];

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use crate::datapath::sockets::SocketRow;
 
-/// How long a socket may take from its translation until the kernel lists it: it is the same system call.
+/// How long a socket may take from its translation until the kernel lists it: it is the same system
+/// call.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Since when rows were without a socket. Most sockets are closed by then, and some are not connected; but one may be
-/// just about to.
+/// Since when rows were without a socket. Most sockets are closed by then, and some are not
+/// connected; but one may be just about to.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     since: HashMap<SocketRow, Instant>,
@@ -17,8 +18,8 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Takes note of the rows that a search has left, and returns those to delete: if it was `complete`, nobody comes
-    /// for them any more.
+    /// Takes note of the rows that a search has left, and returns those to delete: if it was
+    /// `complete`, nobody comes for them any more.
     pub(super) fn update(
         &mut self,
         left: &HashSet<SocketRow>,
@@ -39,8 +40,8 @@ impl Pending {
         old.map(|(row, _)| row).collect()
     }
 
-    /// When to search again for the sockets of rows that were new the last time. Other rows wait for the next removal of
-    /// a backend.
+    /// When to search again for the sockets of rows that were new the last time. Other rows wait
+    /// for the next removal of a backend.
     pub(super) fn take_due(&mut self) -> Option<Instant> {
         self.due.take()
     }

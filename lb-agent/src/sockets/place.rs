@@ -1,4 +1,5 @@
-//! A network namespace as the node may recognise it: by the devices that lead to the node, and their addresses.
+//! A network namespace as the node may recognise it: by the devices that lead to the node, and
+//! their addresses.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -42,8 +43,9 @@ struct Device {
 impl Device {
     /// Whether it leads to the namespace with this id or is hardware.
     ///
-    /// What leads to other namespaces, or nowhere, may have addresses that only those know: the bridge of a cluster inside
-    /// of a container has one of that cluster's Pod CIDR, which may be this cluster's too.
+    /// What leads to other namespaces, or nowhere, may have addresses that only those know: the
+    /// bridge of a cluster inside of a container has one of that cluster's Pod CIDR, which may be
+    /// this cluster's too.
     fn leads_out(&self, node: Option<i32>) -> bool {
         match self.link_namespace {
             Some(_) => self.link_namespace == node,
@@ -52,7 +54,8 @@ impl Device {
     }
 }
 
-/// The namespace that the calling thread is in, unless no device leads out of it. `node` is the node's own.
+/// The namespace that the calling thread is in, unless no device leads out of it. `node` is the
+/// node's own.
 pub(super) fn look(node: BorrowedFd<'_>) -> io::Result<Option<Place>> {
     let mut netlink = Connection::open(NETLINK_ROUTE)?;
     let mut devices = devices(&mut netlink)?;

@@ -7,10 +7,12 @@ use lb_common::layout::namespace_role;
 
 use super::place::Place;
 
-/// Whose namespaces are ([`namespace_role`]), by their cookies. `are_named`: the command line says which devices are Pods'.
+/// Whose namespaces are ([`namespace_role`]), by their cookies. `are_named`: the command line says
+/// which devices are Pods'.
 ///
-/// A Pod's has an address that is a Pod's as the objects say, or is behind a device that the command line names. Another one
-/// is listed if it is behind a device that carries the programs of Pods' devices.
+/// A Pod's has an address that is a Pod's as the objects say, or is behind a device that the
+/// command line names. Another one is listed if it is behind a device that carries the programs of
+/// Pods' devices.
 pub fn roles(
     places: &[Place],
     is_pod_address: impl Fn(IpAddr) -> bool,

@@ -10,8 +10,8 @@ use crate::network::Family;
 
 /// The sockets that are looked for, by what the kernel says of them.
 ///
-/// A socket is one of them only by its own cookie: another one that has the same peer, but was not translated to it,
-/// is its owner's business.
+/// A socket is one of them only by its own cookie: another one that has the same peer, but was not
+/// translated to it, is its owner's business.
 #[derive(Debug)]
 pub(super) struct Wanted {
     rows: HashMap<Key, SocketRow>,
@@ -22,8 +22,8 @@ pub(super) struct Wanted {
 type Key = (u64, Protocol, SocketAddr);
 
 impl Wanted {
-    /// The sockets of these rows, but for those under a frontend: a socket that has the frontend itself for its peer is
-    /// not translated.
+    /// The sockets of these rows, but for those under a frontend: a socket that has the frontend
+    /// itself for its peer is not translated.
     pub(super) fn new(rows: impl IntoIterator<Item = SocketRow>) -> Self {
         let rows = rows.into_iter().filter(|row| !row.names_backend);
         let rows: HashMap<Key, SocketRow> = rows.map(|row| (key(&row), row)).collect();

@@ -1,8 +1,9 @@
 //! The Kubernetes API as the source: `--kube`.
 //!
-//! Four watches, on Services (of those that other proxies serve for their addresses), EndpointSlices, Nodes (of the other
-//! ones for their addresses) and ServiceCIDRs: they need the right to `list` and `watch` these. The UID of the namespace kube-system, which stands for the cluster, needs the right to `get`
-//! it.
+//! Four watches, on Services (of those that other proxies serve for their addresses),
+//! EndpointSlices, Nodes (of the other ones for their addresses) and ServiceCIDRs: they need the
+//! right to `list` and `watch` these. The UID of the namespace kube-system, which stands for the
+//! cluster, needs the right to `get` it.
 
 mod access;
 mod cidrs;
@@ -78,10 +79,11 @@ pub async fn infer_config() -> Result<Config, KubeError> {
     config::infer(|name| std::env::var_os(name)).await
 }
 
-/// Sends the objects and how they change, until the receiver is closed. The API may be away at any time, also at the
-/// start.
+/// Sends the objects and how they change, until the receiver is closed. The API may be away at any
+/// time, also at the start.
 ///
-/// A server that has no ServiceCIDRs, or does not allow to read them, is asked again after `leisure`.
+/// A server that has no ServiceCIDRs, or does not allow to read them, is asked again after
+/// `leisure`.
 pub async fn run(
     config: Config,
     leisure: Range<Duration>,
@@ -89,7 +91,8 @@ pub async fn run(
 ) -> Result<(), KubeError> {
     let place = config::place(&config);
     let client = access::client(config)?;
-    // Those of all proxies: what others serve has addresses, too, and what changes hands is never missing.
+    // Those of all proxies: what others serve has addresses, too, and what changes hands is never
+    // missing.
     let services = Watch::<Service>::new(client.clone(), place.clone(), None, changes.clone());
     let slices = Watch::<EndpointSlice>::new(client.clone(), place.clone(), Some(slices()), changes.clone());
     let nodes = Watch::<Node>::new(client.clone(), place.clone(), None, changes.clone());
@@ -103,8 +106,8 @@ pub async fn run(
     Ok(())
 }
 
-/// The UID of the namespace kube-system: the same for all nodes of a cluster, and another in every cluster. Asks until
-/// the API answers; `None` if it refuses.
+/// The UID of the namespace kube-system: the same for all nodes of a cluster, and another in every
+/// cluster. Asks until the API answers; `None` if it refuses.
 pub async fn cluster_uid(config: Config) -> Option<String> {
     const NAME: &str = "kube-system";
     const PATIENCE: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(10)];
@@ -130,8 +133,8 @@ pub async fn cluster_uid(config: Config) -> Option<String> {
     }
 }
 
-/// Whose proxy a slice is for is not asked: slices not made by the control plane need not repeat their Service's
-/// label, and when a Service comes from another proxy its slices are known already.
+/// Whose proxy a slice is for is not asked: slices not made by the control plane need not repeat
+/// their Service's label, and when a Service comes from another proxy its slices are known already.
 fn slices() -> String {
     format!("!{HEADLESS_LABEL}")
 }

@@ -1,9 +1,10 @@
 //! A directory of ordinary YAML files as the source: `--manifests DIR`.
 //!
-//! Files `*.yaml`, `*.yml` and `*.json` hold Services, EndpointSlices, Nodes and Pods. An edit takes effect at once, and
-//! only the objects that it changes are reported. While a file is broken its last good content stays in force; while the
-//! directory is gone, everything does. Services get what an API server would give them (`allocate`), so that nobody
-//! behind this module sees a difference.
+//! Files `*.yaml`, `*.yml` and `*.json` hold Services, EndpointSlices, Nodes and Pods. An edit
+//! takes effect at once, and only the objects that it changes are reported. While a file is broken
+//! its last good content stays in force; while the directory is gone, everything does. Services get
+//! what an API server would give them (`allocate`), so that nobody behind this module sees a
+//! difference.
 
 mod allocate;
 mod decode;

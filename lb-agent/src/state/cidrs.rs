@@ -15,7 +15,8 @@ use crate::service_cidr::ServiceCidr;
 /// What names Service CIDRs, and what speaks against them.
 #[derive(Debug, Default)]
 pub(super) struct ServiceCidrs {
-    /// What ServiceCIDRs say, by their names. One that is being deleted holds addresses of Services until it is gone.
+    /// What ServiceCIDRs say, by their names. One that is being deleted holds addresses of Services
+    /// until it is gone.
     objects: BTreeMap<String, Vec<String>>,
     /// The networks of each Node's Pods.
     pod_networks: BTreeMap<String, Vec<Network>>,
@@ -52,8 +53,8 @@ impl ServiceCidrs {
         &self.problems
     }
 
-    /// The networks of which packets to addresses that no Service has are dropped: those that the option names, and those
-    /// of all objects.
+    /// The networks of which packets to addresses that no Service has are dropped: those that the
+    /// option names, and those of all objects.
     pub(super) fn in_force(&mut self, named: &BTreeSet<Network>) -> BTreeSet<Network> {
         let mut problems = Vec::new();
         let mut cidrs = BTreeSet::new();
@@ -93,7 +94,8 @@ impl ServiceCidrs {
         cidrs
     }
 
-    /// Whose Pods may have addresses of a network: then nobody can tell which packets are for nobody.
+    /// Whose Pods may have addresses of a network: then nobody can tell which packets are for
+    /// nobody.
     fn pods_in(&self, cidr: Network) -> Option<Problem> {
         let nodes = self.pod_networks.iter();
         let mut pairs = nodes.flat_map(|(node, networks)| networks.iter().map(move |pods| (node, pods)));

@@ -129,14 +129,14 @@ impl State {
         self.node_changed();
     }
 
-    /// The node with what its object says (its zone, and its primary address of each family) and the other Nodes'
-    /// addresses.
+    /// The node with what its object says (its zone, and its primary address of each family) and
+    /// the other Nodes' addresses.
     pub fn node(&self) -> &NodeConfig {
         &self.node
     }
 
-    /// Whether an address is one that a Pod of this node has or may have: that of an endpoint or a Pod which is not on another
-    /// node, or one of the node's Pod CIDRs.
+    /// Whether an address is one that a Pod of this node has or may have: that of an endpoint or a
+    /// Pod which is not on another node, or one of the node's Pod CIDRs.
     pub fn is_pod_address(&self, address: IpAddr) -> bool {
         self.pod_addresses.contains(address)
     }
@@ -158,7 +158,8 @@ impl State {
         std::mem::take(&mut self.dirty)
     }
 
-    /// Addresses that were a Pod's and are it no more since the last call: what was there does not come back.
+    /// Addresses that were a Pod's and are it no more since the last call: what was there does not
+    /// come back.
     pub fn take_ended(&mut self) -> BTreeSet<IpAddr> {
         std::mem::take(&mut self.ended)
     }
@@ -168,7 +169,8 @@ impl State {
         self.services.get(name).map(Box::as_ref)
     }
 
-    /// The slices of a Service, and what is wrong with the Pods from which they were derived if there are none.
+    /// The slices of a Service, and what is wrong with the Pods from which they were derived if
+    /// there are none.
     pub fn slices(&self, name: &NamespacedName) -> (Slices<'_>, Vec<Problem>) {
         if let Some(slices) = self.slices.get(name) {
             let slices = slices
@@ -290,7 +292,8 @@ impl State {
                 }
             }
             Kind::Node if name.name == self.configured.name => {
-                // Whether it was leaving stays as it was: an autoscaler deletes the object before the machine is off.
+                // Whether it was leaving stays as it was: an autoscaler deletes the object before
+                // the machine is off.
                 self.node_object = None;
                 self.node_changed();
                 self.set_pod_networks(&name.name, None);

@@ -1,4 +1,5 @@
-//! Addresses of the cluster's other Nodes, and the Services that may have such an address for their own.
+//! Addresses of the cluster's other Nodes, and the Services that may have such an address for their
+//! own.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -22,8 +23,8 @@ impl OtherNodes {
         self.by_name.keys()
     }
 
-    /// Takes note of a Node; `None`: it is gone. Returns the addresses that are some Node's only now, and those that are
-    /// no Node's any more.
+    /// Takes note of a Node; `None`: it is gone. Returns the addresses that are some Node's only
+    /// now, and those that are no Node's any more.
     pub(super) fn set(&mut self, name: &str, node: Option<&Node>) -> (BTreeSet<IpAddr>, BTreeSet<IpAddr>) {
         let new: BTreeSet<IpAddr> = node.map(|node| addresses(node).collect()).unwrap_or_default();
         let old = match node {

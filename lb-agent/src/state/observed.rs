@@ -8,9 +8,11 @@ use crate::desired::NamespacedName;
 use crate::model::Slice;
 use crate::network::Family;
 
-/// When the Pod or Service changed that made the control plane write the slice: set by the EndpointSlice controller.
+/// When the Pod or Service changed that made the control plane write the slice: set by the
+/// EndpointSlice controller.
 const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
-/// Set by the cluster autoscaler on a Node that it is about to delete (`taints.ToBeDeletedTaint` in its source).
+/// Set by the cluster autoscaler on a Node that it is about to delete (`taints.ToBeDeletedTaint` in
+/// its source).
 const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// What has been seen so far.

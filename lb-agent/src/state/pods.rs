@@ -12,8 +12,9 @@ use crate::model::{Problem, protocol, quoted};
 use crate::network::{Family, parse_address};
 use crate::object::{Kind, ObjectReference};
 
-/// The slices that one Pod makes for a Service, one for each family: what the EndpointSlice controller does, except
-/// that a Pod without a `Ready` condition counts as ready, since no kubelet writes conditions into manifests.
+/// The slices that one Pod makes for a Service, one for each family: what the EndpointSlice
+/// controller does, except that a Pod without a `Ready` condition counts as ready, since no kubelet
+/// writes conditions into manifests.
 pub(super) fn slices(service: &Service, pod: &Pod, problems: &mut Vec<Problem>) -> Vec<EndpointSlice> {
     if has_ended(pod) {
         return Vec::new();

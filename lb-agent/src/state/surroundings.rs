@@ -29,7 +29,8 @@ impl State {
         }
     }
 
-    /// Other Service CIDRs may be in force now: then Services of other proxies hold their addresses, or need not.
+    /// Other Service CIDRs may be in force now: then Services of other proxies hold their
+    /// addresses, or need not.
     pub(super) fn cidrs_changed(&mut self) {
         let new = self.cidrs.in_force(&self.configured.service_cidrs);
         if self.node.service_cidrs == new {

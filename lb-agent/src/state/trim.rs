@@ -1,4 +1,5 @@
-//! Keeps of each object only what the agent reads: less memory, and a change of anything else is no change.
+//! Keeps of each object only what the agent reads: less memory, and a change of anything else is no
+//! change.
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus, Service, ServiceSpec, ServiceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -79,7 +80,8 @@ fn container(container: k8s_openapi::api::core::v1::Container) -> k8s_openapi::a
     }
 }
 
-/// Whether the node's addresses matter to a Service: it has NodePorts, or addresses that may be the node's own.
+/// Whether the node's addresses matter to a Service: it has NodePorts, or addresses that may be the
+/// node's own.
 pub(super) fn depends_on_addresses(service: &Service) -> bool {
     let Some(spec) = &service.spec else {
         return false;

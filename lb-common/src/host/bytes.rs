@@ -25,7 +25,8 @@ pub struct Bytes {
     pub pod_devices: Vec<u32>,
     /// Where senders are: what the first network says that one is in. All others are here.
     pub senders: Vec<SenderNetwork>,
-    /// Payload bytes of each packet that this one is cut into when it is sent; 0 if it is sent as it is.
+    /// Payload bytes of each packet that this one is cut into when it is sent; 0 if it is sent as
+    /// it is.
     pub segment_size: u32,
     /// Whether the frame is for another machine.
     pub is_for_other: bool,

@@ -56,7 +56,8 @@ pub struct HostTables<A> {
     pub reasons: RefCell<HashMap<u32, u64>>,
     /// Which client stays with which backend.
     pub affinities: RefCell<HashMap<AffinityKey<A>, Affinity>>,
-    /// Where Service CIDRs are. Their addresses are also among [`Self::allowed`], in the set [`cidr::SET`].
+    /// Where Service CIDRs are. Their addresses are also among [`Self::allowed`], in the set
+    /// [`cidr::SET`].
     pub service_cidrs: cidr::Networks,
     /// Clients that a set of source ranges holds.
     pub allowed: Vec<(u32, A)>,
@@ -163,8 +164,8 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
     fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>> {
         let mut flows = self.flows.borrow_mut();
         let flow = flows.get_mut(key)?;
-        // SAFETY: the box keeps its place until the flow is removed; the decision code does not use an entry after
-        // removing or replacing its flow.
+        // SAFETY: the box keeps its place until the flow is removed; the decision code does not use
+        // an entry after removing or replacing its flow.
         Some(unsafe { FlowEntry::new(NonNull::from(flow.as_mut())) })
     }
 

@@ -1,8 +1,9 @@
-//! ICMP: errors about packets that were rewritten find their way to who sent the packet, and VIPs answer echo
-//! requests.
+//! ICMP: errors about packets that were rewritten find their way to who sent the packet, and VIPs
+//! answer echo requests.
 //!
-//! An error quotes the packet that it is about. It travels the other way, so the flow of the opposite direction says
-//! what to make of it: outside and inside the quotation the addresses become those that the receiver knows.
+//! An error quotes the packet that it is about. It travels the other way, so the flow of the
+//! opposite direction says what to make of it: outside and inside the quotation the addresses
+//! become those that the receiver knows.
 
 mod echo;
 mod message;
@@ -27,8 +28,8 @@ use self::echo::echo;
 use self::message::Message;
 use self::quotation::{Quotation, rewrite_quotation};
 
-/// Decides about an ICMP message at `network` that enters or leaves the stack (`hook`), and rewrites it. `drops`: unless it
-/// leaves to a Pod.
+/// Decides about an ICMP message at `network` that enters or leaves the stack (`hook`), and
+/// rewrites it. `drops`: unless it leaves to a Pod.
 #[inline(always)]
 pub(crate) fn icmp<A: IpHeader>(
     packet: &mut impl Packet,
@@ -57,8 +58,8 @@ pub(crate) fn icmp<A: IpHeader>(
     }
 }
 
-/// Decides about a packet of another protocol, or that cannot be read: from outside to an address that no Service has it
-/// is dropped, as any other one.
+/// Decides about a packet of another protocol, or that cannot be read: from outside to an address
+/// that no Service has it is dropped, as any other one.
 #[inline(always)]
 fn other<A: IpHeader>(packet: &impl Packet, tables: &impl Tables<A>, network: u32, hook: u8) -> Verdict {
     if hook != hook::INGRESS_OUTSIDE {
@@ -76,8 +77,8 @@ fn other<A: IpHeader>(packet: &impl Packet, tables: &impl Tables<A>, network: u3
     cidr::pass_or_drop(packet, tables, destination)
 }
 
-/// Whether a packet that is no message with a plain IP header may be one with options or extension headers: an error is
-/// never dropped.
+/// Whether a packet that is no message with a plain IP header may be one with options or extension
+/// headers: an error is never dropped.
 #[inline(always)]
 fn may_be_icmp<A: IpHeader>(packet: &impl Packet, network: u32) -> bool {
     let offset = if A::IS_IPV6 {
@@ -161,8 +162,8 @@ fn deliver<A: IpHeader>(
 
 /// Gives an error the addresses that its receiver knows.
 ///
-/// Out of line: with what it needs, the functions that are called besides would not fit on the stack (kernels before 6.4
-/// count each frame in steps of 32 bytes).
+/// Out of line: with what it needs, the functions that are called besides would not fit on the
+/// stack (kernels before 6.4 count each frame in steps of 32 bytes).
 #[inline(never)]
 fn rewrite<A: IpHeader>(
     packet: &mut impl Packet,
@@ -170,8 +171,8 @@ fn rewrite<A: IpHeader>(
     quotation: &Quotation<A>,
     flow: &Flow<A>,
 ) -> Option<()> {
-    // A router on the way tells of itself, unless the receiver of a sent-on packet would not believe it to be on the
-    // way at all.
+    // A router on the way tells of itself, unless the receiver of a sent-on packet would not
+    // believe it to be on the way at all.
     let is_from_peer = message.source == quotation.key.source;
     let source = if is_from_peer || flow.flags & flow_flags::FORWARD != 0 {
         &flow.source
@@ -200,8 +201,9 @@ fn rewrite<A: IpHeader>(
     Some(())
 }
 
-/// Patches a checksum after what it covers has changed; `zero` is what is written if it becomes 0, which in UDP means
-/// that there is none. Returns the difference that its own change makes to a checksum over it.
+/// Patches a checksum after what it covers has changed; `zero` is what is written if it becomes 0,
+/// which in UDP means that there is none. Returns the difference that its own change makes to a
+/// checksum over it.
 #[inline(always)]
 fn patch(packet: &mut impl Packet, offset: u32, difference: Sum, zero: u16) -> Option<Sum> {
     let old = packet.view::<2>(offset)?.u16::<0>();

@@ -81,8 +81,8 @@ const UDP_CHECKSUM: u32 = 6;
 
 const TCP_CHECKSUM: u32 = 16;
 
-/// Gives a quoted packet the addresses and ports that its sender gave it. Returns the difference that it makes to the
-/// checksum over it.
+/// Gives a quoted packet the addresses and ports that its sender gave it. Returns the difference
+/// that it makes to the checksum over it.
 #[inline(always)]
 pub(super) fn rewrite_quotation<A: IpHeader>(
     packet: &mut impl Packet,
@@ -96,8 +96,9 @@ pub(super) fn rewrite_quotation<A: IpHeader>(
     let old_ports = key.reversed(key.hook).ports_word();
     let new_ports = flow.peer_key(key.protocol).ports_word();
     let mut difference = addresses.replace(old_ports, new_ports);
-    // The quoted packet's own checksums make up for what they cover. That of the transport header may not be quoted
-    // (padding of the frame may stand in its place), and a UDP packet may have none.
+    // The quoted packet's own checksums make up for what they cover. That of the transport header
+    // may not be quoted (padding of the frame may stand in its place), and a UDP packet may have
+    // none.
     let transport_checksum = match key.protocol {
         protocol::TCP => Some(transport + TCP_CHECKSUM),
         protocol::UDP => Some(transport + UDP_CHECKSUM),

@@ -6,9 +6,11 @@ use crate::net::{Address4, Address6};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct Device {
-    /// The address that replaces a client's in IPv4; unspecified if the device has none and the node's is used.
+    /// The address that replaces a client's in IPv4; unspecified if the device has none and the
+    /// node's is used.
     pub address4: Address4,
-    /// The address that replaces a client's in IPv6; unspecified if the device has none and the node's is used.
+    /// The address that replaces a client's in IPv6; unspecified if the device has none and the
+    /// node's is used.
     pub address6: Address6,
 }
 
@@ -37,7 +39,8 @@ impl From<[u8; 6]> for LinkAddress {
 pub struct DeviceLinks {
     /// Index of the device; 0 in a row of none.
     pub index: u32,
-    /// The device's own address, and that of the bridge or bond that it is a port of; the same again without one.
+    /// The device's own address, and that of the bridge or bond that it is a port of; the same
+    /// again without one.
     pub addresses: [LinkAddress; 2],
 }
 
@@ -64,14 +67,15 @@ pub mod device_role {
 /// Rows of the maps that say which devices have a quality.
 pub const DEVICE_ROWS: u32 = 1_024;
 
-/// The row of a device in such a map. Where two devices share one, the other goes without: its packets take the longer
-/// way.
+/// The row of a device in such a map. Where two devices share one, the other goes without: its
+/// packets take the longer way.
 #[inline(always)]
 pub const fn device_row(index: u32) -> u32 {
     index % DEVICE_ROWS
 }
 
-/// Rows of [`super::map::NAMESPACES`]: the agent writes half as many, so that they fit beside those of the agent before it.
+/// Rows of [`super::map::NAMESPACES`]: the agent writes half as many, so that they fit beside those
+/// of the agent before it.
 pub const NAMESPACE_ROWS: u32 = 8_192;
 
 /// Whose a network namespace is that is not the node's own.

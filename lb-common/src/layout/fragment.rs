@@ -28,7 +28,8 @@ pub struct Fragment {
     pub source_port: Port,
     /// Destination port; 0 unless [`fragment_state::PORTS`].
     pub destination_port: Port,
-    /// When the fragment was seen that the row was written for, in ticks (see [`crate::tables::Tables::now`]).
+    /// When the fragment was seen that the row was written for, in ticks (see
+    /// [`crate::tables::Tables::now`]).
     pub seen: u32,
     /// One of [`fragment_state`].
     pub state: u32,
@@ -46,6 +47,6 @@ pub mod fragment_state {
     pub const FOREIGN: u32 = 3;
 }
 
-/// The first bytes of the link-layer address that a fragment has on its way to the kernel's own reassembly and back; the
-/// index of the device that it came in by follows, in network byte order.
+/// The first bytes of the link-layer address that a fragment has on its way to the kernel's own
+/// reassembly and back; the index of the device that it came in by follows, in network byte order.
 pub const DETOUR_LINK: [u8; 2] = [0x02, 0xfa];

@@ -9,8 +9,8 @@ pub type BackendId = u32;
 
 /// What clients connect to: key of the frontends map.
 ///
-/// Port 0 is the wildcard row of an address: it says that the address is a VIP, and what becomes of packets to it that
-/// are for no port of a Service.
+/// Port 0 is the wildcard row of an address: it says that the address is a VIP, and what becomes of
+/// packets to it that are for no port of a Service.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct FrontendKey<A> {
@@ -46,7 +46,8 @@ pub struct Frontend {
     pub cluster: Region,
     /// Backends of this node.
     pub local: Region,
-    /// The Maglev table of the backends that clients outside choose from; empty if they use a list like the others.
+    /// The Maglev table of the backends that clients outside choose from; empty if they use a list
+    /// like the others.
     pub maglev: Region,
     /// The set of [`SourceRange`] rows that clients must be in; 0 if all may come.
     pub source_ranges: u32,
@@ -62,19 +63,23 @@ pub mod frontend_flags {
     pub const OUTSIDE_LOCAL: u32 = 1 << 1;
     /// The wildcard row of a VIP.
     pub const WILDCARD: u32 = 1 << 2;
-    /// In a wildcard row: ports that have no row of their own are not rejected but left to the node.
+    /// In a wildcard row: ports that have no row of their own are not rejected but left to the
+    /// node.
     pub const PASS_UNKNOWN: u32 = 1 << 3;
     /// In a wildcard row: ICMP echo requests are answered.
     pub const ECHO: u32 = 1 << 4;
-    /// In a row with source ranges: processes of the node itself may come, as one of its addresses is in a range.
+    /// In a row with source ranges: processes of the node itself may come, as one of its addresses
+    /// is in a range.
     pub const NODE_ALLOWED: u32 = 1 << 5;
-    /// The address is one of the node's own: packets to it may be answers to the node's own connections.
+    /// The address is one of the node's own: packets to it may be answers to the node's own
+    /// connections.
     pub const NODE_ADDRESS: u32 = 1 << 6;
 }
 
 /// Clients that may use an address with `loadBalancerSourceRanges`: key of the source ranges maps.
 ///
-/// They find the longest prefix; the length of a key's prefix is [`SourceRange::SET_BITS`] and that of the network's.
+/// They find the longest prefix; the length of a key's prefix is [`SourceRange::SET_BITS`] and that
+/// of the network's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct SourceRange<A> {
@@ -101,8 +106,8 @@ pub struct Slot {
 
 /// An endpoint that the datapath may choose: value of the backends arrays.
 ///
-/// A row belongs to one service port. `generation` grows each time the row is given to another endpoint, so whoever
-/// remembers a backend (slots, flows, sockets) notices that it is gone.
+/// A row belongs to one service port. `generation` grows each time the row is given to another
+/// endpoint, so whoever remembers a backend (slots, flows, sockets) notices that it is gone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct Backend<A> {
@@ -128,7 +133,8 @@ pub mod backend_state {
     pub const ACTIVE: u8 = 1;
     /// Keeps the flows it has.
     pub const DRAINING: u8 = 2;
-    /// Keeps the connections it has for a while: the endpoint is missing, and may come back as the same.
+    /// Keeps the connections it has for a while: the endpoint is missing, and may come back as the
+    /// same.
     pub const ABSENT: u8 = 3;
 }
 
@@ -142,8 +148,8 @@ pub mod backend_flags {
     pub const IN_LOCAL: u8 = 1 << 2;
 }
 
-/// The name of a service port: value of the service names map. No program reads it; it tells people, and the next
-/// agent, what a service id stands for.
+/// The name of a service port: value of the service names map. No program reads it; it tells
+/// people, and the next agent, what a service id stands for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct ServiceName {
@@ -152,7 +158,8 @@ pub struct ServiceName {
 }
 
 impl ServiceName {
-    /// Three DNS labels of at most 63 characters, a protocol of at most 4 and three slashes (196), rounded up.
+    /// Three DNS labels of at most 63 characters, a protocol of at most 4 and three slashes (196),
+    /// rounded up.
     pub const LENGTH: usize = 200;
 }
 

@@ -21,10 +21,10 @@ pub struct SocketKey<A> {
 
 /// The other side of a translation at a socket: value of the sockets maps.
 ///
-/// Under a backend's address stands the frontend; under a frontend's address the backend that was chosen for a UDP socket.
-/// Under the unspecified address and a small number as port stands a frontend that a UDP socket has asked for.
-/// A UDP socket that was connected to a frontend without a backend has an address and a port of the node for one, and 0 as
-/// [`Self::backend`].
+/// Under a backend's address stands the frontend; under a frontend's address the backend that was
+/// chosen for a UDP socket. Under the unspecified address and a small number as port stands a
+/// frontend that a UDP socket has asked for. A UDP socket that was connected to a frontend without
+/// a backend has an address and a port of the node for one, and 0 as [`Self::backend`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct Socket<A> {
@@ -67,8 +67,8 @@ pub const fn cookie(halves: [u32; 2]) -> u64 {
 pub struct AffinityKey<A> {
     /// The client's address; unspecified if it is known by `namespace`.
     pub client: A,
-    /// The cookie of the client's network namespace, low and high half, if it was translated at its socket, where its
-    /// address is not known; 0 otherwise.
+    /// The cookie of the client's network namespace, low and high half, if it was translated at its
+    /// socket, where its address is not known; 0 otherwise.
     pub namespace: [u32; 2],
     /// The service port.
     pub service: ServiceId,
@@ -82,6 +82,7 @@ pub struct Affinity {
     pub backend: BackendId,
     /// The backend row's generation when it was chosen.
     pub generation: u32,
-    /// When the client last opened a connection, in jiffies (see [`crate::tables::Tables::jiffies`]).
+    /// When the client last opened a connection, in jiffies (see
+    /// [`crate::tables::Tables::jiffies`]).
     pub last_used: u64,
 }

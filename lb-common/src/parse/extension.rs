@@ -20,7 +20,8 @@ pub(crate) const fn is_one(number: u8) -> bool {
     )
 }
 
-/// What stands behind extension headers, in one number: a function of its own returns no more to the verifier.
+/// What stands behind extension headers, in one number: a function of its own returns no more to
+/// the verifier.
 #[derive(Clone, Copy)]
 pub(super) struct Behind(u32);
 
@@ -56,8 +57,8 @@ pub(super) fn skip_extensions(packet: &impl Packet, offset: u32, first: u8) -> B
         let Some(header) = packet.view::<4>(offset + length) else {
             return Behind::NOTHING;
         };
-        // Before the last segment the IPv6 header does not name the destination that checksums cover (RFC 8200
-        // section 8.1).
+        // Before the last segment the IPv6 header does not name the destination that checksums
+        // cover (RFC 8200 section 8.1).
         if next == ROUTING && header.u8::<SEGMENTS_LEFT>() != 0 {
             return Behind::NOTHING;
         }

@@ -53,8 +53,8 @@ pub fn fragment4(packet: &impl Packet, offset: u32) -> Option<FragmentHeader> {
     })
 }
 
-/// The fragment in an IPv6 packet at `offset`. Those with other extension headers before that of the fragment are not
-/// parsed.
+/// The fragment in an IPv6 packet at `offset`. Those with other extension headers before that of
+/// the fragment are not parsed.
 #[inline(always)]
 pub fn fragment6(packet: &impl Packet, offset: u32) -> Option<FragmentHeader> {
     const LENGTH: u32 = Ipv6Hdr::LEN as u32;

@@ -1,7 +1,7 @@
 //! From the first bytes of a frame to addresses, ports and offsets.
 //!
-//! What is not TCP, UDP or SCTP over IP, is truncated or malformed is not parsed: it is not ours. Fragments have a
-//! parser of their own, for the sake of the packets that are none.
+//! What is not TCP, UDP or SCTP over IP, is truncated or malformed is not parsed: it is not ours.
+//! Fragments have a parser of their own, for the sake of the packets that are none.
 pub(crate) mod extension;
 mod fragment;
 mod transport;
@@ -68,8 +68,9 @@ pub fn network_of(ethertype: u16) -> Network {
 
 /// The network layer behind an Ethernet header.
 ///
-/// Packets with VLAN tags are none of ours: they belong to a VLAN device, whose programs see them without the tags. XDP
-/// leaves a tag that is of no VLAN to TC, before which the kernel takes the tag out of the frame.
+/// Packets with VLAN tags are none of ours: they belong to a VLAN device, whose programs see them
+/// without the tags. XDP leaves a tag that is of no VLAN to TC, before which the kernel takes the
+/// tag out of the frame.
 #[inline(always)]
 pub fn network(packet: &impl Packet) -> Network {
     packet
@@ -81,9 +82,10 @@ pub fn network(packet: &impl Packet) -> Network {
 
 /// The number of bytes from `offset` on that a length field (network byte order) tells.
 ///
-/// In a packet that is cut into segments when it is sent, 0 stands for more than the field can hold ("BIG TCP",
-/// `iph_totlen` in include/linux/ip.h, Linux 6.18): what is told ends with the packet. In IPv6, Linux 6.18 puts a
-/// hop-by-hop header with a jumbo payload option (RFC 2675) behind, which is skipped as any other.
+/// In a packet that is cut into segments when it is sent, 0 stands for more than the field can hold
+/// ("BIG TCP", `iph_totlen` in include/linux/ip.h, Linux 6.18): what is told ends with the packet.
+/// In IPv6, Linux 6.18 puts a hop-by-hop header with a jumbo payload option (RFC 2675) behind,
+/// which is skipped as any other.
 #[inline(always)]
 fn length_behind(packet: &impl Packet, offset: u32, told: u16) -> u32 {
     if told == 0 && packet.segment_size() != 0 {
@@ -93,7 +95,8 @@ fn length_behind(packet: &impl Packet, offset: u32, told: u16) -> u32 {
     }
 }
 
-/// Parses a transport header over IPv4 at `offset` of a packet seen at `hook` (see [`crate::layout::hook`]).
+/// Parses a transport header over IPv4 at `offset` of a packet seen at `hook` (see
+/// [`crate::layout::hook`]).
 #[inline(always)]
 pub fn ipv4(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Address4>> {
     let header = packet.view::<{ Ipv4Hdr::LEN }>(offset)?;
@@ -131,7 +134,8 @@ pub fn ipv4(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
     })
 }
 
-/// Parses a transport header over IPv6 at `offset`, behind extension headers if there are any, of a packet seen at `hook`.
+/// Parses a transport header over IPv6 at `offset`, behind extension headers if there are any, of a
+/// packet seen at `hook`.
 #[inline(always)]
 pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Address6>> {
     let header = packet.view::<{ Ipv6Hdr::LEN }>(offset)?;
@@ -182,7 +186,8 @@ pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
 
 /// An IP version's headers in packets.
 pub trait IpHeader: Address {
-    /// Parses a whole packet with its IP header at `network`, seen at `hook` (see [`crate::layout::hook`]).
+    /// Parses a whole packet with its IP header at `network`, seen at `hook` (see
+    /// [`crate::layout::hook`]).
     fn parse(packet: &impl Packet, network: u32, hook: u8) -> Option<Parsed<Self>>;
 
     /// Parses a fragment with its IP header at `network`.
@@ -391,8 +396,8 @@ mod tests {
 
     #[test]
     fn malformed_ipv4() {
-        // Byte and a value that makes the packet none of ours: version, header length, total length, fragment
-        // offset, more fragments, protocol, TCP header length.
+        // Byte and a value that makes the packet none of ours: version, header length, total
+        // length, fragment offset, more fragments, protocol, TCP header length.
         let cases = [
             (0, 0x65),
             (0, 0x44),

@@ -1,5 +1,5 @@
-//! Translation at the socket: a process connects or sends to a frontend, and its socket gets a backend's address
-//! before there is a packet.
+//! Translation at the socket: a process connects or sends to a frontend, and its socket gets a
+//! backend's address before there is a packet.
 
 mod nowhere;
 mod rows;
@@ -21,7 +21,8 @@ use crate::tables::Tables;
 pub trait SocketTables<A: Address>: Tables<A> {
     /// The row with this key.
     fn socket(&self, key: &SocketKey<A>) -> Option<Socket<A>>;
-    /// Adds or replaces a row. Without it the socket works, but shows the backend's address as its peer.
+    /// Adds or replaces a row. Without it the socket works, but shows the backend's address as its
+    /// peer.
     fn insert_socket(&self, key: &SocketKey<A>, socket: &Socket<A>);
     /// Removes a row, if it is there.
     fn remove_socket(&self, key: &SocketKey<A>);
@@ -69,8 +70,8 @@ impl<A: Address> Call<A> {
         }
     }
 
-    /// Where the frontends stand that a UDP socket has asked for: in rows for the unspecified address and the ports from 0
-    /// on.
+    /// Where the frontends stand that a UDP socket has asked for: in rows for the unspecified
+    /// address and the ports from 0 on.
     #[inline(always)]
     fn frontend_key(&self, index: u16) -> SocketKey<A> {
         self.key(Peer {
@@ -82,8 +83,8 @@ impl<A: Address> Call<A> {
 
 /// `connect`: the peer to connect to instead, `None` to leave the call alone, or why it fails.
 ///
-/// That of a UDP socket tells nobody and so always succeeds: programs do it to learn an address of their own. Without a
-/// backend the socket gets a peer that refuses its datagrams.
+/// That of a UDP socket tells nobody and so always succeeds: programs do it to learn an address of
+/// their own. Without a backend the socket gets a peer that refuses its datagrams.
 #[inline(always)]
 pub fn connect<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result<Option<Peer<A>>, Reason> {
     // Whatever the socket was connected to, it is no longer.
@@ -107,7 +108,8 @@ pub fn send<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result
     find_backend(tables, call, call.is_connected).map_err(|refusal| refusal.counted(tables))
 }
 
-/// Where a socket's packets to a frontend go; those of a UDP socket to the same backend as before while it lives.
+/// Where a socket's packets to a frontend go; those of a UDP socket to the same backend as before
+/// while it lives.
 #[inline(always)]
 fn find_backend<A: Address>(
     tables: &impl SocketTables<A>,
@@ -117,8 +119,8 @@ fn find_backend<A: Address>(
     let mut known = call.peer;
     let mut remembered = Remembered::Nothing;
     if call.protocol == protocol::UDP {
-        // Those of Pods are translated at their devices, which can tell two frontends apart that share a backend, and lead
-        // a connected socket to another backend.
+        // Those of Pods are translated at their devices, which can tell two frontends apart that
+        // share a backend, and lead a connected socket to another backend.
         if !call.is_node {
             return Ok(None);
         }
@@ -130,8 +132,8 @@ fn find_backend<A: Address>(
     let to = translate(tables, call)?;
     match to {
         Some(to) if call.protocol == protocol::UDP => keep(tables, call, &to),
-        // The backend itself is asked, and answers with its own address. The kernel names it for a connected IPv6 socket
-        // whose peer is an IPv4-mapped address, too.
+        // The backend itself is asked, and answers with its own address. The kernel names it for a
+        // connected IPv6 socket whose peer is an IPv4-mapped address, too.
         None if remembered == Remembered::Frontend && !is_connected => {
             tables.remove_socket(&call.key(call.peer));
         }
@@ -159,7 +161,8 @@ impl Refusal {
     }
 }
 
-/// Chooses a backend for a socket, and remembers which frontend it is for; `None` if the call is not the agent's.
+/// Chooses a backend for a socket, and remembers which frontend it is for; `None` if the call is
+/// not the agent's.
 #[inline(always)]
 fn translate<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result<Option<Peer<A>>, Refusal> {
     // A Pod that talks to itself does not mean the node's NodePorts.
@@ -191,24 +194,27 @@ fn translate<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Resul
     Ok(Some(to))
 }
 
-/// Whether a connection is left to the device that its packets leave the network namespace by, if they do.
+/// Whether a connection is left to the device that its packets leave the network namespace by, if
+/// they do.
 #[inline(always)]
 fn is_for_device<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, frontend: &Frontend) -> bool {
     if call.is_node {
         return false;
     }
-    // Two Services may share a Pod, and the kernel has no second connection from one port to it: there, the port of one is
-    // replaced. And only there the Pod's address is known, which source ranges and affinity ask for.
+    // Two Services may share a Pod, and the kernel has no second connection from one port to it:
+    // there, the port of one is replaced. And only there the Pod's address is known, which source
+    // ranges and affinity ask for.
     let asks_for_address = frontend.source_ranges != 0 || frontend.affinity_seconds != 0;
-    // In a namespace that is not the cluster's the address may be another one's, whose packets never leave it: those of a
-    // cluster inside of a container. What does leave it meets the programs of the device, as that of a new Pod does.
+    // In a namespace that is not the cluster's the address may be another one's, whose packets
+    // never leave it: those of a cluster inside of a container. What does leave it meets the
+    // programs of the device, as that of a new Pod does.
     call.is_bound || asks_for_address || !tables.is_of_pod(call.namespace)
 }
 
 /// `recvmsg` and `getpeername`: the frontend that the program sees instead of the backend.
 ///
-/// What another program of ours has restored already stays, while one follows the other; so does a frontend under which
-/// an agent before this one has written a backend without saying so.
+/// What another program of ours has restored already stays, while one follows the other; so does a
+/// frontend under which an agent before this one has written a backend without saying so.
 #[inline(always)]
 pub fn restore<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Option<Peer<A>> {
     let row = tables.socket(&call.key(call.peer))?;
@@ -433,7 +439,8 @@ mod tests {
         assert!(connect(&tables, &of(9, true, vip())).unwrap().is_some());
     }
 
-    /// What was translated before is shown as it was named, also once nothing is known of its namespace any more.
+    /// What was translated before is shown as it was named, also once nothing is known of its
+    /// namespace any more.
     #[test]
     fn names_of_translated_sockets_outlive_the_row_of_their_namespace() {
         let mut tables = tables();

@@ -6,8 +6,8 @@ use crate::layout::{Socket, socket_names};
 use crate::net::Port;
 use crate::tables::Tables;
 
-/// A UDP port that nobody has: it is assigned to a protocol of TCP (`tcpmux`), and 0 is none that a peer may have
-/// (`inet_getname`, net/ipv4/af_inet.c, Linux 6.18).
+/// A UDP port that nobody has: it is assigned to a protocol of TCP (`tcpmux`), and 0 is none that a
+/// peer may have (`inet_getname`, net/ipv4/af_inet.c, Linux 6.18).
 pub(super) const NOBODY: Port = Port::new(1);
 
 /// A peer that refuses all datagrams. Unspecified if the node has no address.

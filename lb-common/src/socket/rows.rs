@@ -7,8 +7,8 @@ use crate::layout::{Socket, backend_state, socket_names};
 use crate::net::protocol;
 use crate::tables::Tables;
 
-/// How many frontends are noted of a UDP socket. The rows of others stay behind when it is closed, until the map needs
-/// their room.
+/// How many frontends are noted of a UDP socket. The rows of others stay behind when it is closed,
+/// until the map needs their room.
 pub(super) const FRONTENDS: u16 = 4;
 
 /// What is remembered of a socket and an address.
@@ -102,10 +102,11 @@ pub(super) fn record_frontend<A: Address>(tables: &impl SocketTables<A>, call: &
     }
 }
 
-/// A socket is closed, whose peer is now as the call says: nobody needs its rows any more. One of IPv6 may have rows of
-/// both families.
+/// A socket is closed, whose peer is now as the call says: nobody needs its rows any more. One of
+/// IPv6 may have rows of both families.
 ///
-/// The kernel forgets the peer of a TCP connection that was refused while `connect` waited: that row stays.
+/// The kernel forgets the peer of a TCP connection that was refused while `connect` waited: that
+/// row stays.
 #[inline(always)]
 pub fn release<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
     if call.peer.port.get() != 0 {
@@ -140,7 +141,8 @@ pub(super) fn forget_frontends<A: Address>(tables: &impl SocketTables<A>, call: 
     }
 }
 
-/// Whether a row names a backend that lives. One that names a frontend does not: it is for [`super::restore`].
+/// Whether a row names a backend that lives. One that names a frontend does not: it is for
+/// [`super::restore`].
 // Out of line: of an optional backend LLVM would carry the undefined half around.
 #[inline(never)]
 pub(super) fn is_usable<A: Address>(tables: &impl Tables<A>, known: &Socket<A>) -> bool {

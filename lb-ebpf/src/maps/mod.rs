@@ -1,4 +1,5 @@
-//! The maps. Capacities are the defaults of the agent, which sets its own when it loads the programs.
+//! The maps. Capacities are the defaults of the agent, which sets its own when it loads the
+//! programs.
 
 mod family;
 
@@ -100,14 +101,16 @@ fn is_set(filter: &Array<u64>, position: Position) -> bool {
 #[inline(always)]
 pub fn flow<A: FamilyMaps>(key: &FlowKey<A>) -> Option<FlowEntry<A>> {
     let entry = NonNull::new(A::flows().get_ptr_mut(key)?)?;
-    // SAFETY: the kernel keeps a map value's memory readable and writable until the program returns.
+    // SAFETY: the kernel keeps a map value's memory readable and writable until the program
+    // returns.
     Some(unsafe { FlowEntry::new(entry) })
 }
 
 /// The frontend row with this key.
 #[inline(always)]
 pub fn frontend<A: FamilyMaps>(key: &FrontendKey<A>) -> Option<Frontend> {
-    // SAFETY: the map does not preallocate, so a row's memory is not reused before the program returns.
+    // SAFETY: the map does not preallocate, so a row's memory is not reused before the program
+    // returns.
     unsafe { A::frontends().get(key) }.copied()
 }
 
@@ -126,15 +129,16 @@ pub fn backend<A: FamilyMaps>(id: BackendId) -> Option<Backend<A>> {
 /// What is remembered of a socket.
 #[inline(always)]
 pub fn socket<A: FamilyMaps>(key: &SocketKey<A>) -> Option<Socket<A>> {
-    // SAFETY: copied at once; another program may give the row to another socket meanwhile, which `generation` and
-    // the next system call of that socket put right.
+    // SAFETY: copied at once; another program may give the row to another socket meanwhile, which
+    // `generation` and the next system call of that socket put right.
     unsafe { A::sockets().get(key) }.copied()
 }
 
 /// The backend that a client stays with.
 #[inline(always)]
 pub fn affinity<A: FamilyMaps>(key: &AffinityKey<A>) -> Option<Affinity> {
-    // SAFETY: copied at once; if the row goes to another client meanwhile, this one gets that client's backend once.
+    // SAFETY: copied at once; if the row goes to another client meanwhile, this one gets that
+    // client's backend once.
     unsafe { A::affinity().get(key) }.copied()
 }
 
@@ -152,15 +156,16 @@ pub fn allows<A: FamilyMaps>(set: u32, address: A) -> bool {
 /// The ports of a datagram in fragments.
 #[inline(always)]
 pub fn fragment<A: FamilyMaps>(key: &FragmentKey<A>) -> Option<Fragment> {
-    // SAFETY: copied at once; if the row goes to another datagram meanwhile, this fragment has its ports: the
-    // receiver's reassembly drops it.
+    // SAFETY: copied at once; if the row goes to another datagram meanwhile, this fragment has its
+    // ports: the receiver's reassembly drops it.
     unsafe { A::fragments().get(key) }.copied()
 }
 
 /// What is known of a device.
 #[inline(always)]
 pub fn device(index: u32) -> Option<Device> {
-    // SAFETY: the map does not preallocate, so a row's memory is not reused before the program returns.
+    // SAFETY: the map does not preallocate, so a row's memory is not reused before the program
+    // returns.
     unsafe { DEVICES.get(&index) }.copied()
 }
 
@@ -192,8 +197,8 @@ pub fn leads_to_pod(index: u32) -> bool {
     is_among(&POD_DEVICES, index)
 }
 
-/// Whether a frame to this address that came in by a device is the device's own, or for the bridge or bond that it is a
-/// port of.
+/// Whether a frame to this address that came in by a device is the device's own, or for the bridge
+/// or bond that it is a port of.
 #[inline(always)]
 pub fn is_link_of(index: u32, address: LinkAddress) -> bool {
     DEVICE_LINKS
@@ -216,7 +221,8 @@ pub fn is_node_address(words: &[u32; 4]) -> bool {
 /// Whether a network namespace is known to be one of the cluster's Pods.
 #[inline(always)]
 pub fn is_of_pod(cookie: u64) -> bool {
-    // SAFETY: the map does not preallocate, so a row's memory is not reused before the program returns.
+    // SAFETY: the map does not preallocate, so a row's memory is not reused before the program
+    // returns.
     unsafe { NAMESPACES.get(&cookie) }.is_some_and(|role| *role == namespace_role::POD)
 }
 
@@ -267,13 +273,15 @@ pub fn xdp_reassembly_device() -> u32 {
     XDP_REASSEMBLY.get(0).map_or(0, |index| *index)
 }
 
-/// Takes a fragment on the way to the kernel's own reassembly out of the bucket that all senders share.
+/// Takes a fragment on the way to the kernel's own reassembly out of the bucket that all senders
+/// share.
 #[inline(always)]
 pub fn take_detour(now: u64, jiffies_per_second: u32) -> bool {
     let Some(bucket) = DETOURS.get_ptr_mut(0) else {
         return false;
     };
-    // SAFETY: numbers, of which another CPU may write some meanwhile: the count is a little off then.
+    // SAFETY: numbers, of which another CPU may write some meanwhile: the count is a little off
+    // then.
     unsafe { (*bucket).take(now, jiffies_per_second, ALL_DETOURS) }
 }
 

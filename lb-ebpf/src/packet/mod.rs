@@ -10,7 +10,8 @@ pub use xdp::XdpPacket;
 use lb_common::layout::LinkAddress;
 use lb_common::packet::View;
 
-/// No header that is read lies behind this offset: Ethernet, the largest IP header, one that is quoted behind it, TCP.
+/// No header that is read lies behind this offset: Ethernet, the largest IP header, one that is
+/// quoted behind it, TCP.
 const OFFSET_MAX: u32 = 0x3ff;
 
 const _: () = assert!((OFFSET_MAX + 1).is_power_of_two(), "it is a mask too");
@@ -19,10 +20,10 @@ const _: () = assert!((OFFSET_MAX + 1).is_power_of_two(), "it is a mask too");
 #[inline(always)]
 fn distance(start: usize, end: usize) -> u32 {
     let mut distance = (end - start) as u64;
-    // LLVM would subtract 32-bit halves, which the verifier prohibits for pointers ("32-bit pointer arithmetic
-    // prohibited", Linux 6.18): it must not see that only those are used.
-    // An empty text would give two source lines to one instruction, which the kernel refuses.
-    // SAFETY: copies a register onto itself.
+    // LLVM would subtract 32-bit halves, which the verifier prohibits for pointers ("32-bit pointer
+    // arithmetic prohibited", Linux 6.18): it must not see that only those are used. An empty text
+    // would give two source lines to one instruction, which the kernel refuses. SAFETY: copies a
+    // register onto itself.
     unsafe {
         core::arch::asm!("{0} = {0}", inout(reg) distance, options(pure, nomem, nostack, preserves_flags))
     };
@@ -36,9 +37,10 @@ fn part(data: usize, data_end: usize, offset: u32, length: usize) -> Option<usiz
         return None;
     }
     let mut start = u64::from(offset);
-    // The verifier wants to see the bound of an offset before it is added, and the same sum both checked and used: LLVM
-    // checks a copy of the offset, or adds up in another order ("invalid access to packet", up to Linux 6.12).
-    // SAFETY: changes no more than the register: the offset is within the mask.
+    // The verifier wants to see the bound of an offset before it is added, and the same sum both
+    // checked and used: LLVM checks a copy of the offset, or adds up in another order ("invalid
+    // access to packet", up to Linux 6.12). SAFETY: changes no more than the register: the offset
+    // is within the mask.
     unsafe {
         core::arch::asm!(
             "{start} &= {mask}",

@@ -21,15 +21,15 @@ use crate::maps;
 use crate::node_sockets;
 use crate::routes::{self, Query};
 
-/// A packet in a TC program. Its checksums may be partial or mirrored in the kernel's books (`CHECKSUM_COMPLETE`),
-/// so all writes go through helpers that know; direct writes would also make the kernel copy every shared packet,
-/// ours or not, before the program starts.
+/// A packet in a TC program. Its checksums may be partial or mirrored in the kernel's books
+/// (`CHECKSUM_COMPLETE`), so all writes go through helpers that know; direct writes would also make
+/// the kernel copy every shared packet, ours or not, before the program starts.
 pub struct TcPacket {
     pub context: TcContext,
 }
 
-/// Whether a packet is of a VLAN: the kernel has put its tag beside the frame. Tag 0 is of none (IEEE 802.1Q section
-/// 9.6): it tells a priority.
+/// Whether a packet is of a VLAN: the kernel has put its tag beside the frame. Tag 0 is of none
+/// (IEEE 802.1Q section 9.6): it tells a priority.
 #[inline(always)]
 pub fn is_of_vlan(context: &TcContext) -> bool {
     const VLAN: u32 = 0xfff;
@@ -42,7 +42,8 @@ impl TcPacket {
     /// A packet whose headers are in the linear part, as far as the packet goes.
     #[inline(always)]
     pub fn new(context: TcContext) -> Self {
-        /// An error of ICMPv6 that quotes a TCP segment's first fragment; more than the largest IPv4 header and TCP.
+        /// An error of ICMPv6 that quotes a TCP segment's first fragment; more than the largest
+        /// IPv4 header and TCP.
         const HEADERS_MAX: u32 = 14 + 40 + 8 + 40 + 8 + 20;
         let linear = distance(context.data(), context.data_end());
         if linear < HEADERS_MAX && linear < context.len() {
@@ -56,16 +57,18 @@ impl TcPacket {
     /// The network layer, as the kernel tells.
     #[inline(always)]
     pub fn network(&self) -> Network {
-        // SAFETY: the kernel hands the program a valid context. The field holds an ethertype in network byte order.
+        // SAFETY: the kernel hands the program a valid context. The field holds an ethertype in
+        // network byte order.
         let ethertype = unsafe { (*self.context.skb.skb).protocol };
         parse::network_of(ethertype as u16)
     }
 
-    /// Takes the tag of a packet away that is of no VLAN, before it goes another way than the stack's: the stack does
-    /// that itself.
+    /// Takes the tag of a packet away that is of no VLAN, before it goes another way than the
+    /// stack's: the stack does that itself.
     #[inline(always)]
     pub fn remove_priority_tag(&self) {
-        // SAFETY: the kernel hands the program a valid context, and nothing borrows the packet any more.
+        // SAFETY: the kernel hands the program a valid context, and nothing borrows the packet any
+        // more.
         unsafe {
             if (*self.context.skb.skb).vlan_present != 0 {
                 // If it fails, the tag says a priority and nothing else.
@@ -100,13 +103,16 @@ const PACKET_MULTICAST: u32 = 2;
 /// For another device.
 const PACKET_OTHERHOST: u32 = 3;
 
-/// Flag of `bpf_l4_csum_replace` since Linux 6.16 (include/uapi/linux/bpf.h); not in aya's bindings yet.
+/// Flag of `bpf_l4_csum_replace` since Linux 6.16 (include/uapi/linux/bpf.h); not in aya's bindings
+/// yet.
 const BPF_F_IPV6: u32 = 1 << 7;
 
-/// What the program of the device that a packet leaves by sees in `tc_index`, which the kernel leaves to classifiers.
+/// What the program of the device that a packet leaves by sees in `tc_index`, which the kernel
+/// leaves to classifiers.
 const SENT_ON: u32 = 0x4c42;
 
-/// What the program of the device that a packet came in by sees in `tc_index` when it comes in again.
+/// What the program of the device that a packet came in by sees in `tc_index` when it comes in
+/// again.
 const RETURNED: u32 = 0x4c43;
 
 /// `EINVAL`
@@ -153,8 +159,8 @@ impl Packet for TcPacket {
         // Addresses are part of the pseudo header, which a partial checksum covers.
         let flags = udp | BPF_F_PSEUDO_HDR;
         if A::IS_IPV6 {
-            // Without this flag CHECKSUM_COMPLETE goes wrong, as IPv6 has no header checksum that balances the
-            // addresses; kernels before 6.16 do not know it.
+            // Without this flag CHECKSUM_COMPLETE goes wrong, as IPv6 has no header checksum that
+            // balances the addresses; kernels before 6.16 do not know it.
             match self.patch_checksum(checksum, addresses, flags | BPF_F_IPV6) {
                 INVALID => ok(self.patch_checksum(checksum, addresses, flags)),
                 result => ok(result),
@@ -167,8 +173,8 @@ impl Packet for TcPacket {
     #[inline(always)]
     fn grow_head(&mut self, network: u32, by: u32) -> Option<()> {
         let skb = self.context.skb.skb;
-        // Without a link layer, what was put in front of the network header would be cut off when the packet is sent.
-        // Where there is one, the helper that works for all packets is used.
+        // Without a link layer, what was put in front of the network header would be cut off when
+        // the packet is sent. Where there is one, the helper that works for all packets is used.
         // SAFETY: plain helper calls.
         ok(if network == 0 {
             unsafe { bpf_skb_adjust_room(skb, by as i32, BPF_ADJ_ROOM_MAC, 0) }
@@ -197,7 +203,8 @@ impl Packet for TcPacket {
         // SAFETY: the kernel hands the program a valid context.
         match unsafe { (*self.context.skb.skb).pkt_type } {
             PACKET_BROADCAST | PACKET_MULTICAST => false,
-            // To the device's own address it is not: it may be for the bridge that the device is a port of.
+            // To the device's own address it is not: it may be for the bridge that the device is a
+            // port of.
             PACKET_OTHERHOST => {
                 let Some(frame) = self.view(0) else {
                     return false;
@@ -243,8 +250,8 @@ impl Packet for TcPacket {
             // SAFETY: plain helper call.
             ok(unsafe { bpf_skb_change_head(self.context.skb.skb, EthHdr::LEN as u32, 0) })?;
         }
-        // The kernel asks for the neighbour's address if it does not know it, and keeps the packet meanwhile.
-        // SAFETY: plain helper call.
+        // The kernel asks for the neighbour's address if it does not know it, and keeps the packet
+        // meanwhile. SAFETY: plain helper call.
         let action = unsafe { bpf_redirect_neigh(hop.device, core::ptr::null_mut(), 0, 0) };
         (action == TC_ACT_REDIRECT.into()).then_some(Verdict::Redirect)
     }
@@ -318,8 +325,9 @@ impl Packet for TcPacket {
 }
 
 impl TcPacket {
-    /// Gives a packet back the link-layer address that it had before the detour, or one that leads to the same place, and
-    /// lets it come in by its device again. `None` if it made no detour, or if that device is no longer ours.
+    /// Gives a packet back the link-layer address that it had before the detour, or one that leads
+    /// to the same place, and lets it come in by its device again. `None` if it made no detour, or
+    /// if that device is no longer ours.
     #[inline(always)]
     pub fn come_in_again(&mut self) -> Option<i32> {
         let frame = self.view::<6>(0)?;

@@ -177,7 +177,8 @@ impl Packet for XdpPacket {
 impl DirectPacket for XdpPacket {
     #[inline(always)]
     fn view_mut<const N: usize>(&mut self, offset: u32) -> Option<ViewMut<'_, N>> {
-        // SAFETY: `part` checks that N bytes are there; `&mut self` keeps helpers that move data away.
+        // SAFETY: `part` checks that N bytes are there; `&mut self` keeps helpers that move data
+        // away.
         self.part(offset, N)
             .map(|start| unsafe { ViewMut::new(start as *mut u8) })
     }

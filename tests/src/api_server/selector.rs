@@ -15,7 +15,8 @@ enum Requirement {
 }
 
 impl LabelSelector {
-    /// Understands `key`, `!key`, `key=value`, `key==value`, `key!=value`, `key in (a,b)` and `key notin (a,b)`.
+    /// Understands `key`, `!key`, `key=value`, `key==value`, `key!=value`, `key in (a,b)` and
+    /// `key notin (a,b)`.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let mut requirements = Vec::new();
         for part in split(text) {

@@ -31,8 +31,8 @@ pub struct Limit {
 pub enum Verdict {
     /// Within the bound.
     Met,
-    /// The median is beyond it, the nearer quartile is not: these rounds do not tell. Noise alone gets here, so it is not
-    /// counted as met.
+    /// The median is beyond it, the nearer quartile is not: these rounds do not tell. Noise alone
+    /// gets here, so it is not counted as met.
     Unclear,
     /// Beyond it.
     Missed,

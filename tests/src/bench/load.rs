@@ -89,9 +89,10 @@ impl Role {
         8080 + u16::from(self.index())
     }
 
-    /// The port at which it expects those that were made to the Pod. It is another one: the server remembers closed
-    /// connections for a minute, and one with the same ports but another clock of the client's (which the kernel starts
-    /// for each address that it connects to) would be refused.
+    /// The port at which it expects those that were made to the Pod. It is another one: the server
+    /// remembers closed connections for a minute, and one with the same ports but another clock of
+    /// the client's (which the kernel starts for each address that it connects to) would be
+    /// refused.
     pub fn bare_port(self) -> u16 {
         9080 + u16::from(self.index())
     }
@@ -127,9 +128,11 @@ pub struct Sample {
     pub p50: u64,
     /// Latency that 99 of 100 do not exceed, in nanoseconds.
     pub p99: u64,
-    /// CPU time of the client, in nanoseconds: what the kernel did in its name included (getrusage(2)).
+    /// CPU time of the client, in nanoseconds: what the kernel did in its name included
+    /// (getrusage(2)).
     pub client_cpu: u64,
-    /// CPU time of all processes of the control groups and of the kernel's threads for deferred packets, in nanoseconds.
+    /// CPU time of all processes of the control groups and of the kernel's threads for deferred
+    /// packets, in nanoseconds.
     pub lab_cpu: u64,
     /// CPU time of the whole machine, in nanoseconds, to a hundredth of a second.
     pub machine_cpu: u64,

@@ -1,5 +1,5 @@
-//! The benchmarks: what a packet costs at each program, what the agent needs to follow the API, and what connections
-//! notice of all that.
+//! The benchmarks: what a packet costs at each program, what the agent needs to follow the API, and
+//! what connections notice of all that.
 
 pub mod chart;
 pub mod control_plane;

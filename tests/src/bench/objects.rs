@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 pub(super) const PORT: u16 = 80;
 const TARGET_PORT: u16 = 8080;
 
-/// How many endpoints the control plane puts into a slice (`--max-endpoints-per-slice` of kube-controller-manager).
+/// How many endpoints the control plane puts into a slice (`--max-endpoints-per-slice` of
+/// kube-controller-manager).
 const SLICE: u32 = 100;
 /// How many nodes the Pods are on.
 const NODES: u32 = 100;
@@ -79,7 +80,8 @@ impl Made {
         (u32::from(Ipv4Addr::new(10, 96, 0, 10)) + self.number).into()
     }
 
-    /// The same with another Pod instead of the last one, of which there are as many as `turn` has values.
+    /// The same with another Pod instead of the last one, of which there are as many as `turn` has
+    /// values.
     pub(super) fn with_other_endpoint(mut self, turn: u16) -> Self {
         let other = u32::from(Ipv4Addr::new(10, 224, 0, 1)) + self.number % 16 * 0x1_0000 + u32::from(turn);
         if let Some(last) = self.endpoints.last_mut() {

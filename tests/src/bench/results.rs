@@ -35,8 +35,8 @@ pub struct Delivery {
     /// How to print the result
     #[arg(short, long, value_enum, default_value_t)]
     output: OutputFormat,
-    /// A page to write the result to, between the lines that name the benchmark; charts and figures go to a directory
-    /// beside it
+    /// A page to write the result to, between the lines that name the benchmark; charts and figures
+    /// go to a directory beside it
     #[arg(long, value_name = "FILE", value_parser = existing)]
     page: Option<PathBuf>,
 }

@@ -1,7 +1,9 @@
-//! The same Services as rules of the kernel's packet filters, in the form in which kube-proxy writes them.
+//! The same Services as rules of the kernel's packet filters, in the form in which kube-proxy
+//! writes them.
 //!
-//! Chains, rules and their order follow kube-proxy 1.36 (`pkg/proxy/{iptables,nftables}/proxier.go`), for Services with a
-//! cluster IP and one port. Names are shorter: they are not evaluated when a packet passes.
+//! Chains, rules and their order follow kube-proxy 1.36
+//! (`pkg/proxy/{iptables,nftables}/proxier.go`), for Services with a cluster IP and one port. Names
+//! are shorter: they are not evaluated when a packet passes.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;

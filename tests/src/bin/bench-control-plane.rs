@@ -1,4 +1,5 @@
-//! `cargo xtask bench control-plane` without the building: measures what it takes to follow the control plane.
+//! `cargo xtask bench control-plane` without the building: measures what it takes to follow the
+//! control plane.
 
 use std::path::PathBuf;
 

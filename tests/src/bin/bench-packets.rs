@@ -1,4 +1,5 @@
-//! `cargo xtask bench packets` without the building: measures what the kernel programs cost per packet.
+//! `cargo xtask bench packets` without the building: measures what the kernel programs cost per
+//! packet.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,9 @@
-//! What the verifier of the running kernel says of each kernel program: prints one JSON object per program.
+//! What the verifier of the running kernel says of each kernel program: prints one JSON object per
+//! program.
 //!
-//! A kernel tells how much work a program was only in a log that the loader throws away when all went well. So every
-//! program is loaded while no file descriptor is free: it passes the verifier, then the kernel has no number to give it.
+//! A kernel tells how much work a program was only in a log that the loader throws away when all
+//! went well. So every program is loaded while no file descriptor is free: it passes the verifier,
+//! then the kernel has no number to give it.
 
 use std::io::Write as _;
 
@@ -40,7 +42,8 @@ fn main() -> Result<()> {
     })
 }
 
-/// Asks about the programs to which `called` gives a name, loaded with packets going without the stack or not.
+/// Asks about the programs to which `called` gives a name, loaded with packets going without the
+/// stack or not.
 fn probe(redirects_locally: bool, called: impl Fn(&str) -> Option<String>) -> Result<()> {
     let pins = PinDirectory::new("verifier").context("a bpf file system")?;
     let settings = Settings {

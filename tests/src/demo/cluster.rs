@@ -1,4 +1,5 @@
-//! What the demo runs on: two nodes with their agents, the Pods of a Service, and those who will ask it.
+//! What the demo runs on: two nodes with their agents, the Pods of a Service, and those who will
+//! ask it.
 
 use std::collections::BTreeMap;
 
@@ -137,7 +138,8 @@ impl Cluster {
         self.lab.apply(&pod_file(name), manifest)
     }
 
-    /// Writes the manifest of a Pod as it is after `kubectl delete pod`: there, but with the time of its deletion.
+    /// Writes the manifest of a Pod as it is after `kubectl delete pod`: there, but with the time
+    /// of its deletion.
     pub(super) fn apply_deletion(&mut self, name: &str) -> Result<()> {
         self.pod(name)?.is_ready = false;
         let manifest = self.pod_manifest(name)?.terminating();
@@ -184,7 +186,8 @@ impl Cluster {
         Ok(all)
     }
 
-    /// Names of the Pods that connections to a node's NodePort, or to a ClusterIP (`None`), are to be spread over.
+    /// Names of the Pods that connections to a node's NodePort, or to a ClusterIP (`None`), are to
+    /// be spread over.
     pub(super) fn ready_pods(&self, node: Option<usize>) -> impl Iterator<Item = &str> {
         self.pods
             .iter()

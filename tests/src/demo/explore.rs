@@ -56,7 +56,8 @@ pub(super) fn print(cluster: &Cluster, screen: &Screen) {
     }
 }
 
-/// `ip netns exec` would also mount another `/sys`, which hides what is pinned in the BPF file system.
+/// `ip netns exec` would also mount another `/sys`, which hides what is pinned in the BPF file
+/// system.
 fn enter(machine: &Machine) -> String {
     format!("nsenter --net=/run/netns/{}", machine.namespace().name())
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: a Service between network namespaces, with real connections, while Pods and agents come and go.
+//! `cargo xtask demo`: a Service between network namespaces, with real connections, while Pods and
+//! agents come and go.
 //!
 //! ```no_run
 //! use lb_tests::demo::{Plan, Screen, run};

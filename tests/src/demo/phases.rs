@@ -1,4 +1,5 @@
-//! The phases under load: what happens, what to look at, and what must be true before the next one begins.
+//! The phases under load: what happens, what to look at, and what must be true before the next one
+//! begins.
 
 use std::time::{Duration, Instant};
 
@@ -129,7 +130,8 @@ impl<'a> Stage<'a> {
         self.load.start_phase()
     }
 
-    /// Shows the table until every client has sent its requests and the condition holds; then the table stays.
+    /// Shows the table until every client has sent its requests and the condition holds; then the
+    /// table stays.
     fn finish(&mut self, condition: Condition<'_>) -> Result<()> {
         let ended = self.wait(&|stage| stage.all_have_asked() && (stage.has_errors() || condition(stage)));
         self.screen.keep(&self.load.table(&self.cluster));

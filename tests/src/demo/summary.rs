@@ -79,7 +79,8 @@ fn wrong_source(route: &Route, report: &HttpReport) -> Option<String> {
     ))
 }
 
-/// What happened in each node's kernel: packets as captured, and connections as the programs counted them.
+/// What happened in each node's kernel: packets as captured, and connections as the programs
+/// counted them.
 fn check_nodes(
     cluster: &mut Cluster,
     reports: &[(Route, HttpReport)],

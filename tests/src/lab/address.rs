@@ -1,5 +1,5 @@
-//! The addresses of a lab. All of them are private or documentation ranges, and the same in every lab: namespaces
-//! keep labs apart.
+//! The addresses of a lab. All of them are private or documentation ranges, and the same in every
+//! lab: namespaces keep labs apart.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,7 +17,8 @@ pub(super) const GATEWAY: Addresses = Addresses {
 
 /// The other end of the link of a Pod or an outside client: its default gateway.
 ///
-/// As with Calico, the address exists nowhere; the machine has a fixed neighbour entry for it with [`LEAF_GATEWAY_MAC`].
+/// As with Calico, the address exists nowhere; the machine has a fixed neighbour entry for it with
+/// [`LEAF_GATEWAY_MAC`].
 pub(super) const LEAF_GATEWAY: Addresses = Addresses {
     ipv4: Ipv4Addr::new(169, 254, 1, 1),
     ipv6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee),
@@ -110,7 +111,8 @@ pub(super) fn pod(node: u8, pod: u8) -> Addresses {
     }
 }
 
-/// The address of the Pod of a cluster inside of a container on a node: that cluster has the same Pod CIDRs.
+/// The address of the Pod of a cluster inside of a container on a node: that cluster has the same
+/// Pod CIDRs.
 pub(super) fn inner_pod(node: u8) -> Addresses {
     pod(node, 199)
 }

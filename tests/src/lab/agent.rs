@@ -112,8 +112,9 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// If it does not get in sync; the message shows the end of its log. If it warns of a manifest or a Service, since
-    /// a test would only notice later that the Service does not work; the message says what the agent does.
+    /// If it does not get in sync; the message shows the end of its log. If it warns of a manifest
+    /// or a Service, since a test would only notice later that the Service does not work; the
+    /// message says what the agent does.
     pub fn start_agent(&self, options: &AgentOptions) -> Result<Agent> {
         let mut agent = self.start_agent_unready(options)?;
         agent.wait_until_logged(READY)?;
@@ -127,8 +128,8 @@ impl Node {
         Ok(agent)
     }
 
-    /// The same without waiting: for an agent that is to fail, to be killed while it starts, or to meet Services that
-    /// it cannot install.
+    /// The same without waiting: for an agent that is to fail, to be killed while it starts, or to
+    /// meet Services that it cannot install.
     ///
     /// # Errors
     ///
@@ -158,8 +159,8 @@ impl Node {
         })
     }
 
-    /// Runs another command of the agent (`status`, `services`, `cleanup` ...) on this node and returns what it writes
-    /// to standard output.
+    /// Runs another command of the agent (`status`, `services`, `cleanup` ...) on this node and
+    /// returns what it writes to standard output.
     ///
     /// # Errors
     ///

@@ -32,8 +32,9 @@ impl Agents {
 }
 
 impl Cluster {
-    /// Starts the agents of all nodes, with XDP on their network devices if a mode is given. All nodes know the
-    /// link-layer addresses of each other and of the way out: XDP leaves packets to TC until then.
+    /// Starts the agents of all nodes, with XDP on their network devices if a mode is given. All
+    /// nodes know the link-layer addresses of each other and of the way out: XDP leaves packets to
+    /// TC until then.
     ///
     /// # Errors
     ///
@@ -58,7 +59,8 @@ impl Cluster {
         })
     }
 
-    /// Lets a node learn the link-layer addresses of the other nodes and of the way to the outside client.
+    /// Lets a node learn the link-layer addresses of the other nodes and of the way to the outside
+    /// client.
     fn resolve_neighbours(&self, node: &Node) -> Result<()> {
         let others = self.nodes.iter().filter(|other| other.name() != node.name());
         let machines = others.map(Node::host).chain([&self.outside]);
@@ -75,7 +77,8 @@ impl Cluster {
 }
 
 impl Node {
-    /// How many packets the agent's programs have counted under a reason, according to `lb-agent status`.
+    /// How many packets the agent's programs have counted under a reason, according to
+    /// `lb-agent status`.
     ///
     /// # Errors
     ///

@@ -11,8 +11,8 @@ use super::Lab;
 use super::id::LabId;
 use super::namespace::{self, Namespace};
 
-/// A network namespace that is part of no lab, with the thread that made it inside. Dropping it moves the thread back
-/// and removes it; if the process is killed, the next lab removes it.
+/// A network namespace that is part of no lab, with the thread that made it inside. Dropping it
+/// moves the thread back and removes it; if the process is killed, the next lab removes it.
 #[derive(Debug)]
 pub struct LoneNamespace {
     id: LabId,

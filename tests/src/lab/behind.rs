@@ -17,8 +17,8 @@ const SECOND_DEVICE: &str = "eth1";
 const SECOND_MAC: &str = "02:00:00:00:87:01";
 
 impl Lab {
-    /// Adds a client behind a Pod, which forwards from now on. Nobody else knows a way to the client. Its name has at
-    /// most 11 characters. A lab has at most one.
+    /// Adds a client behind a Pod, which forwards from now on. Nobody else knows a way to the
+    /// client. Its name has at most 11 characters. A lab has at most one.
     ///
     /// # Errors
     ///
@@ -37,8 +37,8 @@ impl Lab {
         leaf.create()
     }
 
-    /// Gives a client behind a Pod a second link, by which the network outside of the cluster reaches it. The client
-    /// itself still sends by way of the Pod.
+    /// Gives a client behind a Pod a second link, by which the network outside of the cluster
+    /// reaches it. The client itself still sends by way of the Pod.
     ///
     /// # Errors
     ///
@@ -71,7 +71,8 @@ impl Lab {
 }
 
 impl Node {
-    /// Learns the way to clients behind a Pod, by this device: that of the Pod, or the bridge that it is a port of.
+    /// Learns the way to clients behind a Pod, by this device: that of the Pod, or the bridge that
+    /// it is a port of.
     ///
     /// # Errors
     ///

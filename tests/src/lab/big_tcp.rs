@@ -13,8 +13,8 @@ use super::namespace::Namespace;
 const LARGEST: u32 = 150_000;
 
 impl Lab {
-    /// Lets all devices of the fabric, the nodes and these machines send and merge TCP segments of more than 64 KiB, in
-    /// both IP versions (Linux 6.3).
+    /// Lets all devices of the fabric, the nodes and these machines send and merge TCP segments of
+    /// more than 64 KiB, in both IP versions (Linux 6.3).
     ///
     /// # Errors
     ///

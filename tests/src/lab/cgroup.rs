@@ -1,4 +1,5 @@
-//! Control groups: one per node, with one below it for the node's own processes and one for each Pod.
+//! Control groups: one per node, with one below it for the node's own processes and one for each
+//! Pod.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,5 @@
-//! What tests of Services start from: three nodes, a Service with Pods that serve it, and clients inside and outside.
+//! What tests of Services start from: three nodes, a Service with Pods that serve it, and clients
+//! inside and outside.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -185,7 +186,8 @@ impl Cluster {
         self.lab.apply(SERVICE_FILE, service())
     }
 
-    /// Sends what outside clients address to [`load_balancer_addresses`] to these nodes, in equal shares.
+    /// Sends what outside clients address to [`load_balancer_addresses`] to these nodes, in equal
+    /// shares.
     ///
     /// # Errors
     ///
@@ -216,8 +218,8 @@ impl Cluster {
         self.lab.remove(&server.manifest_file())
     }
 
-    /// Lets the Service have these endpoints instead of those that follow from the Pods' manifests, until
-    /// [`SLICES_FILE`] is removed.
+    /// Lets the Service have these endpoints instead of those that follow from the Pods' manifests,
+    /// until [`SLICES_FILE`] is removed.
     ///
     /// # Errors
     ///
@@ -248,8 +250,8 @@ impl Cluster {
         self.nodes[node].start_agent(&options(socket_lb, arguments))
     }
 
-    /// Waits until new connections go to exactly these Pods according to the first node's maps, and others have no
-    /// connections left either.
+    /// Waits until new connections go to exactly these Pods according to the first node's maps, and
+    /// others have no connections left either.
     ///
     /// # Errors
     ///
@@ -366,8 +368,8 @@ impl Server {
     }
 }
 
-/// Options of an agent. Small maps, where `arguments` does not say otherwise: they are read again and again by tests that
-/// wait for a change.
+/// Options of an agent. Small maps, where `arguments` does not say otherwise: they are read again
+/// and again by tests that wait for a change.
 pub fn options(socket_lb: SocketLb, arguments: &[&str]) -> AgentOptions {
     let small = [
         "--max-backends=1024",
@@ -402,7 +404,8 @@ impl Node {
     }
 }
 
-/// The state of every backend that is not gone; `None` while frontends do not lead to exactly the active ones.
+/// The state of every backend that is not gone; `None` while frontends do not lead to exactly the
+/// active ones.
 fn backends(image: &MapImage) -> Option<BTreeMap<IpAddr, BackendState>> {
     let rows = image.backends4.values().chain(image.backends6.values());
     let states: BTreeMap<IpAddr, BackendState> = rows

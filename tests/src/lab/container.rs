@@ -1,4 +1,5 @@
-//! Containers on nodes that are not the cluster's, such as those of Docker, and clusters inside of them.
+//! Containers on nodes that are not the cluster's, such as those of Docker, and clusters inside of
+//! them.
 
 use std::net::IpAddr;
 
@@ -10,8 +11,8 @@ use super::machine::Machine;
 use super::node::Node;
 
 impl Node {
-    /// Adds a container that the node routes to and the cluster knows nothing of. A node has at most one; its name has at
-    /// most 11 characters.
+    /// Adds a container that the node routes to and the cluster knows nothing of. A node has at
+    /// most one; its name has at most 11 characters.
     ///
     /// # Errors
     ///
@@ -21,7 +22,8 @@ impl Node {
             .create()
     }
 
-    /// Adds a Pod of a cluster inside of a container: the container is its node. That cluster has this one's Pod CIDR.
+    /// Adds a Pod of a cluster inside of a container: the container is its node. That cluster has
+    /// this one's Pod CIDR.
     ///
     /// # Errors
     ///

@@ -35,7 +35,8 @@ pub(super) fn temporary() -> PathBuf {
     env::temp_dir()
 }
 
-/// Removes the directories whose names are `unwanted`. Without its pin, what was only held by it is detached and freed.
+/// Removes the directories whose names are `unwanted`. Without its pin, what was only held by it is
+/// detached and freed.
 pub(super) fn remove(unwanted: impl Fn(&str) -> bool) -> Result<()> {
     for parent in [Path::new(BPF_FILE_SYSTEM), &temporary()] {
         for entry in fs::read_dir(parent)

@@ -49,7 +49,8 @@ pub struct ForeignPrograms {
 }
 
 impl Lab {
-    /// Attaches a program to both directions of these devices. What was attached in that way before comes behind it.
+    /// Attaches a program to both directions of these devices. What was attached in that way before
+    /// comes behind it.
     ///
     /// # Errors
     ///
@@ -84,7 +85,8 @@ impl Lab {
                     };
                     let id = program.attach_with_options(device, direction, options)?;
                     if at == At::ClsactFirst {
-                        // Else it would be detached by whoever drops it, in a namespace that is another one.
+                        // Else it would be detached by whoever drops it, in a namespace that is
+                        // another one.
                         std::mem::forget(program.take_link(id)?);
                     }
                 }

@@ -1,4 +1,5 @@
-//! Links without Ethernet headers, as those of VPNs are, and with, as those of a second network card are.
+//! Links without Ethernet headers, as those of VPNs are, and with, as those of a second network
+//! card are.
 
 use anyhow::Result;
 
@@ -15,8 +16,8 @@ use super::{Lab, Node};
 pub struct SecondLink {
     /// Whether its devices have Ethernet headers.
     pub ethernet: bool,
-    /// The routing table in which the node knows the way to the client, if that is not the main one. A rule names it for
-    /// packets to the client only.
+    /// The routing table in which the node knows the way to the client, if that is not the main
+    /// one. A rule names it for packets to the client only.
     pub table: Option<u32>,
 }
 
@@ -79,9 +80,9 @@ impl Layer3Client {
 }
 
 impl Lab {
-    /// Adds a client outside of the cluster that reaches it through a node only, as by a VPN: over a link without
-    /// Ethernet headers, whose end on the node is the device `tun-NAME`. Nobody but the node knows the way to it. Its
-    /// name has at most 11 characters.
+    /// Adds a client outside of the cluster that reaches it through a node only, as by a VPN: over
+    /// a link without Ethernet headers, whose end on the node is the device `tun-NAME`. Nobody but
+    /// the node knows the way to it. Its name has at most 11 characters.
     ///
     /// # Errors
     ///
@@ -134,8 +135,9 @@ impl Lab {
         Ok(Layer3Client { machine, link, kind })
     }
 
-    /// Lets two nodes send packets for each other's Pods over a link without Ethernet headers, with addresses of its
-    /// own, until the link is dropped: then they know no way. The devices are `tun-NAME` with the other node's name.
+    /// Lets two nodes send packets for each other's Pods over a link without Ethernet headers, with
+    /// addresses of its own, until the link is dropped: then they know no way. The devices are
+    /// `tun-NAME` with the other node's name.
     ///
     /// # Errors
     ///

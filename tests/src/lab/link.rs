@@ -36,8 +36,8 @@ const LAYER3_MTU: u16 = 1420;
 /// Longest name of a device.
 const DEVICE_NAME_MAX: usize = 15;
 
-/// Variables below `/proc/sys/net` of every namespace, to be set before it has devices. Without duplicate address
-/// detection an IPv6 address can be used at once.
+/// Variables below `/proc/sys/net` of every namespace, to be set before it has devices. Without
+/// duplicate address detection an IPv6 address can be used at once.
 pub(super) const SYSCTLS: [(&str, &str); 4] = [
     ("ipv6/conf/all/accept_dad", "0"),
     ("ipv6/conf/default/accept_dad", "0"),
@@ -128,7 +128,8 @@ pub(super) fn host_to_tap(device: &str) -> [String; 1] {
     )]
 }
 
-/// In a node: adds or deletes the way to the networks of an outside client, in a table that rules name for it.
+/// In a node: adds or deletes the way to the networks of an outside client, in a table that rules
+/// name for it.
 pub(super) fn to_second_client(
     change: &str,
     device: &str,
@@ -180,8 +181,8 @@ pub(super) fn routes([network4, network6]: &[String; 2], via: Addresses) -> [Str
     ]
 }
 
-/// In a node: its device in the overlay. Its packets have no outer UDP checksum, as RFC 7348 has it: what it would be depends
-/// on whether the inner one is finished.
+/// In a node: its device in the overlay. Its packets have no outer UDP checksum, as RFC 7348 has
+/// it: what it would be depends on whether the inner one is finished.
 pub(super) fn overlay(index: u8) -> [String; 4] {
     let Addresses { ipv4, ipv6 } = address::overlay(index);
     let (mac, local) = (address::overlay_mac(index), address::node(index).ipv4);
@@ -218,7 +219,8 @@ pub(super) fn overlay_exit(node: u8) -> String {
     )
 }
 
-/// Where a Pod (on its node) or an outside client (in the fabric) hangs: a link and one route per family, no bridge.
+/// Where a Pod (on its node) or an outside client (in the fabric) hangs: a link and one route per
+/// family, no bridge.
 pub(super) fn host_to_leaf(device: &str, leaf: &Namespace, mtu: u16, addresses: Addresses) -> Vec<String> {
     vec![
         format!(

@@ -57,8 +57,8 @@ impl Machine {
         self.addresses
     }
 
-    /// Name of the other end of its link `eth0`: of a Pod in its node's namespace, of a node or an outside client in
-    /// the fabric.
+    /// Name of the other end of its link `eth0`: of a Pod in its node's namespace, of a node or an
+    /// outside client in the fabric.
     pub fn far_device(&self) -> &str {
         &self.far_device
     }

@@ -1,4 +1,5 @@
-//! A lab: nodes, Pods and outside clients as network namespaces of this machine, with real sockets between them.
+//! A lab: nodes, Pods and outside clients as network namespaces of this machine, with real sockets
+//! between them.
 //!
 //! ```no_run
 //! use lb_tests::lab::Lab;
@@ -15,8 +16,9 @@
 //! # }
 //! ```
 //!
-//! The namespaces are linked only with each other: nothing reaches the machine's real network. Everything is removed
-//! when the [`Lab`] is dropped; what a killed process left behind is removed by the next lab.
+//! The namespaces are linked only with each other: nothing reaches the machine's real network.
+//! Everything is removed when the [`Lab`] is dropped; what a killed process left behind is removed
+//! by the next lab.
 
 mod address;
 mod agent;
@@ -119,8 +121,8 @@ pub struct Lab {
 /// What a lab is to be like.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct LabOptions {
-    /// Whether nodes send packets for each other's Pods through a VXLAN, and nobody else knows the way to Pods: else
-    /// everybody routes to them.
+    /// Whether nodes send packets for each other's Pods through a VXLAN, and nobody else knows the
+    /// way to Pods: else everybody routes to them.
     pub overlay: bool,
 }
 
@@ -220,7 +222,8 @@ impl Lab {
         self.lock().nodes.clone()
     }
 
-    /// The namespace in the middle: a switch between the nodes, and a router between them and the outside clients.
+    /// The namespace in the middle: a switch between the nodes, and a router between them and the
+    /// outside clients.
     pub fn fabric(&self) -> &Namespace {
         &self.fabric
     }

@@ -43,8 +43,9 @@ impl Namespace {
         ip_batch(&[format!("netns delete {}", self.name)])
     }
 
-    /// Calls `function` in the namespace, on a thread of its own: the calling thread stays where it is. Files and
-    /// sockets that it opens belong to the namespace, also when they are used elsewhere.
+    /// Calls `function` in the namespace, on a thread of its own: the calling thread stays where it
+    /// is. Files and sockets that it opens belong to the namespace, also when they are used
+    /// elsewhere.
     ///
     /// # Errors
     ///
@@ -71,7 +72,8 @@ impl Namespace {
             .with_context(|| format!("namespace {}", self.name))
     }
 
-    /// The same with lines of `ip -6` commands: those about rules do not tell the IP version from an address.
+    /// The same with lines of `ip -6` commands: those about rules do not tell the IP version from
+    /// an address.
     pub(super) fn ip6(&self, lines: &[impl AsRef<str> + Sync]) -> Result<()> {
         self.run(|| batch("ip", &["-6", "-batch", "-"], lines))
             .with_context(|| format!("namespace {}", self.name))
@@ -99,8 +101,9 @@ impl Namespace {
 
     /// Waits until devices send.
     ///
-    /// The end of a link that was set up first learns that the other is up too by deferred work of the kernel. What it
-    /// is given to send until then is dropped, and if that was a neighbour request, it is repeated a second later.
+    /// The end of a link that was set up first learns that the other is up too by deferred work of
+    /// the kernel. What it is given to send until then is dropped, and if that was a neighbour
+    /// request, it is repeated a second later.
     pub(super) fn wait_until_running(&self, devices: &[&str]) -> Result<()> {
         let is_running = |device: &str| {
             getifaddrs().is_ok_and(|mut found| {
@@ -120,8 +123,8 @@ impl Namespace {
 
     /// Sets a device's offloads, as in `ethtool -K DEVICE tx off gro on`.
     ///
-    /// Native XDP on one end of a veth pair needs exactly that on the other: XDP cannot know that a frame's checksum
-    /// is unfinished.
+    /// Native XDP on one end of a veth pair needs exactly that on the other: XDP cannot know that a
+    /// frame's checksum is unfinished.
     ///
     /// # Errors
     ///

@@ -113,7 +113,8 @@ impl Node {
         address::pod_cidrs(self.index)
     }
 
-    /// The addresses of its device in the overlay: those from which it sends to Pods of other nodes.
+    /// The addresses of its device in the overlay: those from which it sends to Pods of other
+    /// nodes.
     pub fn overlay_addresses(&self) -> Option<Addresses> {
         self.overlay.then(|| address::overlay(self.index))
     }
@@ -123,7 +124,8 @@ impl Node {
         self.lock_pods().clone()
     }
 
-    /// Adds a Pod. A name has at most 11 characters, since its device on the node is called after it.
+    /// Adds a Pod. A name has at most 11 characters, since its device on the node is called after
+    /// it.
     ///
     /// # Errors
     ///
@@ -132,8 +134,8 @@ impl Node {
         self.add_pod(name, |leaf| leaf.create())
     }
 
-    /// Adds a Pod whose kernel does not know the Pod's addresses and thus answers nothing: for packets that a test
-    /// makes and answers itself, by [`Machine::wire`].
+    /// Adds a Pod whose kernel does not know the Pod's addresses and thus answers nothing: for
+    /// packets that a test makes and answers itself, by [`Machine::wire`].
     ///
     /// # Errors
     ///
@@ -168,8 +170,8 @@ impl Node {
         }
     }
 
-    /// Keeps larger packets from a Pod of this node: the node says so by ICMP, or sends fragments where the sender allows
-    /// it. The devices' MTU stays: the Pod does not know.
+    /// Keeps larger packets from a Pod of this node: the node says so by ICMP, or sends fragments
+    /// where the sender allows it. The devices' MTU stays: the Pod does not know.
     ///
     /// # Errors
     ///
@@ -181,8 +183,8 @@ impl Node {
             .try_for_each(|address| self.host.namespace().limit_mtu_to(&address.to_string(), mtu))
     }
 
-    /// Makes the devices of these Pods ports of a new bridge, as many CNIs do. The bridge has the link-layer address that
-    /// Pods take for their gateway's.
+    /// Makes the devices of these Pods ports of a new bridge, as many CNIs do. The bridge has the
+    /// link-layer address that Pods take for their gateway's.
     ///
     /// # Errors
     ///

@@ -102,7 +102,8 @@ impl Machine {
     }
 }
 
-/// `ConnectionRefused` of `receive: ConnectionRefused`: a socket that is translated is told by `connect`.
+/// `ConnectionRefused` of `receive: ConnectionRefused`: a socket that is translated is told by
+/// `connect`.
 fn reason(error: &str) -> &str {
     error.split_once(": ").map_or(error, |(_, reason)| reason)
 }

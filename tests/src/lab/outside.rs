@@ -22,7 +22,8 @@ impl Lab {
         Ok(client)
     }
 
-    /// Adds a router beside the outside clients, for some that are behind it. Its name has at most 11 characters.
+    /// Adds a router beside the outside clients, for some that are behind it. Its name has at most
+    /// 11 characters.
     ///
     /// # Errors
     ///
@@ -61,9 +62,9 @@ impl Lab {
         Ok(client)
     }
 
-    /// Sends what outside clients address to `prefix` (of a load balancer's addresses) to these nodes, as a router
-    /// does that learned it from them: in equal shares of flows if there are several. Takes effect at once, also for
-    /// flows that go to another node so far.
+    /// Sends what outside clients address to `prefix` (of a load balancer's addresses) to these
+    /// nodes, as a router does that learned it from them: in equal shares of flows if there are
+    /// several. Takes effect at once, also for flows that go to another node so far.
     ///
     /// # Errors
     ///
@@ -102,8 +103,8 @@ impl Lab {
 }
 
 impl Machine {
-    /// Gives an outside client the first `count` addresses of its own network, beside the one that it has. The same
-    /// addresses each time.
+    /// Gives an outside client the first `count` addresses of its own network, beside the one that
+    /// it has. The same addresses each time.
     ///
     /// # Errors
     ///
@@ -126,8 +127,9 @@ impl Machine {
         Ok(addresses)
     }
 
-    /// Addresses of an outside client's own network that it does not have: their packets reach its device, and its
-    /// kernel answers none of them. For packets that a test makes and answers itself.
+    /// Addresses of an outside client's own network that it does not have: their packets reach its
+    /// device, and its kernel answers none of them. For packets that a test makes and answers
+    /// itself.
     ///
     /// # Errors
     ///

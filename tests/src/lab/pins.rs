@@ -7,8 +7,8 @@ use anyhow::Result;
 use super::id::LabId;
 use super::{Lab, directory};
 
-/// A directory in the bpf file system. Dropping it removes it and what is pinned there; if the process is killed, the
-/// next lab or the next such directory does.
+/// A directory in the bpf file system. Dropping it removes it and what is pinned there; if the
+/// process is killed, the next lab or the next such directory does.
 #[derive(Debug)]
 pub struct PinDirectory(PathBuf);
 

@@ -52,7 +52,8 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// If `lab-tool` cannot be started. That the program does not exist shows when it is waited for.
+    /// If `lab-tool` cannot be started. That the program does not exist shows when it is waited
+    /// for.
     pub fn start(&self, program: impl AsRef<OsStr>, arguments: &[impl AsRef<OsStr>]) -> Result<Process> {
         let title = Path::new(program.as_ref())
             .file_name()
@@ -63,7 +64,8 @@ impl Machine {
         self.spawn(&title, command)
     }
 
-    /// A command line of `lab-tool` that puts itself in this place, still without what it is to do there.
+    /// A command line of `lab-tool` that puts itself in this place, still without what it is to do
+    /// there.
     pub(super) fn tool(&self, time_limit: Option<Duration>) -> Result<Command> {
         let mut command = Command::new(built_binary("lab-tool", "LAB_TOOL")?);
         // Its last words are what a test looks at.
@@ -282,8 +284,8 @@ pub(super) fn built_binary(name: &str, variable: &str) -> Result<PathBuf> {
 
 /// Spawns on a thread that lasts as long as this process.
 ///
-/// Children ask the kernel to kill them when their parent ends, and there the parent is the *thread* that started
-/// them: that of a test may end before its children are wanted to.
+/// Children ask the kernel to kill them when their parent ends, and there the parent is the
+/// *thread* that started them: that of a test may end before its children are wanted to.
 fn spawn_from_lasting_thread(command: Command) -> Result<Child> {
     type Request = (Command, mpsc::Sender<std::io::Result<Child>>);
     static SPAWNER: OnceLock<mpsc::Sender<Request>> = OnceLock::new();

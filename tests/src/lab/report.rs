@@ -1,4 +1,5 @@
-//! What the clients of `lab-tool` report: one JSON object on standard output, after the line `ready`.
+//! What the clients of `lab-tool` report: one JSON object on standard output, after the line
+//! `ready`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,7 +19,8 @@ pub struct HttpReport {
     pub clients: BTreeSet<IpAddr>,
     /// From `connect` to the end of the answer, of requests that were answered.
     pub latency: Latency,
-    /// Who answered which of the client's own addresses and ports, if the client was told which to use.
+    /// Who answered which of the client's own addresses and ports, if the client was told which to
+    /// use.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub servers: BTreeMap<SocketAddr, String>,
 }
@@ -52,10 +54,12 @@ pub struct UdpReport {
     pub clients: BTreeSet<SocketAddr>,
     /// Where the answers came from, as the client saw it.
     pub sources: BTreeSet<SocketAddr>,
-    /// Who answered which of the client's own addresses and ports last, if the client was told which to use.
+    /// Who answered which of the client's own addresses and ports last, if the client was told
+    /// which to use.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub servers: BTreeMap<SocketAddr, String>,
-    /// The largest packet that gets through to the peer as far as the kernel knows, of a connected socket.
+    /// The largest packet that gets through to the peer as far as the kernel knows, of a connected
+    /// socket.
     pub path_mtu: Option<u32>,
 }
 
@@ -75,7 +79,8 @@ pub struct StreamReport {
     pub bytes: u64,
     /// Time from `connect` to the last byte received.
     pub microseconds: u64,
-    /// The largest packet that gets through to the server as far as the client's kernel knows in the end.
+    /// The largest packet that gets through to the server as far as the client's kernel knows in
+    /// the end.
     pub path_mtu: u32,
 }
 
@@ -84,7 +89,8 @@ pub struct StreamReport {
 pub struct PingReport {
     /// Answers by who sent them.
     pub answers: BTreeMap<IpAddr, u64>,
-    /// Requests to which there was an error instead, by what and from whom, as in `unreachable: 10.0.0.1`.
+    /// Requests to which there was an error instead, by what and from whom, as in
+    /// `unreachable: 10.0.0.1`.
     pub errors: BTreeMap<String, u64>,
     /// Requests to which there was nothing.
     pub lost: u64,
@@ -97,8 +103,9 @@ impl PingReport {
     }
 }
 
-/// What a UDP socket does about datagrams that are larger than what gets through to the peer. The kernel's default:
-/// datagrams that fit as far as it knows must not be fragmented on the way, larger ones are fragmented at once.
+/// What a UDP socket does about datagrams that are larger than what gets through to the peer. The
+/// kernel's default: datagrams that fit as far as it knows must not be fragmented on the way,
+/// larger ones are fragmented at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Fragmentation {
     /// All may be fragmented, here and on the way.

@@ -7,9 +7,10 @@ use anyhow::{Context, Result, bail};
 use super::namespace::Namespace;
 
 impl Namespace {
-    /// Keeps larger packets from being forwarded, in all directions: the namespace says so by ICMP, or sends fragments
-    /// where the sender allows it. As if all its devices had this MTU, except that they still receive larger packets.
-    /// Holds for the routes that there are now, until the next call; IPv6 needs 1280 or more.
+    /// Keeps larger packets from being forwarded, in all directions: the namespace says so by ICMP,
+    /// or sends fragments where the sender allows it. As if all its devices had this MTU, except
+    /// that they still receive larger packets. Holds for the routes that there are now, until the
+    /// next call; IPv6 needs 1280 or more.
     ///
     /// # Errors
     ///
@@ -18,7 +19,8 @@ impl Namespace {
         self.limit_routes(&[], mtu)
     }
 
-    /// The same towards a destination for which there is a route: its prefix as `ip route` shows it, or `default`.
+    /// The same towards a destination for which there is a route: its prefix as `ip route` shows
+    /// it, or `default`.
     ///
     /// # Errors
     ///
@@ -73,8 +75,8 @@ fn routes(family: &str, selection: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// The `ip` command that replaces a route, as `ip route` shows it, by the same with this MTU. Only a locked one counts
-/// for forwarding by IPv6.
+/// The `ip` command that replaces a route, as `ip route` shows it, by the same with this MTU. Only
+/// a locked one counts for forwarding by IPv6.
 fn limited(route: &str, mtu: u16) -> String {
     let route = match route.split_once(" mtu lock ") {
         None => route.trim_end().to_owned(),

@@ -31,7 +31,8 @@ impl Machine {
         self.talk_with(SocketAddr::new(address.into(), port), &[])
     }
 
-    /// The same from an address and port of this machine. Connections to several servers may share it.
+    /// The same from an address and port of this machine. Connections to several servers may share
+    /// it.
     ///
     /// # Errors
     ///
@@ -145,7 +146,8 @@ impl Talk {
         serde_json::from_str(&line).with_context(|| format!("read the event {line:?}"))
     }
 
-    /// Waits until it is connected; returns the client's own address and port, and where it believes to be connected to.
+    /// Waits until it is connected; returns the client's own address and port, and where it
+    /// believes to be connected to.
     ///
     /// # Errors
     ///
@@ -196,8 +198,9 @@ impl Talk {
         }
     }
 
-    /// Says something and returns the names of the servers that have answered since the last event that was seen. What is
-    /// on its way while a UDP socket changes its server may be lost, so this does not wait.
+    /// Says something and returns the names of the servers that have answered since the last event
+    /// that was seen. What is on its way while a UDP socket changes its server may be lost, so this
+    /// does not wait.
     ///
     /// # Errors
     ///
@@ -217,8 +220,8 @@ impl Talk {
         Ok(servers)
     }
 
-    /// Asks a server with the socket of [`Machine::asker`]; returns the name of the server that answers, and where the answer
-    /// says to come from.
+    /// Asks a server with the socket of [`Machine::asker`]; returns the name of the server that
+    /// answers, and where the answer says to come from.
     ///
     /// # Errors
     ///
@@ -239,7 +242,8 @@ impl Talk {
     ///
     /// If something else comes.
     pub fn expect_reset(&mut self) -> Result<()> {
-        // The next packet may have been an acknowledgement that was put off, and the client be gone by now.
+        // The next packet may have been an acknowledgement that was put off, and the client be gone
+        // by now.
         let _ = self.send("hello");
         let event = self.next_event()?;
         let is_reset = matches!(&event, TalkEvent::Error(error) if error.ends_with(": ConnectionReset"));

@@ -83,7 +83,8 @@ impl ServerBuilder<'_> {
         self.with("--udp", port)
     }
 
-    /// Fills answers over UDP up to so many bytes of payload, so that they are larger than what they answer.
+    /// Fills answers over UDP up to so many bytes of payload, so that they are larger than what
+    /// they answer.
     pub fn udp_answer_size(self, bytes: u32) -> Self {
         self.with("--udp-answer-size", bytes)
     }
@@ -220,7 +221,8 @@ impl ClientBuilder<'_, HttpReport> {
         self.with("--timeout-ms", timeout.as_millis())
     }
 
-    /// How often it reports what it has done so far, for [`Client::so_far`]; by default only at the end.
+    /// How often it reports what it has done so far, for [`Client::so_far`]; by default only at the
+    /// end.
     pub fn progress(self, interval: Duration) -> Self {
         self.with("--progress-ms", interval.as_millis())
     }
@@ -243,8 +245,8 @@ impl ClientBuilder<'_, UdpReport> {
         self
     }
 
-    /// Size of a datagram's payload in bytes; the server's answer is somewhat larger. More than fits into a packet is
-    /// sent in fragments.
+    /// Size of a datagram's payload in bytes; the server's answer is somewhat larger. More than
+    /// fits into a packet is sent in fragments.
     pub fn size(self, bytes: u32) -> Self {
         self.with("--size", bytes)
     }
@@ -290,13 +292,14 @@ impl HasSource for UdpReport {}
 impl HasSource for StreamReport {}
 
 impl<Report: HasSource> ClientBuilder<'_, Report> {
-    /// The client's own port; each further connection or socket takes the next one. TCP connections then end with a
-    /// reset, so that the port can be used again at once.
+    /// The client's own port; each further connection or socket takes the next one. TCP connections
+    /// then end with a reset, so that the port can be used again at once.
     pub fn source_port(self, port: u16) -> Self {
         self.with("--source-port", port)
     }
 
-    /// The client's own addresses, of the IP version of whom it asks: connections or sockets take them in turn.
+    /// The client's own addresses, of the IP version of whom it asks: connections or sockets take
+    /// them in turn.
     pub fn source_addresses(self, addresses: impl IntoIterator<Item = impl Into<IpAddr>>) -> Self {
         addresses.into_iter().fold(self, |client, address| {
             client.with("--source-address", address.into())

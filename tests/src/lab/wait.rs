@@ -12,8 +12,8 @@ const INTERVAL: Duration = Duration::from_millis(2);
 
 /// Asks `condition` until it gives a value; on slow machines for longer ([`patience`]).
 ///
-/// Tests wait for what they need and never for a length of time: a sleep is either too short on a busy machine or
-/// too long on an idle one.
+/// Tests wait for what they need and never for a length of time: a sleep is either too short on a
+/// busy machine or too long on an idle one.
 ///
 /// # Errors
 ///

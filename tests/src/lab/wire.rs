@@ -25,8 +25,8 @@ use super::wait::wait_for;
 /// How long a packet may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A device in the hands of a test, beside the kernel: sends any frame, and sees whatever the device receives. For
-/// what no kernel sends or this one does not know, like SCTP.
+/// A device in the hands of a test, beside the kernel: sends any frame, and sees whatever the
+/// device receives. For what no kernel sends or this one does not know, like SCTP.
 ///
 /// Checksums in what comes from a kernel may be unfinished: [`super::Capture`] can tell.
 #[derive(Debug)]
@@ -38,8 +38,9 @@ pub struct Wire {
 }
 
 impl Machine {
-    /// The device of a Pod or an outside client in the hands of a test. The kernel receives its packets as well: use
-    /// [`Machine::phantom`] or [`super::Node::silent_pod`] to have no answers of it.
+    /// The device of a Pod or an outside client in the hands of a test. The kernel receives its
+    /// packets as well: use [`Machine::phantom`] or [`super::Node::silent_pod`] to have no answers
+    /// of it.
     ///
     /// # Errors
     ///

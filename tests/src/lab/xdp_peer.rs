@@ -25,8 +25,8 @@ pub struct XdpPeer {
 impl Lab {
     /// Makes the far end of a node's link such that XDP can do its work on the node's end.
     ///
-    /// It finishes the checksums of what it sends, since XDP cannot know of partial ones. And it has an XDP program,
-    /// without which a veth takes nothing that the other end's program sends.
+    /// It finishes the checksums of what it sends, since XDP cannot know of partial ones. And it
+    /// has an XDP program, without which a veth takes nothing that the other end's program sends.
     ///
     /// # Errors
     ///
@@ -48,7 +48,8 @@ impl Lab {
         Ok(XdpPeer { _ebpf: ebpf })
     }
 
-    /// The agent's object with small maps that nobody else has, and no program loaded. `purpose` is unlike any other.
+    /// The agent's object with small maps that nobody else has, and no program loaded. `purpose` is
+    /// unlike any other.
     pub(super) fn object(&self, purpose: &str) -> Result<Ebpf> {
         let settings = Settings {
             capacity: Capacity {

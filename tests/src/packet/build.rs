@@ -85,7 +85,8 @@ pub fn sctp(source: SocketAddr, destination: SocketAddr, chunk: u8) -> Build {
     Build::new(source, destination, Transport::Sctp { chunk }).payload(b"some more words.")
 }
 
-/// An ICMP message of this type and code with these four bytes behind the checksum; the ports mean nothing.
+/// An ICMP message of this type and code with these four bytes behind the checksum; the ports mean
+/// nothing.
 pub fn icmp(source: IpAddr, destination: IpAddr, [kind, code]: [u8; 2], rest: u32) -> Build {
     let [source, destination] = [source, destination].map(|address| SocketAddr::new(address, 0));
     Build::new(source, destination, Transport::Icmp { kind, code, rest })
@@ -347,7 +348,8 @@ impl Build {
         }
     }
 
-    /// The common header and the header of a chunk that is the rest of the packet (RFC 9260 section 3).
+    /// The common header and the header of a chunk that is the rest of the packet (RFC 9260 section
+    /// 3).
     fn sctp_header(&self, chunk: u8) -> Vec<u8> {
         const CHECKSUM: std::ops::Range<usize> = 8..12;
         let mut header = Vec::new();
@@ -585,7 +587,8 @@ fn verify(
 mod tests {
     use super::{checksum, crc32c};
 
-    /// RFC 9260 appendix A uses the CRC whose check value is known (RFC 3720 section B.4: 32 bytes of zeros).
+    /// RFC 9260 appendix A uses the CRC whose check value is known (RFC 3720 section B.4: 32 bytes
+    /// of zeros).
     #[test]
     fn crc() {
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);

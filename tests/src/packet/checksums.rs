@@ -17,7 +17,8 @@ struct Checksum {
     is_optional: bool,
 }
 
-/// Names of the checksums that are wrong in an Ethernet frame and in what an ICMP error in it quotes.
+/// Names of the checksums that are wrong in an Ethernet frame and in what an ICMP error in it
+/// quotes.
 pub fn faults(bytes: &[u8]) -> Vec<&'static str> {
     let wrong = checksums(bytes).into_iter().filter(|checksum| {
         let is_absent = checksum.is_optional && bytes[checksum.field.clone()] == [0, 0];

@@ -8,8 +8,8 @@ use super::build::{Build, checksum};
 const NETWORK: usize = 14;
 
 impl Build {
-    /// The fragments of the packet, which has neither VLAN tags nor IP options: all but the last have `length` bytes of
-    /// its content, a multiple of 8.
+    /// The fragments of the packet, which has neither VLAN tags nor IP options: all but the last
+    /// have `length` bytes of its content, a multiple of 8.
     pub fn split(&self, identification: u16, length: usize) -> Vec<Vec<u8>> {
         let bytes = self.bytes();
         let is_ipv4 = bytes[NETWORK] >> 4 == 4;

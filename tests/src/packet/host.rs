@@ -91,7 +91,8 @@ impl Host {
         }
     }
 
-    /// Says how to reach a destination: with these link-layer addresses, if they are known; with this MTU, if not 0.
+    /// Says how to reach a destination: with these link-layer addresses, if they are known; with
+    /// this MTU, if not 0.
     pub fn way(&mut self, destination: IpAddr, route: Route, link: Link, mtu: u32) {
         let link = [link.destination, link.source].concat();
         let words = link.chunks_exact(4);

@@ -33,8 +33,8 @@ use lb_common::reason::Reason;
 pub use self::pool::Borrowed;
 use crate::lab::PinDirectory;
 
-/// The programs with maps of their own. Each program is loaded when it is run for the first time: what the verifier
-/// does to all of them takes longer than everything else in a test.
+/// The programs with maps of their own. Each program is loaded when it is run for the first time:
+/// what the verifier does to all of them takes longer than everything else in a test.
 pub struct Datapath {
     settings: Settings,
     ebpf: Ebpf,
@@ -46,15 +46,15 @@ pub struct Datapath {
     backends: BTreeMap<u32, Backend>,
     frontends: BTreeMap<FrontendKey, Frontend>,
     pins: PinDirectory,
-    /// Index of the device that packets come in on or leave by, in the network namespace of the thread that runs the
-    /// programs; 0 for that namespace's loopback device.
+    /// Index of the device that packets come in on or leave by, in the network namespace of the
+    /// thread that runs the programs; 0 for that namespace's loopback device.
     pub device: u32,
     /// Packets that may have been answered since all buckets were full.
     answers: u32,
     /// Whether answers are limited; else every answer is the first one for a long time.
     pub limits_answers: bool,
-    /// Payload of each packet that a TC program's packet is to be sent as, if the sender leaves that to the kernel or
-    /// its device (GSO); else 0.
+    /// Payload of each packet that a TC program's packet is to be sent as, if the sender leaves
+    /// that to the kernel or its device (GSO); else 0.
     pub segment_size: u32,
 }
 
@@ -77,8 +77,8 @@ pub const NODE4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// See [`NODE4`].
 pub const NODE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
-/// The loopback device, which packets come in on if no other is set, as a port of a bridge with the node's link-layer
-/// address: else no program would take a packet that is for it.
+/// The loopback device, which packets come in on if no other is set, as a port of a bridge with the
+/// node's link-layer address: else no program would take a packet that is for it.
 fn loopback_as_bridge() -> View {
     const LOOPBACK: u32 = 1;
     let bridge = Link {
@@ -302,7 +302,8 @@ impl Datapath {
         self.repeat(program, packet, 1)
     }
 
-    /// Runs a program on a packet and reads its action as a verdict; panics for an action that means none.
+    /// Runs a program on a packet and reads its action as a verdict; panics for an action that
+    /// means none.
     pub fn verdict(&mut self, program: &str, packet: &[u8]) -> (Verdict, Vec<u8>) {
         let outcome = self.run(program, packet);
         let verdict = match (program, outcome.action) {
@@ -365,8 +366,9 @@ impl Datapath {
             .unwrap_or_else(|error| panic!("{program}: {error}: {packet:02x?}"))
     }
 
-    /// Runs a program on a packet that may be too short: `None` if the kernel does not take it for a test run
-    /// (`BPF_PROG_TEST_RUN` wants an Ethernet header, and for TC that of the IP version in it).
+    /// Runs a program on a packet that may be too short: `None` if the kernel does not take it for
+    /// a test run (`BPF_PROG_TEST_RUN` wants an Ethernet header, and for TC that of the IP version
+    /// in it).
     pub fn try_run(&mut self, program: &str, packet: &[u8]) -> Option<Outcome> {
         match self.try_repeat(program, packet, 1) {
             Ok(outcome) => Some(outcome),
@@ -399,14 +401,15 @@ impl Datapath {
         })
     }
 
-    /// What tells the kernel which device a packet is to come in on, and how it is to be sent; nothing for a packet as
-    /// it is on the loopback device.
+    /// What tells the kernel which device a packet is to come in on, and how it is to be sent;
+    /// nothing for a packet as it is on the loopback device.
     fn context(&self, program: &str, packet: &[u8]) -> Option<Vec<u8>> {
         if (self.device, self.segment_size) == (0, 0) {
             return None;
         }
         let words = if program == "lb_xdp" {
-            // linux/bpf.h, struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+            // linux/bpf.h, struct xdp_md: data, data_end, data_meta, ingress_ifindex,
+            // rx_queue_index, egress_ifindex.
             let end = u32::try_from(packet.len()).expect("fits");
             vec![0, end, 0, self.device, 0, 0]
         } else {

@@ -1,5 +1,6 @@
-//! The node's routes in packet tests: the programs run in a network namespace with two devices, `front` towards clients
-//! and `back` towards other nodes. Neighbours do not change, and nobody answers.
+//! The node's routes in packet tests: the programs run in a network namespace with two devices,
+//! `front` towards clients and `back` towards other nodes. Neighbours do not change, and nobody
+//! answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -41,8 +42,8 @@ pub enum Place {
     Unreachable,
 }
 
-/// Gives both families a Service whose only backend is at `place`, which the EndpointSlices do not say to be this node. Its
-/// id is 1 for the first of [`worlds`], 2 for the second.
+/// Gives both families a Service whose only backend is at `place`, which the EndpointSlices do not
+/// say to be this node. Its id is 1 for the first of [`worlds`], 2 for the second.
 pub fn serve_from(datapath: &mut Datapath, place: Place) {
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.backend_at(place))]);
@@ -72,8 +73,8 @@ pub const FRONT_LINK: Link = Link {
 /// Index of the loopback device of each namespace.
 const LOOPBACK: u32 = 1;
 
-/// Addresses of [`Place::Node`] that the programs are told of, whether the node has them or not: a test may add the last
-/// two.
+/// Addresses of [`Place::Node`] that the programs are told of, whether the node has them or not: a
+/// test may add the last two.
 const NODE_ADDRESSES: [&str; 4] = ["10.3.0.5", "fd00:3::5", "8.0.3.5", "fd00:3:86dd::5"];
 
 /// Index of a bridge that the programs are told of.
@@ -118,8 +119,9 @@ const LINES: [&str; 31] = [
 const SYSCTLS: [(&str, &str); 2] = [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
 
 impl Network {
-    /// Makes the network and moves the calling thread into it, until it is dropped. The programs learn of its devices;
-    /// packets come in on `front`. XDP programs can send by `back` too. `None` on kernels on which that cannot be tested.
+    /// Makes the network and moves the calling thread into it, until it is dropped. The programs
+    /// learn of its devices; packets come in on `front`. XDP programs can send by `back` too.
+    /// `None` on kernels on which that cannot be tested.
     pub fn enter(datapath: &mut Datapath) -> Option<Self> {
         if !kernel::needs("5.14", "devices in test runs of XDP programs") {
             return None;

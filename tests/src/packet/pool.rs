@@ -1,4 +1,5 @@
-//! Loaded programs that are used again: what the verifier does takes longer than everything else in a test.
+//! Loaded programs that are used again: what the verifier does takes longer than everything else in
+//! a test.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};

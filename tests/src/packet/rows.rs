@@ -78,7 +78,8 @@ impl Datapath {
         self.age_if(ticks, |_, _| true);
     }
 
-    /// Makes the flows between some sources and destinations look as if they had been seen that many ticks earlier.
+    /// Makes the flows between some sources and destinations look as if they had been seen that
+    /// many ticks earlier.
     pub fn age_if(&self, ticks: u32, which: impl Fn(SocketAddr, SocketAddr) -> bool) {
         age(self.flows4(), ticks, &which);
         age(self.flows6(), ticks, &which);
@@ -107,7 +108,8 @@ impl Datapath {
         self.pinned(map::ANSWERS).try_into().expect("a per-CPU array")
     }
 
-    /// Leaves nothing in the bucket of the way to the kernel's own reassembly, until time fills it again.
+    /// Leaves nothing in the bucket of the way to the kernel's own reassembly, until time fills it
+    /// again.
     pub fn drain_detours(&self) {
         self.set_detours(|bucket| Bucket { tokens: 0, ..bucket });
     }
@@ -119,8 +121,8 @@ impl Datapath {
         buckets.set(0, new(bucket), 0).expect("the bucket is written");
     }
 
-    /// Lets the programs send fragments to the kernel's own reassembly through the device that packets come in on if no
-    /// other is set, whose role that is; or not.
+    /// Lets the programs send fragments to the kernel's own reassembly through the device that
+    /// packets come in on if no other is set, whose role that is; or not.
     pub fn reassemble(&mut self, role: Option<Role>) {
         const LOOPBACK: u32 = 1;
         let mut view = super::loopback_as_bridge();

@@ -61,7 +61,8 @@ async fn asks_for_no_more_than_it_needs() {
         let (path, selector) = request.split_once('?').unwrap();
         let expected = match path {
             "/apis/discovery.k8s.io/v1/endpointslices" => format!("labelSelector=!{HEADLESS}"),
-            // All of them: of other Nodes, and of Services of other proxies, the addresses are known.
+            // All of them: of other Nodes, and of Services of other proxies, the addresses are
+            // known.
             "/api/v1/services" | "/api/v1/nodes" | "/apis/networking.k8s.io/v1/servicecidrs" => {
                 assert!(!selector.contains("Selector"), "{request}");
                 continue;

@@ -1,5 +1,6 @@
-//! Backends that are missing from the objects for a while, as when a port is renamed, an endpoint moves between slices or a
-//! Service is made anew: open connections live on, through the sockets, TC and XDP.
+//! Backends that are missing from the objects for a while, as when a port is renamed, an endpoint
+//! moves between slices or a Service is made anew: open connections live on, through the sockets,
+//! TC and XDP.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -148,7 +149,8 @@ impl Fixture {
             .unwrap();
     }
 
-    /// The objects change, by which these states come, and change again, and it is as if nothing had happened.
+    /// The objects change, by which these states come, and change again, and it is as if nothing
+    /// had happened.
     fn passes(
         &mut self,
         states: [BackendState; 2],

@@ -1,4 +1,5 @@
-//! Session affinity by the client's address: from outside through every node, from Pods through TC and the sockets.
+//! Session affinity by the client's address: from outside through every node, from Pods through TC
+//! and the sockets.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,8 +49,8 @@ impl Fixture {
         Self { agents, cluster }
     }
 
-    /// Where clients find the Service, by one IP version: ClusterIP, load balancer, NodePort of the first node; with the
-    /// ports for HTTP and UDP.
+    /// Where clients find the Service, by one IP version: ClusterIP, load balancer, NodePort of the
+    /// first node; with the ports for HTTP and UDP.
     fn ways(&self, version: usize) -> [(IpAddr, u16, u16); 3] {
         let node = self.cluster.nodes[0].host().addresses().both()[version];
         let (http, udp) = (HTTP.node_port.unwrap(), UDP.node_port.unwrap());
@@ -170,7 +171,8 @@ fn only<'a>(answers: &'a BTreeMap<String, u64>, what: &str) -> &'a str {
     name
 }
 
-/// The Pods that a client inside has: by both IP versions, by HTTP and by UDP; the same by every way.
+/// The Pods that a client inside has: by both IP versions, by HTTP and by UDP; the same by every
+/// way.
 fn choices_inside(fixture: &Fixture, from: &Machine) -> Vec<String> {
     let mut choices = Vec::new();
     for version in 0..2 {
@@ -316,6 +318,7 @@ fn it_ends_some_time_after_the_last_socket() {
         .flatten()
         .map(|client| client.finish().unwrap().answers)
         .collect();
-    // Twelve new choices among three Pods: none differs from that before once in half a million times.
+    // Twelve new choices among three Pods: none differs from that before once in half a million
+    // times.
     assert!(pods.iter().any(|pods| pods.len() > 1), "{pods:?}");
 }

@@ -1,4 +1,5 @@
-//! The life of the agent: it dies, is replaced, follows devices, cleans up, lacks privileges, has neighbours.
+//! The life of the agent: it dies, is replaced, follows devices, cleans up, lacks privileges, has
+//! neighbours.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -141,7 +142,8 @@ fn no_request_fails_while_the_agent_is_replaced() {
 
 /// How often the agent is replaced while answers come.
 const REPLACEMENTS: u64 = 20;
-/// Names a number: how many answers come while the agent is replaced, at least. A million takes some minutes.
+/// Names a number: how many answers come while the agent is replaced, at least. A million takes
+/// some minutes.
 const ANSWERS_VARIABLE: &str = "LB_TESTS_ANSWERS";
 /// How many they are elsewhere.
 const ANSWERS: u64 = 40_000;

@@ -1,4 +1,5 @@
-//! TCP segments of more than 64 KiB ("BIG TCP"), of which the IP header cannot say how long they are.
+//! TCP segments of more than 64 KiB ("BIG TCP"), of which the IP header cannot say how long they
+//! are.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::IpAddr;
@@ -9,7 +10,8 @@ use lb_tests::lab::cluster::{STREAM, options, vips};
 use lb_tests::lab::{AgentOptions, Cluster, Machine, SocketLb, Wire, Xdp, require_privileges};
 
 const MEBIBYTES: u32 = 50;
-/// A hundred times what it takes. With large segments lost, it is retransmissions that the stream consists of.
+/// A hundred times what it takes. With large segments lost, it is retransmissions that the stream
+/// consists of.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 /// More than the length field of an IP header can say.
 const LARGE: usize = 65_535 + 14;
@@ -25,9 +27,10 @@ fn cluster(server: usize) -> Option<Cluster> {
     Some(cluster)
 }
 
-/// Leaves room for 8 bytes in each packet on the way: where the kernel forwards a large segment of IPv6, it takes the
-/// hop-by-hop header that it has put into it for a part of each (`skb_gso_network_seglen`, net/core/gso.c, Linux 6.18), and
-/// even without a Service a stream becomes slow.
+/// Leaves room for 8 bytes in each packet on the way: where the kernel forwards a large segment of
+/// IPv6, it takes the hop-by-hop header that it has put into it for a part of each
+/// (`skb_gso_network_seglen`, net/core/gso.c, Linux 6.18), and even without a Service a stream
+/// becomes slow.
 fn leave_room(cluster: &Cluster) {
     for machine in [&cluster.client, &cluster.outside, &cluster.servers[0].pod] {
         machine.namespace().ip(&["link set eth0 mtu 1492"]).unwrap();
@@ -71,7 +74,8 @@ fn past_the_stack_of_the_node() {
     }
 }
 
-/// To a Pod of the node that is asked, and to one of another, where the packets are sent on without the node's stack.
+/// To a Pod of the node that is asked, and to one of another, where the packets are sent on without
+/// the node's stack.
 #[test]
 fn from_outside() {
     for server in [0, 1] {

@@ -1,4 +1,5 @@
-//! ClusterIPs with real sockets: through TC and through the sockets, from Pods and from processes of the node.
+//! ClusterIPs with real sockets: through TC and through the sockets, from Pods and from processes
+//! of the node.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -105,7 +106,8 @@ fn use_udp(from: &Machine, vip: IpAddr, all: &BTreeSet<String>) {
             "{vip}"
         );
 
-        // What one socket sends belongs together. The size makes every other one span several segments.
+        // What one socket sends belongs together. The size makes every other one span several
+        // segments.
         for size in [16, 1400] {
             let report = client().count(12).size(size).run().unwrap();
             assert_eq!(report.answered(), 12, "{vip}: {report:?}");
@@ -126,7 +128,8 @@ fn a_pod_through_tc() {
     let captured = captures.finish();
     for vip in vips() {
         assert_eq!(devices_with(&captured.client, vip), BTreeSet::from(["eth0"]));
-        // The stack of the node sees real addresses only: the VIP is at the client's device and nowhere else.
+        // The stack of the node sees real addresses only: the VIP is at the client's device and
+        // nowhere else.
         assert_eq!(
             devices_with(&captured.host, vip),
             BTreeSet::from([cluster.client.far_device()])
@@ -327,7 +330,8 @@ fn nobody_there() {
         let mut cluster = Cluster::new("nobody", &[]).unwrap();
         let _agent = cluster.start_agent(socket_lb, &[]).unwrap();
         let host = cluster.nodes[0].host();
-        // The second time the kernel finishes the checksums of the answers, as it does for devices that cannot.
+        // The second time the kernel finishes the checksums of the answers, as it does for devices
+        // that cannot.
         for transmit_checksums in ["on", "off"] {
             host.namespace()
                 .offload(cluster.client.far_device(), &["tx", transmit_checksums])

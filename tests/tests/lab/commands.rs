@@ -10,7 +10,8 @@ use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Runs a command on the first node, with CAP_BPF and nothing else; returns its exit code and what it printed.
+/// Runs a command on the first node, with CAP_BPF and nothing else; returns its exit code and what
+/// it printed.
 fn run(cluster: &Cluster, line: &str) -> (i32, String) {
     let running = std::env::current_exe().unwrap();
     let program = running.ancestors().nth(2).unwrap().join("lb-agent");

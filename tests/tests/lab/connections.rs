@@ -1,5 +1,5 @@
-//! What becomes of connections and flows of clients outside when Pods and Services change: with a Pod on the node that
-//! they come to, and with one on another node.
+//! What becomes of connections and flows of clients outside when Pods and Services change: with a
+//! Pod on the node that they come to, and with one on another node.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::cell::Cell;
@@ -107,7 +107,8 @@ impl Fixture {
         self.later_flows.set(self.later_flows.get() + used);
     }
 
-    /// Not ready, or terminating: connections stay, and UDP flows while the Pod is serving. Others go elsewhere.
+    /// Not ready, or terminating: connections stay, and UDP flows while the Pod is serving. Others
+    /// go elsewhere.
     fn a_pod_drains(&self) {
         let [near, far] = self.servers();
         for (draining, other) in [(near, far), (far, near)] {
@@ -254,8 +255,8 @@ impl Fixture {
         self.change(manifest(), |has| has(HTTP.port), &mut talks);
     }
 
-    /// Writes another manifest of the Service and waits until `arrived`, which is told which ports the load balancer's
-    /// addresses have. All connections stay.
+    /// Writes another manifest of the Service and waits until `arrived`, which is told which ports
+    /// the load balancer's addresses have. All connections stay.
     fn change(
         &self,
         manifest: ServiceManifest,

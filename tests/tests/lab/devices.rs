@@ -1,4 +1,5 @@
-//! The device watcher against a real kernel: in network namespaces of its own, which end with their threads.
+//! The device watcher against a real kernel: in network namespaces of its own, which end with their
+//! threads.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
 
@@ -102,7 +103,8 @@ fn index(view: &View, name: &str) -> Option<u32> {
     links.find(|link| link.name == name).map(|link| link.index)
 }
 
-/// Runs a scenario in a fresh network namespace; it is told by what `ip` calls a second one beside it.
+/// Runs a scenario in a fresh network namespace; it is told by what `ip` calls a second one beside
+/// it.
 fn scenario<F: Future<Output = ()>>(run: impl FnOnce(i32) -> F + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: needs root");

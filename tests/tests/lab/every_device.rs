@@ -1,4 +1,5 @@
-//! Devices beside the one with the node's address and default route: what frontends' traffic comes by carries the programs.
+//! Devices beside the one with the node's address and default route: what frontends' traffic comes
+//! by carries the programs.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -76,7 +77,8 @@ fn without_programs(cluster: &Cluster) -> Vec<(String, String)> {
         .collect()
 }
 
-/// What `lb-agent explain` says of a packet of a client to a frontend: whether it gets through, and all of it.
+/// What `lb-agent explain` says of a packet of a client to a frontend: whether it gets through, and
+/// all of it.
 fn explain(cluster: &Cluster, client: &Machine, to: SocketAddr) -> (bool, Value) {
     let [v4, v6] = client.addresses().both();
     let source = if to.is_ipv4() { v4 } else { v6 };
@@ -150,7 +152,8 @@ fn a_device_carries_programs_once_a_route_leads_out_by_it() {
         assert_served(&cluster, &client.machine);
         assert_eq!(without_programs(&cluster), []);
 
-        // A routing protocol that has nothing to say for a while takes no programs away, until the device goes down.
+        // A routing protocol that has nothing to say for a while takes no programs away, until the
+        // device goes down.
         client.forget_way(node).unwrap();
         client.learn_way(node).unwrap();
         assert_served(&cluster, &client.machine);

@@ -1,5 +1,5 @@
-//! Clients outside reach Pods of other nodes: whose address the Pods see, large streams, many connections, and flows
-//! that come to another node than before.
+//! Clients outside reach Pods of other nodes: whose address the Pods see, large streams, many
+//! connections, and flows that come to another node than before.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,8 @@ const MEBIBYTES: u32 = 8;
 const CONNECTIONS: u32 = 600;
 /// How long a change may take to be noticed.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The client's ports of flows that are recognized again: outside of those that the kernel chooses from.
+/// The client's ports of flows that are recognized again: outside of those that the kernel chooses
+/// from.
 const PORTS_OF_FLOWS: u16 = 20_000;
 const FLOWS: u32 = 40;
 
@@ -61,7 +62,8 @@ impl Fixture {
         &self.cluster.outside
     }
 
-    /// What Pods of other nodes take for the client: the address from which the first node itself reaches them.
+    /// What Pods of other nodes take for the client: the address from which the first node itself
+    /// reaches them.
     fn source(&self) -> Addresses {
         let node = &self.cluster.nodes[0];
         node.overlay_addresses()
@@ -165,7 +167,8 @@ impl Fixture {
         }
     }
 
-    /// Another node knows nothing of a connection, and its Pod nothing of that node: the client is told.
+    /// Another node knows nothing of a connection, and its Pod nothing of that node: the client is
+    /// told.
     fn a_connection_does_not_move(&self) {
         for vip in load_balancer_addresses() {
             self.cluster.route_load_balancer(&[0]).unwrap();

@@ -1,4 +1,5 @@
-//! Datagrams whose fragments arrive in another order than they were sent, and fragments whose first one never comes.
+//! Datagrams whose fragments arrive in another order than they were sent, and fragments whose first
+//! one never comes.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -16,7 +17,8 @@ use lb_tests::packet::build::udp;
 const LENGTH: usize = 400;
 /// Three fragments, with the UDP header.
 const PAYLOAD: usize = 1000;
-/// How long the way to the kernel's own reassembly may take to open: the bridge there waits a second.
+/// How long the way to the kernel's own reassembly may take to open: the bridge there waits a
+/// second.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long an answer may take that may not come.
 const TIMEOUT: Duration = Duration::from_millis(300);

@@ -1,5 +1,5 @@
-//! Frames that are not for the node pass untouched: those for other machines, and of VLANs that no device serves. Those
-//! for a bridge are the node's. And routes that are gone for a while.
+//! Frames that are not for the node pass untouched: those for other machines, and of VLANs that no
+//! device serves. Those for a bridge are the node's. And routes that are gone for a while.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::{IpAddr, SocketAddr};
@@ -53,7 +53,8 @@ impl Place {
         self.wire.send_frame(&request.clone().link(link).bytes()).unwrap();
     }
 
-    /// Sends requests that are the node's, and insists that those are answered, and no others that were sent before.
+    /// Sends requests that are the node's, and insists that those are answered, and no others that
+    /// were sent before.
     #[track_caller]
     fn only_own_are_answered(&self, own: impl Fn(Build) -> Build) {
         for request in self.requests(OWN) {
@@ -169,7 +170,8 @@ fn for_the_bridge_that_a_pod_is_behind() {
     }
 }
 
-/// What could not be sent on is forgotten: the next connection goes the usual way, with the node's address.
+/// What could not be sent on is forgotten: the next connection goes the usual way, with the node's
+/// address.
 #[test]
 fn a_route_comes_back() {
     if !require_privileges() {

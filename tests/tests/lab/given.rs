@@ -1,4 +1,5 @@
-//! Services as every article on Kubernetes has them: their manifests name neither address nor NodePort.
+//! Services as every article on Kubernetes has them: their manifests name neither address nor
+//! NodePort.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
-//! What becomes of connections and flows from inside when Pods and Services change: of a Pod through TC and through its
-//! sockets, and of processes of the node.
+//! What becomes of connections and flows from inside when Pods and Services change: of a Pod
+//! through TC and through its sockets, and of processes of the node.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::cell::Cell;

@@ -1,4 +1,5 @@
-//! The lab keeps its own promises: what it makes works without any agent, is apart from everything else and goes away.
+//! The lab keeps its own promises: what it makes works without any agent, is apart from everything
+//! else and goes away.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::fs;

@@ -1,4 +1,5 @@
-//! A real agent with the Kubernetes API as its source: a stand-in API server in the node's network namespace.
+//! A real agent with the Kubernetes API as its source: a stand-in API server in the node's network
+//! namespace.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! An agent that finds the pins of another layout takes over what is attached, and leaves nothing of it.
+//! An agent that finds the pins of another layout takes over what is attached, and leaves nothing
+//! of it.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +41,8 @@ fn names(directory: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// The kernel's number of each link, by the name of its pin: a link that was taken over is still the same.
+/// The kernel's number of each link, by the name of its pin: a link that was taken over is still
+/// the same.
 fn links(directory: &Path) -> BTreeMap<String, u32> {
     let id = |name: &String| {
         let link = FdLink::from(PinnedLink::from_pin(directory.join(name)).unwrap());
@@ -125,8 +127,8 @@ impl Way {
     }
 }
 
-/// A cluster whose agent was started this way and has died. Since then its first Pod has left the Service and a third one
-/// has come.
+/// A cluster whose agent was started this way and has died. Since then its first Pod has left the
+/// Service and a third one has come.
 fn abandoned(title: &str, way: &Way) -> (XdpPeer, Cluster) {
     let mut cluster = Cluster::new(title, &[0, 1]).unwrap();
     let peer = cluster.lab.prepare_for_xdp(&cluster.nodes[0]).unwrap();
@@ -138,8 +140,8 @@ fn abandoned(title: &str, way: &Way) -> (XdpPeer, Cluster) {
     (peer, cluster)
 }
 
-/// Starts the agent on what it finds and asserts that it alone decides afterwards. Returns how often it spoke of lost
-/// connections.
+/// Starts the agent on what it finds and asserts that it alone decides afterwards. Returns how
+/// often it spoke of lost connections.
 #[track_caller]
 fn assert_takes_over(cluster: &Cluster, way: &Way) -> usize {
     let node = &cluster.nodes[0];

@@ -1,5 +1,5 @@
-//! How long connections and flows are remembered that nobody uses: the next packet of one that has ended is the first
-//! of another, which the Pods that take new connections get.
+//! How long connections and flows are remembered that nobody uses: the next packet of one that has
+//! ended is the first of another, which the Pods that take new connections get.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeMap;
@@ -14,7 +14,8 @@ use lb_tests::lab::{Agents, Cluster, Machine, SocketLb, Talk, Wire, Xdp, require
 use serde::Deserialize;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Lifetimes in seconds: of what is also to be used within them, on a busy machine too, and of what is not.
+/// Lifetimes in seconds: of what is also to be used within them, on a busy machine too, and of what
+/// is not.
 const LONG: u64 = 6;
 const SHORT: u64 = 2;
 /// Of each kind, by each IP version, to be left alone; and as many to be used.
@@ -233,8 +234,8 @@ fn answered_outside_through_native_xdp() {
     answered("answered-native", Way::Outside(Some(Xdp::Native)));
 }
 
-/// Lets pauses between the first packets of a connection grow at once, where the kernel (6.5) would first send some in
-/// a row.
+/// Lets pauses between the first packets of a connection grow at once, where the kernel (6.5) would
+/// first send some in a row.
 fn grow_pauses(client: &Machine) {
     let variable = "ipv4/tcp_syn_linear_timeouts";
     let exists = || Ok(Path::new("/proc/sys/net").join(variable).exists());
@@ -346,7 +347,8 @@ fn send(wire: &Wire, source: SocketAddr, destination: SocketAddr, segment: Segme
     wire.send(&bytes).unwrap();
 }
 
-/// Connections that a test makes packet by packet: what comes after their end is still their Pod's for a while.
+/// Connections that a test makes packet by packet: what comes after their end is still their Pod's
+/// for a while.
 fn closed(title: &str, xdp: Option<Xdp>) {
     if !require_privileges() {
         return;

@@ -72,7 +72,8 @@ fn a_cluster_can_have_an_overlay() {
     assert!(capture.finish().unwrap().count(Protocol::Tcp) > 0);
 }
 
-/// Whether somebody told this machine, by ICMP over both IP versions, that something is wrong with its packets.
+/// Whether somebody told this machine, by ICMP over both IP versions, that something is wrong with
+/// its packets.
 fn was_told(report: &CaptureReport, machine: &Machine) -> bool {
     machine.addresses().both().into_iter().all(|address| {
         let mut packets = report.with_address(address);

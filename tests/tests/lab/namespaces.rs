@@ -1,4 +1,5 @@
-//! Whose sockets are translated: those of the node and of Pods, not those of other network namespaces.
+//! Whose sockets are translated: those of the node and of Pods, not those of other network
+//! namespaces.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::{IpAddr, SocketAddr};
@@ -63,7 +64,8 @@ enum At {
     Devices,
 }
 
-/// One connection to each of the Service's addresses, which are translated there. `getpeername` names the Service.
+/// One connection to each of the Service's addresses, which are translated there. `getpeername`
+/// names the Service.
 #[track_caller]
 fn connect(cluster: &Cluster, from: &Machine, at: At) -> Vec<Talk> {
     let (sockets, flows) = remembered(cluster);
@@ -84,7 +86,8 @@ fn connect(cluster: &Cluster, from: &Machine, at: At) -> Vec<Talk> {
     talks
 }
 
-/// A container with a cluster inside, whose Service network is this cluster's: the addresses are the container's own.
+/// A container with a cluster inside, whose Service network is this cluster's: the addresses are
+/// the container's own.
 struct Foreign {
     container: Machine,
     inner_pod: Machine,
@@ -137,7 +140,8 @@ fn what_stays_inside_of_a_foreign_namespace_is_left_alone() {
     let cluster = Cluster::new("foreign", &[0, 1]).unwrap();
     let before = Foreign::on_first_node(&cluster);
     let mut agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
-    // The client, the server of this node; the container. Nothing leads out of the inner Pod's namespace to the node.
+    // The client, the server of this node; the container. Nothing leads out of the inner Pod's
+    // namespace to the node.
     assert_eq!(
         counts(&cluster),
         NamespaceCounts {

@@ -1,4 +1,5 @@
-//! NodePorts with real sockets: from outside through TC and XDP, from Pods and processes of the node.
+//! NodePorts with real sockets: from outside through TC and XDP, from Pods and processes of the
+//! node.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -23,7 +24,8 @@ fn names(cluster: &Cluster, node: usize) -> BTreeSet<String> {
     servers.map(|server| server.pod.name().to_owned()).collect()
 }
 
-/// Uses every NodePort from here. `expected` are the Pods that answer; they see the client's address, or `instead` of it.
+/// Uses every NodePort from here. `expected` are the Pods that answer; they see the client's
+/// address, or `instead` of it.
 #[track_caller]
 fn use_node_ports(cluster: &Cluster, from: &Machine, expected: &BTreeSet<String>, instead: &[IpAddr]) {
     for (node, own) in to_node(cluster, from) {

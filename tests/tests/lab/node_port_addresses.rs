@@ -1,4 +1,5 @@
-//! At which of a node's addresses NodePorts are: also those that come and go, and 127.0.0.1 and ::1.
+//! At which of a node's addresses NodePorts are: also those that come and go, and 127.0.0.1 and
+//! ::1.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;

@@ -54,8 +54,8 @@ fn ways(cluster: &Cluster) -> [(&Machine, IpAddr, u16); 4] {
     ]
 }
 
-/// Requests from inside and outside are answered, or none is where everything is dropped that the agent's programs let
-/// pass.
+/// Requests from inside and outside are answered, or none is where everything is dropped that the
+/// agent's programs let pass.
 #[track_caller]
 fn assert_served(cluster: &Cluster, says: Says) {
     for (from, to, port) in ways(cluster) {
@@ -148,7 +148,8 @@ fn no_request_fails_while_ours_move() {
             assert!(report.errors.is_empty(), "{report:?}");
             assert_ne!(report.answered(), 0);
         }
-        // No second program or filter of ours is left: one of ours and one of theirs in each direction.
+        // No second program or filter of ours is left: one of ours and one of theirs in each
+        // direction.
         let host = cluster.nodes[0].host().namespace();
         let expected = match at {
             At::TcxHead => Attached {
@@ -168,7 +169,8 @@ fn no_request_fails_while_ours_move() {
     }
 }
 
-/// A filter that is not for all packets holds the first priority: ours is at the next one and says so.
+/// A filter that is not for all packets holds the first priority: ours is at the next one and says
+/// so.
 #[test]
 fn a_priority_that_is_taken_is_said() {
     if !require_privileges() {

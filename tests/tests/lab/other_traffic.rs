@@ -86,7 +86,8 @@ fn real_addresses() {
     }
 }
 
-/// Replies of the same Pod to the same client: only those of the Service's connections are translated.
+/// Replies of the same Pod to the same client: only those of the Service's connections are
+/// translated.
 #[test]
 fn a_pod_by_its_vip_and_by_its_address() {
     if !require_privileges() {
@@ -96,7 +97,8 @@ fn a_pod_by_its_vip_and_by_its_address() {
     let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
     let pod = &cluster.servers[0].pod;
     for (vip, address) in vips().into_iter().zip(pod.addresses().both()) {
-        // The kernel could give both the same port, as their destinations differ. Nothing tells their answers apart then.
+        // The kernel could give both the same port, as their destinations differ. Nothing tells
+        // their answers apart then.
         let http = |to: IpAddr, port, source_port| {
             let client = cluster.client.http(to, port).source_port(source_port);
             client.count(50).concurrency(2).start().unwrap()

@@ -1,5 +1,5 @@
-//! What leaves from a port that is a NodePort, of the node's processes and of Pods that it stands in for: the answers are
-//! no requests.
+//! What leaves from a port that is a NodePort, of the node's processes and of Pods that it stands
+//! in for: the answers are no requests.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
-//! Who reaches which Pods under which traffic policy, and what is refused, dropped or left alone: from outside, from
-//! Pods and from processes of the nodes, at every node and through every hook.
+//! Who reaches which Pods under which traffic policy, and what is refused, dropped or left alone:
+//! from outside, from Pods and from processes of the nodes, at every node and through every hook.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::{IpAddr, SocketAddr};
@@ -244,7 +244,8 @@ impl Fixture {
             let lost = self.dropped(node) - before;
             assert_eq!(lost > 0, node == EMPTY_NODE, "{lost}");
         }
-        // Another node's NodePort is that node's business, and there the client is one from outside.
+        // Another node's NodePort is that node's business, and there the client is one from
+        // outside.
         self.ask_all(
             &from(0),
             &[Way::NodePort],

@@ -1,5 +1,5 @@
-//! Whose address a packet has: clients that are no Pods behind a Pod are answered, and the address of a Pod or of the node
-//! opens nothing from outside.
+//! Whose address a packet has: clients that are no Pods behind a Pod are answered, and the address
+//! of a Pod or of the node opens nothing from outside.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -102,7 +102,8 @@ impl Fixture {
         }
     }
 
-    /// Asks a Service by each of its ClusterIPs: this Pod answers, and sees one of these addresses as the client's.
+    /// Asks a Service by each of its ClusterIPs: this Pod answers, and sees one of these addresses
+    /// as the client's.
     #[track_caller]
     fn is_answered(&self, from: &Machine, service: Published, by: &str, seen: [Vec<IpAddr>; 2]) {
         for (vip, expected) in service.cluster_ips().into_iter().zip(seen) {
@@ -161,8 +162,9 @@ fn ask_http(from: &Machine, to: SocketAddr, by: &str) -> BTreeSet<IpAddr> {
     report.clients
 }
 
-/// The same with datagrams. A port that the kernel chooses may be that of a flow that is still remembered: a node which
-/// knows that flow, and only forwards this one, would take the answer for that flow's.
+/// The same with datagrams. A port that the kernel chooses may be that of a flow that is still
+/// remembered: a node which knows that flow, and only forwards this one, would take the answer for
+/// that flow's.
 #[track_caller]
 fn ask_udp(from: &Machine, to: SocketAddr, by: &str) -> BTreeSet<IpAddr> {
     let ports = u16::try_from(REQUESTS).unwrap();
@@ -308,8 +310,8 @@ impl Forgery {
         listed.into_iter().filter(is_forged).collect()
     }
 
-    /// Everybody else is answered: clients outside, the Pod in whose name requests were sent, and one of another node,
-    /// whose address comes from outside rightly.
+    /// Everybody else is answered: clients outside, the Pod in whose name requests were sent, and
+    /// one of another node, whose address comes from outside rightly.
     #[track_caller]
     fn genuine_clients_are_answered(&self) {
         let cluster = &self.cluster;

@@ -1,5 +1,5 @@
-//! Addresses of Service CIDRs that no Service has. Another machine, to which the node has a route, has them all the same:
-//! what is not dropped is answered by it.
+//! Addresses of Service CIDRs that no Service has. Another machine, to which the node has a route,
+//! has them all the same: what is not dropped is answered by it.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::IpAddr;
@@ -36,8 +36,8 @@ fn ports() -> [ServicePort; 2] {
 }
 
 impl Fixture {
-    /// One Pod on the first node, a Service of another proxy, and the second node as who has all addresses that are routed
-    /// to it.
+    /// One Pod on the first node, a Service of another proxy, and the second node as who has all
+    /// addresses that are routed to it.
     fn new(title: &str) -> Self {
         let cluster = Cluster::new(title, &[0]).unwrap();
         let manifest = FOREIGN.manifest(&ports()).label(LABEL, "theirs");
@@ -92,7 +92,8 @@ impl Fixture {
             let image = self.cluster.nodes[0].map_image().ok()?;
             let mut addresses = service.cluster_ips().into_iter();
             let has_row = |address: IpAddr| image.frontends.keys().any(|key| key.address() == address);
-            // Until then a datagram from a port that was used before goes where the one before it went.
+            // Until then a datagram from a port that was used before goes where the one before it
+            // went.
             let mut backends = image.backends4.values().chain(image.backends6.values());
             let is_over = backends.all(|backend| backend.state != BackendState::Absent);
             (addresses.all(|address| has_row(address) == are_there) && is_over).then_some(())
@@ -119,7 +120,8 @@ impl Fixture {
         self.assert_all(NOBODY, &Outcome::Lost);
         assert!(self.dropped() >= before + 12, "{before} {}", self.dropped());
         self.assert_all(FOREIGN, &elsewhere);
-        // An address that is allocated later serves at once, and one that is given back is nobody's.
+        // An address that is allocated later serves at once, and one that is given back is
+        // nobody's.
         self.assert_all(LATE, &Outcome::Lost);
         self.publish(LATE);
         self.wait_for_rows(LATE, true);
@@ -138,7 +140,8 @@ impl Fixture {
     }
 }
 
-/// Lets the second node have an address, to which the first one sends what it does not keep, as outside does to the first.
+/// Lets the second node have an address, to which the first one sends what it does not keep, as
+/// outside does to the first.
 fn serve_elsewhere(cluster: &Cluster, address: IpAddr) -> Process {
     let [first, second, _] = &cluster.nodes;
     let [via4, via6] = second.host().addresses().both();

@@ -1,5 +1,5 @@
-//! Services with the label `service.kubernetes.io/service-proxy-name` are for the agent of that name only, which
-//! handles no others.
+//! Services with the label `service.kubernetes.io/service-proxy-name` are for the agent of that
+//! name only, which handles no others.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -20,8 +20,8 @@ const OURS: Published = Published::new("ours", 62);
 const THEIRS: Published = Published::new("theirs", 63);
 const ALL: [Published; 3] = [PLAIN, OURS, THEIRS];
 
-/// Three Services of a Pod on the first node. What this node leaves alone comes to the second one, which has the
-/// addresses and answers itself.
+/// Three Services of a Pod on the first node. What this node leaves alone comes to the second one,
+/// which has the addresses and answers itself.
 struct Fixture {
     _servers: Vec<Process>,
     cluster: Cluster,
@@ -97,7 +97,8 @@ impl Fixture {
         wait_for(&format!("rows of {expected:?}"), PATIENCE, || {
             let image = self.cluster.nodes[0].map_image().ok()?;
             let rows: BTreeSet<IpAddr> = image.frontends.keys().map(FrontendKey::address).collect();
-            // Until then a datagram from a port that was used before goes where the one before it went.
+            // Until then a datagram from a port that was used before goes where the one before it
+            // went.
             let mut backends = image.backends4.values().chain(image.backends6.values());
             let is_over = backends.all(|backend| backend.state != BackendState::Absent);
             (&rows & &all == expected && is_over).then_some(())

@@ -44,9 +44,9 @@ fn two_vips_share_a_pod_and_the_client_a_port() {
     }
 }
 
-/// Connections of Pods from a port of their choice are translated at their devices, even if sockets are. Those of the node
-/// have no such device: the kernel sees two connections from one port to one Pod, and refuses the second when it is asked
-/// for.
+/// Connections of Pods from a port of their choice are translated at their devices, even if sockets
+/// are. Those of the node have no such device: the kernel sees two connections from one port to one
+/// Pod, and refuses the second when it is asked for.
 #[test]
 fn where_sockets_are_translated() {
     if !require_privileges() {

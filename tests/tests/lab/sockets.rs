@@ -1,5 +1,5 @@
-//! What becomes of sockets that were translated at `connect` when their backend is removed: connections end and no others;
-//! UDP sockets go on with another backend.
+//! What becomes of sockets that were translated at `connect` when their backend is removed:
+//! connections end and no others; UDP sockets go on with another backend.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::fs;
@@ -167,7 +167,8 @@ fn sockets_of_a_removed_backend_end_at_once_and_no_others() {
     straight.iter_mut().for_each(Talks::assert_live);
     wait_for_closed(&agent, number);
 
-    // The same address again is another backend: what was remembered of the first one is not true of it.
+    // The same address again is another backend: what was remembered of the first one is not true
+    // of it.
     cluster.set_ready(gone, true).unwrap();
     cluster.wait_for_active(&[gone, stays]).unwrap();
     let mut to_gone = places.map(|from| Talks::through_service(from, gone));
@@ -489,8 +490,8 @@ fn a_udp_socket_is_connected_to_a_service_that_nobody_serves_yet() {
     wait_for("no rows", PATIENCE, || (socket_rows(&cluster) == 0).then_some(())).unwrap();
 }
 
-/// The Service has a Pod, but not on this node, and the policy wants one there: nothing else changes that, and the socket
-/// keeps its name meanwhile.
+/// The Service has a Pod, but not on this node, and the policy wants one there: nothing else
+/// changes that, and the socket keeps its name meanwhile.
 #[test]
 fn a_udp_socket_waits_for_a_pod_that_the_policy_admits() {
     if !require_privileges()

@@ -1,4 +1,5 @@
-//! An agent that cannot do what its manifests say does not count as started: a test would only notice later.
+//! An agent that cannot do what its manifests say does not count as started: a test would only
+//! notice later.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::IpAddr;
@@ -54,7 +55,8 @@ fn agents_that_leave_services_out_do_not_start() {
     cluster.start_agent(SocketLb::Off, &[]).unwrap();
 }
 
-/// What a container sees that is not in the host's cgroup namespace: `run` and `check` say the same of it.
+/// What a container sees that is not in the host's cgroup namespace: `run` and `check` say the same
+/// of it.
 #[test]
 fn in_a_cgroup_namespace_the_agent_says_what_it_lacks() {
     if !require_privileges() {

@@ -1,4 +1,5 @@
-//! Connections that another service proxy has begun go on with it when the agent comes, and when its rules go.
+//! Connections that another service proxy has begun go on with it when the agent comes, and when
+//! its rules go.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::io::Write as _;
@@ -25,7 +26,8 @@ add table inet proxy
 add chain inet proxy prerouting { type nat hook prerouting priority -100 ; }
 ";
 
-/// Rules that lead connections to these addresses and ports of TCP and UDP to one Pod, as kube-proxy's do.
+/// Rules that lead connections to these addresses and ports of TCP and UDP to one Pod, as
+/// kube-proxy's do.
 fn rules(frontends: impl IntoIterator<Item = (IpAddr, [u16; 2])>, pod: &Machine) -> String {
     let mut rules = BASE.to_owned();
     for (address, ports) in frontends {

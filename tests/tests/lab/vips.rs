@@ -1,5 +1,5 @@
-//! What holds for VIPs beside their Services' ports: they answer pings, load balancers' addresses are for some clients
-//! only, and unknown ports may be somebody else's.
+//! What holds for VIPs beside their Services' ports: they answer pings, load balancers' addresses
+//! are for some clients only, and unknown ports may be somebody else's.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::IpAddr;
@@ -207,8 +207,8 @@ fn through_native_xdp_and_the_sockets() {
 /// UDP ports of a node that are no Service's: of an overlay, and any other.
 const NODE_UDP: [u16; 2] = [8472, 10_000];
 
-/// Other nodes' addresses as external IPs and as those of a load balancer: the Service's ports are the Service's, all
-/// others the node's.
+/// Other nodes' addresses as external IPs and as those of a load balancer: the Service's ports are
+/// the Service's, all others the node's.
 #[test]
 fn other_ports_of_other_nodes_addresses() {
     if !require_privileges() {

@@ -272,7 +272,8 @@ fn with_table(affinity_seconds: u32) -> Option<Borrowed> {
     Some(datapath)
 }
 
-/// Nodes with equal tables choose alike, so a client stays when another node takes its packets over.
+/// Nodes with equal tables choose alike, so a client stays when another node takes its packets
+/// over.
 #[test]
 fn every_node_chooses_the_same_for_a_client() {
     let (Some(mut one), Some(mut other)) = (with_table(SECONDS), with_table(SECONDS)) else {

@@ -1,4 +1,5 @@
-//! What the commands read from the maps, and write to them, agrees with what the kernel programs do.
+//! What the commands read from the maps, and write to them, agrees with what the kernel programs
+//! do.
 
 use lb_agent::datapath::clock::Clock;
 use lb_agent::datapath::live::LiveMaps;

@@ -142,8 +142,8 @@ fn new_reasons(before: &[(Reason, u64)], after: &[(Reason, u64)]) -> Vec<Reason>
     new.map(|(reason, _)| *reason).collect()
 }
 
-/// Runs a check at every hook, for both families and protocols, each on a Service with two Pods that is published as `row`
-/// says.
+/// Runs a check at every hook, for both families and protocols, each on a Service with two Pods
+/// that is published as `row` says.
 fn with_service(
     row: impl Fn(Frontend) -> Frontend,
     mut check: impl FnMut(&mut Datapath, &World, (&str, From), Protocol),

@@ -1,4 +1,5 @@
-//! Connections over time: hairpin, backends that go away, closed and idle flows, shared source ports.
+//! Connections over time: hairpin, backends that go away, closed and idle flows, shared source
+//! ports.
 
 use std::net::SocketAddr;
 
@@ -35,8 +36,8 @@ fn destination(datapath: &mut Datapath, packet: &Build) -> SocketAddr {
     see(&datapath.pass("lb_tc_from_pod", &packet.bytes())).destination
 }
 
-/// Opens a connection of a Service with two Pods, ends new ones at the Pod that it did not get, and returns
-/// the row that it got and the other Pod.
+/// Opens a connection of a Service with two Pods, ends new ones at the Pod that it did not get, and
+/// returns the row that it got and the other Pod.
 fn open_and_move(datapath: &mut Datapath, world: &World, service: u32, packet: &Build) -> (u32, SocketAddr) {
     open_and_move_at("lb_tc_from_pod", datapath, world, service, packet)
 }
@@ -438,7 +439,8 @@ fn late_packets_of_a_closed_connection_do_not_touch_its_successor() {
         accept(&mut datapath, client, world.vip, world.pod);
         destination(&mut datapath, &fin(client, world.vip));
         datapath.pass("lb_tc_to_pod", &fin(world.pod, client).bytes());
-        // The port is free again and the Pod the same: the reply's entry goes to the new connection.
+        // The port is free again and the Pod the same: the reply's entry goes to the new
+        // connection.
         let request = see(&datapath.pass("lb_tc_from_pod", &syn(client, world.vip2).bytes()));
         assert_eq!(request.source, client);
         accept(&mut datapath, client, world.vip2, world.pod);

@@ -31,7 +31,8 @@ fn untouched(datapath: &mut Datapath, packet: &[u8]) {
     }
 }
 
-/// A request to a frontend and the reply to it, which would be rewritten if nothing were wrong with them.
+/// A request to a frontend and the reply to it, which would be rewritten if nothing were wrong with
+/// them.
 fn ours(world: &World) -> [Build; 4] {
     [
         syn(world.client, world.vip),
@@ -349,7 +350,8 @@ fn nothing_is_corrupted() {
                 "lb_xdp" => (2, 1, 3),
                 _ => (u32::MAX, 2, 7),
             };
-            // A flag more or less makes a segment of an unknown connection of a SYN, which is reset, or a RST.
+            // A flag more or less makes a segment of an unknown connection of a SYN, which is
+            // reset, or a RST.
             if outcome.action == answered {
                 let faults = faults(&outcome.bytes);
                 prop_assert!(faults.is_empty(), "{}: {:02x?}: {:?}", program, &packet, faults);
@@ -373,8 +375,9 @@ fn nothing_is_corrupted() {
     result.unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// By how much the checksums of a packet are wrong: that of the IPv4 header, and the sum of the addresses and all
-/// that follows the IP header, whose other parts no program changes. Right stays right, and wrong as wrong as it was.
+/// By how much the checksums of a packet are wrong: that of the IPv4 header, and the sum of the
+/// addresses and all that follows the IP header, whose other parts no program changes. Right stays
+/// right, and wrong as wrong as it was.
 fn residuals(bytes: &[u8]) -> [u32; 2] {
     let mut network = NETWORK;
     while matches!(bytes.get(network - 2..network), Some([0x81, 0x00] | [0x88, 0xa8])) {

@@ -1,4 +1,5 @@
-//! Clients outside and backends on other nodes: requests and replies are rewritten and sent on by the node.
+//! Clients outside and backends on other nodes: requests and replies are rewritten and sent on by
+//! the node.
 
 use std::net::SocketAddr;
 
@@ -53,8 +54,8 @@ fn on_its_way(packet: Build, program: &str, link: Link) -> Vec<u8> {
     .bytes()
 }
 
-/// Sends a request and its reply on, each built by `build`, and compares all bytes; returns the source that the backend
-/// sees.
+/// Sends a request and its reply on, each built by `build`, and compares all bytes; returns the
+/// source that the backend sees.
 fn there_and_back(
     datapath: &mut Datapath,
     network: &Network,
@@ -259,8 +260,8 @@ fn rest(bytes: &[u8]) -> u32 {
     u32::from_be_bytes(bytes[offset..offset + 4].try_into().expect("four bytes"))
 }
 
-/// Asserts that a packet is answered with an ICMP error of this type and code that quotes it; returns the second word
-/// of its header.
+/// Asserts that a packet is answered with an ICMP error of this type and code that quotes it;
+/// returns the second word of its header.
 fn answered(datapath: &mut Datapath, program: &str, packet: &Build, [kind4, kind6]: [(u8, u8); 2]) -> u32 {
     let packet = packet.bytes();
     let bytes = datapath.bounce(program, &packet);
@@ -341,7 +342,8 @@ fn reset_is_not_answered() {
     });
 }
 
-/// A route that is gone for a while: what was to go there is dropped, and no flow remembers that there was none.
+/// A route that is gone for a while: what was to go there is dropped, and no flow remembers that
+/// there was none.
 #[test]
 fn a_route_comes_back() {
     const AWAY: [&str; 4] = [

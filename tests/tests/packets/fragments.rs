@@ -341,7 +341,8 @@ fn the_last_first_fragment_counts() {
     }
 }
 
-/// What the answer to a TCP segment must say is in its other fragments, and an error quotes a first fragment only.
+/// What the answer to a TCP segment must say is in its other fragments, and an error quotes a first
+/// fragment only.
 #[test]
 fn without_endpoints_the_first_of_a_datagram_is_answered() {
     let Some(mut datapath) = prepared() else { return };
@@ -361,7 +362,8 @@ fn without_endpoints_the_first_of_a_datagram_is_answered() {
                 (seen.source.ip(), seen.destination.ip()),
                 (world.vip2.ip(), world.client.ip())
             );
-            // Ethernet, IP and ICMP header; then what is quoted: the IP header, that of fragments, eight bytes.
+            // Ethernet, IP and ICMP header; then what is quoted: the IP header, that of fragments,
+            // eight bytes.
             let (header, quoted) = if is_ipv4 { (20, 20 + 8) } else { (40, 40 + 8 + 8) };
             assert_eq!(answer[14 + header + 8..], first[14..14 + quoted], "{answer:02x?}");
             datapath.dropped(device.ingress, &second);

@@ -1,5 +1,5 @@
-//! ICMP errors about packets that were rewritten, and echo requests to VIPs. The expected message is the same one built
-//! with the addresses and the quotation that its receiver knows.
+//! ICMP errors about packets that were rewritten, and echo requests to VIPs. The expected message
+//! is the same one built with the addresses and the quotation that its receiver knows.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -215,7 +215,8 @@ fn about_packets_that_were_sent_on() {
                 let port = u16::from_be_bytes([request[ports], request[ports + 1]]);
                 let source = SocketAddr::new(world.back_address(), port);
 
-                // About requests: everybody behind the node speaks as the VIP, which the client knows.
+                // About requests: everybody behind the node speaks as the VIP, which the client
+                // knows.
                 datapath.device = network.back;
                 for speaker in [pod.ip(), router(&world)] {
                     let packet = data(protocol, source, pod);
@@ -228,7 +229,8 @@ fn about_packets_that_were_sent_on() {
                         CLIENT_LINK,
                     );
                 }
-                // About replies: everybody before the node speaks as the client that the backend sees.
+                // About replies: everybody before the node speaks as the client that the backend
+                // sees.
                 datapath.device = network.front;
                 for speaker in [client.ip(), router(&world)] {
                     let packet = data(protocol, vip, client);

@@ -8,8 +8,8 @@ use lb_tests::packet::build::{Build, ack, see, syn, udp};
 use lb_tests::packet::world::{DEVICES, World, at, keys, worlds};
 use lb_tests::packet::{Datapath, datapath_with};
 
-/// Runs a check for each family and device: with a Service of two Pods, of which the first is chosen by now, with its
-/// backend row.
+/// Runs a check for each family and device: with a Service of two Pods, of which the first is
+/// chosen by now, with its backend row.
 fn everywhere(mut check: impl FnMut(&mut Datapath, &World, &'static str, u32)) {
     let Some(mut datapath) = datapath_with(|settings| settings.keeps_removed = true) else {
         return;

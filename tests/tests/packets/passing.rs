@@ -14,7 +14,8 @@ use lb_tests::packet::{Borrowed, Datapath, datapath};
 /// The programs that requests enter by.
 const INGRESS: [&str; 3] = ["lb_xdp", "lb_tc_from_network", "lb_tc_from_pod"];
 
-/// Longer than connections live that were reset, and less than others: at any rate of the kernel's clock.
+/// Longer than connections live that were reset, and less than others: at any rate of the kernel's
+/// clock.
 const MINUTES: u32 = 1800;
 
 /// A Service of each family with two Pods.

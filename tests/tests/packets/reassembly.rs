@@ -1,4 +1,5 @@
-//! Fragments that come before the first one of their datagram make a detour through the kernel's own reassembly.
+//! Fragments that come before the first one of their datagram make a detour through the kernel's
+//! own reassembly.
 
 use std::net::SocketAddr;
 
@@ -212,7 +213,8 @@ fn what_leaves_and_what_is_for_others_makes_none() {
     assert_eq!(datapath.fragment_count(), 0);
 }
 
-/// Runs a program on a fragment after a bucket that it has taken from was emptied; again if time has filled that meanwhile.
+/// Runs a program on a fragment after a bucket that it has taken from was emptied; again if time
+/// has filled that meanwhile.
 fn refused(datapath: &mut Datapath, program: &str, fragment: &[u8], drain: impl Fn(&Datapath)) {
     let before = datapath.reason(Reason::UnknownFragment);
     let is_refused = |_| {

@@ -44,8 +44,8 @@ fn unreachable(datapath: &mut Datapath, program: &str, packet: &Build) {
     assert_eq!(answer.payload, packet[network..quoted], "{bytes:02x?}");
 }
 
-/// Runs a check with a Service without backends, for every device and family; all packets are counted as
-/// `reason`.
+/// Runs a check with a Service without backends, for every device and family; all packets are
+/// counted as `reason`.
 fn without_backends(reason: Reason, mut check: impl FnMut(&mut Datapath, &str, &World) -> u64) {
     let Some(mut datapath) = datapath() else { return };
     let mut total = 0;
@@ -78,7 +78,8 @@ fn syn_is_acknowledged_and_reset() {
     without_backends(Reason::NoEndpoint, |datapath, program, world| {
         let packet = syn(world.client, world.vip).payload(&[]);
         let header = reset(datapath, program, &packet);
-        // RFC 9293 section 3.10.7.1: without ACK, sequence number 0, acknowledging what was sent; SYN counts one.
+        // RFC 9293 section 3.10.7.1: without ACK, sequence number 0, acknowledging what was sent;
+        // SYN counts one.
         assert!(header.ack);
         assert_eq!((header.sequence_number, header.acknowledgment_number), (0, 1001));
         1

@@ -142,7 +142,8 @@ fn a_new_association_may_get_another_backend() {
         assert_eq!(datapath.pass("lb_xdp", &init), to(world.pod, chunk::INIT));
         datapath.pass("lb_xdp", &sctp(client, vip, chunk::ABORT).bytes());
         assert_eq!(datapath.pass("lb_xdp", &init), to(world.pod2, chunk::INIT));
-        // Data to a backend that is gone goes to another one, which says that it knows of no association.
+        // Data to a backend that is gone goes to another one, which says that it knows of no
+        // association.
         datapath.set_slots(row, &[row, row]);
         datapath.set_state(row + 1, BackendState::Gone);
         let data = sctp(client, vip, chunk::DATA).bytes();

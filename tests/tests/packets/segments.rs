@@ -1,5 +1,5 @@
-//! Packets that their sender leaves to be cut into segments (GSO): what counts against the MTU of a route is the
-//! segment, not the packet.
+//! Packets that their sender leaves to be cut into segments (GSO): what counts against the MTU of a
+//! route is the segment, not the packet.
 
 use std::net::SocketAddr;
 
@@ -84,8 +84,8 @@ fn the_sender_of_segments_that_are_too_big_is_told() {
     });
 }
 
-/// BIG TCP: the IP header says a length of 0 where the field cannot hold it. In IPv6 there may be a hop-by-hop header with
-/// a jumbo payload option.
+/// BIG TCP: the IP header says a length of 0 where the field cannot hold it. In IPv6 there may be a
+/// hop-by-hop header with a jumbo payload option.
 fn without_length(world: &World) -> Vec<Build> {
     const JUMBO_PAYLOAD: [u8; 6] = [0xc2, 4, 0, 1, 0x11, 0x88];
     let packet = large(world, Protocol::Tcp).without_length();

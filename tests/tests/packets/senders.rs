@@ -70,8 +70,8 @@ fn a_pods_address_from_outside_opens_nothing() {
     assert_eq!(datapath.affinity_count(), 2);
 }
 
-/// A request of `client` by `front`, a Pod's device, and its reply by the device `back`; returns the source that the
-/// backend sees.
+/// A request of `client` by `front`, a Pod's device, and its reply by the device `back`; returns
+/// the source that the backend sees.
 fn replaced(datapath: &mut Datapath, network: &Network, world: &World, client: SocketAddr) -> SocketAddr {
     let backend = world.backend_at(Place::Back);
     let mut sources = Vec::new();

@@ -61,7 +61,8 @@ fn wildcard(datapath: &mut Datapath, address: IpAddr, flags: u32) {
     datapath.frontend(FrontendKey::Wildcard(address), value);
 }
 
-/// An address of the Service CIDR's network of 64 bits that is not of the Service CIDR, if there is such a network.
+/// An address of the Service CIDR's network of 64 bits that is not of the Service CIDR, if there is
+/// such a network.
 fn beside(world: &World) -> SocketAddr {
     let text = if world.vip.is_ipv4() {
         "10.98.0.11:80"
@@ -152,7 +153,8 @@ fn an_address_with_a_row_is_allocated() {
             }
             datapath.untouched(program, &echo(world.client.ip(), world.vip2.ip()).bytes());
         }
-        // Nor is a packet of the node to a Service's address dropped, which no socket program has translated.
+        // Nor is a packet of the node to a Service's address dropped, which no socket program has
+        // translated.
         datapath.untouched(
             "lb_tc_to_network",
             &first(Protocol::Tcp, world.client, world.vip).bytes(),

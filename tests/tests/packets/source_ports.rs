@@ -89,8 +89,8 @@ fn any(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Sockets of the node at an address: a TCP socket that listens, or is connecting to `peer`, and a UDP socket that is
-/// bound, or connected to it.
+/// Sockets of the node at an address: a TCP socket that listens, or is connecting to `peer`, and a
+/// UDP socket that is bound, or connected to it.
 fn sockets_at(address: SocketAddr, peer: Option<SocketAddr>) -> [OwnedFd; 2] {
     let family = if address.is_ipv4() {
         AddressFamily::Inet

@@ -29,7 +29,8 @@ fn everywhere(mut check: impl FnMut(&mut Datapath, Device, &World)) {
 /// Sequence numbers that no window holds, as far as possible from those of [`tcp`] and [`ack`].
 const FAR: u32 = 1 << 31;
 
-/// Longer than half-open connections live, and less than established ones: at any rate of the kernel's clock.
+/// Longer than half-open connections live, and less than established ones: at any rate of the
+/// kernel's clock.
 const MINUTES: u32 = 1800;
 
 fn translated(datapath: &mut Datapath, program: &str, packet: &Build, expected: &Build) {
@@ -335,7 +336,8 @@ fn a_reply_never_leaves_with_the_pods_address_because_it_is_late() {
         translated(datapath, device.egress, &fin(pod, client), &fin(vip, client));
         datapath.age(1 << 20);
         translated(datapath, device.egress, &fin(pod, client), &fin(vip, client));
-        // The client's RST is lost behind this node, and the backend repeats its answer for as long as it likes.
+        // The client's RST is lost behind this node, and the backend repeats its answer for as long
+        // as it likes.
         datapath.forget();
         let answer = (syn_ack(pod, client), syn_ack(vip, client));
         translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));

@@ -1,5 +1,5 @@
-//! Requests get the backend's address, replies the frontend's, and nothing else in the packet changes: the expected
-//! packet is the same one built between the other addresses.
+//! Requests get the backend's address, replies the frontend's, and nothing else in the packet
+//! changes: the expected packet is the same one built between the other addresses.
 
 use etherparse::TransportHeader;
 use lb_common::net::protocol;
@@ -39,7 +39,8 @@ fn there_and_back(
     );
 }
 
-/// Runs a check with one Service of one backend for every device and family, with ports that no other run uses.
+/// Runs a check with one Service of one backend for every device and family, with ports that no
+/// other run uses.
 fn everywhere(mut check: impl FnMut(&mut Datapath, Device, &World, u16)) {
     let Some(mut datapath) = datapath() else { return };
     let mut port = 1000;

@@ -1,4 +1,5 @@
-//! How many instructions each program may have: a change that makes a program much bigger is made knowingly.
+//! How many instructions each program may have: a change that makes a program much bigger is made
+//! knowingly.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

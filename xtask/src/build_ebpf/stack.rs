@@ -1,4 +1,5 @@
-//! How much stack a program and the functions that it calls take: the kernel refuses more than 512 bytes.
+//! How much stack a program and the functions that it calls take: the kernel refuses more than 512
+//! bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,8 +11,8 @@ use object::{
 /// What the frames of a chain of calls may take in sum (`MAX_BPF_STACK`, include/linux/filter.h).
 pub(super) const LIMIT: u64 = 512;
 
-/// Kernels before 6.4 count each frame in steps of so many bytes, and at least one (`check_max_stack_depth`,
-/// kernel/bpf/verifier.c, Linux 6.1).
+/// Kernels before 6.4 count each frame in steps of so many bytes, and at least one
+/// (`check_max_stack_depth`, kernel/bpf/verifier.c, Linux 6.1).
 const STEP: u64 = 32;
 
 /// Bytes of one instruction.
@@ -113,7 +114,8 @@ fn scan_function(
             continue;
         }
         let at = start + number * INSTRUCTION as u64;
-        // Counted in instructions, from the one behind the call; with a relocation, from its symbol.
+        // Counted in instructions, from the one behind the call; with a relocation, from its
+        // symbol.
         let distance = (i64::from(instruction.immediate) + 1) * INSTRUCTION as i64;
         calls.push(match targets.get(&at) {
             Some(symbol) => {

@@ -65,7 +65,8 @@ pub(super) fn unsafe_code<'a>(
 
 fn has_unsafe(text: &str) -> bool {
     source::product(text).into_iter().any(|line| {
-        // The name of a static that the agent sets, and the license's section, cannot be chosen in any other way.
+        // The name of a static that the agent sets, and the license's section, cannot be chosen in
+        // any other way.
         let code = source::code(line).replace("#[unsafe(", "");
         let mut words = code.split(|character: char| !character.is_alphanumeric() && character != '_');
         words.any(|word| word == "unsafe")

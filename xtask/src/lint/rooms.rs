@@ -1,7 +1,8 @@
-//! Which part of a crate may use which: a room uses only those that stand above it in ARCHITECTURE.md.
+//! Which part of a crate may use which: a room uses only those that stand above it in
+//! ARCHITECTURE.md.
 //!
-//! A room is a module at the top of a crate. In ARCHITECTURE.md a heading ``### `CRATE` `` has a table whose first column
-//! names the rooms: those of one row do not use each other.
+//! A room is a module at the top of a crate. In ARCHITECTURE.md a heading ``### `CRATE` `` has a
+//! table whose first column names the rooms: those of one row do not use each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

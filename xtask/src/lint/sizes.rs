@@ -28,7 +28,8 @@ fn check_file(file: &File) -> Vec<String> {
     findings
 }
 
-/// Relies on how rustfmt indents: a function ends with a brace that is indented as its first line is.
+/// Relies on how rustfmt indents: a function ends with a brace that is indented as its first line
+/// is.
 fn long_functions(path: &Path, lines: &[&str]) -> Vec<String> {
     let mut findings = Vec::new();
     for (index, line) in lines.iter().enumerate() {

@@ -9,7 +9,8 @@ use anyhow::{Result, bail};
 use super::{document, source};
 use crate::{command, workspace};
 
-/// Directories of one machine, and hosts of one network, put together here so that this file does not break its own rule.
+/// Directories of one machine, and hosts of one network, put together here so that this file does
+/// not break its own rule.
 const FOREIGN_PATHS: [&str; 4] = [
     concat!("/", "home/"),
     concat!("/", "root/"),
@@ -24,13 +25,15 @@ const REGISTRIES: [&str; 4] = [
 ];
 const SLEEPS: [&str; 2] = [concat!("thread::", "sleep"), concat!("time::", "sleep")];
 
+/// Columns of a comment. `max_width` in rustfmt.toml is for code.
+const COMMENT_WIDTH: usize = 100;
 /// Where crates come from in a lock file.
 const CRATES_IO: &str = "source = \"registry+https://github.com/rust-lang/crates.io-index\"";
 
 /// What is wrong with a line of a file, if anything.
 type Rule = fn(path: &Path, line: &str) -> Option<&'static str>;
 
-const RULES: [Rule; 3] = [foreign_path, registry, sleep];
+const RULES: [Rule; 4] = [foreign_path, registry, sleep, wide_comment];
 
 /// Checks every file that git knows or would take.
 pub(crate) fn run() -> Result<()> {
@@ -115,7 +118,8 @@ fn registry(path: &Path, line: &str) -> Option<&'static str> {
 
 fn sleep(path: &Path, line: &str) -> Option<&'static str> {
     let is_test = path.parent().is_some_and(|parent| {
-        // `tests/` at the top is a crate, whose support code holds the one loop that waits for a condition.
+        // `tests/` at the top is a crate, whose support code holds the one loop that waits for a
+        // condition.
         parent
             .components()
             .skip(1)
@@ -123,6 +127,14 @@ fn sleep(path: &Path, line: &str) -> Option<&'static str> {
     });
     (is_test && SLEEPS.into_iter().any(|name| source::code(line).contains(name)))
         .then_some("a test that sleeps is slow or unreliable: wait for what should happen")
+}
+
+fn wide_comment(path: &Path, line: &str) -> Option<&'static str> {
+    let is_comment =
+        path.extension().is_some_and(|extension| extension == "rs") && line.trim_start().starts_with("//");
+    // An address cannot be broken.
+    let is_wide = line.chars().count() > COMMENT_WIDTH && !line.contains("https://");
+    (is_comment && is_wide).then_some("a comment that is wider than 100 columns")
 }
 
 #[cfg(test)]
@@ -174,5 +186,20 @@ mod tests {
     fn files_say_what_they_are() {
         assert_eq!(check(Path::new("a.rs"), "fn main() {}\n").len(), 1);
         assert_eq!(check(Path::new("a.sh"), "true\n").len(), 0);
+    }
+    #[test]
+    fn wide_comments_are_found() {
+        let comment = |columns: usize| format!("    // {}", "a".repeat(columns - "    // ".len()));
+        assert_eq!(broken("src/lib.rs", &comment(100)), 0);
+        assert_eq!(broken("src/lib.rs", &comment(101)), 1);
+        assert_eq!(
+            broken("src/lib.rs", &format!("{} https://kernel.org/", comment(101))),
+            0
+        );
+        assert_eq!(broken("README.md", &comment(101)), 0);
+        assert_eq!(
+            broken("src/lib.rs", &format!("{};", comment(100).replace("//", "  "))),
+            0
+        );
     }
 }

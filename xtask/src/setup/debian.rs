@@ -29,8 +29,8 @@ fn is_installed(list: &str, package: &str) -> bool {
         .any(|line| line.starts_with("ii") && line.split_whitespace().last() == Some(package))
 }
 
-/// Installs packages with apt-get, as root or through a sudo that asks for nothing. Where neither is possible, the
-/// error says what to do by hand.
+/// Installs packages with apt-get, as root or through a sudo that asks for nothing. Where neither
+/// is possible, the error says what to do by hand.
 pub(crate) fn install(packages: &[String]) -> Result<()> {
     let packages = packages.join(" ");
     if command::in_path("apt-get").is_empty() {
@@ -62,7 +62,8 @@ fn as_root(root: &[&str], step: &str) -> Result<()> {
     command::run(&mut command)
 }
 
-/// What a command that needs root is put behind (with `env`'s manner of setting variables), if there is a way.
+/// What a command that needs root is put behind (with `env`'s manner of setting variables), if
+/// there is a way.
 fn root_command() -> Result<Option<&'static [&'static str]>> {
     if command::is_root()? {
         return Ok(Some(&["env"]));

@@ -1,8 +1,9 @@
 //! bpf-linker: which one to use, and how to build it.
 //!
-//! It must be linked with the LLVM that the compiler uses, and Debian moves its compiler on with security updates. A
-//! bpf-linker that the user has installed is used if it fits, and never replaced: ours goes into a directory of its own
-//! under cargo's, named by both versions, where all checkouts find it.
+//! It must be linked with the LLVM that the compiler uses, and Debian moves its compiler on with
+//! security updates. A bpf-linker that the user has installed is used if it fits, and never
+//! replaced: ours goes into a directory of its own under cargo's, named by both versions, where all
+//! checkouts find it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,9 +1,10 @@
 //! Which Rust compiler builds the kernel programs.
 //!
-//! Their target has no precompiled `core`, so the compiler needs Rust's library sources and the unstable
-//! `-Z build-std`. Two compilers qualify, in this order:
+//! Their target has no precompiled `core`, so the compiler needs Rust's library sources and the
+//! unstable `-Z build-std`. Two compilers qualify, in this order:
 //! - rustup's nightly with the component `rust-src`: what people who write Rust have;
-//! - Debian's `rustc-web`, which comes with sources and is told to allow unstable features: installed with apt-get alone.
+//! - Debian's `rustc-web`, which comes with sources and is told to allow unstable features:
+//!   installed with apt-get alone.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

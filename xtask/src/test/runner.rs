@@ -36,7 +36,8 @@ pub(crate) fn run(stage: Stage, targets: &[Target], filter: Option<&str>) -> Res
         return Ok(Outcome::default());
     }
     if stage.needs_agent() {
-        // Tests look for it beside themselves; cargo builds it unasked only for the tests of its own crate.
+        // Tests look for it beside themselves; cargo builds it unasked only for the tests of its
+        // own crate.
         command::run(workspace::cargo().args(["build", "--workspace", "--bin=lb-agent"]))?;
     }
     let mut outcome = Outcome::default();
@@ -60,7 +61,8 @@ pub(crate) fn run(stage: Stage, targets: &[Target], filter: Option<&str>) -> Res
     Ok(outcome)
 }
 
-/// How many tests of the lab run at a time. Each waits a third of its time: for packets, and for what the agent notices.
+/// How many tests of the lab run at a time. Each waits a third of its time: for packets, and for
+/// what the agent notices.
 fn lab_threads() -> Result<usize> {
     let processors = thread::available_parallelism().context("the number of processors")?;
     Ok(processors.get().saturating_mul(3).div_ceil(2))
@@ -97,8 +99,8 @@ fn program(stage: Stage, executable: &Executable) -> Command {
     command
 }
 
-/// Builds the targets' tests. All crates of the workspace are named every time, so that every stage sees the
-/// dependencies with the same features and nothing is built twice.
+/// Builds the targets' tests. All crates of the workspace are named every time, so that every stage
+/// sees the dependencies with the same features and nothing is built twice.
 fn build(targets: &[&Target]) -> Result<Vec<Executable>> {
     let mut selectors: Vec<_> = targets.iter().map(|target| target.selectors()).collect();
     selectors.sort();
@@ -159,14 +161,16 @@ fn follow(command: &mut Command) -> Result<Outcome> {
 fn as_plain_user(program: &Path) -> Command {
     let mut command = set_privileges(&[]);
     if !command::succeeds(set_privileges(&[]).args(["test", "-r"]).arg(program)) {
-        // A checkout below root's home, say. Reading everything is the one privilege that the tests then keep.
+        // A checkout below root's home, say. Reading everything is the one privilege that the tests
+        // then keep.
         command = set_privileges(&["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]);
     }
     command.arg(program);
     command
 }
 
-/// Starts what follows without privileges but these. `env` is there because a kept privilege has no effect before the first exec.
+/// Starts what follows without privileges but these. `env` is there because a kept privilege has no
+/// effect before the first exec.
 fn set_privileges(kept: &[&str]) -> Command {
     let mut command = command::clean("setpriv");
     command

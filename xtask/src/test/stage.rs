@@ -10,7 +10,8 @@ use crate::{command, workspace};
 /// The crate whose tests have stages of their own.
 const TESTS_CRATE: &str = "lb-tests";
 
-/// A part of the test suite, in the order in which they run: from the quick ones to those that show most.
+/// A part of the test suite, in the order in which they run: from the quick ones to those that show
+/// most.
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Stage {
     /// Unit, property and documentation tests
@@ -25,7 +26,8 @@ pub(crate) enum Stage {
     Api,
     /// Traffic between network namespaces (`lab/`)
     Lab,
-    /// The same with devices that not every kernel has (`vm_*.rs`): for `cargo xtask vm-test vm`, here only if asked for
+    /// The same with devices that not every kernel has (`vm_*.rs`): for `cargo xtask vm-test vm`,
+    /// here only if asked for
     Vm,
 }
 
@@ -154,7 +156,8 @@ pub(crate) struct Executable {
     pub(crate) directory: PathBuf,
 }
 
-/// Reads one line of `cargo test --message-format=json`: `None` where it is not about a test program.
+/// Reads one line of `cargo test --message-format=json`: `None` where it is not about a test
+/// program.
 pub(crate) fn parse_artifact(line: &str) -> Option<Executable> {
     let message: Value = serde_json::from_str(line).ok()?;
     if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
@@ -162,7 +165,8 @@ pub(crate) fn parse_artifact(line: &str) -> Option<Executable> {
     }
     let manifest = PathBuf::from(message["manifest_path"].as_str()?);
     let directory = manifest.parent()?.to_owned();
-    // A package's id ends with `#name@version`, or with `/name#version` where the directory has the same name.
+    // A package's id ends with `#name@version`, or with `/name#version` where the directory has the
+    // same name.
     let id = message["package_id"].as_str()?;
     let (path, version) = id.rsplit_once('#')?;
     let package = match version.split_once('@') {

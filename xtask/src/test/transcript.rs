@@ -1,7 +1,8 @@
 //! What a test program writes: which lines are worth showing, and how many tests passed.
 //!
-//! Rust's test harness knows no skipping at run time. Our convention: a test that cannot run here prints
-//! `skipped: REASON` and returns. With `--show-output` the harness repeats that after all tests.
+//! Rust's test harness knows no skipping at run time. Our convention: a test that cannot run here
+//! prints `skipped: REASON` and returns. With `--show-output` the harness repeats that after all
+//! tests.
 
 use std::collections::BTreeSet;
 use std::ops::AddAssign;
@@ -101,7 +102,8 @@ impl Transcript {
 
     fn skip(&mut self, reason: &str) {
         let name = match self.part {
-            // Written past the harness, by a process that the test started: it cannot be told which test did.
+            // Written past the harness, by a process that the test started: it cannot be told which
+            // test did.
             Part::Progress => format!("unnamed test {}", self.skipped.len() + 1),
             _ => self.test.clone(),
         };
@@ -110,7 +112,8 @@ impl Transcript {
     }
 }
 
-/// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s`.
+/// Reads
+/// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s`.
 fn parse_result(line: &str) -> Option<Counts> {
     let (_verdict, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let number = |what: &str| {

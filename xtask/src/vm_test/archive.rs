@@ -1,4 +1,5 @@
-//! The format of an initramfs: cpio, "newc" (Documentation/driver-api/early-userspace/buffer-format.rst of Linux).
+//! The format of an initramfs: cpio, "newc"
+//! (Documentation/driver-api/early-userspace/buffer-format.rst of Linux).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -41,7 +42,8 @@ impl<W: Write> Archive<W> {
         }
     }
 
-    /// Adds a file with these contents; like every file it comes with the directories above it, and only once.
+    /// Adds a file with these contents; like every file it comes with the directories above it, and
+    /// only once.
     pub(super) fn add(&mut self, path: &str, mode: u32, contents: &[u8]) -> Result<()> {
         if !self.enter(path)? {
             return Ok(());
@@ -106,7 +108,8 @@ impl<W: Write> Archive<W> {
         let number = u32::try_from(self.paths.len())?;
         let name_size = u32::try_from(path.len() + 1)?;
         let (major, minor) = head.device;
-        // inode, mode, user, group, links, time, size, device's numbers (2), what it stands for (2), name's size, sum
+        // inode, mode, user, group, links, time, size, device's numbers (2), what it stands for
+        // (2), name's size, sum
         let fields = [
             number, head.mode, 0, 0, 1, 0, head.size, 0, 0, major, minor, name_size, 0,
         ];

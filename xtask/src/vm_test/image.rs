@@ -1,4 +1,5 @@
-//! What a virtual machine holds: an initramfs with the tests, and all that they call at the places where it is here.
+//! What a virtual machine holds: an initramfs with the tests, and all that they call at the places
+//! where it is here.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -29,12 +30,13 @@ pub(super) struct Contents<'a> {
     pub(super) list: String,
 }
 
-/// Writes the part of an initramfs that is the same for all kernels. `stripped` is a directory for our programs without
-/// what debuggers need: most of their size.
+/// Writes the part of an initramfs that is the same for all kernels. `stripped` is a directory for
+/// our programs without what debuggers need: most of their size.
 pub(super) fn write_tests(path: &Path, contents: &Contents<'_>, stripped: &Path) -> Result<()> {
     fs::create_dir_all(stripped)?;
     let mut archive = Archive::create(path)?;
-    // What the first process says goes there; the kernel opens it before there is any file system of devices.
+    // What the first process says goes there; the kernel opens it before there is any file system
+    // of devices.
     archive.add_device("/dev/console", 5, 1)?;
     let mut libraries = BTreeSet::new();
     archive.add_file("/init", &strip(contents.init, stripped)?)?;
@@ -100,7 +102,8 @@ fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     )?))
 }
 
-/// Reads `libc.so.6 => /lib/libc.so.6 (0x7f…)` and `/lib64/ld-linux-x86-64.so.2 (0x7f…)`; the kernel's own has no file.
+/// Reads `libc.so.6 => /lib/libc.so.6 (0x7f…)` and `/lib64/ld-linux-x86-64.so.2 (0x7f…)`; the
+/// kernel's own has no file.
 fn parse_libraries(list: &str) -> Vec<PathBuf> {
     let words = list.lines().filter_map(|line| {
         line.split_whitespace()

@@ -52,7 +52,8 @@ impl Kernel {
             .collect())
     }
 
-    /// The directory of everything about it; removing it makes the next run fetch its packages again.
+    /// The directory of everything about it; removing it makes the next run fetch its packages
+    /// again.
     pub(crate) fn directory(&self) -> PathBuf {
         workspace::root().join("target/vm").join(&self.name)
     }

@@ -12,11 +12,12 @@ use anyhow::{Context, Result};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
-/// What the kernel is told: to talk to the first serial port, to end the machine when it panics, and to leave out what
-/// takes longest where the processor is emulated and protects nobody here: from others in the same machine, from reading
-/// memory of others, by waiting until all have seen a change. Copying memory by one repeated instruction
-/// (`X86_FEATURE_REP_GOOD`, `ERMS` and `FSRM`) is slow there too. And to take another clock than the processor's counter:
-/// how fast that counts is found out wrongly where others use the host's processors meanwhile.
+/// What the kernel is told: to talk to the first serial port, to end the machine when it panics,
+/// and to leave out what takes longest where the processor is emulated and protects nobody here:
+/// from others in the same machine, from reading memory of others, by waiting until all have seen a
+/// change. Copying memory by one repeated instruction (`X86_FEATURE_REP_GOOD`, `ERMS` and `FSRM`)
+/// is slow there too. And to take another clock than the processor's counter: how fast that counts
+/// is found out wrongly where others use the host's processors meanwhile.
 const KERNEL_OPTIONS: &str = "console=ttyS0 loglevel=6 panic=-1 random.trust_cpu=on mitigations=off init_on_alloc=0 \
                               rcupdate.rcu_expedited=1 nohz=off highres=off tsc=unstable clearcpuid=112,297,580";
 
@@ -30,8 +31,8 @@ pub(super) struct Boot<'a> {
     pub(super) console: &'a Path,
 }
 
-/// Runs a machine until it switches itself off, or until the time is over; hands over what it writes to its second
-/// serial port, line by line. Whether it ended by itself.
+/// Runs a machine until it switches itself off, or until the time is over; hands over what it
+/// writes to its second serial port, line by line. Whether it ended by itself.
 pub(super) fn run(boot: &Boot<'_>, limit: Duration, mut line: impl FnMut(&str)) -> Result<bool> {
     let deadline = Instant::now() + limit;
     let mut machine = Running(
@@ -93,8 +94,8 @@ fn command(boot: &Boot<'_>) -> Command {
     command
 }
 
-/// Whether the processor virtualizes and we may use it. The device alone does not say so: some machines have it and are
-/// virtual themselves.
+/// Whether the processor virtualizes and we may use it. The device alone does not say so: some
+/// machines have it and are virtual themselves.
 fn has_kvm() -> bool {
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let can = |flag| processor.split_whitespace().any(|word| word == flag);

@@ -1,5 +1,5 @@
-//! Kernel packages of any of Debian's suites, through an apt with lists and sources of its own: the machine's stay as
-//! they are. Mirror and network options are the machine's.
+//! Kernel packages of any of Debian's suites, through an apt with lists and sources of its own: the
+//! machine's stay as they are. Mirror and network options are the machine's.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,8 @@ struct Mirrors {
     security: String,
 }
 
-/// Fetches the kernel of some suites and unpacks it into `root`; `directory` is for what that takes.
+/// Fetches the kernel of some suites and unpacks it into `root`; `directory` is for what that
+/// takes.
 pub(super) fn fetch(suites: &[String], directory: &Path, root: &Path) -> Result<()> {
     let apt = Apt::new(directory, &mirrors()?, suites)?;
     println!("fetching the kernel of {}", suites.join(", "));

@@ -69,7 +69,8 @@ impl Results {
         }
     }
 
-    /// The sums, in which a program that loads is a passed test, and what to tell about those that did not pass.
+    /// The sums, in which a program that loads is a passed test, and what to tell about those that
+    /// did not pass.
     pub(super) fn outcome(mut self) -> Outcome {
         let mut outcome = Outcome::default();
         if let Some(running) = self.running.take() {

@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 use super::*;
 use crate::maps::{FrontendKey, MapImage, MapOp, service_cidrs};
 
-/// Maps that refuse a number of operations on Service CIDRs, and check that no packet to a Service of another proxy is
-/// ever dropped.
+/// Maps that refuse a number of operations on Service CIDRs, and check that no packet to a Service
+/// of another proxy is ever dropped.
 struct Strict {
     maps: FakeMaps,
     refusals: u32,

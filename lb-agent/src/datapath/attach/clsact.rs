@@ -13,8 +13,8 @@ use crate::datapath::filters::{Filter, filters};
 use crate::datapath::hook::Direction;
 use crate::datapath::object::program;
 
-/// Handles of our filters: fixed, so that the next agent finds them; two, so that one can be made before the other
-/// goes.
+/// Handles of our filters: fixed, so that the next agent finds them; two, so that one can be made
+/// before the other goes.
 const HANDLES: [u32; 2] = [0x6c62_0001, 0x6c62_0002];
 
 /// Priority and handle of the filters of agents that left the first place to others.
@@ -36,7 +36,8 @@ impl Filter {
     }
 }
 
-/// Puts a program in the place of the filter of an earlier one, or attaches it before the filters of others.
+/// Puts a program in the place of the filter of an earlier one, or attaches it before the filters
+/// of others.
 ///
 /// One that others are asked before is attached anew, before them, and then the old one goes.
 pub(super) fn attach(
@@ -121,8 +122,8 @@ fn link(device: &str, direction: Direction, filter: &Filter) -> io::Result<Sched
     SchedClassifierLink::attached(device, direction.attach_type(), filter.priority, handle, None)
 }
 
-/// The first priority at which our filter can be. There it comes before those that are there already: the kernel puts new
-/// BPF filters first.
+/// The first priority at which our filter can be. There it comes before those that are there
+/// already: the kernel puts new BPF filters first.
 fn best_priority(present: &[Filter]) -> u16 {
     let is_free = |priority: &u16| {
         let mut there = present.iter().filter(|filter| filter.priority == *priority);

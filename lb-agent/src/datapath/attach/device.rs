@@ -1,4 +1,5 @@
-//! Puts programs on the hooks of devices by links. The caller finds the links that are there already.
+//! Puts programs on the hooks of devices by links. The caller finds the links that are there
+//! already.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -43,8 +44,8 @@ pub(super) fn attach_xdp(
 
 /// Puts a TC program in the place of `old`, or attaches it before all others.
 ///
-/// One that others run before is attached anew, before them, and then the old one goes. For an instant both run: the
-/// second finds addresses that are translated already.
+/// One that others run before is attached anew, before them, and then the old one goes. For an
+/// instant both run: the second finds addresses that are translated already.
 pub(super) fn attach_tcx(
     ebpf: &mut Ebpf,
     name: &str,
@@ -90,7 +91,8 @@ pub(super) fn is_first(path: &Path, index: u32, direction: Direction) -> io::Res
     Ok(others_before(id, &links::tcx_programs(index, direction.tcx())?).is_empty())
 }
 
-/// Those of the programs that run before `own`. Empty if `own` is not among them: its device is gone.
+/// Those of the programs that run before `own`. Empty if `own` is not among them: its device is
+/// gone.
 fn others_before(own: u32, programs: &[u32]) -> &[u32] {
     let position = programs.iter().position(|id| *id == own);
     programs.get(..position.unwrap_or_default()).unwrap_or_default()

@@ -29,7 +29,8 @@ impl Inherited {
         self.0.is_empty()
     }
 
-    /// The link at this place: pinned under this path, or by an agent of another layout, whose pin moves there.
+    /// The link at this place: pinned under this path, or by an agent of another layout, whose pin
+    /// moves there.
     pub(super) fn link_at(&mut self, path: &Path, place: Place) -> Result<Option<Link>, Failure> {
         let own = pinned(path)?;
         if let Some(link) = own

@@ -1,7 +1,7 @@
 //! Attaches the programs to devices and to the cgroup, and pins the links.
 //!
-//! A link that is pinned already is kept and gets the new program in one step, so that no packet meets a device
-//! without program while one agent takes over from another.
+//! A link that is pinned already is kept and gets the new program in one step, so that no packet
+//! meets a device without program while one agent takes over from another.
 
 mod cgroup;
 pub(crate) mod clsact;
@@ -49,7 +49,8 @@ pub(super) struct Attacher {
 }
 
 impl Attacher {
-    /// Attaches nothing yet. What is pinned stays as it is until [`Self::set_devices`] and [`Self::set_cgroup`].
+    /// Attaches nothing yet. What is pinned stays as it is until [`Self::set_devices`] and
+    /// [`Self::set_cgroup`].
     pub(super) fn new(pins: Pins, options: AttachOptions) -> Result<Self, AttachError> {
         std::fs::create_dir_all(pins.links()).map_err(|source| AttachError::pins(&pins, source))?;
         let inherited = Inherited::find(&pins).map_err(|source| AttachError::pins(&pins, source))?;
@@ -63,14 +64,15 @@ impl Attacher {
         })
     }
 
-    /// Forgets what is attached, so that the next calls attach the programs of a new object in its place.
+    /// Forgets what is attached, so that the next calls attach the programs of a new object in its
+    /// place.
     pub(super) fn renew(&mut self) {
         self.devices.clear();
         self.swept = false;
     }
 
-    /// Attaches to these devices and to no others. Errors do not keep other devices from being attached; what
-    /// failed is tried again by the next call.
+    /// Attaches to these devices and to no others. Errors do not keep other devices from being
+    /// attached; what failed is tried again by the next call.
     pub(super) fn set_devices(
         &mut self,
         ebpf: &mut Ebpf,
@@ -128,8 +130,8 @@ impl Attacher {
         &self.with_xdp
     }
 
-    /// Removes the links and filters that are not wanted (any more), those of an earlier agent included, which may have
-    /// attached the same programs in another way.
+    /// Removes the links and filters that are not wanted (any more), those of an earlier agent
+    /// included, which may have attached the same programs in another way.
     fn detach_others(&mut self, wanted: &BTreeSet<DeviceProgram>) -> Result<(), AttachError> {
         let (filters, links): (Vec<_>, Vec<_>) = wanted
             .iter()
@@ -153,8 +155,8 @@ impl Attacher {
         Ok(())
     }
 
-    /// Removes our clsact filters from all places but these. Filters have no pins that would tell where an earlier
-    /// agent left some: the first time all devices are looked at.
+    /// Removes our clsact filters from all places but these. Filters have no pins that would tell
+    /// where an earlier agent left some: the first time all devices are looked at.
     fn remove_other_filters(&mut self, wanted: &BTreeSet<(u32, Direction)>) {
         let candidates: BTreeSet<(u32, Direction)> = if self.swept {
             if !self.uses_clsact() {
@@ -225,8 +227,8 @@ impl Attacher {
         self.options.tc == TcAttach::Clsact || !probe::has_tcx()
     }
 
-    /// The link of XDP, of which a device has one program, whatever the mode: a link of the other mode goes. Until there is
-    /// a new one TC takes its packets.
+    /// The link of XDP, of which a device has one program, whatever the mode: a link of the other
+    /// mode goes. Until there is a new one TC takes its packets.
     fn find_xdp(&mut self, program: &DeviceProgram, mode: XdpMode) -> Result<Option<Link>, Failure> {
         let other = program.in_other_mode(mode);
         let present = xdp_programs()?.get(&program.index).and_then(|(mode, _)| *mode);
@@ -244,7 +246,8 @@ impl Attacher {
         Ok(None)
     }
 
-    /// Removes what agents of other layouts have left, if these programs have taken all of their places.
+    /// Removes what agents of other layouts have left, if these programs have taken all of their
+    /// places.
     pub(super) fn remove_leftovers(&self) -> Result<(), AttachError> {
         if !self.inherited.is_empty() {
             return Ok(());
@@ -256,8 +259,9 @@ impl Attacher {
 
     /// Attaches the socket programs to a cgroup, or detaches them.
     ///
-    /// Where a link cannot be given another cgroup or program, the new one is made before the old one goes: for an
-    /// instant both run, and the second finds an address that is translated already.
+    /// Where a link cannot be given another cgroup or program, the new one is made before the old
+    /// one goes: for an instant both run, and the second finds an address that is translated
+    /// already.
     pub(super) fn set_cgroup(&mut self, ebpf: &mut Ebpf, cgroup: Option<&Path>) -> Result<(), AttachError> {
         match cgroup {
             Some(path) => self.attach_cgroup(ebpf, path)?,

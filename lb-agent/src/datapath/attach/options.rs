@@ -4,7 +4,8 @@
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpAttach {
-    /// In the driver where it can; not on veth, tun and tap, whose packets may carry partial checksums.
+    /// In the driver where it can; not on veth, tun and tap, whose packets may carry partial
+    /// checksums.
     #[default]
     Auto,
     /// In the driver; a device whose driver cannot is an error.

@@ -84,7 +84,8 @@ impl<A: MapFamily + Ord> LiveRows<A> {
         found(self.flows.get(key, 0), A::FLOWS)
     }
 
-    /// The flow entries that pass (`flow_flags::PASS`) although they are a Service's, as [`Self::flows`].
+    /// The flow entries that pass (`flow_flags::PASS`) although they are a Service's, as
+    /// [`Self::flows`].
     pub fn passing_flows(&self) -> Result<Vec<FlowKey<A>>, MapError> {
         let mut passing = Vec::new();
         for row in self.flows.iter() {

@@ -37,7 +37,8 @@ impl<A: MapFamily> FamilyMaps<A> {
         self.backends.length()
     }
 
-    /// Writes a frontend row. `address` is that of `key`, and `capacity` what is said of a full map.
+    /// Writes a frontend row. `address` is that of `key`, and `capacity` what is said of a full
+    /// map.
     pub(super) fn set_frontend(
         &mut self,
         key: &FrontendKey,
@@ -94,8 +95,8 @@ impl<A: MapFamily> FamilyMaps<A> {
         Ok(backends)
     }
 
-    /// Lets clients of a network in where a row names the set. `address` is that of `network`, and `capacity` what is said of a
-    /// full map.
+    /// Lets clients of a network in where a row names the set. `address` is that of `network`, and
+    /// `capacity` what is said of a full map.
     pub(super) fn add_source_range(
         &mut self,
         set: u32,

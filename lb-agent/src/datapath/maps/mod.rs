@@ -72,9 +72,10 @@ impl KernelMaps {
         self.changes
     }
 
-    /// Clears the filters' bits that nobody needs any more: those of neither a frontend nor a device that packets are sent
-    /// on by nor a backend, nor of a flow, whose packets must learn of the end of their Service and whose replies are
-    /// translated to their end. Sets those that an agent without one of the filters has not set.
+    /// Clears the filters' bits that nobody needs any more: those of neither a frontend nor a
+    /// device that packets are sent on by nor a backend, nor of a flow, whose packets must learn of
+    /// the end of their Service and whose replies are translated to their end. Sets those that an
+    /// agent without one of the filters has not set.
     pub fn renew_filters(&mut self, directory: &Path) -> Result<(), MapError> {
         let image = self.image()?;
         let frontends = image.frontends.keys().map(FrontendKey::address);
@@ -159,8 +160,8 @@ impl KernelMaps {
         }
     }
 
-    /// Tells the programs which addresses are worth a look whether a Service CIDR holds them. There is room for
-    /// [`cidr::MAX`] of each family; packets to the addresses of others pass.
+    /// Tells the programs which addresses are worth a look whether a Service CIDR holds them. There
+    /// is room for [`cidr::MAX`] of each family; packets to the addresses of others pass.
     fn tell_cidrs(&mut self, cidrs: impl Iterator<Item = Network>) -> Result<(), MapError> {
         let mut networks = cidr::Networks::default();
         for network in cidrs {
@@ -280,7 +281,8 @@ fn replier(backend: &Backend) -> SocketAddr {
     SocketAddr::new(backend.address, backend.port)
 }
 
-/// An address and port of the node that datagrams of its own may leave from: programs look those up as they do replies.
+/// An address and port of the node that datagrams of its own may leave from: programs look those up
+/// as they do replies.
 fn own_port(key: &FrontendKey, value: &Frontend) -> Option<SocketAddr> {
     match key {
         FrontendKey::Port(address, port, Protocol::Udp)
@@ -292,7 +294,8 @@ fn own_port(key: &FrontendKey, value: &Frontend) -> Option<SocketAddr> {
     }
 }
 
-/// Whether programs at devices can see packets to an address: what a node sends to itself they do not.
+/// Whether programs at devices can see packets to an address: what a node sends to itself they do
+/// not.
 fn has_packets(address: &IpAddr) -> bool {
     !address.is_loopback()
 }

@@ -93,8 +93,8 @@ pub(super) fn sizes(settings: &Settings) -> [(&'static str, u32); 17] {
     ]
 }
 
-/// The pinned maps that have other sizes than the settings say: name, size, wanted size. A map keeps its size, and what
-/// it holds, as long as it is pinned.
+/// The pinned maps that have other sizes than the settings say: name, size, wanted size. A map
+/// keeps its size, and what it holds, as long as it is pinned.
 pub(in crate::datapath) fn other_sizes(
     settings: &Settings,
     directory: &Path,
@@ -107,7 +107,8 @@ pub(in crate::datapath) fn other_sizes(
     found.filter(|(_, size, wanted)| size != wanted).collect()
 }
 
-/// Checks that pinned maps are of this agent's layout, which `object` says: the kernel and aya do not.
+/// Checks that pinned maps are of this agent's layout, which `object` says: the kernel and aya do
+/// not.
 pub(super) fn check_layouts(object: &[u8], settings: &Settings, directory: &Path) -> Result<(), LoadError> {
     let object = aya_obj::Object::parse(object).map_err(|error| LoadError::Object(Box::new(error.into())))?;
     for Layout { name, key, value } in MAPS {
@@ -137,9 +138,10 @@ mod tests {
     use super::*;
     use crate::datapath::object::settings::{DEFAULT_CAPACITY, DEFAULT_TABLES};
 
-    /// What the kernel allocates at once: arrays and LRU maps; frontends and names grow with their use. An element of
-    /// a hash has a header of 48 bytes (`struct htab_elem`, kernel/bpf/hashtab.c, Linux 6.18), values are rounded up
-    /// to 8 bytes, and there is a 16-byte bucket for each element.
+    /// What the kernel allocates at once: arrays and LRU maps; frontends and names grow with their
+    /// use. An element of a hash has a header of 48 bytes (`struct htab_elem`,
+    /// kernel/bpf/hashtab.c, Linux 6.18), values are rounded up to 8 bytes, and there is a 16-byte
+    /// bucket for each element.
     #[test]
     fn the_default_sizes_take_what_the_readme_says() {
         let entries = |name| match name {

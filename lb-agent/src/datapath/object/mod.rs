@@ -24,7 +24,8 @@ const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 4;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
-/// Creates the maps, pins them in `directory` and loads all programs. Maps that are pinned there are taken over.
+/// Creates the maps, pins them in `directory` and loads all programs. Maps that are pinned there
+/// are taken over.
 pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let mut ebpf = open(settings, directory)?;
     load_programs(&mut ebpf)?;
@@ -71,7 +72,8 @@ fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
 
     let mut loader = EbpfLoader::new();
     loader
-        // The kernel's types, hundred thousands, are of no use to programs that look into no structure of the kernel.
+        // The kernel's types, hundred thousands, are of no use to programs that look into no
+        // structure of the kernel.
         .btf(None)
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global("LIFETIMES", &lifetimes, true)

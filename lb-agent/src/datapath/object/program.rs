@@ -29,9 +29,11 @@ pub(in crate::datapath) const TC_FROM_NETWORK_LAYER3: &str = "lb_tc_from_network
 pub(in crate::datapath) const TC_FROM_POD_LAYER3: &str = "lb_tc_from_pod_layer3";
 /// TC egress of devices whose packets begin with the IP header.
 pub(in crate::datapath) const TC_TO_LAYER3: &str = "lb_tc_to_layer3";
-/// TC ingress of the device that leads to the kernel's own reassembly. It is loaded with that device.
+/// TC ingress of the device that leads to the kernel's own reassembly. It is loaded with that
+/// device.
 pub(in crate::datapath) const TC_FROM_REASSEMBLY: &str = "lb_tc_from_reassembly";
-/// Programs for devices whose packets begin with the IP header. They are loaded with the first such device.
+/// Programs for devices whose packets begin with the IP header. They are loaded with the first such
+/// device.
 pub(super) const LAYER3: [&str; 3] = [TC_FROM_NETWORK_LAYER3, TC_FROM_POD_LAYER3, TC_TO_LAYER3];
 /// Begins the names of the TC programs.
 pub(in crate::datapath) const TC_PREFIX: &str = "lb_tc_";

@@ -17,7 +17,8 @@ pub struct Settings {
     pub node_address4: Option<Ipv4Addr>,
     /// The node's primary IPv6 address: replaces the client's in hairpin connections.
     pub node_address6: Option<Ipv6Addr>,
-    /// The cookie of the node's own network namespace (`SO_NETNS_COOKIE`); 0 if the kernel does not tell: the initial one.
+    /// The cookie of the node's own network namespace (`SO_NETNS_COOKIE`); 0 if the kernel does not
+    /// tell: the initial one.
     pub node_namespace: u64,
     /// Whether only sockets of that namespace are translated.
     pub only_node_sockets: bool,
@@ -37,8 +38,8 @@ pub struct Settings {
     pub tables: TableSizes,
 }
 
-/// Sizes of the maps that packets and sockets fill, each for one family. All but that of the flows make room by
-/// forgetting who was not seen for the longest time.
+/// Sizes of the maps that packets and sockets fill, each for one family. All but that of the flows
+/// make room by forgetting who was not seen for the longest time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TableSizes {
     /// Entries of flows; a connection takes two.

@@ -461,7 +461,8 @@ fn endpoints_by_family_port_name_and_slice() {
     let v4 = "{addressType: IPv4, metadata: {name: a}, \
         ports: [{name: http, port: 8080}, {name: dns, port: 53, protocol: UDP}], \
         endpoints: [{addresses: [10.1.0.2], nodeName: node-a}, {addresses: [010.001.000.003], nodeName: node-b}]}";
-    // Another Pod template gives its port another number; one endpoint is still in the other slice too.
+    // Another Pod template gives its port another number; one endpoint is still in the other slice
+    // too.
     let moved = "{addressType: IPv4, metadata: {name: b}, \
         ports: [{name: http, port: 8081}, {name: dns, port: 53, protocol: UDP}], \
         endpoints: [{addresses: [10.1.0.3], nodeName: node-b}, {addresses: [10.1.0.4], nodeName: node-b}]}";

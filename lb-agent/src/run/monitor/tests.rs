@@ -90,7 +90,8 @@ impl<M: Maps> Bench<M> {
     }
 }
 
-/// A Service of type LoadBalancer with `externalTrafficPolicy: Local` and the health check port 32000 + `number`.
+/// A Service of type LoadBalancer with `externalTrafficPolicy: Local` and the health check port
+/// 32000 + `number`.
 fn service(name: &str, number: u16) -> Object {
     let text = format!(
         "metadata: {{name: {name}, namespace: default}}

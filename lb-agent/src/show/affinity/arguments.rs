@@ -50,7 +50,8 @@ pub struct AffinityPinArguments {
     /// The port of a Service with session affinity, by name or number
     #[arg(value_name = "NAMESPACE/NAME:PORT")]
     pub service: ServiceFilter,
-    /// Address of the client; for one that is translated at its socket, the cookie of its network namespace
+    /// Address of the client; for one that is translated at its socket, the cookie of its network
+    /// namespace
     pub client: Client,
     /// Address of one of the port's active backends
     pub backend: IpAddr,

@@ -128,8 +128,9 @@ impl<A: LiveFamily> Rows<'_, A> {
         }
     }
 
-    /// A socket has a row for its backend's address, which names the frontend. One of UDP has two more, for the frontend's
-    /// and for the unspecified one, which are left out; so are those without a backend.
+    /// A socket has a row for its backend's address, which names the frontend. One of UDP has two
+    /// more, for the frontend's and for the unspecified one, which are left out; so are those
+    /// without a backend.
     fn socket(&self, key: &SocketKey<A>, row: &Socket<A>) -> Option<Connection> {
         if key.address.is_unspecified() || row.names != socket_names::FRONTEND || row.backend == 0 {
             return None;

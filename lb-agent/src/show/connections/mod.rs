@@ -1,4 +1,5 @@
-//! The connections that the programs remember: flows, and sockets that were translated at `connect`.
+//! The connections that the programs remember: flows, and sockets that were translated at
+//! `connect`.
 
 mod collect;
 

@@ -11,20 +11,21 @@ use kube::{Client, Config};
 use super::config::place;
 use super::{KubeError, root_cause};
 
-/// A request that is not answered for so long will not be. Longer than the silence between two events of a watch.
+/// A request that is not answered for so long will not be. Longer than the silence between two
+/// events of a watch.
 const READ_TIMEOUT: Duration = Duration::from_secs(360);
 
 /// Makes the client.
 pub(super) fn client(mut config: Config) -> Result<Client, KubeError> {
     config.read_timeout.get_or_insert(READ_TIMEOUT);
-    // The watch retries, with a longer patience and after a word to the operator; and 504 may mean that a resource
-    // version is unknown, which no retry cures.
+    // The watch retries, with a longer patience and after a word to the operator; and 504 may mean
+    // that a resource version is unknown, which no retry cures.
     config.default_retry = false;
     // Else the time that a connection spent unused counts, too.
     config.reset_reader_on_write = true;
     let place = place(&config);
-    // kube reads the file about once a minute: too late for a token that was changed early, never if the clock was set
-    // back. It takes no line's end either.
+    // kube reads the file about once a minute: too late for a token that was changed early, never
+    // if the clock was set back. It takes no line's end either.
     let token_file = config.auth_info.token_file.take().map(TokenFile::new);
     let inner = Client::try_from(config.clone()).map_err(|source| KubeError::Client {
         place: place.clone(),
@@ -68,7 +69,8 @@ impl Access {
         Ok(response)
     }
 
-    /// Makes a new client, which reads certificates from their files and asks the exec plugin again.
+    /// Makes a new client, which reads certificates from their files and asks the exec plugin
+    /// again.
     async fn renew(&self) {
         let config = self.config.clone();
         // A plugin takes its time.
@@ -100,8 +102,8 @@ impl TokenFile {
         }
     }
 
-    /// The header that the file asks for. While the file cannot be used, it is that of the last time: who writes it may
-    /// take it away for a moment.
+    /// The header that the file asks for. While the file cannot be used, it is that of the last
+    /// time: who writes it may take it away for a moment.
     fn header(&self, place: &str) -> Result<HeaderValue, AuthError> {
         let mut last = lock(&self.last);
         match (self.read(), &*last) {

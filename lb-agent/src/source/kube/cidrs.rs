@@ -1,5 +1,5 @@
-//! ServiceCIDRs, which an API server may not have (before Kubernetes 1.31), have as `v1beta1` only (before 1.33), or not
-//! allow to read. Without them all else goes on.
+//! ServiceCIDRs, which an API server may not have (before Kubernetes 1.31), have as `v1beta1` only
+//! (before 1.33), or not allow to read. Without them all else goes on.
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -98,8 +98,8 @@ impl<V: Version> Watched for CidrObject<V> {
     }
 }
 
-/// Sends changes for ever. A server that has or tells nothing is taken for one without ServiceCIDRs, unless it has told
-/// some before: these stay.
+/// Sends changes for ever. A server that has or tells nothing is taken for one without
+/// ServiceCIDRs, unless it has told some before: these stay.
 pub(super) async fn run(
     client: Client,
     place: String,

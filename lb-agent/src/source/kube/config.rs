@@ -1,4 +1,5 @@
-//! How to reach the API server: from kubeconfigs as kubectl reads them, else with the Pod's service account.
+//! How to reach the API server: from kubeconfigs as kubectl reads them, else with the Pod's service
+//! account.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -31,7 +32,8 @@ pub(super) async fn infer(variable: impl Fn(&str) -> Option<OsString>) -> Result
         })?,
         false => from_kubeconfig(kubeconfig).await.map_err(unusable)?,
     };
-    // Instead of kube's, which asks NO_PROXY for the proxy and not for the API server, and has none in a Pod.
+    // Instead of kube's, which asks NO_PROXY for the proxy and not for the API server, and has none
+    // in a Pod.
     config.proxy_url = proxy(&config.cluster_url, configured, variable)?;
     Ok(config)
 }
@@ -108,8 +110,8 @@ fn cluster(kubeconfig: &Kubeconfig) -> Option<&Cluster> {
         .as_ref()
 }
 
-/// The proxy on the way to the API server: the kubeconfig's, else the environment's, which is not for this machine and
-/// what NO_PROXY names.
+/// The proxy on the way to the API server: the kubeconfig's, else the environment's, which is not
+/// for this machine and what NO_PROXY names.
 fn proxy(
     url: &Uri,
     configured: Option<String>,

@@ -6,18 +6,22 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::Instant;
 
-/// The pause after the first error, and the longest: those of the Go client. Chance lengthens each up to twofold.
+/// The pause after the first error, and the longest: those of the Go client. Chance lengthens each
+/// up to twofold.
 const FIRST: Duration = Duration::from_millis(800);
 const LONGEST: Duration = Duration::from_secs(30);
-/// The longest pause where the credentials are refused. New ones may come at any time, and a refusal costs little.
+/// The longest pause where the credentials are refused. New ones may come at any time, and a
+/// refusal costs little.
 const LONGEST_WHILE_REFUSED: Duration = Duration::from_secs(10);
-/// A watch that ends sooner was of no use. One such is followed by the next at once; then the server is spared.
+/// A watch that ends sooner was of no use. One such is followed by the next at once; then the
+/// server is spared.
 const SHORT: Duration = Duration::from_secs(5);
 
 /// How a try came to its end.
 #[derive(Debug)]
 pub(super) enum End {
-    /// Nothing is wrong: the server ended the watch, its connection broke, or nothing was heard for long.
+    /// Nothing is wrong: the server ended the watch, its connection broke, or nothing was heard for
+    /// long.
     Closed,
     /// The server does not know any more what happened since the version: a list is needed.
     Expired,

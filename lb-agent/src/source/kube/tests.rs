@@ -1,4 +1,5 @@
-//! Watches against a server that is a function, while the clock stands still: it moves on when all wait for it.
+//! Watches against a server that is a function, while the clock stands still: it moves on when all
+//! wait for it.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;

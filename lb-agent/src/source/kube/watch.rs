@@ -21,9 +21,11 @@ use crate::object::{Change, Kind, Object, ObjectReference, trim_endpoints, trim_
 
 /// How many objects are asked for at a time.
 const PAGE: u32 = 500;
-/// For how many seconds a watch is asked for, as in the Go client. They differ, lest all nodes begin anew at once.
+/// For how many seconds a watch is asked for, as in the Go client. They differ, lest all nodes
+/// begin anew at once.
 const WATCH_SECONDS: Range<u32> = 300..600;
-/// A server sends something about every minute. A watch that is silent for so long is not worth waiting for.
+/// A server sends something about every minute. A watch that is silent for so long is not worth
+/// waiting for.
 const SILENCE: Duration = Duration::from_secs(180);
 
 /// A kind that is watched.
@@ -103,7 +105,8 @@ impl<K: Watched> Watch<K> {
         }
     }
 
-    /// Sends changes until the server says that it does not have the kind (404), or does not allow to read it (403).
+    /// Sends changes until the server says that it does not have the kind (404), or does not allow
+    /// to read it (403).
     pub(super) async fn run_until_refused(&mut self) -> Box<Status> {
         loop {
             match self.follow().await.unwrap_or_else(|end| end) {
@@ -149,8 +152,8 @@ impl<K: Watched> Watch<K> {
         self.receive(pin!(events)).await
     }
 
-    /// Asks, at the cost of one object, whether the server is where the watch is to go on. A server whose store was
-    /// restored from a backup is behind that, and such a watch would say nothing.
+    /// Asks, at the cost of one object, whether the server is where the watch is to go on. A server
+    /// whose store was restored from a backup is behind that, and such a watch would say nothing.
     async fn ask_whether_reached(&self, version: &str) -> Result<(), End> {
         let page = self.api.list(&self.list_parameters(1)).await.map_err(end)?;
         let current = page.metadata.resource_version.unwrap_or_default();
@@ -264,7 +267,8 @@ fn is_behind(current: &str, known: &str) -> bool {
         .is_some_and(|(current, known)| current < known)
 }
 
-/// The object as the agent keeps it. One that cannot be decoded is left as it was, its deletion is still understood.
+/// The object as the agent keeps it. One that cannot be decoded is left as it was, its deletion is
+/// still understood.
 fn decoded<K: Watched>(object: DeserializeGuard<K>) -> Option<Object> {
     let reference = reference(&object);
     match object.0 {

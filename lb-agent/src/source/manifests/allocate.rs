@@ -1,8 +1,10 @@
-//! Gives Services what an API server would give them: cluster IPs, NodePorts, ports for health checks.
+//! Gives Services what an API server would give them: cluster IPs, NodePorts, ports for health
+//! checks.
 //!
-//! A hash of namespace and name chooses, so that machines with the same files agree. Where two choose the same, the one
-//! that had it keeps it, else the first by namespace and name gets it, and the other one the next that is free. What a
-//! manifest names is never given: a Service that was given it before gets something else. [`allocate`] is pure.
+//! A hash of namespace and name chooses, so that machines with the same files agree. Where two
+//! choose the same, the one that had it keeps it, else the first by namespace and name gets it, and
+//! the other one the next that is free. What a manifest names is never given: a Service that was
+//! given it before gets something else. [`allocate`] is pure.
 
 mod allocator;
 mod asked;

@@ -12,7 +12,8 @@ const MERGES_MAX: usize = 16;
 pub(super) enum Syntax {
     /// YAML.
     Yaml,
-    /// JSON (RFC 8259). A YAML parser does not read all of it: `"\ud83d\ude00"` is one character there and none here.
+    /// JSON (RFC 8259). A YAML parser does not read all of it: `"\ud83d\ude00"` is one character
+    /// there and none here.
     Json,
 }
 

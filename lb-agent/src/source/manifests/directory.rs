@@ -70,8 +70,9 @@ impl Directory {
         &self.problems
     }
 
-    /// Reads what changed, except for the files that somebody is writing to, and returns the difference to what the
-    /// previous call returned. While the directory cannot be read, everything stays as it is.
+    /// Reads what changed, except for the files that somebody is writing to, and returns the
+    /// difference to what the previous call returned. While the directory cannot be read,
+    /// everything stays as it is.
     pub(super) fn refresh(&mut self, being_written: &BTreeSet<OsString>) -> Vec<Change> {
         let names = match list(&self.path) {
             Ok(names) => names,
@@ -128,7 +129,8 @@ impl Directory {
         })
     }
 
-    /// All objects of all files. Of an object that is there more than once, the first by file name is taken.
+    /// All objects of all files. Of an object that is there more than once, the first by file name
+    /// is taken.
     fn merge(&mut self) -> Objects {
         let mut objects = BTreeMap::new();
         let mut places: BTreeMap<&ObjectReference, (&OsStr, usize)> = BTreeMap::new();
@@ -196,8 +198,8 @@ impl File {
         faults.sort_by_key(|(line, _)| *line);
         let problem = |(line, reason)| Problem::new(path, Some(line), reason);
         self.problems = faults.into_iter().map(problem).collect();
-        // Of a file that was never sound, what can be read is better than nothing: after a restart of the agent,
-        // one broken document must not take down the Services of all others.
+        // Of a file that was never sound, what can be read is better than nothing: after a restart
+        // of the agent, one broken document must not take down the Services of all others.
         if sound || !self.sound {
             self.entries = entries;
         }
@@ -213,7 +215,8 @@ impl File {
     }
 }
 
-/// Whether a file of this name is a manifest. Hidden files belong to editors and to ConfigMap volumes.
+/// Whether a file of this name is a manifest. Hidden files belong to editors and to ConfigMap
+/// volumes.
 pub(super) fn is_manifest(name: &OsStr) -> bool {
     let extension = Path::new(name).extension().and_then(OsStr::to_str);
     matches!(extension, Some("yaml" | "yml" | "json")) && !name.as_encoded_bytes().starts_with(b".")

@@ -34,7 +34,8 @@ pub(super) struct Parsed {
     pub(super) entries: Vec<Entry>,
     /// The documents that could not be read: while there are any, the file is broken.
     pub(super) broken: Vec<Fault>,
-    /// Documents that are none of our business, and what is not read in others: the rest of the file is used.
+    /// Documents that are none of our business, and what is not read in others: the rest of the
+    /// file is used.
     pub(super) harmless: Vec<Fault>,
 }
 
@@ -58,7 +59,8 @@ pub(super) fn parse(text: &str, syntax: Syntax) -> Parsed {
     parsed
 }
 
-/// One document of a file. It is parsed on its own since the parser cannot go on in a stream after an error.
+/// One document of a file. It is parsed on its own since the parser cannot go on in a stream after
+/// an error.
 struct Document<'a> {
     /// Its first line in the file, from 1.
     line: usize,
@@ -238,7 +240,8 @@ impl Document<'_> {
             if error.line.is_none() {
                 return Err(error);
             }
-            // Once more in its place in the file: some messages name lines that cannot be corrected afterwards.
+            // Once more in its place in the file: some messages name lines that cannot be corrected
+            // afterwards.
             let text = "\n".repeat(self.line - 1) + self.text;
             Source::new(self.syntax, &text)?.decode(seed)
         })

@@ -1,4 +1,5 @@
-//! Files of the directory that are symbolic links: what happens to their targets, no event of the directory tells.
+//! Files of the directory that are symbolic links: what happens to their targets, no event of the
+//! directory tells.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -47,8 +48,8 @@ impl Links {
         }
     }
 
-    /// Looks at the targets; whether there is something new to read. A target that is written to in place is not, until
-    /// nothing has been written for `quiet`.
+    /// Looks at the targets; whether there is something new to read. A target that is written to in
+    /// place is not, until nothing has been written for `quiet`.
     pub(super) fn look(&mut self, directory: &Path, quiet: Duration) -> bool {
         let mut is_new = false;
         for (name, link) in &mut self.0 {

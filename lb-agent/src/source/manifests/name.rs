@@ -11,7 +11,8 @@ pub(super) fn label_fault(name: &str) -> Option<&'static str> {
     None
 }
 
-/// What keeps a name from being a DNS subdomain (RFC 1123): names of EndpointSlices, Nodes and Pods.
+/// What keeps a name from being a DNS subdomain (RFC 1123): names of EndpointSlices, Nodes and
+/// Pods.
 pub(super) fn subdomain_fault(name: &str) -> Option<&'static str> {
     if name.len() > 253 {
         return Some("must have at most 253 characters");

@@ -1,7 +1,8 @@
-//! What a document says that nobody reads: fields that are not known, and keys that are given twice.
+//! What a document says that nobody reads: fields that are not known, and keys that are given
+//! twice.
 //!
-//! kubectl warns of them (`--validate=warn`), the API server too (`fieldValidation=Warn`). A misspelt field would
-//! otherwise have no effect that anybody could see.
+//! kubectl warns of them (`--validate=warn`), the API server too (`fieldValidation=Warn`). A
+//! misspelt field would otherwise have no effect that anybody could see.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -59,7 +60,8 @@ fn element(parent: &str, index: usize) -> String {
     format!("{parent}[{index}]")
 }
 
-/// The line of a field, from 1; `None` if it does not stand in the text, but in what a merge key names.
+/// The line of a field, from 1; `None` if it does not stand in the text, but in what a merge key
+/// names.
 pub(super) fn line_of(source: &Source<'_>, path: &str) -> Option<usize> {
     find(source, |key, _| key == path).map(|(line, _)| line)
 }
@@ -78,8 +80,8 @@ pub(super) fn repeated(source: &Source<'_>) -> Vec<(usize, String)> {
     found
 }
 
-/// The line and the name of the first key of which `wanted` says so. It is told the name, and whether the mapping has
-/// the key already.
+/// The line and the name of the first key of which `wanted` says so. It is told the name, and
+/// whether the mapping has the key already.
 fn find(source: &Source<'_>, wanted: impl Fn(&str, bool) -> bool) -> Option<(usize, String)> {
     let found = RefCell::new(None);
     let walk = Walk {

@@ -16,8 +16,8 @@ use tokio::time::timeout;
 use super::directory::is_manifest;
 use super::links::Links;
 
-/// A burst of changes is over when nothing happened for so long. Long enough for the tools that replace a file by
-/// deleting it first, not noticeable as a delay.
+/// A burst of changes is over when nothing happened for so long. Long enough for the tools that
+/// replace a file by deleting it first, not noticeable as a delay.
 const QUIET: Duration = Duration::from_millis(10);
 
 /// No burst is awaited longer than so many quiet times.
@@ -26,8 +26,8 @@ const MAX_BURST: u32 = 25;
 /// A file that was written to but not closed is read when nothing was written for so long.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often to look whether the directory is still the one being watched, at what its symbolic links lead to, and for
-/// what no event tells.
+/// How often to look whether the directory is still the one being watched, at what its symbolic
+/// links lead to, and for what no event tells.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Watches a directory, also while it does not exist.
@@ -90,7 +90,8 @@ impl DirectoryWatch {
         }
     }
 
-    /// The files that are being written to: half a file is not to be taken for the whole. All others are read next.
+    /// The files that are being written to: half a file is not to be taken for the whole. All
+    /// others are read next.
     pub(super) fn being_written(&mut self) -> BTreeSet<OsString> {
         self.links.list(&self.path);
         self.links.look(&self.path, WRITE_TIMEOUT);
@@ -155,7 +156,8 @@ impl Events {
     }
 
     fn add(&self, directory: &Path, event: notify::Result<notify::Event>) {
-        // An error means that events are lost: whatever they were, reading the directory makes up for them.
+        // An error means that events are lost: whatever they were, reading the directory makes up
+        // for them.
         let read = event.map_or(true, |event| self.note(directory, &event));
         if read {
             self.changed.notify_one();

@@ -37,7 +37,8 @@ pub struct AgentFigure {
     pub idle_percent: f64,
 }
 
-/// Starts an agent, waits until all is in the maps, and looks at it while endpoints change and while they do not.
+/// Starts an agent, waits until all is in the maps, and looks at it while endpoints change and
+/// while they do not.
 pub(super) fn measure(program: &Path, shape: Shape, effort: &Effort, stop: &Stop) -> Result<AgentFigure> {
     let lab = Lab::new("bench")?;
     let node = lab.node("node-1")?;

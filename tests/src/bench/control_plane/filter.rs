@@ -10,7 +10,8 @@ use crate::bench::objects::{Made, Shape};
 use crate::lab::LoneNamespace;
 use crate::stop::Stop;
 
-/// Loads all rules, and those of one changed Service after the other. The rules are written before the time is taken.
+/// Loads all rules, and those of one changed Service after the other. The rules are written before
+/// the time is taken.
 pub(super) fn measure(filter: Filter, shape: Shape, effort: &Effort, stop: &Stop) -> Result<Times> {
     let services: Vec<Made> = shape.all().collect();
     let all = filter.all(&services);

@@ -77,8 +77,9 @@ fn assert_complete(controller: &Controller<KernelMaps>, shape: Shape) {
 }
 
 fn change(controller: &mut Controller<KernelMaps>, shape: Shape, effort: &Effort, times: &mut Times) {
-    // By the clock that the controller is told, they come as often as they do to an agent: slots that go out of use are
-    // free a second later, and there are not enough of them for thousands of changes of a large Service in a second.
+    // By the clock that the controller is told, they come as often as they do to an agent: slots
+    // that go out of use are free a second later, and there are not enough of them for thousands of
+    // changes of a large Service in a second.
     let (begin, pause) = (Instant::now(), Duration::from_secs(1) / CHANGES_PER_SECOND);
     for turn in 0..effort.changes {
         // Far from each other, as changes are.

@@ -1,5 +1,5 @@
-//! What it takes to follow the control plane: from objects to maps, beside the rules of a packet filter for the same
-//! Services.
+//! What it takes to follow the control plane: from objects to maps, beside the rules of a packet
+//! filter for the same Services.
 
 mod agent;
 mod filter;

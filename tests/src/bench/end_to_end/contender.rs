@@ -14,7 +14,8 @@ pub struct Contender {
     pub(super) means: Means,
     /// Who asks.
     pub(super) views: &'static [View],
-    /// How much longer opening a connection from a Pod may take than to the bare Pod, in hundredths.
+    /// How much longer opening a connection from a Pod may take than to the bare Pod, in
+    /// hundredths.
     pub(super) connect_limit: Option<u32>,
 }
 

@@ -34,7 +34,8 @@ pub enum Metric {
     Rate,
     /// Packets in each second of CPU time, in both directions.
     PacketsPerCpuSecond,
-    /// CPU time of all that runs in the namespaces, in microseconds of each connection, request, packet or MiB.
+    /// CPU time of all that runs in the namespaces, in microseconds of each connection, request,
+    /// packet or MiB.
     Cpu,
     /// The client's part of that.
     ClientCpu,

@@ -1,10 +1,11 @@
-//! What connections notice: Services by the socket hooks, by TC and by XDP, beside kube-proxy's rules and beside no Services
-//! at all.
+//! What connections notice: Services by the socket hooks, by TC and by XDP, beside kube-proxy's
+//! rules and beside no Services at all.
 //!
-//! Each way has namespaces of its own. In each round, each operation of each way is measured three times, one right after
-//! the other and in random order: to the Service, to the bare Pods of the same namespaces, and to the bare Pods where nothing
-//! is translated. A ratio is one of such neighbours; the median of all rounds counts. Rounds go through all operations
-//! of all ways, in random order too, so that a busy moment of the machine spoils a round and not a way.
+//! Each way has namespaces of its own. In each round, each operation of each way is measured three
+//! times, one right after the other and in random order: to the Service, to the bare Pods of the
+//! same namespaces, and to the bare Pods where nothing is translated. A ratio is one of such
+//! neighbours; the median of all rounds counts. Rounds go through all operations of all ways, in
+//! random order too, so that a busy moment of the machine spoils a round and not a way.
 
 mod contender;
 mod limits;
@@ -34,7 +35,8 @@ pub struct Effort {
     pub most_in_rules: u32,
     /// Turns of each measurement.
     pub rounds: u32,
-    /// How long one takes: many short ones tell more than few long ones, since a machine does not stay the same for long.
+    /// How long one takes: many short ones tell more than few long ones, since a machine does not
+    /// stay the same for long.
     pub milliseconds: u32,
 }
 

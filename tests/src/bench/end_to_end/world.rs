@@ -158,7 +158,8 @@ fn pods(node: &Node, name: &str, count: u32) -> Result<Vec<Machine>> {
         .collect()
 }
 
-/// Which of all Services is asked for this: one in the middle, since rules may be looked at one after the other.
+/// Which of all Services is asked for this: one in the middle, since rules may be looked at one
+/// after the other.
 fn loaded(services: usize, role: Role, is_far: bool) -> usize {
     let roles = Role::ALL.len();
     services / 2 + usize::from(role.index()) + if is_far { roles } else { 0 }

@@ -12,12 +12,14 @@ use crate::packet::build::{self, Build};
 
 /// The number of random flows; a power of two.
 pub(super) const ALL_FLOWS: u32 = 1 << 20;
-/// Entries of the flow tables: two for each random flow of outside and of Pods, and room for those that are opened while measuring.
+/// Entries of the flow tables: two for each random flow of outside and of Pods, and room for those
+/// that are opened while measuring.
 pub(super) const FLOW_ENTRIES: u32 = 8 * ALL_FLOWS;
 /// The number of Services; a power of two.
 pub(super) const SERVICES: u32 = 1 << 10;
 
-/// Last words of addresses: blocks of clients, VIPs, their Pods, and of addresses that are no Service's.
+/// Last words of addresses: blocks of clients, VIPs, their Pods, and of addresses that are no
+/// Service's.
 pub(super) mod block {
     /// Clients of the flows that exist, outside.
     pub(in crate::bench::packets) const CLIENTS: u32 = 0x0a40_0000;
@@ -43,8 +45,8 @@ pub(super) const VIP_PORT: u16 = 80;
 /// The port of the Pods.
 pub(super) const POD_PORT: u16 = 8080;
 
-/// The only port that the programs give out: that of the first client, so that its packets and their replies differ in
-/// addresses only.
+/// The only port that the programs give out: that of the first client, so that its packets and
+/// their replies differ in addresses only.
 pub(super) const TRANSLATED_PORT: u16 = 40_000;
 
 /// The program that is measured.
@@ -138,7 +140,8 @@ pub struct Case {
     pub protocol: Protocol,
     /// Their IP version.
     pub family: Family,
-    /// Whether TCP segments are those that open a connection: the SYN of a request, the SYN-ACK of a reply.
+    /// Whether TCP segments are those that open a connection: the SYN of a request, the SYN-ACK of
+    /// a reply.
     opens: bool,
 }
 
@@ -187,7 +190,8 @@ impl Case {
         Family::ALL.into_iter().flat_map(family_cases)
     }
 
-    /// What opens the flows that exist in the measurements: requests, answers, and what the clients say then.
+    /// What opens the flows that exist in the measurements: requests, answers, and what the clients
+    /// say then.
     pub(super) fn openings(protocol: Protocol) -> impl Iterator<Item = [(Self, Plan); 3]> {
         let openings = move |family| {
             let case = |hook, traffic, opens| Self {
@@ -289,8 +293,8 @@ impl Case {
         }
     }
 
-    /// The flows are opened in another order than they are used in: entries that were made one after the other are
-    /// neighbours, which the processor would fetch in advance.
+    /// The flows are opened in another order than they are used in: entries that were made one
+    /// after the other are neighbours, which the processor would fetch in advance.
     fn order(&self) -> Order {
         match self.traffic {
             Traffic::New => Order {
@@ -355,7 +359,8 @@ impl Case {
         }
     }
 
-    /// The empty program's name: what is sent on is measured beside one that asks for the route too.
+    /// The empty program's name: what is sent on is measured beside one that asks for the route
+    /// too.
     pub(super) fn empty(&self) -> &'static str {
         match self.traffic {
             Traffic::SentOn | Traffic::SentBack => EMPTY_ROUTE,

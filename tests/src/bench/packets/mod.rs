@@ -1,8 +1,9 @@
 //! What the kernel programs cost per packet, beside the empty program in the same run.
 //!
-//! Each figure is the difference of two runs that follow each other: the packet generator (`lb-ebpf/src/bench.rs`)
-//! going on as the measured program, and the same packets going on as the empty one. The cases take turns, round
-//! after round, so that a busy moment of the machine spoils a round and not a case; the median counts.
+//! Each figure is the difference of two runs that follow each other: the packet generator
+//! (`lb-ebpf/src/bench.rs`) going on as the measured program, and the same packets going on as the
+//! empty one. The cases take turns, round after round, so that a busy moment of the machine spoils
+//! a round and not a case; the median counts.
 
 mod case;
 mod generator;
@@ -96,7 +97,8 @@ impl Bench {
                 self.generator.run(&case, &mut plan, flows);
             }
         }
-        // In both families, from outside and from Pods; that to another node is no Service's of theirs.
+        // In both families, from outside and from Pods; that to another node is no Service's of
+        // theirs.
         self.subject
             .expect_new_connections(4 * ALL_FLOWS, "opening all flows");
     }
@@ -119,7 +121,8 @@ impl Bench {
         figures.collect()
     }
 
-    /// Runs the empty program and the measured one on the same packets; `plan` goes on to the next ones.
+    /// Runs the empty program and the measured one on the same packets; `plan` goes on to the next
+    /// ones.
     fn turn(&mut self, case: &Case, plan: &mut plan::Plan, effort: Effort) -> Turn {
         let packets = if case.traffic == Traffic::New {
             effort.openings

@@ -36,7 +36,8 @@ pub(super) struct Subject {
 /// Index of a device that the programs are told of.
 const NEXT_HOP: u32 = 1 << 20;
 
-/// The way to other nodes: a device in a network namespace that the calling thread is in until this is dropped.
+/// The way to other nodes: a device in a network namespace that the calling thread is in until this
+/// is dropped.
 struct Way {
     _alone: LoneNamespace,
 }
@@ -178,8 +179,8 @@ fn load(ebpf: &mut Ebpf, name: &str) {
     .expect("the program loads");
 }
 
-/// Writes the rows of a Service in both families, as the agent would. `ends` are its VIP and its Pod, which is on this node
-/// or not (`local`).
+/// Writes the rows of a Service in both families, as the agent would. `ends` are its VIP and its
+/// Pod, which is on this node or not (`local`).
 fn write_service(maps: &mut KernelMaps, service: u32, local: bool, ends: impl Fn(Family) -> [IpAddr; 2]) {
     let mut apply = |operation| maps.apply(&operation).expect("the map takes it");
     // Id 0 is never valid.

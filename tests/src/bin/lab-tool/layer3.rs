@@ -1,4 +1,5 @@
-//! A link without Ethernet headers, or with: two tun or tap devices, between which this process carries the packets.
+//! A link without Ethernet headers, or with: two tun or tap devices, between which this process
+//! carries the packets.
 #![expect(unsafe_code, reason = "no library in use knows TUNSETIFF")]
 
 use std::ffi::c_char;
@@ -75,8 +76,8 @@ fn open(name: &str, kind: i32) -> Result<File> {
     Ok(file)
 }
 
-/// Carries packets in one direction until the process ends. While a device is down, its packets are lost, as on any
-/// link.
+/// Carries packets in one direction until the process ends. While a device is down, its packets are
+/// lost, as on any link.
 fn carry(mut from: &File, mut to: &File) {
     let mut packet = vec![0; LARGEST_PACKET];
     while let Ok(length) = from.read(&mut packet) {

@@ -1,4 +1,5 @@
-//! What runs in the places of a lab: puts itself there, then serves or asks. Every process ends by itself.
+//! What runs in the places of a lab: puts itself there, then serves or asks. Every process ends by
+//! itself.
 
 mod http;
 mod layer3;

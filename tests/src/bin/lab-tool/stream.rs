@@ -28,7 +28,8 @@ pub(crate) struct Options {
     source: Source,
 }
 
-/// Receives as much as the client announces, then sends the same back with the server's name before it.
+/// Receives as much as the client announces, then sends the same back with the server's name before
+/// it.
 pub(crate) async fn serve_connection(mut stream: TcpStream, name: String) -> Result<()> {
     let bytes = stream.read_u64().await?;
     receive(&mut stream, bytes).await?;

@@ -22,7 +22,8 @@ pub(crate) struct Options {
     /// Name the server with each datagram, though the socket is connected
     #[arg(long, requires = "udp")]
     named: bool,
-    /// Do not connect the socket: each line names the server to ask, and an answer is followed by who sent it
+    /// Do not connect the socket: each line names the server to ask, and an answer is followed by
+    /// who sent it
     #[arg(long, requires = "udp", conflicts_with = "named")]
     unconnected: bool,
 }

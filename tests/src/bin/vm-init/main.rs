@@ -1,8 +1,8 @@
-//! The first process of a virtual machine of `cargo xtask vm-test`: makes the machine usable, runs the programs that
-//! it is told to, and switches it off.
+//! The first process of a virtual machine of `cargo xtask vm-test`: makes the machine usable, runs
+//! the programs that it is told to, and switches it off.
 //!
-//! What programs write goes to the second serial port, between lines that say which program it is and how it ended;
-//! the first one is the kernel's. `xtask/src/vm_test/results.rs` reads them.
+//! What programs write goes to the second serial port, between lines that say which program it is
+//! and how it ended; the first one is the kernel's. `xtask/src/vm_test/results.rs` reads them.
 
 mod machine;
 mod run;
@@ -13,7 +13,8 @@ use std::fs;
 use anyhow::{Context, Result};
 use nix::sys::reboot::{RebootMode, reboot};
 
-/// The programs to run, one a line: seconds that it may take, directory, program and arguments, separated by spaces.
+/// The programs to run, one a line: seconds that it may take, directory, program and arguments,
+/// separated by spaces.
 const PROGRAMS: &str = "/vm/programs";
 
 fn main() -> Result<Infallible> {

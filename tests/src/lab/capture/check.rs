@@ -25,8 +25,8 @@ pub(super) struct Frame<'a> {
     pub(super) unfinished: Option<Unfinished>,
 }
 
-/// A checksum that the kernel leaves to the device which sends the frame at last. Until then the field holds the sum
-/// of the pseudo header.
+/// A checksum that the kernel leaves to the device which sends the frame at last. Until then the
+/// field holds the sum of the pseudo header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Unfinished {
     /// Where the summed bytes start in the frame.
@@ -54,7 +54,8 @@ pub enum Protocol {
     Other,
 }
 
-/// From where to where a packet goes: of packets in packets, the innermost. Ports are 0 where there are none.
+/// From where to where a packet goes: of packets in packets, the innermost. Ports are 0 where there
+/// are none.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Flow {
     /// Kind of packet.
@@ -156,8 +157,9 @@ impl Transport<'_> {
         }
     }
 
-    /// Whether a VXLAN header (RFC 7348, section 5) follows the UDP header. Of a datagram to [`VXLAN_PORT`] that is not
-    /// certain: the port may be the one that a node has put in the place of a client's.
+    /// Whether a VXLAN header (RFC 7348, section 5) follows the UDP header. Of a datagram to
+    /// [`VXLAN_PORT`] that is not certain: the port may be the one that a node has put in the place
+    /// of a client's.
     fn has_vxlan_header(&self) -> bool {
         let header = self.bytes.get(UDP_HEADER..VXLAN_HEADERS);
         matches!(header, Some([0x08, 0, 0, 0, _, _, _, 0]))
@@ -195,7 +197,8 @@ fn check_transport(
         return Err(Fault("the UDP length is not that of the IP header".to_owned()));
     }
     let found = transport.field(offset)?;
-    // Of a packet that was turned into the error about itself the kernel still takes its checksum for unfinished.
+    // Of a packet that was turned into the error about itself the kernel still takes its checksum
+    // for unfinished.
     let unfinished = unfinished.filter(|unfinished| {
         let is_error = matches!(protocol, Protocol::Icmp | Protocol::Icmpv6);
         let quoted = transport.bytes.get(unfinished.start.saturating_sub(start)..);

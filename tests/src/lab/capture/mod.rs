@@ -1,7 +1,8 @@
 //! Captures everything in a namespace and checks every checksum on the way.
 //!
-//! Frames between namespaces often carry unfinished checksums, since no real device ever sends them. The kernel says
-//! which ones: of those the field must be the sum of the pseudo header, of all others the whole checksum must be right.
+//! Frames between namespaces often carry unfinished checksums, since no real device ever sends
+//! them. The kernel says which ones: of those the field must be the sum of the pseudo header, of
+//! all others the whole checksum must be right.
 
 mod check;
 mod socket;
@@ -105,7 +106,8 @@ impl Capture {
             .map_err(|_| anyhow!("the capture's thread panicked"))?
     }
 
-    /// Ends it and insists that all it saw is good, and that it saw more than [`Protocol::Housekeeping`].
+    /// Ends it and insists that all it saw is good, and that it saw more than
+    /// [`Protocol::Housekeeping`].
     ///
     /// # Errors
     ///

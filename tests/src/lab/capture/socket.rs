@@ -33,8 +33,8 @@ sockopt_impl!(
     libc::tpacket_stats
 );
 
-/// Size of `virtio_net_hdr`: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, the last four of 16 bits in
-/// the machine's byte order.
+/// Size of `virtio_net_hdr`: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, the last
+/// four of 16 bits in the machine's byte order.
 const VNET_HEADER: usize = 10;
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`

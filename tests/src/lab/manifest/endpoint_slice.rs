@@ -14,13 +14,19 @@ use crate::lab::Machine;
 /// The label that says whose endpoints a slice has.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
-/// The EndpointSlices of a Service: one document for each IP version of which there are endpoints. While there is one,
-/// the agents do not derive the Service's endpoints from Pods.
+/// The EndpointSlices of a Service: one document for each IP version of which there are endpoints.
+/// While there is one, the agents do not derive the Service's endpoints from Pods.
 ///
 /// ```
 /// use lb_tests::lab::{EndpointManifest, EndpointSliceManifest, ServicePort};
 ///
-/// let port = ServicePort { name: "http", protocol: "TCP", port: 80, target_port: 8080, node_port: None };
+/// let port = ServicePort {
+///     name: "http",
+///     protocol: "TCP",
+///     port: 80,
+///     target_port: 8080,
+///     node_port: None,
+/// };
 /// let endpoint = EndpointManifest::new(&["10.244.1.2".parse()?]).node("node-1").terminating(true);
 /// let slices = EndpointSliceManifest::new("web-1", "web", &[port]).endpoint(endpoint);
 /// assert!(slices.to_string().contains("terminating: true"));
@@ -34,7 +40,8 @@ pub struct EndpointSliceManifest {
     endpoints: Vec<EndpointManifest>,
 }
 
-/// An endpoint in [`EndpointSliceManifest`]. What is not said about it is not in the manifest either.
+/// An endpoint in [`EndpointSliceManifest`]. What is not said about it is not in the manifest
+/// either.
 #[derive(Clone, PartialEq, Debug)]
 pub struct EndpointManifest {
     addresses: Vec<IpAddr>,
@@ -42,7 +49,8 @@ pub struct EndpointManifest {
 }
 
 impl EndpointSliceManifest {
-    /// Slices of a Service, still without endpoints. Of the ports, name, protocol and target port count.
+    /// Slices of a Service, still without endpoints. Of the ports, name, protocol and target port
+    /// count.
     pub fn new(name: &str, service: &str, ports: &[ServicePort]) -> Self {
         Self {
             name: name.to_owned(),

@@ -49,7 +49,8 @@ impl Lab {
         fs::remove_file(self.manifests().join(file)).with_context(|| format!("remove manifest {file}"))
     }
 
-    /// Writes a manifest of each node and each Pod so far, all Pods being ready: `node-NAME.yaml`, `pod-NAME.yaml`.
+    /// Writes a manifest of each node and each Pod so far, all Pods being ready: `node-NAME.yaml`,
+    /// `pod-NAME.yaml`.
     ///
     /// # Errors
     ///

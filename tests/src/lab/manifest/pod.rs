@@ -14,8 +14,8 @@ use crate::lab::{Machine, Node};
 pub struct PodManifest(Pod);
 
 impl Node {
-    /// The Pod object of a Pod of this node, which is ready. Its label `app` is its name without what follows the last
-    /// dash: `web` of the Pod `web-1`.
+    /// The Pod object of a Pod of this node, which is ready. Its label `app` is its name without
+    /// what follows the last dash: `web` of the Pod `web-1`.
     pub fn pod_manifest(&self, pod: &Machine) -> PodManifest {
         let name = pod.name();
         let app = name.rsplit_once('-').map_or(name, |(app, _)| app);
@@ -60,7 +60,8 @@ impl PodManifest {
         self
     }
 
-    /// As it is after `kubectl delete pod`: there, but with the time of its deletion. It may still be ready.
+    /// As it is after `kubectl delete pod`: there, but with the time of its deletion. It may still
+    /// be ready.
     pub fn terminating(mut self) -> Self {
         self.0.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
         self

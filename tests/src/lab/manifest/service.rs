@@ -42,7 +42,13 @@ impl ServicePort {
 /// ```
 /// use lb_tests::lab::{ServiceManifest, ServicePort};
 ///
-/// let port = ServicePort { name: "http", protocol: "TCP", port: 80, target_port: 8080, node_port: None };
+/// let port = ServicePort {
+///     name: "http",
+///     protocol: "TCP",
+///     port: 80,
+///     target_port: 8080,
+///     node_port: None,
+/// };
 /// let manifest = ServiceManifest::new("web", &["10.96.0.10".parse()?], &[port])
 ///     .ingress(&["198.51.100.10".parse()?], None)
 ///     .external_traffic_policy("Local");
@@ -53,8 +59,9 @@ impl ServicePort {
 pub struct ServiceManifest(Service);
 
 impl ServiceManifest {
-    /// A Service with these ClusterIPs that selects the Pods whose label `app` is its name. Of type NodePort if one of
-    /// the ports has a NodePort, else ClusterIP; without addresses it is headless.
+    /// A Service with these ClusterIPs that selects the Pods whose label `app` is its name. Of type
+    /// NodePort if one of the ports has a NodePort, else ClusterIP; without addresses it is
+    /// headless.
     pub fn new(name: &str, addresses: &[IpAddr], ports: &[ServicePort]) -> Self {
         let service_type = match ports.iter().any(|port| port.node_port.is_some()) {
             true => "NodePort",
@@ -88,7 +95,8 @@ impl ServiceManifest {
         self.with_spec(|spec| spec.type_ = Some(service_type.to_owned()))
     }
 
-    /// Makes it a LoadBalancer that has these addresses, beside those it has already; `ip_mode` is `VIP` or `Proxy`.
+    /// Makes it a LoadBalancer that has these addresses, beside those it has already; `ip_mode` is
+    /// `VIP` or `Proxy`.
     pub fn ingress(self, addresses: &[IpAddr], ip_mode: Option<&str>) -> Self {
         let mut service = self.of_type("LoadBalancer");
         let status = service.0.status.get_or_insert_with(ServiceStatus::default);
@@ -119,7 +127,8 @@ impl ServiceManifest {
         self.with_spec(|spec| spec.internal_traffic_policy = Some(policy.to_owned()))
     }
 
-    /// Session affinity by the client's address, with a time limit in seconds if it is not to be Kubernetes' default.
+    /// Session affinity by the client's address, with a time limit in seconds if it is not to be
+    /// Kubernetes' default.
     pub fn client_ip_affinity(self, timeout_seconds: Option<i32>) -> Self {
         self.with_spec(|spec| {
             spec.session_affinity = Some("ClientIP".to_owned());

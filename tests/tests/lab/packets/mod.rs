@@ -1,5 +1,5 @@
-//! Packets that are not plain requests and replies, through a VIP and with real kernels at both ends: what is too big
-//! for a part of the way, fragments, ICMP errors, hop limits, SCTP.
+//! Packets that are not plain requests and replies, through a VIP and with real kernels at both
+//! ends: what is too big for a part of the way, fragments, ICMP errors, hop limits, SCTP.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 mod made;
@@ -270,8 +270,8 @@ impl Fixture {
         self.sctp_from(&client.wire().unwrap(), client.addresses(), client.addresses());
     }
 
-    /// Addresses are translated, nothing else: the checksum does not cover them. Pods of other nodes see the client
-    /// `instead`.
+    /// Addresses are translated, nothing else: the checksum does not cover them. Pods of other
+    /// nodes see the client `instead`.
     fn sctp_from(&self, at_client: &Wire, client: Addresses, instead: Addresses) {
         let (client, instead) = (client.both(), instead.both());
         let port = SILENT_SCTP.port;
@@ -350,7 +350,8 @@ fn from_outside_through_the_overlay() {
         fixture.client_learns(vip, OVERLAY);
     }
     fixture.forget_path_mtus();
-    // Fragments are as large as the client's device can send, until it is told. Nodes do not cut them once more.
+    // Fragments are as large as the client's device can send, until it is told. Nodes do not cut
+    // them once more.
     for vip in [NEAR, FAR].into_iter().flat_map(|service| service.addresses()) {
         let udp = fixture.client.udp(vip, UDP.port).size(4000).timeout(TIMEOUT);
         let report = udp.count(2).run().unwrap();

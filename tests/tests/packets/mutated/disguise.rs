@@ -1,8 +1,9 @@
-//! Addresses with which a test run takes an IP packet for an Ethernet frame that carries one: the programs of devices
-//! without Ethernet then run on it as on such a device.
+//! Addresses with which a test run takes an IP packet for an Ethernet frame that carries one: the
+//! programs of devices without Ethernet then run on it as on such a device.
 //!
-//! A test run reads an ethertype behind the first twelve bytes (`bpf_prog_test_run_skb`, net/bpf/test_run.c, Linux
-//! 6.18), and a program's context tells it. In an IP packet the source address is there.
+//! A test run reads an ethertype behind the first twelve bytes (`bpf_prog_test_run_skb`,
+//! net/bpf/test_run.c, Linux 6.18), and a program's context tells it. In an IP packet the source
+//! address is there.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

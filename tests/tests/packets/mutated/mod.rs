@@ -1,5 +1,6 @@
-//! Whatever comes, in whatever order, to whichever program: the kernel does what the same code does on the host, what
-//! is not ours comes out as it came in, what is rewritten has valid checksums, and nothing is read behind its end.
+//! Whatever comes, in whatever order, to whichever program: the kernel does what the same code does
+//! on the host, what is not ours comes out as it came in, what is rewritten has valid checksums,
+//! and nothing is read behind its end.
 
 mod disguise;
 mod services;
@@ -117,8 +118,8 @@ fn framed(program: &str, verdict: Verdict, ethertype: [u8; 2], seen: &[u8]) -> V
     [&[0; LINK], &ethertype[..], &seen[network..]].concat()
 }
 
-/// What a test run does not put where a device without Ethernet has it: room for an answer's headers comes behind the
-/// bytes that it takes for a link-layer header, not before them.
+/// What a test run does not put where a device without Ethernet has it: room for an answer's
+/// headers comes behind the bytes that it takes for a link-layer header, not before them.
 fn misplaced(program: &str, packet: &[u8], expected: &(Verdict, Vec<u8>)) -> Option<Range<usize>> {
     let (verdict, bytes) = expected;
     let (headers, is_icmp) = match bytes.first()? >> 4 {
@@ -159,7 +160,8 @@ impl Both {
             "{program}: {verdict:?} and not {:?}: {packet:02x?}",
             expected.0
         );
-        // TC leaves the link-layer addresses of what it sends on to the kernel; the bytes of what is dropped are nobody's.
+        // TC leaves the link-layer addresses of what it sends on to the kernel; the bytes of what
+        // is dropped are nobody's.
         let from = match (expected.0, program) {
             (Verdict::Drop, _) => return Ok(expected),
             (Verdict::Redirect, "lb_xdp") => 0,
@@ -228,7 +230,8 @@ fn is_complete(Arrival { program, packet, .. }: &Arrival) -> bool {
     network + length <= packet.len()
 }
 
-/// Runs a history on the host twice, with other bytes behind the packets' ends: nothing else differs.
+/// Runs a history on the host twice, with other bytes behind the packets' ends: nothing else
+/// differs.
 fn padding_is_not_read(host: &Host, arrivals: &[Arrival]) -> Result<(), TestCaseError> {
     let history = |byte| {
         host.forget();

@@ -32,8 +32,8 @@ impl Allocator {
         }
     }
 
-    /// Fills in what the Services' manifests leave open, and returns what cannot be given to whom. What is given is
-    /// remembered before anybody sees it.
+    /// Fills in what the Services' manifests leave open, and returns what cannot be given to whom.
+    /// What is given is remembered before anybody sees it.
     pub(in super::super) fn fill(&mut self, objects: &mut Objects) -> Vec<Note> {
         let allocation = allocate(&self.state, objects, &self.cidrs);
         for (service, text) in few(allocation.new) {

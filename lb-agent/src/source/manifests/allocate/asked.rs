@@ -22,8 +22,8 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// `None` if the Service is one that gets nothing: ExternalName or headless. Nor does one without ports, which no API
-    /// server takes, but what it names is its own.
+    /// `None` if the Service is one that gets nothing: ExternalName or headless. Nor does one
+    /// without ports, which no API server takes, but what it names is its own.
     pub(super) fn of(service: &Service, cidrs: &ServiceCidrs) -> Option<Self> {
         let spec = service.spec.as_ref()?;
         if is_type(spec, "ExternalName") || cluster_ips(spec).any(|text| text == "None") {
@@ -94,7 +94,8 @@ impl Asked {
             .filter(|family| !families.contains(family))
             .collect::<Vec<_>>();
         match spec.ip_family_policy.as_deref() {
-            // An API server does not take two families without a policy. Here whoever writes them gets them.
+            // An API server does not take two families without a policy. Here whoever writes them
+            // gets them.
             None | Some("") => {}
             Some("PreferDualStack") => {
                 families.extend(others.into_iter().filter(|family| cidrs.get(*family).is_some()));
@@ -173,8 +174,8 @@ pub(super) fn needs_health_check(spec: &ServiceSpec) -> bool {
     is_type(spec, "LoadBalancer") && spec.external_traffic_policy.as_deref() == Some("Local")
 }
 
-/// The NodePort that the manifest names for a port of this number: it is that of all such ports, which have different
-/// protocols, as a DNS server's.
+/// The NodePort that the manifest names for a port of this number: it is that of all such ports,
+/// which have different protocols, as a DNS server's.
 pub(super) fn written_node_port(spec: &ServiceSpec, port: u16) -> Option<u16> {
     let mut ports = spec.ports.iter().flatten();
     ports.find_map(|other| number(other.node_port).filter(|_| other.port == i32::from(port)))
@@ -185,7 +186,8 @@ pub(super) fn is_sctp(port: &ServicePort) -> bool {
     protocol(port.protocol.as_deref()) == Some(Protocol::Sctp)
 }
 
-/// Whether a manifest leaves a port to the API server. One that is out of range is not left open: it is a fault.
+/// Whether a manifest leaves a port to the API server. One that is out of range is not left open:
+/// it is a fault.
 pub(super) fn is_open(port: Option<i32>) -> bool {
     matches!(port, None | Some(0))
 }

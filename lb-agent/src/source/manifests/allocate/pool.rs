@@ -27,8 +27,8 @@ impl fmt::Display for Value {
     }
 }
 
-/// How many numbers there are, from 0, and how many of the first are left to whoever chooses by hand: they are given
-/// only when all others are.
+/// How many numbers there are, from 0, and how many of the first are left to whoever chooses by
+/// hand: they are given only when all others are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Span {
     pub(super) by_hand: u64,
@@ -48,7 +48,8 @@ fn around(first: u64, count: u64, hash: u64) -> impl Iterator<Item = u64> {
     (start..count).chain(0..start).map(move |index| first + index)
 }
 
-/// A hash of a text that no version and no machine may compute otherwise: what follows from it is given for ever.
+/// A hash of a text that no version and no machine may compute otherwise: what follows from it is
+/// given for ever.
 pub(super) fn hash(text: &str) -> u64 {
     let word = |bytes: &[u8]| {
         let mut word = [0; 8];
@@ -99,7 +100,8 @@ impl<'a> Pool<'a> {
         Self::new(Meaning::Addresses(cidr), cidr.span())
     }
 
-    /// As in the API server, up to 128 of the first NodePorts are left to whoever chooses by hand (KEP-3668).
+    /// As in the API server, up to 128 of the first NodePorts are left to whoever chooses by hand
+    /// (KEP-3668).
     pub(super) fn of_node_ports() -> Self {
         let size = u64::from(NODE_PORTS.end() - NODE_PORTS.start()) + 1;
         let by_hand = (size / 32).clamp(16, 128);

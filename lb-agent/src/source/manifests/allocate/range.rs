@@ -5,7 +5,8 @@ use crate::network::Family;
 use crate::service_cidr::{ServiceCidr, ServiceCidrError};
 
 impl ServiceCidr {
-    /// Of the addresses the first, up to 256, are left to whoever chooses addresses by hand (KEP-3070).
+    /// Of the addresses the first, up to 256, are left to whoever chooses addresses by hand
+    /// (KEP-3070).
     pub(super) fn span(&self) -> Span {
         let all = 1_u128 << self.host_bits();
         let by_hand = if all <= 16 { 0 } else { (all / 16).clamp(16, 256) };
@@ -75,7 +76,8 @@ mod tests {
         }
     }
 
-    /// The examples of the Kubernetes documentation ("Service ClusterIP allocation"), and what they do not say.
+    /// The examples of the Kubernetes documentation ("Service ClusterIP allocation"), and what they
+    /// do not say.
     #[test]
     fn first_and_last_addresses_and_those_left_for_hands() {
         for (text, first, first_upper, last) in [

@@ -116,7 +116,8 @@ impl Given {
 pub(super) struct State {
     /// By `NAMESPACE/NAME`.
     pub(super) services: BTreeMap<String, Given>,
-    /// Those whose manifest is not there, in the order in which they went: it may come back, as in a change of branches.
+    /// Those whose manifest is not there, in the order in which they went: it may come back, as in
+    /// a change of branches.
     pub(super) gone: Vec<(String, Given)>,
 }
 

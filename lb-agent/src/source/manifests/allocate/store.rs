@@ -1,4 +1,5 @@
-//! The file that remembers what Services were given. It is replaced in one step, by one agent at a time.
+//! The file that remembers what Services were given. It is replaced in one step, by one agent at a
+//! time.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -167,7 +168,8 @@ fn encode(state: &State) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Puts a new file in the place of the old one: whoever reads sees one of them as a whole, also after a crash.
+/// Puts a new file in the place of the old one: whoever reads sees one of them as a whole, also
+/// after a crash.
 fn replace(directory: &Path, content: &[u8]) -> io::Result<()> {
     let new = directory.join(format!("{FILE}.new"));
     let mut file = File::create(&new)?;

@@ -1,5 +1,6 @@
-//! The load generator of `cargo xtask bench end-to-end`: a server, and a client that does what it reads from standard
-//! input. Threads that block, since an event loop would be part of what is measured.
+//! The load generator of `cargo xtask bench end-to-end`: a server, and a client that does what it
+//! reads from standard input. Threads that block, since an event loop would be part of what is
+//! measured.
 
 mod ask;
 mod meter;

@@ -67,8 +67,9 @@ struct Connect {
 }
 
 impl Worker for Connect {
-    /// The server closes first, as HTTP servers do that do not keep connections: the port stays reserved there and not here,
-    /// so that the client can take it again at once. A reset would do that too, but is not how connections end.
+    /// The server closes first, as HTTP servers do that do not keep connections: the port stays
+    /// reserved there and not here, so that the client can take it again at once. A reset would do
+    /// that too, but is not how connections end.
     fn operate(&mut self) -> io::Result<Duration> {
         let start = Instant::now();
         let mut stream = TcpStream::connect(self.targets.next())?;
@@ -141,7 +142,8 @@ impl Worker for NewFlow {
     }
 }
 
-/// A socket at the next port: each of them is used again only when all others were, after their flows were forgotten.
+/// A socket at the next port: each of them is used again only when all others were, after their
+/// flows were forgotten.
 fn next_socket() -> io::Result<UdpSocket> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
