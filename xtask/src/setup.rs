@@ -51,10 +51,10 @@ pub(crate) fn run() -> Result<()> {
 /// The tools of a machine that is set up; an error on any other.
 pub(crate) fn require() -> Result<Tools> {
     let toolchain = Toolchain::find()?.context("no Rust compiler for eBPF: run `cargo xtask setup`")?;
+    let version = linker::version(toolchain.llvm)?;
     let linker = linker::find(toolchain.llvm).with_context(|| {
         format!(
-            "no bpf-linker {} for LLVM {}: run `cargo xtask setup`",
-            linker::VERSION,
+            "no bpf-linker {version} for LLVM {}: run `cargo xtask setup`",
             toolchain.llvm
         )
     })?;
@@ -122,6 +122,7 @@ fn bpf_linker() -> Result<bool> {
         "links the kernel programs; must be built for the LLVM of that rustc",
     );
     let toolchain = Toolchain::find()?.context("the step before has installed it")?;
+    linker::version(toolchain.llvm)?;
     if let Some(linker) = linker::find(toolchain.llvm) {
         return there(&format!("{}, LLVM {}", linker.display(), toolchain.llvm));
     }

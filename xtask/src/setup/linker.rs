@@ -15,8 +15,25 @@ use object::read::elf::{Dyn, ElfFile64, FileHeader, SectionHeader};
 
 use crate::command;
 
-/// The version that is used.
-pub(crate) const VERSION: &str = "0.13.0";
+/// The bpf-linker for each major version of LLVM that a compiler can have. `cargo xtask setup` and CI
+/// use LLVM 22; for the others the linker has a feature, and nobody has tried it here.
+const VERSIONS: [(u32, &str); 3] = [(21, "0.13.0"), (22, "0.13.0"), (23, "0.13.0")];
+
+/// The version of bpf-linker for a compiler with this LLVM.
+///
+/// # Errors
+/// If no version is pinned for it.
+pub(crate) fn version(llvm: u32) -> Result<&'static str> {
+    let pinned = VERSIONS.iter().find(|(major, _)| *major == llvm);
+    pinned.map(|(_, version)| *version).with_context(|| {
+        format!(
+            "no bpf-linker is pinned for LLVM {llvm}: add one to VERSIONS in xtask/src/setup/linker.rs, or use a \
+             compiler with LLVM {} to {}",
+            VERSIONS[0].0,
+            VERSIONS[VERSIONS.len() - 1].0
+        )
+    })
+}
 
 /// The packages whose libraries it is linked with.
 pub(crate) fn debian_packages(llvm: u32) -> [String; 3] {
@@ -29,10 +46,11 @@ pub(crate) fn debian_packages(llvm: u32) -> [String; 3] {
 
 /// A bpf-linker of the right version and LLVM.
 pub(crate) fn find(llvm: u32) -> Option<PathBuf> {
+    let version = version(llvm).ok()?;
     let ours = install_root(llvm).ok()?.join("bin/bpf-linker");
     let mut candidates = command::in_path("bpf-linker");
     candidates.push(ours);
-    candidates.into_iter().find(|file| fits(file, llvm))
+    candidates.into_iter().find(|file| fits(file, llvm, version))
 }
 
 /// Builds bpf-linker with Debian's LLVM, into our directory.
@@ -44,7 +62,7 @@ pub(crate) fn install(llvm: u32) -> Result<()> {
             "install",
             "bpf-linker",
             "--version",
-            VERSION,
+            version(llvm)?,
             "--locked",
             "--no-default-features",
         ])
@@ -62,14 +80,15 @@ fn install_root(llvm: u32) -> Result<PathBuf> {
     let root = cargo
         .or_else(home)
         .context("neither CARGO_HOME nor HOME is set")?;
-    Ok(root.join(format!("lb-agent/bpf-linker-{VERSION}-llvm-{llvm}")))
+    let version = version(llvm)?;
+    Ok(root.join(format!("lb-agent/bpf-linker-{version}-llvm-{llvm}")))
 }
 
-fn fits(file: &Path, llvm: u32) -> bool {
+fn fits(file: &Path, llvm: u32, version: &str) -> bool {
     let linked = fs::read(file).is_ok_and(|binary| llvm_of(&binary) == Some(llvm));
     linked
         && command::output(Command::new(file).arg("--version"))
-            .is_ok_and(|text| text.trim() == format!("bpf-linker {VERSION}"))
+            .is_ok_and(|text| text.trim() == format!("bpf-linker {version}"))
 }
 
 /// The major version of the LLVM library that a program is linked with.
@@ -102,6 +121,13 @@ mod tests {
         assert_eq!(llvm_library("libLLVM.so.22.1"), Some(22));
         assert_eq!(llvm_library("libLLVM-14.so.1"), None);
         assert_eq!(llvm_library("libc.so.6"), None);
+    }
+
+    #[test]
+    fn an_llvm_without_a_pinned_linker_is_an_error() {
+        assert_eq!(version(22).ok(), Some("0.13.0"));
+        let error = version(99).expect_err("nothing is pinned").to_string();
+        assert!(error.contains("LLVM 99"), "{error}");
     }
 
     #[test]
