@@ -1,4 +1,7 @@
-//! The packet generator of `cargo xtask bench packets`.
+//! Programs for tests and benchmarks; the agent does not contain them.
+//!
+//! `lb_empty_*` do nothing or almost nothing: `cargo xtask bench packets` measures the agent's programs
+//! against them, and the lab attaches them as programs of others. The rest is the packet generator.
 //!
 //! `BPF_PROG_TEST_RUN` repeats a program on one and the same packet, which translation changes: the
 //! second run would find another packet. These programs write the addresses and ports of the next
@@ -9,7 +12,8 @@
 
 mod plan;
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, xdp_action};
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup, xdp_action};
+use aya_ebpf::helpers::generated;
 use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -43,6 +47,73 @@ pub fn lb_bench_tc(context: TcContext) -> i32 {
         unsafe { TC_TARGET.tail_call(&context, 0) };
     }
     TC_ACT_SHOT
+}
+
+/// Passes every packet: the baseline for XDP programs.
+#[xdp]
+pub fn lb_empty_xdp(_context: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// Looks up the route of a packet and passes it: the baseline for XDP programs that forward.
+#[xdp]
+pub fn lb_empty_route_xdp(context: XdpContext) -> u32 {
+    match look_up_route(&context) {
+        Some(()) => xdp_action::XDP_PASS,
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// Passes every packet on to the next program: the baseline for TC programs.
+#[classifier]
+pub fn lb_empty_tc(_context: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
+/// Passes every packet and ends the chain of programs.
+#[classifier]
+pub fn lb_empty_tc_pass(_context: TcContext) -> i32 {
+    TC_ACT_OK
+}
+
+/// Drops every packet.
+#[classifier]
+pub fn lb_empty_tc_drop(_context: TcContext) -> i32 {
+    TC_ACT_SHOT
+}
+
+/// `None` if the packet is neither IPv4 nor IPv6.
+#[inline(always)]
+fn look_up_route(context: &XdpContext) -> Option<()> {
+    const ETHERNET: u32 = 14;
+    let (data, data_end) = (context.data(), context.data_end());
+    let word = |offset| {
+        Some(
+            field::<4>(data, data_end, ETHERNET + offset)?
+                .as_view()
+                .u32::<0>(),
+        )
+    };
+    // SAFETY: all zeros are a valid value: numbers only.
+    let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    parameters.ifindex = context.ingress_ifindex() as u32;
+    match u16::from_be(field::<2>(data, data_end, 12)?.as_view().u16::<0>()) {
+        0x0800 => {
+            parameters.family = 2;
+            parameters.__bindgen_anon_3.ipv6_src = [word(12)?, 0, 0, 0];
+            parameters.__bindgen_anon_4.ipv6_dst = [word(16)?, 0, 0, 0];
+        }
+        0x86dd => {
+            parameters.family = 10;
+            parameters.__bindgen_anon_3.ipv6_src = [word(8)?, word(12)?, word(16)?, word(20)?];
+            parameters.__bindgen_anon_4.ipv6_dst = [word(24)?, word(28)?, word(32)?, word(36)?];
+        }
+        _ => return None,
+    }
+    let length = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the pointer and length are those of one value.
+    unsafe { generated::bpf_fib_lookup(context.ctx.cast(), &raw mut parameters, length, 0) };
+    Some(())
 }
 
 #[inline(always)]

@@ -13,14 +13,14 @@ mod socket_address;
 mod sockets;
 mod tables;
 
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::choose::Origin;
 use lb_common::decide;
 use lb_common::net::{Address4, Address6};
-use lb_common::packet::{Hop, Packet, Verdict};
-use lb_common::parse::{self, BEHIND_ETHERNET, IpHeader, Network};
+use lb_common::packet::{Packet, Verdict};
+use lb_common::parse::{self, BEHIND_ETHERNET, Network};
 
 use crate::packet::{TcPacket, XdpPacket, is_of_vlan};
 use crate::tables::KernelTables;
@@ -88,54 +88,6 @@ pub fn lb_tc_to_layer3(context: TcContext) -> i32 {
     let network = packet.network();
     let verdict = leave(&mut packet, network, 0, Origin::Outside);
     end(&packet, verdict)
-}
-
-/// Passes every packet: the benchmark's measure of what any XDP program costs.
-#[xdp]
-pub fn lb_empty_xdp(_context: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
-}
-
-/// Asks for the route of a packet and passes it: what a program that sends packets on cannot save.
-#[xdp]
-pub fn lb_empty_route_xdp(context: XdpContext) -> u32 {
-    let packet = XdpPacket { context };
-    let mut hop = Hop::default();
-    let route = match parse::network(&packet) {
-        Network::V4 => route::<Address4>(&packet, &mut hop),
-        Network::V6 => route::<Address6>(&packet, &mut hop),
-        Network::Other => None,
-    };
-    match route {
-        Some(()) => xdp_action::XDP_PASS,
-        None => xdp_action::XDP_ABORTED,
-    }
-}
-
-#[inline(never)]
-fn route<A: IpHeader>(packet: &impl Packet, hop: &mut Hop) -> Option<()> {
-    let source = A::read(packet, BEHIND_ETHERNET + A::SOURCE_OFFSET)?;
-    let destination = A::read(packet, BEHIND_ETHERNET + A::DESTINATION_OFFSET)?;
-    packet.route(source, destination, 0, hop);
-    Some(())
-}
-
-/// Passes every packet: the benchmark's measure of what any TC program costs.
-#[classifier]
-pub fn lb_empty_tc(_context: TcContext) -> i32 {
-    TC_ACT_UNSPEC
-}
-
-/// Passes every packet and lets no other program see it: a stand-in for programs of others.
-#[classifier]
-pub fn lb_empty_tc_pass(_context: TcContext) -> i32 {
-    TC_ACT_OK
-}
-
-/// Drops every packet: a stand-in for programs of others.
-#[classifier]
-pub fn lb_empty_tc_drop(_context: TcContext) -> i32 {
-    TC_ACT_SHOT
 }
 
 #[inline(always)]

@@ -9,3 +9,4 @@ pub mod lab;
 pub mod packet;
 pub mod slowness;
 pub mod stop;
+pub mod test_programs;

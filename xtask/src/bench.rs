@@ -81,8 +81,7 @@ fn packets(arguments: &Arguments) -> Result<()> {
     const BINARY: &str = "bench-packets";
     prepare()?;
     command::run(workspace::cargo().args(["build", "--quiet", "--package=lb-tests", "--bin", BINARY]))?;
-    let mut bench = command::clean(workspace::root().join("target/debug").join(BINARY));
-    bench.arg(workspace::ebpf_bench_object());
+    let bench = command::clean(workspace::root().join("target/debug").join(BINARY));
     measure(bench, arguments)
 }
 

@@ -2,6 +2,7 @@
 //! them, and the trait that the kernel's maps and the tests' maps implement.
 
 mod dump;
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 pub use dump::dump;

@@ -1,8 +1,6 @@
 //! `cargo xtask bench packets` without the building: measures what the kernel programs cost per
 //! packet.
 
-use std::path::PathBuf;
-
 use clap::Parser;
 use lb_tests::bench::Delivery;
 use lb_tests::bench::packets::{self, Effort};
@@ -10,8 +8,6 @@ use lb_tests::bench::packets::{self, Effort};
 /// Measures what the kernel programs cost per packet
 #[derive(Parser)]
 struct Arguments {
-    /// The object file with the packet generator
-    object: PathBuf,
     /// TCP only, and fewer and shorter rounds: for a first look
     #[arg(long)]
     quick: bool,
@@ -27,6 +23,6 @@ fn main() -> anyhow::Result<()> {
     } else {
         Effort::FULL
     };
-    let report = packets::run(&arguments.object, effort);
+    let report = packets::run(effort);
     arguments.delivery.deliver(&report)
 }

@@ -65,9 +65,6 @@ fn probe(redirects_locally: bool, called: impl Fn(&str) -> Option<String>) -> Re
     let mut programs: Vec<_> = ebpf.programs_mut().collect();
     programs.sort_by_key(|(name, _)| name.to_string());
     for (name, program) in programs {
-        if name.starts_with(program::EMPTY_PREFIX) {
-            continue;
-        }
         let Some(name) = called(name) else { continue };
         let finding = examine(&name, program)?;
         let mut output = std::io::stdout().lock();

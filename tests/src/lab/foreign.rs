@@ -7,6 +7,7 @@ use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode};
 
 use super::Lab;
 use super::namespace::Namespace;
+use crate::test_programs;
 
 /// What a program says of every packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,9 +27,9 @@ impl Says {
     /// The name of the program.
     pub fn program(self) -> &'static str {
         match self {
-            Self::Pass => "lb_empty_tc_pass",
-            Self::Continue => "lb_empty_tc",
-            Self::Drop => "lb_empty_tc_drop",
+            Self::Pass => test_programs::EMPTY_TC_PASS,
+            Self::Continue => test_programs::EMPTY_TC,
+            Self::Drop => test_programs::EMPTY_TC_DROP,
         }
     }
 }
@@ -62,11 +63,11 @@ impl Lab {
         says: Says,
         at: At,
     ) -> Result<ForeignPrograms> {
-        let mut ebpf = self.object("foreign")?;
+        let mut ebpf = test_programs::open()?;
         let name = says.program();
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
-            .with_context(|| format!("the agent's object has no {name}"))?
+            .with_context(|| format!("the object has no program {name}"))?
             .try_into()?;
         namespace.run(|| {
             program.load()?;
@@ -102,11 +103,10 @@ impl Lab {
     ///
     /// If the kernel refuses.
     pub fn attach_foreign_xdp(&self, namespace: &Namespace, device: &str) -> Result<ForeignPrograms> {
-        const PROGRAM: &str = "lb_empty_xdp";
-        let mut ebpf = self.object("foreign-xdp")?;
+        let mut ebpf = test_programs::open()?;
         let program: &mut Xdp = ebpf
-            .program_mut(PROGRAM)
-            .with_context(|| format!("the agent's object has no {PROGRAM}"))?
+            .program_mut(test_programs::EMPTY_XDP)
+            .context("the object has no empty XDP program")?
             .try_into()?;
         namespace.run(|| {
             program.load()?;

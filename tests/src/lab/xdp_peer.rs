@@ -1,19 +1,12 @@
 //! The other end of a link on which XDP runs.
 
-use std::fs;
-
 use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::programs::{Xdp, XdpMode};
-use lb_agent::datapath::object;
-use lb_agent::datapath::object::settings::{DEFAULT_TABLES, Settings, TableSizes};
-use lb_agent::maps::Capacity;
 
 use super::Lab;
 use super::node::Node;
-
-/// Passes every packet.
-const PROGRAM: &str = "lb_empty_xdp";
+use crate::test_programs;
 
 /// A link made ready for XDP, until this is dropped.
 #[derive(Debug)]
@@ -35,10 +28,10 @@ impl Lab {
         let device = node.host().far_device();
         self.fabric.offload(device, &["tx", "off", "gro", "on"])?;
 
-        let mut ebpf = self.object(&format!("{device}-xdp-peer"))?;
+        let mut ebpf = test_programs::open()?;
         let program: &mut Xdp = ebpf
-            .program_mut(PROGRAM)
-            .with_context(|| format!("the agent's object has no {PROGRAM}"))?
+            .program_mut(test_programs::EMPTY_XDP)
+            .context("the object has no empty XDP program")?
             .try_into()?;
         self.fabric.run(|| {
             program.load()?;
@@ -46,29 +39,5 @@ impl Lab {
             Ok(())
         })?;
         Ok(XdpPeer { _ebpf: ebpf })
-    }
-
-    /// The agent's object with small maps that nobody else has, and no program loaded. `purpose` is
-    /// unlike any other.
-    pub(super) fn object(&self, purpose: &str) -> Result<Ebpf> {
-        let settings = Settings {
-            capacity: Capacity {
-                frontends: 2,
-                slots: 2,
-                backends: 2,
-                services: 2,
-                source_ranges: 2,
-            },
-            tables: TableSizes {
-                flows: 64,
-                ..DEFAULT_TABLES
-            },
-            ..Settings::default()
-        };
-        let pins = self.bpf_file_system.join(self.id.part(purpose));
-        let ebpf = object::prepare(&settings, &pins)?;
-        // Nobody else needs these maps.
-        fs::remove_dir_all(&pins).with_context(|| format!("remove {}", pins.display()))?;
-        Ok(ebpf)
     }
 }

@@ -27,13 +27,13 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf
 /// Creates the maps, pins them in `directory` and loads all programs. Maps that are pinned there
 /// are taken over.
 pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
-    let mut ebpf = open(settings, directory)?;
+    let mut ebpf = prepare(settings, directory)?;
     load_programs(&mut ebpf)?;
-    publish(&mut ebpf, loaded_settings(settings))?;
     Ok(ebpf)
 }
 
-/// As [`load`], but the programs are left to [`load_program`].
+/// The part of [`load`] that comes before the programs: creates and pins the maps, and publishes
+/// the settings. [`load_program`] loads the programs one by one.
 pub fn prepare(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let mut ebpf = open(settings, directory)?;
     publish(&mut ebpf, loaded_settings(settings))?;
@@ -114,12 +114,12 @@ fn publish(ebpf: &mut Ebpf, loaded: LoadedSettings) -> Result<(), LoadError> {
         .map_err(|error| LoadError::Object(Box::new(error.into())))
 }
 
-/// Loads every program that the agent attaches in any case. The empty ones are the benchmark's.
+/// Loads every program that the agent attaches in any case.
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     for (name, program) in ebpf.programs_mut() {
         let is_loaded_later =
             program::LAYER3.contains(&name) || [program::XDP, program::TC_FROM_REASSEMBLY].contains(&name);
-        if !name.starts_with(program::EMPTY_PREFIX) && !is_loaded_later {
+        if !is_loaded_later {
             load_program(name, program)?;
         }
     }

@@ -37,5 +37,3 @@ pub(in crate::datapath) const TC_FROM_REASSEMBLY: &str = "lb_tc_from_reassembly"
 pub(super) const LAYER3: [&str; 3] = [TC_FROM_NETWORK_LAYER3, TC_FROM_POD_LAYER3, TC_TO_LAYER3];
 /// Begins the names of the TC programs.
 pub(in crate::datapath) const TC_PREFIX: &str = "lb_tc_";
-/// Programs that do nothing, for the benchmark.
-pub const EMPTY_PREFIX: &str = "lb_empty_";

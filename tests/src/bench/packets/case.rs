@@ -9,6 +9,7 @@ use lb_agent::network::Family;
 
 use super::plan::{End, EndAt, Order, Plan};
 use crate::packet::build::{self, Build};
+use crate::test_programs;
 
 /// The number of random flows; a power of two.
 pub(super) const ALL_FLOWS: u32 = 1 << 20;
@@ -60,9 +61,6 @@ pub enum Hook {
     ToPod,
 }
 
-/// The empty XDP program that asks for the route.
-pub(super) const EMPTY_ROUTE: &str = "lb_empty_route_xdp";
-
 impl Hook {
     /// The program's name.
     pub fn program(self) -> &'static str {
@@ -76,8 +74,8 @@ impl Hook {
     /// The empty program's name.
     pub fn empty(self) -> &'static str {
         match self {
-            Self::Xdp => "lb_empty_xdp",
-            Self::FromPod | Self::ToPod => "lb_empty_tc",
+            Self::Xdp => test_programs::EMPTY_XDP,
+            Self::FromPod | Self::ToPod => test_programs::EMPTY_TC,
         }
     }
 }
@@ -363,7 +361,7 @@ impl Case {
     /// too.
     pub(super) fn empty(&self) -> &'static str {
         match self.traffic {
-            Traffic::SentOn | Traffic::SentBack => EMPTY_ROUTE,
+            Traffic::SentOn | Traffic::SentBack => test_programs::EMPTY_ROUTE_XDP,
             _ => self.hook.empty(),
         }
     }

@@ -1,14 +1,13 @@
 //! The packet generator: hands out its orders, runs it, looks at what came out.
 #![expect(unsafe_code, reason = "aya asks for the promise that a plan is plain bytes")]
 
-use std::path::Path;
-
 use aya::Ebpf;
 use aya::maps::{Array, MapData, ProgramArray};
 use aya::programs::{Program, ProgramFd, TestRun as _, TestRunOptions, TestRunResult};
 
 use super::case::{Case, Hook};
 use super::plan::{End, EndAt, Plan};
+use crate::test_programs;
 
 // SAFETY: `repr(C)`, only integers inside, and no room between them.
 unsafe impl aya::Pod for Plan {}
@@ -23,9 +22,8 @@ pub(super) struct Generator {
 
 impl Generator {
     /// Loads the generator.
-    pub(super) fn new(object: &Path) -> Self {
-        let mut ebpf =
-            Ebpf::load_file(object).unwrap_or_else(|error| panic!("{}: {error}", object.display()));
+    pub(super) fn new() -> Self {
+        let mut ebpf = test_programs::open().expect("the maps are made");
         for (name, program) in ebpf.programs_mut() {
             match program {
                 Program::Xdp(program) => program.load(),
@@ -51,6 +49,12 @@ impl Generator {
             Hook::FromPod | Hook::ToPod => &mut self.tc_target,
         };
         target.set(0, program, 0).expect("a program of the array's type");
+    }
+
+    /// Chooses the empty program.
+    pub(super) fn aim_at_empty(&mut self, case: &Case) {
+        let fd = fd(&self.ebpf, case.empty()).try_clone();
+        self.aim(case.hook, &fd.expect("a free file descriptor"));
     }
 
     /// Sends the next `packets` packets of a plan; returns the nanoseconds that one took.
@@ -114,6 +118,16 @@ impl Generator {
         *plan = self.plan.get(&0, 0).expect("the array has the row");
         result
     }
+}
+
+/// The file descriptor of a loaded packet program.
+pub(super) fn fd<'ebpf>(ebpf: &'ebpf Ebpf, program: &str) -> &'ebpf ProgramFd {
+    match ebpf.program(program).expect("the object has the program") {
+        Program::Xdp(program) => program.fd(),
+        Program::SchedClassifier(program) => program.fd(),
+        _ => panic!("{program} is no packet program"),
+    }
+    .expect("the program is loaded")
 }
 
 fn nanoseconds(result: &TestRunResult) -> u32 {

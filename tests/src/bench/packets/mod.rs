@@ -12,8 +12,6 @@ pub mod plan;
 mod report;
 mod subject;
 
-use std::path::Path;
-
 use lb_agent::maps::Protocol;
 
 pub use case::{Case, Flows, Hook, Traffic};
@@ -53,13 +51,13 @@ impl Effort {
     };
 }
 
-/// Measures all cases. `object` is the file with the packet generator.
-pub fn run(object: &Path, effort: Effort) -> Report {
+/// Measures all cases.
+pub fn run(effort: Effort) -> Report {
     let mut figures = Vec::new();
     for protocol in effort.protocols {
         let cases: Vec<Case> = Case::all(*protocol).collect();
         // Each protocol has its own tables: a million flows of both would fill them.
-        let mut bench = Bench::new(object);
+        let mut bench = Bench::new();
         bench.open_flows(*protocol);
         figures.extend(bench.measure(&cases, effort));
     }
@@ -80,10 +78,10 @@ struct Turn {
 }
 
 impl Bench {
-    fn new(object: &Path) -> Self {
+    fn new() -> Self {
         Self {
             subject: Subject::new(),
-            generator: Generator::new(object),
+            generator: Generator::new(),
         }
     }
 
@@ -129,7 +127,7 @@ impl Bench {
         } else {
             effort.packets
         };
-        self.generator.aim(case.hook, self.subject.fd(case.empty()));
+        self.generator.aim_at_empty(case);
         let empty = self.generator.run_empty(case, &mut plan.clone(), packets);
         self.generator
             .aim(case.hook, self.subject.fd(case.hook.program()));

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use aya::Ebpf;
-use aya::programs::{Program, ProgramFd};
+use aya::programs::ProgramFd;
 use lb_agent::datapath::counters::Counters;
 use lb_agent::datapath::devices::DeviceTable;
 use lb_agent::datapath::maps::KernelMaps;
@@ -18,9 +18,8 @@ use lb_common::host::only_ports;
 use lb_common::layout::{Frontend, Region, Slot, frontend_flags};
 use nix::net::if_::if_nametoindex;
 
-use super::case::{
-    EMPTY_ROUTE, FLOW_ENTRIES, Hook, POD_PORT, SERVICES, TRANSLATED_PORT, VIP_PORT, address, block,
-};
+use super::case::{FLOW_ENTRIES, POD_PORT, SERVICES, TRANSLATED_PORT, VIP_PORT, address, block};
+use super::generator::fd;
 use crate::lab::{LoneNamespace, PinDirectory};
 use crate::packet::{NODE4, NODE6, build};
 
@@ -120,14 +119,10 @@ impl Subject {
             ..Settings::default()
         };
         let mut ebpf = object::load(&settings, directory).expect("the programs load");
-        for name in [
-            program::XDP,
-            Hook::Xdp.empty(),
-            Hook::FromPod.empty(),
-            EMPTY_ROUTE,
-        ] {
-            load(&mut ebpf, name);
-        }
+        let xdp = ebpf
+            .program_mut(program::XDP)
+            .expect("the object has the program");
+        object::load_program(program::XDP, xdp).expect("the program loads");
         let mut maps = KernelMaps::open(directory).expect("the maps are pinned");
         for service in 0..SERVICES {
             let end = |family, block| address(family, block + service);
@@ -149,12 +144,7 @@ impl Subject {
 
     /// A program, for the array of the packet generator.
     pub(super) fn fd(&self, program: &str) -> &ProgramFd {
-        match self.ebpf.program(program).expect("the object has the program") {
-            Program::Xdp(program) => program.fd(),
-            Program::SchedClassifier(program) => program.fd(),
-            _ => panic!("{program} is no packet program"),
-        }
-        .expect("the program is loaded")
+        fd(&self.ebpf, program)
     }
 
     /// Checks that so many connections were made since the last call.
@@ -168,15 +158,6 @@ impl Subject {
             "connections of {after}"
         );
     }
-}
-
-fn load(ebpf: &mut Ebpf, name: &str) {
-    match ebpf.program_mut(name).expect("the object has the program") {
-        Program::Xdp(program) => program.load(),
-        Program::SchedClassifier(program) => program.load(),
-        _ => panic!("{name} is no packet program"),
-    }
-    .expect("the program loads");
 }
 
 /// Writes the rows of a Service in both families, as the agent would. `ends` are its VIP and its
