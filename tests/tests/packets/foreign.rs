@@ -375,6 +375,24 @@ fn nothing_is_corrupted() {
     result.unwrap_or_else(|error| panic!("{error}"));
 }
 
+#[test]
+fn a_later_fragment_of_a_remembered_datagram_is_not_corrupted() {
+    let fragment: &[u8] = &[
+        2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, // Ethernet
+        0x45, 0, 0, 28, 0, 0, 1, 0, 64, 17, 0, 0, 198, 51, 100, 7, 10, 96, 0, 10, // offset 2048
+        1, 2, 3, 4, 5, 6, 7, 8,
+    ];
+    let mut translated = fragment.to_vec();
+    translated[30..34].copy_from_slice(&[10, 96, 0, 10]);
+    assert_eq!(residuals(fragment), residuals(&translated));
+    translated[30..34].copy_from_slice(&[10, 1, 0, 5]);
+    // The header's checksum is not corrected here.
+    assert_ne!(residuals(fragment)[0], residuals(&translated)[0]);
+    assert_eq!(residuals(fragment)[1], residuals(&translated)[1]);
+    translated[41] = 9;
+    assert_ne!(residuals(fragment)[1], residuals(&translated)[1]);
+}
+
 /// By how much the checksums of a packet are wrong: that of the IPv4 header, and the sum of the
 /// addresses and all that follows the IP header, whose other parts no program changes. Right stays
 /// right, and wrong as wrong as it was.
@@ -395,7 +413,17 @@ fn residuals(bytes: &[u8]) -> [u32; 2] {
         bytes.get((network + from).min(bytes.len())..(network + to).min(bytes.len()))
     };
     let is_udp = part(protocol, protocol + 1) == Some(&[17]);
+    let offset = |field: Option<&[u8]>, mask: u16| {
+        field.is_some_and(|bytes| bytes.len() == 2 && u16::from_be_bytes([bytes[0], bytes[1]]) & mask != 0)
+    };
+    let is_later = match protocol {
+        9 => offset(part(6, 8), 0x1fff),
+        _ => part(protocol, protocol + 1) == Some(&[44]) && offset(part(42, 44), 0xfff8),
+    };
     let rest = match part(header + 6, header + 8) {
+        // The checksum that covers the addresses is in the first fragment, which may be that of
+        // an earlier packet.
+        _ if is_later => sum(part(header, bytes.len())),
         // A UDP checksum of 0 is none.
         Some([0, 0]) if is_udp => 0,
         _ => sum(part(addresses, bytes.len())),
