@@ -26,6 +26,9 @@ pub trait Address: Copy + Eq + Default {
     /// Adds the difference that replacing `self` by `new` makes.
     fn difference(self, new: Self, sum: Sum) -> Sum;
 
+    /// The address of this IP version, of one for each.
+    fn select(v4: Address4, v6: Address6) -> Self;
+
     /// The words of the address, those of IPv4 followed by zeros.
     fn words(self) -> [u32; 4];
 
@@ -62,6 +65,11 @@ impl Address for Address4 {
     #[inline(always)]
     fn difference(self, new: Self, sum: Sum) -> Sum {
         sum.replace(self.to_word(), new.to_word())
+    }
+
+    #[inline(always)]
+    fn select(v4: Address4, _v6: Address6) -> Self {
+        v4
     }
 
     #[inline(always)]
@@ -106,6 +114,11 @@ impl Address for Address6 {
             .replace(old[1], new[1])
             .replace(old[2], new[2])
             .replace(old[3], new[3])
+    }
+
+    #[inline(always)]
+    fn select(_v4: Address4, v6: Address6) -> Self {
+        v6
     }
 
     #[inline(always)]

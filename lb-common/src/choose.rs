@@ -127,7 +127,7 @@ pub fn affinity_backend<A: Address>(
         return 0;
     };
     let idle = tables.jiffies().wrapping_sub(known.last_used);
-    if idle > u64::from(frontend.affinity_seconds) * u64::from(tables.jiffies_per_second()) {
+    if idle > u64::from(frontend.affinity_seconds) * u64::from(tables.settings().jiffies_per_second) {
         return ENDED;
     }
     let choosable = if is_local_only(frontend, origin) {

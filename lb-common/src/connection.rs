@@ -14,7 +14,7 @@ use crate::tables::Tables;
 #[inline(always)]
 pub fn is_idle<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>, now: u32) -> bool {
     flow.is_expired(key.protocol, now, |protocol, state| {
-        tables.lifetime(protocol, state)
+        tables.settings().lifetime(protocol, state)
     }) && !peer_is_seen(tables, key, flow)
 }
 
@@ -28,7 +28,7 @@ fn peer_is_seen<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Fl
     !peer
         .get()
         .is_expired(key.protocol, tables.now(), |protocol, state| {
-            tables.lifetime(protocol, state)
+            tables.settings().lifetime(protocol, state)
         })
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn is_requested<A: Address>(tables: &impl Tables<A>, reply_key: &Flow
     };
     let request = request.get();
     !request.is_expired(reply_key.protocol, tables.now(), |protocol, state| {
-        tables.lifetime(protocol, state)
+        tables.settings().lifetime(protocol, state)
     })
 }
 

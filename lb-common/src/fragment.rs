@@ -225,7 +225,7 @@ fn look_up<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &m
         LIFETIME_SECONDS
     };
     let age = u64::from(tables.now().wrapping_sub(found.seen)) << TICK_SHIFT;
-    let is_fresh = age <= u64::from(lifetime) * u64::from(tables.jiffies_per_second());
+    let is_fresh = age <= u64::from(lifetime) * u64::from(tables.settings().jiffies_per_second);
     if is_fresh {
         *known = found;
     }

@@ -37,7 +37,7 @@ pub(crate) fn ingress<A: Address>(
     if !is_candidate {
         // What a Pod answers would be looked for where it leaves the stack.
         let may_hand_over = origin == Origin::Inside
-            && tables.redirects_locally()
+            && tables.settings().redirects_locally != 0
             && tables.may_reply(parsed.key.source, parsed.key.source_port);
         if !may_hand_over {
             return pass(packet, tables, parsed);
@@ -156,7 +156,7 @@ fn is_resumed<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, flow: &Fl
 /// nobody would answer.
 #[inline(always)]
 fn is_kept<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>) -> bool {
-    parsed.key.protocol == protocol::TCP && !parsed.is_syn() && tables.keeps_removed()
+    parsed.key.protocol == protocol::TCP && !parsed.is_syn() && tables.settings().keeps_removed != 0
 }
 
 /// Rewrites a packet as its flow says.
@@ -171,7 +171,7 @@ fn apply<A: Address>(
     if flow.flags & flow_flags::FORWARD != 0 {
         return send_on(packet, parsed, flow, mtu);
     }
-    if flow.flags & flow_flags::LOCAL != 0 && tables.redirects_locally() {
+    if flow.flags & flow_flags::LOCAL != 0 && tables.settings().redirects_locally != 0 {
         let step = hand_over(packet, parsed, flow);
         if step != Step::Leave {
             return step;
@@ -296,7 +296,7 @@ mod tests {
     /// Two frontends, 10.0.0.1 and 10.0.0.2, that share the Pods 10.0.0.11 to 10.0.0.13.
     fn tables() -> HostTables<Address4> {
         let mut tables = HostTables::default();
-        tables.node_address = end(99, 0).0;
+        tables.settings.node_address4 = end(99, 0).0;
         for (service, last) in [(1, 1), (2, 2)] {
             let base = service * 10;
             let key = FrontendKey {
@@ -451,8 +451,8 @@ mod tests {
     #[test]
     fn ports_that_a_backend_may_remember_are_used_again_last() {
         let (mut tables, _) = local();
-        tables.redirects_locally = false;
-        tables.source_ports = only_ports(61_000, 64);
+        tables.settings.redirects_locally = 0;
+        tables.settings.source_ports = only_ports(61_000, 64);
         // By chance, some of them would have the same port in six of seven cases.
         let ports: Vec<Port> = (1..=16).map(|port| refused(&tables, port)).collect();
         let others: HashSet<u16> = ports.iter().map(|port| port.get()).collect();
@@ -460,9 +460,9 @@ mod tests {
 
         // All are used: not one that was closed just now, if one of those that are looked at has
         // been for longer.
-        tables.source_ports = only_ports(61_000, 8);
-        let first = tables.source_ports.all.first;
-        let minute = (tables.jiffies_per_second() * 60) >> TICK_SHIFT;
+        tables.settings.source_ports = only_ports(61_000, 8);
+        let first = tables.settings.source_ports.all.first;
+        let minute = (tables.settings().jiffies_per_second * 60) >> TICK_SHIFT;
         let last_used = |ports: &mut [u32; 8], port: Port| {
             let at = usize::from(port.get() - first);
             std::mem::replace(&mut ports[at], tables.now.get())
@@ -497,7 +497,7 @@ mod tests {
     /// A request from a Pod to a Service with only one Pod, of this node.
     fn local() -> (HostTables<Address4>, Bytes) {
         let mut tables = tables();
-        tables.redirects_locally = true;
+        tables.settings.redirects_locally = 1;
         tables.filtered = vec![end(50, 0).0];
         tables
             .frontends
@@ -537,7 +537,7 @@ mod tests {
         }
         type Change = fn(&mut HostTables<Address4>, &mut Bytes);
         let changes: [(&str, Change); 6] = [
-            ("not wanted", |tables, _| tables.redirects_locally = false),
+            ("not wanted", |tables, _| tables.settings.redirects_locally = 0),
             ("no Pod's device", |_, packet| packet.pod_devices.clear()),
             ("last hop", |_, packet| packet.bytes[22] = 1),
             ("another node's backend", |tables, _| {

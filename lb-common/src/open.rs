@@ -123,9 +123,9 @@ fn select<A: Address>(
     let mut hash = if frontend.affinity_seconds != 0 {
         let affinity = affinity_key(key.source, frontend.service);
         id = affinity_backend(tables, &affinity, &frontend, origin);
-        hash::of_client(tables.hash_seed(), key.source)
+        hash::of_client(tables.settings().hash_seed, key.source)
     } else if origin == Origin::Outside {
-        hash::of_connection(tables.hash_seed(), key)
+        hash::of_connection(tables.settings().hash_seed, key)
     } else {
         tables.random()
     };
@@ -267,7 +267,7 @@ fn set_source<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, flow: &
         }
     }
     if source.is_unspecified() {
-        source = tables.node_address();
+        source = tables.settings().node_address();
     }
     if source.is_unspecified() {
         return Step::Stop(Reason::NoSourcePort);

@@ -1,35 +1,83 @@
 //! What the programs are loaded with: lifetimes of flows, source ports, addresses of the node.
 
+use crate::address::Address;
 use crate::layout::{assert_layout, flow_state};
 use crate::net::{Address4, Address6, Port, protocol};
+use crate::verifier;
 
-/// What the programs were loaded with: value of the settings map. No program reads it; commands
-/// judge flows by it.
+/// What the programs are loaded with: their only global, and the value of the settings map, which
+/// commands read.
+///
+/// The kernel freezes the global before the programs are loaded. So the verifier knows every number
+/// in it, and skips the code of what is switched off.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct LoadedSettings {
-    /// Idle lifetimes in ticks.
-    pub lifetimes: Lifetimes,
-    /// The rate of the kernel's clock; 0 in a row that was never written.
-    pub jiffies_per_second: u32,
-    /// The source ports that the programs give out last ([`crate::settings::SourcePorts::local`]).
-    pub local_ports: PortRange,
-    /// Not zero if connections to removed backends go on.
-    pub keeps_removed: u32,
-    /// The node's primary IPv4 address; unspecified if it has none.
-    pub node_address4: Address4,
+    /// Idle lifetimes in ticks, each at its [`lifetime_row`].
+    pub lifetimes: [u32; LIFETIME_ROWS],
+    /// Input of the hash of outside clients: the same on all nodes.
+    pub hash_seed: u64,
+    /// The cookie of the node's network namespace; 0 if only programs can read cookies (before
+    /// Linux 5.14): then it is the initial namespace.
+    pub node_namespace: u64,
     /// The node's primary IPv6 address; unspecified if it has none.
     pub node_address6: Address6,
-    /// The cookie of the node's own network namespace, low and high half.
-    pub node_namespace: [u32; 2],
-    /// Not zero if only sockets of that namespace are translated.
+    /// The node's primary IPv4 address; unspecified if it has none.
+    pub node_address4: Address4,
+    /// The rate of the kernel's clock; 0 in a row that was never written.
+    pub jiffies_per_second: u32,
+    /// Source ports that the datapath gives out.
+    pub source_ports: SourcePorts,
+    /// Not zero if connections to removed backends go on.
+    pub keeps_removed: u32,
+    /// Not zero if packets between Pods of this node bypass its network stack.
+    pub redirects_locally: u32,
+    /// Not zero if only sockets of the node's network namespace are translated.
     pub only_node_sockets: u32,
-    /// What the hash of outside clients begins with, low and high half.
-    pub hash_seed: [u32; 2],
+    /// `BPF_FIB_LOOKUP_SKIP_NEIGH`, or 0 before Linux 6.3.
+    pub skip_neighbour: u32,
+    /// Not zero if the kernel has `bpf_set_retval` (Linux 5.18). The verifier accepts a call of a
+    /// helper that the kernel lacks where it sees that the call is never made.
+    pub sets_errors: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 assert_layout! {
-    LoadedSettings: 80, align 4;
+    LoadedSettings: 584, align 8;
+}
+
+impl LoadedSettings {
+    /// The defaults of the agent's options, for a kernel with 250 Hz, and ticks of a second.
+    pub const DEFAULT: Self = Self {
+        lifetimes: Lifetimes::DEFAULT_SECONDS.rows(),
+        hash_seed: 0,
+        node_namespace: 0,
+        node_address6: Address6::from_words([0; 4]),
+        node_address4: Address4::from_word(0),
+        jiffies_per_second: 250,
+        source_ports: SourcePorts::DEFAULT,
+        keeps_removed: 0,
+        redirects_locally: 0,
+        only_node_sockets: 0,
+        skip_neighbour: 0,
+        sets_errors: 1,
+        reserved: 0,
+    };
+
+    /// How long an idle flow of a protocol lives in a state ([`crate::layout::flow_state`]), in
+    /// ticks.
+    #[inline(always)]
+    pub fn lifetime(&self, protocol: u8, state: u8) -> u32 {
+        verifier::element(&self.lifetimes, lifetime_row(protocol, state))
+    }
+
+    /// The node's primary address of this IP version: it replaces the client's in hairpin
+    /// connections. Unspecified if there is none.
+    #[inline(always)]
+    pub fn node_address<A: Address>(&self) -> A {
+        A::select(self.node_address4, self.node_address6)
+    }
 }
 
 /// A tick is `jiffies >> TICK_SHIFT`: 2.56 s at 100 Hz, 1.02 s at 250 Hz, 0.26 s at 1000 Hz.

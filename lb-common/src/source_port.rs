@@ -27,7 +27,7 @@ pub(crate) fn find_port<A: Address>(
     key: &FlowKey<A>,
     flow: &Flow<A>,
 ) -> Step {
-    reply_key.destination_port = tables.source_ports().pick(tables.random(), false);
+    reply_key.destination_port = tables.settings().source_ports.pick(tables.random(), false);
     if !is_others(packet, tables, reply_key) && tables.add_flow(reply_key, flow) {
         return Step::Translate;
     }
@@ -60,7 +60,7 @@ fn longest_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>,
     let mut best = 0;
     for _ in 0..PORTS {
         let chance = tables.random();
-        reply_key.destination_port = tables.source_ports().pick(chance, false);
+        reply_key.destination_port = tables.settings().source_ports.pick(chance, false);
         let idle = idle_for(tables, reply_key, protocol);
         if idle == UNKNOWN {
             return;
@@ -86,7 +86,7 @@ fn max(a: u64, b: u64) -> u64 {
 fn next_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, protocol: u8) {
     for _ in 0..PORTS {
         let chance = tables.random();
-        let ports = tables.source_ports();
+        let ports = tables.settings().source_ports;
         reply_key.destination_port = ports.pick(chance, ports.local.count != 0);
         if idle_for(tables, reply_key, protocol) != 0 {
             break;
@@ -102,7 +102,7 @@ fn idle_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, protoco
         return UNKNOWN;
     };
     let (entry, now) = (entry.get(), tables.now());
-    let lifetime = |protocol, state| tables.lifetime(protocol, state);
+    let lifetime = |protocol, state| tables.settings().lifetime(protocol, state);
     if entry.is_closed() || entry.is_expired(protocol, now, lifetime) {
         now.wrapping_sub(entry.last_seen) | 1
     } else {
@@ -151,7 +151,7 @@ pub(crate) fn free_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<
         return idle;
     }
     let is_expired = reply.is_expired(key.protocol, now, |protocol, state| {
-        tables.lifetime(protocol, state)
+        tables.settings().lifetime(protocol, state)
     });
     if is_expired && !is_requested(tables, reply_key) {
         idle
@@ -185,7 +185,7 @@ mod tests {
 
     fn tables(source_ports: SourcePorts) -> HostTables<Address4> {
         let mut tables = HostTables::default();
-        tables.source_ports = source_ports;
+        tables.settings.source_ports = source_ports;
         tables
     }
 

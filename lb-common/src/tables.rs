@@ -9,7 +9,7 @@ use crate::layout::{
 };
 use crate::net::Port;
 use crate::reason::Reason;
-use crate::settings::SourcePorts;
+use crate::settings::LoadedSettings;
 
 /// The maps of one address family and what goes with them.
 pub trait Tables<A: Address> {
@@ -61,28 +61,14 @@ pub trait Tables<A: Address> {
     fn now(&self) -> u32;
     /// The time in jiffies, since about the start of the kernel.
     fn jiffies(&self) -> u64;
-    /// How many jiffies a second has.
-    fn jiffies_per_second(&self) -> u32;
     /// A random number.
     fn random(&self) -> u32;
-    /// How long idle flows of a protocol live in a state ([`crate::layout::flow_state`]), in ticks.
-    fn lifetime(&self, protocol: u8, state: u8) -> u32;
-    /// The address of this node that replaces the client's in hairpin connections; unspecified if
-    /// there is none.
-    fn node_address(&self) -> A;
+    /// What the programs are loaded with.
+    fn settings(&self) -> &LoadedSettings;
 
-    /// What the hash of outside clients begins with: the same on all nodes.
-    fn hash_seed(&self) -> u64;
     /// Whether a client of this address may be told once more that a packet of its goes no further;
     /// counts the answer.
     fn may_answer(&self, client: A, limit: Limit) -> bool;
-
-    /// Source ports that the datapath gives out when it must replace one.
-    fn source_ports(&self) -> SourcePorts;
-    /// Whether connections to removed backends go on as if nothing had happened.
-    fn keeps_removed(&self) -> bool;
-    /// Whether packets between Pods of this node go without its stack.
-    fn redirects_locally(&self) -> bool;
 
     /// Counts a connection of a Service.
     fn count_connection(&self, service: ServiceId);

@@ -66,3 +66,36 @@ fn zero(unknown: u32) -> u32 {
 fn zero(_unknown: u32) -> u32 {
     0
 }
+
+/// An element of a table, by its index modulo the length, which is a power of two.
+///
+/// On Linux up to 6.1 the verifier needs the bound of an index right before the access, and LLVM
+/// computes the address in parts ("math between map_value pointer and register with unbounded min
+/// value").
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+#[expect(unsafe_code, reason = "LLVM must not move the mask")]
+pub(crate) fn element<const N: usize>(table: &[u32; N], index: usize) -> u32 {
+    const { assert!(N.is_power_of_two() && size_of::<u32>() == 1 << 2) };
+    let mut place = index as u64;
+    // SAFETY: changes no more than the register: the index is within the mask.
+    unsafe {
+        core::arch::asm!(
+            "{place} &= {mask}",
+            "{place} <<= 2",
+            "{place} += {table}",
+            place = inout(reg) place,
+            mask = const N - 1,
+            table = in(reg) ptr::from_ref(table),
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    // SAFETY: an element.
+    unsafe { (place as *const u32).read() }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+#[inline(always)]
+pub(crate) fn element<const N: usize>(table: &[u32; N], index: usize) -> u32 {
+    table[index % N]
+}

@@ -1,7 +1,8 @@
 //! Programs for tests and benchmarks; the agent does not contain them.
 //!
-//! `lb_empty_*` do nothing or almost nothing: `cargo xtask bench packets` measures the agent's programs
-//! against them, and the lab attaches them as programs of others. The rest is the packet generator.
+//! `lb_empty_*` do nothing or almost nothing: `cargo xtask bench packets` measures the agent's
+//! programs against them, and the lab attaches them as programs of others. The rest is the packet
+//! generator.
 //!
 //! `BPF_PROG_TEST_RUN` repeats a program on one and the same packet, which translation changes: the
 //! second run would find another packet. These programs write the addresses and ports of the next

@@ -9,6 +9,7 @@ mod maps;
 mod node_sockets;
 mod packet;
 mod routes;
+mod settings;
 mod socket_address;
 mod sockets;
 mod tables;

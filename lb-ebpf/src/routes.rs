@@ -2,7 +2,6 @@
 
 use core::mem::size_of;
 
-use aya_ebpf::Global;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
     BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
@@ -14,6 +13,7 @@ use lb_common::layout::device_role;
 use lb_common::packet::{Hop, Route, Sender};
 
 use crate::maps;
+use crate::settings::settings;
 
 /// Address families of the socket interface.
 const AF_INET: u8 = 2;
@@ -28,11 +28,6 @@ pub struct Query<A> {
     /// Length of IP header and payload; 0 if any will do.
     pub length: u32,
 }
-
-/// The flag that leaves the neighbour out (`BPF_FIB_LOOKUP_SKIP_NEIGH`, since Linux 6.3); 0 where
-/// the kernel has none.
-#[unsafe(no_mangle)]
-static SKIP_NEIGHBOUR: Global<u32> = Global::new(0);
 
 /// Asks the routing tables, with these flags of `bpf_fib_lookup`. The result is one of
 /// `BPF_FIB_LKUP_RET_*`.
@@ -116,7 +111,7 @@ pub fn sender<A: Address>(context: *mut c_void, device: u32, source: A) -> Sende
     };
     // SAFETY: all zeros are a valid value: numbers only.
     let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    match ask(context, &query, SKIP_NEIGHBOUR.load(), &mut parameters) {
+    match ask(context, &query, settings().skip_neighbour, &mut parameters) {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {}
         BPF_FIB_LKUP_RET_NOT_FWDED | BPF_FIB_LKUP_RET_FWD_DISABLED if is_of_node(&parameters) => {
             return Sender::Node;

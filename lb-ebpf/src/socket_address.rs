@@ -1,6 +1,5 @@
 //! The address in a system call of a socket, and that of a socket which is closed.
 
-use aya_ebpf::Global;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
@@ -9,25 +8,17 @@ use lb_common::net::{Address4, Address6, Port, protocol};
 use lb_common::socket::{Call, Peer};
 
 use crate::routes::AF_INET6;
-
-/// The cookie of the node's own network namespace; set by the agent. 0 if the kernel tells it to
-/// programs only (before 5.14): then it is the initial one.
-#[unsafe(no_mangle)]
-static NODE_NAMESPACE: Global<u64> = Global::new(0);
-
-/// Not zero if only sockets of the node's own network namespace are translated; set by the agent.
-#[unsafe(no_mangle)]
-static ONLY_NODE: Global<u32> = Global::new(0);
+use crate::settings::settings;
 
 /// Whether the agent knows network namespaces by their cookies.
 #[inline(always)]
 pub fn tells_namespaces() -> bool {
-    NODE_NAMESPACE.load() != 0
+    settings().node_namespace != 0
 }
 
 #[inline(always)]
 fn node_namespace() -> u64 {
-    match NODE_NAMESPACE.load() {
+    match settings().node_namespace {
         // SAFETY: plain helper call; without context it is about the initial namespace.
         0 => unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) },
         cookie => cookie,
@@ -52,7 +43,7 @@ impl SocketAddress {
         // SAFETY: plain helper call with the context.
         let namespace = unsafe { bpf_get_netns_cookie(self.0.cast()) };
         let is_node = namespace == node_namespace();
-        if ONLY_NODE.load() != 0 && !is_node {
+        if settings().only_node_sockets != 0 && !is_node {
             return None;
         }
         // SAFETY: as above.

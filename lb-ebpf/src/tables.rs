@@ -1,81 +1,33 @@
 //! The maps and helpers of the kernel as [`Tables`].
 
-use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_NOEXIST;
-use lb_common::address::Address;
 use lb_common::budget::Limit;
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
     ServiceId, Slot, Socket, SocketKey,
 };
-use lb_common::net::{Address4, Address6, Port};
+use lb_common::net::Port;
 use lb_common::reason::Reason;
-use lb_common::settings::{LIFETIME_ROWS, Lifetimes, SourcePorts, TICK_SHIFT, lifetime_row};
+use lb_common::settings::{LoadedSettings, TICK_SHIFT};
 use lb_common::socket::SocketTables;
 use lb_common::tables::Tables;
 
 use crate::helpers;
 use crate::maps::{self, FamilyMaps};
+use crate::settings::settings;
 use crate::socket_address::tells_namespaces;
-
-/// Idle lifetimes in ticks of this kernel, set by the agent.
-#[unsafe(no_mangle)]
-static LIFETIMES: Global<[u32; LIFETIME_ROWS]> = Global::new(Lifetimes::DEFAULT_SECONDS.rows());
-
-/// The node's primary address of each family, set by the agent; zero if it has none.
-#[unsafe(no_mangle)]
-static NODE_ADDRESS4: Global<Address4> = Global::new(Address4::from_word(0));
-#[unsafe(no_mangle)]
-static NODE_ADDRESS6: Global<Address6> = Global::new(Address6::from_words([0; 4]));
-
-/// The kernel's clock rate, set by the agent.
-#[unsafe(no_mangle)]
-static JIFFIES_PER_SECOND: Global<u32> = Global::new(250);
-
-/// What the hash of outside clients begins with, set by the agent.
-#[unsafe(no_mangle)]
-static HASH_SEED: Global<u64> = Global::new(0);
-
-/// Source ports that the programs give out, set by the agent.
-#[unsafe(no_mangle)]
-static PORTS: Global<SourcePorts> = Global::new(SourcePorts::DEFAULT);
-
-/// Not zero if connections to removed backends go on; set by the agent.
-#[unsafe(no_mangle)]
-static KEEP_REMOVED: Global<u32> = Global::new(0);
-
-/// Not zero if packets between Pods of this node go without its stack; set by the agent.
-#[unsafe(no_mangle)]
-static LOCAL_REDIRECT: Global<u32> = Global::new(0);
-
-/// A family whose maps and settings this object holds.
-pub trait Family: Address + FamilyMaps {
-    fn node_address() -> Self;
-}
-
-impl Family for Address4 {
-    #[inline(always)]
-    fn node_address() -> Self {
-        NODE_ADDRESS4.load()
-    }
-}
-
-impl Family for Address6 {
-    #[inline(always)]
-    fn node_address() -> Self {
-        NODE_ADDRESS6.load()
-    }
-}
 
 /// The kernel's maps, clock and chance.
 pub struct KernelTables;
 
-impl<A: Family> Tables<A> for KernelTables {
+impl<A: FamilyMaps> Tables<A> for KernelTables {
     #[inline(always)]
     fn may_be_destination(&self, destination: A) -> bool {
         // Replies of hairpin connections come to the node's address.
-        maps::filter(destination) || destination == A::node_address() || maps::may_be_service(destination)
+        maps::filter(destination)
+            || destination == settings().node_address()
+            || maps::may_be_service(destination)
     }
 
     #[inline(always)]
@@ -158,13 +110,13 @@ impl<A: Family> Tables<A> for KernelTables {
 
     #[inline(never)]
     fn may_detour(&self, source: A) -> bool {
-        let (now, rate) = (helpers::jiffies(), JIFFIES_PER_SECOND.load());
+        let (now, rate) = (helpers::jiffies(), settings().jiffies_per_second);
         maps::take_answer(source, Limit::Detours, now, rate) && maps::take_detour(now, rate)
     }
 
     #[inline(always)]
     fn device_address(&self, device: u32) -> A {
-        maps::device(device).map_or(A::default(), |device| A::of_device(&device))
+        maps::device(device).map_or(A::default(), |device| A::select(device.address4, device.address6))
     }
 
     #[inline(always)]
@@ -177,34 +129,9 @@ impl<A: Family> Tables<A> for KernelTables {
         helpers::jiffies()
     }
 
-    #[inline(always)]
-    fn jiffies_per_second(&self) -> u32 {
-        JIFFIES_PER_SECOND.load()
-    }
-
-    #[inline(always)]
-    fn hash_seed(&self) -> u64 {
-        HASH_SEED.load()
-    }
-
     #[inline(never)]
     fn may_answer(&self, client: A, limit: Limit) -> bool {
-        maps::take_answer(client, limit, helpers::jiffies(), JIFFIES_PER_SECOND.load())
-    }
-
-    #[inline(always)]
-    fn source_ports(&self) -> SourcePorts {
-        PORTS.load()
-    }
-
-    #[inline(always)]
-    fn keeps_removed(&self) -> bool {
-        KEEP_REMOVED.load() != 0
-    }
-
-    #[inline(always)]
-    fn redirects_locally(&self) -> bool {
-        LOCAL_REDIRECT.load() != 0
+        maps::take_answer(client, limit, helpers::jiffies(), settings().jiffies_per_second)
     }
 
     #[inline(always)]
@@ -213,13 +140,8 @@ impl<A: Family> Tables<A> for KernelTables {
     }
 
     #[inline(always)]
-    fn lifetime(&self, protocol: u8, state: u8) -> u32 {
-        helpers::element(&LIFETIMES, lifetime_row(protocol, state))
-    }
-
-    #[inline(always)]
-    fn node_address(&self) -> A {
-        A::node_address()
+    fn settings(&self) -> &LoadedSettings {
+        settings()
     }
 
     #[inline(always)]
@@ -238,7 +160,7 @@ impl<A: Family> Tables<A> for KernelTables {
     }
 }
 
-impl<A: Family> SocketTables<A> for KernelTables {
+impl<A: FamilyMaps> SocketTables<A> for KernelTables {
     #[inline(always)]
     fn socket(&self, key: &SocketKey<A>) -> Option<Socket<A>> {
         maps::socket(key)

@@ -70,7 +70,7 @@ impl NamespaceTable {
     /// taken for Pods'.
     pub fn counts(directory: &Path) -> Result<Option<NamespaceCounts>, MapError> {
         let settings = settings(directory)?;
-        if settings.node_namespace == [0, 0] && settings.only_node_sockets == 0 {
+        if settings.node_namespace == 0 && settings.only_node_sockets == 0 {
             return Ok(None);
         }
         let rows = Self::open(directory)?.rows;

@@ -160,7 +160,7 @@ pub(super) fn call<A: LiveFamily>(maps: &LiveMaps, key: &FlowKey<A>) -> Call<A> 
             address: key.destination,
             port: key.destination_port,
         },
-        namespace: lb_common::layout::cookie(maps.settings().node_namespace),
+        namespace: maps.settings().node_namespace,
         is_node: true,
         is_bound: false,
         is_connected: false,

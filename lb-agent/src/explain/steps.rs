@@ -177,7 +177,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
             );
         }
         let finding = format!("an open connection with {backend}, which is gone");
-        if is_tcp && self.tables.keeps_removed() {
+        if is_tcp && self.tables.settings().keeps_removed != 0 {
             return (
                 false,
                 true,

@@ -9,11 +9,11 @@ use lb_common::flow::FlowEntry;
 use lb_common::host::HostTables;
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, BackendId, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
-    ServiceId, Slot, Socket, SocketKey, cookie,
+    ServiceId, Slot, Socket, SocketKey,
 };
 use lb_common::net::Port;
 use lb_common::reason::Reason;
-use lb_common::settings::SourcePorts;
+use lb_common::settings::LoadedSettings;
 use lb_common::socket::SocketTables;
 use lb_common::tables::Tables;
 
@@ -41,11 +41,18 @@ pub(super) struct Recorder<'a, A: LiveFamily> {
 impl<'a, A: LiveFamily> Recorder<'a, A> {
     /// Nothing written yet.
     pub(super) fn new(maps: &'a LiveMaps, clock: Clock) -> Self {
+        let mut memory = HostTables::default();
+        memory.settings = LoadedSettings {
+            jiffies_per_second: clock.jiffies_per_second,
+            // The decision is the same with and without.
+            redirects_locally: 0,
+            ..*maps.settings()
+        };
         Self {
             maps,
             rows: A::rows(maps),
             clock,
-            memory: HostTables::default(),
+            memory,
             known: RefCell::default(),
             opened: Cell::new(false),
             reason: Cell::new(None),
@@ -95,7 +102,7 @@ impl<A: LiveFamily> Tables<A> for Recorder<'_, A> {
     fn may_be_destination(&self, destination: A) -> bool {
         // As in the kernel: replies of hairpin connections come to the node's address.
         self.row(self.maps.is_in_filter(destination))
-            || destination == self.node_address()
+            || destination == self.settings().node_address()
             || self.may_be_service(destination)
     }
 
@@ -180,7 +187,7 @@ impl<A: LiveFamily> Tables<A> for Recorder<'_, A> {
 
     fn device_address(&self, device: u32) -> A {
         self.row(self.maps.device(device))
-            .map_or(A::default(), |device| A::of_device(&device))
+            .map_or(A::default(), |device| A::select(device.address4, device.address6))
     }
 
     fn now(&self) -> u32 {
@@ -191,44 +198,16 @@ impl<A: LiveFamily> Tables<A> for Recorder<'_, A> {
         self.clock.jiffies
     }
 
-    fn jiffies_per_second(&self) -> u32 {
-        self.clock.jiffies_per_second
-    }
-
     fn random(&self) -> u32 {
         self.memory.random()
     }
 
-    fn lifetime(&self, protocol: u8, state: u8) -> u32 {
-        self.maps.settings().lifetimes.of(protocol, state)
-    }
-
-    fn node_address(&self) -> A {
-        A::of_node(self.maps.settings())
-    }
-
-    fn hash_seed(&self) -> u64 {
-        cookie(self.maps.settings().hash_seed)
+    fn settings(&self) -> &LoadedSettings {
+        &self.memory.settings
     }
 
     fn may_answer(&self, _client: A, _limit: Limit) -> bool {
         true
-    }
-
-    fn source_ports(&self) -> SourcePorts {
-        SourcePorts {
-            local: self.maps.settings().local_ports,
-            ..SourcePorts::DEFAULT
-        }
-    }
-
-    fn keeps_removed(&self) -> bool {
-        self.maps.settings().keeps_removed != 0
-    }
-
-    fn redirects_locally(&self) -> bool {
-        // The decision is the same with and without.
-        false
     }
 
     fn count_connection(&self, _service: ServiceId) {}

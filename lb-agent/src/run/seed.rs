@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use lb_common::layout::cookie;
 use tokio::sync::watch;
 
 use crate::datapath::live::LiveMaps;
@@ -23,7 +22,7 @@ impl Seed {
         let kept = || {
             let settings = *LiveMaps::open(directory).ok()?.settings();
             // A row that was never written has no clock.
-            (settings.jiffies_per_second != 0).then(|| cookie(settings.hash_seed))
+            (settings.jiffies_per_second != 0).then_some(settings.hash_seed)
         };
         let kept = given.is_none().then(kept).flatten();
         Self {

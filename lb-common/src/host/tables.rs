@@ -18,7 +18,7 @@ use crate::layout::{
 };
 use crate::net::Port;
 use crate::reason::Reason;
-use crate::settings::{Lifetimes, PortRange, SourcePorts, TICK_SHIFT};
+use crate::settings::{LoadedSettings, PortRange, SourcePorts, TICK_SHIFT};
 use crate::socket::SocketTables;
 use crate::tables::Tables;
 
@@ -36,20 +36,18 @@ pub const fn only_ports(first: u16, count: u16) -> SourcePorts {
     reason = "holds entries that are written through pointers"
 )]
 pub struct HostTables<A> {
+    /// What programs would be loaded with. A tick is a second.
+    pub settings: LoadedSettings,
     /// Frontend rows.
     pub frontends: HashMap<FrontendKey<A>, Frontend>,
     /// Slots by index.
     pub slots: HashMap<u32, Slot>,
     /// Backend rows by id.
     pub backends: HashMap<BackendId, Backend<A>>,
-    /// Replaces the client's address in hairpin connections.
-    pub node_address: A,
     /// The clock.
     pub now: Cell<u32>,
     /// The next random numbers: each is the one before, times a constant, plus one.
     pub random: Cell<u32>,
-    /// Idle lifetimes.
-    pub lifetimes: Lifetimes,
     /// Connections and rejected packets by service.
     pub stats: RefCell<HashMap<ServiceId, ServiceStats>>,
     /// Packets by [`Reason::index`].
@@ -65,16 +63,8 @@ pub struct HostTables<A> {
     pub fragments: RefCell<HashMap<FragmentKey<A>, Fragment>>,
     /// Replaces the client's address in packets that are sent on.
     pub device_address: A,
-    /// Whether connections to removed backends go on.
-    pub keeps_removed: bool,
-    /// Whether packets between Pods of this node go without its stack.
-    pub redirects_locally: bool,
     /// Addresses without a bit in the filter.
     pub filtered: Vec<A>,
-    /// Source ports to give out.
-    pub source_ports: SourcePorts,
-    /// What the hash of outside clients begins with.
-    pub hash_seed: u64,
     /// Answers that are left.
     pub budgets: RefCell<HashMap<u32, Bucket>>,
     /// Translated sockets.
@@ -87,13 +77,15 @@ pub struct HostTables<A> {
 impl<A: Address + Hash> Default for HostTables<A> {
     fn default() -> Self {
         Self {
+            settings: LoadedSettings {
+                jiffies_per_second: 1 << TICK_SHIFT,
+                ..LoadedSettings::DEFAULT
+            },
             frontends: HashMap::new(),
             slots: HashMap::new(),
             backends: HashMap::new(),
-            node_address: A::default(),
             now: Cell::new(1),
             random: Cell::new(1),
-            lifetimes: Lifetimes::DEFAULT_SECONDS,
             stats: RefCell::default(),
             reasons: RefCell::default(),
             affinities: RefCell::default(),
@@ -101,11 +93,7 @@ impl<A: Address + Hash> Default for HostTables<A> {
             allowed: Vec::new(),
             fragments: RefCell::default(),
             device_address: A::default(),
-            keeps_removed: false,
-            redirects_locally: false,
             filtered: Vec::new(),
-            source_ports: SourcePorts::DEFAULT,
-            hash_seed: 0,
             budgets: RefCell::default(),
             sockets: RefCell::default(),
             pod_namespaces: Vec::new(),
@@ -137,7 +125,7 @@ impl<A: Address + Hash> HostTables<A> {
         let bucket = budgets.entry(limit.bucket(client)).or_default();
         bucket.take(
             self.jiffies() + (1 << 20),
-            self.jiffies_per_second(),
+            self.settings.jiffies_per_second,
             limit.rate(),
         )
     }
@@ -234,29 +222,8 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
         u64::from(self.now.get()) << TICK_SHIFT
     }
 
-    fn jiffies_per_second(&self) -> u32 {
-        // As many as a tick has: a tick is a second here.
-        1 << TICK_SHIFT
-    }
-
-    fn hash_seed(&self) -> u64 {
-        self.hash_seed
-    }
-
     fn may_answer(&self, client: A, limit: Limit) -> bool {
         self.take(client, limit)
-    }
-
-    fn source_ports(&self) -> SourcePorts {
-        self.source_ports
-    }
-
-    fn keeps_removed(&self) -> bool {
-        self.keeps_removed
-    }
-
-    fn redirects_locally(&self) -> bool {
-        self.redirects_locally
     }
 
     fn now(&self) -> u32 {
@@ -274,12 +241,8 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
         self.random.get()
     }
 
-    fn lifetime(&self, protocol: u8, state: u8) -> u32 {
-        self.lifetimes.of(protocol, state)
-    }
-
-    fn node_address(&self) -> A {
-        self.node_address
+    fn settings(&self) -> &LoadedSettings {
+        &self.settings
     }
 
     fn count_connection(&self, service: ServiceId) {

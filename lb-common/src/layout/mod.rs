@@ -22,7 +22,7 @@ use crate::net::{Address4, Address6};
 
 /// The version of these layouts: part of the pin path, so that an agent never reads maps of another
 /// layout.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Fails to compile where a type has another size or alignment.
 macro_rules! assert_layout {

@@ -657,7 +657,7 @@ mod tests {
     #[test]
     fn a_peer_that_refuses_is_forgotten_with_its_socket() {
         let mut tables = tables();
-        tables.node_address = Address4::from_bytes([192, 0, 2, 1]);
+        tables.settings.node_address4 = Address4::from_bytes([192, 0, 2, 1]);
         publish(&mut tables, 0, 0);
         for last in [None, Some(peer(99, 53))] {
             connect(&tables, &call(7, vip())).unwrap().unwrap();
@@ -687,9 +687,9 @@ mod tests {
     #[test]
     fn connect_of_a_udp_socket_succeeds_without_a_backend() {
         let mut tables = tables();
-        tables.node_address = Address4::from_bytes([192, 0, 2, 1]);
+        tables.settings.node_address4 = Address4::from_bytes([192, 0, 2, 1]);
         let nowhere = Peer {
-            address: tables.node_address,
+            address: tables.settings.node_address4,
             port: NOBODY,
         };
         publish(&mut tables, 0, 0);

@@ -14,7 +14,7 @@ pub(super) const NOBODY: Port = Port::new(1);
 #[inline(always)]
 pub(super) fn nowhere<A: Address>(tables: &impl Tables<A>) -> Peer<A> {
     Peer {
-        address: tables.node_address(),
+        address: tables.settings().node_address(),
         port: NOBODY,
     }
 }

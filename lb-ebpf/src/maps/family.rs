@@ -4,9 +4,10 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
+use lb_common::address::Address;
 use lb_common::layout::{
-    Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey,
-    Socket, SocketKey, SourceRange,
+    Affinity, AffinityKey, Backend, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey, Socket,
+    SocketKey, SourceRange,
 };
 use lb_common::net::{Address4, Address6};
 
@@ -52,7 +53,7 @@ static FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment> = LruHashMap::wit
 static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment> = LruHashMap::with_max_entries(FRAGMENTS, 0);
 
 /// The maps that hold addresses of one family.
-pub trait FamilyMaps: Sized + Copy + 'static {
+pub trait FamilyMaps: Address + 'static {
     fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend>;
     fn backends() -> &'static Array<Backend<Self>>;
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
@@ -60,8 +61,6 @@ pub trait FamilyMaps: Sized + Copy + 'static {
     fn affinity() -> &'static LruHashMap<AffinityKey<Self>, Affinity>;
     fn source_ranges() -> &'static LpmTrie<SourceRange<Self>, u32>;
     fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment>;
-    /// The address of this family in a device's row.
-    fn of_device(device: &Device) -> Self;
 }
 
 impl FamilyMaps for Address4 {
@@ -99,11 +98,6 @@ impl FamilyMaps for Address4 {
     fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment> {
         &FRAGMENTS4
     }
-
-    #[inline(always)]
-    fn of_device(device: &Device) -> Self {
-        device.address4
-    }
 }
 
 impl FamilyMaps for Address6 {
@@ -140,10 +134,5 @@ impl FamilyMaps for Address6 {
     #[inline(always)]
     fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment> {
         &FRAGMENTS6
-    }
-
-    #[inline(always)]
-    fn of_device(device: &Device) -> Self {
-        device.address6
     }
 }

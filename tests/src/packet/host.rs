@@ -51,8 +51,8 @@ impl Host {
         let mut tables4 = tables::<Address4>(datapath, maps, surroundings);
         let maps = [map::FRONTENDS6, map::BACKENDS6];
         let mut tables6 = tables::<Address6>(datapath, maps, surroundings);
-        (tables4.node_address, tables4.device_address) = (NODE4.into(), device4.into());
-        (tables6.node_address, tables6.device_address) = (NODE6.into(), device6.into());
+        (tables4.settings.node_address4, tables4.device_address) = (NODE4.into(), device4.into());
+        (tables6.settings.node_address6, tables6.device_address) = (NODE6.into(), device6.into());
         Self {
             tables4,
             tables6,
@@ -197,7 +197,7 @@ where
     tables.frontends = frontends.iter().map(|row| row.expect("a row")).collect();
     tables.slots = image.slots.into_iter().collect();
     tables.backends = ids.keys().copied().map(row).collect();
-    tables.source_ports = surroundings.source_ports;
-    tables.lifetimes = surroundings.lifetimes;
+    tables.settings.source_ports = surroundings.source_ports;
+    tables.settings.lifetimes = surroundings.lifetimes.rows();
     tables
 }

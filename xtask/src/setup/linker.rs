@@ -15,8 +15,8 @@ use object::read::elf::{Dyn, ElfFile64, FileHeader, SectionHeader};
 
 use crate::command;
 
-/// The bpf-linker for each major version of LLVM that a compiler can have. `cargo xtask setup` and CI
-/// use LLVM 22; for the others the linker has a feature, and nobody has tried it here.
+/// The bpf-linker for each major version of LLVM that a compiler can have. `cargo xtask setup` and
+/// CI use LLVM 22; for the others the linker has a feature, and nobody has tried it here.
 const VERSIONS: [(u32, &str); 3] = [(21, "0.13.0"), (22, "0.13.0"), (23, "0.13.0")];
 
 /// The version of bpf-linker for a compiler with this LLVM.

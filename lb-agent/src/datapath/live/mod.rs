@@ -44,10 +44,6 @@ pub trait LiveFamily: MapFamily + IpHeader + Hash + Ord {
     fn rows_mut(maps: &mut LiveMaps) -> &mut LiveRows<Self>;
     /// An address of this IP version.
     fn of(address: IpAddr) -> Option<Self>;
-    /// The address of this IP version in a device's row.
-    fn of_device(device: &Device) -> Self;
-    /// The node's address of this IP version.
-    fn of_node(settings: &LoadedSettings) -> Self;
 }
 
 impl LiveFamily for Address4 {
@@ -65,14 +61,6 @@ impl LiveFamily for Address4 {
             IpAddr::V6(_) => None,
         }
     }
-
-    fn of_device(device: &Device) -> Self {
-        device.address4
-    }
-
-    fn of_node(settings: &LoadedSettings) -> Self {
-        settings.node_address4
-    }
 }
 
 impl LiveFamily for Address6 {
@@ -89,14 +77,6 @@ impl LiveFamily for Address6 {
             IpAddr::V4(_) => None,
             IpAddr::V6(address) => Some(address.into()),
         }
-    }
-
-    fn of_device(device: &Device) -> Self {
-        device.address6
-    }
-
-    fn of_node(settings: &LoadedSettings) -> Self {
-        settings.node_address6
     }
 }
 

@@ -12,15 +12,10 @@ use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 use lb_common::layout::map;
 use lb_common::settings::LoadedSettings;
-use lb_common::settings::SourcePorts;
 
 use self::error::LoadError;
 use self::layouts::{MAPS, check_layouts, sizes};
 use self::settings::{Settings, loaded_settings};
-use super::probe::{self, Helper};
-
-/// Flag of `bpf_fib_lookup` (include/uapi/linux/bpf.h, Linux 6.3).
-const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 4;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
@@ -35,8 +30,9 @@ pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
 /// The part of [`load`] that comes before the programs: creates and pins the maps, and publishes
 /// the settings. [`load_program`] loads the programs one by one.
 pub fn prepare(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
-    let mut ebpf = open(settings, directory)?;
-    publish(&mut ebpf, loaded_settings(settings))?;
+    let loaded = loaded_settings(settings);
+    let mut ebpf = open(settings, &loaded, directory)?;
+    publish(&mut ebpf, loaded)?;
     Ok(ebpf)
 }
 
@@ -52,42 +48,14 @@ pub fn load_program(name: &str, program: &mut Program) -> Result<(), LoadError> 
     .map_err(|error| LoadError::program(name, error))
 }
 
-fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
-    let loaded = loaded_settings(settings);
-    let lifetimes = loaded.lifetimes.rows();
-    let address4 = loaded.node_address4.to_word();
-    let address6 = loaded.node_address6.to_words();
-    let SourcePorts { all, local } = settings.source_ports;
-    let ports = [all.first, all.count, local.first, local.count];
-    // If that cannot be told, loading tells why.
-    let sets_errors =
-        u32::from(probe::helper(probe::Program::CgroupSockAddr, Helper::SetRetval).unwrap_or(true));
-
-    let redirects_locally = u32::from(settings.redirects_locally);
-    let skip_neighbour = if probe::kernel_at_least(6, 3) {
-        BPF_FIB_LOOKUP_SKIP_NEIGH
-    } else {
-        0
-    };
-
+fn open(settings: &Settings, loaded: &LoadedSettings, directory: &Path) -> Result<Ebpf, LoadError> {
     let mut loader = EbpfLoader::new();
     loader
         // The kernel's types, hundred thousands, are of no use to programs that look into no
         // structure of the kernel.
         .btf(None)
         .verifier_log_level(VerifierLogLevel::STATS)
-        .override_global("LIFETIMES", &lifetimes, true)
-        .override_global("NODE_ADDRESS4", &address4, true)
-        .override_global("NODE_ADDRESS6", &address6, true)
-        .override_global("JIFFIES_PER_SECOND", &loaded.jiffies_per_second, true)
-        .override_global("NODE_NAMESPACE", &settings.node_namespace, true)
-        .override_global("ONLY_NODE", &loaded.only_node_sockets, true)
-        .override_global("KEEP_REMOVED", &loaded.keeps_removed, true)
-        .override_global("LOCAL_REDIRECT", &redirects_locally, true)
-        .override_global("SETS_ERRORS", &sets_errors, true)
-        .override_global("SKIP_NEIGHBOUR", &skip_neighbour, true)
-        .override_global("PORTS", &ports, true)
-        .override_global("HASH_SEED", &settings.hash_seed, true);
+        .override_global("LOADED_SETTINGS", loaded, true);
     for (name, entries) in sizes(settings) {
         loader.map_max_entries(name, entries);
     }

@@ -2,13 +2,14 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use lb_common::layout::halves;
-use lb_common::settings::Lifetimes;
-use lb_common::settings::LoadedSettings;
-use lb_common::settings::{SourcePorts, TICK_SHIFT};
+use lb_common::settings::{Lifetimes, LoadedSettings, SourcePorts, TICK_SHIFT};
 
 use crate::datapath::clock;
+use crate::datapath::probe::{self, Helper};
 use crate::maps::Capacity;
+
+/// Flag of `bpf_fib_lookup` (include/uapi/linux/bpf.h, Linux 6.3).
+const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 4;
 
 /// What is fixed when the programs are loaded.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -86,20 +87,30 @@ pub const DEFAULT_TABLES: TableSizes = TableSizes {
     fragments: 8_192,
 };
 
-/// What the programs and the commands are told.
+/// What the programs are loaded with on this kernel.
 pub(super) fn loaded_settings(settings: &Settings) -> LoadedSettings {
     let jiffies_per_second = clock::jiffies_per_second();
-    let namespace = settings.node_namespace;
+    let lifetimes = settings.lifetimes.to_ticks(tick_rate(jiffies_per_second));
+    // If that cannot be probed, the load reports why.
+    let sets_errors = probe::helper(probe::Program::CgroupSockAddr, Helper::SetRetval).unwrap_or(true);
     LoadedSettings {
-        lifetimes: settings.lifetimes.to_ticks(tick_rate(jiffies_per_second)),
-        jiffies_per_second,
-        local_ports: settings.source_ports.local,
-        keeps_removed: u32::from(settings.keeps_removed),
-        node_address4: settings.node_address4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
+        lifetimes: lifetimes.rows(),
+        hash_seed: settings.hash_seed,
+        node_namespace: settings.node_namespace,
         node_address6: settings.node_address6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
-        node_namespace: halves(namespace),
+        node_address4: settings.node_address4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
+        jiffies_per_second,
+        source_ports: settings.source_ports,
+        keeps_removed: u32::from(settings.keeps_removed),
+        redirects_locally: u32::from(settings.redirects_locally),
         only_node_sockets: u32::from(settings.only_node_sockets),
-        hash_seed: halves(settings.hash_seed),
+        skip_neighbour: if probe::kernel_at_least(6, 3) {
+            BPF_FIB_LOOKUP_SKIP_NEIGH
+        } else {
+            0
+        },
+        sets_errors: u32::from(sets_errors),
+        reserved: 0,
     }
 }
 

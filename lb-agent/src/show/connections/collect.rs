@@ -6,7 +6,7 @@ use lb_common::layout::{
     Backend, BackendId, Flow, FlowKey, Socket, SocketKey, cookie, flow_flags, flow_state, socket_names,
 };
 use lb_common::net::protocol;
-use lb_common::settings::Lifetimes;
+use lb_common::settings::LoadedSettings;
 
 use super::{Connection, Kind, Opener, State};
 use crate::datapath::clock::Clock;
@@ -23,7 +23,7 @@ struct Rows<'a, A> {
     backends: BTreeMap<BackendId, Backend<A>>,
     ports: &'a ServicePorts,
     clock: Clock,
-    lifetimes: &'a Lifetimes,
+    settings: &'a LoadedSettings,
 }
 
 /// All connections of both IP versions.
@@ -60,7 +60,7 @@ fn of_family<A: LiveFamily>(
         backends,
         ports,
         clock,
-        lifetimes: &maps.settings().lifetimes,
+        settings: maps.settings(),
     };
     Ok(rows.connections())
 }
@@ -105,7 +105,7 @@ impl<A: LiveFamily> Rows<'_, A> {
         let is_idle = |flow: &Flow<A>| {
             let last_seen = self.clock.past_tick(flow.last_seen);
             Flow { last_seen, ..*flow }.is_expired(protocol, now, |protocol, state| {
-                self.lifetimes.of(protocol, state)
+                self.settings.lifetime(protocol, state)
             })
         };
         if is_idle(flow) && reply.is_none_or(is_idle) {
@@ -264,7 +264,7 @@ mod tests {
                     jiffies: u64::from(NOW) << 8,
                     jiffies_per_second: 256,
                 },
-                lifetimes: &Lifetimes::DEFAULT_SECONDS,
+                settings: &LoadedSettings::DEFAULT,
             };
             rows.connections()
         }
