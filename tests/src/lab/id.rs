@@ -1,10 +1,10 @@
-//! Names that tell whose a thing is, so that the leftovers of a killed run are recognised.
+//! Names that contain their owner, so that a later run recognises the leftovers of a killed one.
 
 use std::fs;
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Start of the name of everything a lab makes outside its namespaces.
+/// Prefix of the name of everything that a lab creates outside its namespaces.
 const PREFIX: &str = "lb-lab-";
 
 /// Name of one lab, unique on this machine: `lb-lab-PID-SEQUENCE`.
@@ -45,9 +45,9 @@ pub(super) fn is_leftover(name: &str) -> bool {
     owner.is_some_and(|pid| !is_alive(pid))
 }
 
-/// Whether the process runs. One that has ended but was not waited for does not.
+/// Whether the process runs. A zombie does not.
 fn is_alive(pid: u32) -> bool {
-    // The state follows the command's name, which is in parentheses and may hold anything.
+    // The state follows the command's name, which is in parentheses and may contain anything.
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
         .and_then(|stat| {

@@ -1,4 +1,4 @@
-//! Requests, and what is answered.
+//! Tests of requests and their answers.
 
 use super::*;
 
