@@ -15,7 +15,7 @@ use super::node::Node;
 /// Passes every packet.
 const PROGRAM: &str = "lb_empty_xdp";
 
-/// A link made ready for XDP, until this is dropped.
+/// A link that is prepared for XDP until this is dropped.
 #[derive(Debug)]
 pub struct XdpPeer {
     /// Detaches its program when dropped.
@@ -23,10 +23,11 @@ pub struct XdpPeer {
 }
 
 impl Lab {
-    /// Makes the far end of a node's link such that XDP can do its work on the node's end.
+    /// Prepares the far end of a node's link so that XDP works on the node's end.
     ///
-    /// It finishes the checksums of what it sends, since XDP cannot know of partial ones. And it
-    /// has an XDP program, without which a veth takes nothing that the other end's program sends.
+    /// The far end computes complete checksums for the frames that it sends, because XDP cannot
+    /// detect incomplete ones. It also has an XDP program, without which a veth does not accept
+    /// frames that the program of the other end sends.
     ///
     /// # Errors
     ///
@@ -48,8 +49,7 @@ impl Lab {
         Ok(XdpPeer { _ebpf: ebpf })
     }
 
-    /// The agent's object with small maps that nobody else has, and no program loaded. `purpose` is
-    /// unlike any other.
+    /// The agent's object with small private maps, and no program loaded. `purpose` must be unique.
     pub(super) fn object(&self, purpose: &str) -> Result<Ebpf> {
         let settings = Settings {
             capacity: Capacity {
@@ -67,7 +67,7 @@ impl Lab {
         };
         let pins = self.bpf_file_system.join(self.id.part(purpose));
         let ebpf = object::prepare(&settings, &pins)?;
-        // Nobody else needs these maps.
+        // No other process needs these maps.
         fs::remove_dir_all(&pins).with_context(|| format!("remove {}", pins.display()))?;
         Ok(ebpf)
     }
