@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn label_selectors() {
+    fn label_selectors_match_the_labels_of_objects() {
         let object = serde_json::json!({"metadata": {"labels": {"app": "web", "a/b": ""}}});
         for (selector, selected) in [
             ("", true),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn field_selectors() {
+    fn field_selectors_match_name_and_namespace() {
         let object = serde_json::json!({"metadata": {"name": "a"}});
         assert!(FieldSelector::parse("metadata.name=a").unwrap().matches(&object));
         assert!(!FieldSelector::parse("metadata.name=b").unwrap().matches(&object));

@@ -1,4 +1,4 @@
-//! `cargo xtask bench packets` without the building: measures what the kernel programs cost per
+//! `cargo xtask bench packets` without the build: measures the cost of the kernel programs per
 //! packet.
 
 use std::path::PathBuf;
@@ -7,15 +7,15 @@ use clap::Parser;
 use lb_tests::bench::Delivery;
 use lb_tests::bench::packets::{self, Effort};
 
-/// Measures what the kernel programs cost per packet
+/// Measures the cost of the kernel programs per packet
 #[derive(Parser)]
 struct Arguments {
     /// The object file with the packet generator
     object: PathBuf,
-    /// TCP only, and fewer and shorter rounds: for a first look
+    /// TCP only, with fewer and shorter rounds, for a first look
     #[arg(long)]
     quick: bool,
-    /// What becomes of the result.
+    /// Where the result is written.
     #[command(flatten)]
     delivery: Delivery,
 }

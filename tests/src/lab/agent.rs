@@ -17,7 +17,7 @@ const COMMAND_TIME_LIMIT: Duration = Duration::from_secs(30);
 const READY: &str = "in sync";
 
 /// The agent's modules that warn about Services that are not in the maps as in their manifests.
-const COMPLAINANTS: [&str; 3] = [
+const WARNING_MODULES: [&str; 3] = [
     "WARN lb_agent::source",
     "WARN lb_agent::controller",
     "WARN lb_agent::install",
@@ -206,7 +206,7 @@ impl Agent {
         let log = self.log();
         let warnings = log
             .lines()
-            .filter(|line| COMPLAINANTS.iter().any(|who| line.contains(who)));
+            .filter(|line| WARNING_MODULES.iter().any(|who| line.contains(who)));
         warnings.map(str::to_owned).collect()
     }
 

@@ -65,7 +65,7 @@ impl Lab {
         namespace.ip(&[format!("link set {SECOND_DEVICE} up")])?;
         // Routing is asymmetric.
         for (namespace, device) in [(&self.fabric, link::BRIDGE), (namespace, SECOND_DEVICE)] {
-            accept_any_way(namespace, device)?;
+            disable_reverse_path_filter(namespace, device)?;
         }
         self.fabric.wait_until_running(&[device])
     }
@@ -87,7 +87,7 @@ impl Node {
     }
 }
 
-fn accept_any_way(namespace: &Namespace, device: &str) -> Result<()> {
+fn disable_reverse_path_filter(namespace: &Namespace, device: &str) -> Result<()> {
     namespace.sysctl(&[
         ("ipv4/conf/all/rp_filter", "0"),
         (&format!("ipv4/conf/{device}/rp_filter"), "0"),

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_names_are_no_leftovers() {
+    fn names_of_a_running_process_are_not_leftovers() {
         let id = LabId::new();
         assert!(id.owns(&id.part("node-1")));
         assert!(!is_leftover(&id.part("node-1")));
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_owner_makes_a_leftover() {
+    fn names_of_an_ended_process_are_leftovers() {
         // Above the largest possible pid.
         assert!(is_leftover("lb-lab-4194305-0-node-1"));
         assert!(!is_leftover("cni-4194305-0"));

@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_replaces_the_one_before() {
+    fn a_new_limit_replaces_the_previous_one() {
         let route = "10.244.1.2 dev lxc-web-1 scope link ";
         let narrow = "route replace 10.244.1.2 dev lxc-web-1 scope link mtu lock 1400";
         assert_eq!(limited(route, 1400), narrow);

@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn right_checksums_pass() {
+    fn correct_checksums_pass() {
         let flow = finished(&udp4()).unwrap().unwrap();
         assert_eq!(flow.protocol, Protocol::Udp);
         assert_eq!(flow.source, "10.0.0.1:7".parse().unwrap());
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn any_changed_byte_from_the_ip_header_on_is_noticed() {
+    fn any_changed_byte_after_the_ethernet_header_is_detected() {
         for frame in [udp4(), tcp6()] {
             let ipv6_without_checksum = 14..14 + 8;
             for at in 14..frame.len() {
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_checksum_is_the_pseudo_headers_sum() {
+    fn an_incomplete_checksum_is_the_sum_of_the_pseudo_header() {
         let mut frame = udp4();
         let length = frame.len() - TRANSPORT;
         let pseudo_header = 0x0a00 + 0x0001 + 0x0a00 + 0x0002 + 17 + u16::try_from(length).unwrap();
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_in_packets_are_opened() {
+    fn encapsulated_packets_are_checked() {
         let inner = udp4()[14..].to_vec();
         let mut outer = Vec::new();
         PacketBuilder::ethernet2([2; 6], [4; 6])
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_in_a_vxlan_are_opened() {
+    fn packets_in_vxlan_are_checked() {
         let mut vxlan = vec![8, 0, 0, 0, 0, 0, 1, 0];
         vxlan.extend(udp4());
         let mut outer = Vec::new();

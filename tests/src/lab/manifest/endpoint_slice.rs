@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_and_hints() {
+    fn conditions_and_hints_are_written() {
         let endpoint = EndpointManifest::new(&["10.244.1.2".parse().unwrap()])
             .ready(false)
             .serving(true)

@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_service() {
+    fn a_new_service_has_addresses_selector_and_ports() {
         let addresses = ["10.96.0.10", "fd00:96::10"].map(|address| address.parse().unwrap());
         let manifest = ServiceManifest::new("web", &addresses, &[PORT]);
         let (service, spec) = read(&manifest);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_at_once() {
+    fn all_fields_can_be_set_together() {
         let [balancer, proxy, external] =
             ["198.51.100.1", "198.51.100.2", "198.51.100.3"].map(|address| address.parse().unwrap());
         let manifest = ServiceManifest::new("web", &[], &[PORT])
