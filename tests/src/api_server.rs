@@ -1,5 +1,5 @@
-//! A stand-in for the Kubernetes API server: lists and watches over TLS, as a real one answers
-//! them, with outages on request.
+//! A replacement for the Kubernetes API server: it serves lists and watches over TLS like a real
+//! one, with failures on request.
 
 mod answer;
 mod selector;
@@ -39,12 +39,12 @@ pub struct ApiServer {
     listening: Option<JoinHandle<()>>,
 }
 
-/// What the connections share.
+/// State that the connections share.
 struct Shared {
     state: Mutex<State>,
-    /// The newest version of the store.
+    /// The newest resource version of the store.
     version: watch::Sender<u64>,
-    /// Whether requests wait for their answer.
+    /// Whether answers to requests are held back.
     held: watch::Sender<bool>,
     /// All requests so far, path and query.
     requests: watch::Sender<Vec<String>>,
@@ -55,18 +55,18 @@ struct State {
     store: Store,
     token: String,
     forbidden: BTreeSet<String>,
-    /// API versions that it does not have.
+    /// API versions that the server does not have.
     absent: BTreeSet<String>,
-    /// What every request is answered with.
+    /// The HTTP status with which every request is answered.
     failure: Option<u16>,
 }
 
-/// What happens to all watches or connections.
+/// An event for all watches or connections.
 #[derive(Clone, Copy, Debug)]
 enum Signal {
-    /// Watches tell how far they are.
+    /// Watches send a bookmark.
     Bookmark,
-    /// Watches end in good order.
+    /// Watches end normally.
     EndWatches,
     /// Watches send half an object, then their connections are cut.
     CutWatches,
@@ -75,7 +75,7 @@ enum Signal {
 }
 
 impl ApiServer {
-    /// Starts on a port of its own that accepts this token.
+    /// Starts on an unused port and accepts this token.
     pub async fn start(token: &str) -> anyhow::Result<Self> {
         let CertifiedKey { cert, signing_key } =
             rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).context("certificate")?;
@@ -98,7 +98,7 @@ impl ApiServer {
         Ok(server)
     }
 
-    /// How a client reaches it, with the token in a file.
+    /// The client configuration for the server, with the token in a file.
     pub fn config(&self, token_file: &Path) -> anyhow::Result<Config> {
         let mut config = Config::new(format!("https://{}", self.address).parse()?);
         config.root_cert = Some(vec![self.certificate.to_vec()]);
@@ -109,7 +109,7 @@ impl ApiServer {
         Ok(config)
     }
 
-    /// The same for a program: writes a kubeconfig, with what it names beside it, into a directory.
+    /// Writes a kubeconfig for a program, and the files to which it refers, into a directory.
     pub fn write_kubeconfig(&self, directory: &Path, token: &str) -> anyhow::Result<PathBuf> {
         let certificate = directory.join("ca.pem");
         let token_file = directory.join("token");
@@ -136,7 +136,7 @@ impl ApiServer {
         self.change(object, Store::apply)
     }
 
-    /// Deletes an object: its kind, namespace and name count.
+    /// Deletes the object with this kind, namespace and name.
     pub fn delete<K: Serialize>(&self, object: &K) -> anyhow::Result<()> {
         self.change(object, |store, object| store.delete(&object))
     }
@@ -157,8 +157,8 @@ impl ApiServer {
         self.shared.lock().store.version()
     }
 
-    /// Goes back to an earlier version, as if the store was restored from a backup. Watches stay
-    /// open and say nothing until the store has got to where they were.
+    /// Restores an earlier version, as from a backup. Watches stay open and are silent until the
+    /// store reaches their resource version.
     pub fn restore(&self, version: u64) {
         self.write(|store| store.restore(version));
     }
@@ -174,7 +174,7 @@ impl ApiServer {
         self.shared.lock().token = token.to_owned();
     }
 
-    /// Answers 403 for a resource (`services`) or no longer.
+    /// Sets whether requests for a resource (`services`) get 403.
     pub fn set_forbidden(&self, resource: &str, forbidden: bool) {
         let mut state = self.shared.lock();
         match forbidden {
@@ -183,7 +183,7 @@ impl ApiServer {
         };
     }
 
-    /// Answers 404 for all resources of an API version (`networking.k8s.io/v1`) or no longer.
+    /// Sets whether requests for all resources of an API version (`networking.k8s.io/v1`) get 404.
     pub fn set_absent(&self, api_version: &str, absent: bool) {
         let mut state = self.shared.lock();
         match absent {
@@ -192,12 +192,12 @@ impl ApiServer {
         };
     }
 
-    /// Answers every request with this HTTP status, or no longer.
+    /// Answers every request with this HTTP status; `None` ends that.
     pub fn fail_with(&self, status: Option<u16>) {
         self.shared.lock().failure = status;
     }
 
-    /// Lets requests wait for their answers, or no longer.
+    /// Sets whether answers to requests are held back.
     pub fn hold_answers(&self, hold: bool) {
         self.shared.held.send_replace(hold);
     }
@@ -218,7 +218,7 @@ impl ApiServer {
     }
 
     fn signal(&self, signal: Signal) {
-        // Without a connection there is nobody to tell.
+        // Fails if there is no connection, which is fine.
         let _ = self.shared.signals.send(signal);
     }
 
@@ -226,7 +226,7 @@ impl ApiServer {
     pub async fn stop(&mut self) {
         if let Some(listening) = self.listening.take() {
             listening.abort();
-            // The port is free once the task is gone.
+            // The port is free once the task has ended.
             let _ = listening.await;
         }
         self.signal(Signal::Close);
@@ -248,7 +248,7 @@ impl ApiServer {
         )));
     }
 
-    /// All requests so far: path and query, decoded. Can be waited on.
+    /// All requests so far: path and query, decoded. Callers can wait for changes.
     pub fn requests(&self) -> watch::Receiver<Vec<String>> {
         self.shared.requests.subscribe()
     }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, copy_bidire
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// The proxy. It takes no more connections once it is dropped.
+/// The proxy. It stops accepting connections when it is dropped.
 pub struct ConnectProxy {
     address: SocketAddr,
     tunnels: Arc<AtomicUsize>,
@@ -17,7 +17,7 @@ pub struct ConnectProxy {
 }
 
 impl ConnectProxy {
-    /// Starts on a port of its own.
+    /// Starts on an unused port.
     pub async fn start() -> anyhow::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
@@ -35,7 +35,7 @@ impl ConnectProxy {
         })
     }
 
-    /// Where it listens.
+    /// The address at which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

@@ -1,10 +1,11 @@
-//! What the running kernel has: tests of what an older one lacks are skipped there, and there only.
+//! Features of the running kernel. A test is skipped only on kernels older than the feature that it
+//! needs.
 
 use aya::util::KernelVersion;
 
-/// Whether the kernel has a feature that came with a version (`6.6`). Says on standard output that
-/// the test is skipped if the kernel is older; on all others the test runs, and fails if the
-/// feature is missing all the same.
+/// Whether the kernel is at least `version` (`6.6`), the first one with `feature`. If it is older,
+/// prints to standard output that the test is skipped. On newer kernels the test runs, and fails if
+/// the feature is missing.
 ///
 /// ```no_run
 /// if !lb_tests::kernel::needs("6.6", "TCX links") {
@@ -12,7 +13,7 @@ use aya::util::KernelVersion;
 /// }
 /// ```
 pub fn needs(version: &str, feature: &str) -> bool {
-    let current = KernelVersion::current().expect("the kernel tells its version");
+    let current = KernelVersion::current().expect("the kernel reports its version");
     let is_there = is_at_least(current, version);
     if !is_there {
         println!("skipped: needs Linux {version} ({feature})");
@@ -23,7 +24,7 @@ pub fn needs(version: &str, feature: &str) -> bool {
 fn is_at_least(current: KernelVersion, version: &str) -> bool {
     let mut numbers = version
         .split('.')
-        .map(|number| number.parse().expect("a version is numbers"));
+        .map(|number| number.parse().expect("a version consists of numbers"));
     let mut next = || numbers.next().unwrap_or_default();
     current >= KernelVersion::new(next(), next(), 0)
 }

@@ -1,13 +1,13 @@
-//! Machines on which everything takes longer.
+//! Slow machines.
 
 use std::env;
 use std::time::Duration;
 
-/// Names a number: how many times as long as usual everything may take here. `cargo xtask vm-test`
+/// The environment variable with the factor by which timeouts are extended. `cargo xtask vm-test`
 /// sets it in machines whose processor is emulated.
 const VARIABLE: &str = "LB_TESTS_SLOWNESS";
 
-/// How many times as long as usual everything may take.
+/// The factor by which timeouts are extended; at least 1.
 fn slowness() -> u32 {
     env::var(VARIABLE)
         .ok()
@@ -16,13 +16,14 @@ fn slowness() -> u32 {
         .max(1)
 }
 
-/// How long to wait here for what elsewhere takes no longer than `timeout`.
+/// The timeout to use on this machine where a normal one needs `timeout`.
 pub fn patience(timeout: Duration) -> Duration {
     timeout.saturating_mul(slowness())
 }
 
-/// How many random cases to try here where `cases` are tried elsewhere: so many less that they take
-/// less time here, since others find what all machines have in common.
+/// The number of random cases to try on this machine where a normal one tries `cases`. It falls
+/// with the square of the slowness, so that they take less time here: normal machines find the
+/// errors that all machines share.
 pub fn cases(cases: u32) -> u32 {
     (cases / slowness().saturating_pow(2)).max(1)
 }

@@ -1,4 +1,4 @@
-//! Ending early: Ctrl-C must remove the lab too.
+//! Early termination: Ctrl-C must remove the lab too.
 
 use std::fmt;
 use std::io;
@@ -9,18 +9,18 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How much later than others this process may notice a signal.
+/// How long to wait for a signal that a child process may have received before this one.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// Tells that a program is to end.
+/// Reports a request to end the program.
 #[derive(Debug)]
 pub struct Stop {
-    /// Kept, so that the channel stays open when nobody else can send.
+    /// Keeps the channel open when there is no other sender.
     sender: Sender<()>,
     wishes: Receiver<()>,
 }
 
-/// The error of what was told to end.
+/// The error of an operation that a request to end interrupted.
 #[derive(Debug)]
 pub struct Interrupted;
 
@@ -33,13 +33,13 @@ impl fmt::Display for Interrupted {
 impl std::error::Error for Interrupted {}
 
 impl Stop {
-    /// Nothing ends it early.
+    /// A value that is never stopped by a signal.
     pub fn never() -> Self {
         let (sender, wishes) = mpsc::channel();
         Self { sender, wishes }
     }
 
-    /// Ctrl-C, SIGTERM, or the terminal's end.
+    /// A value that SIGINT (Ctrl-C), SIGTERM and SIGHUP stop.
     ///
     /// # Errors
     ///
@@ -63,7 +63,7 @@ impl Stop {
                         _ = terminate.recv() => {}
                         _ = hang_up.recv() => {}
                     }
-                    // Nobody listens any more: the program is at its end.
+                    // An error means that the program is already ending.
                     let _ = sender.send(());
                 }
             });
@@ -71,11 +71,11 @@ impl Stop {
         Ok(stop)
     }
 
-    /// Lets some time pass.
+    /// Waits for `time`.
     ///
     /// # Errors
     ///
-    /// [`Interrupted`] as soon as the program is to end.
+    /// [`Interrupted`] as soon as the program is requested to end.
     pub fn pause(&self, time: Duration) -> Result<()> {
         match self.wishes.recv_timeout(time) {
             Err(RecvTimeoutError::Timeout) => Ok(()),
@@ -83,8 +83,8 @@ impl Stop {
         }
     }
 
-    /// The cause of an error. Ctrl-C reaches what runs in the lab too: that it has ended is then no
-    /// failure.
+    /// The cause of an error. Ctrl-C also reaches the processes in the lab. If they ended because
+    /// of it, the cause is [`Interrupted`].
     #[must_use]
     pub fn cause(&self, error: anyhow::Error) -> anyhow::Error {
         match error.is::<Interrupted>() {
@@ -93,7 +93,7 @@ impl Stop {
         }
     }
 
-    /// Waits for Enter, or for a wish to end.
+    /// Waits for Enter, or for a request to end.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl Stop {
     pub fn wait_for_enter(&self) -> Result<()> {
         let sender = self.sender.clone();
         thread::spawn(move || {
-            // At the end of the input nobody can press Enter: only a signal counts.
+            // At the end of the input only a signal counts.
             if io::stdin()
                 .read_line(&mut String::new())
                 .is_ok_and(|read| read > 0)

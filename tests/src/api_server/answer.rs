@@ -1,4 +1,4 @@
-//! What is answered to a request: pure, except that a watch is carried on by the server.
+//! Answers to requests. All functions are pure; the server continues a watch.
 
 #[cfg(test)]
 mod tests;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::selector::{FieldSelector, LabelSelector};
 use super::store::{RESOURCES, Resource, Selection, Store, watch_event};
 
-/// How long a watch lasts if the client does not say.
+/// How long a watch lasts if the client specifies no timeout.
 const DEFAULT_WATCH_SECONDS: u64 = 1800;
 
 /// An answer.
@@ -21,11 +21,11 @@ pub(super) enum Answer {
     Object(StatusCode, Value),
     /// The lines of a watch, after which it ends.
     Lines(Vec<Value>),
-    /// A watch: these lines, and then what happens after the version.
+    /// A watch: these lines, followed by the events after the version.
     Watch(Watch),
 }
 
-/// A watch that goes on.
+/// A watch that stays open.
 pub(super) struct Watch {
     pub(super) selection: Selection,
     pub(super) lines: Vec<Value>,
@@ -35,7 +35,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// A bookmark that says how far this watch is. A watch from the future gets none.
+    /// A bookmark with the resource version of this watch. `None` if that version is in the future.
     pub(super) fn bookmark(&self, store: &Store) -> Option<Value> {
         let is_reached = self.version <= store.version();
         is_reached.then(|| bookmark(self.selection.resource, self.version, json!({})))
@@ -63,7 +63,7 @@ fn status(code: StatusCode, reason: &str, message: &str) -> Value {
     })
 }
 
-/// Path of the namespace that stands for the cluster.
+/// Path of the namespace whose UID identifies the cluster.
 pub(super) const NAMESPACE: &str = "/api/v1/namespaces/kube-system";
 
 /// That namespace.
@@ -114,7 +114,7 @@ fn list(store: &Store, selection: Selection, query: &BTreeMap<String, String>) -
     let limit: usize = number(query, "limit")?.unwrap_or(0);
     let end = match limit {
         0 => items.len(),
-        // Answered from the cache, which has no pages.
+        // A real server answers this from its cache, which does not paginate.
         _ if requested == Some(0) => items.len(),
         limit => items.len().min(start + limit),
     };
@@ -136,7 +136,7 @@ fn list(store: &Store, selection: Selection, query: &BTreeMap<String, String>) -
     Ok(Answer::Object(StatusCode::OK, list))
 }
 
-/// The version and the position at which a list goes on.
+/// The version and the position at which a list continues.
 fn continued(store: &Store, token: &str) -> Result<(u64, usize), Failure> {
     let parts = token
         .split_once('.')
@@ -164,7 +164,7 @@ fn watch(store: &Store, selection: Selection, query: &BTreeMap<String, String>) 
         return Err(failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message));
     }
     let resource = selection.resource;
-    // One of the future is as good as any: the watch is silent until the store gets there.
+    // A version in the future is valid: the watch is silent until the store reaches it.
     let since = requested.filter(|&version| version != 0 && !initial);
     if let Some(version) = since.filter(|&version| store.is_expired(version)) {
         let message = format!("too old resource version: {version} ({})", store.version());

@@ -15,7 +15,7 @@ enum Requirement {
 }
 
 impl LabelSelector {
-    /// Understands `key`, `!key`, `key=value`, `key==value`, `key!=value`, `key in (a,b)` and
+    /// Parses `key`, `!key`, `key=value`, `key==value`, `key!=value`, `key in (a,b)` and
     /// `key notin (a,b)`.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let mut requirements = Vec::new();
@@ -27,7 +27,7 @@ impl LabelSelector {
         Ok(Self(requirements))
     }
 
-    /// Whether the object's labels are selected.
+    /// Whether the selector matches the object's labels.
     pub(super) fn matches(&self, object: &Value) -> bool {
         let labels = &object["metadata"]["labels"];
         let has = |key: &String, values: &[String]| {
@@ -91,7 +91,7 @@ fn set(text: &str) -> Option<Vec<String>> {
 pub(super) struct FieldSelector(Vec<(&'static str, String)>);
 
 impl FieldSelector {
-    /// Understands `metadata.name=` and `metadata.namespace=`, all that every kind has.
+    /// Parses `metadata.name=` and `metadata.namespace=`, the only fields that every kind supports.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let mut fields = Vec::new();
         for part in text.split(',').filter(|part| !part.is_empty()) {
@@ -105,7 +105,7 @@ impl FieldSelector {
         Ok(Self(fields))
     }
 
-    /// Whether the object is selected.
+    /// Whether the selector matches the object.
     pub(super) fn matches(&self, object: &Value) -> bool {
         let metadata = &object["metadata"];
         self.0
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn label_selectors() {
+    fn label_selectors_match_the_labels_of_objects() {
         let object = serde_json::json!({"metadata": {"labels": {"app": "web", "a/b": ""}}});
         for (selector, selected) in [
             ("", true),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn field_selectors() {
+    fn field_selectors_match_name_and_namespace() {
         let object = serde_json::json!({"metadata": {"name": "a"}});
         assert!(FieldSelector::parse("metadata.name=a").unwrap().matches(&object));
         assert!(!FieldSelector::parse("metadata.name=b").unwrap().matches(&object));

@@ -22,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use super::answer::{self, Answer, Failure, Watch};
 use super::{Shared, Signal};
 
-/// A real API server sends its last bookmark so long before a watch ends.
+/// How long before the end of a watch the last bookmark is sent, as by a real API server.
 const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 
 /// Accepts connections.
@@ -35,7 +35,7 @@ pub(super) async fn listen(listener: TcpListener, acceptor: TlsAcceptor, shared:
 /// Serves one connection until the client or a signal ends it.
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
     let mut signals = shared.signals.subscribe();
-    // Says that the body that is being sent wants its connection cut.
+    // Set when the body that is being sent requests that its connection is cut.
     let (cut, mut is_cut) = watch::channel(false);
     let Ok(stream) = acceptor.accept(stream).await else {
         return;
@@ -70,9 +70,9 @@ async fn respond(
         .requests
         .send_modify(|requests| requests.push(answer::decode(target)));
     let mut held = shared.held.subscribe();
-    // It ends with the server only.
+    // An error means that the server ends.
     let _ = held.wait_for(|held| !held).await;
-    // Before the answer is made, so that no signal falls between.
+    // Subscribes before the answer is built, so that no signal is missed.
     let signals = shared.signals.subscribe();
     let (status, lines) = match answer(&request, &shared).unwrap_or_else(Answer::from) {
         Answer::Object(status, object) => (status, Lines::complete(&[object], cut)),
@@ -132,7 +132,7 @@ fn answer(request: &Request<Incoming>, shared: &Shared) -> Result<Answer, Failur
     Ok(answer::get(&state.store, resource, request.uri()))
 }
 
-/// Sends the events of a watch until its time is over or nobody reads it any more.
+/// Sends the events of a watch until its timeout or until the client closes it.
 async fn carry_on(
     mut watch: Watch,
     shared: Arc<Shared>,
@@ -163,7 +163,7 @@ async fn carry_on(
             break;
         }
         tokio::select! {
-            // A bookmark tells of all that happened before it.
+            // Biased: events before a bookmark must be sent before it.
             biased;
             changed = version.changed() => open = changed.is_ok(),
             signal = signals.recv() => match signal {
@@ -211,7 +211,7 @@ impl Lines {
     fn complete(lines: &[Value], cut: watch::Sender<bool>) -> Self {
         let (sender, body) = Self::open(cut);
         for value in lines {
-            // The receiver is the body in hand.
+            // Cannot fail: `body` holds the receiver.
             let _ = sender.send(Piece::Line(line(value)));
         }
         body
@@ -227,13 +227,13 @@ impl Body for Lines {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if *self.cut.borrow() {
-            // No end in good order.
+            // The body must not end normally.
             return Poll::Pending;
         }
         match self.pieces.poll_recv(context) {
             Poll::Ready(Some(Piece::Line(line))) => Poll::Ready(Some(Ok(Frame::data(line)))),
             Poll::Ready(Some(Piece::Cut)) => {
-                // What was sent before is flushed before the connection notices.
+                // Pending first lets the connection flush the earlier lines.
                 self.cut.send_replace(true);
                 Poll::Pending
             }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::selector::{FieldSelector, LabelSelector};
 
-/// A resource that is served.
+/// A resource that the server has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Resource {
     pub(super) api_version: &'static str,
@@ -14,7 +14,7 @@ pub(super) struct Resource {
     pub(super) path: &'static str,
 }
 
-/// All of them.
+/// All resources.
 pub(super) const RESOURCES: [Resource; 6] = [
     Resource {
         api_version: "v1",
@@ -48,7 +48,7 @@ pub(super) const RESOURCES: [Resource; 6] = [
     },
 ];
 
-/// Which objects a request is about.
+/// The objects that a request selects.
 #[derive(Clone, Debug)]
 pub(super) struct Selection {
     pub(super) resource: Resource,
@@ -72,7 +72,7 @@ struct Entry {
     new: Option<Value>,
 }
 
-/// The objects. The history is kept from the start; what is expired is only no longer told.
+/// The objects. The complete history is kept; expired entries are only no longer served.
 pub(super) struct Store {
     version: u64,
     expired: u64,
@@ -84,7 +84,7 @@ impl Store {
     /// An empty store.
     pub(super) fn new() -> Self {
         Self {
-            // As old as a store is when its first Service is made.
+            // A real store also has a version above 0 before its first Service is created.
             version: 100,
             expired: 0,
             objects: BTreeMap::new(),
@@ -97,19 +97,19 @@ impl Store {
         self.version
     }
 
-    /// Forgets the history up to now.
+    /// Marks the history up to now as expired.
     pub(super) fn expire(&mut self) {
-        // The version that is current is not yet too old: another write makes it so.
+        // The current version itself is not too old. Another write makes it so.
         self.version += 1;
         self.expired = self.version;
     }
 
-    /// Whether the history since this version is gone.
+    /// Whether the history since this version is expired.
     pub(super) fn is_expired(&self, version: u64) -> bool {
         version < self.expired
     }
 
-    /// Goes back to what the store was at this version, as from a backup.
+    /// Restores the store as of this version, as from a backup.
     pub(super) fn restore(&mut self, version: u64) {
         self.history.retain(|entry| entry.version <= version);
         self.objects = self.at(version);
@@ -125,7 +125,7 @@ impl Store {
         self.record(key, old, Some(object));
     }
 
-    /// Deletes an object, if it is there.
+    /// Deletes an object, if it exists.
     pub(super) fn delete(&mut self, object: &Value) {
         let key = key(object);
         if let Some(old) = self.objects.remove(&key) {
@@ -171,7 +171,7 @@ impl Store {
     }
 }
 
-/// What a change is to somebody who sees the selected objects only.
+/// The event of a change for a watch of the selected objects.
 fn event(selection: &Selection, entry: &Entry) -> Option<Value> {
     if entry.key.0 != selection.resource {
         return None;
@@ -191,7 +191,7 @@ fn event(selection: &Selection, entry: &Entry) -> Option<Value> {
     Some(watch_event(change, selection.resource, object))
 }
 
-/// One line of a watch: unlike in a list, the object says what it is.
+/// One line of a watch. Unlike in a list, the object contains its kind.
 pub(super) fn watch_event(change: &str, resource: Resource, mut object: Value) -> Value {
     object["apiVersion"] = json!(resource.api_version);
     object["kind"] = json!(resource.kind);

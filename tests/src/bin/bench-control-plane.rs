@@ -1,5 +1,5 @@
-//! `cargo xtask bench control-plane` without the building: measures what it takes to follow the
-//! control plane.
+//! `cargo xtask bench control-plane` without the build: measures the cost of following the control
+//! plane.
 
 use std::path::PathBuf;
 
@@ -8,15 +8,15 @@ use lb_tests::bench::Delivery;
 use lb_tests::bench::control_plane::{self, Effort};
 use lb_tests::stop::Stop;
 
-/// Measures what it takes to follow the control plane
+/// Measures the cost of following the control plane
 #[derive(Parser)]
 struct Arguments {
     /// The agent
     agent: PathBuf,
-    /// Fewer Services and rounds: for a first look
+    /// Fewer Services and rounds, for a first look
     #[arg(long)]
     quick: bool,
-    /// What becomes of the result.
+    /// Where the result is written.
     #[command(flatten)]
     delivery: Delivery,
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench end-to-end` without the building: measures what connections notice.
+//! `cargo xtask bench end-to-end` without the build: measures connections to Services.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,13 +7,13 @@ use lb_tests::bench::Delivery;
 use lb_tests::bench::end_to_end::{self, Effort};
 use lb_tests::stop::Stop;
 
-/// Measures what connections to Services notice
+/// Measures latency, throughput and CPU time of connections to Services
 #[derive(Parser)]
 struct Arguments {
-    /// Fewer Services and rounds: for a first look
+    /// Fewer Services and rounds, for a first look
     #[arg(long)]
     quick: bool,
-    /// What becomes of the result.
+    /// Where the result is written.
     #[command(flatten)]
     delivery: Delivery,
 }

@@ -1,17 +1,17 @@
-//! `cargo xtask bench packets` without the building: measures what the kernel programs cost per
+//! `cargo xtask bench packets` without the build: measures the cost of the kernel programs per
 //! packet.
 
 use clap::Parser;
 use lb_tests::bench::Delivery;
 use lb_tests::bench::packets::{self, Effort};
 
-/// Measures what the kernel programs cost per packet
+/// Measures the cost of the kernel programs per packet
 #[derive(Parser)]
 struct Arguments {
-    /// TCP only, and fewer and shorter rounds: for a first look
+    /// TCP only, with fewer and shorter rounds, for a first look
     #[arg(long)]
     quick: bool,
-    /// What becomes of the result.
+    /// Where the result is written.
     #[command(flatten)]
     delivery: Delivery,
 }

@@ -1,5 +1,5 @@
-//! Makes a small lab, says its name and its server's process id, and holds it until standard input
-//! ends: for a test that kills it.
+//! Creates a small lab, prints its name and its server's process id, and keeps it until standard
+//! input ends. A test kills this process.
 
 use std::io::{Read as _, stdin};
 

@@ -1,4 +1,4 @@
-//! The demo's program: `cargo xtask demo` builds and starts it.
+//! The program of the demo. `cargo xtask demo` builds and starts it.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use lb_tests::demo::{self, Plan, Screen};
 use lb_tests::stop::{Interrupted, Stop};
 use nix::unistd::Uid;
 
-/// Shows a Service at work between network namespaces of this machine.
+/// Shows a Service between network namespaces of this machine.
 #[derive(Parser)]
 struct Arguments {
     /// Leave the lab for exploring until Enter is pressed
     #[arg(long)]
     keep: bool,
-    /// How many requests each client sends in each phase, at least
+    /// Minimum number of requests that each client sends in each phase
     #[arg(long, hide = true)]
     requests: Option<u32>,
-    /// How long each client waits between two
+    /// Milliseconds that each client waits between two requests
     #[arg(long, hide = true)]
     interval_ms: Option<u64>,
 }
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if !Uid::effective().is_root() {
         eprintln!(
-            "error: the demo makes network namespaces and loads programs into the kernel: run it as root"
+            "error: the demo creates network namespaces and loads programs into the kernel: run it as root"
         );
         return ExitCode::FAILURE;
     }
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether all was well.
+/// Runs the demo and returns whether everything succeeded.
 fn run(arguments: &Arguments) -> Result<bool> {
     let default = Plan::default();
     let plan = Plan {

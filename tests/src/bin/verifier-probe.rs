@@ -1,9 +1,9 @@
-//! What the verifier of the running kernel says of each kernel program: prints one JSON object per
-//! program.
+//! Loads each kernel program and prints the result of the running kernel's verifier, as one JSON
+//! object per program.
 //!
-//! A kernel tells how much work a program was only in a log that the loader throws away when all
-//! went well. So every program is loaded while no file descriptor is free: it passes the verifier,
-//! then the kernel has no number to give it.
+//! The kernel reports the verified instructions only in the verifier's log, which the loader
+//! discards on success. So every program is loaded while no file descriptor is free: it passes the
+//! verifier, and then the load fails with EMFILE.
 
 use std::io::Write as _;
 
@@ -17,18 +17,19 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
 
-/// Lines of a refused program's log that are worth showing: the end says what is wrong.
+/// How many lines of a refused program's log are shown. Its end contains the reason.
 const LOG_LINES: usize = 40;
 
-/// What is said of a program.
+/// The result for a program.
 #[derive(Serialize, Default, Debug)]
 struct Finding {
     program: String,
     loads: bool,
-    /// Instructions that the verifier walked through, the same one several times if it had to.
+    /// Instructions that the verifier processed. It may process the same one several times.
     instructions: Option<u64>,
     microseconds: Option<u64>,
-    /// Bytes of the longest chain of calls are at most the sum of all functions' frames.
+    /// The verifier's stack depths in bytes, one for each function. The longest call chain needs at
+    /// most their sum.
     stack: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     log: Option<String>,
@@ -36,14 +37,14 @@ struct Finding {
 
 fn main() -> Result<()> {
     probe(false, |name| Some(name.to_owned()))?;
-    // With this option one program has more to do.
+    // With this option one program has more code.
     probe(true, |name| {
         (name == program::TC_FROM_POD).then(|| format!("{name}_local_redirect"))
     })
 }
 
-/// Asks about the programs to which `called` gives a name, loaded with packets going without the
-/// stack or not.
+/// Probes the programs for which `called` returns a name. `redirects_locally` loads them as with
+/// `--local-redirect`.
 fn probe(redirects_locally: bool, called: impl Fn(&str) -> Option<String>) -> Result<()> {
     let pins = PinDirectory::new("verifier").context("a bpf file system")?;
     let settings = Settings {
@@ -101,10 +102,10 @@ fn examine(name: &str, program: &mut Program) -> Result<Finding> {
     })
 }
 
-/// Calls `function` with as many file descriptors as are open now, and no more.
+/// Calls `function` while no further file descriptor can be opened.
 fn without_descriptors<T>(function: impl FnOnce() -> T) -> Result<T> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    // The lowest free number is what the next file would get.
+    // The next file would get the lowest free number.
     let free = std::fs::File::open("/")?;
     let lowest = std::os::fd::AsRawFd::as_raw_fd(&free);
     drop(free);

@@ -1,5 +1,4 @@
-//! What the demo runs on: two nodes with their agents, the Pods of a Service, and those who will
-//! ask it.
+//! The demo's cluster: two nodes with their agents, the Pods of a Service, and its clients.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::lab::{Agent, AgentOptions, Capture, Lab, Machine, Node, PodManifest, Process};
 
-/// The Service's ports: at its own addresses, at the nodes', and in the Pods.
+/// The Service's ports: at its own addresses, at the nodes' addresses, and in the Pods.
 pub(super) const PORT: u16 = 80;
 pub(super) const NODE_PORT: u16 = 30080;
 pub(super) const POD_PORT: u16 = 8080;
@@ -31,10 +30,10 @@ spec:
   - {port: 80, targetPort: 8080, nodePort: 30080}
 ";
 
-/// Its file.
+/// The Service's file.
 pub(super) const SERVICE_FILE: &str = "web.yaml";
 
-/// The nodes, which are counted from 0 here.
+/// The nodes. The demo counts them from 0.
 pub(super) const NODES: [&str; 2] = ["node-1", "node-2"];
 
 /// The Pods at the start, with their nodes.
@@ -43,36 +42,36 @@ const PODS: [(&str, usize); 4] = [("web-1", 0), ("web-2", 0), ("web-3", 1), ("we
 /// A Pod of the Service.
 #[derive(Debug)]
 pub(super) struct WebPod {
-    /// The place.
+    /// The machine in which it runs.
     pub(super) machine: Machine,
     /// Index of its node.
     pub(super) node: usize,
-    /// Whether new connections may come to it.
+    /// Whether it may get new connections.
     pub(super) is_ready: bool,
     server: Option<Process>,
 }
 
-/// Everything that lives in the lab. The lab is dropped last.
+/// Everything in the lab. The lab is dropped last.
 #[derive(Debug)]
 pub(super) struct Cluster {
-    /// By node; `None` while one is dead.
+    /// The agents by node; `None` while one is killed.
     pub(super) agents: Vec<Option<Agent>>,
     /// The Service's Pods by name.
     pub(super) pods: BTreeMap<String, WebPod>,
-    /// By node: all packets of its devices, with their checksums checked.
+    /// By node: the capture that checks all packets of its devices.
     pub(super) captures: Vec<Capture>,
-    /// By index.
+    /// The nodes by index.
     pub(super) nodes: Vec<Node>,
-    /// A Pod of the first node, which only asks.
+    /// A Pod of the first node that is only a client.
     pub(super) client: Machine,
-    /// Somebody outside of the cluster.
+    /// A client outside the cluster.
     pub(super) outside: Machine,
     /// The lab.
     pub(super) lab: Lab,
 }
 
 impl Cluster {
-    /// Nodes, Pods and servers; no agents yet. The Pod `silent` gets no server.
+    /// Creates nodes, Pods and servers, without agents. The Pod `silent` gets no server.
     pub(super) fn build(silent: Option<&str>) -> Result<Self> {
         let lab = Lab::new("demo")?;
         let nodes = NODES
@@ -97,7 +96,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// A Pod that the manifests do not name yet, still without a server.
+    /// Creates a Pod without a server and without a manifest.
     pub(super) fn create_pod(&mut self, name: &str, node: usize) -> Result<()> {
         let pod = WebPod {
             machine: self.nodes[node].pod(name)?,
@@ -117,7 +116,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Asks the server of a Pod to end and waits for that: it finishes what it has begun.
+    /// Stops the server of a Pod and waits until it has ended. It finishes open requests.
     pub(super) fn stop_server(&mut self, name: &str) -> Result<()> {
         let server = self.pod(name)?.server.take();
         server.context("it has no server")?.stop()?;
@@ -138,8 +137,7 @@ impl Cluster {
         self.lab.apply(&pod_file(name), manifest)
     }
 
-    /// Writes the manifest of a Pod as it is after `kubectl delete pod`: there, but with the time
-    /// of its deletion.
+    /// Writes the manifest of a Pod with its deletion timestamp, as after `kubectl delete pod`.
     pub(super) fn apply_deletion(&mut self, name: &str) -> Result<()> {
         self.pod(name)?.is_ready = false;
         let manifest = self.pod_manifest(name)?.terminating();
@@ -152,7 +150,8 @@ impl Cluster {
         self.lab.remove(&pod_file(name))
     }
 
-    /// Starts an agent for every node, and captures of what their programs do to packets.
+    /// Starts an agent for every node, and captures that check the packets that their programs
+    /// rewrite.
     pub(super) fn start_agents(&mut self) -> Result<()> {
         for node in &self.nodes {
             self.captures.push(Capture::start(node.host().namespace())?);
@@ -164,7 +163,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts the agent of a node. It takes a while to get in sync: the kernel checks its programs.
+    /// Starts the agent of a node. It gets in sync only after the verifier has checked its
+    /// programs.
     pub(super) fn start_agent(&self, node: usize) -> Result<Agent> {
         self.nodes[node].start_agent_unready(&AgentOptions::default())
     }
@@ -186,8 +186,8 @@ impl Cluster {
         Ok(all)
     }
 
-    /// Names of the Pods that connections to a node's NodePort, or to a ClusterIP (`None`), are to
-    /// be spread over.
+    /// Names of the Pods that should get connections to a node's NodePort, or to a ClusterIP
+    /// (`None`).
     pub(super) fn ready_pods(&self, node: Option<usize>) -> impl Iterator<Item = &str> {
         self.pods
             .iter()
@@ -195,7 +195,7 @@ impl Cluster {
             .map(|(name, _)| name.as_str())
     }
 
-    /// The end of each agent's log, for those who look for the cause of a failure.
+    /// The end of each agent's log, to find the cause of a failure.
     pub(super) fn log_tails(&self) -> String {
         let agents = NODES.iter().zip(&self.agents);
         agents
@@ -227,5 +227,5 @@ fn log_tail(node: &str, agent: &Agent) -> String {
     let log = agent.log();
     let lines: Vec<&str> = log.lines().collect();
     let tail = &lines[lines.len().saturating_sub(LINES)..];
-    format!("the agent of {node} logged last:\n{}\n", tail.join("\n"))
+    format!("the end of the log of {node}'s agent:\n{}\n", tail.join("\n"))
 }

@@ -1,4 +1,4 @@
-//! What a person can do with a lab that was kept.
+//! Commands for exploring a lab that was kept.
 
 use std::env;
 use std::path::Path;
@@ -16,11 +16,11 @@ pub(super) fn print(cluster: &Cluster, screen: &Screen) {
     let pins = node.pin_path().display();
     let tell = |what: &str, command: String| screen.print(&format!("\n# {what}\n{command}"));
     tell(
-        "the client Pod asks the Service",
+        "send a request from the client Pod to the Service",
         format!("{} curl http://{vip}:{PORT}/", enter(&cluster.client)),
     );
     tell(
-        "the outside client asks a node",
+        "send a request from the outside client to a node",
         format!(
             "{} curl http://{}:{NODE_PORT}/",
             enter(&cluster.outside),
@@ -28,7 +28,7 @@ pub(super) fn print(cluster: &Cluster, screen: &Screen) {
         ),
     );
     tell(
-        "a process of the other node asks, in that node's control group",
+        "send requests from a process of the other node, in that node's control group",
         format!(
             "{} --netns {} --cgroup {} http {vip}:{PORT} --count 20",
             program("lab-tool"),
@@ -37,32 +37,31 @@ pub(super) fn print(cluster: &Cluster, screen: &Screen) {
         ),
     );
     tell(
-        "the Services that the kernel holds",
+        "list the Services in the kernel's maps",
         format!("{agent} services --pin-path {pins}"),
     );
     tell(
-        "what is attached, and how full the maps are",
+        "show what is attached, and how full the maps are",
         format!("{} {agent} status --pin-path {pins}", enter(node.host())),
     );
     tell(
-        "change, add or remove a Service or a Pod here: the agents notice at once",
+        "change, add or remove a Service or a Pod here: the agents follow immediately",
         format!("ls {}", cluster.lab.manifests().display()),
     );
     for agent in cluster.agents.iter().flatten().take(1) {
         tell(
-            "an agent's log",
+            "follow an agent's log",
             format!("tail -f {}", agent.log_path().display()),
         );
     }
 }
 
-/// `ip netns exec` would also mount another `/sys`, which hides what is pinned in the BPF file
-/// system.
+/// `ip netns exec` would also mount another `/sys`, which hides the pins in the BPF file system.
 fn enter(machine: &Machine) -> String {
     format!("nsenter --net=/run/netns/{}", machine.namespace().name())
 }
 
-/// A program beside this one, as short as the working directory allows.
+/// The path of a program next to this one, relative to the working directory where possible.
 fn program(name: &str) -> String {
     let path = env::current_exe().unwrap_or_default().with_file_name(name);
     let here = env::current_dir().unwrap_or_default();

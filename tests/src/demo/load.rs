@@ -1,4 +1,4 @@
-//! The clients that ask all the time, and what they have to tell.
+//! The clients that send requests continuously, and their reports.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,40 +11,41 @@ use super::table::{Row, table};
 use crate::lab::report::HttpReport;
 use crate::lab::{Client, Machine};
 
-/// How often clients report.
+/// The interval at which clients report.
 const PROGRESS: Duration = Duration::from_millis(200);
 
-/// A client that is never stopped ends after so many requests.
+/// A client that is never stopped ends after this many requests.
 const REQUESTS_MAX: u32 = 20_000;
 
-/// Who asks which address.
+/// A client and the address to which it sends requests.
 #[derive(Clone, Debug)]
 pub(super) struct Route {
-    /// Who, in a word or two.
+    /// The client's label in the table.
     pub(super) from: &'static str,
-    /// From where.
+    /// The client's machine.
     machine: Machine,
-    /// Which address.
+    /// The destination.
     pub(super) to: SocketAddr,
-    /// Index of the node whose agent takes care of it.
+    /// Index of the node whose agent handles the connections.
     pub(super) agent: usize,
-    /// Whether it is the NodePort of that node.
+    /// Whether the destination is the NodePort of that node.
     is_node_port: bool,
-    /// Whether the Pods are to see the client's own address. A host process has several.
+    /// The source address that the Pods should see. `None` for a process of the host, which has
+    /// several.
     pub(super) source: Option<IpAddr>,
 }
 
-/// One client at work.
+/// One running client.
 #[derive(Debug)]
 struct Asker {
     route: Route,
     to: String,
     client: Client<HttpReport>,
-    /// Everything so far.
+    /// The report so far.
     total: HttpReport,
-    /// Everything up to the start of the present phase.
+    /// The report at the start of the current phase.
     before: HttpReport,
-    /// The difference.
+    /// The difference: the report of the current phase.
     phase: HttpReport,
 }
 
@@ -80,7 +81,7 @@ impl Load {
         })
     }
 
-    /// Reads what the clients have reported.
+    /// Reads the reports of the clients.
     pub(super) fn update(&mut self) -> Result<()> {
         for asker in &mut self.askers {
             if let Some(report) = asker.client.so_far()? {
@@ -91,7 +92,7 @@ impl Load {
         Ok(())
     }
 
-    /// Counts from 0 again in the table.
+    /// Resets the table's counters.
     pub(super) fn start_phase(&mut self) -> Result<()> {
         self.update()?;
         for asker in &mut self.askers {
@@ -101,19 +102,19 @@ impl Load {
         Ok(())
     }
 
-    /// What each client has had in the present phase.
+    /// The report of each client in the current phase.
     pub(super) fn phase(&self) -> impl Iterator<Item = (&Route, &HttpReport)> {
         self.askers.iter().map(|asker| (&asker.route, &asker.phase))
     }
 
-    /// The present phase as a table.
+    /// The current phase as a table.
     pub(super) fn table(&self, cluster: &Cluster) -> String {
         let pods: Vec<String> = cluster.pods.keys().cloned().collect();
         let rows: Vec<_> = self.askers.iter().map(|asker| asker.row(&asker.phase)).collect();
         table(&pods, &rows)
     }
 
-    /// Ends the clients; everything they have had.
+    /// Stops the clients and returns their complete reports.
     pub(super) fn stop(self) -> Result<Vec<(Route, HttpReport)>> {
         let stop = |asker: Asker| {
             let Asker { route, client, .. } = asker;
@@ -137,7 +138,7 @@ impl Asker {
 }
 
 impl Route {
-    /// The Pods that are to answer.
+    /// The Pods that should answer.
     pub(super) fn pods<'a>(&self, cluster: &'a Cluster) -> impl Iterator<Item = &'a str> {
         cluster.ready_pods(self.is_node_port.then_some(self.agent))
     }
@@ -148,7 +149,7 @@ impl Route {
     }
 }
 
-/// Number of requests, failed ones included.
+/// Number of requests, including failed ones.
 pub(super) fn requests(report: &HttpReport) -> u64 {
     report.answered() + failed(report)
 }
@@ -199,13 +200,13 @@ fn routes(cluster: &Cluster) -> Result<Vec<Route>> {
     Ok(routes)
 }
 
-/// The address with which a machine with a single link speaks to this one.
+/// The source address of a machine with a single link towards `to`.
 fn own_address(machine: &Machine, to: IpAddr) -> IpAddr {
     let [ipv4, ipv6] = machine.addresses().both();
     if to.is_ipv4() { ipv4 } else { ipv6 }
 }
 
-/// What has been added to a report. The latency is that of the whole report.
+/// The counters that were added to a report. The latency is that of the whole report.
 fn difference(now: &HttpReport, before: &HttpReport) -> HttpReport {
     HttpReport {
         answers: subtract(&now.answers, &before.answers),

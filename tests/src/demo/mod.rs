@@ -1,5 +1,5 @@
 //! `cargo xtask demo`: a Service between network namespaces, with real connections, while Pods and
-//! agents come and go.
+//! agents are stopped and started.
 //!
 //! ```no_run
 //! use lb_tests::demo::{Plan, Screen, run};
@@ -31,19 +31,19 @@ pub use summary::Outcome;
 
 use crate::stop::{Interrupted, Stop};
 
-/// How often the screen is redrawn, and conditions are looked at.
+/// The interval at which the screen is redrawn and conditions are checked.
 const REFRESH: Duration = Duration::from_millis(100);
 
-/// How the demo is run.
+/// Options of the demo.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// How many requests each client sends, at least, in each phase.
+    /// The minimum number of requests that each client sends in each phase.
     pub requests: u32,
-    /// How long each client waits between two.
+    /// How long each client waits between two requests.
     pub interval: Duration,
-    /// Whether the lab stays until somebody presses Enter.
+    /// Whether the lab stays until the user presses Enter.
     pub keep: bool,
-    /// A Pod without a server, for those who want to see the demo fail.
+    /// A Pod without a server, which makes the demo fail.
     pub silent: Option<String>,
 }
 
@@ -58,11 +58,11 @@ impl Default for Plan {
     }
 }
 
-/// Runs the demo. What does not go as it should is part of the outcome.
+/// Runs the demo. The outcome contains everything that failed.
 ///
 /// # Errors
 ///
-/// If the lab cannot be made, or the demo was told to stop ([`Interrupted`]).
+/// If the lab cannot be created, or if the demo was requested to stop ([`Interrupted`]).
 pub fn run(plan: &Plan, screen: &Screen, stop: &Stop) -> Result<Outcome> {
     perform(plan, screen, stop).map_err(|error| stop.cause(error))
 }

@@ -1,4 +1,4 @@
-//! A machine without a cluster: its own process serves, and it forwards nothing.
+//! A machine without a cluster. Its own process serves the Service, and forwarding is off.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -19,12 +19,12 @@ const VIPS: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 20)),
     IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0x20)),
 ];
-/// How many requests each client sends to an address.
+/// The number of requests that each client sends to an address.
 const REQUESTS: u32 = 20;
-/// How long the agent may take to get in sync.
+/// The time limit for the agent to get in sync.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What its clients have had: answers by server, and everything that was not as it should be.
+/// The results of its clients: answers by server, and all failures.
 #[derive(Debug, Default)]
 pub(super) struct Served {
     pub(super) requests: u64,
@@ -32,7 +32,8 @@ pub(super) struct Served {
     pub(super) failures: Vec<String>,
 }
 
-/// Starts a server and an agent on such a machine, and asks it from outside and from itself.
+/// Starts a server and an agent on such a machine. Sends requests to it from outside and from
+/// itself.
 pub(super) fn play(cluster: &Cluster, screen: &Screen, stop: &Stop) -> Result<Served> {
     screen.heading("7/8  One machine without a cluster: its own process is the Service's endpoint");
     screen.print(
@@ -70,7 +71,7 @@ fn start_agent(node: &Node, screen: &Screen, stop: &Stop) -> Result<Agent> {
         if start.elapsed() > PATIENCE || agent.process().has_ended() {
             bail!("the agent of {NAME} is not in sync\n{}", agent.log());
         }
-        screen.show("the kernel checks the programs ...".to_owned());
+        screen.show("the verifier checks the programs ...".to_owned());
         stop.pause(REFRESH)?;
     }
     screen.keep("");

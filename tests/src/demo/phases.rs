@@ -1,5 +1,4 @@
-//! The phases under load: what happens, what to look at, and what must be true before the next one
-//! begins.
+//! The phases under load: the change, what to look at, and the condition for the next phase.
 
 use std::time::{Duration, Instant};
 
@@ -11,29 +10,30 @@ use super::{Plan, REFRESH, Screen};
 use crate::lab::report::HttpReport;
 use crate::stop::Stop;
 
-/// How long a phase may take beyond the time that its requests need.
+/// How long a phase may take in addition to the time that its requests need.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// After so many requests of each client without an answer from a Pod, no new connections go there.
+/// After this many requests of each client without an answer from a Pod, the Pod counts as having
+/// no new connections.
 const QUIET: u64 = 20;
 
-/// The Pod that goes and comes back, and the one that is added.
+/// The Pod that is removed and returns, and the one that is added.
 const LEAVER: &str = "web-1";
 const NEWCOMER: &str = "web-5";
 /// The node of both.
 const NODE: usize = 0;
 
-/// What must be true for a phase to end.
+/// The condition for the end of a phase.
 type Condition<'a> = &'a dyn Fn(&Stage<'_>) -> bool;
 
-/// What the phases under load work with.
+/// The state of the phases under load.
 pub(super) struct Stage<'a> {
     plan: &'a Plan,
     screen: &'a Screen,
     stop: &'a Stop,
     cluster: Cluster,
     load: Load,
-    /// Whether all agents that are alive are in sync.
+    /// Whether all running agents are in sync.
     in_sync: bool,
 }
 
@@ -50,7 +50,7 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// All phases under load, up to the first that fails.
+    /// Runs all phases under load, up to the first that fails.
     pub(super) fn play(&mut self) -> Result<()> {
         self.spread()?;
         self.add_pod()?;
@@ -59,7 +59,7 @@ impl<'a> Stage<'a> {
         self.restart_agent()
     }
 
-    /// What is left when all is done.
+    /// Returns the cluster and the load after the last phase.
     pub(super) fn end(self) -> (Cluster, Load) {
         (self.cluster, self.load)
     }
@@ -76,7 +76,7 @@ impl<'a> Stage<'a> {
     fn add_pod(&mut self) -> Result<()> {
         self.begin(
             &format!("4/8  A Pod is added under load: {NEWCOMER} on {}", NODES[NODE]),
-            "Look at its column: it gets its share as soon as its manifest is there.",
+            "Look at its column: it gets its share as soon as its manifest exists.",
         )?;
         self.cluster.create_pod(NEWCOMER, NODE)?;
         self.cluster.start_server(NEWCOMER)?;
@@ -116,7 +116,7 @@ impl<'a> Stage<'a> {
     fn restart_agent(&mut self) -> Result<()> {
         self.begin(
             &format!("     The agent of {} is started again", NODES[NODE]),
-            &format!("Look at {LEAVER}: the agent takes over what is in the kernel and catches up."),
+            &format!("Look at {LEAVER}: the agent takes over the pinned maps and catches up."),
         )?;
         self.cluster.agents[NODE] = Some(self.cluster.start_agent(NODE)?);
         self.finish(&|stage| stage.in_sync && stage.all_answer())
@@ -130,8 +130,8 @@ impl<'a> Stage<'a> {
         self.load.start_phase()
     }
 
-    /// Shows the table until every client has sent its requests and the condition holds; then the
-    /// table stays.
+    /// Shows the table until every client has sent its requests and the condition holds. Then
+    /// prints the table permanently.
     fn finish(&mut self, condition: Condition<'_>) -> Result<()> {
         let ended = self.wait(&|stage| stage.all_have_asked() && (stage.has_errors() || condition(stage)));
         self.screen.keep(&self.load.table(&self.cluster));
@@ -142,7 +142,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Shows the table until no client is sent to this Pod any more.
+    /// Shows the table until no client gets this Pod any more.
     fn wait_until_quiet(&mut self, pod: &str) -> Result<()> {
         loop {
             let before = self.counts(pod);
@@ -179,7 +179,7 @@ impl<'a> Stage<'a> {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("not every client was answered by every Pod that it should reach, within {limit:?}");
+                bail!("not every client got answers from every Pod that it should reach within {limit:?}");
             }
             self.stop.pause(REFRESH)?;
         }

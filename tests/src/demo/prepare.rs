@@ -1,4 +1,4 @@
-//! The phases before there is any traffic.
+//! The phases before the traffic starts.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,10 @@ use super::{Plan, REFRESH, Screen};
 use crate::lab::Machine;
 use crate::stop::Stop;
 
-/// How long agents may take to get in sync.
+/// The time limit for agents to get in sync.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Makes the lab.
+/// Creates the lab.
 pub(super) fn build(plan: &Plan, screen: &Screen) -> Result<Cluster> {
     screen.heading("1/8  Two nodes, Pods and clients, each a network namespace of this machine");
     let cluster = Cluster::build(plan.silent.as_deref())?;
@@ -44,9 +44,9 @@ pub(super) fn start_agents(cluster: &mut Cluster, screen: &Screen, stop: &Stop) 
     cluster.start_agents()?;
     while !cluster.agents_in_sync()? {
         if start.elapsed() > PATIENCE {
-            bail!("the agents are not in sync in time\n{}", cluster.log_tails());
+            bail!("the agents did not get in sync in time\n{}", cluster.log_tails());
         }
-        screen.show("the kernel checks the programs ...".to_owned());
+        screen.show("the verifier checks the programs ...".to_owned());
         stop.pause(REFRESH)?;
     }
     screen.keep(&format!(

@@ -1,4 +1,4 @@
-//! What the demo shows: text, and a table that is redrawn in its place if somebody looks at it.
+//! The demo's output: text, and a table that is redrawn in place on a terminal.
 
 use std::env;
 use std::io::{self, IsTerminal};
@@ -8,17 +8,17 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// Standard output.
 #[derive(Debug)]
 pub struct Screen {
-    /// The part that is redrawn; draws nothing where standard output is no terminal.
+    /// The part that is redrawn. It draws nothing if standard output is not a terminal.
     live: ProgressBar,
     has_colours: bool,
 }
 
 impl Screen {
-    /// Standard output as it is.
+    /// Creates a screen on standard output.
     ///
     /// # Errors
     ///
-    /// If the style is not understood.
+    /// If the style cannot be parsed.
     pub fn new() -> anyhow::Result<Self> {
         let live = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
         live.set_style(ProgressStyle::with_template("{msg}")?);
@@ -33,24 +33,24 @@ impl Screen {
         println!("\n{}", self.coloured("1", text));
     }
 
-    /// Prints text for good.
+    /// Prints text permanently.
     pub(super) fn print(&self, text: &str) {
         println!("{text}");
     }
 
-    /// Shows a text until the next one.
+    /// Shows a temporary text until the next one.
     pub(super) fn show(&self, text: String) {
         self.live.set_message(text);
         self.live.tick();
     }
 
-    /// Puts a text for good where others were shown for a while.
+    /// Replaces the temporary text by a permanent one.
     pub(super) fn keep(&self, text: &str) {
         self.live.set_message("");
         self.live.suspend(|| println!("{text}"));
     }
 
-    /// The last word.
+    /// Prints the final result.
     pub(super) fn verdict(&self, is_good: bool, text: &str) {
         println!("\n{}", self.coloured(if is_good { "1;32" } else { "1;31" }, text));
     }

@@ -1,4 +1,4 @@
-//! The end of the demo: what all clients have had, and whether that is well.
+//! The end of the demo: the results of all clients, and the verdict.
 
 use std::collections::BTreeMap;
 
@@ -13,14 +13,14 @@ use super::table::milliseconds;
 use crate::lab::Node;
 use crate::lab::report::HttpReport;
 
-/// How the demo went.
+/// The result of the demo.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Outcome {
     /// Number of requests.
     pub requests: u64,
     /// Answers by Pod.
     pub answers: BTreeMap<String, u64>,
-    /// Everything that was not as it should be.
+    /// Everything that failed.
     pub failures: Vec<String>,
 }
 
@@ -69,7 +69,7 @@ fn summary_line(route: &Route, report: &HttpReport) -> String {
     )
 }
 
-/// The Pods must see who asks.
+/// An error if the Pods saw another source address than the client's.
 fn wrong_source(route: &Route, report: &HttpReport) -> Option<String> {
     let source = route.source?;
     let other = report.clients.iter().find(|client| **client != source)?;
@@ -79,8 +79,7 @@ fn wrong_source(route: &Route, report: &HttpReport) -> Option<String> {
     ))
 }
 
-/// What happened in each node's kernel: packets as captured, and connections as the programs
-/// counted them.
+/// Checks each node's kernel: the captured packets, and the connections that the programs counted.
 fn check_nodes(
     cluster: &mut Cluster,
     reports: &[(Route, HttpReport)],
@@ -112,11 +111,12 @@ fn check_nodes(
     Ok(())
 }
 
-/// How many connections the programs of a node have sent to a Pod, as `lb-agent services` tells.
+/// The number of connections that the programs of a node have sent to Pods, from
+/// `lb-agent services`.
 fn translated_connections(node: &Node) -> Result<u64> {
     let services = node.agent_command("services", &["-o", "json"])?;
-    let services: Value = serde_json::from_str(&services).context("read what lb-agent services prints")?;
-    let services = services.as_array().context("lb-agent services prints no list")?;
+    let services: Value = serde_json::from_str(&services).context("parse the output of lb-agent services")?;
+    let services = services.as_array().context("lb-agent services prints no array")?;
     Ok(services
         .iter()
         .filter_map(|service| service["connections"].as_u64())

@@ -1,4 +1,4 @@
-//! The table of who was answered by whom.
+//! The table of answers by client and Pod.
 
 use std::fmt::Write;
 
@@ -11,11 +11,11 @@ const TO_WIDTH: usize = 19;
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Row<'a> {
-    /// Who asks.
+    /// The client.
     pub(super) from: &'a str,
-    /// Which address and port.
+    /// The destination address and port.
     pub(super) to: &'a str,
-    /// What came of it.
+    /// The client's report.
     pub(super) report: &'a HttpReport,
 }
 
@@ -53,7 +53,7 @@ fn line(text: &mut String, pods: &[String], row: &Row<'_>) {
     text.push_str(&line);
 }
 
-/// Tenths of milliseconds are what differs.
+/// Formats microseconds as milliseconds with one decimal.
 pub(super) fn milliseconds(microseconds: u64) -> String {
     let tenths = (microseconds + 50) / 100;
     format!("{}.{} ms", tenths / 10, tenths % 10)

@@ -1,5 +1,5 @@
-//! The addresses of a lab. All of them are private or documentation ranges, and the same in every
-//! lab: namespaces keep labs apart.
+//! The addresses of a lab. They are in private or documentation ranges, and are the same in every
+//! lab: namespaces separate the labs.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,8 +17,8 @@ pub(super) const GATEWAY: Addresses = Addresses {
 
 /// The other end of the link of a Pod or an outside client: its default gateway.
 ///
-/// As with Calico, the address exists nowhere; the machine has a fixed neighbour entry for it with
-/// [`LEAF_GATEWAY_MAC`].
+/// As with Calico, no device has the address. The machine has a permanent neighbour entry for it
+/// with [`LEAF_GATEWAY_MAC`].
 pub(super) const LEAF_GATEWAY: Addresses = Addresses {
     ipv4: Ipv4Addr::new(169, 254, 1, 1),
     ipv6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee),
@@ -27,7 +27,8 @@ pub(super) const LEAF_GATEWAY: Addresses = Addresses {
 /// Link-layer address of the other end of every Pod's and outside client's link, as with Calico.
 pub(super) const LEAF_GATEWAY_MAC: Mac = Mac([0xee; 6]);
 
-/// Link-layer address of a Pod whose kernel answers nothing: its node must know it beforehand.
+/// Link-layer address of a Pod whose kernel answers nothing. Its node needs a permanent neighbour
+/// entry.
 pub(super) const SILENT_MAC: Mac = Mac([2, 0, 0, 0, 0, 0x51]);
 
 /// The address of a client behind a Pod.
@@ -36,7 +37,7 @@ pub(super) const BEHIND: Addresses = Addresses {
     ipv6: Ipv6Addr::new(0xfd00, 0x87, 0, 0, 0, 0, 0, 0x10),
 };
 
-/// The address of a container on a node that is not the cluster's.
+/// The address of a container on a node that is not part of the cluster.
 pub(super) const CONTAINER: Addresses = Addresses {
     ipv4: Ipv4Addr::new(10, 88, 0, 2),
     ipv6: Ipv6Addr::new(0xfd00, 0x88, 0, 0, 0, 0, 0, 2),
@@ -111,8 +112,8 @@ pub(super) fn pod(node: u8, pod: u8) -> Addresses {
     }
 }
 
-/// The address of the Pod of a cluster inside of a container on a node: that cluster has the same
-/// Pod CIDRs.
+/// The address of the Pod of a cluster inside a container on a node. That cluster has the same Pod
+/// CIDRs.
 pub(super) fn inner_pod(node: u8) -> Addresses {
     pod(node, 199)
 }
@@ -125,7 +126,7 @@ pub(super) fn outside(index: u8) -> Addresses {
     }
 }
 
-/// The networks of which all addresses lead to that machine: IPv4, IPv6.
+/// The networks that are routed to that machine: IPv4, IPv6.
 pub(super) fn outside_networks(index: u8) -> [String; 2] {
     [
         format!("198.18.{index}.0/24"),

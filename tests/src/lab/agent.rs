@@ -13,11 +13,11 @@ use super::process::{Process, built_binary};
 /// How long a command of the agent may take.
 const COMMAND_TIME_LIMIT: Duration = Duration::from_secs(30);
 
-/// What the agent logs once the maps hold everything that the manifests say.
+/// The agent's log text when the maps contain everything in the manifests.
 const READY: &str = "in sync";
 
-/// Who of the agent warns of Services that are not in the maps as their manifests say.
-const COMPLAINANTS: [&str; 3] = [
+/// The agent's modules that warn about Services that are not in the maps as in their manifests.
+const WARNING_MODULES: [&str; 3] = [
     "WARN lb_agent::source",
     "WARN lb_agent::controller",
     "WARN lb_agent::install",
@@ -30,14 +30,14 @@ pub enum SocketLb {
     All,
     /// Those of the host.
     Host,
-    /// Nobody's.
+    /// No sockets.
     Off,
 }
 
 /// How XDP is attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Xdp {
-    /// As the driver can.
+    /// In the driver if it supports XDP, otherwise in the stack.
     Auto,
     /// In the driver.
     Native,
@@ -68,10 +68,10 @@ impl fmt::Display for Xdp {
     }
 }
 
-/// How an agent is started. What is not set is left to the agent's default.
+/// Options for starting an agent. Unset options have the agent's defaults.
 #[derive(Clone, Default, Debug)]
 pub struct AgentOptions {
-    /// The program, if it is not the one just built.
+    /// The program; the one that cargo built if not set.
     pub program: Option<PathBuf>,
     /// The Kubernetes API as the source, instead of the lab's manifests.
     pub kubeconfig: Option<PathBuf>,
@@ -81,7 +81,7 @@ pub struct AgentOptions {
     pub xdp: Option<Xdp>,
     /// Further arguments.
     pub arguments: Vec<String>,
-    /// How long it may run; unlimited if not set. It ends with the lab in any case.
+    /// How long it may run; unlimited if not set. It always ends with the lab.
     pub time_limit: Option<Duration>,
 }
 
@@ -97,7 +97,7 @@ impl AgentOptions {
     }
 }
 
-/// A running agent. Dropping it kills it, which leaves its programs at work until the lab ends.
+/// A running agent. Dropping it kills the process. Its programs keep working until the lab ends.
 #[derive(Debug)]
 pub struct Agent {
     node: Node,
@@ -108,13 +108,14 @@ pub struct Agent {
 impl Node {
     /// Starts the node's agent on the manifests of the lab, and waits until it is in sync.
     ///
-    /// The program is `lb-agent` beside the running one; the environment variable `LB_AGENT` wins.
+    /// The program is `lb-agent` next to the running one. The environment variable `LB_AGENT` takes
+    /// precedence.
     ///
     /// # Errors
     ///
-    /// If it does not get in sync; the message shows the end of its log. If it warns of a manifest
-    /// or a Service, since a test would only notice later that the Service does not work; the
-    /// message says what the agent does.
+    /// If it does not get in sync; the message shows the end of its log. If it warns about a
+    /// manifest or a Service, because a test would only notice later that the Service does not
+    /// work; the message contains the warnings.
     pub fn start_agent(&self, options: &AgentOptions) -> Result<Agent> {
         let mut agent = self.start_agent_unready(options)?;
         agent.wait_until_logged(READY)?;
@@ -128,8 +129,8 @@ impl Node {
         Ok(agent)
     }
 
-    /// The same without waiting: for an agent that is to fail, to be killed while it starts, or to
-    /// meet Services that it cannot install.
+    /// The same without waiting. For an agent that should fail, that is killed while it starts, or
+    /// that cannot install some Services.
     ///
     /// # Errors
     ///
@@ -160,16 +161,16 @@ impl Node {
     }
 
     /// Runs another command of the agent (`status`, `services`, `cleanup` ...) on this node and
-    /// returns what it writes to standard output.
+    /// returns its standard output.
     ///
     /// # Errors
     ///
-    /// If it fails, with what it wrote to standard error.
+    /// If it fails; the message shows its standard error.
     pub fn agent_command(&self, command: &str, arguments: &[&str]) -> Result<String> {
         self.start_command(command, arguments)?.output(COMMAND_TIME_LIMIT)
     }
 
-    /// The same, whatever its exit code is.
+    /// Runs the command, accepts any exit code, and returns the code with the output.
     ///
     /// # Errors
     ///
@@ -195,31 +196,31 @@ impl Node {
 }
 
 impl Agent {
-    /// What it has logged so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// Its warnings of what is not in the maps as the manifests say.
+    /// Its warnings about Services that are not in the maps as in their manifests.
     fn complaints(&self) -> Vec<String> {
         let log = self.log();
         let warnings = log
             .lines()
-            .filter(|line| COMPLAINANTS.iter().any(|who| line.contains(who)));
+            .filter(|line| WARNING_MODULES.iter().any(|who| line.contains(who)));
         warnings.map(str::to_owned).collect()
     }
 
-    /// Where it logs.
+    /// The file with its log.
     pub fn log_path(&self) -> &Path {
         self.process.log_path()
     }
 
-    /// Whether the maps hold everything that the manifests said when it started.
+    /// Whether the maps contain everything that was in the manifests when it started.
     pub fn is_in_sync(&self) -> bool {
         self.log().contains(READY)
     }
 
-    /// Waits until it has logged a line with `text`.
+    /// Waits until it has logged a line that contains `text`.
     ///
     /// # Errors
     ///

@@ -8,7 +8,7 @@ use super::cluster::{Cluster, options};
 use super::node::Node;
 use super::xdp_peer::XdpPeer;
 
-/// The agents of all nodes, and what their XDP programs need.
+/// The agents of all nodes, and the peers that their XDP programs need.
 #[derive(Debug)]
 pub struct Agents {
     /// In the order of the nodes.
@@ -17,7 +17,7 @@ pub struct Agents {
 }
 
 impl Agents {
-    /// Kills them and starts others in their place, with the same options.
+    /// Kills all agents and starts others in their place, with the same options.
     ///
     /// # Errors
     ///
@@ -32,9 +32,8 @@ impl Agents {
 }
 
 impl Cluster {
-    /// Starts the agents of all nodes, with XDP on their network devices if a mode is given. All
-    /// nodes know the link-layer addresses of each other and of the way out: XDP leaves packets to
-    /// TC until then.
+    /// Starts the agents of all nodes, with XDP on their network devices if a mode is given. Then
+    /// resolves the neighbours of all nodes: XDP leaves packets to TC until they are known.
     ///
     /// # Errors
     ///
@@ -59,8 +58,7 @@ impl Cluster {
         })
     }
 
-    /// Lets a node learn the link-layer addresses of the other nodes and of the way to the outside
-    /// client.
+    /// Resolves a node's neighbours: the other nodes and the next hop to the outside client.
     fn resolve_neighbours(&self, node: &Node) -> Result<()> {
         let others = self.nodes.iter().filter(|other| other.name() != node.name());
         let machines = others.map(Node::host).chain([&self.outside]);
@@ -77,7 +75,7 @@ impl Cluster {
 }
 
 impl Node {
-    /// How many packets the agent's programs have counted under a reason, according to
+    /// The number of packets that the agent's programs have counted under a reason, according to
     /// `lb-agent status`.
     ///
     /// # Errors

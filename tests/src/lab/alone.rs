@@ -1,4 +1,4 @@
-//! Network namespaces for what needs no lab.
+//! Network namespaces for tests that need no lab.
 
 use std::fs::File;
 use std::marker::PhantomData;
@@ -11,8 +11,8 @@ use super::Lab;
 use super::id::LabId;
 use super::namespace::{self, Namespace};
 
-/// A network namespace that is part of no lab, with the thread that made it inside. Dropping it
-/// moves the thread back and removes it; if the process is killed, the next lab removes it.
+/// A network namespace outside any lab. The thread that created it is in it. Dropping it moves the
+/// thread back and removes the namespace. If the process is killed, the next lab removes it.
 #[derive(Debug)]
 pub struct LoneNamespace {
     id: LabId,
@@ -22,7 +22,7 @@ pub struct LoneNamespace {
 }
 
 impl LoneNamespace {
-    /// Makes a namespace and moves the calling thread into it; `purpose` is part of its name.
+    /// Creates a namespace and moves the calling thread into it; `purpose` is part of its name.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl Drop for LoneNamespace {
             .context("go back")
             .and_then(|()| namespace::remove(|name| self.id.owns(name)));
         if let Err(error) = removed {
-            // A panic here would hide the one that may be the cause.
+            // A panic here would hide an earlier panic that may be the cause.
             eprintln!("{} is not removed: {error:#}", self.namespace.name());
         }
     }

@@ -1,4 +1,4 @@
-//! What is attached to the devices of a namespace.
+//! Programs that are attached to the devices of a namespace.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use nix::net::if_::if_nametoindex;
 
 use super::namespace::Namespace;
 
-/// How many programs look at a device's packets.
+/// The number of programs at a device.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Attached {
     /// At TCX ingress.
@@ -48,7 +48,7 @@ impl Attached {
 }
 
 impl Namespace {
-    /// How many programs a device has, whoever attached them.
+    /// The number of programs at a device, by any owner.
     ///
     /// # Errors
     ///
@@ -70,7 +70,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// If there is none of that name.
+    /// If there is no device of that name.
     pub fn device_index(&self, device: &str) -> Result<u32> {
         self.run(|| Ok(if_nametoindex(device)?))
     }

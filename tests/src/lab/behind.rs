@@ -1,4 +1,4 @@
-//! Clients that are no Pods, behind a Pod that forwards for them.
+//! Clients behind a Pod that forwards packets for them.
 
 use anyhow::Result;
 
@@ -17,8 +17,8 @@ const SECOND_DEVICE: &str = "eth1";
 const SECOND_MAC: &str = "02:00:00:00:87:01";
 
 impl Lab {
-    /// Adds a client behind a Pod, which forwards from now on. Nobody else knows a way to the
-    /// client. Its name has at most 11 characters. A lab has at most one.
+    /// Adds a client behind a Pod, on which it enables forwarding. No other machine has a route to
+    /// the client. Its name has at most 11 characters. A lab has at most one such client.
     ///
     /// # Errors
     ///
@@ -37,8 +37,8 @@ impl Lab {
         leaf.create()
     }
 
-    /// Gives a client behind a Pod a second link, by which the network outside of the cluster
-    /// reaches it. The client itself still sends by way of the Pod.
+    /// Gives a client behind a Pod a second link, through which the network outside the cluster
+    /// reaches it. The client itself still sends through the Pod.
     ///
     /// # Errors
     ///
@@ -54,7 +54,8 @@ impl Lab {
             format!("link set {device} up"),
         ];
         for address in client.addresses().both() {
-            // The client does not say that it has the address: it is that of its first device.
+            // The client does not answer neighbour requests here: the address is on its first
+            // device.
             lines.push(format!(
                 "neighbour add {address} lladdr {SECOND_MAC} dev {device} nud permanent"
             ));
@@ -62,17 +63,17 @@ impl Lab {
         }
         self.fabric.ip(&lines)?;
         namespace.ip(&[format!("link set {SECOND_DEVICE} up")])?;
-        // What comes back takes another way than what was sent.
+        // Routing is asymmetric.
         for (namespace, device) in [(&self.fabric, link::BRIDGE), (namespace, SECOND_DEVICE)] {
-            accept_any_way(namespace, device)?;
+            disable_reverse_path_filter(namespace, device)?;
         }
         self.fabric.wait_until_running(&[device])
     }
 }
 
 impl Node {
-    /// Learns the way to clients behind a Pod, by this device: that of the Pod, or the bridge that
-    /// it is a port of.
+    /// Adds a route to clients behind a Pod, through this device: the Pod's device, or the bridge
+    /// of which it is a port.
     ///
     /// # Errors
     ///
@@ -86,7 +87,7 @@ impl Node {
     }
 }
 
-fn accept_any_way(namespace: &Namespace, device: &str) -> Result<()> {
+fn disable_reverse_path_filter(namespace: &Namespace, device: &str) -> Result<()> {
     namespace.sysctl(&[
         ("ipv4/conf/all/rp_filter", "0"),
         (&format!("ipv4/conf/{device}/rp_filter"), "0"),

@@ -1,4 +1,4 @@
-//! Devices whose TCP segments may be larger than an IP header can say ("BIG TCP").
+//! Devices whose TCP segments may exceed the length field of an IP header ("BIG TCP").
 
 use anyhow::{Context, Result};
 use nix::net::if_::if_nameindex;
@@ -9,12 +9,12 @@ use super::Lab;
 use super::machine::Machine;
 use super::namespace::Namespace;
 
-/// Bytes of a segment that is cut up when it is sent, and of one that received ones are merged to.
+/// Largest size in bytes of a segment before GSO and after GRO.
 const LARGEST: u32 = 150_000;
 
 impl Lab {
-    /// Lets all devices of the fabric, the nodes and these machines send and merge TCP segments of
-    /// more than 64 KiB, in both IP versions (Linux 6.3).
+    /// Allows all devices of the fabric, the nodes and these machines to send and merge TCP
+    /// segments above 64 KiB, in both IP versions (Linux 6.3).
     ///
     /// # Errors
     ///

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use super::wait::wait_for;
 
-/// Where cgroup v2 is mounted: not the same place on every machine.
+/// The mount point of cgroup v2, which differs between machines.
 ///
 /// # Errors
 ///
@@ -29,7 +29,7 @@ pub(super) fn root() -> Result<PathBuf> {
         .context("no cgroup v2 in /proc/mounts")
 }
 
-/// Makes a group and returns its path.
+/// Creates a group and returns its path.
 pub(super) fn create(parent: &Path, name: &str) -> Result<PathBuf> {
     let path = parent.join(name);
     fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
@@ -43,11 +43,11 @@ pub(super) fn create(parent: &Path, name: &str) -> Result<PathBuf> {
 /// If there is no such group or no privilege.
 pub fn join(group: &Path) -> Result<()> {
     let path = group.join("cgroup.procs");
-    // 0 is whoever writes it.
+    // 0 means the writing process.
     fs::write(&path, "0").with_context(|| format!("write {}", path.display()))
 }
 
-/// Removes the groups whose names are `unwanted`, after ending what still runs in them.
+/// Removes the groups whose names are `unwanted`, after it ends the processes in them.
 pub(super) fn remove(unwanted: impl Fn(&str) -> bool) -> Result<()> {
     let root = root()?;
     for entry in fs::read_dir(&root).with_context(|| format!("list {}", root.display()))? {
@@ -80,10 +80,10 @@ fn kill_processes(group: &Path) -> io::Result<()> {
     if all.exists() {
         return ignore_missing(fs::write(all, "1"));
     }
-    // Linux before 5.14, or the group is gone.
+    // Linux before 5.14, or the group is already removed.
     let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     for process in processes.lines().filter_map(|number| number.parse().ok()) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
     }
     groups_below(group)

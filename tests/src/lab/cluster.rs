@@ -1,4 +1,4 @@
-//! What tests of Services start from: three nodes, a Service with Pods that serve it, and clients
+//! The usual setup of Service tests: three nodes, a Service with Pods that serve it, and clients
 //! inside and outside.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use super::process::Process;
 use super::wait::wait_for;
 use super::{Lab, LabOptions, SocketLb};
 
-/// How long a change may take to reach the maps.
+/// The time limit for a change to reach the maps.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The ports of the Service [`SERVICE`].
@@ -80,25 +80,25 @@ pub fn vips() -> [IpAddr; 2] {
     ]
 }
 
-/// Three nodes, a Service, its Pods and its clients. No agent runs yet.
+/// Three nodes, a Service, its Pods and its clients. No agent is running yet.
 #[derive(Debug)]
 pub struct Cluster {
     /// The Pods of the Service.
     pub servers: Vec<Server>,
-    /// A Pod of the first node that only asks.
+    /// A Pod of the first node that is only a client.
     pub client: Machine,
-    /// A client outside of the cluster.
+    /// A client outside the cluster.
     pub outside: Machine,
     /// The nodes.
     pub nodes: [Node; 3],
-    /// How many servers were ever added.
+    /// The number of servers added so far, including removed ones.
     added: usize,
-    // Last: goes when nothing uses it any more.
+    // Last field: dropped after everything that uses it.
     /// The lab.
     pub lab: Lab,
 }
 
-/// Addresses of load balancers, which [`Cluster::route_load_balancer`] sends to nodes.
+/// Load balancer addresses, which [`Cluster::route_load_balancer`] routes to nodes.
 pub fn load_balancer_addresses() -> [IpAddr; 2] {
     [
         IpAddr::from([198, 51, 100, 10]),
@@ -122,7 +122,7 @@ pub struct Server {
 }
 
 impl Cluster {
-    /// Makes it. `servers` says on which node, from 0, each of the Service's Pods is.
+    /// Creates a cluster. `servers` contains the node, from 0, of each of the Service's Pods.
     ///
     /// # Errors
     ///
@@ -186,7 +186,7 @@ impl Cluster {
         self.lab.apply(SERVICE_FILE, service())
     }
 
-    /// Sends what outside clients address to [`load_balancer_addresses`] to these nodes, in equal
+    /// Routes packets of outside clients to [`load_balancer_addresses`] to these nodes, in equal
     /// shares.
     ///
     /// # Errors
@@ -209,17 +209,17 @@ impl Cluster {
             .apply(&server.manifest_file(), server.manifest().ready(ready))
     }
 
-    /// Removes a Pod's manifest; the Pod itself goes on.
+    /// Removes a Pod's manifest. The Pod itself keeps running.
     ///
     /// # Errors
     ///
-    /// If it is removed already.
+    /// If it is already removed.
     pub fn remove_manifest(&self, server: &Server) -> Result<()> {
         self.lab.remove(&server.manifest_file())
     }
 
-    /// Lets the Service have these endpoints instead of those that follow from the Pods' manifests,
-    /// until [`SLICES_FILE`] is removed.
+    /// Gives the Service these endpoints instead of those of the Pods' manifests, until
+    /// [`SLICES_FILE`] is removed.
     ///
     /// # Errors
     ///
@@ -251,7 +251,7 @@ impl Cluster {
     }
 
     /// Waits until new connections go to exactly these Pods according to the first node's maps, and
-    /// others have no connections left either.
+    /// other Pods have no connections left.
     ///
     /// # Errors
     ///
@@ -298,7 +298,7 @@ impl Cluster {
         })
     }
 
-    /// Waits until the first node's maps hold exactly these Pods in these states.
+    /// Waits until the first node's maps contain exactly these Pods in these states.
     ///
     /// # Errors
     ///
@@ -307,7 +307,7 @@ impl Cluster {
         self.wait_for_states_on(0, servers)
     }
 
-    /// The same of another node's maps.
+    /// The same for another node's maps.
     ///
     /// # Errors
     ///
@@ -342,7 +342,7 @@ impl Server {
         EndpointManifest::of(&self.pod).node(self.node.name())
     }
 
-    /// The same, not ready but serving: it keeps what it has.
+    /// The same endpoint, not ready but serving: it keeps its connections.
     pub fn draining_endpoint(&self) -> EndpointManifest {
         self.endpoint().ready(false).serving(true)
     }
@@ -357,7 +357,7 @@ impl Server {
         format!("pod-{}.yaml", self.pod.name())
     }
 
-    /// Stops what it serves; what has begun is finished.
+    /// Stops its server, which finishes open requests.
     ///
     /// # Errors
     ///
@@ -368,8 +368,8 @@ impl Server {
     }
 }
 
-/// Options of an agent. Small maps, where `arguments` does not say otherwise: they are read again
-/// and again by tests that wait for a change.
+/// Options of an agent. Maps are small unless `arguments` sets their sizes, because tests read them
+/// repeatedly while they wait for a change.
 pub fn options(socket_lb: SocketLb, arguments: &[&str]) -> AgentOptions {
     let small = [
         "--max-backends=1024",
@@ -393,7 +393,7 @@ pub fn options(socket_lb: SocketLb, arguments: &[&str]) -> AgentOptions {
 }
 
 impl Node {
-    /// What its agent wrote to the maps, whether the agent runs or not.
+    /// The content of its agent's maps, whether the agent runs or not.
     ///
     /// # Errors
     ///
@@ -404,8 +404,8 @@ impl Node {
     }
 }
 
-/// The state of every backend that is not gone; `None` while frontends do not lead to exactly the
-/// active ones.
+/// The state of every backend that is not gone. `None` while the slots of the frontends do not
+/// refer to exactly the active ones.
 fn backends(image: &MapImage) -> Option<BTreeMap<IpAddr, BackendState>> {
     let rows = image.backends4.values().chain(image.backends6.values());
     let states: BTreeMap<IpAddr, BackendState> = rows

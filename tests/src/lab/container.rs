@@ -1,5 +1,5 @@
-//! Containers on nodes that are not the cluster's, such as those of Docker, and clusters inside of
-//! them.
+//! Containers on nodes that do not belong to the cluster, such as those of Docker, and clusters
+//! inside them.
 
 use std::net::IpAddr;
 
@@ -11,8 +11,8 @@ use super::machine::Machine;
 use super::node::Node;
 
 impl Node {
-    /// Adds a container that the node routes to and the cluster knows nothing of. A node has at
-    /// most one; its name has at most 11 characters.
+    /// Adds a container to which the node routes and which is unknown to the cluster. A node has at
+    /// most one. Its name has at most 11 characters.
     ///
     /// # Errors
     ///
@@ -22,8 +22,8 @@ impl Node {
             .create()
     }
 
-    /// Adds a Pod of a cluster inside of a container: the container is its node. That cluster has
-    /// this one's Pod CIDR.
+    /// Adds a Pod of a cluster inside a container, which is that cluster's node. That cluster has
+    /// the same Pod CIDR as this one.
     ///
     /// # Errors
     ///
@@ -36,7 +36,7 @@ impl Node {
 }
 
 impl Machine {
-    /// Gives it addresses of its own that nobody else knows.
+    /// Adds addresses to its loopback device. No other machine has a route to them.
     ///
     /// # Errors
     ///

@@ -11,10 +11,11 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 
-/// The BPF file system's mount point; mounts it if nothing has done so since the machine started.
+/// The mount point of the BPF file system. Mounts it if it is not mounted yet.
 pub(super) fn bpf_file_system() -> Result<&'static Path> {
     let path = Path::new(BPF_FILE_SYSTEM);
-    // A second mount would hide the pins of the first: look and mount under a lock.
+    // A second mount would hide the pins of the first one, so the check and the mount are under a
+    // lock.
     let lock = temporary();
     let lock = File::open(&lock).with_context(|| format!("open {}", lock.display()))?;
     lock.lock().context("lock the mount of the BPF file system")?;
@@ -30,13 +31,13 @@ fn is_bpf_file_system(path: &Path) -> Result<bool> {
     Ok(status.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Where manifests and logs of labs are.
+/// The directory with the manifests and logs of labs.
 pub(super) fn temporary() -> PathBuf {
     env::temp_dir()
 }
 
-/// Removes the directories whose names are `unwanted`. Without its pin, what was only held by it is
-/// detached and freed.
+/// Removes the directories whose names are `unwanted`. Removing the last pin of an object detaches
+/// and frees it.
 pub(super) fn remove(unwanted: impl Fn(&str) -> bool) -> Result<()> {
     for parent in [Path::new(BPF_FILE_SYSTEM), &temporary()] {
         for entry in fs::read_dir(parent)

@@ -1,4 +1,4 @@
-//! Programs that others have attached to a device beside the agent's.
+//! Programs of others that are attached to a device in addition to the agent's.
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
@@ -9,19 +9,19 @@ use super::Lab;
 use super::namespace::Namespace;
 use crate::test_programs;
 
-/// What a program says of every packet.
+/// The verdict that a program returns for every packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Says {
-    /// It passes, and no program behind sees it (`TC_ACT_OK`).
+    /// The packet passes, and no later program sees it (`TC_ACT_OK`).
     Pass,
-    /// The programs behind decide (`TC_ACT_UNSPEC`).
+    /// The later programs decide (`TC_ACT_UNSPEC`).
     Continue,
-    /// It is dropped (`TC_ACT_SHOT`).
+    /// The packet is dropped (`TC_ACT_SHOT`).
     Drop,
 }
 
 impl Says {
-    /// All of them.
+    /// All verdicts.
     pub const ALL: [Self; 3] = [Self::Pass, Self::Continue, Self::Drop];
 
     /// The name of the program.
@@ -43,15 +43,15 @@ pub enum At {
     ClsactFirst,
 }
 
-/// Programs of others at both directions of devices. Dropping it detaches those at TCX.
+/// Programs of others in both directions of devices. Dropping it detaches those at TCX.
 #[derive(Debug)]
 pub struct ForeignPrograms {
     _ebpf: Ebpf,
 }
 
 impl Lab {
-    /// Attaches a program to both directions of these devices. What was attached in that way before
-    /// comes behind it.
+    /// Attaches a program to both directions of these devices, in front of programs that were
+    /// attached by the same method before.
     ///
     /// # Errors
     ///
@@ -73,7 +73,7 @@ impl Lab {
             program.load()?;
             for device in devices {
                 if at == At::ClsactFirst {
-                    // It may be there.
+                    // It may already exist.
                     let _ = qdisc_add_clsact(device);
                 }
                 for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
@@ -86,8 +86,8 @@ impl Lab {
                     };
                     let id = program.attach_with_options(device, direction, options)?;
                     if at == At::ClsactFirst {
-                        // Else it would be detached by whoever drops it, in a namespace that is
-                        // another one.
+                        // Dropping the link would detach a program in the namespace of the dropping
+                        // thread, which is another one.
                         std::mem::forget(program.take_link(id)?);
                     }
                 }

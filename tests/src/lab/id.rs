@@ -1,10 +1,10 @@
-//! Names that tell whose a thing is, so that the leftovers of a killed run are recognised.
+//! Names that contain their owner, so that a later run recognises the leftovers of a killed one.
 
 use std::fs;
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Start of the name of everything a lab makes outside its namespaces.
+/// Prefix of the name of everything that a lab creates outside its namespaces.
 const PREFIX: &str = "lb-lab-";
 
 /// Name of one lab, unique on this machine: `lb-lab-PID-SEQUENCE`.
@@ -45,9 +45,9 @@ pub(super) fn is_leftover(name: &str) -> bool {
     owner.is_some_and(|pid| !is_alive(pid))
 }
 
-/// Whether the process runs. One that has ended but was not waited for does not.
+/// Whether the process runs. A zombie does not.
 fn is_alive(pid: u32) -> bool {
-    // The state follows the command's name, which is in parentheses and may hold anything.
+    // The state follows the command's name, which is in parentheses and may contain anything.
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
         .and_then(|stat| {
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_names_are_no_leftovers() {
+    fn names_of_a_running_process_are_not_leftovers() {
         let id = LabId::new();
         assert!(id.owns(&id.part("node-1")));
         assert!(!is_leftover(&id.part("node-1")));
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_owner_makes_a_leftover() {
+    fn names_of_an_ended_process_are_leftovers() {
         // Above the largest possible pid.
         assert!(is_leftover("lb-lab-4194305-0-node-1"));
         assert!(!is_leftover("cni-4194305-0"));

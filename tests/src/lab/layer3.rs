@@ -1,5 +1,5 @@
-//! Links without Ethernet headers, as those of VPNs are, and with, as those of a second network
-//! card are.
+//! Additional links: without Ethernet headers, like those of VPNs, and with them, like those of a
+//! second network card.
 
 use anyhow::Result;
 
@@ -11,13 +11,13 @@ use super::namespace::Namespace;
 use super::process::Process;
 use super::{Lab, Node};
 
-/// How a client is connected to its node, beside the node's link with the fabric.
+/// How a client is connected to its node, separately from the node's link to the fabric.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SecondLink {
     /// Whether its devices have Ethernet headers.
     pub ethernet: bool,
-    /// The routing table in which the node knows the way to the client, if that is not the main
-    /// one. A rule names it for packets to the client only.
+    /// The node's routing table that contains the route to the client, if that is not the main one.
+    /// A rule selects it only for packets to the client.
     pub table: Option<u32>,
 }
 
@@ -27,7 +27,7 @@ pub struct Layer3Link {
     _carrier: Process,
 }
 
-/// An outside client behind a node, over such a link.
+/// An outside client behind a node, connected by such a link.
 #[derive(Debug)]
 pub struct Layer3Client {
     /// The client. Its [`Machine::far_device`] is on the node.
@@ -38,7 +38,7 @@ pub struct Layer3Client {
 }
 
 impl Layer3Client {
-    /// Lets the node know the way to the client.
+    /// Adds the node's route to the client.
     ///
     /// # Errors
     ///
@@ -47,7 +47,7 @@ impl Layer3Client {
         self.change_way(node, "add")
     }
 
-    /// The node forgets it, as when a routing protocol withdraws its routes.
+    /// Removes that route, as when a routing protocol withdraws it.
     ///
     /// # Errors
     ///
@@ -80,9 +80,9 @@ impl Layer3Client {
 }
 
 impl Lab {
-    /// Adds a client outside of the cluster that reaches it through a node only, as by a VPN: over
-    /// a link without Ethernet headers, whose end on the node is the device `tun-NAME`. Nobody but
-    /// the node knows the way to it. Its name has at most 11 characters.
+    /// Adds a client outside the cluster that reaches it only through a node, as through a VPN. The
+    /// link has no Ethernet headers, and its end on the node is the device `tun-NAME`. Only the
+    /// node has a route to the client. Its name has at most 11 characters.
     ///
     /// # Errors
     ///
@@ -100,7 +100,7 @@ impl Lab {
         Ok(client)
     }
 
-    /// The same over another kind of link, and the node does not know the way to the client yet.
+    /// The same with another kind of link, and without the node's route to the client.
     ///
     /// # Errors
     ///
@@ -135,8 +135,8 @@ impl Lab {
         Ok(Layer3Client { machine, link, kind })
     }
 
-    /// Lets two nodes send packets for each other's Pods over a link without Ethernet headers, with
-    /// addresses of its own, until the link is dropped: then they know no way. The devices are
+    /// Makes two nodes send packets for each other's Pods over a link without Ethernet headers,
+    /// which has its own addresses. After the link is dropped, they have no route. The devices are
     /// `tun-NAME` with the other node's name.
     ///
     /// # Errors
@@ -155,7 +155,7 @@ impl Lab {
     }
 }
 
-/// Makes a link between two devices, which are still down.
+/// Creates a link between two devices, which are still down.
 fn connect(near: (&Machine, &str), far: (&Machine, &str), ethernet: bool) -> Result<Layer3Link> {
     let mut command = near.0.tool(None)?;
     command

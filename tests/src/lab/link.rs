@@ -12,10 +12,10 @@ use super::address::{
 };
 use super::namespace::Namespace;
 
-/// The nodes' network, in the fabric.
+/// The fabric's bridge, which connects the nodes.
 pub(super) const BRIDGE: &str = "br0";
 
-/// Of every link that has no reason for another.
+/// The MTU of links unless another one is needed.
 pub(super) const MTU: u16 = 1500;
 
 /// The device of a Pod or an outside client.
@@ -27,17 +27,17 @@ pub(super) const VXLAN_PORT: u16 = 4789;
 /// A node's device towards the Pods of other nodes, if there is an overlay.
 pub(super) const OVERLAY_DEVICE: &str = "vxlan0";
 
-/// What the overlay's headers leave of the nodes' network's MTU.
+/// The MTU of the nodes' network minus the overlay's headers.
 pub(super) const OVERLAY_MTU: u16 = 1450;
 
-/// Of links without Ethernet header: that of WireGuard.
+/// The MTU of links without Ethernet header: that of WireGuard.
 const LAYER3_MTU: u16 = 1420;
 
 /// Longest name of a device.
 const DEVICE_NAME_MAX: usize = 15;
 
-/// Variables below `/proc/sys/net` of every namespace, to be set before it has devices. Without
-/// duplicate address detection an IPv6 address can be used at once.
+/// Variables below `/proc/sys/net` of every namespace, which must be set before it has devices.
+/// Without duplicate address detection an IPv6 address is usable immediately.
 pub(super) const SYSCTLS: [(&str, &str); 4] = [
     ("ipv6/conf/all/accept_dad", "0"),
     ("ipv6/conf/default/accept_dad", "0"),
@@ -45,17 +45,18 @@ pub(super) const SYSCTLS: [(&str, &str); 4] = [
     ("ipv6/conf/default/accept_ra", "0"),
 ];
 
-/// The same of whatever forwards.
+/// The same for namespaces that forward.
 pub(super) const FORWARDING_SYSCTLS: [(&str, &str); 2] =
     [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
 
-/// The same of whoever shares flows out to several next hops: by addresses and ports.
+/// The same for the namespace that distributes flows over several next hops: by addresses and
+/// ports.
 pub(super) const SHARING_SYSCTLS: [(&str, &str); 2] = [
     ("ipv4/fib_multipath_hash_policy", "1"),
     ("ipv6/fib_multipath_hash_policy", "1"),
 ];
 
-/// The same of a node: the strictest reverse-path filter, as many distributions set it.
+/// The same for nodes: the strictest reverse path filter, which many distributions set.
 pub(super) const NODE_SYSCTLS: [(&str, &str); 2] = [
     ("ipv4/conf/all/rp_filter", "1"),
     ("ipv4/conf/default/rp_filter", "1"),
@@ -105,7 +106,7 @@ pub(super) fn node(index: u8) -> Vec<String> {
     ]
 }
 
-/// In the fabric and in the other nodes: the way to the Pods of a node.
+/// In the fabric and in the other nodes: the routes to the Pods of a node.
 pub(super) fn routes_to_pods(node: u8) -> [String; 2] {
     let (cidr4, cidr6) = address::pod_cidrs(node);
     routes(&[cidr4, cidr6], address::node(node))
@@ -128,8 +129,8 @@ pub(super) fn host_to_tap(device: &str) -> [String; 1] {
     )]
 }
 
-/// In a node: adds or deletes the way to the networks of an outside client, in a table that rules
-/// name for it.
+/// In a node: adds or deletes the routes to the networks of an outside client, in a table that
+/// rules select for it.
 pub(super) fn to_second_client(
     change: &str,
     device: &str,
@@ -146,7 +147,7 @@ pub(super) fn to_second_client(
     networks.iter().flat_map(route).collect()
 }
 
-/// In that client.
+/// The addresses and routes of that client.
 pub(super) fn layer3_leaf(addresses: Addresses) -> Vec<String> {
     let [add4, add6] = leaf_addresses(addresses);
     vec![
@@ -159,7 +160,7 @@ pub(super) fn layer3_leaf(addresses: Addresses) -> Vec<String> {
     ]
 }
 
-/// In a node: the way to the Pods of another over such a device.
+/// In a node: the routes to the Pods of another node through such a device.
 pub(super) fn layer3_to_node(device: &str, node: u8, other: u8) -> Vec<String> {
     let (own, peer) = (address::layer3(node), address::layer3(other));
     let (cidr4, cidr6) = address::pod_cidrs(other);
@@ -172,7 +173,7 @@ pub(super) fn layer3_to_node(device: &str, node: u8, other: u8) -> Vec<String> {
     ]
 }
 
-/// The way to networks, IPv4 and IPv6.
+/// The routes to two networks, IPv4 and IPv6.
 pub(super) fn routes([network4, network6]: &[String; 2], via: Addresses) -> [String; 2] {
     let Addresses { ipv4, ipv6 } = via;
     [
@@ -181,8 +182,8 @@ pub(super) fn routes([network4, network6]: &[String; 2], via: Addresses) -> [Str
     ]
 }
 
-/// In a node: its device in the overlay. Its packets have no outer UDP checksum, as RFC 7348 has
-/// it: what it would be depends on whether the inner one is finished.
+/// In a node: its overlay device. Its packets have no outer UDP checksum, as RFC 7348 recommends:
+/// its value would depend on whether the inner checksum is complete.
 pub(super) fn overlay(index: u8) -> [String; 4] {
     let Addresses { ipv4, ipv6 } = address::overlay(index);
     let (mac, local) = (address::overlay_mac(index), address::node(index).ipv4);
@@ -197,7 +198,7 @@ pub(super) fn overlay(index: u8) -> [String; 4] {
     ]
 }
 
-/// In a node: the way through the overlay to the Pods of another.
+/// In a node: the routes through the overlay to the Pods of another node.
 pub(super) fn overlay_to_pods(node: u8) -> [String; 4] {
     let Addresses { ipv4, ipv6 } = address::overlay(node);
     let (cidr4, cidr6) = address::pod_cidrs(node);
@@ -210,7 +211,7 @@ pub(super) fn overlay_to_pods(node: u8) -> [String; 4] {
     ]
 }
 
-/// The `bridge` command beside that: at which node the packets come out.
+/// The corresponding `bridge` command, with the node at which the packets leave the overlay.
 pub(super) fn overlay_exit(node: u8) -> String {
     format!(
         "fdb append {} dev {OVERLAY_DEVICE} dst {}",
@@ -219,8 +220,8 @@ pub(super) fn overlay_exit(node: u8) -> String {
     )
 }
 
-/// Where a Pod (on its node) or an outside client (in the fabric) hangs: a link and one route per
-/// family, no bridge.
+/// On the host of a Pod (its node) or of an outside client (the fabric): a link and one route per
+/// family, without a bridge.
 pub(super) fn host_to_leaf(device: &str, leaf: &Namespace, mtu: u16, addresses: Addresses) -> Vec<String> {
     vec![
         format!(
@@ -233,7 +234,7 @@ pub(super) fn host_to_leaf(device: &str, leaf: &Namespace, mtu: u16, addresses: 
     ]
 }
 
-/// In a Pod or an outside client.
+/// In a Pod or an outside client: its addresses and routes.
 pub(super) fn leaf(addresses: Addresses) -> Vec<String> {
     let Addresses { ipv4, ipv6 } = LEAF_GATEWAY;
     let [add4, add6] = leaf_addresses(addresses);
@@ -257,12 +258,13 @@ fn leaf_addresses(addresses: Addresses) -> [String; 2] {
     ]
 }
 
-/// In a Pod whose kernel is not to know the Pod's addresses.
+/// In a Pod whose kernel must not have the Pod's addresses.
 pub(super) fn silent_leaf() -> [String; 1] {
     [format!("link set {LEAF_DEVICE} address {SILENT_MAC} up")]
 }
 
-/// On its node, instead of what its kernel would tell.
+/// On the node of that Pod: neighbour entries, because its kernel does not answer neighbour
+/// requests.
 pub(super) fn host_to_silent_leaf(device: &str, addresses: Addresses) -> [String; 2] {
     addresses
         .both()

@@ -1,4 +1,4 @@
-//! What nodes, Pods and outside clients have in common.
+//! Common properties of nodes, Pods and outside clients.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,17 +12,17 @@ use super::namespace::Namespace;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum TcpState {
-    /// It is open.
+    /// The connection is open.
     Established = 1,
-    /// It has asked for a connection.
+    /// The socket has sent a SYN.
     SynSent = 2,
-    /// It has been asked.
+    /// The socket has received a SYN.
     SynReceived = 3,
 }
 
-/// A place where processes run: the host side of a node, a Pod or an outside client.
+/// A place in which processes run: the host side of a node, a Pod or an outside client.
 ///
-/// A clone is the same place. Once its lab is gone, nothing can be started in it any more.
+/// A clone is the same place. Nothing can be started in it after its lab is removed.
 #[derive(Clone, Debug)]
 pub struct Machine {
     pub(super) name: String,
@@ -30,14 +30,14 @@ pub struct Machine {
     pub(super) cgroup: PathBuf,
     pub(super) addresses: Addresses,
     pub(super) far_device: String,
-    /// Which one outside it is, if it is outside.
+    /// The number of the outside machine, if it is one.
     pub(super) outside_index: Option<u8>,
     /// Where processes write their logs.
     pub(super) logs: PathBuf,
 }
 
 impl Machine {
-    /// Its name; servers answer with it.
+    /// Its name, with which servers answer.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -57,22 +57,22 @@ impl Machine {
         self.addresses
     }
 
-    /// Name of the other end of its link `eth0`: of a Pod in its node's namespace, of a node or an
-    /// outside client in the fabric.
+    /// Name of the other end of its link `eth0`. That end is in the node's namespace for a Pod, and
+    /// in the fabric for a node or an outside client.
     pub fn far_device(&self) -> &str {
         &self.far_device
     }
 
-    /// How many UDP datagrams its sockets have received, over both IP versions.
+    /// The number of UDP datagrams that its sockets have received, for both IP versions.
     ///
     /// # Errors
     ///
-    /// If the kernel does not say.
+    /// If the kernel does not report it.
     pub fn received_datagrams(&self) -> Result<u64> {
         self.namespace.run(|| {
             let ipv4 = fs::read_to_string("/proc/thread-self/net/snmp")?;
             let ipv6 = fs::read_to_string("/proc/thread-self/net/snmp6")?;
-            // The second line of a protocol has the numbers, the first of them what we look for.
+            // The second line of a protocol contains the numbers; the first one is InDatagrams.
             let ipv4 = ipv4.lines().filter(|line| line.starts_with("Udp:")).nth(1);
             let ipv6 = ipv6.lines().find(|line| line.starts_with("Udp6InDatagrams"));
             let number = |line: Option<&str>| -> Result<u64> {
@@ -83,11 +83,11 @@ impl Machine {
         })
     }
 
-    /// How many TCP sockets are in one of these states, over both IP versions.
+    /// The number of TCP sockets in one of these states, for both IP versions.
     ///
     /// # Errors
     ///
-    /// If the kernel does not say.
+    /// If the kernel does not report it.
     pub fn tcp_sockets(&self, states: &[TcpState]) -> Result<usize> {
         let tables = self.namespace.run(|| {
             let ipv4 = fs::read_to_string("/proc/thread-self/net/tcp")?;

@@ -1,5 +1,5 @@
-//! A lab: nodes, Pods and outside clients as network namespaces of this machine, with real sockets
-//! between them.
+//! A lab: nodes, Pods and outside clients as network namespaces of this machine. Real sockets
+//! communicate between them.
 //!
 //! ```no_run
 //! use lb_tests::lab::Lab;
@@ -16,9 +16,8 @@
 //! # }
 //! ```
 //!
-//! The namespaces are linked only with each other: nothing reaches the machine's real network.
-//! Everything is removed when the [`Lab`] is dropped; what a killed process left behind is removed
-//! by the next lab.
+//! The namespaces are linked only with each other: no packet reaches the machine's real network.
+//! Dropping the [`Lab`] removes everything. The next lab removes the leftovers of a killed process.
 
 mod address;
 mod agent;
@@ -88,7 +87,8 @@ pub use wait::wait_for;
 pub use wire::Wire;
 pub use xdp_peer::XdpPeer;
 
-/// Whether a lab can be made here; says on standard output that the test is skipped if not.
+/// Whether this process may create a lab. If not, prints to standard output that the test is
+/// skipped.
 ///
 /// ```no_run
 /// if !lb_tests::lab::require_privileges() {
@@ -103,14 +103,14 @@ pub fn require_privileges() -> bool {
     privileged
 }
 
-/// A lab. Dropping it removes everything that it made.
+/// A lab. Dropping it removes everything that it created.
 #[derive(Debug)]
 pub struct Lab {
     id: LabId,
     options: LabOptions,
     fabric: Namespace,
     cgroup_root: PathBuf,
-    /// The control group of what is outside: no agent's programs are attached to it.
+    /// The control group of outside machines: no agent attaches programs to it.
     outside: PathBuf,
     bpf_file_system: &'static Path,
     directory: PathBuf,
@@ -118,11 +118,11 @@ pub struct Lab {
     members: Mutex<Members>,
 }
 
-/// What a lab is to be like.
+/// Options of a lab.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct LabOptions {
-    /// Whether nodes send packets for each other's Pods through a VXLAN, and nobody else knows the
-    /// way to Pods: else everybody routes to them.
+    /// If true, nodes send packets for each other's Pods through a VXLAN, and no other machine has
+    /// a route to Pods. If false, every machine routes to them.
     pub overlay: bool,
 }
 
@@ -133,7 +133,7 @@ struct Members {
 }
 
 impl Lab {
-    /// Makes a lab without nodes; `title` appears in the name of its directory only.
+    /// Creates a lab without nodes. `title` is only part of the name of its directory.
     ///
     /// # Errors
     ///
@@ -155,7 +155,7 @@ impl Lab {
         let directory = directory::temporary().join(id.part(title));
         let manifests = directory.join("manifests");
         fs::create_dir_all(&manifests).with_context(|| format!("create {}", manifests.display()))?;
-        // From here on a failure removes what was made.
+        // From here on a failure removes what was created.
         let guard = Cleanup(Some(id.clone()));
         let outside = cgroup::create(&cgroup_root, &id.part("outside"))?;
         let fabric = Namespace::create(id.part("fabric"))?;
@@ -177,7 +177,7 @@ impl Lab {
         })
     }
 
-    /// Removes what labs of processes left behind that were killed.
+    /// Removes the leftovers of labs whose processes were killed.
     ///
     /// # Errors
     ///
@@ -186,7 +186,7 @@ impl Lab {
         remove(id::is_leftover)
     }
 
-    /// Adds a node. It and the others route each other's Pods.
+    /// Adds a node. It and the other nodes get routes to each other's Pods.
     ///
     /// # Errors
     ///
@@ -212,7 +212,7 @@ impl Lab {
         Ok(node)
     }
 
-    /// Start of the names of its namespaces, control groups and directories.
+    /// The prefix of the names of its namespaces, control groups and directories.
     pub fn name(&self) -> &str {
         self.id.as_str()
     }
@@ -222,8 +222,8 @@ impl Lab {
         self.lock().nodes.clone()
     }
 
-    /// The namespace in the middle: a switch between the nodes, and a router between them and the
-    /// outside clients.
+    /// The namespace in the middle. It is a switch between the nodes, and a router between them and
+    /// the outside clients.
     pub fn fabric(&self) -> &Namespace {
         &self.fabric
     }
@@ -257,13 +257,13 @@ impl Drop for Cleanup {
     fn drop(&mut self) {
         let Some(id) = &self.0 else { return };
         if let Err(error) = remove(|name| id.owns(name)) {
-            // A panic here would hide the one that may be the cause.
+            // A panic here would hide an earlier panic that may be the cause.
             eprintln!("{} is not removed completely: {error:#}", id.as_str());
         }
     }
 }
 
-/// Removes everything whose name is `unwanted`: processes first, since they hold the rest.
+/// Removes everything whose name is `unwanted`. Processes come first because they use the rest.
 fn remove(unwanted: impl Fn(&str) -> bool) -> Result<()> {
     cgroup::remove(&unwanted)?;
     directory::remove(&unwanted)?;

@@ -1,4 +1,4 @@
-//! Network namespaces under `/run/netns`, where `ip netns` finds them too.
+//! Network namespaces under `/run/netns`, where `ip netns` also finds them.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -23,7 +23,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes a namespace.
+    /// Creates a namespace.
     pub(super) fn create(name: String) -> Result<Self> {
         ip_batch(&[format!("netns add {name}")])?;
         Ok(Self { name })
@@ -34,18 +34,18 @@ impl Namespace {
         &self.name
     }
 
-    /// Takes its name away. It goes once no process is in it any more, and its devices with it.
+    /// Removes its name. The kernel deletes the namespace and its devices once no process is in it.
     ///
     /// # Errors
     ///
-    /// If it has no name any more.
+    /// If the name is already removed.
     pub fn remove(&self) -> Result<()> {
         ip_batch(&[format!("netns delete {}", self.name)])
     }
 
-    /// Calls `function` in the namespace, on a thread of its own: the calling thread stays where it
-    /// is. Files and sockets that it opens belong to the namespace, also when they are used
-    /// elsewhere.
+    /// Calls `function` in the namespace, on a separate thread: the calling thread stays in its
+    /// namespace. Files and sockets that `function` opens belong to the namespace, even if they are
+    /// used elsewhere.
     ///
     /// # Errors
     ///
@@ -72,14 +72,13 @@ impl Namespace {
             .with_context(|| format!("namespace {}", self.name))
     }
 
-    /// The same with lines of `ip -6` commands: those about rules do not tell the IP version from
-    /// an address.
+    /// Runs lines of `ip -6` commands. `ip rule` does not derive the IP version from an address.
     pub(super) fn ip6(&self, lines: &[impl AsRef<str> + Sync]) -> Result<()> {
         self.run(|| batch("ip", &["-6", "-batch", "-"], lines))
             .with_context(|| format!("namespace {}", self.name))
     }
 
-    /// The same with lines of `bridge` commands.
+    /// Runs lines of `bridge` commands.
     pub(super) fn bridge(&self, lines: &[impl AsRef<str> + Sync]) -> Result<()> {
         self.run(|| batch("bridge", &["-batch", "-"], lines))
             .with_context(|| format!("namespace {}", self.name))
@@ -99,11 +98,11 @@ impl Namespace {
         })
     }
 
-    /// Waits until devices send.
+    /// Waits until devices are running.
     ///
-    /// The end of a link that was set up first learns that the other is up too by deferred work of
-    /// the kernel. What it is given to send until then is dropped, and if that was a neighbour
-    /// request, it is repeated a second later.
+    /// Deferred work of the kernel notifies the end of a link that was set up first that the other
+    /// end is up. Until then the device drops the packets that it should send. A dropped neighbour
+    /// request is repeated only a second later.
     pub(super) fn wait_until_running(&self, devices: &[&str]) -> Result<()> {
         let is_running = |device: &str| {
             getifaddrs().is_ok_and(|mut found| {
@@ -123,8 +122,8 @@ impl Namespace {
 
     /// Sets a device's offloads, as in `ethtool -K DEVICE tx off gro on`.
     ///
-    /// Native XDP on one end of a veth pair needs exactly that on the other: XDP cannot know that a
-    /// frame's checksum is unfinished.
+    /// Native XDP on one end of a veth pair needs exactly these settings on the other end: XDP
+    /// cannot detect an incomplete checksum.
     ///
     /// # Errors
     ///
@@ -200,7 +199,7 @@ fn batch(program: &str, arguments: &[&str], lines: &[impl AsRef<str>]) -> Result
     }
 }
 
-/// The same, past failures: another process may be removing the same leftovers.
+/// Runs all lines even if some fail: another process may be removing the same leftovers.
 fn ip_batch_forced(lines: &[String]) -> Result<()> {
     let errors = run_batch("ip", &["-force", "-batch", "-"], lines)?;
     match errors {
@@ -215,7 +214,7 @@ fn ip_batch_forced(lines: &[String]) -> Result<()> {
     }
 }
 
-/// Runs `ip` or `bridge` with lines as its input; what it says if it fails.
+/// Runs `ip` or `bridge` with lines as its input. Returns its error output if it fails.
 fn run_batch(program: &str, arguments: &[&str], lines: &[impl AsRef<str>]) -> Result<Option<String>> {
     let mut child = Command::new(program)
         .args(arguments)
@@ -225,7 +224,7 @@ fn run_batch(program: &str, arguments: &[&str], lines: &[impl AsRef<str>]) -> Re
         .spawn()
         .with_context(|| format!("start {program} (package iproute2)"))?;
     let input: String = lines.iter().flat_map(|line| [line.as_ref(), "\n"]).collect();
-    // Dropping the pipe ends the input. If the program ended early, its exit says why.
+    // Dropping the pipe ends the input. A program that ended early reports that by its exit status.
     let _ = child
         .stdin
         .take()

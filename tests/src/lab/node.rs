@@ -20,7 +20,7 @@ pub struct Node {
     host: Machine,
     lab: LabId,
     overlay: bool,
-    /// All processes of the node, those of its Pods included.
+    /// The control group of all processes of the node, including those of its Pods.
     cgroup: PathBuf,
     pub(super) pin_path: PathBuf,
     pub(super) manifests: PathBuf,
@@ -28,7 +28,7 @@ pub struct Node {
     pods: Arc<Mutex<Vec<Machine>>>,
 }
 
-/// Where a new node finds what belongs to its lab.
+/// The parts of the lab that a new node needs.
 pub(super) struct NodePlan<'a> {
     pub(super) name: &'a str,
     pub(super) index: u8,
@@ -88,22 +88,22 @@ impl Node {
         self.host.name()
     }
 
-    /// Where its own processes run, those in the host's network.
+    /// The machine of its own processes, those in the host's network namespace.
     pub fn host(&self) -> &Machine {
         &self.host
     }
 
-    /// The control group of all its processes, those of its Pods included.
+    /// The control group of all its processes, including those of its Pods.
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
     }
 
-    /// Where its agent pins maps, programs and links. Removed with the lab.
+    /// The directory in which its agent pins maps, programs and links. Removed with the lab.
     pub fn pin_path(&self) -> &Path {
         &self.pin_path
     }
 
-    /// Where its agent remembers what it gave to Services. Removed with the lab.
+    /// The directory in which its agent stores its allocations for Services. Removed with the lab.
     pub fn state_directory(&self) -> &Path {
         &self.state
     }
@@ -113,8 +113,7 @@ impl Node {
         address::pod_cidrs(self.index)
     }
 
-    /// The addresses of its device in the overlay: those from which it sends to Pods of other
-    /// nodes.
+    /// The addresses of its overlay device, from which it sends to Pods of other nodes.
     pub fn overlay_addresses(&self) -> Option<Addresses> {
         self.overlay.then(|| address::overlay(self.index))
     }
@@ -124,8 +123,8 @@ impl Node {
         self.lock_pods().clone()
     }
 
-    /// Adds a Pod. A name has at most 11 characters, since its device on the node is called after
-    /// it.
+    /// Adds a Pod. A name has at most 11 characters, because it is part of the name of its device
+    /// on the node.
     ///
     /// # Errors
     ///
@@ -134,8 +133,8 @@ impl Node {
         self.add_pod(name, |leaf| leaf.create())
     }
 
-    /// Adds a Pod whose kernel does not know the Pod's addresses and thus answers nothing: for
-    /// packets that a test makes and answers itself, by [`Machine::wire`].
+    /// Adds a Pod whose kernel does not have the Pod's addresses and therefore answers nothing. It
+    /// is for packets that a test builds and answers itself, through [`Machine::wire`].
     ///
     /// # Errors
     ///
@@ -153,7 +152,7 @@ impl Node {
         Ok(pod)
     }
 
-    /// A machine whose processes are the node's, and whose link leads to `host`.
+    /// The plan of a machine whose processes belong to the node and whose link leads to `host`.
     pub(super) fn leaf<'a>(&'a self, name: &'a str, addresses: Addresses, host: &'a Namespace) -> Leaf<'a> {
         Leaf {
             name,
@@ -170,8 +169,9 @@ impl Node {
         }
     }
 
-    /// Keeps larger packets from a Pod of this node: the node says so by ICMP, or sends fragments
-    /// where the sender allows it. The devices' MTU stays: the Pod does not know.
+    /// Limits the MTU of the route to a Pod of this node. The node answers larger packets with ICMP
+    /// errors, or fragments them if the sender allows it. The devices keep their MTU, so the Pod
+    /// does not know the limit.
     ///
     /// # Errors
     ///
@@ -184,7 +184,7 @@ impl Node {
     }
 
     /// Makes the devices of these Pods ports of a new bridge, as many CNIs do. The bridge has the
-    /// link-layer address that Pods take for their gateway's.
+    /// link-layer address of the Pods' gateway.
     ///
     /// # Errors
     ///
@@ -212,7 +212,7 @@ impl Node {
         namespace.wait_until_running(&devices)
     }
 
-    /// Learns the way to the Pods of another node.
+    /// Adds routes to the Pods of another node.
     pub(super) fn learn(&self, other: &Self) -> Result<()> {
         let namespace = self.host.namespace();
         if !self.overlay {
@@ -232,11 +232,11 @@ pub(super) struct Leaf<'a> {
     pub(super) name: &'a str,
     pub(super) lab: &'a LabId,
     pub(super) addresses: Addresses,
-    /// Of both ends of the link.
+    /// The MTU of both ends of the link.
     pub(super) mtu: u16,
-    /// The other end of the link.
+    /// The namespace of the other end of the link.
     pub(super) host: &'a Namespace,
-    /// The group in which it gets one.
+    /// The group in which its own one is created.
     pub(super) cgroup: &'a Path,
     pub(super) logs: &'a Path,
 }
@@ -252,7 +252,8 @@ impl Leaf<'_> {
         self.create_with(&neighbours, &link::silent_leaf())
     }
 
-    /// Makes it with these `ip` commands at both ends, after those that every leaf needs.
+    /// Creates the machine. Runs these `ip` commands at both ends, after those that every leaf
+    /// needs.
     fn create_with(&self, at_host: &[String], at_leaf: &[String]) -> Result<Machine> {
         let device = self.device()?;
         let namespace = Namespace::create(self.lab.part(self.name))?;

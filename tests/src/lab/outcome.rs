@@ -1,4 +1,4 @@
-//! What becomes of requests to a Service.
+//! The outcome of requests to a Service.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -8,23 +8,23 @@ use anyhow::{Result, ensure};
 
 use super::machine::Machine;
 
-/// Enough requests to find two Pods: one is missed once in two billion times.
+/// Enough requests to find two Pods: they miss one of them once in two billion runs.
 const REQUESTS: u32 = 32;
-/// Requests that are to fail.
+/// The number of requests that should fail.
 const FAILURES: u32 = 2;
-/// How long requests wait that are to be lost.
+/// The timeout of requests that should get no answer.
 const TIMEOUT: Duration = Duration::from_millis(150);
 
-/// What becomes of requests to a Service.
+/// The outcome of requests to a Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// These Pods answer, and no others.
     Pods(BTreeSet<String>),
-    /// The client is told at once: RST, or ICMP port unreachable.
+    /// The client immediately gets RST or ICMP port unreachable.
     Refused,
-    /// The socket is told at once that there is no way.
+    /// The socket immediately gets EHOSTUNREACH.
     NoWay,
-    /// Nothing.
+    /// There is no answer.
     Lost,
 }
 
@@ -34,7 +34,7 @@ impl Outcome {
         Self::Pods(names.into_iter().map(Into::into).collect())
     }
 
-    /// The error of a socket that meets it, beside what the socket was doing.
+    /// The error of the socket, without the name of the failed call.
     fn error(&self) -> Option<&'static str> {
         match self {
             Self::Pods(_) => None,
@@ -46,11 +46,11 @@ impl Outcome {
 }
 
 impl Machine {
-    /// Sends HTTP requests, each on a connection of its own.
+    /// Sends HTTP requests, each on a separate connection.
     ///
     /// # Errors
     ///
-    /// If something else becomes of them.
+    /// If they have another outcome.
     pub fn expect_tcp(&self, to: SocketAddr, expected: &Outcome) -> Result<()> {
         let client = self.http(to.ip(), to.port());
         let client = match expected {
@@ -77,7 +77,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// If something else becomes of them.
+    /// If they have another outcome.
     pub fn expect_udp(&self, to: SocketAddr, expected: &Outcome) -> Result<()> {
         let client = self.udp(to.ip(), to.port()).connected();
         let client = match expected {
@@ -102,8 +102,8 @@ impl Machine {
     }
 }
 
-/// `ConnectionRefused` of `receive: ConnectionRefused`: a socket that is translated is told by
-/// `connect`.
+/// Returns `ConnectionRefused` of `receive: ConnectionRefused`. The call differs: for a translated
+/// socket it is `connect`.
 fn reason(error: &str) -> &str {
     error.split_once(": ").map_or(error, |(_, reason)| reason)
 }

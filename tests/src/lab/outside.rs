@@ -1,4 +1,4 @@
-//! What is outside of the cluster: clients, and routers before them.
+//! Machines outside the cluster: clients, and routers in front of them.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use super::node::Leaf;
 use super::{Lab, Node, link};
 
 impl Lab {
-    /// Adds a client outside of the cluster. Its name has at most 11 characters.
+    /// Adds a client outside the cluster. Its name has at most 11 characters.
     ///
     /// # Errors
     ///
@@ -22,8 +22,7 @@ impl Lab {
         Ok(client)
     }
 
-    /// Adds a router beside the outside clients, for some that are behind it. Its name has at most
-    /// 11 characters.
+    /// Adds a router for outside clients that are behind it. Its name has at most 11 characters.
     ///
     /// # Errors
     ///
@@ -34,14 +33,14 @@ impl Lab {
         Ok(router)
     }
 
-    /// Adds a client outside of the cluster, behind a router.
+    /// Adds a client outside the cluster, behind a router.
     ///
     /// ```no_run
     /// # fn main() -> anyhow::Result<()> {
     /// # let lab = lb_tests::lab::Lab::new("example")?;
     /// let router = lab.router("router")?;
     /// let client = lab.outside_client_behind(&router, "client-1")?;
-    /// // Larger packets do not get through, in both directions; the router says so by ICMP.
+    /// // Larger packets do not get through in either direction; the router sends ICMP errors.
     /// router.namespace().limit_mtu(1400)?;
     /// # Ok(())
     /// # }
@@ -62,9 +61,9 @@ impl Lab {
         Ok(client)
     }
 
-    /// Sends what outside clients address to `prefix` (of a load balancer's addresses) to these
-    /// nodes, as a router does that learned it from them: in equal shares of flows if there are
-    /// several. Takes effect at once, also for flows that go to another node so far.
+    /// Routes packets of outside clients to `prefix` (load balancer addresses) to these nodes, like
+    /// a router that learned the route from them. Several nodes get equal shares of the flows. The
+    /// change takes effect immediately, also for existing flows.
     ///
     /// # Errors
     ///
@@ -82,7 +81,8 @@ impl Lab {
         self.fabric.ip(&[format!("route replace {prefix}{hops}")])
     }
 
-    /// A machine at the fabric or behind a router, and its own networks: IPv4, IPv6.
+    /// Creates a machine at the fabric or behind a router. Returns it with its own networks: IPv4,
+    /// IPv6.
     fn outside_machine(&self, name: &str, router: Option<&Machine>) -> Result<(Machine, [String; 2])> {
         let mut members = self.lock();
         let index = members.outside_machines + 1;
@@ -103,8 +103,8 @@ impl Lab {
 }
 
 impl Machine {
-    /// Gives an outside client the first `count` addresses of its own network, beside the one that
-    /// it has. The same addresses each time.
+    /// Gives an outside client the first `count` addresses of its own network, in addition to the
+    /// one that it has. They are the same in every call.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl Machine {
             .flat_map(|Addresses { ipv4, ipv6 }| {
                 [
                     format!("address replace {ipv4}/32 dev {LEAF_DEVICE}"),
-                    // Used only by those who ask for it, as further addresses of IPv4 are.
+                    // Not a default source address, like additional IPv4 addresses.
                     format!("address replace {ipv6}/128 dev {LEAF_DEVICE} nodad preferred_lft 0"),
                 ]
             })
@@ -127,9 +127,9 @@ impl Machine {
         Ok(addresses)
     }
 
-    /// Addresses of an outside client's own network that it does not have: their packets reach its
-    /// device, and its kernel answers none of them. For packets that a test makes and answers
-    /// itself.
+    /// Addresses of an outside client's own network that it does not have. Packets to them reach
+    /// its device, and its kernel does not answer them. They are for packets that a test builds and
+    /// answers itself.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Directories for pins of programs that need no lab.
+//! Pin directories for tests that need no lab.
 
 use std::path::{Path, PathBuf};
 
@@ -7,13 +7,14 @@ use anyhow::Result;
 use super::id::LabId;
 use super::{Lab, directory};
 
-/// A directory in the bpf file system. Dropping it removes it and what is pinned there; if the
-/// process is killed, the next lab or the next such directory does.
+/// A directory in the bpf file system. Dropping it removes the directory and its pins. If the
+/// process is killed, the next lab or the next such directory removes them.
 #[derive(Debug)]
 pub struct PinDirectory(PathBuf);
 
 impl PinDirectory {
-    /// A name for a directory; `purpose` is part of it. It is made by whoever pins.
+    /// Chooses a name for a directory; `purpose` is part of it. The directory is created by the
+    /// first pin.
     ///
     /// # Errors
     ///
@@ -25,7 +26,7 @@ impl PinDirectory {
         ))
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -33,7 +34,7 @@ impl PinDirectory {
 
 impl Drop for PinDirectory {
     fn drop(&mut self) {
-        // Nothing to do about a pin that is gone already.
+        // A pin that is already removed is not an error.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }

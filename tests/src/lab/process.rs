@@ -1,4 +1,4 @@
-//! Processes in the places of a lab.
+//! Processes in the machines of a lab.
 
 use std::env;
 use std::ffi::OsStr;
@@ -20,16 +20,16 @@ use super::machine::Machine;
 use super::wait::wait_for;
 use crate::slowness::patience;
 
-/// How long a process may run by default: a test that hangs ends too.
+/// How long a process may run by default, so that a test that hangs ends too.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
 
-/// How long a process may take to end after it was asked to, or to become ready.
+/// How long a process may take to become ready, or to end after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How much of a log a message shows.
+/// How many bytes of a log a message shows.
 const LOG_TAIL: usize = 4000;
 
-/// A process. Dropping it kills it; it also ends when the process that started it does.
+/// A process. Dropping it kills the process. It also ends when the process that started it ends.
 #[derive(Debug)]
 pub struct Process {
     title: String,
@@ -39,21 +39,20 @@ pub struct Process {
 }
 
 impl Machine {
-    /// Runs a program here and returns what it writes to standard output.
+    /// Runs a program on this machine and returns its standard output.
     ///
     /// # Errors
     ///
-    /// If it fails, with what it wrote to standard error.
+    /// If it fails; the message shows its standard error.
     pub fn exec(&self, program: impl AsRef<OsStr>, arguments: &[impl AsRef<OsStr>]) -> Result<String> {
         self.start(program, arguments)?.output(TIME_LIMIT)
     }
 
-    /// Starts a program here.
+    /// Starts a program on this machine.
     ///
     /// # Errors
     ///
-    /// If `lab-tool` cannot be started. That the program does not exist shows when it is waited
-    /// for.
+    /// If `lab-tool` cannot be started. If the program does not exist, waiting for it fails.
     pub fn start(&self, program: impl AsRef<OsStr>, arguments: &[impl AsRef<OsStr>]) -> Result<Process> {
         let title = Path::new(program.as_ref())
             .file_name()
@@ -64,11 +63,10 @@ impl Machine {
         self.spawn(&title, command)
     }
 
-    /// A command line of `lab-tool` that puts itself in this place, still without what it is to do
-    /// there.
+    /// A `lab-tool` command that enters this machine. The caller appends the subcommand.
     pub(super) fn tool(&self, time_limit: Option<Duration>) -> Result<Command> {
         let mut command = Command::new(built_binary("lab-tool", "LAB_TOOL")?);
-        // Its last words are what a test looks at.
+        // Tests read the end of its error output, which a backtrace would fill.
         command
             .env("RUST_BACKTRACE", "0")
             .args(["--netns", self.namespace.name()])
@@ -92,13 +90,13 @@ impl Machine {
         )
     }
 
-    /// The same of a program that may log to standard output or standard error.
+    /// The same for a program that may log to standard output or standard error.
     pub(super) fn spawn_with_single_log(&self, title: &str, command: Command) -> Result<Process> {
         let log = self.file(title).with_added_extension("log");
         Process::spawn(format!("{title} in {}", self.name), command, log.clone(), log)
     }
 
-    /// A file that no other process writes to, still without its extension.
+    /// The path of a file to which no other process writes, without its extension.
     fn file(&self, title: &str) -> PathBuf {
         static SEQUENCE: AtomicU32 = AtomicU32::new(0);
         let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed);
@@ -131,31 +129,31 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has written to standard output so far.
+    /// Its standard output so far.
     pub fn output_so_far(&self) -> String {
         fs::read_to_string(&self.output).unwrap_or_default()
     }
 
-    /// Where it writes standard error to.
+    /// The file with its standard error.
     pub fn log_path(&self) -> &Path {
         &self.log
     }
 
-    /// What it has written to standard error so far.
+    /// Its standard error so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits until `condition` gives a value.
+    /// Waits until `condition` returns a value.
     ///
     /// # Errors
     ///
-    /// If it gives none in time or the process ends first; the message shows the end of its log.
+    /// If it returns none in time or the process ends first. The message shows the end of its log.
     pub fn wait_until<T>(&mut self, what: &str, mut condition: impl FnMut(&Self) -> Option<T>) -> Result<T> {
         let title = format!("{}: {what}", self.title);
         let found = wait_for(&title, PATIENCE, || {
             let ended = self.has_ended();
-            // Asked after: what a process wrote last counts.
+            // Called after the check, so that the last output of a process counts.
             let value = condition(self);
             (ended || value.is_some()).then_some(value)
         });
@@ -166,7 +164,7 @@ impl Process {
         }
     }
 
-    /// Waits until it says on standard output that it is ready.
+    /// Waits until it prints `ready` to standard output.
     pub(crate) fn wait_until_ready(&mut self) -> Result<()> {
         self.wait_until("ready", |process| {
             process
@@ -181,7 +179,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// If it does not read any more.
+    /// If it no longer reads its input.
     pub fn write_line(&mut self, line: &str) -> Result<()> {
         let input = self.child.stdin.as_mut().context("its input was closed")?;
         writeln!(input, "{line}").with_context(|| format!("write to {}", self.title))
@@ -200,7 +198,7 @@ impl Process {
             .with_context(|| format!("signal {}", self.title))
     }
 
-    /// Asks it to end (SIGTERM) and waits until it has.
+    /// Sends SIGTERM and waits until it has ended.
     ///
     /// # Errors
     ///
@@ -230,11 +228,11 @@ impl Process {
         wait_for(&title, timeout, || self.child.try_wait().ok().flatten()).with_context(|| self.tail())
     }
 
-    /// Waits until it ends by itself and returns what it wrote to standard output.
+    /// Waits until it ends by itself and returns its standard output.
     ///
     /// # Errors
     ///
-    /// If it has not ended in time or failed; the message shows the end of its log.
+    /// If it has not ended in time or failed. The message shows the end of its log.
     pub fn output(mut self, timeout: Duration) -> Result<String> {
         let status = self.wait(timeout)?;
         if !status.success() {
@@ -251,7 +249,7 @@ impl Process {
     }
 
     fn end(&mut self) {
-        // Fails if it has ended, which is as good.
+        // Fails if it has already ended, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -266,7 +264,8 @@ impl Drop for Process {
     }
 }
 
-/// The program `name` as cargo built it beside the running one; the environment variable wins.
+/// The path of the program `name` that cargo built next to the running one. The environment
+/// variable takes precedence.
 pub(super) fn built_binary(name: &str, variable: &str) -> Result<PathBuf> {
     if let Some(path) = env::var_os(variable) {
         return Ok(path.into());
@@ -282,10 +281,10 @@ pub(super) fn built_binary(name: &str, variable: &str) -> Result<PathBuf> {
         .with_context(|| format!("{name} is not built: run `cargo build --workspace`, or set {variable}"))
 }
 
-/// Spawns on a thread that lasts as long as this process.
+/// Spawns on a thread that runs as long as this process.
 ///
-/// Children ask the kernel to kill them when their parent ends, and there the parent is the
-/// *thread* that started them: that of a test may end before its children are wanted to.
+/// Children request that the kernel kills them when their parent ends. For the kernel, the parent
+/// is the *thread* that started them, and the thread of a test may end before its children should.
 fn spawn_from_lasting_thread(command: Command) -> Result<Child> {
     type Request = (Command, mpsc::Sender<std::io::Result<Child>>);
     static SPAWNER: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
@@ -293,7 +292,7 @@ fn spawn_from_lasting_thread(command: Command) -> Result<Child> {
         let (sender, requests) = mpsc::channel::<Request>();
         thread::spawn(move || {
             for (mut command, answer) in requests {
-                // Nobody waits for the answer only if its thread was killed.
+                // Fails only if the waiting thread was killed.
                 let _ = answer.send(command.spawn());
             }
         });

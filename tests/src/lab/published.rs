@@ -1,4 +1,4 @@
-//! Services beside the usual one, of Pods that a test names.
+//! Additional Services, with Pods that the test chooses.
 
 use std::net::IpAddr;
 
@@ -9,12 +9,12 @@ use super::machine::Machine;
 use super::manifest::{EndpointManifest, EndpointSliceManifest, ServiceManifest, ServicePort};
 use super::node::Node;
 
-/// A Service of certain Pods.
+/// A Service with chosen Pods.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Published {
     /// Its name.
     pub name: &'static str,
-    /// The last part of its addresses.
+    /// The last component of its addresses.
     pub number: u8,
 }
 
@@ -32,7 +32,7 @@ impl Published {
         ]
     }
 
-    /// Its addresses of a load balancer, which sends everything to the first node.
+    /// Its load balancer addresses. The load balancer sends everything to the first node.
     pub fn addresses(&self) -> [IpAddr; 2] {
         [
             IpAddr::from([198, 51, 100, self.number]),
@@ -47,7 +47,7 @@ impl Published {
 }
 
 impl Cluster {
-    /// Publishes it, with these Pods and their nodes as its endpoints.
+    /// Publishes a Service with these Pods on their nodes as its endpoints.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What the clients of `lab-tool` report: one JSON object on standard output, after the line
+//! The reports of the clients of `lab-tool`: one JSON object on standard output, after the line
 //! `ready`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// HTTP requests, each on a connection of its own.
+/// HTTP requests, each on a separate connection.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct HttpReport {
     /// Answers by the name of the server.
@@ -17,10 +17,10 @@ pub struct HttpReport {
     pub errors: BTreeMap<String, u64>,
     /// The client's addresses as the servers saw them.
     pub clients: BTreeSet<IpAddr>,
-    /// From `connect` to the end of the answer, of requests that were answered.
+    /// The time from `connect` to the end of the answer, for answered requests.
     pub latency: Latency,
-    /// Who answered which of the client's own addresses and ports, if the client was told which to
-    /// use.
+    /// The server that answered each of the client's addresses and ports, if the caller chose
+    /// these.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub servers: BTreeMap<SocketAddr, String>,
 }
@@ -52,14 +52,13 @@ pub struct UdpReport {
     pub errors: BTreeMap<String, u64>,
     /// The client's addresses and ports as the servers saw them.
     pub clients: BTreeSet<SocketAddr>,
-    /// Where the answers came from, as the client saw it.
+    /// The source addresses of the answers, as the client saw them.
     pub sources: BTreeSet<SocketAddr>,
-    /// Who answered which of the client's own addresses and ports last, if the client was told
-    /// which to use.
+    /// The last server that answered each of the client's addresses and ports, if the caller chose
+    /// these.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub servers: BTreeMap<SocketAddr, String>,
-    /// The largest packet that gets through to the peer as far as the kernel knows, of a connected
-    /// socket.
+    /// The path MTU to the peer that the kernel knows, of a connected socket.
     pub path_mtu: Option<u32>,
 }
 
@@ -70,7 +69,7 @@ impl UdpReport {
     }
 }
 
-/// Bytes sent to a server and as many received from it, all of them compared with what was sent.
+/// Bytes sent to a server and received back from it. The client compares them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StreamReport {
     /// Name of the server.
@@ -79,20 +78,18 @@ pub struct StreamReport {
     pub bytes: u64,
     /// Time from `connect` to the last byte received.
     pub microseconds: u64,
-    /// The largest packet that gets through to the server as far as the client's kernel knows in
-    /// the end.
+    /// The path MTU to the server that the client's kernel knows at the end.
     pub path_mtu: u32,
 }
 
 /// Echo requests, each waiting for its answer.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct PingReport {
-    /// Answers by who sent them.
+    /// Answers by their source address.
     pub answers: BTreeMap<IpAddr, u64>,
-    /// Requests to which there was an error instead, by what and from whom, as in
-    /// `unreachable: 10.0.0.1`.
+    /// Requests that got an ICMP error, by kind and source, as in `unreachable: 10.0.0.1`.
     pub errors: BTreeMap<String, u64>,
-    /// Requests to which there was nothing.
+    /// Requests without an answer.
     pub lost: u64,
 }
 
@@ -103,16 +100,15 @@ impl PingReport {
     }
 }
 
-/// What a UDP socket does about datagrams that are larger than what gets through to the peer. The
-/// kernel's default: datagrams that fit as far as it knows must not be fragmented on the way,
-/// larger ones are fragmented at once.
+/// How a UDP socket handles datagrams that exceed the path MTU. The kernel's default: datagrams
+/// that fit the known path MTU are sent with DF, larger ones are fragmented before they are sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Fragmentation {
-    /// All may be fragmented, here and on the way.
+    /// All datagrams may be fragmented, here and on the path.
     Allowed,
-    /// None may be fragmented: those that are larger than what is known to get through are errors.
+    /// No datagram may be fragmented. Sending one that exceeds the known path MTU is an error.
     Forbidden,
-    /// The same, but it counts only what this machine's device can send.
+    /// The same, but the limit is the MTU of this machine's device.
     Probe,
 }
 
@@ -131,7 +127,7 @@ impl fmt::Display for Fragmentation {
 pub struct Latency {
     /// Median.
     pub p50: u64,
-    /// 99 of 100 are not slower.
+    /// The 99th percentile.
     pub p99: u64,
     /// The slowest.
     pub max: u64,
@@ -153,15 +149,15 @@ impl Latency {
     }
 }
 
-/// What happens on a connection that a test controls.
+/// An event on a connection that a test controls.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TalkEvent {
-    /// The connection is there.
+    /// The connection is open.
     Connected {
         /// The client's own address and port.
         local: SocketAddr,
-        /// Where it believes to be connected to.
+        /// The peer address that the socket reports.
         peer: SocketAddr,
     },
     /// A line from the server.

@@ -1,4 +1,4 @@
-//! Ways that are narrower than the devices on them.
+//! Routes whose MTU is smaller than that of their devices.
 
 use std::process::Command;
 
@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail};
 use super::namespace::Namespace;
 
 impl Namespace {
-    /// Keeps larger packets from being forwarded, in all directions: the namespace says so by ICMP,
-    /// or sends fragments where the sender allows it. As if all its devices had this MTU, except
-    /// that they still receive larger packets. Holds for the routes that there are now, until the
-    /// next call; IPv6 needs 1280 or more.
+    /// Limits the size of forwarded packets in all directions. The namespace answers larger packets
+    /// with ICMP errors, or fragments them if the sender allows it. It behaves as if all its
+    /// devices had this MTU, except that they still receive larger packets. The limit applies to
+    /// the current routes, until the next call. IPv6 needs 1280 or more.
     ///
     /// # Errors
     ///
@@ -19,15 +19,14 @@ impl Namespace {
         self.limit_routes(&[], mtu)
     }
 
-    /// The same towards a destination for which there is a route: its prefix as `ip route` shows
-    /// it, or `default`.
+    /// The same for the route to one destination: its prefix as `ip route` shows it, or `default`.
     ///
     /// # Errors
     ///
     /// If there is no such route or the kernel refuses.
     pub fn limit_mtu_to(&self, destination: &str, mtu: u16) -> Result<()> {
         let limited = match destination {
-            // Of both IP versions.
+            // The default routes of both IP versions.
             "default" => self.limit_routes(&["default"], mtu),
             _ => self.limit_routes(&["exact", destination], mtu),
         };
@@ -62,7 +61,7 @@ fn families(selection: &[&str]) -> &'static [&'static str] {
     }
 }
 
-/// Routes of this thread's namespace, one a line.
+/// Routes of this thread's namespace, one per line.
 fn routes(family: &str, selection: &[&str]) -> Result<String> {
     let output = Command::new("ip")
         .args([family, "route", "show"])
@@ -75,8 +74,8 @@ fn routes(family: &str, selection: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// The `ip` command that replaces a route, as `ip route` shows it, by the same with this MTU. Only
-/// a locked one counts for forwarding by IPv6.
+/// The `ip` command that replaces a route, given as `ip route` shows it, by the same route with
+/// this MTU. IPv6 forwarding only honours a locked MTU.
 fn limited(route: &str, mtu: u16) -> String {
     let route = match route.split_once(" mtu lock ") {
         None => route.trim_end().to_owned(),
@@ -93,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_replaces_the_one_before() {
+    fn a_new_limit_replaces_the_previous_one() {
         let route = "10.244.1.2 dev lxc-web-1 scope link ";
         let narrow = "route replace 10.244.1.2 dev lxc-web-1 scope link mtu lock 1400";
         assert_eq!(limited(route, 1400), narrow);

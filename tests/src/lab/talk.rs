@@ -1,4 +1,4 @@
-//! Connections in the hands of a test.
+//! Connections that a test controls.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,10 +9,10 @@ use super::process::Process;
 use super::report::TalkEvent;
 use super::tool::TIME_LIMIT;
 
-/// How many connections a test may need to meet a certain Pod.
+/// How many connections a test may need until a certain Pod answers.
 const ATTEMPTS: usize = 200;
 
-/// A TCP connection or connected UDP socket in the hands of a test.
+/// A TCP connection or UDP socket that a test controls.
 #[derive(Debug)]
 pub struct Talk {
     process: Process,
@@ -22,17 +22,17 @@ pub struct Talk {
 }
 
 impl Machine {
-    /// A TCP connection from here to an echo server, for the test to use as it likes.
+    /// Opens a TCP connection from this machine to an echo server. The test controls what it sends.
     ///
     /// # Errors
     ///
-    /// If the client cannot be started. How the connection fares is told by [`Talk::next_event`].
+    /// If the client cannot be started. [`Talk::next_event`] reports the result of the connection.
     pub fn talk(&self, address: impl Into<IpAddr>, port: u16) -> Result<Talk> {
         self.talk_with(SocketAddr::new(address.into(), port), &[])
     }
 
-    /// The same from an address and port of this machine. Connections to several servers may share
-    /// it.
+    /// The same from a given address and port of this machine. Connections to several servers may
+    /// share it.
     ///
     /// # Errors
     ///
@@ -42,7 +42,7 @@ impl Machine {
         self.talk_with(to, &["--source-address", &address, "--source-port", &port])
     }
 
-    /// A connected UDP socket here, for the test to exchange datagrams with a server as it likes.
+    /// Opens a connected UDP socket on this machine. The test controls what it sends.
     ///
     /// # Errors
     ///
@@ -51,7 +51,8 @@ impl Machine {
         self.talk_with(SocketAddr::new(address.into(), port), &["--udp"])
     }
 
-    /// A connected UDP socket that names the server with each datagram all the same.
+    /// The same, but the socket passes the server's address with each datagram even though it is
+    /// connected.
     ///
     /// # Errors
     ///
@@ -69,25 +70,25 @@ impl Machine {
         self.talk_with(SocketAddr::new(family.into(), 0), &["--udp", "--unconnected"])
     }
 
-    /// A TCP connection that the server has answered on, and the server's name.
+    /// Opens a TCP connection and waits for an answer. Returns it with the server's name.
     ///
     /// # Errors
     ///
-    /// If it is not there or not answered.
+    /// If it fails or is not answered.
     pub fn connect(&self, address: impl Into<IpAddr>, port: u16) -> Result<(Talk, String)> {
         self.talk(address, port)?.begin()
     }
 
-    /// The same of a connected UDP socket.
+    /// The same with a connected UDP socket.
     ///
     /// # Errors
     ///
-    /// If it is not there or not answered.
+    /// If it fails or is not answered.
     pub fn connect_udp(&self, address: impl Into<IpAddr>, port: u16) -> Result<(Talk, String)> {
         self.talk_udp(address, port)?.begin()
     }
 
-    /// A TCP connection to a Service that this Pod answers: one of as many as it takes.
+    /// Opens TCP connections to a Service until this Pod answers one, and returns that one.
     ///
     /// # Errors
     ///
@@ -97,7 +98,7 @@ impl Machine {
         until(pod, || self.connect(address, port))
     }
 
-    /// The same of a connected UDP socket.
+    /// The same with a connected UDP socket.
     ///
     /// # Errors
     ///
@@ -118,7 +119,7 @@ impl Machine {
     }
 }
 
-/// Connects until it is this Pod that answers.
+/// Connects until this Pod answers.
 fn until(pod: &Machine, connect: impl Fn() -> Result<(Talk, String)>) -> Result<Talk> {
     for _ in 0..ATTEMPTS {
         let (talk, server) = connect()?;
@@ -130,11 +131,11 @@ fn until(pod: &Machine, connect: impl Fn() -> Result<(Talk, String)>) -> Result<
 }
 
 impl Talk {
-    /// Waits for what happens next.
+    /// Waits for the next event.
     ///
     /// # Errors
     ///
-    /// If nothing does for some seconds.
+    /// If there is none for some seconds.
     pub fn next_event(&mut self) -> Result<TalkEvent> {
         let seen = self.seen;
         let line = self.process.wait_until("next event", |process| {
@@ -146,12 +147,12 @@ impl Talk {
         serde_json::from_str(&line).with_context(|| format!("read the event {line:?}"))
     }
 
-    /// Waits until it is connected; returns the client's own address and port, and where it
-    /// believes to be connected to.
+    /// Waits until it is connected. Returns the client's own address and port, and the peer address
+    /// that its socket reports.
     ///
     /// # Errors
     ///
-    /// If something else happens.
+    /// If the next event is another one.
     pub fn connected(&mut self) -> Result<(SocketAddr, SocketAddr)> {
         match self.next_event()? {
             TalkEvent::Connected { local, peer } => {
@@ -176,17 +177,17 @@ impl Talk {
         self.process.write_line(line)
     }
 
-    /// Sends a line and waits for what happens next: its echo, if all is well.
+    /// Sends a line and returns the next event. Normally that is the echo.
     ///
     /// # Errors
     ///
-    /// If nothing does for some seconds.
+    /// If there is none for some seconds.
     pub fn exchange(&mut self, line: &str) -> Result<TalkEvent> {
         self.send(line)?;
         self.next_event()
     }
 
-    /// Says something and returns the name of the server that answers.
+    /// Sends a line and returns the name of the server that answers.
     ///
     /// # Errors
     ///
@@ -198,9 +199,8 @@ impl Talk {
         }
     }
 
-    /// Says something and returns the names of the servers that have answered since the last event
-    /// that was seen. What is on its way while a UDP socket changes its server may be lost, so this
-    /// does not wait.
+    /// Sends a line and returns the names of the servers that have answered since the last event.
+    /// It does not wait: datagrams in flight may be lost while a UDP socket changes its server.
     ///
     /// # Errors
     ///
@@ -220,8 +220,8 @@ impl Talk {
         Ok(servers)
     }
 
-    /// Asks a server with the socket of [`Machine::asker`]; returns the name of the server that
-    /// answers, and where the answer says to come from.
+    /// Sends a request to a server with the socket of [`Machine::asker`]. Returns the name of the
+    /// server that answers, and the source address of the answer.
     ///
     /// # Errors
     ///
@@ -236,14 +236,13 @@ impl Talk {
         }
     }
 
-    /// Says something on a TCP connection and waits for RST.
+    /// Sends a line on a TCP connection and waits for RST.
     ///
     /// # Errors
     ///
-    /// If something else comes.
+    /// If the next event is another one.
     pub fn expect_reset(&mut self) -> Result<()> {
-        // The next packet may have been an acknowledgement that was put off, and the client be gone
-        // by now.
+        // Fails if a delayed ACK already got the RST: then the client has ended.
         let _ = self.send("hello");
         let event = self.next_event()?;
         let is_reset = matches!(&event, TalkEvent::Error(error) if error.ends_with(": ConnectionReset"));

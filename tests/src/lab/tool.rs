@@ -1,4 +1,4 @@
-//! Servers and clients of `lab-tool`, started in a place of a lab.
+//! Servers and clients of `lab-tool`, started in a machine of a lab.
 
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
@@ -13,11 +13,11 @@ use super::machine::Machine;
 use super::process::Process;
 use super::report::{Fragmentation, HttpReport, PageReport, PingReport, StreamReport, UdpReport};
 
-/// How long servers and clients may run, whatever becomes of their test.
+/// How long servers and clients may run, whatever happens to their test.
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(1200);
 
 impl Machine {
-    /// A server here, which answers with the place's name.
+    /// A server on this machine, which answers with the machine's name.
     pub fn serve(&self) -> ServerBuilder<'_> {
         ServerBuilder {
             machine: self,
@@ -26,27 +26,27 @@ impl Machine {
         }
     }
 
-    /// HTTP requests from here.
+    /// HTTP requests from this machine.
     pub fn http(&self, address: impl Into<IpAddr>, port: u16) -> ClientBuilder<'_, HttpReport> {
         ClientBuilder::new(self, "http", address.into(), port)
     }
 
-    /// One page, asked for from here, whatever its status.
+    /// Requests one page from this machine and returns it with any status.
     ///
     /// # Errors
     ///
-    /// If it cannot be had, with the reason as in `connect: ConnectionRefused`.
+    /// If the request fails, with the reason as in `connect: ConnectionRefused`.
     pub fn get(&self, address: impl Into<IpAddr>, port: u16, path: &str) -> Result<PageReport> {
         let client: ClientBuilder<'_, PageReport> = ClientBuilder::new(self, "get", address.into(), port);
         client.with("--path", path).run()
     }
 
-    /// UDP datagrams from here.
+    /// UDP datagrams from this machine.
     pub fn udp(&self, address: impl Into<IpAddr>, port: u16) -> ClientBuilder<'_, UdpReport> {
         ClientBuilder::new(self, "udp", address.into(), port)
     }
 
-    /// A stream of bytes from here and back.
+    /// A stream of bytes from this machine to a server and back.
     pub fn stream(&self, address: impl Into<IpAddr>, port: u16) -> ClientBuilder<'_, StreamReport> {
         ClientBuilder::new(self, "stream", address.into(), port)
     }
@@ -58,13 +58,13 @@ impl Machine {
         self.spawn("load", command)
     }
 
-    /// Echo requests of ICMP or ICMPv6 from here.
+    /// ICMP or ICMPv6 echo requests from this machine.
     pub fn ping(&self, address: impl Into<IpAddr>) -> ClientBuilder<'_, PingReport> {
         ClientBuilder::to(self, "ping", &address.into())
     }
 }
 
-/// What a server is to serve.
+/// A server to be started.
 #[derive(Debug)]
 pub struct ServerBuilder<'a> {
     machine: &'a Machine,
@@ -83,13 +83,12 @@ impl ServerBuilder<'_> {
         self.with("--udp", port)
     }
 
-    /// Fills answers over UDP up to so many bytes of payload, so that they are larger than what
-    /// they answer.
+    /// Pads UDP answers to this payload size in bytes, so that they are larger than the requests.
     pub fn udp_answer_size(self, bytes: u32) -> Self {
         self.with("--udp-answer-size", bytes)
     }
 
-    /// What happens to large answers over UDP, if not what the kernel does by default.
+    /// Sets how large UDP answers are fragmented, instead of the kernel's default.
     pub fn udp_fragmentation(self, fragmentation: Fragmentation) -> Self {
         self.with("--udp-fragmentation", fragmentation)
     }
@@ -109,18 +108,18 @@ impl ServerBuilder<'_> {
         self.with("--address", address.into())
     }
 
-    /// Answers with another name than the place's.
+    /// Answers with this name instead of the machine's.
     pub fn named(self, name: &str) -> Self {
         self.with("--name", name)
     }
 
-    /// Lets it run as long as the lab, for a person to try.
+    /// Lets it run as long as the lab, for manual use.
     pub fn without_time_limit(mut self) -> Self {
         self.time_limit = None;
         self
     }
 
-    /// Starts it, and waits until it listens. [`Process::stop`] lets it finish what it has begun.
+    /// Starts it, and waits until it listens. [`Process::stop`] lets it finish open requests.
     ///
     /// # Errors
     ///
@@ -141,7 +140,7 @@ impl ServerBuilder<'_> {
     }
 }
 
-/// What a client is to do, and then to report.
+/// A client to be started, which sends a report.
 #[derive(Debug)]
 pub struct ClientBuilder<'a, Report> {
     machine: &'a Machine,
@@ -164,7 +163,7 @@ impl<'a, Report: DeserializeOwned> ClientBuilder<'a, Report> {
         }
     }
 
-    /// Does it and reports.
+    /// Runs the client and returns its report.
     ///
     /// # Errors
     ///
@@ -173,7 +172,7 @@ impl<'a, Report: DeserializeOwned> ClientBuilder<'a, Report> {
         self.spawn()?.finish()
     }
 
-    /// Starts it beside what the test does meanwhile, and waits until it has begun.
+    /// Starts the client in the background, and waits until it has begun.
     ///
     /// # Errors
     ///
@@ -201,17 +200,17 @@ impl<'a, Report: DeserializeOwned> ClientBuilder<'a, Report> {
 }
 
 impl ClientBuilder<'_, HttpReport> {
-    /// How many requests; 1 by default.
+    /// The number of requests; 1 by default.
     pub fn count(self, count: u32) -> Self {
         self.with("--count", count)
     }
 
-    /// How many at a time; 1 by default.
+    /// The number of concurrent requests; 1 by default.
     pub fn concurrency(self, concurrency: u32) -> Self {
         self.with("--concurrency", concurrency)
     }
 
-    /// How long each of them waits before the next request.
+    /// How long each of the concurrent clients waits before its next request.
     pub fn interval(self, interval: Duration) -> Self {
         self.with("--interval-ms", interval.as_millis())
     }
@@ -221,37 +220,37 @@ impl ClientBuilder<'_, HttpReport> {
         self.with("--timeout-ms", timeout.as_millis())
     }
 
-    /// How often it reports what it has done so far, for [`Client::so_far`]; by default only at the
-    /// end.
+    /// The interval of intermediate reports, for [`Client::so_far`]. By default there is only one
+    /// at the end.
     pub fn progress(self, interval: Duration) -> Self {
         self.with("--progress-ms", interval.as_millis())
     }
 }
 
 impl ClientBuilder<'_, UdpReport> {
-    /// How many datagrams from each socket; 1 by default.
+    /// The number of datagrams from each socket; 1 by default.
     pub fn count(self, count: u32) -> Self {
         self.with("--count", count)
     }
 
-    /// How many sockets, one after the other; 1 by default.
+    /// The number of sockets, used one after another; 1 by default.
     pub fn sockets(self, sockets: u32) -> Self {
         self.with("--sockets", sockets)
     }
 
-    /// Connects the socket, so that the kernel delivers only what comes from the peer.
+    /// Connects the socket, so that the kernel delivers only datagrams from the peer.
     pub fn connected(mut self) -> Self {
         self.arguments.push("--connected".to_owned());
         self
     }
 
-    /// Size of a datagram's payload in bytes; the server's answer is somewhat larger. More than
-    /// fits into a packet is sent in fragments.
+    /// Size of a datagram's payload in bytes. The server's answer is slightly larger. Datagrams
+    /// that do not fit into a packet are sent in fragments.
     pub fn size(self, bytes: u32) -> Self {
         self.with("--size", bytes)
     }
 
-    /// What happens to large datagrams, if not what the kernel does by default.
+    /// Sets how large datagrams are fragmented, instead of the kernel's default.
     pub fn fragmentation(self, fragmentation: Fragmentation) -> Self {
         self.with("--fragmentation", fragmentation)
     }
@@ -268,7 +267,7 @@ impl ClientBuilder<'_, UdpReport> {
 }
 
 impl ClientBuilder<'_, PingReport> {
-    /// How many requests; 1 by default.
+    /// The number of requests; 1 by default.
     pub fn count(self, count: u16) -> Self {
         self.with("--count", count)
     }
@@ -284,7 +283,7 @@ impl ClientBuilder<'_, PingReport> {
     }
 }
 
-/// Reports of clients that can be told from where to send.
+/// Reports of clients whose source address and port can be chosen.
 pub trait HasSource: DeserializeOwned {}
 
 impl HasSource for HttpReport {}
@@ -292,14 +291,14 @@ impl HasSource for UdpReport {}
 impl HasSource for StreamReport {}
 
 impl<Report: HasSource> ClientBuilder<'_, Report> {
-    /// The client's own port; each further connection or socket takes the next one. TCP connections
-    /// then end with a reset, so that the port can be used again at once.
+    /// The client's source port. Each further connection or socket takes the next one. TCP
+    /// connections then end with a RST, so that the port is free again immediately.
     pub fn source_port(self, port: u16) -> Self {
         self.with("--source-port", port)
     }
 
-    /// The client's own addresses, of the IP version of whom it asks: connections or sockets take
-    /// them in turn.
+    /// The client's source addresses, of the IP version of the destination. Connections or sockets
+    /// take them in turn.
     pub fn source_addresses(self, addresses: impl IntoIterator<Item = impl Into<IpAddr>>) -> Self {
         addresses.into_iter().fold(self, |client, address| {
             client.with("--source-address", address.into())
@@ -308,13 +307,13 @@ impl<Report: HasSource> ClientBuilder<'_, Report> {
 }
 
 impl ClientBuilder<'_, StreamReport> {
-    /// How much in each direction; 1 MiB by default.
+    /// The amount in each direction; 1 MiB by default.
     pub fn mebibytes(self, mebibytes: u32) -> Self {
         self.with("--mebibytes", mebibytes)
     }
 }
 
-/// A client at work.
+/// A running client.
 #[derive(Debug)]
 pub struct Client<Report> {
     process: Process,
@@ -322,7 +321,7 @@ pub struct Client<Report> {
 }
 
 impl<Report: DeserializeOwned> Client<Report> {
-    /// Its last report, if there is one already.
+    /// Its last report so far, if there is one.
     ///
     /// # Errors
     ///
@@ -336,7 +335,7 @@ impl<Report: DeserializeOwned> Client<Report> {
             .transpose()
     }
 
-    /// Waits until it has done everything.
+    /// Waits until it has finished.
     ///
     /// # Errors
     ///
@@ -347,7 +346,7 @@ impl<Report: DeserializeOwned> Client<Report> {
         serde_json::from_str(report).with_context(|| format!("read the report {output:?}"))
     }
 
-    /// Lets it finish the request it is at, and report.
+    /// Lets it finish the current request, and returns its report.
     ///
     /// # Errors
     ///

@@ -7,17 +7,17 @@ use anyhow::{Result, bail};
 
 use crate::slowness::patience;
 
-/// How often a condition is looked at.
+/// The interval at which a condition is checked.
 const INTERVAL: Duration = Duration::from_millis(2);
 
-/// Asks `condition` until it gives a value; on slow machines for longer ([`patience`]).
+/// Calls `condition` until it returns a value; on slow machines for longer ([`patience`]).
 ///
-/// Tests wait for what they need and never for a length of time: a sleep is either too short on a
-/// busy machine or too long on an idle one.
+/// Tests wait for conditions and never for a fixed time: a sleep is either too short on a busy
+/// machine or too long on an idle one.
 ///
 /// # Errors
 ///
-/// If there is none within `timeout`; `what` names the condition in the message.
+/// If there is none within `timeout`. `what` describes the condition in the message.
 pub fn wait_for<T>(what: &str, timeout: Duration, mut condition: impl FnMut() -> Option<T>) -> Result<T> {
     let timeout = patience(timeout);
     let deadline = Instant::now() + timeout;

@@ -1,4 +1,4 @@
-//! Packets that a test makes itself, on real devices.
+//! Packets that a test builds itself, on real devices.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -25,10 +25,11 @@ use super::wait::wait_for;
 /// How long a packet may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A device in the hands of a test, beside the kernel: sends any frame, and sees whatever the
-/// device receives. For what no kernel sends or this one does not know, like SCTP.
+/// A packet socket on a device. A test sends any frame through it and sees every frame that the
+/// device receives, in addition to the kernel. For packets that no kernel sends, or that this
+/// kernel does not support, like SCTP.
 ///
-/// Checksums in what comes from a kernel may be unfinished: [`super::Capture`] can tell.
+/// Checksums of frames from a kernel may be incomplete: [`super::Capture`] detects that.
 #[derive(Debug)]
 pub struct Wire {
     socket: OwnedFd,
@@ -38,9 +39,8 @@ pub struct Wire {
 }
 
 impl Machine {
-    /// The device of a Pod or an outside client in the hands of a test. The kernel receives its
-    /// packets as well: use [`Machine::phantom`] or [`super::Node::silent_pod`] to have no answers
-    /// of it.
+    /// Opens the device of a Pod or an outside client. The kernel receives its packets as well: use
+    /// [`Machine::phantom`] or [`super::Node::silent_pod`] to prevent answers from the kernel.
     ///
     /// # Errors
     ///
@@ -51,7 +51,7 @@ impl Machine {
 }
 
 impl Wire {
-    /// A device in the hands of a test. It sees what is received from now on.
+    /// Opens a device. Frames received from now on are seen.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl Wire {
     ///
     /// # Errors
     ///
-    /// If the kernel refuses, for one because it is longer than the device's MTU allows.
+    /// If the kernel refuses, for example because the frame exceeds the device's MTU.
     pub fn send_frame(&self, frame: &[u8]) -> Result<()> {
         let sent = send(self.socket.as_raw_fd(), frame, MsgFlags::empty())
             .with_context(|| format!("send a frame of {} bytes", frame.len()))?;
@@ -111,7 +111,7 @@ impl Wire {
         self.send_frame(&frame)
     }
 
-    /// The length of the largest frame among those that wait, which are dropped; 0 if none does.
+    /// Drops all waiting frames and returns the length of the largest one; 0 if none is waiting.
     ///
     /// # Errors
     ///
@@ -128,11 +128,12 @@ impl Wire {
         }
     }
 
-    /// Waits for a frame of which `wanted` makes something; others are dropped.
+    /// Waits for a frame for which `wanted` returns a value, and returns the value. Other frames
+    /// are dropped.
     ///
     /// # Errors
     ///
-    /// If there is none for some seconds; `what` names it in the message.
+    /// If there is none for some seconds. `what` describes it in the message.
     pub fn receive_frame<T>(&self, what: &str, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> Result<T> {
         let mut buffer = vec![0; usize::from(u16::MAX) + 64];
         let found = wait_for(what, PATIENCE, || {
@@ -155,7 +156,7 @@ impl Wire {
     ///
     /// # Errors
     ///
-    /// If there is none for some seconds; `what` names it in the message.
+    /// If there is none for some seconds. `what` describes it in the message.
     pub fn receive<T>(&self, what: &str, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> Result<T> {
         self.receive_frame(what, |frame| {
             if self.ethernet.is_none() {
@@ -168,7 +169,8 @@ impl Wire {
         })
     }
 
-    /// What `wanted` makes of the frames that wait; those before are dropped.
+    /// The first value that `wanted` returns for the waiting frames. The frames before that one are
+    /// dropped.
     ///
     /// # Errors
     ///
@@ -198,7 +200,7 @@ impl Wire {
         self.receive(what, wanted)
     }
 
-    /// The next frame that the device received, if one waits.
+    /// The next frame that the device received, if one is waiting.
     fn next_frame<'a>(&self, buffer: &'a mut [u8]) -> Result<Option<&'a [u8]>> {
         loop {
             let (length, address) = match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), buffer) {
@@ -206,7 +208,7 @@ impl Wire {
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(error) => return Err(io::Error::from(error)).context("receive a frame"),
             };
-            // Before it was bound, the socket got the frames of all devices.
+            // Before it was bound, the socket received the frames of all devices.
             if u32::try_from(address.ifindex()) == Ok(self.index)
                 && address.pkttype() != libc::PACKET_OUTGOING
             {
@@ -226,8 +228,8 @@ fn ethernet_address(device: &str) -> Result<Option<[u8; 6]>> {
     Ok(addresses.next().flatten())
 }
 
-/// What a packet socket is bound to that gets every frame of a device.
-#[expect(unsafe_code, reason = "nix makes such addresses from raw ones only")]
+/// The address to which a packet socket is bound to receive every frame of a device.
+#[expect(unsafe_code, reason = "nix builds such addresses only from raw ones")]
 fn everything_of(index: u32) -> Result<LinkAddr> {
     let address = libc::sockaddr_ll {
         sll_family: u16::try_from(libc::AF_PACKET)?,
@@ -239,7 +241,7 @@ fn everything_of(index: u32) -> Result<LinkAddr> {
         sll_addr: [0; 8],
     };
     let length = libc::socklen_t::try_from(size_of_val(&address))?;
-    // SAFETY: the pointer is that of an address of this family and length.
+    // SAFETY: the pointer refers to an address of this family and length.
     let address = unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(length)) };
     address.context("no address of a packet socket")
 }

@@ -8,7 +8,7 @@ use super::Lab;
 use super::node::Node;
 use crate::test_programs;
 
-/// A link made ready for XDP, until this is dropped.
+/// A link that is prepared for XDP until this is dropped.
 #[derive(Debug)]
 pub struct XdpPeer {
     /// Detaches its program when dropped.
@@ -16,10 +16,11 @@ pub struct XdpPeer {
 }
 
 impl Lab {
-    /// Makes the far end of a node's link such that XDP can do its work on the node's end.
+    /// Prepares the far end of a node's link so that XDP works on the node's end.
     ///
-    /// It finishes the checksums of what it sends, since XDP cannot know of partial ones. And it
-    /// has an XDP program, without which a veth takes nothing that the other end's program sends.
+    /// The far end computes complete checksums for the frames that it sends, because XDP cannot
+    /// detect incomplete ones. It also has an XDP program, without which a veth does not accept
+    /// frames that the program of the other end sends.
     ///
     /// # Errors
     ///

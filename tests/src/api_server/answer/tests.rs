@@ -1,4 +1,4 @@
-//! Requests, and what is answered.
+//! Tests of requests and their answers.
 
 use super::*;
 
@@ -61,7 +61,7 @@ fn names(list: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn pages_show_what_was_there_at_the_first() {
+fn later_pages_show_the_version_of_the_first_page() {
     let mut store = store(&["a", "b", "c"]);
     let (_, first) = body(&store, "limit=2");
     assert_eq!(names(&first), ["a", "b"]);
@@ -83,7 +83,7 @@ fn pages_show_what_was_there_at_the_first() {
 }
 
 #[test]
-fn versions_of_the_future() {
+fn future_versions_fail_lists_and_silence_watches() {
     let (code, status) = body(&store(&[]), "resourceVersion=101");
     assert_eq!(
         (code, &status["details"]["causes"][0]["reason"]),
@@ -105,7 +105,7 @@ fn versions_of_the_future() {
 }
 
 #[test]
-fn bad_requests() {
+fn malformed_requests_are_refused() {
     for (query, code) in [
         ("fieldSelector=spec.type%3Dx", 400),
         ("labelSelector=a+b", 400),

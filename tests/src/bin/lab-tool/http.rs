@@ -26,26 +26,26 @@ use crate::serve::Ending;
 use crate::source::Source;
 use crate::{print, reason};
 
-/// In which header the server says which client it saw.
+/// The response header with the client's address as the server saw it.
 const CLIENT_HEADER: HeaderName = HeaderName::from_static("x-client");
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Where to connect to
+    /// Address and port of the server
     to: SocketAddr,
-    /// How many requests
+    /// Number of requests
     #[arg(long, default_value_t = 1)]
     count: u32,
-    /// How many at a time
+    /// Number of concurrent requests
     #[arg(long, default_value_t = 1)]
     concurrency: u32,
-    /// How long each of them waits before the next one
+    /// Milliseconds that each concurrent client waits before its next request
     #[arg(long, default_value_t = 0)]
     interval_ms: u64,
-    /// How long a request may take
+    /// Timeout of a request in milliseconds
     #[arg(long, default_value_t = 2000)]
     timeout_ms: u64,
-    /// How often to print a report of everything so far, before that at the end; 0 is never
+    /// Interval of intermediate reports in milliseconds; 0 means none
     #[arg(long, default_value_t = 0)]
     progress_ms: u64,
     #[command(flatten)]
@@ -54,14 +54,14 @@ pub(crate) struct Options {
 
 #[derive(clap::Args)]
 pub(crate) struct GetOptions {
-    /// Where to connect to
+    /// Address and port of the server
     to: SocketAddr,
-    /// Which page
+    /// Path of the page
     #[arg(long)]
     path: String,
 }
 
-/// How long a page may take to connect to, and to get.
+/// The timeout of connecting to the server, and of fetching the page.
 const GET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Answers requests with the server's name.
@@ -87,7 +87,7 @@ pub(crate) async fn serve_connection(
     Ok(connection.await?)
 }
 
-/// What the workers share.
+/// State that the workers share.
 struct Work {
     options: Options,
     started: AtomicU32,
@@ -95,11 +95,11 @@ struct Work {
     results: Mutex<Results>,
 }
 
-/// How the requests so far went.
+/// The results of the requests so far.
 #[derive(Default)]
 struct Results {
     report: HttpReport,
-    /// How long each answer took, in microseconds.
+    /// The latency of each answer in microseconds.
     latencies: Vec<u64>,
 }
 
@@ -117,7 +117,7 @@ impl Work {
     }
 }
 
-/// Sends the requests; SIGTERM ends it early.
+/// Sends the requests. SIGTERM ends it early.
 pub(crate) async fn run(options: Options) -> Result<HttpReport> {
     let mut terminate = signal(SignalKind::terminate())?;
     println!("ready");
@@ -147,7 +147,7 @@ pub(crate) async fn run(options: Options) -> Result<HttpReport> {
     Ok(work.report())
 }
 
-/// One worker.
+/// Runs one worker.
 async fn send_requests(work: Arc<Work>) {
     let limit = Duration::from_millis(work.options.timeout_ms);
     while !work.stopped.load(Ordering::Relaxed) {
@@ -187,13 +187,13 @@ impl Results {
 
 struct Answer {
     server: String,
-    /// The client that the server saw.
+    /// The client's address as the server saw it.
     client: IpAddr,
-    /// The client's own address and port, if it was told which to use.
+    /// The client's address and port, if the caller chose them.
     chosen: Option<SocketAddr>,
 }
 
-/// One request on a connection of its own.
+/// Sends one request on a separate connection.
 async fn request(options: &Options, number: u32) -> Result<Answer, String> {
     let (source, to) = (&options.source, options.to);
     let failed = |error: io::Error| reason("connect", &error);
@@ -201,7 +201,7 @@ async fn request(options: &Options, number: u32) -> Result<Answer, String> {
     let mut chosen = None;
     if source.is_chosen() {
         chosen = Some(stream.local_addr().map_err(failed)?);
-        // Ends with a reset: the port can be used again at once.
+        // Ends with a RST, so that the port is free again immediately.
         stream.set_zero_linger().map_err(failed)?;
     }
     let answer = exchange(stream, to).await;
@@ -227,13 +227,13 @@ async fn exchange(stream: TcpStream, to: SocketAddr) -> Result<(String, IpAddr)>
     let client = response
         .headers()
         .get(CLIENT_HEADER)
-        .context("the server does not say who asked")?;
+        .context("the answer has no client header")?;
     let client: SocketAddr = client.to_str()?.parse()?;
     let name = String::from_utf8_lossy(response.body());
     Ok((name.trim().to_owned(), client.ip()))
 }
 
-/// Asks for one page.
+/// Requests one page.
 pub(crate) async fn get(options: &GetOptions) -> Result<PageReport> {
     println!("ready");
     let stream = timeout(GET_TIMEOUT, TcpStream::connect(options.to)).await?;
@@ -264,7 +264,7 @@ async fn fetch(stream: TcpStream, to: SocketAddr, path: &str) -> Result<Response
     };
     let mut answer = pin!(answer);
     tokio::select! {
-        // First what is asked for: a server may close at once after its answer.
+        // Biased to the answer: a server may close the connection immediately after it.
         biased;
         result = &mut answer => result,
         result = connection => {

@@ -1,6 +1,6 @@
-//! A link without Ethernet headers, or with: two tun or tap devices, between which this process
-//! carries the packets.
-#![expect(unsafe_code, reason = "no library in use knows TUNSETIFF")]
+//! A link without Ethernet headers, or with them: two tun or tap devices, between which this
+//! process forwards packets.
+#![expect(unsafe_code, reason = "no dependency supports TUNSETIFF")]
 
 use std::ffi::c_char;
 use std::fs::File;
@@ -13,26 +13,26 @@ use lb_tests::lab::namespace;
 use nix::errno::Errno;
 use nix::libc;
 
-/// Room for any packet.
+/// Size of the packet buffer in bytes.
 const LARGEST_PACKET: usize = 65536;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Name of the device here
+    /// Name of the near device
     #[arg(long)]
     device: String,
-    /// With Ethernet headers: tap devices
+    /// Use tap devices, which have Ethernet headers
     #[arg(long)]
     ethernet: bool,
-    /// Network namespace of the other device
+    /// Network namespace of the far device
     #[arg(long)]
     far_netns: String,
-    /// Name of the other device
+    /// Name of the far device
     #[arg(long)]
     far_device: String,
 }
 
-/// Makes the devices and carries packets until it is killed.
+/// Creates the devices and forwards packets until it is killed.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let kind = match options.ethernet {
         true => libc::IFF_TAP,
@@ -49,7 +49,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Makes a tun or tap device in the namespace of this thread. It goes with the file.
+/// Creates a tun or tap device in the namespace of this thread. The kernel removes it when the file
+/// is closed.
 fn open(name: &str, kind: i32) -> Result<File> {
     const PATH: &str = "/dev/net/tun";
     ensure!(
@@ -70,14 +71,14 @@ fn open(name: &str, kind: i32) -> Result<File> {
         ifr_name,
         ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
     };
-    // SAFETY: the request is a pointer to an `ifreq`, which outlives the call.
+    // SAFETY: the request points to an `ifreq` that outlives the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw const request) };
     Errno::result(result).with_context(|| format!("make the device {name}"))?;
     Ok(file)
 }
 
-/// Carries packets in one direction until the process ends. While a device is down, its packets are
-/// lost, as on any link.
+/// Forwards packets in one direction until the process ends. While a device is down, its packets
+/// are lost, as on any link.
 fn carry(mut from: &File, mut to: &File) {
     let mut packet = vec![0; LARGEST_PACKET];
     while let Ok(length) = from.read(&mut packet) {

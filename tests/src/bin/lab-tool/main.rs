@@ -1,5 +1,5 @@
-//! What runs in the places of a lab: puts itself there, then serves or asks. Every process ends by
-//! itself.
+//! The program that runs in the machines of a lab. It enters a machine, then acts as a server or
+//! client. Every process ends by itself.
 
 mod http;
 mod layer3;
@@ -27,7 +27,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{alarm, getppid};
 use serde::Serialize;
 
-/// Enters a network namespace and a control group, then plays a role there.
+/// Enters a network namespace and a control group, then runs a subcommand there.
 #[derive(Parser)]
 struct Options {
     /// Name of the network namespace
@@ -39,7 +39,7 @@ struct Options {
     /// End when this process, which must be the parent, ends
     #[arg(long)]
     parent: Option<i32>,
-    /// End after so many seconds; 0 is never
+    /// End after this many seconds; 0 means never
     #[arg(long, default_value_t = 300)]
     time_limit: u32,
     #[command(subcommand)]
@@ -52,22 +52,22 @@ enum Role {
     Serve(serve::Options),
     /// Send HTTP requests, each on a new connection, and report
     Http(http::Options),
-    /// Ask for one page over HTTP and report all of it
+    /// Request one page over HTTP and report all of it
     Get(http::GetOptions),
     /// Send UDP datagrams and report
     Udp(udp::Options),
-    /// Send echo requests of ICMP and report
+    /// Send ICMP echo requests and report
     Ping(ping::Options),
-    /// Send a stream of bytes, receive as many and report
+    /// Send a stream of bytes, receive it back and report
     Stream(stream::Options),
-    /// Send the lines of standard input over TCP or UDP, print what happens as JSON
+    /// Send the lines of standard input over TCP or UDP, print events as JSON
     Talk(talk::Options),
-    /// Make a link without Ethernet headers and carry its packets; prints `ready`
+    /// Create a link without Ethernet headers and forward its packets; prints `ready`
     Layer3(layer3::Options),
-    /// Make load for benchmarks, or take it
+    /// Generate load for benchmarks, or serve it
     #[command(subcommand)]
     Load(load::Side),
-    /// Become another program
+    /// Execute another program
     Exec {
         /// The program and its arguments
         #[arg(required = true, trailing_var_arg = true)]
@@ -94,15 +94,15 @@ fn main() -> Result<()> {
     result
 }
 
-/// Must come before any thread: a namespace is entered by the calling thread only.
+/// Must be called before any thread is started: only the calling thread enters the namespace.
 fn take_place(options: &Options) -> Result<()> {
     if let Some(parent) = options.parent {
-        prctl::set_pdeathsig(Signal::SIGKILL).context("ask for the end with the parent")?;
+        prctl::set_pdeathsig(Signal::SIGKILL).context("request a signal at the end of the parent")?;
         if getppid().as_raw() != parent {
             bail!("process {parent} is not the parent: it has ended");
         }
     }
-    // Kept by another program after `exec`, as is the wish above.
+    // The alarm survives `exec`, as does the request above.
     match options.time_limit {
         0 => None,
         seconds => alarm::set(seconds),
@@ -123,7 +123,7 @@ async fn play(role: Role) -> Result<()> {
         Role::Ping(options) => print(&ping::run(&options)?),
         Role::Stream(options) => print(&stream::run(&options).await?),
         Role::Talk(options) => talk::run(&options).await,
-        Role::Load(_) | Role::Exec { .. } => unreachable!("main did that"),
+        Role::Load(_) | Role::Exec { .. } => unreachable!("main handles these roles"),
     }
 }
 
@@ -132,10 +132,10 @@ fn print(report: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
-/// The reason of a failure, as reports name it.
+/// The reason of a failure, in the form that reports use.
 fn reason(step: &str, error: &io::Error) -> String {
     match error.raw_os_error() {
-        // The standard library has no kind for it.
+        // `ErrorKind` has no stable variant for it.
         Some(libc::EMSGSIZE) => format!("{step}: MessageTooLong"),
         _ => format!("{step}: {:?}", error.kind()),
     }

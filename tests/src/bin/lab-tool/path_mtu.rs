@@ -10,7 +10,7 @@ use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
 use std::os::fd::AsRawFd;
 
 sockopt_impl!(
-    /// What happens to large packets over IPv4.
+    /// How large packets over IPv4 are fragmented.
     MtuDiscover4,
     SetOnly,
     libc::IPPROTO_IP,
@@ -28,7 +28,7 @@ sockopt_impl!(
 );
 
 sockopt_impl!(
-    /// The path's MTU over IPv4.
+    /// The path MTU over IPv4.
     Mtu4,
     GetOnly,
     libc::IPPROTO_IP,
@@ -45,7 +45,7 @@ sockopt_impl!(
     libc::c_int
 );
 
-/// Sets what happens to large packets of a UDP socket.
+/// Sets how large packets of a UDP socket are fragmented.
 pub(crate) fn set_fragmentation(socket: &(impl AsFd + AsRawFd), fragmentation: Fragmentation) -> Result<()> {
     let mode = match fragmentation {
         Fragmentation::Allowed => libc::IP_PMTUDISC_DONT,
@@ -55,17 +55,17 @@ pub(crate) fn set_fragmentation(socket: &(impl AsFd + AsRawFd), fragmentation: F
     if is_ipv6(socket)? {
         setsockopt(socket, MtuDiscover6, &mode).context("IPV6_MTU_DISCOVER")?;
     }
-    // Of a socket of IPv6 too: it may be one of both.
+    // Also for an IPv6 socket, which may be dual-stack.
     setsockopt(socket, MtuDiscover4, &mode).context("IP_MTU_DISCOVER")
 }
 
-/// The path's MTU of a connected socket, as far as the kernel knows it.
+/// The path MTU of a connected socket that the kernel knows.
 pub(crate) fn path_mtu(socket: &(impl AsFd + AsRawFd)) -> Result<u32> {
     let mtu = match is_ipv6(socket)? {
         true => getsockopt(socket, Mtu6),
         false => getsockopt(socket, Mtu4),
     };
-    Ok(u32::try_from(mtu.context("read the path's MTU")?)?)
+    Ok(u32::try_from(mtu.context("read the path MTU")?)?)
 }
 
 fn is_ipv6(socket: &impl AsRawFd) -> Result<bool> {

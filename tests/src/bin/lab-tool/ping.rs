@@ -1,4 +1,4 @@
-//! Echo requests of ICMP and ICMPv6.
+//! ICMP and ICMPv6 echo requests.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -21,20 +21,20 @@ use crate::reason;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Whom to ask
+    /// Destination address
     to: IpAddr,
-    /// How many requests
+    /// Number of requests
     #[arg(long, default_value_t = 1)]
     count: u16,
-    /// Size of the payload
+    /// Size of the payload in bytes
     #[arg(long, default_value_t = 16)]
     size: usize,
-    /// How long an answer may take
+    /// Timeout of an answer in milliseconds
     #[arg(long, default_value_t = 1000)]
     timeout_ms: u64,
 }
 
-/// What came about a request.
+/// An answer or error for a request.
 enum Heard {
     Answer { sequence: u16 },
     Error { sequence: u16, what: &'static str },
@@ -43,14 +43,14 @@ enum Heard {
 struct Pinger {
     socket: OwnedFd,
     to: IpAddr,
-    /// Tells our requests from those of others in the namespace.
+    /// Identifies the requests of this process in the namespace.
     id: u16,
     payload: Vec<u8>,
     timeout: Duration,
     buffer: Vec<u8>,
 }
 
-/// Sends the requests, each after what came about the one before it.
+/// Sends the requests, each after the result of the previous one.
 pub(crate) fn run(options: &Options) -> Result<PingReport> {
     let mut pinger = Pinger::new(options)?;
     println!("ready");
@@ -110,7 +110,8 @@ impl Pinger {
         sendto(self.socket.as_raw_fd(), &message, &to, MsgFlags::empty()).map(|_| ())
     }
 
-    /// What comes about this request, and from whom; `None` if nothing does in time.
+    /// Waits for the result of this request. Returns it with its source, or `None` after the
+    /// timeout.
     fn wait_for(&mut self, sequence: u16) -> Result<Option<(IpAddr, Heard)>> {
         let deadline = Instant::now() + self.timeout;
         loop {
@@ -131,16 +132,17 @@ impl Pinger {
             };
             match heard {
                 Some((from, heard)) if heard.sequence() == sequence => return Ok(Some((from, heard))),
-                // Late, or none of our business.
+                // For an earlier request, or for another process.
                 _ => {}
             }
         }
     }
 
-    /// The next message, if one waits: what it says about our requests, if it does.
+    /// The next message, if one is waiting. The inner `Option` is `None` if it is not about
+    /// requests of this process.
     fn receive(&mut self) -> Result<Option<Option<(IpAddr, Heard)>>> {
         let (length, from) = match recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut self.buffer) {
-            Ok((length, from)) => (length, from.context("a packet from nobody")?),
+            Ok((length, from)) => (length, from.context("a packet without a source address")?),
             Err(Errno::EAGAIN) => return Ok(None),
             Err(error) => return Err(io::Error::from(error)).context("receive"),
         };
@@ -202,7 +204,7 @@ fn heard6(message: &[u8], id: u16) -> Option<Heard> {
     Some(Heard::Error { sequence, what })
 }
 
-/// The sequence number of a quoted echo request of ours.
+/// The sequence number of a quoted echo request of this process.
 fn quoted_sequence(quoted: &[u8], echo_request: u8, id: u16) -> Option<u16> {
     match quoted.get(..8)? {
         [kind, _, _, _, id_high, id_low, high, low]

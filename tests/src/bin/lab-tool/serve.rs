@@ -15,10 +15,10 @@ use crate::{http, stream};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// What to answer with; the last one counts
+    /// The name in answers; the last one given counts
     #[arg(long, overrides_with = "name")]
     name: String,
-    /// Where to listen; by default at every address, IPv4 and IPv6
+    /// Address to listen at; by default every address, IPv4 and IPv6
     #[arg(long, default_value_t = Ipv6Addr::UNSPECIFIED.into())]
     address: IpAddr,
     /// Port for HTTP
@@ -27,10 +27,10 @@ pub(crate) struct Options {
     /// Port for UDP: every datagram is answered with name, client and the datagram
     #[arg(long)]
     udp: Option<u16>,
-    /// Least size of the answers over UDP
+    /// Minimum size of UDP answers in bytes
     #[arg(long, default_value_t = 0)]
     udp_answer_size: usize,
-    /// What to do about large answers over UDP, if not what the kernel does by default
+    /// How to fragment large UDP answers, instead of the kernel's default
     #[arg(long)]
     udp_fragmentation: Option<Fragmentation>,
     /// Port for TCP, echoing lines
@@ -41,13 +41,13 @@ pub(crate) struct Options {
     stream: Option<u16>,
 }
 
-/// What small answers over UDP are filled up with.
+/// The byte with which small UDP answers are padded.
 pub(crate) const PADDING: u8 = b'.';
 
-/// Becomes true when the server is asked to end.
+/// Becomes true when the server should end.
 pub(crate) type Ending = watch::Receiver<bool>;
 
-/// Serves until SIGTERM; then accepts nothing new and finishes what it has begun.
+/// Serves until SIGTERM. Then accepts no new connections and finishes open requests.
 pub(crate) async fn serve(options: Options) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let (end, ending) = watch::channel(false);
@@ -89,7 +89,7 @@ async fn listen(address: IpAddr, port: u16) -> Result<TcpListener> {
         .with_context(|| format!("TCP port {port}"))
 }
 
-/// Gives every connection to `handler`.
+/// Passes every connection to `handler`.
 async fn accept<F: Future<Output = Result<()>> + Send + 'static>(
     listener: TcpListener,
     mut ending: Ending,
@@ -102,7 +102,7 @@ async fn accept<F: Future<Output = Result<()>> + Send + 'static>(
                 let (stream, client) = accepted?;
                 connections.spawn(handler(stream, canonical(client)));
             }
-            // That a client went away is its own business.
+            // Errors of single connections are ignored.
             Some(_) = connections.join_next() => {}
             _ = ending.wait_for(|ending| *ending) => break,
         }
@@ -137,12 +137,12 @@ async fn answer_datagrams(
         let mut answer = format!("{name} {} ", canonical(client)).into_bytes();
         answer.extend_from_slice(&buffer[..length]);
         answer.resize(answer.len().max(least_size), PADDING);
-        // A client that has gone is not the server's concern.
+        // Fails if the client has ended, which is fine.
         let _ = socket.send_to(&answer, client).await;
     }
 }
 
-/// An IPv4 client of a socket for both families, as IPv4.
+/// Converts an IPv4-mapped address, as a dual-stack socket returns it, to IPv4.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

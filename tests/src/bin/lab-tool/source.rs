@@ -1,4 +1,4 @@
-//! Where clients send from.
+//! Source addresses and ports of clients.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -7,21 +7,22 @@ use tokio::net::{TcpSocket, TcpStream};
 
 #[derive(clap::Args)]
 pub(crate) struct Source {
-    /// The client's own address; of several, each connection or socket takes the next
+    /// The client's source address; if given several times, connections or sockets take them in
+    /// turn
     #[arg(long)]
     source_address: Vec<IpAddr>,
-    /// The client's own port; each further connection or socket takes the next one; 0 is any
+    /// The client's source port; each further connection or socket takes the next one; 0 means any
     #[arg(long, default_value_t = 0)]
     source_port: u16,
 }
 
 impl Source {
-    /// Whether it says anything.
+    /// Whether an address or port is set.
     pub(crate) fn is_chosen(&self) -> bool {
         self.source_port != 0 || !self.source_address.is_empty()
     }
 
-    /// Where the connection or socket of this number, from 0, starts.
+    /// The source of the connection or socket with this number, from 0.
     pub(crate) fn of(&self, number: u32, to: SocketAddr) -> SocketAddr {
         let addresses = &self.source_address;
         let address = match addresses.get(number as usize % addresses.len().max(1)) {
@@ -31,13 +32,13 @@ impl Source {
         };
         let port = match self.source_port {
             0 => 0,
-            // Enough ports for any test; beyond the last one `bind` fails.
+            // There are enough ports for any test. Beyond the last one `bind` fails.
             first => u16::try_from(u32::from(first) + number).unwrap_or(u16::MAX),
         };
         SocketAddr::new(address, port)
     }
 
-    /// The connection of this number.
+    /// Opens the connection with this number.
     pub(crate) async fn connect(&self, number: u32, to: SocketAddr) -> io::Result<TcpStream> {
         if !self.is_chosen() {
             return TcpStream::connect(to).await;

@@ -11,25 +11,25 @@ use tokio::net::TcpStream;
 use crate::path_mtu::path_mtu;
 use crate::source::Source;
 
-/// A prime: a piece that is lost, repeated or moved by whole segments does not fit.
+/// A prime, so that lost, repeated or moved segments are detected.
 const PERIOD: usize = 251;
 
-/// Bytes per call.
+/// Bytes per read or write.
 const CHUNK: usize = 64 * 1024;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Where to connect to
+    /// Address and port of the server
     to: SocketAddr,
-    /// How much in each direction
+    /// Mebibytes in each direction
     #[arg(long, default_value_t = 1)]
     mebibytes: u32,
     #[command(flatten)]
     source: Source,
 }
 
-/// Receives as much as the client announces, then sends the same back with the server's name before
-/// it.
+/// Receives as many bytes as the client announces, then sends the server's name and the same bytes
+/// back.
 pub(crate) async fn serve_connection(mut stream: TcpStream, name: String) -> Result<()> {
     let bytes = stream.read_u64().await?;
     receive(&mut stream, bytes).await?;
@@ -51,7 +51,7 @@ pub(crate) async fn run(options: &Options) -> Result<StreamReport> {
         stream
             .read_u8()
             .await
-            .context("the server did not like what it got")?
+            .context("the server closed the connection without an answer")?
             .into()
     ];
     stream.read_exact(&mut name).await?;
@@ -64,7 +64,7 @@ pub(crate) async fn run(options: &Options) -> Result<StreamReport> {
     })
 }
 
-/// The stream repeats this: a chunk starts wherever the one before it ended.
+/// The repeating content of the stream. A chunk starts where the previous one ended.
 fn pattern() -> Vec<u8> {
     (0..=u8::MAX).take(PERIOD).cycle().take(CHUNK + PERIOD).collect()
 }

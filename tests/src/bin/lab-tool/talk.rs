@@ -1,4 +1,4 @@
-//! A TCP connection or connected UDP socket whose client does what standard input says.
+//! A TCP connection or UDP socket that standard input controls.
 
 use std::net::SocketAddr;
 
@@ -12,23 +12,23 @@ use crate::{print, reason};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Where to connect to
+    /// Address and port of the server
     to: SocketAddr,
     #[command(flatten)]
     source: Source,
-    /// Over UDP: a line is a datagram
+    /// Use UDP: each line is a datagram
     #[arg(long)]
     udp: bool,
-    /// Name the server with each datagram, though the socket is connected
+    /// Pass the server's address with each datagram, although the socket is connected
     #[arg(long, requires = "udp")]
     named: bool,
-    /// Do not connect the socket: each line names the server to ask, and an answer is followed by
-    /// who sent it
+    /// Do not connect the socket: each line is the address of a server, and each answer is followed
+    /// by its source address
     #[arg(long, requires = "udp", conflicts_with = "named")]
     unconnected: bool,
 }
 
-/// Sends lines and prints what happens, until one side ends.
+/// Sends lines and prints events, until one side ends.
 pub(crate) async fn run(options: &Options) -> Result<()> {
     if options.unconnected {
         ask(options).await
@@ -106,7 +106,7 @@ async fn run_udp(options: &Options) -> Result<()> {
     }
 }
 
-/// Asks whom the lines name, all with one socket.
+/// Sends a request to the address in each line, all with one socket.
 async fn ask(options: &Options) -> Result<()> {
     let socket = UdpSocket::bind(options.source.of(0, options.to)).await?;
     let mut orders = BufReader::new(stdin()).lines();

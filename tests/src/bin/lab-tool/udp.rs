@@ -17,12 +17,12 @@ use crate::source::Source;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Where to send to
+    /// Address and port of the server
     to: SocketAddr,
-    /// How many datagrams from each socket
+    /// Number of datagrams from each socket
     #[arg(long, default_value_t = 1)]
     count: u32,
-    /// How many sockets, each after the exchanges of the one before it
+    /// Number of sockets, used one after another
     #[arg(long, default_value_t = 1)]
     sockets: u32,
     /// Use `connect` instead of `sendto`
@@ -30,21 +30,21 @@ pub(crate) struct Options {
     connected: bool,
     #[command(flatten)]
     source: Source,
-    /// What to do about large datagrams, if not what the kernel does by default
+    /// How to fragment large datagrams, instead of the kernel's default
     #[arg(long)]
     fragmentation: Option<Fragmentation>,
-    /// Size of the payload
+    /// Size of the payload in bytes
     #[arg(long, default_value_t = 16)]
     size: usize,
-    /// How long to wait before the next one
+    /// Milliseconds to wait before the next datagram
     #[arg(long, default_value_t = 0)]
     interval_ms: u64,
-    /// How long an answer may take
+    /// Timeout of an answer in milliseconds
     #[arg(long, default_value_t = 1000)]
     timeout_ms: u64,
 }
 
-/// Sends the datagrams, each after the answer to the one before it; SIGTERM ends it early.
+/// Sends the datagrams, each after the answer to the previous one. SIGTERM ends it early.
 pub(crate) async fn run(options: &Options) -> Result<UdpReport> {
     let mut terminate = signal(SignalKind::terminate())?;
     println!("ready");
@@ -57,7 +57,8 @@ pub(crate) async fn run(options: &Options) -> Result<UdpReport> {
 }
 
 async fn send_all(options: &Options, report: &mut UdpReport) -> Result<()> {
-    // None is closed before the end: the kernel may give its port to a later one.
+    // All sockets stay open until the end: the kernel might give the port of a closed one to a
+    // later one.
     let mut sockets = Vec::new();
     for number in 0..options.sockets {
         let socket = UdpSocket::bind(options.source.of(number, options.to))
@@ -85,7 +86,7 @@ async fn send_all(options: &Options, report: &mut UdpReport) -> Result<()> {
                 }
                 Err(reason) => *report.errors.entry(reason).or_default() += 1,
             }
-            // The shortest sleep is a millisecond.
+            // Even a sleep of 0 would take a millisecond.
             if options.interval_ms != 0 {
                 sleep(Duration::from_millis(options.interval_ms)).await;
             }
@@ -122,7 +123,7 @@ async fn exchange(socket: &UdpSocket, options: &Options, number: u32) -> Result<
         let text = String::from_utf8_lossy(&buffer[..length]);
         let (server, rest) = text.split_once(' ').ok_or("receive: not an answer")?;
         let (client, echoed) = rest.split_once(' ').ok_or("receive: not an answer")?;
-        // The answer to an earlier datagram that was given up is late, not wrong.
+        // A late answer to an earlier datagram that timed out is ignored.
         if echoed.trim_end_matches(char::from(PADDING)) == payload {
             return Ok(Answer {
                 server: server.to_owned(),

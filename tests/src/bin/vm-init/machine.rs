@@ -1,4 +1,4 @@
-//! What a distribution's init does before anything else can run.
+//! The setup that a distribution's init does before anything else can run.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -9,10 +9,10 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
-/// Kernel modules, one a line, in an order in which each finds those that it needs.
+/// The list of kernel modules, one per line, in the order of their dependencies.
 const MODULES: &str = "/vm/modules";
 
-/// File systems: kind and place.
+/// File systems: type and mount point.
 const FILE_SYSTEMS: [(&str, &str); 6] = [
     ("proc", "/proc"),
     ("sysfs", "/sys"),
@@ -24,7 +24,8 @@ const FILE_SYSTEMS: [(&str, &str); 6] = [
 
 /// Mounts file systems and loads modules.
 pub(super) fn prepare() -> Result<()> {
-    // Nothing is mounted there: the tests lie where they were built, which may be below.
+    // Nothing is mounted at /tmp: the tests are at the path where they were built, which may be
+    // below it.
     fs::create_dir_all("/tmp").context("make /tmp")?;
     for (kind, place) in FILE_SYSTEMS {
         fs::create_dir_all(place).with_context(|| format!("make {place}"))?;

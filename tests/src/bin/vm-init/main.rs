@@ -1,8 +1,9 @@
-//! The first process of a virtual machine of `cargo xtask vm-test`: makes the machine usable, runs
-//! the programs that it is told to, and switches it off.
+//! The first process of a virtual machine of `cargo xtask vm-test`. It sets up the machine, runs
+//! the listed programs, and powers the machine off.
 //!
-//! What programs write goes to the second serial port, between lines that say which program it is
-//! and how it ended; the first one is the kernel's. `xtask/src/vm_test/results.rs` reads them.
+//! The output of programs goes to the second serial port, between lines with the program's name and
+//! its exit status. `xtask/src/vm_test/results.rs` reads them. The first serial port is the
+//! kernel's console.
 
 mod machine;
 mod run;
@@ -13,14 +14,14 @@ use std::fs;
 use anyhow::{Context, Result};
 use nix::sys::reboot::{RebootMode, reboot};
 
-/// The programs to run, one a line: seconds that it may take, directory, program and arguments,
+/// The programs to run, one per line: time limit in seconds, directory, program and arguments,
 /// separated by spaces.
 const PROGRAMS: &str = "/vm/programs";
 
 fn main() -> Result<Infallible> {
     let ran = machine::prepare().and_then(|()| run_programs());
     if let Err(error) = &ran {
-        // The kernel's console has it, whatever became of the second port.
+        // Written to the kernel's console, because the second port may not work.
         eprintln!("vm-init: {error:#}");
     }
     reboot(RebootMode::RB_POWER_OFF).context("switch the machine off")

@@ -1,4 +1,4 @@
-//! Running programs one after the other, and telling the host about it.
+//! Runs programs one after another, and reports them to the host.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -18,19 +18,19 @@ use nix::unistd::Pid;
 /// The serial port that the host reads.
 const PORT: &str = "/dev/ttyS1";
 
-/// How many times as long as on usual machines everything may take: processors may be emulated.
+/// The factor by which timeouts are extended: processors may be emulated.
 const SLOWNESS: &str = "8";
 
-/// How long a program may take to end after it was killed.
+/// The time limit for a program to end after it was killed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where what happens is told.
+/// The serial port to which results are written.
 pub(super) struct Report(File);
 
 impl Report {
     pub(super) fn open() -> Result<Self> {
         let mut options = OpenOptions::new();
-        // A program's end is no reason to hang up.
+        // The port must not become the controlling terminal.
         options.write(true).custom_flags(libc::O_NOCTTY);
         Ok(Self(options.open(PORT).with_context(|| format!("open {PORT}"))?))
     }
@@ -45,11 +45,11 @@ impl Report {
     }
 }
 
-/// Runs a line of the list of programs.
+/// Runs one line of the list of programs.
 pub(super) fn run(report: &Report, line: &str) -> Result<()> {
     let mut words = line.split(' ');
     let mut next = || words.next().with_context(|| format!("incomplete: {line:?}"));
-    let limit = Duration::from_secs(next()?.parse().context("seconds are no number")?);
+    let limit = Duration::from_secs(next()?.parse().context("the time limit is not a number")?);
     let (directory, program) = (next()?, next()?);
     report.line(&format!("=== run {program}"))?;
     let start = Instant::now();
@@ -68,14 +68,14 @@ pub(super) fn run(report: &Report, line: &str) -> Result<()> {
     report.line(&format!("=== end {status} {}", start.elapsed().as_millis()))
 }
 
-/// Waits for a program, and says how it ended: its exit code, `signal` or `time`.
+/// Waits for a program. Returns how it ended: its exit code, `signal` or `time`.
 fn end_of(program: Pid, limit: Duration) -> Result<String> {
     let status = wait_for("the program's end", limit, || reap(program));
     let late = status.is_err();
-    // What it left running would disturb the next.
+    // Processes that it left running would disturb the next program.
     match killpg(program, Signal::SIGKILL) {
         Ok(()) | Err(Errno::ESRCH) => {}
-        Err(error) => return Err(error).context("end what a program has left"),
+        Err(error) => return Err(error).context("kill the processes that a program left"),
     }
     if late {
         wait_for("the killed program's end", PATIENCE, || reap(program))?;
@@ -87,7 +87,7 @@ fn end_of(program: Pid, limit: Duration) -> Result<String> {
     })
 }
 
-/// How a program ended, if it did. Everybody's orphans are ours to wait for.
+/// How a program ended, if it did. Also reaps orphans, which become children of this process.
 fn reap(program: Pid) -> Option<WaitStatus> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {

@@ -1,4 +1,4 @@
-//! Whether a frame is as it should be: lengths and every checksum.
+//! Checks the lengths and every checksum of a frame.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +13,7 @@ const HOUSEKEEPING: [u8; 9] = [130, 131, 132, 133, 134, 135, 136, 137, 143];
 /// Length of a UDP header.
 const UDP_HEADER: usize = 8;
 
-/// Length of the UDP and VXLAN headers before the frame inside.
+/// Length of the UDP and VXLAN headers before the inner frame.
 const VXLAN_HEADERS: usize = UDP_HEADER + 8;
 
 /// A frame as captured.
@@ -25,13 +25,13 @@ pub(super) struct Frame<'a> {
     pub(super) unfinished: Option<Unfinished>,
 }
 
-/// A checksum that the kernel leaves to the device which sends the frame at last. Until then the
-/// field holds the sum of the pseudo header.
+/// A checksum that the kernel leaves to the device that finally sends the frame (checksum offload).
+/// Until then the field contains the sum of the pseudo header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Unfinished {
-    /// Where the summed bytes start in the frame.
+    /// The offset in the frame at which the summed bytes start.
     pub(super) start: usize,
-    /// Where the checksum is from there.
+    /// The offset of the checksum from there.
     pub(super) offset: usize,
 }
 
@@ -44,18 +44,18 @@ pub enum Protocol {
     Udp,
     /// ICMP for IPv4
     Icmp,
-    /// ICMP for IPv6, but for what follows
+    /// ICMP for IPv6, except [`Self::Housekeeping`]
     Icmpv6,
-    /// ICMP for IPv6 that devices send of themselves: neighbour discovery and multicast groups.
+    /// ICMP for IPv6 that the kernel sends by itself: neighbour discovery and multicast groups.
     Housekeeping,
-    /// A fragment of an IP packet, whatever it carries: its transport checksum is not looked at.
+    /// A fragment of an IP packet of any protocol. Its transport checksum is not checked.
     Fragment,
     /// Anything else over IP.
     Other,
 }
 
-/// From where to where a packet goes: of packets in packets, the innermost. Ports are 0 where there
-/// are none.
+/// Source and destination of a packet; of encapsulated packets, those of the innermost. Ports are 0
+/// for protocols without ports.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Flow {
     /// Kind of packet.
@@ -76,7 +76,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Looks at a frame; `None` if it is not IP.
+/// Checks a frame. Returns `None` if it is not IP.
 pub(super) fn check(frame: Frame<'_>) -> Result<Option<Flow>, Fault> {
     match frame.ethernet {
         false => check_ip(frame, 0),
@@ -84,7 +84,7 @@ pub(super) fn check(frame: Frame<'_>) -> Result<Option<Flow>, Fault> {
     }
 }
 
-/// The Ethernet header that starts at `start`.
+/// Checks the Ethernet frame that starts at `start`.
 fn check_ethernet(frame: Frame<'_>, start: usize) -> Result<Option<Flow>, Fault> {
     let bytes = frame.bytes.get(start..).unwrap_or_default();
     let sliced = SlicedPacket::from_ethernet(bytes).map_err(|error| Fault(error.to_string()))?;
@@ -96,7 +96,7 @@ fn check_ethernet(frame: Frame<'_>, start: usize) -> Result<Option<Flow>, Fault>
     }
 }
 
-/// The IP packet that starts at `start`.
+/// Checks the IP packet that starts at `start`.
 fn check_ip(frame: Frame<'_>, start: usize) -> Result<Option<Flow>, Fault> {
     let ip = IpSlice::from_slice(&frame.bytes[start..]).map_err(|error| Fault(error.to_string()))?;
     if let Some(ipv4) = ip.ipv4()
@@ -127,7 +127,7 @@ fn check_ip(frame: Frame<'_>, start: usize) -> Result<Option<Flow>, Fault> {
         _ => Protocol::Other,
     };
     if protocol == Protocol::Udp && transport.field(2)? == VXLAN_PORT && transport.has_vxlan_header() {
-        // What is unfinished is the checksum of the packet inside.
+        // The incomplete checksum is that of the inner packet.
         check_transport(&transport, protocol, payload_start, None)?;
         return check_ethernet(frame, payload_start + VXLAN_HEADERS);
     }
@@ -157,9 +157,9 @@ impl Transport<'_> {
         }
     }
 
-    /// Whether a VXLAN header (RFC 7348, section 5) follows the UDP header. Of a datagram to
-    /// [`VXLAN_PORT`] that is not certain: the port may be the one that a node has put in the place
-    /// of a client's.
+    /// Whether a VXLAN header (RFC 7348, section 5) follows the UDP header. A datagram to
+    /// [`VXLAN_PORT`] may not have one: a node may have allocated the port as a source port in
+    /// place of a client's.
     fn has_vxlan_header(&self) -> bool {
         let header = self.bytes.get(UDP_HEADER..VXLAN_HEADERS);
         matches!(header, Some([0x08, 0, 0, 0, _, _, _, 0]))
@@ -194,11 +194,11 @@ fn check_transport(
         Protocol::Fragment | Protocol::Other => return Ok(()),
     };
     if protocol == Protocol::Udp && usize::from(transport.field(4)?) != transport.bytes.len() {
-        return Err(Fault("the UDP length is not that of the IP header".to_owned()));
+        return Err(Fault("the UDP length does not match the IP header".to_owned()));
     }
     let found = transport.field(offset)?;
-    // Of a packet that was turned into the error about itself the kernel still takes its checksum
-    // for unfinished.
+    // If a packet was turned into the ICMP error about itself, the kernel still treats its checksum
+    // as incomplete.
     let unfinished = unfinished.filter(|unfinished| {
         let is_error = matches!(protocol, Protocol::Icmp | Protocol::Icmpv6);
         let quoted = transport.bytes.get(unfinished.start.saturating_sub(start)..);
@@ -206,11 +206,11 @@ fn check_transport(
     });
     match unfinished {
         Some(unfinished) if unfinished != Unfinished { start, offset } => Err(Fault(format!(
-            "the unfinished checksum is said to be at {unfinished:?}, the header is at {start}"
+            "the incomplete checksum is reported at {unfinished:?}, but the header is at {start}"
         ))),
-        // Zero has two forms in this arithmetic.
+        // Zero has two representations in one's complement arithmetic.
         Some(_) if found % u16::MAX != fold(pseudo_header) % u16::MAX => Err(Fault(format!(
-            "unfinished {protocol:?} checksum {found:#06x}, not the pseudo header's sum {:#06x}",
+            "incomplete {protocol:?} checksum {found:#06x}, not the pseudo header's sum {:#06x}",
             fold(pseudo_header)
         ))),
         Some(_) => Ok(()),
@@ -225,7 +225,7 @@ fn check_transport(
     }
 }
 
-/// Whether finishing a checksum at `offset`, which covers `bytes`, changes nothing.
+/// Whether the checksum at `offset` is already complete over `bytes`.
 fn is_settled(bytes: &[u8], offset: usize) -> bool {
     let Some(&[high, low]) = bytes.get(offset..offset + 2) else {
         return false;
@@ -233,7 +233,7 @@ fn is_settled(bytes: &[u8], offset: usize) -> bool {
     !fold(sum(bytes)) % u16::MAX == u16::from_be_bytes([high, low]) % u16::MAX
 }
 
-/// Sum of the 16-bit words; an odd byte at the end is the high half of one.
+/// Sum of the 16-bit words. An odd byte at the end is the high half of a word.
 fn sum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<2>();
     let sum: u64 = words
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn right_checksums_pass() {
+    fn correct_checksums_pass() {
         let flow = finished(&udp4()).unwrap().unwrap();
         assert_eq!(flow.protocol, Protocol::Udp);
         assert_eq!(flow.source, "10.0.0.1:7".parse().unwrap());
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn any_changed_byte_from_the_ip_header_on_is_noticed() {
+    fn any_changed_byte_after_the_ethernet_header_is_detected() {
         for frame in [udp4(), tcp6()] {
             let ipv6_without_checksum = 14..14 + 8;
             for at in 14..frame.len() {
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_checksum_is_the_pseudo_headers_sum() {
+    fn an_incomplete_checksum_is_the_sum_of_the_pseudo_header() {
         let mut frame = udp4();
         let length = frame.len() - TRANSPORT;
         let pseudo_header = 0x0a00 + 0x0001 + 0x0a00 + 0x0002 + 17 + u16::try_from(length).unwrap();
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_in_packets_are_opened() {
+    fn encapsulated_packets_are_checked() {
         let inner = udp4()[14..].to_vec();
         let mut outer = Vec::new();
         PacketBuilder::ethernet2([2; 6], [4; 6])
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_in_a_vxlan_are_opened() {
+    fn packets_in_vxlan_are_checked() {
         let mut vxlan = vec![8, 0, 0, 0, 0, 0, 1, 0];
         vxlan.extend(udp4());
         let mut outer = Vec::new();
@@ -365,7 +365,7 @@ mod tests {
             .unwrap();
         let inner = "10.0.0.1:7".parse().unwrap();
         assert_eq!(finished(&outer).unwrap().unwrap().source, inner);
-        // The outer checksum may be missing, the inner one may be unfinished.
+        // The outer checksum may be missing, the inner one may be incomplete.
         outer[TRANSPORT + 6..TRANSPORT + 8].fill(0);
         assert_eq!(finished(&outer).unwrap().unwrap().source, inner);
         let start = TRANSPORT + VXLAN_HEADERS + TRANSPORT;

@@ -1,8 +1,8 @@
-//! Captures everything in a namespace and checks every checksum on the way.
+//! Captures all frames in a namespace and checks every checksum.
 //!
-//! Frames between namespaces often carry unfinished checksums, since no real device ever sends
-//! them. The kernel says which ones: of those the field must be the sum of the pseudo header, of
-//! all others the whole checksum must be right.
+//! Frames between namespaces often have incomplete checksums, because no real device sends them.
+//! The kernel marks these. In a marked frame the field must contain the sum of the pseudo header.
+//! In all others the complete checksum must be correct.
 
 mod check;
 mod socket;
@@ -25,13 +25,13 @@ use socket::{PacketSocket, Received};
 
 use super::namespace::{Namespace, enter};
 
-/// How many bad frames are kept; all are counted.
+/// How many bad frames are stored. All are counted.
 const BAD_KEPT: usize = 20;
 
-/// How much of a bad frame is kept.
+/// How many bytes of a bad frame are stored.
 const DUMP_BYTES: usize = 256;
 
-/// A capture at work in a namespace. Dropping it discards it.
+/// A running capture in a namespace. Dropping it discards the report.
 #[derive(Debug)]
 pub struct Capture {
     /// Closing it ends the thread.
@@ -39,27 +39,27 @@ pub struct Capture {
     thread: JoinHandle<Result<CaptureReport>>,
 }
 
-/// What was captured.
+/// The result of a capture.
 #[derive(Clone, Default, Debug)]
 pub struct CaptureReport {
-    /// How many packets were seen where.
+    /// The number of packets by device, direction and flow.
     pub seen: BTreeMap<Seen, u64>,
     /// How many frames were bad.
     pub bad_count: u64,
-    /// The first of them.
+    /// The first bad frames.
     pub bad: Vec<BadFrame>,
-    /// How many frames came faster than they were looked at.
+    /// How many frames were lost because they arrived faster than they were checked.
     pub lost: u32,
 }
 
-/// A kind of packets in one place.
+/// A device, a direction and a flow.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Seen {
     /// Name of the device.
     pub device: String,
     /// Whether the namespace sent or received them.
     pub outgoing: bool,
-    /// From where to where.
+    /// Protocol, source and destination.
     pub flow: Flow,
 }
 
@@ -77,7 +77,7 @@ pub struct BadFrame {
 }
 
 impl Capture {
-    /// Starts to capture all devices of a namespace; returns when it has begun.
+    /// Starts to capture all devices of a namespace. Returns when the capture has begun.
     ///
     /// # Errors
     ///
@@ -87,14 +87,14 @@ impl Capture {
         let (running, stop) = UnixStream::pair()?;
         let name = namespace.name().to_owned();
         let thread = thread::spawn(move || {
-            // Names of devices are those of the calling thread's namespace.
+            // Device names are looked up in the calling thread's namespace.
             enter(&name)?;
             capture(socket, &stop)
         });
         Ok(Self { running, thread })
     }
 
-    /// Ends it, having looked at everything that was sent before.
+    /// Ends the capture after it has checked everything that was sent before.
     ///
     /// # Errors
     ///
@@ -106,7 +106,7 @@ impl Capture {
             .map_err(|_| anyhow!("the capture's thread panicked"))?
     }
 
-    /// Ends it and insists that all it saw is good, and that it saw more than
+    /// Ends the capture and checks that all frames were good and that some were not
     /// [`Protocol::Housekeeping`].
     ///
     /// # Errors
@@ -199,12 +199,12 @@ impl fmt::Display for BadFrame {
     }
 }
 
-/// Looks at frames until the other end of `stop` is closed and none is left.
+/// Checks frames until the other end of `stop` is closed and no frame is left.
 fn capture(mut socket: PacketSocket, stop: &UnixStream) -> Result<CaptureReport> {
     let mut report = CaptureReport::default();
     let mut devices = HashMap::new();
     loop {
-        // Asked before the last look: what was sent before the end is seen.
+        // Checked before the last pass, so that frames sent before the end are seen.
         let ended = wait(&socket, stop)?;
         while let Some(received) = socket.receive()? {
             let device = devices
@@ -219,7 +219,7 @@ fn capture(mut socket: PacketSocket, stop: &UnixStream) -> Result<CaptureReport>
     }
 }
 
-/// Waits for a frame or the end; whether it is the end.
+/// Waits for a frame or the end. Returns true at the end.
 fn wait(socket: &PacketSocket, stop: &UnixStream) -> Result<bool> {
     let mut files = [
         PollFd::new(socket.as_fd(), PollFlags::POLLIN),

@@ -1,4 +1,4 @@
-//! A packet socket that tells of each frame whether its checksum is finished.
+//! A packet socket that reports for each frame whether its checksum is complete.
 
 use std::ffi::c_int;
 use std::io;
@@ -16,7 +16,7 @@ use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
 use super::check::{Frame, Unfinished};
 
 sockopt_impl!(
-    /// Puts a `virtio_net_hdr` before each frame.
+    /// Prepends a `virtio_net_hdr` to each frame.
     PacketVnetHeader,
     SetOnly,
     libc::SOL_PACKET,
@@ -25,7 +25,7 @@ sockopt_impl!(
 );
 
 sockopt_impl!(
-    /// Counts of frames since the last call.
+    /// Frame counters since the last call.
     PacketStatistics,
     GetOnly,
     libc::SOL_PACKET,
@@ -33,8 +33,8 @@ sockopt_impl!(
     libc::tpacket_stats
 );
 
-/// Size of `virtio_net_hdr`: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, the last
-/// four of 16 bits in the machine's byte order.
+/// Size of `virtio_net_hdr`: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset. The last
+/// four have 16 bits in the machine's byte order.
 const VNET_HEADER: usize = 10;
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`
@@ -43,10 +43,10 @@ const NEEDS_CHECKSUM: u8 = 1;
 /// The largest frame: an IP packet of 64 KiB with its Ethernet header and VLAN tags.
 const LARGEST_FRAME: usize = 65536 + 64;
 
-/// Room for bursts: many frames of 64 KiB.
+/// Size of the receive buffer in bytes: holds bursts of many frames of 64 KiB.
 pub(in crate::lab) const RECEIVE_BUFFER: usize = 64 << 20;
 
-/// Receives every frame of the namespace in which it was made, in both directions.
+/// Receives every frame of the namespace in which it was created, in both directions.
 pub(super) struct PacketSocket {
     socket: OwnedFd,
     buffer: Vec<u8>,
@@ -72,7 +72,7 @@ impl PacketSocket {
         })
     }
 
-    /// The next frame, if one waits.
+    /// The next frame, if one is waiting.
     pub(super) fn receive(&mut self) -> Result<Option<Received<'_>>> {
         let (length, address) = match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), &mut self.buffer) {
             Ok((length, address)) => (length, address.context("a frame without an address")?),
@@ -96,7 +96,7 @@ impl PacketSocket {
         }))
     }
 
-    /// How many frames did not fit into the buffer since the last call.
+    /// The number of frames since the last call that did not fit into the buffer.
     pub(super) fn lost(&self) -> Result<u32> {
         Ok(getsockopt(&self.socket, PacketStatistics)
             .context("PACKET_STATISTICS")?

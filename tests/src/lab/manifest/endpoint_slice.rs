@@ -11,11 +11,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::{NAMESPACE, ServicePort, write_yaml};
 use crate::lab::Machine;
 
-/// The label that says whose endpoints a slice has.
+/// The label with the name of a slice's Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
-/// The EndpointSlices of a Service: one document for each IP version of which there are endpoints.
-/// While there is one, the agents do not derive the Service's endpoints from Pods.
+/// The EndpointSlices of a Service: one document for each IP version that has endpoints. While a
+/// slice exists, the agents do not derive the Service's endpoints from Pods.
 ///
 /// ```
 /// use lb_tests::lab::{EndpointManifest, EndpointSliceManifest, ServicePort};
@@ -40,8 +40,7 @@ pub struct EndpointSliceManifest {
     endpoints: Vec<EndpointManifest>,
 }
 
-/// An endpoint in [`EndpointSliceManifest`]. What is not said about it is not in the manifest
-/// either.
+/// An endpoint in [`EndpointSliceManifest`]. Unset fields are not in the manifest.
 #[derive(Clone, PartialEq, Debug)]
 pub struct EndpointManifest {
     addresses: Vec<IpAddr>,
@@ -49,8 +48,8 @@ pub struct EndpointManifest {
 }
 
 impl EndpointSliceManifest {
-    /// Slices of a Service, still without endpoints. Of the ports, name, protocol and target port
-    /// count.
+    /// Slices of a Service, without endpoints. Only name, protocol and target port of the ports are
+    /// used.
     pub fn new(name: &str, service: &str, ports: &[ServicePort]) -> Self {
         Self {
             name: name.to_owned(),
@@ -60,13 +59,13 @@ impl EndpointSliceManifest {
         }
     }
 
-    /// Adds an endpoint to the slices of the IP versions of which it has addresses.
+    /// Adds an endpoint to the slices of the IP versions in which it has addresses.
     pub fn endpoint(mut self, endpoint: EndpointManifest) -> Self {
         self.endpoints.push(endpoint);
         self
     }
 
-    /// The slice of one IP version, if there are endpoints of it.
+    /// The slice of one IP version, if it has endpoints.
     fn slice(&self, ipv4: bool) -> Option<EndpointSlice> {
         let endpoints: Vec<Endpoint> = self
             .endpoints
@@ -97,7 +96,7 @@ impl EndpointManifest {
         }
     }
 
-    /// A Pod.
+    /// The endpoint of a Pod.
     pub fn of(pod: &Machine) -> Self {
         Self::new(&pod.addresses().both())
     }
@@ -123,7 +122,7 @@ impl EndpointManifest {
         self
     }
 
-    /// Hints: the nodes that are to use it.
+    /// Hints: the nodes that should use it.
     pub fn for_nodes(self, names: &[&str]) -> Self {
         let nodes = names.iter().map(|&name| ForNode {
             name: name.to_owned(),
@@ -132,7 +131,7 @@ impl EndpointManifest {
         self.with_hints(|hints| hints.for_nodes = Some(nodes))
     }
 
-    /// Hints: the zones that are to use it.
+    /// Hints: the zones that should use it.
     pub fn for_zones(self, names: &[&str]) -> Self {
         let zones = names.iter().map(|&name| ForZone {
             name: name.to_owned(),
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_and_hints() {
+    fn conditions_and_hints_are_written() {
         let endpoint = EndpointManifest::new(&["10.244.1.2".parse().unwrap()])
             .ready(false)
             .serving(true)

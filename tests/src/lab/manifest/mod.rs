@@ -20,18 +20,18 @@ pub use service::{ServiceManifest, ServicePort};
 
 use super::Lab;
 
-/// The namespace of everything that is in one.
+/// The namespace of all namespaced objects.
 const NAMESPACE: &str = "default";
 
 impl Lab {
-    /// Writes a manifest, in one step for those who watch the directory.
+    /// Writes a manifest atomically.
     ///
     /// # Errors
     ///
     /// If the file system refuses.
     pub fn apply(&self, file: &str, manifest: impl Display) -> Result<()> {
         let path = self.manifests().join(file);
-        // Beside the directory: the agents see the finished file only.
+        // Not in the watched directory: the agents only see the complete file.
         let mut temporary = NamedTempFile::new_in(&self.directory).context("create a manifest")?;
         write!(temporary, "{manifest}").context("write a manifest")?;
         temporary
@@ -44,13 +44,13 @@ impl Lab {
     ///
     /// # Errors
     ///
-    /// If there is none of that name.
+    /// If there is no file of that name.
     pub fn remove(&self, file: &str) -> Result<()> {
         fs::remove_file(self.manifests().join(file)).with_context(|| format!("remove manifest {file}"))
     }
 
-    /// Writes a manifest of each node and each Pod so far, all Pods being ready: `node-NAME.yaml`,
-    /// `pod-NAME.yaml`.
+    /// Writes a manifest of each node and each Pod so far: `node-NAME.yaml`, `pod-NAME.yaml`. All
+    /// Pods are ready.
     ///
     /// # Errors
     ///

@@ -47,14 +47,14 @@ impl Node {
 }
 
 impl NodeManifest {
-    /// A label, as in `topology.kubernetes.io/zone`.
+    /// Adds a label, as in `topology.kubernetes.io/zone`.
     pub fn label(mut self, name: &str, value: &str) -> Self {
         let labels = self.0.metadata.labels.get_or_insert_default();
         labels.insert(name.to_owned(), value.to_owned());
         self
     }
 
-    /// Its internal addresses are these instead, in this order.
+    /// Replaces its internal addresses by these, in this order.
     pub fn addresses(mut self, addresses: &[IpAddr]) -> Self {
         let status = self.0.status.get_or_insert_default();
         let internal = addresses.iter().map(|address| NodeAddress {
@@ -65,7 +65,7 @@ impl NodeManifest {
         self
     }
 
-    /// A taint with this key, which lets nothing new be scheduled there.
+    /// Adds a taint with this key and the effect `NoSchedule`.
     pub fn taint(mut self, key: &str) -> Self {
         let spec = self.0.spec.get_or_insert_default();
         spec.taints.get_or_insert_default().push(Taint {

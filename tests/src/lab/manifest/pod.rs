@@ -14,8 +14,8 @@ use crate::lab::{Machine, Node};
 pub struct PodManifest(Pod);
 
 impl Node {
-    /// The Pod object of a Pod of this node, which is ready. Its label `app` is its name without
-    /// what follows the last dash: `web` of the Pod `web-1`.
+    /// The Pod object of a Pod of this node, which is ready. Its label `app` is its name up to the
+    /// last dash: `web` for the Pod `web-1`.
     pub fn pod_manifest(&self, pod: &Machine) -> PodManifest {
         let name = pod.name();
         let app = name.rsplit_once('-').map_or(name, |(app, _)| app);
@@ -49,7 +49,7 @@ impl Node {
 }
 
 impl PodManifest {
-    /// Whether its condition `Ready` is true.
+    /// Sets its condition `Ready`.
     pub fn ready(mut self, ready: bool) -> Self {
         let status = self.0.status.get_or_insert_default();
         status.conditions = Some(vec![PodCondition {
@@ -60,8 +60,7 @@ impl PodManifest {
         self
     }
 
-    /// As it is after `kubectl delete pod`: there, but with the time of its deletion. It may still
-    /// be ready.
+    /// Sets its deletion timestamp, as `kubectl delete pod` does. It may still be ready.
     pub fn terminating(mut self) -> Self {
         self.0.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
         self

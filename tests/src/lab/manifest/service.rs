@@ -19,9 +19,9 @@ pub struct ServicePort {
     pub name: &'static str,
     /// `TCP`, `UDP` or `SCTP`.
     pub protocol: &'static str,
-    /// Where clients connect to.
+    /// The port to which clients connect.
     pub port: u16,
-    /// Where the Pods listen.
+    /// The port on which the Pods listen.
     pub target_port: u16,
     /// The NodePort, if it has one.
     pub node_port: Option<u16>,
@@ -59,9 +59,9 @@ impl ServicePort {
 pub struct ServiceManifest(Service);
 
 impl ServiceManifest {
-    /// A Service with these ClusterIPs that selects the Pods whose label `app` is its name. Of type
-    /// NodePort if one of the ports has a NodePort, else ClusterIP; without addresses it is
-    /// headless.
+    /// A Service with these ClusterIPs that selects the Pods whose label `app` is its name. Its
+    /// type is NodePort if one of the ports has a NodePort, otherwise ClusterIP. Without addresses
+    /// it is headless.
     pub fn new(name: &str, addresses: &[IpAddr], ports: &[ServicePort]) -> Self {
         let service_type = match ports.iter().any(|port| port.node_port.is_some()) {
             true => "NodePort",
@@ -90,12 +90,12 @@ impl ServiceManifest {
         })
     }
 
-    /// Of this type, as in `LoadBalancer`.
+    /// Sets its type, as in `LoadBalancer`.
     pub fn of_type(self, service_type: &str) -> Self {
         self.with_spec(|spec| spec.type_ = Some(service_type.to_owned()))
     }
 
-    /// Makes it a LoadBalancer that has these addresses, beside those it has already; `ip_mode` is
+    /// Makes it a LoadBalancer and adds these addresses to those that it already has. `ip_mode` is
     /// `VIP` or `Proxy`.
     pub fn ingress(self, addresses: &[IpAddr], ip_mode: Option<&str>) -> Self {
         let mut service = self.of_type("LoadBalancer");
@@ -127,8 +127,8 @@ impl ServiceManifest {
         self.with_spec(|spec| spec.internal_traffic_policy = Some(policy.to_owned()))
     }
 
-    /// Session affinity by the client's address, with a time limit in seconds if it is not to be
-    /// Kubernetes' default.
+    /// Sets session affinity by the client's address, with a timeout in seconds or Kubernetes'
+    /// default.
     pub fn client_ip_affinity(self, timeout_seconds: Option<i32>) -> Self {
         self.with_spec(|spec| {
             spec.session_affinity = Some("ClientIP".to_owned());
@@ -151,7 +151,7 @@ impl ServiceManifest {
         self.with_spec(|spec| spec.health_check_node_port = Some(port.into()))
     }
 
-    /// A label of the Service itself.
+    /// Adds a label to the Service.
     pub fn label(mut self, name: &str, value: &str) -> Self {
         let labels = self.0.metadata.labels.get_or_insert_default();
         labels.insert(name.to_owned(), value.to_owned());
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_service() {
+    fn a_new_service_has_addresses_selector_and_ports() {
         let addresses = ["10.96.0.10", "fd00:96::10"].map(|address| address.parse().unwrap());
         let manifest = ServiceManifest::new("web", &addresses, &[PORT]);
         let (service, spec) = read(&manifest);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_at_once() {
+    fn all_fields_can_be_set_together() {
         let [balancer, proxy, external] =
             ["198.51.100.1", "198.51.100.2", "198.51.100.3"].map(|address| address.parse().unwrap());
         let manifest = ServiceManifest::new("web", &[], &[PORT])

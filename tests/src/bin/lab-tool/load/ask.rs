@@ -1,4 +1,4 @@
-//! The client: threads that do the same again and again, for some time.
+//! The client: threads that repeat one operation for some time.
 
 use std::io;
 use std::sync::Barrier;
@@ -11,17 +11,17 @@ use lb_tests::bench::load::{Order, Sample};
 use super::meter::Meter;
 use super::work::{self, Worker};
 
-/// What one thread did.
+/// The result of one thread.
 struct Done {
-    /// Nanoseconds; a u32 holds four seconds.
+    /// In nanoseconds; a u32 holds up to four seconds.
     latencies: Vec<u32>,
     failures: u64,
     failure: Option<io::Error>,
-    /// From when to when.
+    /// Start and end.
     time: [Instant; 2],
 }
 
-/// Does what is ordered.
+/// Executes an order.
 pub(super) fn ask(order: &Order) -> Result<Sample> {
     let workers = (0..order.threads)
         .map(|number| work::worker(order, number))
@@ -36,7 +36,7 @@ pub(super) fn ask(order: &Order) -> Result<Sample> {
             .into_iter()
             .map(|worker| scope.spawn(|| work(worker, &barrier, duration)))
             .collect();
-        // All of them wait at the barrier, or will soon.
+        // All threads wait at the barrier, or will soon.
         let before = meter.read()?;
         barrier.wait();
         let done: Vec<Done> = threads
@@ -58,7 +58,7 @@ pub(super) fn ask(order: &Order) -> Result<Sample> {
 }
 
 fn work(mut worker: Box<dyn Worker>, barrier: &Barrier, duration: Duration) -> Done {
-    // Room for all of them: growing would be part of what is measured.
+    // Large enough for all latencies: reallocation would be part of the measurement.
     let latencies = Vec::with_capacity(1 << 17);
     barrier.wait();
     let start = Instant::now();

@@ -8,13 +8,13 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use nix::unistd::{SysconfVar, sysconf};
 
-/// Where CPU time is read.
+/// The files from which CPU time is read.
 pub(super) struct Meter {
     /// `cpu.stat` of control groups.
     groups: Vec<PathBuf>,
-    /// `schedstat` of the kernel's threads that handle packets which no process had the time for.
+    /// `schedstat` of the kernel threads `ksoftirqd`, which handle deferred packets.
     threads: Vec<PathBuf>,
-    /// Nanoseconds of the unit of `/proc/stat`.
+    /// The unit of `/proc/stat` in nanoseconds.
     tick: u64,
 }
 
@@ -37,7 +37,7 @@ impl Usage {
 
 impl Meter {
     pub(super) fn new(groups: &[PathBuf]) -> Result<Self> {
-        let ticks = sysconf(SysconfVar::CLK_TCK)?.context("no unit of CPU time")?;
+        let ticks = sysconf(SysconfVar::CLK_TCK)?.context("sysconf returns no clock tick")?;
         Ok(Self {
             groups: groups.iter().map(|group| group.join("cpu.stat")).collect(),
             threads: packet_threads()?,
@@ -63,7 +63,7 @@ impl Meter {
     }
 }
 
-/// Of each CPU, the thread `ksoftirqd`.
+/// The `schedstat` of each CPU's thread `ksoftirqd`.
 fn packet_threads() -> Result<Vec<PathBuf>> {
     let processes = fs::read_dir("/proc")?.flatten().map(|entry| entry.path());
     let is_packet_thread = |process: &PathBuf| {
@@ -72,7 +72,7 @@ fn packet_threads() -> Result<Vec<PathBuf>> {
     let threads = processes
         .filter(is_packet_thread)
         .map(|process| process.join("schedstat"));
-    // A kernel without these figures tells less: their time is missing then.
+    // Some kernels have no such file; then the time of these threads is missing.
     Ok(threads.filter(|path| path.exists()).collect())
 }
 

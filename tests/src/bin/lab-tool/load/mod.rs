@@ -1,6 +1,6 @@
-//! The load generator of `cargo xtask bench end-to-end`: a server, and a client that does what it
-//! reads from standard input. Threads that block, since an event loop would be part of what is
-//! measured.
+//! The load generator of `cargo xtask bench end-to-end`: a server, and a client that executes
+//! orders from standard input. It uses blocking threads, because an event loop would be part of the
+//! measurement.
 
 mod ask;
 mod meter;
@@ -15,9 +15,9 @@ use clap::Subcommand;
 /// The two sides.
 #[derive(Subcommand)]
 pub(crate) enum Side {
-    /// Serve at all ports; prints `ready`, never ends
+    /// Serve on all ports; prints `ready`, never ends
     Serve,
-    /// Do what the lines of standard input say, and report each
+    /// Execute the orders in the lines of standard input, and report each
     Ask,
 }
 

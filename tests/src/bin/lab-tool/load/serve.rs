@@ -8,7 +8,7 @@ use std::thread;
 use anyhow::{Context as _, Result};
 use lb_tests::bench::load::{CHUNK, Role};
 
-/// Threads that take connections or datagrams of one port.
+/// Threads that accept connections or datagrams of one port.
 const THREADS: usize = 4;
 
 /// Serves until it is killed.
@@ -33,7 +33,7 @@ fn serve_connections(role: Role, port: u16) -> Result<()> {
     for _ in 0..THREADS {
         let listener = Arc::clone(&listener);
         thread::spawn(move || {
-            // One that failed is the client's to notice.
+            // The client reports a connection that failed.
             for stream in listener.incoming().flatten() {
                 if role != Role::Close {
                     thread::spawn(move || serve_connection(role, stream));
@@ -61,7 +61,7 @@ fn serve_datagrams(port: u16) -> Result<()> {
         thread::spawn(move || {
             let mut buffer = [0; 2048];
             loop {
-                // An error is about a datagram that nobody waits for any more.
+                // An error is about an earlier answer whose client has closed its socket.
                 if let Ok((length, client)) = socket.recv_from(&mut buffer) {
                     let _ = socket.send_to(&buffer[..length], client);
                 }

@@ -9,16 +9,16 @@ use lb_tests::bench::load::{CHUNK, Mode, Order};
 
 /// Size of requests, answers and datagrams.
 const SIZE: usize = 64;
-/// Datagrams under way.
+/// Maximum number of datagrams in flight.
 const WINDOW: u32 = 32;
-/// For how long a datagram is not taken for lost.
+/// The time after which a datagram counts as lost.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// The ports of new flows: all that need no privilege.
+/// The first source port of new flows: the first one that needs no privilege.
 const FIRST_PORT: u16 = 1024;
 
-/// Does one operation after the other.
+/// Executes one operation after another.
 pub(super) trait Worker: Send {
-    /// Does one and says how long it took.
+    /// Executes one operation and returns its duration.
     fn operate(&mut self) -> io::Result<Duration>;
 
     /// Waits until everything that was sent has arrived.
@@ -27,7 +27,7 @@ pub(super) trait Worker: Send {
     }
 }
 
-/// A worker that can begin at once: its lasting connections are open.
+/// Creates a worker whose persistent connections are already open.
 pub(super) fn worker(order: &Order, number: u32) -> io::Result<Box<dyn Worker>> {
     let mut targets = Targets {
         to: order.to.clone(),
@@ -42,7 +42,7 @@ pub(super) fn worker(order: &Order, number: u32) -> io::Result<Box<dyn Worker>> 
     })
 }
 
-/// Whom to turn to, one after the other.
+/// The targets, used in turn.
 struct Targets {
     to: Vec<SocketAddr>,
     next: usize,
@@ -67,9 +67,9 @@ struct Connect {
 }
 
 impl Worker for Connect {
-    /// The server closes first, as HTTP servers do that do not keep connections: the port stays
-    /// reserved there and not here, so that the client can take it again at once. A reset would do
-    /// that too, but is not how connections end.
+    /// The server closes first, like HTTP servers without keep-alive. So the server's side is in
+    /// TIME_WAIT, and the client can reuse the port immediately. A RST would also allow that, but
+    /// connections do not normally end with one.
     fn operate(&mut self) -> io::Result<Duration> {
         let start = Instant::now();
         let mut stream = TcpStream::connect(self.targets.next())?;
@@ -120,7 +120,8 @@ impl Worker for Datagram {
             self.under_way += 1;
         }
         let received = self.socket.recv(&mut [0; SIZE]);
-        // After a failure all are taken for lost: late ones are received as if they were others.
+        // After a failure all datagrams count as lost. Late ones are counted as answers to later
+        // datagrams.
         self.under_way = received.as_ref().map_or(0, |_| self.under_way - 1);
         received.map(|_| start.elapsed())
     }
@@ -142,8 +143,7 @@ impl Worker for NewFlow {
     }
 }
 
-/// A socket at the next port: each of them is used again only when all others were, after their
-/// flows were forgotten.
+/// A socket at the next port. A port is reused only after all others, when its flow has expired.
 fn next_socket() -> io::Result<UdpSocket> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
