@@ -163,7 +163,7 @@ async fn of_many_the_first_are_named() {
     let documents: Vec<_> = documents.collect();
     source.write("web.yaml", &documents.join("---\n"));
     let more = "web.yaml:96: Service default/s119: spec.ipFamilies \"IPv7\" is unknown and ignored: use IPv4 or IPv6 (and 40 \
-                more such notes about this and other Services)";
+                more messages about this and other Services)";
     expect_problem(&mut source, more, true).await;
     assert_eq!(source.problems.borrow().len(), 20);
 }
