@@ -1,14 +1,15 @@
-//! What can be wrong with the documents of a file.
+//! The errors of the documents of a file.
 
 use crate::object::Kind;
 
-/// After so many broken documents the rest of a file is not read: it is no manifest.
+/// The maximum number of broken documents. The rest of the file is not read: it is probably not a
+/// manifest.
 pub(super) const MAX_BROKEN_DOCUMENTS: usize = 100;
 
-/// Something wrong with a document.
+/// An error of a document.
 #[derive(Debug)]
 pub(super) struct Fault {
-    /// The line, from 1.
+    /// The line, counted from 1.
     pub(super) line: usize,
     /// What is wrong.
     pub(super) reason: Reason,
