@@ -216,7 +216,7 @@ impl Document<'_> {
         parsed: &mut Parsed,
     ) {
         let in_file = |line: usize| line + self.line - 1;
-        for field in unknown.into_iter().take(strict::DOUBTS_MAX) {
+        for field in unknown.into_iter().take(strict::REPORTED_FIELDS_MAX) {
             let Some(object) = name(&field) else { continue };
             parsed.harmless.push(Fault {
                 line: strict::line_of(source, &field).map_or(self.first_line(), in_file),

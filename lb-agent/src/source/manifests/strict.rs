@@ -15,7 +15,7 @@ use serde_ignored::Path;
 use super::decode::Source;
 
 /// The maximum number of reported unknown fields, and of repeated keys, of one document.
-pub(super) const DOUBTS_MAX: usize = 20;
+pub(super) const REPORTED_FIELDS_MAX: usize = 20;
 
 /// Deserializes with `seed`, and collects the unknown fields.
 #[derive(Clone, Copy)]
@@ -68,7 +68,7 @@ pub(super) fn line_of(source: &Source<'_>, path: &str) -> Option<usize> {
 /// Returns the lines and names of repeated keys.
 pub(super) fn repeated(source: &Source<'_>) -> Vec<(usize, String)> {
     let mut found = Vec::new();
-    while found.len() < DOUBTS_MAX {
+    while found.len() < REPORTED_FIELDS_MAX {
         let skipped = Cell::new(found.len());
         let next = find(source, |_, is_repeated| {
             is_repeated && skipped.replace(skipped.get().saturating_sub(1)) == 0

@@ -210,7 +210,7 @@ fn what_nobody_reads_is_reported() {
     let many: String = (0..1000).map(|field| format!("field{field}: 1\n")).collect();
     assert_eq!(
         yaml(&format!("{SERVICE}{many}")).harmless.len(),
-        strict::DOUBTS_MAX
+        strict::REPORTED_FIELDS_MAX
     );
 }
 
