@@ -17,16 +17,16 @@ pub enum ServiceCidrError {
     #[error(transparent)]
     Network(#[from] NetworkError),
     /// It is an address with a prefix, not the network's first address.
-    #[error("it is an address of the network {0}: write that")]
+    #[error("it is an address of the network {0}: write the network")]
     Host(Network),
     /// It contains no allocatable address.
-    #[error("it has no address to give beside those of the network itself: use a shorter prefix")]
+    #[error("it contains no allocatable address: use a shorter prefix")]
     Small,
     /// It is too large. An API server rejects such a network, too.
-    #[error("it is larger than any Services need: use a prefix of at least {0} bits")]
+    #[error("it is too large for Services: use a prefix of at least {0} bits")]
     Large(u8),
     /// Its addresses are not unicast addresses, or they cannot be routed.
-    #[error("{0} is no unicast address that can be routed: use another network, as in 10.96.0.0/16")]
+    #[error("{0} is not a routable unicast address: use another network, as in 10.96.0.0/16")]
     Special(IpAddr),
     /// There is another network of the same family.
     #[error("--service-cidr names two {0} networks: name one")]
@@ -158,11 +158,11 @@ mod tests {
             ("10.0.0.0/8", None),
             (
                 "10.96.0.5/16",
-                Some("it is an address of the network 10.96.0.0/16: write that"),
+                Some("it is an address of the network 10.96.0.0/16: write the network"),
             ),
             (
                 "fd00::1/112",
-                Some("it is an address of the network fd00::/112: write that"),
+                Some("it is an address of the network fd00::/112: write the network"),
             ),
             ("10.96.0.5", Some("write an address, a slash")),
             ("10.96.0.0/33", Some("write an address, a slash")),
@@ -172,14 +172,14 @@ mod tests {
             ("10.0.0.0/7", Some("at least 8 bits")),
             ("0.0.0.0/0", Some("at least 8 bits")),
             ("fd00::/63", Some("at least 64 bits")),
-            ("127.0.0.0/8", Some("127.0.0.1 is no unicast address")),
-            ("0.0.0.0/8", Some("0.0.0.1 is no unicast address")),
-            ("169.254.0.0/16", Some("169.254.0.1 is no unicast address")),
-            ("224.0.0.0/24", Some("224.0.0.1 is no unicast address")),
-            ("240.0.0.0/8", Some("240.0.0.1 is no unicast address")),
-            ("fe80::/64", Some("fe80::1 is no unicast address")),
-            ("ff02::/64", Some("ff02::1 is no unicast address")),
-            ("::/112", Some("::1 is no unicast address")),
+            ("127.0.0.0/8", Some("127.0.0.1 is not a routable unicast")),
+            ("0.0.0.0/8", Some("0.0.0.1 is not a routable unicast")),
+            ("169.254.0.0/16", Some("169.254.0.1 is not a routable unicast")),
+            ("224.0.0.0/24", Some("224.0.0.1 is not a routable unicast")),
+            ("240.0.0.0/8", Some("240.0.0.1 is not a routable unicast")),
+            ("fe80::/64", Some("fe80::1 is not a routable unicast")),
+            ("ff02::/64", Some("ff02::1 is not a routable unicast")),
+            ("::/112", Some("::1 is not a routable unicast")),
         ] {
             let found = text.parse::<ServiceCidr>().map_err(|error| error.to_string());
             match (&found, fault) {

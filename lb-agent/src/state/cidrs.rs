@@ -118,9 +118,7 @@ fn problem(kind: Kind, name: &str, message: String) -> Problem {
 }
 
 fn too_many(family: Family) -> String {
-    format!(
-        "there are {MAX} other {family} Service CIDRs, the most that packets are compared with: remove one"
-    )
+    format!("there are {MAX} other {family} Service CIDRs, which is the maximum: remove one")
 }
 
 #[cfg(test)]
@@ -189,7 +187,7 @@ mod tests {
             ("10.96.0.0", "write an address, a slash"),
             (
                 "10.96.0.1/16",
-                "it is an address of the network 10.96.0.0/16: write that",
+                "it is an address of the network 10.96.0.0/16: write the network",
             ),
             ("0.0.0.0/0", "use a prefix of at least 8 bits"),
             ("fd00::/32", "use a prefix of at least 64 bits"),
@@ -216,8 +214,7 @@ mod tests {
         assert_eq!(in_force.last().map(String::as_str), Some("fd00::/112"));
         let messages = messages(&cidrs);
         assert_eq!(messages.len(), 2, "{messages:#?}");
-        let fault =
-            "there are 8 other IPv4 Service CIDRs, the most that packets are compared with: remove one";
+        let fault = "there are 8 other IPv4 Service CIDRs, which is the maximum: remove one";
         assert!(
             messages.iter().all(|message| message.contains(fault)),
             "{messages:#?}"

@@ -45,7 +45,7 @@ impl Report {
         self.cause = Some(cause);
         let (kind, place, remedy) = (self.kind, &self.place, remedy(error));
         tracing::warn!(
-            "cannot watch {kind}s at {place}, keeping what is known and retrying: {remedy}: {text}"
+            "cannot watch {kind}s at {place}, keeping the known objects and retrying: {remedy}: {text}"
         );
     }
 

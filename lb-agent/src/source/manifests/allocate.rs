@@ -66,8 +66,8 @@ fn allocate(previous: &State, objects: &Objects, cidrs: &ServiceCidrs) -> Alloca
     for applicant in &mut applicants {
         applicant.keep(&before, &mut pools);
     }
-    // This comes after all present Services kept their values: values of deleted Services are
-    // reserved only if they are still free.
+    // Values of deleted Services are reserved after present Services kept theirs, and before others
+    // get new ones.
     let present: BTreeSet<String> = objects.keys().filter(is_service).map(key).collect();
     let mut gone = gone(previous, &present);
     for value in gone.iter().flat_map(|(_, given)| given.values()) {

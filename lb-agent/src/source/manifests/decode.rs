@@ -121,7 +121,7 @@ fn merge(text: &str) -> Result<Option<Value>, DecodeError> {
     }
     Err(DecodeError {
         line: None,
-        message: format!("more than {MERGES_MAX} merges (`<<`) one in another: write the fields out"),
+        message: format!("more than {MERGES_MAX} nested merges (`<<`): write the fields out"),
     })
 }
 

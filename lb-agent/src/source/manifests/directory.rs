@@ -77,7 +77,7 @@ impl Directory {
         let names = match list(&self.path) {
             Ok(names) => names,
             Err(error) => {
-                let reason = format!("cannot be read, what was read before stays in force: {error}");
+                let reason = format!("cannot be read, so its previous content stays in effect: {error}");
                 self.problems = vec![Problem::new(&self.path, None, reason)];
                 return Vec::new();
             }
@@ -209,7 +209,7 @@ impl File {
     /// Appends to a reason what it means for the objects of the file.
     fn stale(&self, reason: String) -> String {
         match self.sound {
-            true => format!("{reason} (the file's last good content stays in force)"),
+            true => format!("{reason} (the file's last valid content stays in effect)"),
             false => reason,
         }
     }

@@ -11,7 +11,7 @@ use super::decode::{DecodeError, Source, Syntax};
 use super::fault::{Fault, MAX_BROKEN_DOCUMENTS, Reason};
 use super::header::{Content, Header, ListHeader};
 use super::name;
-use super::strict::{self, Noting};
+use super::strict::{self, CollectingUnknown};
 use super::typed::{Typed, TypedList};
 use crate::model::HEADLESS_LABEL;
 use crate::object::{Kind, Object, ObjectReference};
@@ -140,7 +140,7 @@ impl Document<'_> {
             Content::Object(kind) => {
                 let name = header.describe(&kind.to_string());
                 let unknown = RefCell::default();
-                let seed = Noting {
+                let seed = CollectingUnknown {
                     seed: Typed(kind),
                     unknown: &unknown,
                 };
@@ -186,7 +186,7 @@ impl Document<'_> {
         let name = |index: usize| Some(headers.get(index)?.describe(&(*kinds.get(index)?)?.to_string()));
         let position = Cell::new(0);
         let unknown = RefCell::default();
-        let seed = Noting {
+        let seed = CollectingUnknown {
             seed: TypedList {
                 kinds: &kinds,
                 position: &position,

@@ -22,7 +22,7 @@ pub(super) enum Reason {
     Yaml(String),
     #[error("{object}: {fault}")]
     Object { object: String, fault: String },
-    #[error("no Kubernetes object: {0} is missing")]
+    #[error("not a Kubernetes object: {0} is missing")]
     Missing(&'static str),
     #[error("{0} without metadata.name: give it a name")]
     Unnamed(Kind),
@@ -37,7 +37,7 @@ pub(super) enum Reason {
     UnknownKind { object: String },
     #[error("{object}: the field {field} is not known and has no effect: correct its name or remove it")]
     UnknownField { object: String, field: String },
-    #[error("{object}: {field} is given twice, and only the last one counts: remove the other")]
+    #[error("{object}: {field} occurs twice, and only the last one is used: remove the other")]
     Repeated { object: String, field: String },
     #[error("a List within a List: put its items into the outer one")]
     NestedList,

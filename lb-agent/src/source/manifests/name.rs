@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn subdomains() {
+    fn only_valid_subdomains_are_accepted() {
         for good in ["a", "a.b", "ip-10-0-0-1.internal", &"a".repeat(253)] {
             assert_eq!(subdomain_fault(good), None, "{good}");
         }

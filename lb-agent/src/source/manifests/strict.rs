@@ -19,14 +19,14 @@ pub(super) const REPORTED_FIELDS_MAX: usize = 20;
 
 /// Deserializes with `seed`, and collects the unknown fields.
 #[derive(Clone, Copy)]
-pub(super) struct Noting<'a, S> {
+pub(super) struct CollectingUnknown<'a, S> {
     /// The seed of the object.
     pub(super) seed: S,
     /// The unknown fields, in the notation of [`find`].
     pub(super) unknown: &'a RefCell<Vec<String>>,
 }
 
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Noting<'_, S> {
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for CollectingUnknown<'_, S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {

@@ -140,7 +140,7 @@ fn services(services: &[(&str, u16)]) -> String {
 
 const BROKEN: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: abc}]}\n";
 const BROKEN_FAULT: &str = "4: Service web: spec.ports[0].port: invalid type: string \"abc\", expected i32";
-const STALE: &str = "(the file's last good content stays in force)";
+const STALE: &str = "(the file's last valid content stays in effect)";
 
 #[tokio::test]
 async fn the_first_load_replaces_all_kinds() {
@@ -364,7 +364,7 @@ async fn a_recreated_directory_is_read_again() {
     let aside = source.path.with_extension("aside");
     fs::rename(&source.path, &aside).unwrap();
     let reason =
-        "cannot be read, what was read before stays in force: No such file or directory (os error 2)";
+        "cannot be read, so its previous content stays in effect: No such file or directory (os error 2)";
     let problem = format!("{}: {reason}", source.path.display());
     source.expect_problems(&[&problem]).await;
     fs::rename(&aside, &source.path).unwrap();
@@ -456,7 +456,7 @@ async fn files_behind_symbolic_links() {
 
     fs::rename(&target, &new).unwrap();
     let gone = "web.yaml: cannot be read: No such file or directory (os error 2) \
-        (the file's last good content stays in force)";
+        (the file's last valid content stays in effect)";
     source.expect_problems(&[gone]).await;
     source.expect_no_change("marker").await;
     fs::write(&new, service("web", 83)).unwrap();

@@ -33,8 +33,8 @@ impl Allocator {
         }
     }
 
-    /// Fills in what the Services' manifests leave open. Returns the values that cannot be
-    /// allocated. The state is saved before anything else sees the values.
+    /// Fills in what the Services' manifests leave open. Returns messages about values that
+    /// cannot be allocated. The state is saved before anything else sees the values.
     pub(in super::super) fn fill(&mut self, objects: &mut Objects) -> Vec<Note> {
         let allocation = allocate(&self.state, objects, &self.cidrs);
         for (service, text) in first_notes(allocation.new) {

@@ -67,7 +67,7 @@ impl Asked {
                 self.wishes.push(Wish::Address(family));
             } else {
                 self.faults.push(format!(
-                    "no {family} address is given, since --service-cidr has no {family} network: add one, or take \
+                    "no {family} address is allocated, since --service-cidr has no {family} network: add one, or take \
                      {family} out of spec.ipFamilies and spec.ipFamilyPolicy"
                 ));
             }
@@ -122,7 +122,7 @@ impl Asked {
             if is_sctp(port) {
                 if is_type(spec, "NodePort") {
                     self.faults.push(format!(
-                        "no nodePort is given for port {number}, since SCTP needs equal ports: set port, targetPort \
+                        "no nodePort is allocated for port {number}, since SCTP needs equal ports: set port, targetPort \
                          and nodePort to the same number"
                     ));
                 }

@@ -15,11 +15,11 @@ const DEFAULT: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
 /// The networks of cluster IPs.
 #[derive(Args, Clone, Debug)]
 pub struct ServiceCidrArguments {
-    /// Networks of cluster IPs, at most one of each IP version: packets to those of their addresses
-    /// that no Service has are dropped, and Services of `--manifests` that name no clusterIP get
-    /// one, of the first network if they name no IP version; a list, or repeated. Without it
-    /// Services of `--manifests` get addresses of 10.96.0.0/16 and fd00:10:96::/112, and packets
-    /// are dropped for the networks of the Kubernetes API's ServiceCIDRs only
+    /// Networks of cluster IPs, at most one of each IP version; a list, or repeated. Packets to
+    /// their addresses that no Service has are dropped. Services of `--manifests` without a
+    /// clusterIP get one, from the first network if they name no IP version. Without this option,
+    /// Services of `--manifests` get addresses of 10.96.0.0/16 and fd00:10:96::/112, and only
+    /// packets to unused addresses of the Kubernetes API's ServiceCIDRs are dropped
     #[arg(long, value_name = "NETWORKS", value_delimiter = ',')]
     service_cidr: Vec<ServiceCidr>,
 }

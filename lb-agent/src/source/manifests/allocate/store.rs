@@ -41,9 +41,9 @@ struct Header {
 pub(super) enum LoadError {
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("not what an agent writes: {0}")]
+    #[error("its content is invalid: {0}")]
     Garbage(#[from] serde_json::Error),
-    #[error("of version {0}, where this agent knows {VERSION}")]
+    #[error("it has version {0}, but this agent supports version {VERSION}")]
     Version(u32),
 }
 
@@ -51,13 +51,13 @@ pub(super) enum LoadError {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SaveError {
     #[error(
-        "cannot be written, so that another address or NodePort may be given to a Service when the agent starts again: \
+        "cannot be written, so Services may get other addresses or NodePorts when the agent starts again: \
          {0}; make the directory writable, or name another one (--state-directory)"
     )]
     Io(#[from] io::Error),
     #[error(
-        "is not written, since another agent does that, so that another address or NodePort may be given to a Service \
-         when this agent starts again: stop that agent, or name another directory (--state-directory)"
+        "is not written, since another agent writes it, so Services may get other addresses or NodePorts \
+         when this agent starts again: stop the other agent, or name another directory (--state-directory)"
     )]
     Locked,
 }

@@ -191,7 +191,7 @@ fn what_nobody_reads_is_reported() {
         [
             format!("5: Service web: the field spec.clusterIp {end}"),
             format!("8: Service web: the field spec.ports[0].targetport {end}"),
-            "9: Service web: spec.ports[0].port is given twice, and only the last one counts: remove the other".to_owned(),
+            "9: Service web: spec.ports[0].port occurs twice, and only the last one is used: remove the other".to_owned(),
             "11: v1 Secret without a name is ignored: only v1 Service, Node, Pod and discovery.k8s.io/v1 EndpointSlice are read".to_owned(),
             format!("24: EndpointSlice web-1: the field items[1].endpoints[0].condition {end}"),
         ]
@@ -203,7 +203,7 @@ fn what_nobody_reads_is_reported() {
         faults(&json(text).harmless),
         [
             format!("2: Service web: the field spec.sessionAffinitty {end}"),
-            "3: Service web: spec.type is given twice, and only the last one counts: remove the other"
+            "3: Service web: spec.type occurs twice, and only the last one is used: remove the other"
                 .to_owned(),
         ]
     );
@@ -284,11 +284,11 @@ fn documents_without_an_object_are_errors() {
         ("- a\n", "1: invalid type: sequence, expected a Kubernetes object"),
         (
             "kind: Service\n",
-            "1: no Kubernetes object: apiVersion is missing",
+            "1: not a Kubernetes object: apiVersion is missing",
         ),
         (
             "---\n# x\napiVersion: v1\n",
-            "3: no Kubernetes object: kind is missing",
+            "3: not a Kubernetes object: kind is missing",
         ),
         (
             "apiVersion: v1\nkind: Service\n",
