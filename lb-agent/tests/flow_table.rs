@@ -42,7 +42,7 @@ impl Source {
 }
 
 /// The verdict for the first packet of a connection.
-enum Verdict {
+enum Fate {
     /// It goes to one of these endpoints. The flag is true if it is masqueraded, because the client
     /// is outside and the endpoint is on another node.
     Endpoints(BTreeSet<(SocketAddr, bool)>),
@@ -52,7 +52,7 @@ enum Verdict {
     Pass,
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for Fate {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Endpoints(endpoints) => {
@@ -72,7 +72,7 @@ impl fmt::Display for Verdict {
 }
 
 /// Computes the verdict as the eBPF programs do.
-fn verdict(image: &MapImage, source: Source, to: SocketAddr, protocol: Protocol) -> Verdict {
+fn fate(image: &MapImage, source: Source, to: SocketAddr, protocol: Protocol) -> Fate {
     let port = FrontendKey::Port(to.ip(), to.port(), protocol);
     let wildcard = FrontendKey::Wildcard(to.ip());
     let Some(row) = image
@@ -80,21 +80,21 @@ fn verdict(image: &MapImage, source: Source, to: SocketAddr, protocol: Protocol)
         .get(&port)
         .or_else(|| image.frontends.get(&wildcard))
     else {
-        return Verdict::Pass;
+        return Fate::Pass;
     };
     if row.flags & frontend_flags::WILDCARD != 0 {
         return match row.flags & frontend_flags::PASS_UNKNOWN {
-            0 => Verdict::Reject,
-            _ => Verdict::Pass,
+            0 => Fate::Reject,
+            _ => Fate::Pass,
         };
     }
     if row.source_ranges != 0 && !is_allowed(image, row, source) {
-        return Verdict::Drop;
+        return Fate::Drop;
     }
     match region(row, source.origin()) {
-        Ok(region) => Verdict::Endpoints(endpoints(image, Family::of(to.ip()), region, source)),
-        Err(reason) if reason.is_answered() => Verdict::Reject,
-        Err(_) => Verdict::Drop,
+        Ok(region) => Fate::Endpoints(endpoints(image, Family::of(to.ip()), region, source)),
+        Err(reason) if reason.is_answered() => Fate::Reject,
+        Err(_) => Fate::Drop,
     }
 }
 
@@ -218,7 +218,7 @@ const THERE_FROM_OUTSIDE: &str = "10.1.1.3:8080(masqueraded)";
 
 #[track_caller]
 fn check(image: &MapImage, source: Source, to: &str, expected: &str) {
-    let found = verdict(image, source, to.parse().unwrap(), Protocol::Tcp).to_string();
+    let found = fate(image, source, to.parse().unwrap(), Protocol::Tcp).to_string();
     assert_eq!(found, expected, "{source:?} to {to}\n{}", dump(image));
 }
 
@@ -358,7 +358,7 @@ fn unknown_ports() {
             check(&image, source, "203.0.113.99:22", "pass");
             check(&image, source, "192.168.0.10:22", "pass");
             // The same number with another protocol is another port.
-            let found = verdict(&image, source, "10.96.0.1:80".parse().unwrap(), Protocol::Udp).to_string();
+            let found = fate(&image, source, "10.96.0.1:80".parse().unwrap(), Protocol::Udp).to_string();
             assert_eq!(found, "reject");
             // Another node's NodePort, and an unused address.
             check(&image, source, "192.168.0.11:30001", "pass");

@@ -119,7 +119,7 @@ pub(super) async fn run(
             has_listed |= beta.has_listed();
         }
         if known != Some(refusal.code) {
-            log_refusal(&place, refusal.code, &refusal.message);
+            tell(&place, refusal.code, &refusal.message);
         }
         known = Some(refusal.code);
         if !has_listed {
@@ -136,7 +136,7 @@ pub(super) async fn run(
 /// The HTTP status of a server that does not have the resource.
 const NOT_FOUND: u16 = 404;
 
-fn log_refusal(place: &str, code: u16, message: &str) {
+fn tell(place: &str, code: u16, message: &str) {
     const LOST: &str = "packets to addresses of Services that do not exist are dropped in the networks of --service-cidr only";
     if code == NOT_FOUND {
         tracing::info!(

@@ -37,7 +37,7 @@ impl Report {
                 format!("{} {}", status.code, status.reason),
                 status.message.clone(),
             ),
-            error => (root_cause(error), error_text(error)),
+            error => (root_cause(error), told(error)),
         };
         if self.cause.as_ref() == Some(&cause) {
             return;
@@ -61,7 +61,7 @@ impl Report {
 
 /// Returns the text of the innermost error, except for authentication errors, whose outer error
 /// names the file.
-fn error_text(error: &kube::Error) -> String {
+fn told(error: &kube::Error) -> String {
     match error {
         kube::Error::Auth(error) => error.to_string(),
         error => root_cause(error),

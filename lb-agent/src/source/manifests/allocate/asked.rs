@@ -32,13 +32,13 @@ impl Asked {
         }
         let mut asked = Self::default();
         if spec.ports.as_ref().is_some_and(|ports| !ports.is_empty()) {
-            asked.add_requests(spec, cidrs);
+            asked.ask(spec, cidrs);
         }
         asked.claim(service, spec);
         Some(asked)
     }
 
-    fn add_requests(&mut self, spec: &ServiceSpec, cidrs: &ServiceCidrs) {
+    fn ask(&mut self, spec: &ServiceSpec, cidrs: &ServiceCidrs) {
         self.request_addresses(spec, cidrs);
         self.request_node_ports(spec);
         if needs_health_check(spec) && is_open(spec.health_check_node_port) {
