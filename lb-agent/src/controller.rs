@@ -1,4 +1,4 @@
-//! The agent's pure core in one piece: changes of objects in, map operations out.
+//! The agent's synchronous core: it takes changes of objects, and applies operations to the maps.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,35 +13,36 @@ use crate::model::{self, NodeConfig, Problem};
 use crate::object::{Change, Kind, ObjectReference};
 use crate::state::{Observed, State, Trigger};
 
-/// Keeps the maps as the objects ask for. Synchronous; the caller brings changes and the time.
+/// Keeps the maps in line with the objects. It is synchronous: the caller supplies changes and the
+/// time.
 #[derive(Debug)]
 pub struct Controller<M> {
     state: State,
     installer: Installer,
     maps: M,
     is_synced: bool,
-    /// Whether anything may have changed since [`Self::take_news`].
+    /// Whether anything may have changed since the last [`Self::take_news`].
     has_news: bool,
-    /// What cannot be used of each Service and its endpoints.
+    /// The problems of each Service and its endpoints.
     problems: BTreeMap<NamespacedName, Vec<Problem>>,
 }
 
-/// Counts of everything, for metrics and `status`.
+/// Counts and problems, for metrics and `status`.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
 pub struct Status {
     /// Whether everything was listed and installed once.
     pub synced: bool,
     /// Kinds that the source has not listed yet.
     pub waiting_for: Vec<String>,
-    /// Service ports that are wanted.
+    /// The number of Service ports that should be in the maps.
     pub service_ports: usize,
-    /// Service ports that are not in the maps as they ask.
+    /// The number of Service ports that are not in the maps as desired.
     pub failed: usize,
-    /// What cannot be used, sorted.
+    /// All problems, sorted.
     pub problems: Vec<String>,
 }
 
-/// One port of a Service, as `services` shows it.
+/// One port of a Service, for the output of `services`.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
 pub struct ServiceSummary {
     /// The Service's namespace.
@@ -57,37 +58,37 @@ pub struct ServiceSummary {
     pub service_type: ServiceType,
     /// Addresses and ports that clients connect to.
     pub frontends: Vec<String>,
-    /// How many endpoints there are.
+    /// The numbers of its endpoints.
     pub endpoints: EndpointCounts,
-    /// Whether the maps are as it asks.
+    /// Whether its rows are installed.
     #[serde(flatten)]
     pub state: ServiceState,
 }
 
-/// How many endpoints a port has.
+/// The numbers of a port's endpoints.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct EndpointCounts {
-    /// Those that take new connections.
+    /// Endpoints that get new connections.
     pub ready: usize,
-    /// Those that only keep the connections they have.
+    /// Endpoints that only keep their existing connections.
     pub draining: usize,
-    /// Those on this node that take new connections.
+    /// Endpoints on this node that get new connections.
     pub local: usize,
 }
 
-/// Whether the maps are as a port asks.
+/// Whether the rows of a port are installed.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
 #[serde(tag = "state", content = "message", rename_all = "lowercase")]
 pub enum ServiceState {
-    /// They are.
+    /// They are installed.
     Ok,
-    /// They are not: why.
+    /// They are not installed, with the reason.
     Failed(String),
 }
 
 impl<M: Maps> Controller<M> {
-    /// Begins with what is in the maps. The source delivers `kinds`. Connections outlive the
-    /// absence of their backends by `grace`.
+    /// Starts with the content of the maps. The source delivers `kinds`. If a backend disappears,
+    /// its connections are kept for `grace`.
     pub fn new(
         maps: M,
         node: NodeConfig,
@@ -104,21 +105,21 @@ impl<M: Maps> Controller<M> {
         })
     }
 
-    /// Takes note of a change; the next [`Self::tick`] installs it. So many changes at once are one
-    /// pass.
+    /// Records a change. The next [`Self::tick`] installs it, so many changes are installed
+    /// together.
     pub fn change(&mut self, change: Change) {
         self.has_news = true;
         self.state.apply(change);
     }
 
-    /// Changes the node's addresses or zone; the next [`Self::tick`] installs it.
+    /// Changes the node's configuration. The next [`Self::tick`] installs it.
     pub fn set_node(&mut self, node: NodeConfig) {
         self.has_news = true;
         self.state.set_node(node);
     }
 
-    /// Installs what changed, and does what is due. Nothing is written before the source has listed
-    /// every kind. Returns the Services that changed.
+    /// Installs changes, and does the work that is due. It writes nothing before the source has
+    /// listed every kind. Returns the Services that changed.
     pub fn tick(&mut self, now: Instant) -> BTreeSet<NamespacedName> {
         if !self.state.ready() {
             return BTreeSet::new();
@@ -146,18 +147,18 @@ impl<M: Maps> Controller<M> {
         dirty
     }
 
-    /// Whether anything may have changed since the last call: what Services ask for, or what became
-    /// of it.
+    /// Whether the desired rows, or the result of their installation, may have changed since the
+    /// last call.
     pub fn take_news(&mut self) -> bool {
         std::mem::take(&mut self.has_news)
     }
 
-    /// When [`Self::tick`] has something to do that no change announces.
+    /// When [`Self::tick`] needs to be called if there is no change.
     pub fn next_due(&self) -> Option<Instant> {
         self.installer.next_due()
     }
 
-    /// Compares the maps with what was written to them, and writes the difference.
+    /// Compares the maps with their expected content, and writes the difference.
     pub fn repair(&mut self) -> Result<Repaired, MapError> {
         if !self.is_synced {
             return Ok(Repaired::default());
@@ -177,32 +178,32 @@ impl<M: Maps> Controller<M> {
         &self.maps
     }
 
-    /// What is installed.
+    /// The installer, with the installed Services.
     pub fn installer(&self) -> &Installer {
         &self.installer
     }
 
-    /// Whether an address is one that a Pod of this node has or may have.
+    /// Whether a Pod of this node has or may have an address.
     pub fn is_pod_address(&self, address: IpAddr) -> bool {
         self.state.is_pod_address(address)
     }
 
-    /// What the objects tell to those who watch the agent.
+    /// Data from the objects for health checks and metrics.
     pub fn observed(&self) -> &Observed {
         self.state.observed()
     }
 
-    /// Which slices changed since the last call.
+    /// Returns the slices that changed since the last call.
     pub fn take_triggers(&mut self) -> Vec<Trigger> {
         self.state.take_triggers()
     }
 
-    /// The node, with what its object says.
+    /// The node's configuration, with the data of its Node object.
     pub fn node(&self) -> &NodeConfig {
         self.state.node()
     }
 
-    /// The whole in numbers, and what is wrong.
+    /// Returns the counts and problems.
     pub fn status(&self) -> Status {
         let services = self.services();
         Status {
@@ -217,14 +218,14 @@ impl<M: Maps> Controller<M> {
         }
     }
 
-    /// All ports of all Services, sorted.
+    /// Returns all ports of all Services, sorted.
     pub fn services(&self) -> Vec<ServiceSummary> {
         let mut services: Vec<InstalledService<'_>> = self.installer.services().collect();
         services.sort_by_key(|service| service.name);
         services.iter().flat_map(summaries).collect()
     }
 
-    /// Everything that cannot be used or was not installed, sorted.
+    /// Returns all problems of the objects and their installation, sorted.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = self.state.problems();
         problems.extend(self.problems.values().flatten().cloned());
@@ -241,7 +242,7 @@ impl<M: Maps> Controller<M> {
         problems
     }
 
-    /// What a Service asks for; also remembers what cannot be used of it.
+    /// Returns the desired rows of a Service. It also records the problems.
     fn desired(&mut self, name: &NamespacedName) -> Option<Arc<crate::desired::DesiredService>> {
         let Some(service) = self.state.service(name) else {
             self.problems.remove(name);
@@ -249,7 +250,8 @@ impl<M: Maps> Controller<M> {
         };
         let (slices, mut problems) = self.state.slices(name);
         let mut node = Cow::Borrowed(self.state.node());
-        // One that could not be taken out of force still drops packets to addresses without a row.
+        // A Service CIDR that could not be removed from the maps still makes the programs drop
+        // packets to addresses without a row.
         if !self.installer.cidrs().is_subset(&node.service_cidrs) {
             node.to_mut().service_cidrs.extend(self.installer.cidrs());
         }

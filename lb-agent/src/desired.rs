@@ -1,4 +1,4 @@
-//! What a Service asks of the maps: the result of [`crate::model`] and the order to
+//! The desired rows of a Service: the result of [`crate::model`] and the input of
 //! [`crate::install`].
 
 use std::collections::BTreeSet;
@@ -25,7 +25,8 @@ impl fmt::Display for NamespacedName {
     }
 }
 
-/// What tells the ports of one Service apart. The number does not: flows outlive its change.
+/// The identity of a port within its Service. The number is not part of it: flows survive a change
+/// of the number.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PortName {
     /// The port's name; empty if it has none.
@@ -34,10 +35,10 @@ pub struct PortName {
     pub protocol: Protocol,
 }
 
-/// How far a Service reaches: `spec.type`.
+/// Where a Service is reachable: `spec.type`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
 pub enum ServiceType {
-    /// Only inside the cluster (and external IPs).
+    /// Only inside the cluster, and at external IPs.
     #[serde(rename = "ClusterIP")]
     ClusterIp,
     /// Also a port of every node.
@@ -46,12 +47,12 @@ pub enum ServiceType {
     LoadBalancer,
 }
 
-/// Which endpoints clients see: `spec.internalTrafficPolicy` or `spec.externalTrafficPolicy`.
+/// Which endpoints clients use: `spec.internalTrafficPolicy` or `spec.externalTrafficPolicy`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TrafficPolicy {
-    /// Those of the whole cluster.
+    /// The endpoints of the whole cluster.
     Cluster,
-    /// Those of this node.
+    /// The endpoints of this node.
     Local,
 }
 
@@ -68,13 +69,13 @@ pub enum FrontendKind {
     ExternalIp,
 }
 
-/// All that a Service asks of the maps.
+/// The desired rows of a Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DesiredService {
     /// The Service's type.
     pub service_type: ServiceType,
-    /// Seconds since 1970 at its creation: of two Services with the same address and port the older
-    /// one wins.
+    /// The time of its creation in seconds since 1970. If two Services have the same address and
+    /// port, the older one wins.
     pub created: Option<i64>,
     /// Its ports, in their order.
     pub ports: Vec<DesiredPort>,
@@ -82,18 +83,19 @@ pub struct DesiredService {
     pub vips: Vec<DesiredVip>,
     /// Which clients may use its load balancer addresses.
     pub source_ranges: SourceRanges,
-    /// What health checks and metrics tell of it.
+    /// Data for health checks and metrics.
     pub health: ServiceHealth,
 }
 
-/// What health checks and metrics tell of a Service.
+/// Data of a Service for health checks and metrics.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ServiceHealth {
-    /// What a load balancer may ask at a port of the node.
+    /// The health check for load balancers.
     pub check: Option<HealthCheck>,
-    /// Ports whose `internalTrafficPolicy` is `Local` and that have endpoints, but none here.
+    /// The number of ports with `internalTrafficPolicy: Local` that have endpoints, but none on
+    /// this node.
     pub without_local_internal: PerFamily,
-    /// The same of `externalTrafficPolicy`.
+    /// The same for `externalTrafficPolicy`.
     pub without_local_external: PerFamily,
 }
 
@@ -102,24 +104,23 @@ pub struct ServiceHealth {
 pub struct HealthCheck {
     /// The port, host byte order.
     pub port: u16,
-    /// Families in which the Service has addresses: at the node's addresses of others nobody
-    /// answers.
+    /// The families of the Service. At the node's addresses of other families, there is no server.
     pub families: PerFamily<bool>,
-    /// Addresses of ready endpoints on this node, each once.
+    /// The number of addresses of ready endpoints on this node.
     pub local_endpoints: PerFamily,
 }
 
-/// A number, or something else, for each family.
+/// A value for each family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PerFamily<T = usize> {
-    /// That of IPv4.
+    /// The value for IPv4.
     pub ipv4: T,
-    /// That of IPv6.
+    /// The value for IPv6.
     pub ipv6: T,
 }
 
 impl<T> PerFamily<T> {
-    /// What `value` gives for each family.
+    /// Calls `value` for each family.
     pub fn of(value: impl Fn(Family) -> T) -> Self {
         Self {
             ipv4: value(Family::V4),
@@ -127,7 +128,7 @@ impl<T> PerFamily<T> {
         }
     }
 
-    /// That of a family.
+    /// Returns the value for a family.
     pub fn get(self, family: Family) -> T {
         match family {
             Family::V4 => self.ipv4,
@@ -139,39 +140,41 @@ impl<T> PerFamily<T> {
 /// Which clients may use the load balancer addresses of a Service.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SourceRanges {
-    /// Families whose clients must be in one of the networks. Clients of the others may all come.
+    /// Families whose clients must be in one of the networks. Clients of other families are all
+    /// allowed.
     pub filtered: BTreeSet<Family>,
     /// The networks of these families.
     pub networks: BTreeSet<Network>,
-    /// Families of which a network holds an address of the node: its own processes may come.
+    /// Families in which a network contains an address of the node. The node's own processes are
+    /// allowed.
     pub node_allowed: BTreeSet<Family>,
 }
 
-/// What a Service asks of the wildcard row of an address.
+/// The desired wildcard row of an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DesiredVip {
     /// The address.
     pub address: IpAddr,
-    /// Where it comes from.
+    /// The source of the address.
     pub kind: FrontendKind,
-    /// Whether packets to ports of no Service are left to the node, instead of rejected.
+    /// Whether packets to unknown ports are passed to the node instead of rejected.
     pub passes_unknown: bool,
     /// Whether any port of the Service has a usable endpoint for it.
     pub has_endpoints: bool,
 }
 
-/// What one port of a Service asks of the maps.
+/// The desired rows of one port of a Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DesiredPort {
-    /// Which port of the Service.
+    /// The name and protocol of the port.
     pub port: PortName,
-    /// Its frontends, each key once, cluster IPs first.
+    /// Its frontends, cluster IPs first. Each key occurs once.
     pub frontends: Vec<DesiredFrontend>,
     /// Seconds that a client stays with its backend; 0 without session affinity.
     pub affinity_seconds: u32,
-    /// Its backends, sorted by address (so IPv4 comes first), each address once.
+    /// Its backends, sorted by address, so IPv4 comes first. Each address occurs once.
     pub backends: Vec<DesiredBackend>,
-    /// Endpoints that there are and that keep no flow, sorted.
+    /// Endpoints that exist but keep no flow, sorted.
     pub released: Vec<SocketAddr>,
 }
 
@@ -180,34 +183,34 @@ pub struct DesiredPort {
 pub struct DesiredFrontend {
     /// The key.
     pub key: FrontendKey,
-    /// Where the address comes from.
+    /// The source of the address.
     pub kind: FrontendKind,
     /// Bits of [`lb_common::layout::frontend_flags`].
     pub flags: u32,
 }
 
-/// One backend row, and which regions name it. One that no region names is draining.
+/// One backend row, and the regions that contain it. A backend in no region is draining.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DesiredBackend {
     /// Address and port of the endpoint.
     pub address: SocketAddr,
     /// Whether the endpoint is on this node.
     pub local: bool,
-    /// Whether the `cluster` region names it.
+    /// Whether the `cluster` region contains it.
     pub in_cluster: bool,
-    /// Whether the `local` region names it.
+    /// Whether the `local` region contains it.
     pub in_local: bool,
-    /// Whether its Pod ends: once the endpoint is missing, it does not come back.
+    /// Whether the endpoint is terminating. If it disappears, it does not come back.
     pub leaving: bool,
 }
 
 impl SourceRanges {
-    /// Whether clients of such an address must be in one of the networks.
+    /// Whether clients of an address of this kind must be in one of the networks.
     pub fn filter(&self, kind: FrontendKind, family: Family) -> bool {
         kind == FrontendKind::LoadBalancer && self.filtered.contains(&family)
     }
 
-    /// What rows that name the networks say beside them: bits of [`frontend_flags`].
+    /// Flags of the rows with these source ranges: bits of [`frontend_flags`].
     pub fn flags(&self, family: Family) -> u32 {
         match self.node_allowed.contains(&family) {
             true => frontend_flags::NODE_ALLOWED,
@@ -217,7 +220,7 @@ impl SourceRanges {
 }
 
 impl DesiredPort {
-    /// The backend with this address.
+    /// Returns the backend with this address.
     pub fn backend(&self, address: SocketAddr) -> Option<&DesiredBackend> {
         let position = self
             .backends
@@ -232,8 +235,8 @@ impl DesiredPort {
 }
 
 impl DesiredFrontend {
-    /// Which endpoints clients outside see. Those of all addresses but cluster IPs choose by a
-    /// Maglev table.
+    /// Returns which endpoints clients outside use; `None` for cluster IPs. Frontends of other
+    /// addresses use a Maglev table.
     pub fn external_policy(&self) -> Option<TrafficPolicy> {
         let policy = match self.flags & frontend_flags::OUTSIDE_LOCAL {
             0 => TrafficPolicy::Cluster,
@@ -244,7 +247,7 @@ impl DesiredFrontend {
 }
 
 impl DesiredBackend {
-    /// Whether the region of a policy names it.
+    /// Whether the region of a policy contains it.
     pub fn is_in(&self, policy: TrafficPolicy) -> bool {
         match policy {
             TrafficPolicy::Cluster => self.in_cluster,
@@ -252,7 +255,7 @@ impl DesiredBackend {
         }
     }
 
-    /// Whether new flows may go to it.
+    /// Whether it gets new flows.
     pub fn is_active(&self) -> bool {
         self.in_cluster || self.in_local
     }

@@ -1,4 +1,4 @@
-//! IP versions, and addresses and networks as objects and options write them.
+//! IP versions, addresses and networks, with the text formats of objects and options.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -34,8 +34,8 @@ impl fmt::Display for Family {
     }
 }
 
-/// An address. Leading zeros of IPv4 are decimal: old objects have them, and Kubernetes reads them
-/// so.
+/// Parses an address. Leading zeros of IPv4 are decimal: old objects contain them, and Kubernetes
+/// parses them like this.
 pub fn parse_address(text: &str) -> Option<IpAddr> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Some(address.to_canonical());
@@ -51,27 +51,27 @@ pub fn parse_address(text: &str) -> Option<IpAddr> {
         .then_some(IpAddr::V4(Ipv4Addr::from(octets)))
 }
 
-/// Digits only: the standard library takes a sign too.
+/// Parses digits only. The standard library also accepts a sign.
 fn parse_decimal(text: &str) -> Option<u8> {
     let is_decimal = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|_| is_decimal)
 }
 
-/// All addresses that begin with the same bits.
+/// All addresses with the same leading bits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Network {
-    /// The lowest address: the bits behind the prefix are zero.
+    /// The lowest address: the bits after the prefix are zero.
     address: IpAddr,
     prefix: u8,
 }
 
-/// Why a text is no network.
+/// A text is not a network.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("not a network: write an address, a slash and the number of its leading bits, as in 10.0.0.0/8")]
 pub struct NetworkError;
 
 impl Network {
-    /// The network of this address; `None` if the prefix is longer than an address.
+    /// Returns the network of this address; `None` if the prefix is longer than an address.
     pub fn new(address: IpAddr, prefix: u8) -> Option<Self> {
         let host_bits = bits(address).checked_sub(u32::from(prefix))?;
         Some(Self {
@@ -80,7 +80,7 @@ impl Network {
         })
     }
 
-    /// The network of one address.
+    /// Returns the network that only contains this address.
     pub fn host(address: IpAddr) -> Self {
         let prefix = if address.is_ipv4() { 32 } else { 128 };
         Self { address, prefix }
@@ -91,7 +91,7 @@ impl Network {
         self.address
     }
 
-    /// How many leading bits count.
+    /// The number of leading bits.
     pub fn prefix(&self) -> u8 {
         self.prefix
     }
@@ -101,7 +101,7 @@ impl Network {
         Family::of(self.address)
     }
 
-    /// Whether it and another one have addresses in common.
+    /// Whether the two networks have addresses in common.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.contains(other.address) || other.contains(self.address)
     }
@@ -112,7 +112,7 @@ impl Network {
     }
 }
 
-/// Length of an address in bits.
+/// The length of an address in bits.
 fn bits(address: IpAddr) -> u32 {
     match address {
         IpAddr::V4(_) => Ipv4Addr::BITS,
@@ -120,7 +120,7 @@ fn bits(address: IpAddr) -> u32 {
     }
 }
 
-/// The address with its last bits zero.
+/// Clears the last bits of an address.
 fn clear(address: IpAddr, host_bits: u32) -> IpAddr {
     match address {
         IpAddr::V4(address) => {
@@ -226,9 +226,9 @@ mod tests {
         }
 
         #[test]
-        fn text_and_back(address: std::net::Ipv6Addr, prefix in 0..=128_u8) {
+        fn the_text_of_a_network_is_parsed_back(address: std::net::Ipv6Addr, prefix in 0..=128_u8) {
             let network = Network::new(IpAddr::V6(address), prefix).unwrap();
-            // An IPv4 address in IPv6's clothes is read as IPv4.
+            // An IPv4-mapped IPv6 address is parsed as IPv4.
             prop_assume!(!network.address().to_canonical().is_ipv4());
             prop_assert_eq!(network.to_string().parse(), Ok(network));
         }

@@ -1,4 +1,4 @@
-//! The Kubernetes objects that the agent reads, and how a source reports them.
+//! The Kubernetes objects that the agent reads, and the changes that a source reports.
 
 use std::fmt;
 
@@ -19,7 +19,8 @@ pub enum Kind {
     Node,
     /// `networking.k8s.io/v1/ServiceCIDR`
     ServiceCidr,
-    /// `v1/Pod`: only in manifests, where a Service's endpoints may be derived from Pods.
+    /// `v1/Pod`. Pods only occur in manifests; the agent may derive a Service's endpoints from
+    /// them.
     Pod,
 }
 
@@ -46,7 +47,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Which object: kind, namespace (empty for a Node and a ServiceCIDR) and name.
+/// The identity of an object: kind, namespace (empty for a Node and a ServiceCIDR) and name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ObjectReference {
     /// The object's kind.
@@ -66,7 +67,7 @@ impl fmt::Display for ObjectReference {
     }
 }
 
-/// One object as its source has it.
+/// An object from a source.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Object {
     /// A Service.
@@ -75,14 +76,15 @@ pub enum Object {
     EndpointSlice(Box<EndpointSlice>),
     /// A Node.
     Node(Box<Node>),
-    /// Networks of Services' addresses.
+    /// Networks of cluster IPs.
     ServiceCidr(Box<ServiceCIDR>),
     /// A Pod.
     Pod(Box<Pod>),
 }
 
 impl Object {
-    /// Kind, namespace and name. A namespaced object without a namespace is in `default`.
+    /// Returns the kind, namespace and name. A namespaced object without a namespace is in
+    /// `default`.
     pub fn reference(&self) -> ObjectReference {
         let (kind, namespace, name) = match self {
             Self::Service(object) => (Kind::Service, object.namespace(), object.name_any()),
@@ -99,8 +101,9 @@ impl Object {
     }
 }
 
-/// Keeps of each endpoint only what the agent reads, without room for more: endpoints are most of
-/// what there is to keep, and a complete list of them is in memory as a whole.
+/// Removes the parts of endpoints that the agent does not read, and unused capacity. Endpoints need
+/// most of the agent's memory for objects, and a complete list of them is in memory at the same
+/// time.
 pub fn trim_endpoints(slice: &mut EndpointSlice) {
     for endpoint in slice.endpoints.iter_mut().flatten() {
         endpoint.target_ref = None;
@@ -113,8 +116,8 @@ pub fn trim_endpoints(slice: &mut EndpointSlice) {
     }
 }
 
-/// Keeps of a Node only what the agent reads: images and conditions are most of it, and there are
-/// many Nodes.
+/// Removes the parts of a Node that the agent does not read. Images and conditions are most of a
+/// Node, and there are many Nodes.
 pub fn trim_node(node: &mut Node) {
     let metadata = std::mem::take(&mut node.metadata);
     node.metadata = ObjectMeta {
@@ -137,20 +140,20 @@ pub fn trim_node(node: &mut Node) {
     });
 }
 
-/// What a source tells the state.
+/// A change that a source reports.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Change {
     /// The object is new or changed.
     Apply(Object),
-    /// The object is gone.
+    /// The object is deleted.
     Delete(ObjectReference),
-    /// These are all objects of the kind: others of it are gone. The first `Replace` of a kind is
-    /// its first complete list; nothing is removed from the maps before every kind the source
-    /// delivers has had one.
+    /// These are all objects of the kind; all others are deleted. The first `Replace` of a kind is
+    /// its first complete list. Nothing is removed from the maps before each kind of the source has
+    /// had one.
     Replace {
         /// The kind.
         kind: Kind,
-        /// All of them.
+        /// All objects of the kind.
         objects: Vec<Object>,
     },
 }
@@ -160,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_node_only_what_is_read_is_kept() {
+    fn trimmed_nodes_keep_the_fields_that_the_agent_reads() {
         let mut node: Node = serde_norway::from_str(
             "{metadata: {name: node-b, uid: u, labels: {topology.kubernetes.io/zone: zone-a}, annotations: {a: b}}, \
               spec: {podCIDR: 10.1.0.0/24, podCIDRs: [10.1.0.0/24], providerID: p, taints: [{key: k, effect: NoSchedule}]}, \

@@ -1,17 +1,17 @@
-//! Ranges of ports: of NodePorts, and of the source ports that the datapath gives out.
+//! Ranges of ports: NodePorts, and the source ports that the datapath allocates.
 
 use std::fs;
 use std::ops::RangeInclusive;
 
 use lb_common::settings::{PortRange, SourcePorts};
 
-/// Ports that the kernel gives to sockets, two numbers (Documentation/networking/ip-sysctl.rst).
+/// The ephemeral port range, as two numbers (Documentation/networking/ip-sysctl.rst).
 const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-/// Ports of NodePort Services that are given here: the API server's default
+/// The range from which the agent allocates NodePorts: the API server's default
 /// `--service-node-port-range`.
 pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 
-/// The source ports that the datapath gives out on this node.
+/// Returns the source ports that the datapath allocates on this node.
 pub fn source_ports() -> SourcePorts {
     let text = fs::read_to_string(LOCAL_PORTS).unwrap_or_default();
     let mut numbers = text.split_whitespace().filter_map(|number| number.parse().ok());
@@ -21,12 +21,12 @@ pub fn source_ports() -> SourcePorts {
     }
 }
 
-/// All source ports, where sockets of the node get those from `first` to `last`.
+/// Returns all source ports. The ephemeral port range is `first` to `last`.
 fn beside(first: u16, last: u16) -> SourcePorts {
     let all = SourcePorts::DEFAULT.all;
     let first = first.max(all.first);
     let count = last.checked_sub(first).map_or(0, |more| more.saturating_add(1));
-    // Where sockets can have all ports, none comes before the others.
+    // If sockets use all ports, no port is preferred.
     let count = if count < all.count { count } else { 0 };
     SourcePorts {
         all,
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn picked_ports_are_of_the_range_that_is_asked_for() {
+    fn picked_ports_are_in_the_requested_range() {
         let ports = beside(20_000, 29_999);
         for chance in [0, 1 << 16, 1 << 30, 1 << 31, u32::MAX] {
             assert!((20_000..30_000).contains(&ports.pick(chance, true).get()));

@@ -1,4 +1,4 @@
-//! Networks that the cluster IPs of Services are of, as an option or a ServiceCIDR writes them.
+//! Networks of cluster IPs, in the text format of the option and of ServiceCIDRs.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,29 +6,29 @@ use std::str::FromStr;
 
 use crate::network::{Family, Network, NetworkError, parse_address};
 
-/// A network that cluster IPs are of.
+/// A network of cluster IPs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct ServiceCidr(Network);
 
-/// Why a text is none.
+/// Why a text is not a valid network of cluster IPs.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ServiceCidrError {
-    /// It is no network.
+    /// It is not a network.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// It is an address with the prefix of its network.
-    #[error("it is an address of the network {0}: write that")]
+    /// It is an address with a prefix, not the network's first address.
+    #[error("it is an address of the network {0}: write the network")]
     Host(Network),
-    /// There is no address to give.
-    #[error("it has no address to give beside those of the network itself: use a shorter prefix")]
+    /// It contains no allocatable address.
+    #[error("it contains no allocatable address: use a shorter prefix")]
     Small,
-    /// An API server does not take such a network either.
-    #[error("it is larger than any Services need: use a prefix of at least {0} bits")]
+    /// It is too large. An API server rejects such a network, too.
+    #[error("it is too large for Services: use a prefix of at least {0} bits")]
     Large(u8),
-    /// Its addresses have another meaning.
-    #[error("{0} is no unicast address that can be routed: use another network, as in 10.96.0.0/16")]
+    /// Its addresses are not unicast addresses, or they cannot be routed.
+    #[error("{0} is not a routable unicast address: use another network, as in 10.96.0.0/16")]
     Special(IpAddr),
-    /// There is another one of its family.
+    /// There is another network of the same family.
     #[error("--service-cidr names two {0} networks: name one")]
     Twice(Family),
 }
@@ -44,7 +44,7 @@ impl ServiceCidr {
         self.0.family()
     }
 
-    /// How many bits of an address are behind the prefix.
+    /// The number of bits of an address after the prefix.
     pub fn host_bits(&self) -> u32 {
         let bits = match self.family() {
             Family::V4 => Ipv4Addr::BITS,
@@ -53,7 +53,8 @@ impl ServiceCidr {
         bits - u32::from(self.0.prefix())
     }
 
-    /// The shortest prefix: of IPv6 an API server's. 8 bits are the largest private network.
+    /// The length of the shortest valid prefix: for IPv6 the API server's limit, for IPv4 the
+    /// largest private network.
     fn prefix_min(&self) -> u8 {
         match self.family() {
             Family::V4 => 8,
@@ -61,8 +62,8 @@ impl ServiceCidr {
         }
     }
 
-    /// How many addresses there are to give: as in the API server, all but the network's first and,
-    /// of IPv4, the last one.
+    /// The number of allocatable addresses. As in the API server, these are all except the
+    /// network's first one and, for IPv4, the last one.
     pub fn size(&self) -> u64 {
         let kept_out = match self.family() {
             Family::V4 => 2,
@@ -72,7 +73,8 @@ impl ServiceCidr {
         u64::try_from(all.saturating_sub(kept_out)).unwrap_or(u64::MAX)
     }
 
-    /// Which of the addresses to give, from 0, an address is; `None` if it is none of them.
+    /// Returns the index of an allocatable address, counted from 0; `None` if the address is not
+    /// allocatable.
     pub fn index(&self, address: IpAddr) -> Option<u64> {
         if !self.0.contains(address) {
             return None;
@@ -86,7 +88,7 @@ impl ServiceCidr {
         (index < self.size()).then_some(index)
     }
 
-    /// One of the addresses to give, counted from 0.
+    /// Returns the allocatable address with this index, counted from 0.
     pub fn address(&self, index: u64) -> IpAddr {
         match self.0.address() {
             IpAddr::V4(first) => {
@@ -156,11 +158,11 @@ mod tests {
             ("10.0.0.0/8", None),
             (
                 "10.96.0.5/16",
-                Some("it is an address of the network 10.96.0.0/16: write that"),
+                Some("it is an address of the network 10.96.0.0/16: write the network"),
             ),
             (
                 "fd00::1/112",
-                Some("it is an address of the network fd00::/112: write that"),
+                Some("it is an address of the network fd00::/112: write the network"),
             ),
             ("10.96.0.5", Some("write an address, a slash")),
             ("10.96.0.0/33", Some("write an address, a slash")),
@@ -170,14 +172,14 @@ mod tests {
             ("10.0.0.0/7", Some("at least 8 bits")),
             ("0.0.0.0/0", Some("at least 8 bits")),
             ("fd00::/63", Some("at least 64 bits")),
-            ("127.0.0.0/8", Some("127.0.0.1 is no unicast address")),
-            ("0.0.0.0/8", Some("0.0.0.1 is no unicast address")),
-            ("169.254.0.0/16", Some("169.254.0.1 is no unicast address")),
-            ("224.0.0.0/24", Some("224.0.0.1 is no unicast address")),
-            ("240.0.0.0/8", Some("240.0.0.1 is no unicast address")),
-            ("fe80::/64", Some("fe80::1 is no unicast address")),
-            ("ff02::/64", Some("ff02::1 is no unicast address")),
-            ("::/112", Some("::1 is no unicast address")),
+            ("127.0.0.0/8", Some("127.0.0.1 is not a routable unicast")),
+            ("0.0.0.0/8", Some("0.0.0.1 is not a routable unicast")),
+            ("169.254.0.0/16", Some("169.254.0.1 is not a routable unicast")),
+            ("224.0.0.0/24", Some("224.0.0.1 is not a routable unicast")),
+            ("240.0.0.0/8", Some("240.0.0.1 is not a routable unicast")),
+            ("fe80::/64", Some("fe80::1 is not a routable unicast")),
+            ("ff02::/64", Some("ff02::1 is not a routable unicast")),
+            ("::/112", Some("::1 is not a routable unicast")),
         ] {
             let found = text.parse::<ServiceCidr>().map_err(|error| error.to_string());
             match (&found, fault) {

@@ -1,4 +1,4 @@
-//! Where Services, EndpointSlices and Nodes come from. Every source sends
+//! The sources of Services, EndpointSlices and Nodes. Every source sends
 //! [`crate::object::Change`]s.
 
 pub mod kube;

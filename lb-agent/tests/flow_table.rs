@@ -1,9 +1,9 @@
-//! Who reaches which endpoints: a table of sources and frontends, as far as the agent's rows decide
-//! it.
+//! Tests which clients reach which endpoints: a table of sources and frontends, limited to what the
+//! agent's rows decide.
 //!
 //! The cases are those of kube-proxy (the `packetFlowTest`s of
-//! `pkg/proxy/nftables/proxier_test.go`), except that packets to a Pod of this node keep their
-//! source under either policy.
+//! `pkg/proxy/nftables/proxier_test.go`), with one exception: packets to a Pod of this node keep
+//! their source under either policy.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic too")]
 
@@ -23,7 +23,7 @@ use lb_agent::object::{Change, Kind};
 use lb_common::choose::{Origin, region};
 use lb_common::layout::{Frontend, Region, frontend_flags};
 
-/// Who sends.
+/// The sender of a packet.
 #[derive(Clone, Copy, Debug)]
 enum Source {
     Outside(&'static str),
@@ -41,14 +41,14 @@ impl Source {
     }
 }
 
-/// What becomes of a first packet.
+/// The verdict for the first packet of a connection.
 enum Fate {
-    /// It goes to one of these; those on other nodes with the source of this node if the client is
-    /// outside.
+    /// It goes to one of these endpoints. The flag is true if it is masqueraded, because the client
+    /// is outside and the endpoint is on another node.
     Endpoints(BTreeSet<(SocketAddr, bool)>),
     Reject,
     Drop,
-    /// It is not the agent's business.
+    /// The programs pass it unchanged.
     Pass,
 }
 
@@ -71,7 +71,7 @@ impl fmt::Display for Fate {
     }
 }
 
-/// What the kernel programs make of the rows.
+/// Computes the verdict as the eBPF programs do.
 fn fate(image: &MapImage, source: Source, to: SocketAddr, protocol: Protocol) -> Fate {
     let port = FrontendKey::Port(to.ip(), to.port(), protocol);
     let wildcard = FrontendKey::Wildcard(to.ip());
@@ -136,7 +136,7 @@ fn endpoints(
         .collect()
 }
 
-/// The rows for these objects on `node-a`.
+/// Returns the rows for these objects on `node-a`.
 fn rows(yaml: &str, unknown_port: UnknownPort) -> MapImage {
     let capacity = Capacity {
         frontends: 1000,
@@ -172,8 +172,8 @@ fn rows(yaml: &str, unknown_port: UnknownPort) -> MapImage {
 }
 
 /// A Service with cluster IP 10.96.0.`n`, NodePort 30000 + `n`, load balancer address
-/// 198.51.100.`n` and external IP 203.0.113.`n`, all on port 80, with more in its spec; and its
-/// endpoints: `here` is 10.1.0.2 on this node, `there` 10.1.1.3 on another.
+/// 198.51.100.`n` and external IP 203.0.113.`n`, all with port 80. `more` is appended to its spec.
+/// Of its endpoints, `here` is 10.1.0.2 on this node, and `there` is 10.1.1.3 on another node.
 fn service(n: u8, more: &str, endpoints: &[&str]) -> String {
     let endpoints: Vec<String> = endpoints
         .iter()
@@ -222,8 +222,8 @@ fn check(image: &MapImage, source: Source, to: &str, expected: &str) {
     assert_eq!(found, expected, "{source:?} to {to}\n{}", dump(image));
 }
 
-/// One line of a table: `n`, the rest of the spec, the endpoints, and who gets where at the cluster
-/// IP and elsewhere.
+/// One line of a table: the rest of the spec, the endpoints, and the expected verdicts at the
+/// cluster IP and at other addresses.
 struct Line {
     more: &'static str,
     endpoints: &'static [&'static str],
@@ -260,7 +260,7 @@ fn traffic_policies() {
             inside_elsewhere: BOTH,
             outside_elsewhere: HERE,
         },
-        // Endpoints, but none here.
+        // There are endpoints, but none on this node.
         Line {
             more: ", internalTrafficPolicy: Local, externalTrafficPolicy: Local",
             endpoints: &["there"],
@@ -277,7 +277,7 @@ fn traffic_policies() {
             inside_elsewhere: THERE,
             outside_elsewhere: THERE_FROM_OUTSIDE,
         },
-        // None at all.
+        // There is no usable endpoint.
         Line {
             more: "",
             endpoints: &[],
@@ -294,7 +294,7 @@ fn traffic_policies() {
             inside_elsewhere: "reject",
             outside_elsewhere: "reject",
         },
-        // Those that leave are used where no other is: of each policy for itself.
+        // Terminating endpoints are used if there is no other one, separately for each policy.
         Line {
             more: ", externalTrafficPolicy: Local",
             endpoints: &["leaving", "there"],
@@ -353,14 +353,14 @@ fn unknown_ports() {
             check(&image, source, "10.96.0.1:81", "reject");
             check(&image, source, "198.51.100.1:81", expected);
             check(&image, source, "203.0.113.1:81", expected);
-            // The node's own address: whatever listens there.
+            // At the node's own address, other ports belong to the node.
             check(&image, source, "203.0.113.99:80", HERE);
             check(&image, source, "203.0.113.99:22", "pass");
             check(&image, source, "192.168.0.10:22", "pass");
-            // Another protocol is another port.
+            // The same number with another protocol is another port.
             let found = fate(&image, source, "10.96.0.1:80".parse().unwrap(), Protocol::Udp).to_string();
             assert_eq!(found, "reject");
-            // Another node's NodePort, and addresses of nobody.
+            // Another node's NodePort, and an unused address.
             check(&image, source, "192.168.0.11:30001", "pass");
             check(&image, source, "10.96.0.99:80", "pass");
         }
@@ -379,7 +379,7 @@ fn source_ranges() {
         .collect();
     let image = rows(&yaml, UnknownPort::Reject);
     let stranger = Source::Outside("198.18.0.9");
-    // Only load balancer addresses are filtered, but for everybody.
+    // Only load balancer addresses are filtered, but for all clients.
     for (source, expected) in [
         (CLIENT, BOTH_FROM_OUTSIDE),
         (stranger, "drop"),
@@ -389,8 +389,8 @@ fn source_ranges() {
     ] {
         check(&image, source, "198.51.100.1:80", expected);
     }
-    // A range holds the node's address: processes of the node may come, also from the address
-    // itself.
+    // A range contains the node's address, so processes of the node are allowed, also with the load
+    // balancer address as their source.
     for (source, expected) in [
         (CLIENT, "drop"),
         (Source::Outside("192.168.0.77"), BOTH_FROM_OUTSIDE),

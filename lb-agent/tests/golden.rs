@@ -1,9 +1,9 @@
-//! Scenarios: objects in, the maps as text out.
+//! Scenarios: objects are applied, and the maps are compared as text.
 //!
-//! A scenario is a directory of steps `NN-name.yaml`, objects to apply (`NN-name-delete.yaml`: to
-//! delete), each with the maps expected after it in `NN-name.maps` and the problems reported in
-//! `NN-name.problems`. Each scenario runs without faults, and with every tenth write failing; with
-//! `UPDATE_GOLDEN=1` the expectations are written anew.
+//! A scenario is a directory of steps. A step is a file `NN-name.yaml` with objects to apply, or
+//! `NN-name-delete.yaml` with objects to delete. `NN-name.maps` contains the expected maps after
+//! the step, and `NN-name.problems` the expected problems. Each scenario runs without faults, and
+//! with every tenth write failing. With `UPDATE_GOLDEN=1` the test rewrites the expectations.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic too")]
 
@@ -74,7 +74,7 @@ fn controller(maps: TestMaps) -> Controller<TestMaps> {
     Controller::new(maps, node(), KINDS, Duration::from_secs(5)).unwrap()
 }
 
-/// All objects, as a source lists them.
+/// Lists all objects, as a source does.
 fn replace_all(controller: &mut Controller<TestMaps>, objects: &BTreeMap<ObjectReference, Object>) {
     for kind in KINDS {
         let of_kind = objects.iter().filter(|(reference, _)| reference.kind == kind);
@@ -85,7 +85,7 @@ fn replace_all(controller: &mut Controller<TestMaps>, objects: &BTreeMap<ObjectR
     }
 }
 
-/// Lets the clock run until nothing is due.
+/// Advances the clock until nothing is due.
 fn settle(controller: &mut Controller<TestMaps>, now: &mut Instant) {
     for _ in 0..1000 {
         controller.tick(*now);
@@ -97,7 +97,7 @@ fn settle(controller: &mut Controller<TestMaps>, now: &mut Instant) {
     panic!("does not settle: {:?}", controller.status());
 }
 
-/// A new agent finds nothing to write.
+/// Checks that a new agent writes nothing.
 fn check_restart(
     controller: &Controller<TestMaps>,
     objects: &BTreeMap<ObjectReference, Object>,
@@ -117,7 +117,7 @@ fn check_restart(
     assert_eq!(restarted.services(), controller.services(), "{}", step.display());
 }
 
-/// Packets never saw a row that names something unwritten.
+/// Checks that no row referred to a missing row at any time.
 fn check_order(controller: &Controller<TestMaps>, scenario: &Path) {
     let mut maps = FakeMaps::new(CAPACITY);
     for operation in &controller.maps().inner.log {

@@ -1,4 +1,4 @@
-//! What a change writes does not grow with the cluster.
+//! Tests that the number of writes of a change does not depend on the size of the cluster.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic too")]
 
@@ -97,7 +97,7 @@ fn load(maps: FakeMaps, n_services: u32) -> Controller<FakeMaps> {
     controller
 }
 
-/// The writes for one endpoint less of one Service, among so many.
+/// Returns the number of writes when one Service of this many loses an endpoint.
 fn writes_of_a_change(n_services: u32) -> usize {
     let mut controller = load(FakeMaps::new(CAPACITY), n_services);
     let before = controller.maps().log.len();
@@ -107,15 +107,15 @@ fn writes_of_a_change(n_services: u32) -> usize {
 }
 
 #[test]
-fn a_change_writes_as_much_among_many_services_as_among_few() {
+fn the_number_of_services_does_not_affect_the_writes_of_a_change() {
     let among_few = writes_of_a_change(10);
-    // The slots of the new region, the frontend row, the backend that is gone.
+    // The slots of the new region, the frontend row, and the row of the removed backend.
     assert_eq!(among_few, 3);
     assert_eq!(writes_of_a_change(3000), among_few);
 }
 
 #[test]
-fn a_new_agent_writes_nothing_among_many_services() {
+fn a_new_agent_writes_nothing_with_many_services() {
     let mut maps = load(FakeMaps::new(CAPACITY), 3000).maps().clone();
     maps.log.clear();
     let mut controller = load(maps, 3000);

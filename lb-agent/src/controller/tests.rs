@@ -1,4 +1,4 @@
-//! What is missing from the objects for a while, from the objects to the maps.
+//! Tests with objects that are missing for a while: from the objects to the maps.
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -19,11 +19,11 @@ const CAPACITY: Capacity = Capacity {
     source_ranges: 8,
 };
 const GRACE: Duration = Duration::from_secs(5);
-/// Less than the grace.
+/// A duration below the grace period.
 const MOMENT: Duration = Duration::from_millis(300);
 const KINDS: [Kind; 5] = Kind::ALL;
 
-/// A controller with its clock.
+/// A controller and its clock.
 struct Bench {
     controller: Controller<FakeMaps>,
     now: Instant,
@@ -73,7 +73,7 @@ impl Bench {
         self.controller.tick(self.now);
     }
 
-    /// The newest row of each endpoint, of both families.
+    /// Returns the newest row of each endpoint, of both families.
     fn rows(&self) -> BTreeMap<(std::net::IpAddr, u16), (u32, Backend)> {
         let image = self.controller.maps().image().unwrap();
         let rows = Family::ALL
@@ -96,7 +96,7 @@ fn service(port_name: &str, protocol: &str) -> String {
     )
 }
 
-/// A slice with these endpoints, given as their last number and their conditions.
+/// A slice with these endpoints. Each endpoint is its last number and its conditions.
 fn slice(name: &str, is_ipv6: bool, port_name: &str, protocol: &str, endpoints: &[(u8, &str)]) -> String {
     let (family, prefix) = if is_ipv6 {
         ("IPv6", "fd00:1::")
@@ -133,7 +133,7 @@ fn a_port_that_is_renamed() {
             bench.apply(&slice);
         }
         assert_eq!(bench.rows(), before);
-        // The other way round.
+        // Rename the port in the slices first.
         for slice in slices("http") {
             bench.apply(&slice);
         }
@@ -157,7 +157,7 @@ fn an_endpoint_that_moves_between_slices() {
         bench.apply(&slice("b", &[(11, "")]));
         bench.pass(2 * GRACE);
         assert_eq!(bench.rows(), before);
-        // It does not come back.
+        // The endpoint is deleted for good.
         bench.delete(&slice("b", &[]));
         assert!(bench.controller.next_due().unwrap() <= bench.now + GRACE);
         bench.pass(GRACE - MOMENT);
@@ -180,7 +180,7 @@ fn a_service_that_is_made_anew() {
     bench.apply(&service);
     bench.pass(2 * GRACE);
     assert_eq!(bench.rows(), before);
-    // With its slices, in either order.
+    // The same with its slices, in either order.
     for first in [0, 1] {
         bench.delete(&service);
         slices.iter().for_each(|slice| bench.delete(slice));
@@ -217,7 +217,7 @@ fn who_is_known_to_be_gone() {
                 None,
                 Gone,
             ),
-            // Flows of datagrams leave an endpoint that is there and does not serve.
+            // UDP flows leave an endpoint that exists but is not serving.
             ("UDP", "", Some("ready: false, serving: false"), Gone),
             (
                 "TCP",
@@ -260,23 +260,23 @@ fn pods_whose_objects_tell() {
     type Change = fn(&mut Bench);
     for (what, change, expected) in [
         (
-            "it is gone",
+            "the Pod is deleted",
             (|bench| bench.delete(&pod("web-1", 11, ""))) as Change,
             Gone,
         ),
         (
-            "it has ended",
+            "the Pod has ended",
             |bench| bench.apply(&pod("web-1", 11, ", phase: Succeeded")),
             Gone,
         ),
         (
-            "it has other addresses",
+            "the Pod has other addresses",
             |bench| bench.apply(&pod("web-1", 13, "")),
             Gone,
         ),
-        // It may live, or be the Service's again.
+        // The Pod may still run, or be selected again.
         (
-            "it is not selected",
+            "the Pod is not selected",
             |bench| bench.apply(&pod("web-1", 11, "").replace("app: web", "app: other")),
             Absent,
         ),

@@ -1,16 +1,16 @@
-//! For how long clients of a Service stay with their backends.
+//! How long clients of a Service stay with their backends.
 
 use k8s_openapi::api::core::v1::Service;
 
 use super::Problems;
 use super::values::quoted;
 
-/// Seconds of session affinity if the Service does not say.
+/// The default timeout of session affinity, in seconds.
 const AFFINITY_DEFAULT: i32 = 10_800;
-/// The longest session affinity that Kubernetes allows.
+/// The longest timeout that Kubernetes allows, in seconds.
 const AFFINITY_MAX: i32 = 86_400;
 
-/// Seconds that a client stays with its backend; 0 without session affinity.
+/// Returns how many seconds a client stays with its backend; 0 without session affinity.
 pub(super) fn seconds(service: &Service, problems: &mut Problems) -> u32 {
     let Some(spec) = &service.spec else {
         return 0;

@@ -1,4 +1,4 @@
-//! The endpoints of a Service, and which of them new flows go to.
+//! The endpoints of a Service, and which of them get new flows.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,8 +17,8 @@ pub(super) struct Endpoints<'a> {
 }
 
 impl Endpoint {
-    /// Whether this one counts, of two with the same address and port. Their order does not matter,
-    /// nor what else is in the slices.
+    /// Whether this endpoint is used instead of `other`, which has the same address and port. The
+    /// result does not depend on the order of endpoints or on other endpoints.
     fn outranks(&self, other: &Self) -> bool {
         let rank = |endpoint: &Self| {
             (
@@ -35,7 +35,7 @@ impl Endpoint {
             .is_gt()
     }
 
-    /// Takes new flows if no endpoint is ready.
+    /// Whether it takes new flows if no endpoint is ready.
     fn is_fallback(&self) -> bool {
         self.serving && self.terminating
     }
@@ -46,7 +46,7 @@ impl<'a> Endpoints<'a> {
         Self { slices, namespace }
     }
 
-    /// What cannot be used of the slices.
+    /// The problems of the slices.
     pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
         let slices = self.slices.slices.iter();
         slices.flat_map(|(name, slice)| {
@@ -66,9 +66,9 @@ impl<'a> Endpoints<'a> {
         }
     }
 
-    /// Addresses of the ready endpoints of one port on this node. One that is ready in one slice
-    /// and terminating in another, as a terminating Pod's address that is already another Pod's, is
-    /// ready.
+    /// Returns the addresses of the ready endpoints of one port on this node. An endpoint that is
+    /// ready in one slice and terminating in another is ready: a new Pod may already have the
+    /// address of a terminating one.
     pub(super) fn ready_here(&self, port: &PortName, node: &NodeConfig) -> impl Iterator<Item = IpAddr> {
         let slices = self.slices.slices.iter().map(|(_, slice)| slice);
         slices
@@ -78,8 +78,8 @@ impl<'a> Endpoints<'a> {
             .map(|endpoint| endpoint.address)
     }
 
-    /// The backends of one port, and the endpoints that keep no flow. `uses_local`: some frontend
-    /// asks for the endpoints of this node.
+    /// Returns the backends of one port, and the endpoints that keep no flow. `uses_local` is true
+    /// if a frontend uses only the endpoints of this node.
     pub(super) fn select(
         &self,
         port: &Port,
@@ -110,13 +110,13 @@ impl<'a> Endpoints<'a> {
         endpoints.sort_by_key(|(address, _)| *address);
         endpoints.dedup_by(|(address, endpoint), (kept_address, kept)| {
             let is_same = address == kept_address;
-            // A terminating Pod's address may already be another Pod's.
+            // A new Pod may already have the address of a terminating one.
             if is_same && endpoint.outranks(kept) {
                 *kept = endpoint;
             }
             is_same
         });
-        // Sorted: IPv4 comes first.
+        // The endpoints are sorted, and IPv4 comes first.
         let split = endpoints.partition_point(|(address, _)| address.is_ipv4());
         let (of_v4, of_v6) = endpoints.split_at(split);
         let (mut backends, mut released) = select_family(of_v4, *protocol, uses_local, node);
@@ -152,8 +152,8 @@ fn select_family(
         };
         let local = endpoint.is_local(node);
         let in_local = uses_local && local && takes_local;
-        // One that takes no new flows has a row for the flows it has: those of TCP end with the
-        // endpoint, those of UDP are better off elsewhere as soon as it does not serve any more.
+        // An endpoint without new flows keeps a row for its existing flows. Flows of TCP end with
+        // the endpoint. Flows of UDP move to another endpoint as soon as this one is not serving.
         let keeps_flows = endpoint.ready || endpoint.serving || protocol == Protocol::Tcp;
         if in_cluster || in_local || keeps_flows {
             backends.push(DesiredBackend {
@@ -170,7 +170,8 @@ fn select_family(
     (backends, released)
 }
 
-/// Which hints count: they do only if every ready endpoint has them and some name this node.
+/// Which hints apply. They only apply if every ready endpoint has them and at least one matches
+/// this node.
 enum Topology {
     All,
     SameNode,

@@ -1,4 +1,4 @@
-//! What clients of a Service connect to: its addresses.
+//! The addresses of a Service, which clients connect to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,13 +16,13 @@ use crate::desired::{
 use crate::maps::FrontendKey;
 use crate::network::Family;
 
-/// Where load balancer controllers write addresses.
+/// The field in which load balancer controllers write addresses.
 const INGRESS: &str = "status.loadBalancer.ingress";
 
 /// The addresses of a Service.
 pub(super) struct Addresses {
     service_type: ServiceType,
-    /// In which families it takes addresses.
+    /// The families in which the Service has addresses.
     families: PerFamily<bool>,
     cluster: Vec<IpAddr>,
     external: Vec<IpAddr>,
@@ -75,7 +75,7 @@ impl Addresses {
         self.service_type
     }
 
-    /// In which families the Service takes addresses.
+    /// The families in which the Service has addresses.
     pub(super) fn families(&self) -> PerFamily<bool> {
         self.families
     }
@@ -85,7 +85,7 @@ impl Addresses {
         &self.load_balancer
     }
 
-    /// The frontends of one port, each key once.
+    /// Returns the frontends of one port. Each key occurs once.
     pub(super) fn frontends(&self, port: &Port, node: &NodeConfig) -> Vec<DesiredFrontend> {
         let number = Some(port.number);
         let node_port = port
@@ -118,20 +118,21 @@ impl Addresses {
 
     fn flags(&self, kind: FrontendKind) -> u32 {
         match kind {
-            // The policy of a cluster IP holds wherever the client is.
+            // The policy of a cluster IP does not depend on where the client is.
             FrontendKind::ClusterIp if self.internal == TrafficPolicy::Local => {
                 frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL
             }
             FrontendKind::ClusterIp => 0,
-            // Clients inside use the whole cluster under either policy: their traffic would
-            // otherwise depend on which node they are on.
+            // Clients inside use the endpoints of the whole cluster under either policy. Otherwise
+            // their traffic would depend on which node they are on.
             _ if self.external_policy == TrafficPolicy::Local => frontend_flags::OUTSIDE_LOCAL,
             _ => 0,
         }
     }
 
-    /// The addresses that get a wildcard row: cluster IPs, and others that are not also a node's.
-    /// Of a node's address a Service has its ports; the rest is the node's.
+    /// Returns the addresses that get a wildcard row: cluster IPs, and other addresses that no node
+    /// has. At a node's address, the Service only has its own ports. The other ports belong to the
+    /// node.
     pub(super) fn vips(&self, ports: &[DesiredPort], node: &NodeConfig) -> Vec<DesiredVip> {
         let sources = [
             (FrontendKind::ClusterIp, &self.cluster),
@@ -140,7 +141,8 @@ impl Addresses {
         ];
         let mut vips: BTreeMap<IpAddr, FrontendKind> = BTreeMap::new();
         for (kind, addresses) in sources {
-            // A cluster IP is no node's, even if something (a DNS cache) has put one on a device.
+            // A cluster IP is never a node's address, even if it is on a device, for example for a
+            // DNS cache.
             let is_a_nodes =
                 |address: &&IpAddr| kind != FrontendKind::ClusterIp && node.is_a_nodes(**address);
             for address in addresses.iter().filter(|address| !is_a_nodes(address)) {
@@ -158,7 +160,7 @@ impl Addresses {
     }
 }
 
-/// What a row says of an address that the node has too.
+/// Returns the flags of a row whose address the node has, too.
 fn node_flags(node: &NodeConfig, kind: FrontendKind, address: IpAddr) -> u32 {
     let is_node_address = match kind {
         FrontendKind::ClusterIp => false,
@@ -172,7 +174,7 @@ fn node_flags(node: &NodeConfig, kind: FrontendKind, address: IpAddr) -> u32 {
     }
 }
 
-/// Whether a port has an endpoint that takes flows to an address.
+/// Whether a port has an endpoint for flows to an address.
 fn has_endpoints(port: &DesiredPort, address: IpAddr) -> bool {
     let is_active = |backend: &DesiredBackend| {
         backend.is_active() && Family::of(backend.address.ip()) == Family::of(address)
@@ -183,7 +185,7 @@ fn has_endpoints(port: &DesiredPort, address: IpAddr) -> bool {
         && port.backends.iter().any(is_active)
 }
 
-/// The cluster IPs of a Service as it writes them.
+/// The cluster IPs of a Service as texts.
 pub(super) fn cluster_ips(spec: &ServiceSpec) -> impl Iterator<Item = &str> {
     let all = match spec.cluster_ips.as_deref() {
         Some(ips) if !ips.is_empty() => ips,
@@ -203,8 +205,8 @@ fn addresses<'a>(field: &str, texts: impl Iterator<Item = &'a str>, problems: &m
     addresses
 }
 
-/// In which families a Service takes addresses, as in kube-proxy: those in which it has a cluster
-/// IP. One without cluster IPs, which no API server lets be, has those of `ipFamilies`, else both.
+/// The families of a Service, as in kube-proxy: those of its cluster IPs. A Service without cluster
+/// IPs, which an API server does not allow, has the families of `ipFamilies`, otherwise both.
 fn families(spec: &ServiceSpec, cluster: &[IpAddr]) -> PerFamily<bool> {
     let listed = |family: Family| {
         let name = family.to_string();
@@ -216,7 +218,7 @@ fn families(spec: &ServiceSpec, cluster: &[IpAddr]) -> PerFamily<bool> {
     choice.unwrap_or(PerFamily::of(|_| true))
 }
 
-/// The addresses of the families of a Service.
+/// Returns the addresses in the families of a Service. The others are problems.
 fn of_families(
     field: &str,
     mut addresses: Vec<IpAddr>,
@@ -246,7 +248,7 @@ fn load_balancer(service: &Service, service_type: ServiceType, problems: &mut Pr
         .and_then(|balancer| balancer.ingress.as_deref())
         .filter(|_| service_type == ServiceType::LoadBalancer)
         .unwrap_or_default();
-    // `ipMode: Proxy`: the load balancer wants the traffic itself. A host name is for DNS.
+    // With `ipMode: Proxy`, the load balancer handles the traffic itself. A host name is for DNS.
     let texts = ingress
         .iter()
         .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))

@@ -1,4 +1,4 @@
-//! What health checks and metrics tell of a Service.
+//! Data of a Service for health checks and metrics.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -42,8 +42,8 @@ pub(super) fn of(
     }
 }
 
-/// The port at which a load balancer asks whether this node has endpoints: it needs to know only
-/// where it matters.
+/// Returns the port for the health checks of load balancers. It is only needed for load balancers
+/// with `externalTrafficPolicy: Local`.
 fn check_port(spec: &ServiceSpec, problems: &mut Problems) -> Option<u16> {
     let is_needed = spec.type_.as_deref() == Some("LoadBalancer")
         && spec.external_traffic_policy.as_deref() == Some("Local");
@@ -59,12 +59,12 @@ fn check_port(spec: &ServiceSpec, problems: &mut Problems) -> Option<u16> {
     }
 }
 
-/// As kube-proxy counts (`EndpointsMap.LocalReadyEndpoints` in its
-/// `pkg/proxy/endpointschangetracker.go`): addresses of ready endpoints on this node, without their
-/// ports, so that an endpoint with several ports is one. Endpoints that terminate do not count,
-/// although they may still be served. kube-proxy is one proxy for each family, with a health check
-/// server of its own at its family's addresses: a Pod with two addresses counts once for each
-/// family, and a load balancer that asks at an IPv4 address is told about IPv4.
+/// Counts the addresses of ready endpoints on this node as kube-proxy does
+/// (`EndpointsMap.LocalReadyEndpoints` in its `pkg/proxy/endpointschangetracker.go`). Ports do not
+/// matter: an endpoint with several ports counts once. Terminating endpoints do not count, although
+/// they may still get flows. kube-proxy runs one proxy for each family, with its own health check
+/// server at its family's addresses. So a Pod with two addresses counts once for each family, and a
+/// health check at an IPv4 address reports the IPv4 endpoints.
 fn local_endpoints(ports: &[DesiredPort], endpoints: &Endpoints<'_>, node: &NodeConfig) -> PerFamily {
     let addresses: BTreeSet<IpAddr> = ports
         .iter()
@@ -76,8 +76,8 @@ fn local_endpoints(ports: &[DesiredPort], endpoints: &Endpoints<'_>, node: &Node
     })
 }
 
-/// Ports that drop traffic of this family since all their endpoints are on other nodes. `is_local`
-/// tells whether a frontend asks for the endpoints of this node.
+/// Counts the ports that drop traffic of this family because all their endpoints are on other
+/// nodes. `is_local` returns true for frontends that use only the endpoints of this node.
 fn without_local(
     ports: &[DesiredPort],
     family: Family,
@@ -102,7 +102,8 @@ mod tests {
     use super::super::tests::{desired_of, service, slice, spec};
     use super::*;
 
-    /// `externalTrafficPolicy: Local` and a health check port, and internally as said.
+    /// A load balancer with `externalTrafficPolicy: Local`, a health check port and this
+    /// `internalTrafficPolicy`.
     fn load_balancer(internal: &str) -> ServiceSpec {
         ServiceSpec {
             type_: Some("LoadBalancer".to_owned()),
@@ -128,7 +129,7 @@ mod tests {
             (&["1 here unready"], 0),
             (&["1 here unready terminating"], 0),
             (&["1 here unready terminating", "1 here"], 1),
-            // `ready` wins, as with publishNotReadyAddresses.
+            // `ready` takes precedence, as with publishNotReadyAddresses.
             (&["1 here unserving terminating"], 1),
         ];
         for (endpoints, expected) in cases {
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_counts_once_and_each_family_for_itself() {
+    fn an_address_counts_once_in_its_family() {
         let mut spec = load_balancer("Cluster");
         let mut second = spec.ports.iter().flatten().next().unwrap().clone();
         (second.name, second.port, second.node_port) = (Some("second".to_owned()), 81, None);
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_out_of_range_is_a_problem() {
+    fn a_health_check_port_out_of_range_is_a_problem() {
         let spec = ServiceSpec {
             health_check_node_port: Some(70_000),
             ..load_balancer("Cluster")
@@ -191,14 +192,14 @@ mod tests {
     }
 
     #[test]
-    fn ports_whose_endpoints_are_all_elsewhere() {
+    fn ports_without_local_endpoints_are_counted() {
         let none = PerFamily::default();
         let one = PerFamily { ipv4: 1, ipv6: 0 };
         let cases: &[(&str, &[&str], (PerFamily, PerFamily))] = &[
             ("Cluster", &["1 there"], (none, one)),
             ("Local", &["1 there"], (one, one)),
             ("Local", &["1 here", "2 there"], (none, none)),
-            // No endpoint anywhere is another matter: that is rejected.
+            // Without any endpoint, packets are rejected instead of dropped.
             ("Local", &[], (none, none)),
             ("Local", &["1 here unready terminating"], (none, none)),
         ];

@@ -1,4 +1,4 @@
-//! From a Service, its EndpointSlices and the node to what it asks of the maps: one pure function.
+//! A pure function from a Service, its EndpointSlices and the node to the desired rows of the maps.
 
 mod affinity;
 mod endpoints;
@@ -29,19 +29,18 @@ pub use slice::Slice;
 pub(crate) use values::protocol;
 pub use values::quoted;
 
-/// Services with this label are for the proxy of that name.
+/// The label with the name of the proxy that a Service is for.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// EndpointSlices of headless Services have this label: nobody sends traffic through a proxy to
-/// these.
+/// The label of EndpointSlices of headless Services. Their traffic does not pass through a proxy.
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
-/// Something in an object that cannot be used. The rest of the object is.
+/// A part of an object that cannot be used. The rest of the object is used.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, thiserror::Error)]
 #[error("{object}: {message}")]
 pub struct Problem {
     /// The object.
     pub object: ObjectReference,
-    /// The value, what is wrong with it and what to do.
+    /// The value, what is wrong with it, and what to do.
     pub message: String,
 }
 
@@ -50,11 +49,12 @@ pub struct Problem {
 pub struct Slices<'a> {
     /// The slices and their names.
     pub slices: Vec<(&'a str, Cow<'a, Slice>)>,
-    /// What kind of object each stands for: `Pod` if it was derived from the Pod of its name.
+    /// The kind of the objects: `Pod` if the slices were derived from the Pods with these names.
     pub origin: Kind,
 }
 
-/// What `service` asks of the maps, and what in it or its slices cannot be used. `None`: nothing.
+/// Returns the desired rows for `service`, or `None` if there are none, and the parts of it and its
+/// slices that cannot be used.
 pub fn desired(
     service: &Service,
     slices: &Slices<'_>,
@@ -135,8 +135,8 @@ pub fn desired(
     (Some(desired), problems.list)
 }
 
-/// What a Service of another proxy asks of the maps: that packets to its cluster IPs are not taken
-/// for such to addresses of a Service CIDR that nobody has.
+/// Returns the desired rows for a Service of another proxy. They hold its cluster IPs, so that
+/// packets to these are not dropped as packets to unused addresses of a Service CIDR.
 fn held(service: &Service, node: &NodeConfig) -> Option<DesiredService> {
     let is_in_cidr = |address: &IpAddr| node.service_cidrs.iter().any(|cidr| cidr.contains(*address));
     if is_of_this_proxy(service, node) || !has_addresses(service) {
@@ -163,13 +163,13 @@ fn held(service: &Service, node: &NodeConfig) -> Option<DesiredService> {
     })
 }
 
-/// Whether a Service is for this proxy: ExternalName and headless ones and those of another proxy
-/// are not.
+/// Whether a Service is for this proxy. Headless and ExternalName Services, and those of another
+/// proxy, are not.
 fn is_proxied(service: &Service, node: &NodeConfig) -> bool {
     is_of_this_proxy(service, node) && has_addresses(service)
 }
 
-/// Whether the label of a Service says that it is for this proxy.
+/// Whether a Service's label selects this proxy.
 pub fn is_of_this_proxy(service: &Service, node: &NodeConfig) -> bool {
     service.labels().get(PROXY_NAME_LABEL) == node.service_proxy_name.as_ref()
 }

@@ -1,4 +1,4 @@
-//! The node and the agent's options, as far as they decide what Services ask for.
+//! The node and the agent's options, if they affect the desired rows of Services.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,38 +6,39 @@ use std::str::FromStr;
 
 use crate::network::{Family, Network};
 
-/// What the model knows about the node it runs on, and the agent's options.
+/// The node's properties and the agent's options.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeConfig {
     /// The Node's name.
     pub name: String,
-    /// The zone it is in.
+    /// The zone of the Node.
     pub zone: Option<String>,
-    /// Its primary addresses, of both families.
+    /// The Node's primary addresses, of both families.
     pub addresses: BTreeSet<IpAddr>,
-    /// All addresses of its devices that others can send to: neither loopback nor link-local ones.
+    /// All addresses of its devices that other machines can send to: no loopback or link-local
+    /// addresses.
     pub device_addresses: BTreeSet<IpAddr>,
     /// Addresses of the cluster's other Nodes.
     pub other_nodes: BTreeSet<IpAddr>,
-    /// Service CIDRs: packets to their addresses that no Service has are dropped.
+    /// Service CIDRs. Packets to their addresses that no Service has are dropped.
     pub service_cidrs: BTreeSet<Network>,
-    /// Which of the addresses take NodePorts.
+    /// Which addresses accept NodePorts.
     pub node_port_addresses: Vec<NodePortAddresses>,
-    /// What becomes of packets to unknown ports.
+    /// The verdict for packets to unknown ports.
     pub unknown_port: UnknownPort,
-    /// Only Services with this value of the label [`super::PROXY_NAME_LABEL`] are handled; `None`:
-    /// those without it.
+    /// The agent only handles Services with this value of the label [`super::PROXY_NAME_LABEL`];
+    /// `None` means Services without the label.
     pub service_proxy_name: Option<String>,
 }
 
-/// What becomes of packets to a load balancer address or an external IP that are for no port of a
+/// The verdict for packets to a load balancer address or an external IP whose port belongs to no
 /// Service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum UnknownPort {
-    /// They are rejected, so that they never travel in circles between a router and the node.
+    /// They are rejected. This prevents loops between a router and the node.
     #[default]
     Reject,
-    /// They are left to the node.
+    /// They are passed to the node.
     Pass,
 }
 
@@ -46,19 +47,20 @@ pub enum UnknownPort {
 pub enum NodePortAddresses {
     /// The Node's primary address of each family.
     Primary,
-    /// All addresses of its devices.
+    /// All addresses of the node's devices.
     All,
-    /// 127.0.0.1 and ::1, for sockets of the node itself.
+    /// 127.0.0.1 and ::1, for processes of the node itself.
     Localhost,
-    /// Those in a network.
+    /// The addresses in a network.
     Network(Network),
 }
 
-/// Addresses by which a node talks to itself.
+/// Loopback addresses.
 const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 impl NodeConfig {
-    /// The addresses that take NodePorts. Networks of one family say nothing of the other.
+    /// The addresses that accept NodePorts. If the options only have networks of one family, the
+    /// default applies to the other family.
     pub fn node_ports_at(&self) -> BTreeSet<IpAddr> {
         let configured = &self.node_port_addresses[..];
         let of_family = |family| {
@@ -92,24 +94,24 @@ impl NodeConfig {
         self.addresses.contains(&address) || self.device_addresses.contains(&address)
     }
 
-    /// The addresses that are this node's and not the other's, or the other way round.
+    /// The addresses that exactly one of the two nodes has.
     pub fn differing_addresses(&self, other: &Self) -> BTreeSet<IpAddr> {
         let all = |node: &Self| node.addresses.union(&node.device_addresses).copied().collect();
         let [own, others]: [BTreeSet<IpAddr>; 2] = [self, other].map(all);
         own.symmetric_difference(&others).copied().collect()
     }
 
-    /// Whether an address is this node's or another one's.
+    /// Whether an address is this node's or another node's.
     pub fn is_a_nodes(&self, address: IpAddr) -> bool {
         self.owns(address) || self.other_nodes.contains(&address)
     }
 }
 
 impl NodePortAddresses {
-    /// What holds where the command line does not say.
+    /// The default of `--nodeport-addresses`.
     pub const DEFAULT: [Self; 2] = [Self::Primary, Self::Localhost];
 
-    /// Whether it says which addresses of a family take NodePorts.
+    /// Whether it selects addresses of a family.
     fn concerns(&self, family: Family) -> bool {
         match self {
             Self::Primary | Self::All | Self::Localhost => true,
@@ -158,7 +160,7 @@ mod tests {
                 "all",
                 &["192.168.0.1", "fd00:168::1", "10.9.0.1", "10.9.1.1", "fd00:9::1"],
             ),
-            // What networks of one family leave open is at its default.
+            // If all networks are of one family, the other family keeps its default.
             ("10.9.0.0/16", &["10.9.0.1", "10.9.1.1", "fd00:168::1", "::1"]),
             ("fd00:9::/32", &["192.168.0.1", "127.0.0.1", "fd00:9::1"]),
             (
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_neither_a_word_nor_a_network() {
+    fn invalid_node_port_addresses_are_rejected() {
         for text in ["", "Primary", "eth0", "10.0.0.1", "10.0.0.0/33"] {
             assert!(text.parse::<NodePortAddresses>().is_err(), "{text}");
         }

@@ -10,7 +10,8 @@ use super::values::{is_dns_label, port_number, protocol, quoted};
 use crate::desired::PortName;
 use crate::maps::Protocol;
 
-/// What translating the port of an SCTP packet would take: a CRC32c over all of it.
+/// The remedy for different ports. Translating the port of an SCTP packet would require a CRC32c
+/// over the whole packet.
 pub(super) const SCTP_REMEDY: &str = "SCTP needs equal ports: set port and targetPort to the same number";
 
 /// A port of a Service.
@@ -93,7 +94,7 @@ fn check_port(port: &ServicePort) -> Result<Port, String> {
         Some(number) => Some(port_number(number).map_err(|fault| format!("nodePort: {fault}"))?),
     };
     match port.target_port {
-        // 0 is what some clients write for none.
+        // Some clients write 0 for a missing targetPort.
         Some(IntOrString::Int(target)) if protocol == Protocol::Sctp && ![0, port.port].contains(&target) => {
             return Err(format!(
                 "port {number} is not targetPort {target}, and {SCTP_REMEDY}"

@@ -1,4 +1,4 @@
-//! What an EndpointSlice says of endpoints. It is read when the slice changes, not with every
+//! The endpoints and ports of an EndpointSlice. A slice is read when it changes, not with every
 //! change of its Service.
 
 use std::collections::BTreeSet;
@@ -11,14 +11,14 @@ use super::values::{port_number, protocol, quoted, unicast_address};
 use crate::desired::PortName;
 use crate::network::Family;
 
-/// The endpoints and ports of an EndpointSlice, as far as they can be used.
+/// The usable endpoints and ports of an EndpointSlice.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Slice {
     family: Option<Family>,
     pub(super) endpoints: Box<[Endpoint]>,
-    /// Numbers of ports, each name and protocol once.
+    /// The numbers of ports. Each name and protocol occurs once.
     ports: Box<[(PortName, u16)]>,
-    /// What cannot be used, and why.
+    /// The unusable parts, and why they are unusable.
     pub(super) faults: Box<[String]>,
 }
 
@@ -29,22 +29,22 @@ pub(super) struct Endpoint {
     pub(super) ready: bool,
     pub(super) serving: bool,
     pub(super) terminating: bool,
-    /// Whether it says that it is on this node.
+    /// Whether its `nodeName` is this node.
     pub(super) names_node: bool,
-    /// Whether it says that it is on another.
+    /// Whether its `nodeName` is another node.
     names_other_node: bool,
-    /// For which nodes and zones it is; few endpoints say that.
+    /// The nodes and zones that it is for. Few endpoints have hints.
     hints: Option<Box<EndpointHints>>,
 }
 
 impl Slice {
-    /// What a slice says on the node of this name.
+    /// Reads a slice; `node_name` is the name of this node.
     pub fn read(slice: &EndpointSlice, node_name: &str) -> Self {
         let mut faults = Vec::new();
         let family = match slice.address_type.as_str() {
             "IPv4" => Some(Family::V4),
             "IPv6" => Some(Family::V6),
-            // Names of hosts: Services without addresses of their own have such.
+            // Host names. The agent ignores them.
             "FQDN" => None,
             other => {
                 faults.push(format!(
@@ -73,12 +73,12 @@ impl Slice {
         }
     }
 
-    /// The family of its addresses; `None` if they are no IP addresses.
+    /// The family of its addresses; `None` if they are not IP addresses.
     pub fn family(&self) -> Option<Family> {
         self.family
     }
 
-    /// Whether any endpoint is for certain nodes or zones.
+    /// Whether any endpoint has hints.
     pub fn has_hints(&self) -> bool {
         self.endpoints.iter().any(|endpoint| endpoint.hints.is_some())
     }
@@ -90,7 +90,7 @@ impl Slice {
             .any(|endpoint| addresses.contains(&endpoint.address))
     }
 
-    /// The addresses of endpoints that do not say they are on another node.
+    /// The addresses of endpoints whose `nodeName` is not another node.
     pub fn addresses_here(&self) -> impl Iterator<Item = IpAddr> {
         let endpoints = self.endpoints.iter();
         let here = endpoints.filter(|endpoint| !endpoint.names_other_node);
@@ -106,7 +106,7 @@ impl Slice {
 
 impl Endpoint {
     fn read(endpoint: &SliceEndpoint, family: Family, node_name: &str) -> Result<Self, String> {
-        // Further addresses have no meaning (documentation of the field).
+        // Other addresses have no meaning, according to the documentation of the field.
         let Some(text) = endpoint.addresses.first() else {
             return Err("an endpoint has no address: give it one".to_owned());
         };
@@ -135,8 +135,8 @@ impl Endpoint {
         })
     }
 
-    /// Whether it is on this node: it says so, or its address is the node's, as that of a process
-    /// which is no Pod's.
+    /// Whether it is on this node: its `nodeName` is this node, or its address is the node's. The
+    /// latter includes endpoints that are processes and not Pods.
     pub(super) fn is_local(&self, node: &NodeConfig) -> bool {
         self.names_node || node.owns(self.address)
     }
@@ -162,8 +162,8 @@ fn read_ports(slice: &EndpointSlice, faults: &mut Vec<String>) -> Vec<(PortName,
     let mut ports: Vec<(PortName, u16)> = Vec::new();
     for port in slice.ports.iter().flatten() {
         let name = port.name.clone().unwrap_or_default();
-        // A port without a number stands for all ports, one of another protocol belongs to a
-        // Service port that is refused: neither is of use here, nor wrong.
+        // A port without a number means all ports. A port with another protocol belongs to a
+        // Service port that is rejected. Neither can be used, and neither is an error.
         let (Some(number), Some(protocol)) = (port.port, protocol(port.protocol.as_deref())) else {
             continue;
         };

@@ -10,11 +10,11 @@ use super::{NodeConfig, Problems};
 use crate::desired::SourceRanges;
 use crate::network::{Family, Network};
 
-/// What `spec.loadBalancerSourceRanges` says about these addresses.
+/// Returns the source ranges of these addresses, from `spec.loadBalancerSourceRanges`.
 ///
-/// As in kube-proxy, each family counts for itself: without a range of its own all its clients may
-/// come. A malformed range may be of either: so that it does not open what it was to close, no
-/// client may come without one of its own.
+/// As in kube-proxy, the families are independent: if a family has no range, all its clients are
+/// allowed. A malformed range may belong to either family. So that it does not allow what it should
+/// forbid, it makes both families require a valid range.
 pub(super) fn source_ranges(
     service: &Service,
     load_balancer: &[IpAddr],
@@ -60,7 +60,8 @@ pub(super) fn source_ranges(
         ranges.filtered.insert(family);
         ranges.networks.extend(networks());
         if networks().any(|network| node.addresses.iter().any(|address| network.contains(*address))) {
-            // What this node sends to such an address, if it has it, may have it as its source too.
+            // If the node itself has such an address, packets from the node to it may also have it
+            // as their source.
             ranges.node_allowed.insert(family);
             ranges.networks.extend(addresses().map(Network::host));
         }

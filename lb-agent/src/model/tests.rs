@@ -1,4 +1,4 @@
-//! Which endpoints take new flows, in tables; helpers for the other tests.
+//! Tests which endpoints get new flows, as tables. Helpers for the other tests.
 
 mod random;
 mod services;
@@ -12,7 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::*;
 use crate::desired::DesiredBackend;
 
-/// One endpoint: its last octet, then words: where it is, its conditions and its hints.
+/// An endpoint from text: its last octet, and then words for its node, its conditions and its
+/// hints.
 fn endpoint(text: &str) -> Endpoint {
     let mut words = text.split(' ');
     let mut endpoint = Endpoint {
@@ -121,7 +122,7 @@ fn desired_on(
     desired(service, &slices, node)
 }
 
-/// Cluster, local and draining endpoints as text: "1 2 | 1 | 3".
+/// Returns the cluster, local and draining endpoints as text: "1 2|1|3".
 fn selection(protocol: &str, slices: &[EndpointSlice]) -> String {
     let (desired, problems) = desired_of(&service(spec(protocol)), slices);
     assert_eq!(problems, []);
@@ -139,7 +140,7 @@ fn selection(protocol: &str, slices: &[EndpointSlice]) -> String {
     )
 }
 
-/// A process that is no Pod's has no node's name in its slice.
+/// The slice of a process that is not a Pod contains no node name.
 #[test]
 fn endpoints_at_an_address_of_the_node_are_local() {
     let slices = [slice("TCP", &["1", "2 there", "3 there", "4"])];
@@ -159,7 +160,7 @@ fn which_endpoints_take_new_flows() {
         (&[], "||"),
         (&["1 here", "2 there"], "1 2|1|"),
         (&["2 there"], "2||"),
-        // Not ready, and terminating.
+        // Not ready, or terminating.
         (&["1 here unready", "2 there"], "2||1"),
         (&["1 here unready terminating", "2 there"], "2|1|"),
         (&["1 here unready terminating", "2 there unready"], "1|1|2"),
@@ -168,7 +169,7 @@ fn which_endpoints_take_new_flows() {
             "||1 2",
         ),
         (&["1 here terminating"], "1|1|"),
-        // Ready wins over what else is said, as with publishNotReadyAddresses.
+        // Ready takes precedence over the other conditions, as with publishNotReadyAddresses.
         (&["1 here unserving", "2 there"], "1 2|1|"),
         (&["1 here unserving terminating"], "1|1|"),
         (&["1 here unready terminating", "2 here"], "2|2|1"),
@@ -181,7 +182,7 @@ fn which_endpoints_take_new_flows() {
             &["1 here unready", "2 there zone=zone-a", "3 there zone=zone-b"],
             "2||1 3",
         ),
-        // Nodes win over zones.
+        // Node hints take precedence over zone hints.
         (
             &[
                 "1 here node=node-b zone=zone-a",
@@ -197,7 +198,7 @@ fn which_endpoints_take_new_flows() {
             "1|1|2",
         ),
         (&["1 here node=node-a", "2 there zone=zone-a"], "1 2|1|"),
-        // The fallback knows no topology.
+        // The fallback ignores hints.
         (
             &[
                 "1 here unready terminating zone=zone-b",
@@ -205,7 +206,7 @@ fn which_endpoints_take_new_flows() {
             ],
             "1 2|1|",
         ),
-        // A ghost beside a running Pod.
+        // A terminating endpoint with the address of a running Pod.
         (&["1 there unready terminating", "1 here"], "1|1|"),
         (&["1 here", "1 there unready terminating"], "1|1|"),
         (
@@ -222,8 +223,8 @@ fn which_endpoints_take_new_flows() {
     }
 }
 
-/// Kubernetes has annotations and fields that say when to use hints; who writes hints has looked at
-/// them.
+/// Kubernetes has annotations and fields about when to use hints. The controller that writes hints
+/// has already checked them.
 #[test]
 fn hints_count_whatever_the_service_says() {
     let slices = [slice("TCP", &["1 here zone=zone-a", "2 there zone=zone-b"])];

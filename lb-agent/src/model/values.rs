@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::maps::Protocol;
 use crate::network::parse_address;
 
-/// How much of a bad value a message shows.
+/// The maximum number of characters of a bad value in a message.
 const SHOWN: usize = 80;
 
-/// A value as a message shows it: in quotes, special characters escaped, cut if long.
+/// Formats a value for a message: quoted, escaped, and truncated if it is long.
 pub fn quoted(value: &str) -> String {
     match value.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{:?}... ({} bytes)", &value[..end], value.len()),
@@ -25,7 +25,7 @@ pub(super) fn is_dns_label(name: &str) -> bool {
         && !name.ends_with('-')
 }
 
-/// An address that a Service or an endpoint can have, or what is wrong with it.
+/// Parses an address that a Service or an endpoint can have. The error describes what is wrong.
 pub(super) fn unicast_address(text: &str) -> Result<IpAddr, String> {
     let Some(address) = parse_address(text) else {
         return Err(format!("{} is not an IP address: correct it", quoted(text)));
@@ -49,7 +49,7 @@ pub(super) fn unicast_address(text: &str) -> Result<IpAddr, String> {
     ))
 }
 
-/// A port number, or what is wrong with it.
+/// Converts a port number. The error describes what is wrong.
 pub(super) fn port_number(number: i32) -> Result<u16, String> {
     match u16::try_from(number) {
         Ok(number) if number != 0 => Ok(number),
@@ -57,8 +57,8 @@ pub(super) fn port_number(number: i32) -> Result<u16, String> {
     }
 }
 
-/// A protocol by its name in an object (absent means TCP); `None` if it is not one that is
-/// translated.
+/// Returns the protocol with this name in an object; an absent name means TCP. `None` if the
+/// protocol is not supported.
 pub(crate) fn protocol(name: Option<&str>) -> Option<Protocol> {
     match name {
         None | Some("" | "TCP") => Some(Protocol::Tcp),
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_values_are_cut() {
+    fn long_values_are_truncated() {
         assert_eq!(quoted("a"), "\"a\"");
         assert!(quoted(&"\u{e9}".repeat(1000)).len() < 200);
     }

@@ -1,9 +1,9 @@
 //! The Kubernetes API as the source: `--kube`.
 //!
-//! Four watches, on Services (of those that other proxies serve for their addresses),
-//! EndpointSlices, Nodes (of the other ones for their addresses) and ServiceCIDRs: they need the
-//! right to `list` and `watch` these. The UID of the namespace kube-system, which stands for the
-//! cluster, needs the right to `get` it.
+//! The agent watches Services, EndpointSlices, Nodes and ServiceCIDRs. It needs the right to `list`
+//! and `watch` these. It also watches Services of other proxies and other Nodes, because their
+//! addresses matter. It needs the right to `get` the namespace kube-system, whose UID identifies
+//! the cluster.
 
 mod access;
 mod cidrs;
@@ -27,7 +27,8 @@ use self::watch::Watch;
 use crate::model::HEADLESS_LABEL;
 use crate::object::Change;
 
-/// How soon to ask for what a server does not have. The pauses differ, lest all nodes ask at once.
+/// How long to wait before retrying a resource that the server does not have. The pause is random
+/// so that not all nodes retry at the same time.
 pub const LEISURE: Range<Duration> = Duration::from_mins(5)..Duration::from_mins(10);
 
 /// Why the source cannot run.
@@ -35,36 +36,37 @@ pub const LEISURE: Range<Duration> = Duration::from_mins(5)..Duration::from_mins
 pub enum KubeError {
     /// There is neither a kubeconfig nor a service account.
     #[error(
-        "no way to the Kubernetes API: there is no kubeconfig {files}; set KUBECONFIG, or run in a Pod with a service \
+        "cannot reach the Kubernetes API: there is no kubeconfig {files}; set KUBECONFIG, or run in a Pod with a service \
          account"
     )]
     NoConfig {
-        /// Where one was looked for.
+        /// The paths where the agent looked for one.
         files: String,
         /// Why there is no service account.
         #[source]
         source: Box<kube::config::InClusterError>,
     },
-    /// A kubeconfig is there and cannot be used.
-    #[error("cannot use the kubeconfig {files}: correct it, or have KUBECONFIG name another")]
+    /// There is a kubeconfig, but it is not usable.
+    #[error("cannot use the kubeconfig {files}: correct it, or set KUBECONFIG to another one")]
     Kubeconfig {
-        /// The files that make it up.
+        /// The kubeconfig files that are merged.
         files: String,
         /// What is wrong.
         #[source]
         source: Box<kube::config::KubeconfigError>,
     },
-    /// The proxy cannot be used. Its URL is not shown, since it may have a password.
+    /// The proxy setting is not a URL. The error does not show it because it may contain a
+    /// password.
     #[error("{setting} is not the URL of a proxy: write http://HOST:PORT")]
     Proxy {
-        /// Where it comes from.
+        /// The setting that contains it.
         setting: &'static str,
         /// What is wrong.
         #[source]
         source: hyper::http::uri::InvalidUri,
     },
     /// The configuration cannot be used.
-    #[error("cannot prepare to ask the Kubernetes API at {place}: correct the credentials or the proxy")]
+    #[error("cannot create a client for the Kubernetes API at {place}: correct the credentials or the proxy")]
     Client {
         /// The API server.
         place: String,
@@ -74,16 +76,17 @@ pub enum KubeError {
     },
 }
 
-/// How to reach the API: from kubeconfigs if there are any, else with the Pod's service account.
+/// Returns how to reach the API: from kubeconfigs if there are any, otherwise with the Pod's
+/// service account.
 pub async fn infer_config() -> Result<Config, KubeError> {
     config::infer(|name| std::env::var_os(name)).await
 }
 
-/// Sends the objects and how they change, until the receiver is closed. The API may be away at any
-/// time, also at the start.
+/// Sends the objects and their changes until the receiver is closed. The API server may be
+/// unreachable at any time, including at the start.
 ///
-/// A server that has no ServiceCIDRs, or does not allow to read them, is asked again after
-/// `leisure`.
+/// If a server does not have ServiceCIDRs, or does not allow the agent to read them, the agent
+/// retries after `leisure`.
 pub async fn run(
     config: Config,
     leisure: Range<Duration>,
@@ -91,8 +94,8 @@ pub async fn run(
 ) -> Result<(), KubeError> {
     let place = config::place(&config);
     let client = access::client(config)?;
-    // Those of all proxies: what others serve has addresses, too, and what changes hands is never
-    // missing.
+    // There is no selector for this proxy's Services: Services of other proxies have addresses,
+    // too. It also means that no Service is missing when it moves to this proxy.
     let services = Watch::<Service>::new(client.clone(), place.clone(), None, changes.clone());
     let slices = Watch::<EndpointSlice>::new(client.clone(), place.clone(), Some(slices()), changes.clone());
     let nodes = Watch::<Node>::new(client.clone(), place.clone(), None, changes.clone());
@@ -106,14 +109,15 @@ pub async fn run(
     Ok(())
 }
 
-/// The UID of the namespace kube-system: the same for all nodes of a cluster, and another in every
-/// cluster. Asks until the API answers; `None` if it refuses.
+/// Returns the UID of the namespace kube-system: all nodes of a cluster see the same one, and every
+/// cluster has a different one. Retries until the API server answers. Returns `None` if the API
+/// server refuses.
 pub async fn cluster_uid(config: Config) -> Option<String> {
     const NAME: &str = "kube-system";
     const PATIENCE: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(10)];
     let [mut wait, longest] = PATIENCE;
     let place = config::place(&config);
-    // Whoever watches has the same error.
+    // The watches report the same error.
     let client = access::client(config).ok()?;
     loop {
         match Api::<Namespace>::all(client.clone()).get_metadata(NAME).await {
@@ -133,13 +137,14 @@ pub async fn cluster_uid(config: Config) -> Option<String> {
     }
 }
 
-/// Whose proxy a slice is for is not asked: slices not made by the control plane need not repeat
-/// their Service's label, and when a Service comes from another proxy its slices are known already.
+/// The label selector for slices. It does not select by proxy name. Slices that the control plane
+/// did not make need not repeat their Service's label. And when a Service moves to this proxy, its
+/// slices are already known.
 fn slices() -> String {
     format!("!{HEADLESS_LABEL}")
 }
 
-/// The innermost error: those around it repeat it or say less.
+/// Returns the message of the innermost error. The errors around it repeat it or contain less.
 fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {

@@ -1,10 +1,10 @@
 //! A directory of ordinary YAML files as the source: `--manifests DIR`.
 //!
-//! Files `*.yaml`, `*.yml` and `*.json` hold Services, EndpointSlices, Nodes and Pods. An edit
-//! takes effect at once, and only the objects that it changes are reported. While a file is broken
-//! its last good content stays in force; while the directory is gone, everything does. Services get
-//! what an API server would give them (`allocate`), so that nobody behind this module sees a
-//! difference.
+//! Files `*.yaml`, `*.yml` and `*.json` contain Services, EndpointSlices, Nodes and Pods. An edit
+//! takes effect immediately. The source sends only the objects that it changes. While a file is
+//! broken, its last valid content stays in effect. While the directory is missing, the last content
+//! of all files stays in effect. Services get what an API server would allocate for them
+//! (`allocate`), so the users of this module need not treat them differently.
 
 mod allocate;
 mod decode;
@@ -30,10 +30,10 @@ use self::directory::Directory;
 use self::watch::DirectoryWatch;
 use crate::object::Change;
 
-/// No file may be larger: it is taken for a mistake.
+/// The largest size of a file. A larger file is rejected as a mistake.
 const SIZE_LIMIT: u64 = 64 << 20;
 
-/// How soon what Services were given is written down again after it failed.
+/// How soon to save the allocations again after a failure.
 const SAVE_RETRY: Duration = Duration::from_secs(5);
 
 /// Why the source cannot run.
@@ -44,7 +44,7 @@ pub enum ManifestsError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: std::io::Error,
     },
@@ -53,14 +53,14 @@ pub enum ManifestsError {
     Reader(#[from] tokio::task::JoinError),
 }
 
-/// Something wrong with the manifests.
+/// A problem with the manifests.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
 pub struct Problem {
     /// The file, or the directory.
     pub file: PathBuf,
-    /// The line, from 1; `None` if it is about the file as a whole.
+    /// The line, counted from 1; `None` if the problem is about the whole file.
     pub line: Option<usize>,
-    /// What is wrong, and what it means.
+    /// What is wrong, and what the consequence is.
     pub reason: String,
 }
 
@@ -92,7 +92,7 @@ pub struct Manifests {
 }
 
 impl Manifests {
-    /// Opens a directory. It must exist now; later it may go away and come back.
+    /// Opens a directory. It must exist now. Later it may be removed and created again.
     pub fn open(path: &Path, options: AllocationOptions) -> Result<Self, ManifestsError> {
         Self::open_with_limit(path, options, SIZE_LIMIT)
     }
@@ -113,12 +113,12 @@ impl Manifests {
         })
     }
 
-    /// What is wrong with the manifests at present.
+    /// The current problems of the manifests.
     pub fn problems(&self) -> watch_channel::Receiver<Vec<Problem>> {
         self.problems.subscribe()
     }
 
-    /// Sends what the files hold and how it changes, until the receiver is closed.
+    /// Sends the objects of the files and their changes until the receiver is closed.
     pub async fn run(self, changes: mpsc::Sender<Change>) -> Result<(), ManifestsError> {
         let Self {
             mut directory,

@@ -1,4 +1,4 @@
-//! Service CIDRs: which of those that an option or ServiceCIDRs name are in force.
+//! Service CIDRs: which networks from the option and from ServiceCIDR objects are in force.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,11 +12,11 @@ use crate::network::{Family, Network};
 use crate::object::{Kind, ObjectReference};
 use crate::service_cidr::ServiceCidr;
 
-/// What names Service CIDRs, and what speaks against them.
+/// The sources of Service CIDRs, and the Pod networks that conflict with them.
 #[derive(Debug, Default)]
 pub(super) struct ServiceCidrs {
-    /// What ServiceCIDRs say, by their names. One that is being deleted holds addresses of Services
-    /// until it is gone.
+    /// The networks of ServiceCIDRs, by their names. A ServiceCIDR that is being deleted still
+    /// contains addresses of Services, so it stays until it is removed.
     objects: BTreeMap<String, Vec<String>>,
     /// The networks of each Node's Pods.
     pod_networks: BTreeMap<String, Vec<Network>>,
@@ -24,12 +24,12 @@ pub(super) struct ServiceCidrs {
 }
 
 impl ServiceCidrs {
-    /// Names of the objects.
+    /// The names of the objects.
     pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         self.objects.keys()
     }
 
-    /// Takes note of an object; `None`: it is gone. Tells whether that is news.
+    /// Records an object; `None` means that it is deleted. Returns true if that is a change.
     pub(super) fn set(&mut self, name: String, object: Option<ServiceCIDR>) -> bool {
         let cidrs = object.map(|object| object.spec.and_then(|spec| spec.cidrs).unwrap_or_default());
         match cidrs {
@@ -38,7 +38,7 @@ impl ServiceCidrs {
         }
     }
 
-    /// Takes note of a Node; `None`: it is gone. Tells whether its Pods have other networks now.
+    /// Records a Node; `None` means that it is deleted. Returns true if its Pod networks changed.
     pub(super) fn set_node(&mut self, name: &str, node: Option<&Node>) -> bool {
         let new: Vec<Network> = node.into_iter().flat_map(pod_networks).collect();
         let old = match new.is_empty() {
@@ -48,13 +48,13 @@ impl ServiceCidrs {
         old.unwrap_or_default() != new
     }
 
-    /// What cannot be used of them.
+    /// The problems of the Service CIDRs.
     pub(super) fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// The networks of which packets to addresses that no Service has are dropped: those that the
-    /// option names, and those of all objects.
+    /// Returns the networks in force: those of the option and those of all objects. Packets to
+    /// their addresses that no Service has are dropped.
     pub(super) fn in_force(&mut self, named: &BTreeSet<Network>) -> BTreeSet<Network> {
         let mut problems = Vec::new();
         let mut cidrs = BTreeSet::new();
@@ -72,7 +72,7 @@ impl ServiceCidrs {
             None
         };
         for cidr in named {
-            // One of each family: there is room.
+            // The option has at most one network of each family, so the limit is not exceeded.
             add(*cidr, &mut problems);
         }
         for (name, texts) in &self.objects {
@@ -94,8 +94,8 @@ impl ServiceCidrs {
         cidrs
     }
 
-    /// Whose Pods may have addresses of a network: then nobody can tell which packets are for
-    /// nobody.
+    /// Returns a problem if Pods may have addresses of a network. In that case it is unknown which
+    /// of its addresses are unused.
     fn pods_in(&self, cidr: Network) -> Option<Problem> {
         let nodes = self.pod_networks.iter();
         let mut pairs = nodes.flat_map(|(node, networks)| networks.iter().map(move |pods| (node, pods)));
@@ -118,9 +118,7 @@ fn problem(kind: Kind, name: &str, message: String) -> Problem {
 }
 
 fn too_many(family: Family) -> String {
-    format!(
-        "there are {MAX} other {family} Service CIDRs, the most that packets are compared with: remove one"
-    )
+    format!("there are {MAX} other {family} Service CIDRs, which is the maximum: remove one")
 }
 
 #[cfg(test)]
@@ -162,7 +160,7 @@ mod tests {
         assert!(cidrs.set("a".to_owned(), object(&["10.97.0.0/16"])));
         let all = ["10.96.0.0/16", "10.97.0.0/16", "fd00:97::/112"];
         assert_eq!(texts(&cidrs.in_force(&option)), all);
-        // What two objects name stays while one of them does.
+        // A network of two objects stays while one of them exists.
         assert!(cidrs.set("b".to_owned(), None));
         assert_eq!(texts(&cidrs.in_force(&option)), all[..2]);
         assert!(cidrs.set("a".to_owned(), None));
@@ -189,7 +187,7 @@ mod tests {
             ("10.96.0.0", "write an address, a slash"),
             (
                 "10.96.0.1/16",
-                "it is an address of the network 10.96.0.0/16: write that",
+                "it is an address of the network 10.96.0.0/16: write the network",
             ),
             ("0.0.0.0/0", "use a prefix of at least 8 bits"),
             ("fd00::/32", "use a prefix of at least 64 bits"),
@@ -216,8 +214,7 @@ mod tests {
         assert_eq!(in_force.last().map(String::as_str), Some("fd00::/112"));
         let messages = messages(&cidrs);
         assert_eq!(messages.len(), 2, "{messages:#?}");
-        let fault =
-            "there are 8 other IPv4 Service CIDRs, the most that packets are compared with: remove one";
+        let fault = "there are 8 other IPv4 Service CIDRs, which is the maximum: remove one";
         assert!(
             messages.iter().all(|message| message.contains(fault)),
             "{messages:#?}"

@@ -1,4 +1,4 @@
-//! What a change of a Service, a slice or a Pod concerns.
+//! Determines which Services a change of a Service, a slice or a Pod affects.
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -116,7 +116,7 @@ impl State {
         }
     }
 
-    /// The Services that select a Pod changed, unless they have slices.
+    /// Marks the Services that select a Pod as changed, unless they have slices.
     fn pod_concerns(&mut self, name: &NamespacedName, pod: &Pod) {
         let labels = pod.metadata.labels.as_ref();
         for pair in labels.into_iter().flatten() {

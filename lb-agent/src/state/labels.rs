@@ -1,4 +1,4 @@
-//! Finds objects by their labels without looking at all of them.
+//! Finds objects by their labels without visiting all of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -60,7 +60,7 @@ impl LabelIndex {
         let sets = labels
             .iter()
             .map(|(key, value)| namespace?.get(&(key.clone(), value.clone())));
-        // No object has a label that is not in the index: then there are none.
+        // A label that is not in the index belongs to no object, so there are no candidates.
         let rarest = sets.min_by_key(|names| names.map_or(0, BTreeSet::len)).flatten();
         rarest.into_iter().flatten()
     }
@@ -82,7 +82,7 @@ pub(super) fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
     (!selector.is_empty()).then_some(selector)
 }
 
-/// The first pair of it.
+/// The first pair of the selector.
 pub(super) fn first_pair(service: &Service) -> Option<(&String, &String)> {
     selector(service)?.first_key_value()
 }

@@ -1,4 +1,4 @@
-//! The objects as the source last told them, and which Services a change concerns.
+//! The latest objects of the source, and which Services a change affects.
 
 mod cidrs;
 mod endpoints;
@@ -25,7 +25,7 @@ use nodes::{AddressIndex, OtherNodes};
 pub use observed::{Changes, Observed, Trigger};
 use pod_addresses::PodAddresses;
 
-/// The label that says which Service a slice belongs to.
+/// The label that contains the name of a slice's Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// All objects, indexed by Service.
@@ -33,22 +33,23 @@ const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 pub struct State {
     /// The node as the command line and the machine describe it.
     configured: NodeConfig,
-    /// The same with what the Node object says.
+    /// The same, with the data of the Node object.
     node: NodeConfig,
     /// Kinds that have not been listed yet.
     pending: BTreeSet<Kind>,
-    // In boxes, since maps have room for more than they hold, and a node of a tree for eleven.
+    // The values are boxed, because hash maps reserve space for more entries than they contain, and
+    // B-tree nodes for eleven.
     services: HashMap<NamespacedName, Box<Service>>,
     /// Slices by Service and name.
     slices: HashMap<NamespacedName, BTreeMap<String, Box<Slice>>>,
-    /// The Service of each slice; `None`: its label is missing.
+    /// The Service of each slice; `None` if its label is missing.
     slice_owners: HashMap<NamespacedName, Option<NamespacedName>>,
-    /// Pods; stays empty unless the source delivers them.
+    /// Pods. It stays empty unless the source delivers them.
     pods: BTreeMap<NamespacedName, Pod>,
     pods_by_label: LabelIndex,
-    /// Services with a selector, under the first pair of it.
+    /// Services with a selector, by the first pair of the selector.
     selectors: LabelIndex,
-    /// Services that may have another Node's address.
+    /// Services with addresses that other Nodes may have.
     by_address: AddressIndex,
     pod_addresses: PodAddresses,
     node_object: Option<Node>,
@@ -61,7 +62,7 @@ pub struct State {
 }
 
 impl State {
-    /// No objects yet. The source delivers `kinds`.
+    /// Creates a state without objects. The source delivers `kinds`.
     pub fn new(node: NodeConfig, kinds: impl IntoIterator<Item = Kind>) -> Self {
         Self {
             configured: node.clone(),
@@ -84,7 +85,7 @@ impl State {
         }
     }
 
-    /// Whether every kind has been listed once: until then what is missing here may exist.
+    /// Whether every kind has been listed once. Before that, a missing object may exist.
     pub fn ready(&self) -> bool {
         self.pending.is_empty()
     }
@@ -94,7 +95,7 @@ impl State {
         self.pending.iter().copied()
     }
 
-    /// Takes note of a change.
+    /// Records a change.
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::Apply(object) => self.put(object),
@@ -123,54 +124,54 @@ impl State {
         }
     }
 
-    /// Changes the node's description. It keeps its name.
+    /// Changes the node's configuration. The name must stay the same.
     pub fn set_node(&mut self, node: NodeConfig) {
         self.configured = node;
         self.node_changed();
     }
 
-    /// The node with what its object says (its zone, and its primary address of each family) and
-    /// the other Nodes' addresses.
+    /// The node's configuration, with its zone and its primary address of each family from the Node
+    /// object, and with the addresses of other Nodes.
     pub fn node(&self) -> &NodeConfig {
         &self.node
     }
 
-    /// Whether an address is one that a Pod of this node has or may have: that of an endpoint or a
-    /// Pod which is not on another node, or one of the node's Pod CIDRs.
+    /// Whether a Pod of this node has or may have an address: an endpoint or a Pod has it that is
+    /// not on another node, or it is in one of the node's Pod CIDRs.
     pub fn is_pod_address(&self, address: IpAddr) -> bool {
         self.pod_addresses.contains(address)
     }
 
-    /// What the objects tell to those who watch the agent.
+    /// Data from the objects for health checks and metrics.
     pub fn observed(&self) -> &Observed {
         &self.observed
     }
 
-    /// Which slices changed since the last call.
+    /// Returns the slices that changed since the last call.
     pub fn take_triggers(&mut self) -> Vec<Trigger> {
         std::mem::take(&mut self.observed.triggers)
     }
 
-    /// The Services that changed since the last call.
+    /// Returns the Services that changed since the last call.
     pub fn take_dirty(&mut self) -> BTreeSet<NamespacedName> {
         self.observed.service_changes.pending = 0;
         self.observed.endpoint_changes.pending = 0;
         std::mem::take(&mut self.dirty)
     }
 
-    /// Addresses that were a Pod's and are it no more since the last call: what was there does not
-    /// come back.
+    /// Returns the addresses that stopped being a Pod's since the last call. The Pods do not come
+    /// back.
     pub fn take_ended(&mut self) -> BTreeSet<IpAddr> {
         std::mem::take(&mut self.ended)
     }
 
-    /// A Service, if it exists.
+    /// Returns a Service, if it exists.
     pub fn service(&self, name: &NamespacedName) -> Option<&Service> {
         self.services.get(name).map(Box::as_ref)
     }
 
-    /// The slices of a Service, and what is wrong with the Pods from which they were derived if
-    /// there are none.
+    /// Returns the slices of a Service. If it has none, they are derived from Pods, and the
+    /// problems of those Pods are returned, too.
     pub fn slices(&self, name: &NamespacedName) -> (Slices<'_>, Vec<Problem>) {
         if let Some(slices) = self.slices.get(name) {
             let slices = slices
@@ -214,7 +215,7 @@ impl State {
         )
     }
 
-    /// What is wrong with objects that belong to no Service.
+    /// The problems of objects that belong to no Service.
     pub fn problems(&self) -> Vec<Problem> {
         let unlabelled = self.slice_owners.iter().filter(|(_, owner)| owner.is_none());
         let mut problems: Vec<Problem> = unlabelled
@@ -292,8 +293,8 @@ impl State {
                 }
             }
             Kind::Node if name.name == self.configured.name => {
-                // Whether it was leaving stays as it was: an autoscaler deletes the object before
-                // the machine is off.
+                // `node_is_leaving` stays unchanged: an autoscaler deletes the object before the
+                // machine is off.
                 self.node_object = None;
                 self.node_changed();
                 self.set_pod_networks(&name.name, None);

@@ -1,5 +1,4 @@
-//! Addresses of the cluster's other Nodes, and the Services that may have such an address for their
-//! own.
+//! Addresses of the cluster's other Nodes, and the Services that may have such an address.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -9,22 +8,22 @@ use k8s_openapi::api::core::v1::{Node, NodeAddress, Service};
 use crate::desired::NamespacedName;
 use crate::network::{Network, parse_address};
 
-/// Which Node has which addresses.
+/// The addresses of the other Nodes.
 #[derive(Debug, Default)]
 pub(super) struct OtherNodes {
     by_name: HashMap<String, BTreeSet<IpAddr>>,
-    /// How many Nodes have an address: when it moves, two have it for a while.
+    /// How many Nodes have each address. While an address moves, two Nodes may have it.
     holders: HashMap<IpAddr, usize>,
 }
 
 impl OtherNodes {
-    /// Their names.
+    /// The names of the Nodes.
     pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         self.by_name.keys()
     }
 
-    /// Takes note of a Node; `None`: it is gone. Returns the addresses that are some Node's only
-    /// now, and those that are no Node's any more.
+    /// Records a Node; `None` means that it is deleted. Returns the addresses that no Node had
+    /// before, and those that no Node has any more.
     pub(super) fn set(&mut self, name: &str, node: Option<&Node>) -> (BTreeSet<IpAddr>, BTreeSet<IpAddr>) {
         let new: BTreeSet<IpAddr> = node.map(|node| addresses(node).collect()).unwrap_or_default();
         let old = match node {
@@ -32,9 +31,9 @@ impl OtherNodes {
             None => self.by_name.remove(name),
         };
         let old = old.unwrap_or_default();
-        let mut come: BTreeSet<IpAddr> = new.difference(&old).copied().collect();
+        let mut added: BTreeSet<IpAddr> = new.difference(&old).copied().collect();
         let mut gone: BTreeSet<IpAddr> = old.difference(&new).copied().collect();
-        come.retain(|address| {
+        added.retain(|address| {
             let holders = self.holders.entry(*address).or_default();
             *holders += 1;
             *holders == 1
@@ -48,16 +47,16 @@ impl OtherNodes {
             }
             is_gone
         });
-        (come, gone)
+        (added, gone)
     }
 }
 
-/// The addresses of a Node, in its order.
+/// The addresses of a Node, in the order of the object.
 fn addresses(node: &Node) -> impl Iterator<Item = IpAddr> {
     typed(node, "InternalIP").chain(typed(node, "ExternalIP"))
 }
 
-/// The addresses of a Node that are of this type, in its order.
+/// The addresses of a Node with this type, in the order of the object.
 pub(super) fn typed(node: &Node, type_: &'static str) -> impl Iterator<Item = IpAddr> {
     let listed = node
         .status
@@ -68,7 +67,8 @@ pub(super) fn typed(node: &Node, type_: &'static str) -> impl Iterator<Item = Ip
     typed.filter_map(|address| parse_address(&address.address))
 }
 
-/// The networks that a Node has for its Pods. What is no network the API server has refused.
+/// The Pod networks of a Node. Texts that are not networks are skipped; the API server rejects
+/// them.
 pub(super) fn pod_networks(node: &Node) -> impl Iterator<Item = Network> {
     let spec = node.spec.iter();
     let texts = spec.flat_map(|spec| match &spec.pod_cidrs {

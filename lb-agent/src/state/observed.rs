@@ -1,4 +1,4 @@
-//! What the objects tell to those who watch the agent: health checks and metrics.
+//! Data from the objects for health checks and metrics.
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -8,14 +8,14 @@ use crate::desired::NamespacedName;
 use crate::model::Slice;
 use crate::network::Family;
 
-/// When the Pod or Service changed that made the control plane write the slice: set by the
-/// EndpointSlice controller.
+/// The time of the Pod or Service change that made the control plane write the slice. The
+/// EndpointSlice controller sets it.
 const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
-/// Set by the cluster autoscaler on a Node that it is about to delete (`taints.ToBeDeletedTaint` in
-/// its source).
+/// The taint that the cluster autoscaler sets on a Node before it deletes the Node
+/// (`taints.ToBeDeletedTaint` in its source).
 const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
-/// What has been seen so far.
+/// The observations so far.
 #[derive(Debug, Default)]
 pub struct Observed {
     /// Changes of Services.
@@ -24,16 +24,16 @@ pub struct Observed {
     pub endpoint_changes: Changes,
     /// Whether the Node is being deleted.
     pub node_is_leaving: bool,
-    /// Slices that changed since they were last asked for.
+    /// Slices that changed since the last call of [`super::State::take_triggers`].
     pub(super) triggers: Vec<Trigger>,
 }
 
-/// Numbers of changes.
+/// A count of changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Changes {
-    /// All since the start.
+    /// All changes since the start.
     pub total: u64,
-    /// Those that nobody has taken yet.
+    /// Changes that are not processed yet.
     pub pending: u64,
 }
 
@@ -44,14 +44,14 @@ impl Changes {
     }
 }
 
-/// A change of a slice, and when what caused it happened.
+/// A change of a slice, and the time of its cause.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Trigger {
     /// The Service that the slice belongs to.
     pub service: NamespacedName,
     /// The family of the slice.
     pub family: Family,
-    /// When the cause happened, by the control plane's clock.
+    /// The time of the cause, by the control plane's clock.
     pub time: Timestamp,
 }
 
@@ -65,13 +65,14 @@ impl Trigger {
     }
 }
 
-/// What the annotation of a slice says. A slice in which only this changed is the same.
+/// Returns the time in the annotation of a slice. A change of only the annotation is not a change
+/// of the slice.
 pub(super) fn trigger_time(slice: &EndpointSlice) -> Option<Timestamp> {
     let annotations = slice.metadata.annotations.as_ref()?;
     annotations.get(TRIGGER_ANNOTATION)?.parse().ok()
 }
 
-/// Whether a Node is being deleted: load balancers shall send it nothing new.
+/// Whether a Node is being deleted. Load balancers should not send it new connections.
 pub(super) fn is_leaving(node: &Node) -> bool {
     let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     node.metadata.deletion_timestamp.is_some() || taints.any(|taint| taint.key == LEAVING_TAINT)

@@ -1,4 +1,4 @@
-//! Addresses that Pods of this node have or may have, as the objects say.
+//! Addresses that Pods of this node have or may have, according to the objects.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,23 +8,23 @@ use k8s_openapi::api::core::v1::Node;
 use super::nodes::pod_networks;
 use crate::network::Network;
 
-/// Those of endpoints and Pods, and the networks that the node has for its Pods.
+/// The addresses of endpoints and Pods, and the node's Pod networks.
 #[derive(Debug, Default)]
 pub(super) struct PodAddresses {
-    /// How many objects name an address.
+    /// How many objects contain each address.
     named: HashMap<IpAddr, usize>,
     networks: Vec<Network>,
 }
 
 impl PodAddresses {
-    /// One more object names these.
+    /// Adds the addresses of an object.
     pub(super) fn add(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         for address in addresses {
             *self.named.entry(address).or_default() += 1;
         }
     }
 
-    /// One object fewer does.
+    /// Removes the addresses of an object.
     pub(super) fn remove(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         for address in addresses {
             if let Some(number) = self.named.get_mut(&address) {
@@ -36,7 +36,7 @@ impl PodAddresses {
         }
     }
 
-    /// This Node has these networks for its Pods.
+    /// Sets the Pod networks of this node.
     pub(super) fn set_networks(&mut self, node: Option<&Node>) {
         self.networks = node.into_iter().flat_map(pod_networks).collect();
     }

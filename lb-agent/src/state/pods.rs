@@ -1,4 +1,4 @@
-//! The endpoints of a Service from its Pods, for manifests without EndpointSlices.
+//! Derives the endpoints of a Service from its Pods, for manifests without EndpointSlices.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,9 +12,9 @@ use crate::model::{Problem, protocol, quoted};
 use crate::network::{Family, parse_address};
 use crate::object::{Kind, ObjectReference};
 
-/// The slices that one Pod makes for a Service, one for each family: what the EndpointSlice
-/// controller does, except that a Pod without a `Ready` condition counts as ready, since no kubelet
-/// writes conditions into manifests.
+/// Returns the slices of one Pod for a Service, one for each family. It does what the EndpointSlice
+/// controller does, with one exception: a Pod without a `Ready` condition is ready, since manifests
+/// contain no conditions from a kubelet.
 pub(super) fn slices(service: &Service, pod: &Pod, problems: &mut Vec<Problem>) -> Vec<EndpointSlice> {
     if has_ended(pod) {
         return Vec::new();
@@ -57,13 +57,13 @@ pub(super) fn slices(service: &Service, pod: &Pod, problems: &mut Vec<Problem>) 
     by_family.into_iter().map(slice).collect()
 }
 
-/// Whether its containers have ended for good: its address may be another Pod's.
+/// Whether all containers have terminated. Another Pod may already have the address.
 fn has_ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// The addresses at which a Pod may be reached; none once it has ended.
+/// Returns the addresses of a Pod; empty if the Pod has ended.
 pub(super) fn addresses_of(pod: &Pod) -> BTreeMap<Family, IpAddr> {
     match has_ended(pod) {
         true => BTreeMap::new(),
@@ -71,7 +71,7 @@ pub(super) fn addresses_of(pod: &Pod) -> BTreeMap<Family, IpAddr> {
     }
 }
 
-/// The same, unless it is on another node than the one of this name.
+/// Returns the addresses of a Pod, unless it is on a node other than `node_name`.
 pub(super) fn addresses_here(pod: &Pod, node_name: &str) -> impl Iterator<Item = IpAddr> + use<> {
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
     let is_here = node.is_none_or(|name| name == node_name);
@@ -102,7 +102,8 @@ fn conditions(service: &Service, pod: &Pod) -> EndpointConditions {
     }
 }
 
-/// The Pod's first address of each family. A Pod in the node's network has the node's.
+/// Returns the Pod's first address of each family. A Pod in the host network has the node's
+/// addresses.
 fn addresses(pod: &Pod, add: &mut impl FnMut(String)) -> BTreeMap<Family, IpAddr> {
     let default = PodStatus::default();
     let status = pod.status.as_ref().unwrap_or(&default);
@@ -142,7 +143,7 @@ fn endpoint_ports(service: &Service, pod: &Pod, add: &mut impl FnMut(String)) ->
     for port in ports {
         let number = match &port.target_port {
             None => Some(port.port),
-            // What a Service without a targetPort has after some clients wrote it.
+            // Some clients write 0 for a missing targetPort.
             Some(IntOrString::Int(0)) => Some(port.port),
             Some(IntOrString::Int(number)) => Some(*number),
             Some(IntOrString::String(name)) => {
@@ -171,7 +172,7 @@ fn endpoint_ports(service: &Service, pod: &Pod, add: &mut impl FnMut(String)) ->
 
 fn container_port(pod: &Pod, name: &str, port: &ServicePort) -> Option<i32> {
     let spec = pod.spec.as_ref()?;
-    // Init containers that restart always are sidecars: they run as long as the Pod.
+    // Init containers with `restartPolicy: Always` are sidecars: they run as long as the Pod.
     let is_sidecar = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
     let sidecars = spec.init_containers.iter().flatten().filter(is_sidecar);
     let mut ports = spec

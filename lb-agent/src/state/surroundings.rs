@@ -1,23 +1,24 @@
-//! What a change of a Node or of the Service CIDRs concerns.
+//! Determines which Services a change of a Node or of the Service CIDRs affects.
 
 use k8s_openapi::api::core::v1::Node;
 
 use super::{State, nodes, trim};
 use crate::model::{NodeConfig, Slice, is_of_this_proxy};
 
-/// The label that says which zone a Node is in.
+/// The label that contains the zone of a Node.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 impl State {
-    /// The Services that have an address which another Node got or lost changed.
+    /// Records another Node. Marks the Services with an address that a Node gained or lost as
+    /// changed.
     pub(super) fn set_other_node(&mut self, name: &str, node: Option<&Node>) {
         self.set_pod_networks(name, node);
-        let (come, gone) = self.other_nodes.set(name, node);
-        for address in come.iter().chain(&gone) {
+        let (added, gone) = self.other_nodes.set(name, node);
+        for address in added.iter().chain(&gone) {
             self.dirty.extend(self.by_address.at(*address).cloned());
         }
         let known = &mut self.node.other_nodes;
-        known.extend(come);
+        known.extend(added);
         for address in &gone {
             known.remove(address);
         }
@@ -29,8 +30,8 @@ impl State {
         }
     }
 
-    /// Other Service CIDRs may be in force now: then Services of other proxies hold their
-    /// addresses, or need not.
+    /// Updates the Service CIDRs in force. If they change, Services of other proxies may start or
+    /// stop to hold their cluster IPs.
     pub(super) fn cidrs_changed(&mut self) {
         let new = self.cidrs.in_force(&self.configured.service_cidrs);
         if self.node.service_cidrs == new {
@@ -53,7 +54,7 @@ impl State {
         let new_zone = self.node.zone != old.zone;
         self.node.other_nodes = old.other_nodes;
         self.node.service_cidrs = old.service_cidrs;
-        // Rare: the node's address or zone changed.
+        // This is rare: the node's addresses or zone changed.
         let concerned = self.services.iter().filter(|(name, service)| {
             let slices = self.slices.get(name);
             let any_slice = |is: &dyn Fn(&Slice) -> bool| {

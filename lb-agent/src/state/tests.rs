@@ -1,4 +1,4 @@
-//! Which Services a change concerns.
+//! Tests which Services a change affects.
 
 use k8s_openapi::api::core::v1::{
     LoadBalancerIngress, LoadBalancerStatus, NodeAddress, NodeSpec, NodeStatus, ServiceSpec, ServiceStatus,
@@ -54,7 +54,7 @@ fn dirty(state: &mut State) -> Vec<String> {
 }
 
 #[test]
-fn only_what_matters_is_a_change() {
+fn irrelevant_fields_are_not_a_change() {
     let mut state = State::new(NodeConfig::default(), KINDS);
     apply_service(&mut state, service("web"));
     assert_eq!(dirty(&mut state), ["web"]);
@@ -75,7 +75,7 @@ fn only_what_matters_is_a_change() {
 }
 
 #[test]
-fn a_slice_that_changes_its_service_concerns_both() {
+fn a_slice_that_moves_to_another_service_affects_both() {
     let mut state = State::new(NodeConfig::default(), KINDS);
     apply_slice(&mut state, slice("one", Some("web")));
     apply_slice(&mut state, slice("one", Some("web")));
@@ -129,7 +129,7 @@ fn triggered(name: &str, family: &str, time: &str) -> EndpointSlice {
 }
 
 #[test]
-fn changes_are_counted_until_they_are_taken() {
+fn pending_changes_are_counted_until_they_are_taken() {
     let mut state = State::new(NodeConfig::default(), KINDS);
     apply_service(&mut state, service("web"));
     apply_service(&mut state, service("web"));
@@ -137,7 +137,7 @@ fn changes_are_counted_until_they_are_taken() {
     apply_slice(&mut state, slice("one", Some("api")));
     let changes = |total, pending| Changes { total, pending };
     assert_eq!(state.observed().service_changes, changes(1, 1));
-    // The last one concerns the endpoints of two Services.
+    // The last change affects the endpoints of two Services.
     assert_eq!(state.observed().endpoint_changes, changes(3, 3));
     state.take_dirty();
     assert_eq!(state.observed().service_changes, changes(1, 0));
@@ -145,7 +145,7 @@ fn changes_are_counted_until_they_are_taken() {
 }
 
 #[test]
-fn a_change_of_a_slice_says_when_it_was_caused() {
+fn a_changed_slice_reports_the_time_of_its_cause() {
     let mut state = State::new(NodeConfig::default(), KINDS);
     apply_slice(&mut state, triggered("one", "IPv4", TRIGGER));
     apply_slice(&mut state, triggered("two", "IPv6", TRIGGER));
@@ -160,7 +160,7 @@ fn a_change_of_a_slice_says_when_it_was_caused() {
     let expected = [Family::V4, Family::V6].map(|family| ("web".to_owned(), family, TRIGGER.to_owned()));
     assert_eq!(found, expected);
 
-    // Nothing that the agent reads changed.
+    // Only the annotation changed.
     state.take_dirty();
     apply_slice(&mut state, triggered("one", "IPv4", "2026-01-02T03:04:06Z"));
     assert_eq!(state.take_triggers(), []);
@@ -207,7 +207,7 @@ fn when_the_node_is_leaving() {
 }
 
 #[test]
-fn new_addresses_concern_services_that_may_have_them() {
+fn new_node_addresses_affect_services_that_may_have_them() {
     let mut state = State::new(NodeConfig::default(), KINDS);
     let typed = |name: &str, type_: &str| {
         let mut service = service(name);
@@ -280,7 +280,7 @@ fn node_at(name: &str, addresses: &[(&str, &str)]) -> Object {
     }))
 }
 
-/// Services with an external IP or a load balancer address each, and one with none of them.
+/// Services with one external IP or load balancer address each, and one Service with neither.
 fn services_at(addresses: &[(&str, &str)]) -> impl Iterator<Item = Service> {
     let services = addresses.iter().map(|(name, address)| {
         let mut service = service(name);
@@ -304,7 +304,7 @@ fn services_at(addresses: &[(&str, &str)]) -> impl Iterator<Item = Service> {
 }
 
 #[test]
-fn addresses_of_other_nodes_concern_the_services_that_have_them() {
+fn addresses_of_other_nodes_affect_services_that_have_them() {
     let config = NodeConfig {
         name: "node-a".to_owned(),
         ..NodeConfig::default()
@@ -337,12 +337,12 @@ fn addresses_of_other_nodes_concern_the_services_that_have_them() {
     assert_eq!(changed, ["balanced4", "external4", "external6"]);
     assert_eq!(addresses, ["192.0.2.2", "2001:db8::2"]);
     assert_eq!(apply(node_at("node-b", &both)).0, [""; 0]);
-    // The node's own addresses are another matter.
+    // Addresses of this node are not among those of other Nodes.
     assert_eq!(
         apply(node_at("node-a", &[("InternalIP", "192.0.2.1")])).1,
         addresses
     );
-    // An address that moves is in two objects for a while.
+    // While an address moves, two objects contain it.
     assert_eq!(apply(node_at("node-c", &both[..1])).0, [""; 0]);
     let (changed, addresses) = apply(node_at("node-b", &[("InternalIP", "192.0.2.3")]));
     assert_eq!(
@@ -365,7 +365,7 @@ fn addresses_of_other_nodes_concern_the_services_that_have_them() {
         (&dirty(&mut state)[..], &known(&state)[..]),
         (&at4.map(str::to_owned)[..], &["192.0.2.3".to_owned()][..])
     );
-    // A Service that comes later, and a complete list without a Node.
+    // A Service changes its address, and then a complete list lacks Nodes.
     state.apply(Change::Apply(node_at("node-c", &both)));
     dirty(&mut state);
     let mut moved = services_at(&[("external4", "192.0.2.9")]);
@@ -380,7 +380,7 @@ fn addresses_of_other_nodes_concern_the_services_that_have_them() {
 }
 
 #[test]
-fn addresses_of_pods_here_are_known_while_an_object_names_them() {
+fn addresses_of_local_pods_are_known_while_an_object_contains_them() {
     let node = NodeConfig {
         name: "here".to_owned(),
         ..NodeConfig::default()
@@ -419,7 +419,7 @@ fn addresses_of_pods_here_are_known_while_an_object_names_them() {
     };
     state.apply(Change::Delete(reference(Kind::EndpointSlice, "two")));
     assert!(!is_known(&state, first) && is_known(&state, second));
-    // It belongs to another Service now.
+    // The slice belongs to another Service now.
     let mut moved = with("one", vec![endpoint(first, Some("here"))]);
     moved.metadata.labels = Some([(SERVICE_NAME_LABEL.to_owned(), "api".to_owned())].into());
     apply_slice(&mut state, moved);
@@ -442,7 +442,7 @@ fn addresses_of_pods_here_are_known_while_an_object_names_them() {
 }
 
 #[test]
-fn addresses_of_the_nodes_pod_cidrs_are_pods() {
+fn addresses_in_the_nodes_pod_cidrs_are_pod_addresses() {
     let node = NodeConfig {
         name: "here".to_owned(),
         ..NodeConfig::default()

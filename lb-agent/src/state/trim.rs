@@ -1,10 +1,10 @@
-//! Keeps of each object only what the agent reads: less memory, and a change of anything else is no
-//! change.
+//! Removes the parts of objects that the agent does not read. This saves memory, and changes of
+//! those parts are ignored.
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus, Service, ServiceSpec, ServiceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-/// What is kept of every object.
+/// The metadata that every object keeps.
 fn metadata(metadata: ObjectMeta) -> ObjectMeta {
     ObjectMeta {
         name: metadata.name,
@@ -16,7 +16,7 @@ fn metadata(metadata: ObjectMeta) -> ObjectMeta {
     }
 }
 
-/// Of one that another proxy serves only the cluster IPs are read.
+/// Trims a Service. If another proxy serves it, the agent only reads its cluster IPs.
 pub(super) fn service(service: Service, is_of_other: bool) -> Service {
     if is_of_other {
         let spec = service.spec.map(|spec| ServiceSpec {
@@ -80,8 +80,8 @@ fn container(container: k8s_openapi::api::core::v1::Container) -> k8s_openapi::a
     }
 }
 
-/// Whether the node's addresses matter to a Service: it has NodePorts, or addresses that may be the
-/// node's own.
+/// Whether a Service depends on the node's addresses: it has NodePorts, or addresses that the node
+/// may have, too.
 pub(super) fn depends_on_addresses(service: &Service) -> bool {
     let Some(spec) = &service.spec else {
         return false;

@@ -1,4 +1,4 @@
-//! Objects from YAML.
+//! Parses objects from YAML.
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -6,7 +6,7 @@ use lb_agent::object::Object;
 use serde::Deserialize;
 use serde_norway::Value;
 
-/// The objects of some documents.
+/// Returns the objects of several documents.
 pub(crate) fn parse(text: &str) -> Vec<Object> {
     let documents = serde_norway::Deserializer::from_str(text);
     documents

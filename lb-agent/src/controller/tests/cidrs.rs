@@ -1,4 +1,4 @@
-//! Service CIDRs, in which order they and the rows of their addresses are written.
+//! Tests the order in which Service CIDRs and the rows of their addresses are written.
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 use super::*;
 use crate::maps::{FrontendKey, MapImage, MapOp, service_cidrs};
 
-/// Maps that refuse a number of operations on Service CIDRs, and check that no packet to a Service
-/// of another proxy is ever dropped.
+/// Maps that reject a number of operations on Service CIDRs. They check that packets to a Service
+/// of another proxy are never dropped.
 struct Strict {
     maps: FakeMaps,
     refusals: u32,
@@ -116,7 +116,8 @@ impl Fixture {
     }
 }
 
-/// Everything is listed: a Service of another proxy, and the Service CIDR that its address is of.
+/// A fixture that has listed everything: a Service of another proxy, and the Service CIDR of its
+/// address.
 fn synced() -> Fixture {
     let mut fixture = Fixture::new(FakeMaps::new(CAPACITY));
     fixture.list(
@@ -140,7 +141,7 @@ fn they_come_after_the_rows_of_their_addresses_and_go_before_them() {
     assert_eq!(fixture.in_force().len(), 3);
     fixture.change(Change::Delete(cidr("kubernetes", "").reference()));
     assert_eq!(fixture.in_force(), ["10.97.0.0/16"]);
-    assert!(!fixture.holds(), "nobody drops packets to it");
+    assert!(!fixture.holds(), "its address is in no Service CIDR");
     fixture.change(Change::Apply(cidr("kubernetes", "10.96.0.0/12")));
     assert!(fixture.holds());
 }
@@ -160,8 +161,8 @@ fn a_service_that_changes_hands_keeps_its_row() {
     assert!(fixture.holds());
     fixture.change(Change::Apply(held_service("other")));
     assert!(fixture.holds());
-    assert_eq!(fixture.controller.services(), [], "it has no ports of ours");
-    // Nobody has the address then.
+    assert_eq!(fixture.controller.services(), [], "no ports for this proxy");
+    // After the deletion, the address is unused.
     fixture.controller.maps.held.clear();
     fixture.change(Change::Delete(held_service("other").reference()));
     assert!(!fixture.holds());
@@ -179,20 +180,20 @@ fn a_next_agent_finds_them_and_changes_them_when_all_is_listed() {
     assert_eq!(
         next.in_force(),
         ["10.96.0.0/16", "fd00:96::/112"],
-        "they stay until all is listed"
+        "Service CIDRs stay until everything is listed"
     );
     next.list(Kind::ServiceCidr, vec![cidr("kubernetes", "10.98.0.0/16")]);
     assert_eq!(next.in_force(), ["10.98.0.0/16"]);
 }
 
 #[test]
-fn what_fails_is_tried_again() {
+fn failed_operations_are_retried() {
     let mut fixture = synced();
     fixture.controller.maps.refusals = 2;
     fixture.change(Change::Apply(cidr("kubernetes", "10.97.0.0/16")));
     let mut ticks = 0;
     while fixture.in_force() != ["10.97.0.0/16"] {
-        let due = fixture.controller.next_due().expect("it is tried again");
+        let due = fixture.controller.next_due().expect("a retry is due");
         fixture.now = fixture.now.max(due);
         fixture.controller.tick(fixture.now);
         ticks += 1;
@@ -201,7 +202,7 @@ fn what_fails_is_tried_again() {
 }
 
 #[test]
-fn one_that_overlaps_with_pods_goes_out_of_force() {
+fn a_service_cidr_that_overlaps_with_pods_is_deleted() {
     let mut fixture = synced();
     fixture.change(Change::Apply(node("10.96.3.0/24")));
     assert_eq!(fixture.in_force(), ["fd00:96::/112"]);
@@ -220,7 +221,7 @@ fn one_that_overlaps_with_pods_goes_out_of_force() {
 }
 
 #[test]
-fn somebody_elses_changes_are_repaired() {
+fn foreign_changes_of_service_cidrs_are_repaired() {
     let mut fixture = synced();
     let maps = &mut fixture.controller.maps.maps;
     let ranges = &mut maps.rows_mut().source_ranges;

@@ -1,4 +1,4 @@
-//! What holds for all slices, whatever is in them.
+//! Properties of all slices, tested with random ones.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use super::*;
 use crate::desired::TrafficPolicy;
 use crate::network::Family;
 
-/// What an endpoint says of itself.
+/// The properties of an endpoint.
 #[derive(Clone, Debug)]
 struct RandomEndpoint {
     address: u8,
@@ -21,7 +21,7 @@ struct RandomEndpoint {
     nodes: Vec<u8>,
 }
 
-/// A slice: whether of IPv6, the number of its port, and its endpoints.
+/// A slice: whether it is of IPv6, the offset of its port, and its endpoints.
 type RandomSlice = (bool, u8, Vec<RandomEndpoint>);
 
 fn random_endpoint() -> impl Strategy<Value = RandomEndpoint> {
@@ -118,7 +118,7 @@ fn backends(slices: &[RandomSlice]) -> Vec<DesiredBackend> {
     desired.unwrap().ports.remove(0).backends
 }
 
-/// The endpoints of the slices: family, address, port and what is said of it.
+/// The endpoints of the slices, with their address and port.
 fn all(slices: &[RandomSlice]) -> impl Iterator<Item = (SocketAddr, &RandomEndpoint)> {
     slices.iter().flat_map(|(is_v6, port, endpoints)| {
         endpoints.iter().map(|endpoint| {
@@ -133,7 +133,7 @@ fn of_family(backends: &[DesiredBackend], family: Family) -> impl Iterator<Item 
     backends.iter().filter(is_of)
 }
 
-/// Each endpoint in a slice of its own, and all in another order.
+/// The same endpoints in one slice each, in random order.
 fn split_and_shuffled(
     slices: Vec<RandomSlice>,
 ) -> impl Strategy<Value = (Vec<RandomSlice>, Vec<RandomSlice>)> {
@@ -150,7 +150,7 @@ fn split_and_shuffled(
 
 proptest! {
     #[test]
-    fn neither_order_nor_grouping_matters(
+    fn the_order_and_the_slices_of_endpoints_do_not_matter(
         (slices, others) in random_slices().prop_flat_map(split_and_shuffled),
     ) {
         prop_assert_eq!(backends(&slices), backends(&others));
@@ -163,7 +163,7 @@ proptest! {
     }
 
     #[test]
-    fn every_backend_is_an_endpoint_and_none_comes_twice(slices in random_slices()) {
+    fn every_backend_is_an_endpoint_and_occurs_once(slices in random_slices()) {
         let backends = backends(&slices);
         prop_assert!(backends.is_sorted_by(|one, other| one.address < other.address));
         for backend in &backends {
@@ -188,7 +188,8 @@ proptest! {
                 let n_ready = chosen.iter().filter(|backend| ready.contains(&backend.address)).count();
                 prop_assert!([0, chosen.len()].contains(&n_ready), "{chosen:?}");
             }
-            // Whoever has a usable endpoint anywhere has one to choose.
+            // If there is a ready endpoint, at least one is chosen. Without a usable endpoint, none
+            // is chosen.
             let mut of_cluster = of_family(&backends, family).filter(|backend| backend.in_cluster);
             let mut usable = all(&slices).filter(|(address, endpoint)| is_of(address) && endpoint.is_usable());
             if !ready.is_empty() {
@@ -215,7 +216,7 @@ proptest! {
         for family in Family::ALL {
             let any = |is_in: fn(&DesiredBackend) -> bool| of_family(&with, family).any(is_in);
             prop_assert!(any(|backend| backend.in_cluster) || !any(|backend| backend.in_local));
-            // Hints choose among the endpoints that would be chosen without.
+            // Hints only restrict the endpoints that are chosen without hints.
             let chosen = of_family(&without, family).filter(|backend| backend.in_cluster);
             let chosen: BTreeSet<SocketAddr> = chosen.map(|backend| backend.address).collect();
             for backend in of_family(&with, family).filter(|backend| backend.in_cluster) {

@@ -44,7 +44,7 @@ fn services_of_other_proxies_hold_their_cluster_ips_in_service_cidrs() {
             &["10.96.0.7 ClusterIp pass", "fd00:96::7 ClusterIp pass"][..],
         ),
         ("{clusterIP: 10.96.0.7}", &["10.96.0.7 ClusterIp pass"]),
-        // Nobody drops packets to others.
+        // Packets to addresses outside of the Service CIDRs are never dropped.
         (
             "{clusterIPs: [10.97.0.7, 'fd00:96::7'], externalIPs: [10.96.0.9]}",
             &["fd00:96::7 ClusterIp pass"],
@@ -65,7 +65,7 @@ fn services_of_other_proxies_hold_their_cluster_ips_in_service_cidrs() {
     }
 }
 
-/// Addresses with a wildcard row, where they come from and what holds for them.
+/// Describes the addresses with a wildcard row: their kind and flags.
 fn vips(desired: &DesiredService) -> Vec<String> {
     let text = |vip: &DesiredVip| {
         let words = [
@@ -159,7 +159,7 @@ fn load_balancer(ingress: &[(&str, Option<&str>)]) -> ServiceStatus {
 }
 
 #[test]
-fn frontends_and_their_policies() {
+fn frontends_get_flags_from_the_traffic_policies() {
     let (inside, outside) = (frontend_flags::INSIDE_LOCAL, frontend_flags::OUTSIDE_LOCAL);
     let own = frontend_flags::NODE_ADDRESS;
     for (internal, external, expected_internal, expected_external) in [
@@ -173,7 +173,7 @@ fn frontends_and_their_policies() {
         spec.type_ = Some("NodePort".to_owned());
         spec.internal_traffic_policy = internal.map(str::to_owned);
         spec.external_traffic_policy = external.map(str::to_owned);
-        // The node's own address is no VIP, and one that is given twice is one.
+        // The node's own address has no wildcard row. An address that occurs twice has one row.
         spec.external_ips = Some(vec!["192.168.0.1".to_owned(), "10.96.0.1".to_owned()]);
         let (desired, problems) = desired_of(&service(spec), &[]);
         assert_eq!(problems, []);
@@ -207,7 +207,7 @@ fn frontends_and_their_policies() {
 }
 
 #[test]
-fn huge_values_make_short_messages() {
+fn messages_truncate_long_values() {
     let mut spec = spec("TCP");
     spec.external_ips = Some(vec!["x".repeat(1_000_000)]);
     let mut service = service(spec);
@@ -221,7 +221,7 @@ fn from_yaml<T: serde::de::DeserializeOwned>(yaml: &str) -> T {
     serde_norway::from_str(yaml).unwrap()
 }
 
-/// A Service with this spec and these addresses of a load balancer.
+/// A Service with this spec and these load balancer addresses.
 fn balanced(spec: &str, ingress: &str) -> Service {
     let load_balancer = format!("{{loadBalancer: {{ingress: {ingress}}}}}");
     Service {
@@ -246,7 +246,7 @@ fn frontends_of_services() {
             None,
         ),
         ("{type: ExternalName, externalName: example.com}", "[]", None),
-        // Both families, each by its own address; `clusterIP` says the first one again.
+        // Both families with one address each; `clusterIP` repeats the first one.
         (
             "{clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1, 'fd00:96::1'], ports: [{port: 80}]}",
             "[]",
@@ -258,7 +258,7 @@ fn frontends_of_services() {
             "[]",
             Some(&["10.96.0.1:80/TCP"]),
         ),
-        // A NodePort, at the node's address of each family, as long as the type asks for it.
+        // A NodePort, at the node's address of each family, if the type has NodePorts.
         (
             "{type: NodePort, clusterIPs: [10.96.0.1, 'fd00:96::1'], ports: [{port: 80, nodePort: 30080}]}",
             "[]",
@@ -299,7 +299,7 @@ fn frontends_of_services() {
             "[{ip: 198.51.100.1}]",
             Some(&["10.96.0.1:80/TCP"]),
         ),
-        // External IPs whatever the type; several protocols and ports.
+        // External IPs work with every type. Several protocols and ports.
         (
             "{clusterIP: 10.96.0.1, externalIPs: [203.0.113.1], \
               ports: [{name: a, port: 53}, {name: b, port: 53, protocol: UDP}, {name: c, port: 54, protocol: SCTP}]}",
@@ -328,7 +328,7 @@ fn frontends_of_services() {
     }
 }
 
-/// A Service takes addresses in its own families only, whatever else is said of others.
+/// A Service has addresses in its own families only. Others are problems.
 #[test]
 fn families_of_services() {
     let both = [
@@ -346,10 +346,10 @@ fn families_of_services() {
         ("clusterIP: 10.96.0.1", &ipv4),
         ("clusterIP: 'fd00:96::1'", &ipv6),
         ("clusterIPs: ['fd00:96::1', 10.96.0.1]", &both),
-        // What cluster IPs say outranks what was asked for.
+        // Cluster IPs take precedence over `ipFamilies`.
         ("clusterIPs: [10.96.0.1], ipFamilies: [IPv4, IPv6]", &ipv4),
         ("clusterIPs: ['fd00:96::1'], ipFamilies: [IPv4]", &ipv6),
-        // Manifests that nobody completed.
+        // Manifests without allocated cluster IPs.
         ("ipFamilies: [IPv4]", &ipv4),
         ("ipFamilies: [IPv6]", &ipv6),
         ("ipFamilies: [IPv6, IPv4]", &both),
@@ -393,7 +393,7 @@ fn families_of_services() {
             (expected.contains(&both[0]), expected.contains(&both[1])),
             "{families}"
         );
-        // Whoever wrote such an address is told.
+        // Every unused address is a problem.
         let unused = external.into_iter().filter(|address| !is_taken(*address));
         assert_eq!(problems.len(), unused.clone().count(), "{families}: {problems:?}");
         for address in unused {
@@ -431,7 +431,8 @@ fn how_long_clients_stay() {
     }
 }
 
-/// The regions' backends of all ports, as `port:address` with `C` and `L` for the regions.
+/// Returns the backends of all ports as `port address:port regions`, with `C` and `L` for the
+/// regions.
 fn backends(service: &Service, slices: &[&str]) -> Vec<String> {
     let slices: Vec<EndpointSlice> = slices.iter().map(|slice| from_yaml(slice)).collect();
     let (desired, problems) = desired_of(service, &slices);
@@ -461,12 +462,12 @@ fn endpoints_by_family_port_name_and_slice() {
     let v4 = "{addressType: IPv4, metadata: {name: a}, \
         ports: [{name: http, port: 8080}, {name: dns, port: 53, protocol: UDP}], \
         endpoints: [{addresses: [10.1.0.2], nodeName: node-a}, {addresses: [010.001.000.003], nodeName: node-b}]}";
-    // Another Pod template gives its port another number; one endpoint is still in the other slice
+    // Pods of another template use another port number. One endpoint is still in the other slice,
     // too.
     let moved = "{addressType: IPv4, metadata: {name: b}, \
         ports: [{name: http, port: 8081}, {name: dns, port: 53, protocol: UDP}], \
         endpoints: [{addresses: [10.1.0.3], nodeName: node-b}, {addresses: [10.1.0.4], nodeName: node-b}]}";
-    // The other family has its own readiness, its own fallback and its own hints.
+    // The other family has its own readiness, fallback and hints.
     let v6 = "{addressType: IPv6, metadata: {name: c}, ports: [{name: http, port: 8080}], \
         endpoints: [{addresses: ['fd00:1::2'], nodeName: node-a, conditions: {ready: false, terminating: true}}, \
                     {addresses: ['fd00:1::3'], nodeName: node-b, conditions: {ready: false, serving: false}}]}";
@@ -484,7 +485,7 @@ fn endpoints_by_family_port_name_and_slice() {
             "dns 10.1.0.4:53 C",
         ]
     );
-    // A slice of names, one without these ports, one whose ports have no numbers.
+    // Slices of host names, without these ports, and with ports without numbers.
     let others = [
         "{addressType: FQDN, metadata: {name: d}, ports: [{name: http, port: 80}], endpoints: [{addresses: [example.com]}]}",
         "{addressType: IPv4, metadata: {name: e}, ports: [{name: other, port: 80}], endpoints: [{addresses: [10.1.0.9]}]}",
@@ -518,7 +519,7 @@ fn source_ranges_by_family() {
             "IPv4",
         ),
         ("['fd00::/8']", both, "IPv6", "fd00::/8 fd00:51::1/128", "IPv6"),
-        // No address of that family.
+        // The load balancer has no address of that family.
         (
             "[10.0.0.0/8, 'fd00:9::/32']",
             "[{ip: 'fd00:51::1'}]",

@@ -1,4 +1,4 @@
-//! A client for the API server whose credentials are as new as their files.
+//! A client for the API server that uses the current credentials from their files.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,21 +11,21 @@ use kube::{Client, Config};
 use super::config::place;
 use super::{KubeError, root_cause};
 
-/// A request that is not answered for so long will not be. Longer than the silence between two
+/// How long the client waits for data from the server. It is longer than the silence between two
 /// events of a watch.
 const READ_TIMEOUT: Duration = Duration::from_secs(360);
 
 /// Makes the client.
 pub(super) fn client(mut config: Config) -> Result<Client, KubeError> {
     config.read_timeout.get_or_insert(READ_TIMEOUT);
-    // The watch retries, with a longer patience and after a word to the operator; and 504 may mean
-    // that a resource version is unknown, which no retry cures.
+    // The watch does its own retries, with a longer backoff and with a warning to the operator.
+    // Also, status 504 may mean that a resource version is unknown; a retry does not help.
     config.default_retry = false;
-    // Else the time that a connection spent unused counts, too.
+    // Otherwise the timeout includes the time that a connection was idle.
     config.reset_reader_on_write = true;
     let place = place(&config);
-    // kube reads the file about once a minute: too late for a token that was changed early, never
-    // if the clock was set back. It takes no line's end either.
+    // kube reads the file about once a minute. That is too late for a token that was rotated early,
+    // and never happens if the clock was set back. kube also does not accept a trailing newline.
     let token_file = config.auth_info.token_file.take().map(TokenFile::new);
     let inner = Client::try_from(config.clone()).map_err(|source| KubeError::Client {
         place: place.clone(),
@@ -69,11 +69,10 @@ impl Access {
         Ok(response)
     }
 
-    /// Makes a new client, which reads certificates from their files and asks the exec plugin
-    /// again.
+    /// Makes a new client. It reads certificates from their files and runs the exec plugin again.
     async fn renew(&self) {
         let config = self.config.clone();
-        // A plugin takes its time.
+        // An exec plugin may take long.
         match tokio::task::spawn_blocking(move || Client::try_from(config)).await {
             Ok(Ok(client)) => *lock(&self.inner) = client,
             Ok(Err(error)) => tracing::warn!(
@@ -82,15 +81,15 @@ impl Access {
                 self.place,
                 root_cause(&error)
             ),
-            Err(error) => tracing::debug!(%error, "nothing renews the credentials any more"),
+            Err(error) => tracing::debug!(%error, "the task that renews the credentials failed"),
         }
     }
 }
 
-/// A file with a token that changes at any time.
+/// A file with a token that may change at any time.
 struct TokenFile {
     path: PathBuf,
-    /// What was sound the last time.
+    /// The header from the last successful read.
     last: Mutex<Option<HeaderValue>>,
 }
 
@@ -102,8 +101,8 @@ impl TokenFile {
         }
     }
 
-    /// The header that the file asks for. While the file cannot be used, it is that of the last
-    /// time: who writes it may take it away for a moment.
+    /// Returns the header with the file's token. If the file is not usable, returns the last
+    /// header: the writer may remove the file for a moment.
     fn header(&self, place: &str) -> Result<HeaderValue, AuthError> {
         let mut last = lock(&self.last);
         match (self.read(), &*last) {

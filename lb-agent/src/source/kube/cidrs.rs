@@ -1,5 +1,5 @@
-//! ServiceCIDRs, which an API server may not have (before Kubernetes 1.31), have as `v1beta1` only
-//! (before 1.33), or not allow to read. Without them all else goes on.
+//! ServiceCIDRs. An API server may not have them (before Kubernetes 1.31), may have only `v1beta1`
+//! (before 1.33), or may not allow the agent to read them. The agent works without them.
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -20,7 +20,7 @@ use crate::object::{Change, Kind, Object};
 
 /// A version of the API.
 trait Version: Clone + Debug + Send + 'static {
-    /// As URLs have it.
+    /// The version as in URLs.
     const NAME: &'static str;
 }
 
@@ -38,7 +38,7 @@ impl Version for V1Beta1 {
     const NAME: &'static str = "v1beta1";
 }
 
-/// What is read of a ServiceCIDR, the same in all versions of the API.
+/// The parts of a ServiceCIDR that the agent reads. They are the same in all API versions.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(bound = "")]
 struct CidrObject<V> {
@@ -98,8 +98,8 @@ impl<V: Version> Watched for CidrObject<V> {
     }
 }
 
-/// Sends changes for ever. A server that has or tells nothing is taken for one without
-/// ServiceCIDRs, unless it has told some before: these stay.
+/// Sends changes indefinitely. If the server refuses, the agent assumes that there are no
+/// ServiceCIDRs. If an earlier list succeeded, the agent keeps the ServiceCIDRs of that list.
 pub(super) async fn run(
     client: Client,
     place: String,
@@ -126,14 +126,14 @@ pub(super) async fn run(
             has_listed = true;
             let kind = Kind::ServiceCidr;
             let objects = Vec::new();
-            // Once nobody receives any more, the source ends.
+            // If the receiver is closed, the source ends.
             let _ = changes.send(Change::Replace { kind, objects }).await;
         }
         sleep(leisure.start + (leisure.end - leisure.start).mul_f32(fastrand::f32())).await;
     }
 }
 
-/// The HTTP status of a server that does not have the kind.
+/// The HTTP status of a server that does not have the resource.
 const NOT_FOUND: u16 = 404;
 
 fn tell(place: &str, code: u16, message: &str) {

@@ -1,5 +1,5 @@
-//! How to reach the API server: from kubeconfigs as kubectl reads them, else with the Pod's service
-//! account.
+//! Where the API server is and which credentials to use: from kubeconfigs as kubectl reads them,
+//! otherwise from the Pod's service account.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use kube::config::{Cluster, KubeConfigOptions, Kubeconfig, KubeconfigError};
 
 use super::KubeError;
 
-/// Infers the configuration; `variable` is the environment.
+/// Infers the configuration; `variable` reads an environment variable.
 pub(super) async fn infer(variable: impl Fn(&str) -> Option<OsString>) -> Result<Config, KubeError> {
     let paths = files(&variable);
     let files: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
@@ -23,7 +23,7 @@ pub(super) async fn infer(variable: impl Fn(&str) -> Option<OsString>) -> Result
     };
     let kubeconfig = read(&paths).map_err(unusable)?;
     let configured = cluster(&kubeconfig).and_then(|cluster| cluster.proxy_url.clone());
-    // kubectl takes an empty one for none, too.
+    // Like kubectl, treat an empty kubeconfig as missing.
     let is_empty = kubeconfig.clusters.is_empty() && kubeconfig.current_context.is_none();
     let mut config = match is_empty {
         true => Config::incluster().map_err(|source| KubeError::NoConfig {
@@ -32,8 +32,8 @@ pub(super) async fn infer(variable: impl Fn(&str) -> Option<OsString>) -> Result
         })?,
         false => from_kubeconfig(kubeconfig).await.map_err(unusable)?,
     };
-    // Instead of kube's, which asks NO_PROXY for the proxy and not for the API server, and has none
-    // in a Pod.
+    // This replaces kube's choice. kube matches NO_PROXY against the proxy instead of the API
+    // server, and uses no proxy in a Pod.
     config.proxy_url = proxy(&config.cluster_url, configured, variable)?;
     Ok(config)
 }
@@ -41,13 +41,13 @@ pub(super) async fn infer(variable: impl Fn(&str) -> Option<OsString>) -> Result
 async fn from_kubeconfig(kubeconfig: Kubeconfig) -> Result<Config, KubeconfigError> {
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     if config.auth_info.token_file.is_some() {
-        // Of a user with both, kubectl reads the file.
+        // If a user has both a token and a token file, kubectl reads the file.
         config.auth_info.token = None;
         config.auth_info.exec = None;
     }
     if config.accept_invalid_certs {
         tracing::warn!(
-            "whoever answers at {} is taken for the API server: give the kubeconfig its certificate-authority instead \
+            "the certificate of the API server at {} is not verified: set certificate-authority in the kubeconfig instead \
              of insecure-skip-tls-verify",
             config.cluster_url
         );
@@ -55,10 +55,10 @@ async fn from_kubeconfig(kubeconfig: Kubeconfig) -> Result<Config, KubeconfigErr
     Ok(config)
 }
 
-/// Where the API server is, as an operator knows it.
+/// Describes where the API server is, for log lines and errors.
 pub(super) fn place(config: &Config) -> String {
     let url = &config.cluster_url;
-    // Without the password that the proxy may have.
+    // Only the proxy's host and port: its URL may contain a password.
     let proxy = config
         .proxy_url
         .as_ref()
@@ -70,7 +70,7 @@ pub(super) fn place(config: &Config) -> String {
     }
 }
 
-/// The kubeconfigs that there may be.
+/// Returns the paths of kubeconfigs, which need not exist.
 fn files(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let named = variable("KUBECONFIG").unwrap_or_default();
     let mut files: Vec<_> = std::env::split_paths(&named)
@@ -83,7 +83,7 @@ fn files(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     files
 }
 
-/// What those say that are there. Of what two of them say, the first counts.
+/// Merges the kubeconfigs that exist. If two of them set the same value, the first one wins.
 fn read(files: &[PathBuf]) -> Result<Kubeconfig, KubeconfigError> {
     let mut all = Kubeconfig::default();
     for file in files {
@@ -110,8 +110,9 @@ fn cluster(kubeconfig: &Kubeconfig) -> Option<&Cluster> {
         .as_ref()
 }
 
-/// The proxy on the way to the API server: the kubeconfig's, else the environment's, which is not
-/// for this machine and what NO_PROXY names.
+/// Returns the proxy for connections to the API server: the kubeconfig's, otherwise the
+/// environment's. The environment's proxy is not used for loopback addresses and hosts that
+/// NO_PROXY contains.
 fn proxy(
     url: &Uri,
     configured: Option<String>,
@@ -160,7 +161,7 @@ mod tests {
 
     use super::*;
 
-    /// The environment.
+    /// Returns a function that reads the given variables.
     fn environment(variables: &[(&str, &str)]) -> impl Fn(&str) -> Option<OsString> {
         let variables: Vec<_> = variables
             .iter()
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_the_variable_it_is_the_one_at_home() {
+    async fn without_kubeconfig_variable_the_file_in_home_is_used() {
         let home = tempfile::tempdir().unwrap();
         std::fs::create_dir(home.path().join(".kube")).unwrap();
         write(
@@ -256,7 +257,7 @@ mod tests {
         );
         let user = infer_from(&[&file]).await.unwrap().auth_info;
         assert!(user.token.is_none());
-        // It is beside the kubeconfig.
+        // The path is relative to the kubeconfig's directory.
         assert_eq!(
             user.token_file.unwrap(),
             directory.path().join("token").to_str().unwrap()
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_proxy_is_an_error_without_the_password() {
+    fn an_invalid_proxy_url_is_an_error_that_hides_the_password() {
         let variables = environment(&[("HTTPS_PROXY", "http://me:secret@[/")]);
         let error = proxy(&Uri::from_static("https://api.example/"), None, variables).unwrap_err();
         assert!(error.to_string().starts_with("HTTPS_PROXY is not"), "{error}");

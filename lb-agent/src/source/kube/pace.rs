@@ -1,4 +1,4 @@
-//! How soon a watch tries again.
+//! The pauses between the retries of a watch.
 
 use std::iter::{Chain, Once, once};
 use std::time::Duration;
@@ -6,39 +6,39 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::Instant;
 
-/// The pause after the first error, and the longest: those of the Go client. Chance lengthens each
-/// up to twofold.
+/// The pause after the first error, and the longest pause, as in the Go client. Jitter lengthens
+/// each pause up to twofold.
 const FIRST: Duration = Duration::from_millis(800);
 const LONGEST: Duration = Duration::from_secs(30);
-/// The longest pause where the credentials are refused. New ones may come at any time, and a
-/// refusal costs little.
+/// The longest pause while the server refuses the credentials. New credentials may appear at any
+/// time, and a refused request is cheap.
 const LONGEST_WHILE_REFUSED: Duration = Duration::from_secs(10);
-/// A watch that ends sooner was of no use. One such is followed by the next at once; then the
-/// server is spared.
+/// A watch that ends sooner than this is short. The agent retries immediately after the first short
+/// watch, and with backoff after the next ones.
 const SHORT: Duration = Duration::from_secs(5);
 
-/// How a try came to its end.
+/// How an attempt ended.
 #[derive(Debug)]
 pub(super) enum End {
-    /// Nothing is wrong: the server ended the watch, its connection broke, or nothing was heard for
-    /// long.
+    /// There was no error: the server ended the watch, its connection broke, or the watch was
+    /// silent for too long.
     Closed,
-    /// The server does not know any more what happened since the version: a list is needed.
+    /// The server no longer has the events since the resource version: a list is needed.
     Expired,
-    /// The server refused, or was not reached.
+    /// The server refused, or was not reachable.
     Failed(kube::Error),
 }
 
-/// Remembers what went wrong.
+/// The backoff state of a watch.
 pub(super) struct Pace {
     errors: ExponentialBackoff,
     short_watches: Chain<Once<Duration>, ExponentialBackoff>,
-    /// Since when the watch is open.
+    /// When the server accepted the watch; `None` if it is not open.
     opened: Option<Instant>,
 }
 
 impl Pace {
-    /// Nothing has gone wrong yet.
+    /// Starts without errors.
     pub(super) fn new() -> Self {
         Self {
             errors: growing(),
@@ -47,13 +47,13 @@ impl Pace {
         }
     }
 
-    /// The server has accepted the watch: errors so far are forgotten.
+    /// The server has accepted the watch: this resets the backoff for errors.
     pub(super) fn opened(&mut self, now: Instant) {
         self.errors = growing();
         self.opened = Some(now);
     }
 
-    /// How long to wait before the next try.
+    /// Returns how long to wait before the next attempt.
     pub(super) fn pause(&mut self, end: &End, now: Instant) -> Duration {
         let opened = self.opened.take();
         match end {

@@ -1,18 +1,19 @@
-//! What the operator is told of a watch.
+//! What the agent logs about a watch.
 
 use super::root_cause;
 use crate::object::Kind;
 
-/// Tells, once each time, that the API is lost or recovered.
+/// Logs once when the API server becomes unusable for a watch, and once when it recovers.
 pub(super) struct Report {
     kind: Kind,
     place: String,
-    /// What is wrong, as far as another cause is worth another line.
+    /// The current error; an error with the same cause is not logged again. `None` if there is no
+    /// error.
     cause: Option<String>,
 }
 
 impl Report {
-    /// All is well as far as is known.
+    /// Starts without an error.
     pub(super) fn new(kind: Kind, place: String) -> Self {
         Self {
             kind,
@@ -21,17 +22,17 @@ impl Report {
         }
     }
 
-    /// The server has accepted the watch.
+    /// The server has accepted the watch: logs the recovery if there was an error.
     pub(super) fn opened(&mut self) {
         if self.cause.take().is_some() {
             tracing::info!("watching {}s at {} again", self.kind, self.place);
         }
     }
 
-    /// A try has failed; the watch goes on by itself.
+    /// An attempt has failed. The watch itself continues to retry.
     pub(super) fn failed(&mut self, error: &kube::Error) {
         let (cause, text) = match error {
-            // The message may differ each time.
+            // The message may differ each time, so it is not part of the cause.
             kube::Error::Api(status) => (
                 format!("{} {}", status.code, status.reason),
                 status.message.clone(),
@@ -44,21 +45,22 @@ impl Report {
         self.cause = Some(cause);
         let (kind, place, remedy) = (self.kind, &self.place, remedy(error));
         tracing::warn!(
-            "cannot watch {kind}s at {place}, keeping what is known and retrying: {remedy}: {text}"
+            "cannot watch {kind}s at {place}, keeping the known objects and retrying: {remedy}: {text}"
         );
     }
 
-    /// The server's versions are behind ours.
+    /// The server's resource version is lower than the known one.
     pub(super) fn went_back(&self, known: &str, current: &str) {
         let (kind, place) = (self.kind, &self.place);
         tracing::warn!(
-            "the API server at {place} went back from resource version {known} to {current}, as one does that was \
+            "the API server at {place} went back from resource version {known} to {current}, for example because it was \
              restored from a backup: listing {kind}s again, nothing else is needed"
         );
     }
 }
 
-/// The causes around the innermost repeat it or say less, but for the one that names the file.
+/// Returns the text of the innermost error, except for authentication errors, whose outer error
+/// names the file.
 fn told(error: &kube::Error) -> String {
     match error {
         kube::Error::Auth(error) => error.to_string(),
@@ -75,9 +77,9 @@ fn remedy(error: &kube::Error) -> &'static str {
             _ => "see what the API server logs",
         },
         kube::Error::Auth(_) => "correct the token file, or the credentials in the kubeconfig",
-        kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) => "is it an API server that answers there?",
+        kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) => "is this the address of an API server?",
         _ => {
-            "does it run, does this node reach it, and is its certificate of the authority that the agent was given?"
+            "is it running, can this node reach it, and is its certificate signed by the authority that the agent knows?"
         }
     }
 }

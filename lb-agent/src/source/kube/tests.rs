@@ -1,5 +1,5 @@
-//! Watches against a server that is a function, while the clock stands still: it moves on when all
-//! wait for it.
+//! Tests watches against a server that is a function. The clock is paused and advances when all
+//! tasks wait for it.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -23,18 +23,18 @@ use crate::object::Change;
 
 type Reply = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-/// What is answered to a watch.
+/// The answer to a watch.
 #[derive(Clone)]
 enum Answer {
-    /// The lines, and then silence.
+    /// Sends the lines, and stays open.
     Open(Vec<Value>),
-    /// The lines, and then the end.
+    /// Sends the lines, and closes.
     Lines(Vec<Value>),
-    /// A failure.
+    /// Fails with this HTTP status.
     Status(u16),
 }
 
-/// What the server was asked, and when.
+/// A request to the server, and when it arrived.
 #[derive(Clone, Debug)]
 struct Asked {
     after: Duration,
@@ -46,8 +46,8 @@ impl Asked {
         self.query.contains("watch=true")
     }
 
-    /// Whether it is the question how far the server is.
-    fn is_question(&self) -> bool {
+    /// Whether the request is the check of the server's current version.
+    fn is_version_check(&self) -> bool {
         !self.is_watch() && self.value("limit") == Some("1")
     }
 
@@ -65,9 +65,9 @@ struct Server {
 struct State {
     asked: Vec<Asked>,
     version: u64,
-    /// Statuses of the next lists.
+    /// The statuses of the next lists.
     lists: VecDeque<u16>,
-    /// What is answered to the next watches; the last one stays.
+    /// The answers to the next watches. The last one is repeated.
     watches: VecDeque<Answer>,
 }
 
@@ -120,15 +120,15 @@ impl Server {
     fn lists(&self) -> Vec<Asked> {
         let asked = self.asked().into_iter();
         asked
-            .filter(|asked| !asked.is_watch() && !asked.is_question())
+            .filter(|asked| !asked.is_watch() && !asked.is_version_check())
             .collect()
     }
 
-    fn questions(&self) -> Vec<Asked> {
-        self.asked().into_iter().filter(Asked::is_question).collect()
+    fn version_checks(&self) -> Vec<Asked> {
+        self.asked().into_iter().filter(Asked::is_version_check).collect()
     }
 
-    /// Watches Services for a while; returns what was sent.
+    /// Watches Services for this long. Returns the changes that were sent.
     async fn watch(self: &Arc<Self>, time: Duration) -> Vec<Change> {
         let server = self.clone();
         let service = tower::service_fn(move |request| {
@@ -138,7 +138,7 @@ impl Server {
         let (sender, mut changes) = mpsc::channel(10_000);
         let client = Client::new(service, "default");
         let watch = Watch::<Service>::new(client, "https://api.example/".to_owned(), None, sender);
-        assert!(timeout(time, watch.run()).await.is_err(), "it never ends");
+        assert!(timeout(time, watch.run()).await.is_err(), "the watch never ends");
         let mut sent = Vec::new();
         while let Ok(change) = changes.try_recv() {
             sent.push(change);
@@ -149,7 +149,7 @@ impl Server {
 
 fn status(code: u16) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code,
-        "message": "so it is", "reason": "Because"})
+        "message": "the message", "reason": "Because"})
 }
 
 fn whole(object: &Value) -> Reply {
@@ -197,14 +197,14 @@ fn bookmark(version: u64) -> Value {
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// As many tries as there are in an hour at growing pauses of up to 30 seconds: about 80 to 125.
+/// The number of attempts in an hour with backoff up to 30 seconds plus jitter: about 80 to 125.
 const TRIES_IN_AN_HOUR: std::ops::Range<usize> = 60..130;
 
 fn seconds(from: u64, to: u64) -> std::ops::RangeInclusive<Duration> {
     Duration::from_secs(from)..=Duration::from_secs(to)
 }
 
-/// How long it was between one and the next.
+/// The pauses between consecutive requests.
 fn pauses(asked: &[Asked]) -> Vec<Duration> {
     asked
         .windows(2)
@@ -258,7 +258,7 @@ async fn a_server_that_sends_and_closes_at_once_is_spared_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn errors_in_the_stream_are_listed_anew_but_not_for_ever() {
+async fn an_error_event_leads_to_a_list_with_backoff() {
     let server = Server::new([Answer::Lines(vec![
         json!({"type": "ERROR", "object": status(500)}),
     ])]);
@@ -271,15 +271,16 @@ async fn errors_in_the_stream_are_listed_anew_but_not_for_ever() {
 async fn pauses_grow_with_errors_and_success_resets_them() {
     let server = Server::new([silent()]);
     let failures = |count| std::iter::repeat_n(503, count);
-    // The first list, after seven errors; then the questions after the watch was silent.
+    // Seven errors come before the first list succeeds. Then the version check after the silence
+    // fails once.
     let lists = failures(7).chain([200]).chain(failures(1));
     server.state.lock().unwrap().lists = lists.collect();
     server.watch(Duration::from_secs(600)).await;
     let pauses = pauses(&server.lists());
     assert_eq!(pauses.len(), 7);
     assert!(seconds(30, 60).contains(&pauses[6]), "{pauses:?}");
-    let questions = server.questions();
-    let pause = questions[1].after - questions[0].after;
+    let version_checks = server.version_checks();
+    let pause = version_checks[1].after - version_checks[0].after;
     assert!(pause < Duration::from_secs(2), "{pause:?}");
 }
 
@@ -300,8 +301,8 @@ async fn new_credentials_are_tried_every_ten_seconds() {
 async fn a_silent_server_is_asked_how_far_it_is() {
     let server = Server::new([silent()]);
     server.watch(HOUR).await;
-    let questions = server.questions().len();
-    assert!((10..=20).contains(&questions), "{questions}");
+    let version_checks = server.version_checks().len();
+    assert!((10..=20).contains(&version_checks), "{version_checks}");
     assert_eq!(server.lists().len(), 1);
 }
 
@@ -309,7 +310,7 @@ async fn a_silent_server_is_asked_how_far_it_is() {
 async fn a_restored_server_is_listed_again() {
     let server = Server::new([Answer::Open(vec![bookmark(200)]), silent()]);
     let sent = server.watch(HOUR).await;
-    // The first list, and the one after the silence; in between nothing is taken back.
+    // The first list, and the one after the silence. Nothing is deleted in between.
     let lists = server.lists();
     assert_eq!(lists.len(), 2);
     assert!(lists[1].after < Duration::from_secs(300), "{lists:?}");
@@ -339,7 +340,7 @@ async fn watches_end_at_different_times() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn versions_that_are_refused_are_listed_at_once() {
+async fn a_refused_version_is_listed_immediately() {
     let server = Server::new([Answer::Status(410), silent()]);
     server.watch(Duration::from_secs(1)).await;
     assert_eq!(pauses(&server.lists()), [Duration::ZERO]);

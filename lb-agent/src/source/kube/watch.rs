@@ -1,4 +1,4 @@
-//! One watch: from what the API server says about a kind to changes.
+//! One watch: lists one kind, watches it, and sends changes.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -19,23 +19,23 @@ use super::pace::{End, Pace};
 use super::report::Report;
 use crate::object::{Change, Kind, Object, ObjectReference, trim_endpoints, trim_node};
 
-/// How many objects are asked for at a time.
+/// The page size of a list.
 const PAGE: u32 = 500;
-/// For how many seconds a watch is asked for, as in the Go client. They differ, lest all nodes
-/// begin anew at once.
+/// The range of a watch's timeout in seconds, as in the Go client. It is random so that not all
+/// nodes restart their watches at the same time.
 const WATCH_SECONDS: Range<u32> = 300..600;
-/// A server sends something about every minute. A watch that is silent for so long is not worth
-/// waiting for.
+/// A server sends an event or a bookmark about every minute. After this much silence the agent
+/// closes the watch.
 const SILENCE: Duration = Duration::from_secs(180);
 
-/// A kind that is watched.
+/// A kind that the agent watches.
 pub(super) trait Watched:
     Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static
 {
     /// The kind.
     const KIND: Kind;
 
-    /// Wraps the object.
+    /// Converts the object.
     fn into_object(self) -> Object;
 }
 
@@ -72,14 +72,14 @@ pub(super) struct Watch<K> {
     selector: Option<String>,
     changes: mpsc::Sender<Change>,
     has_listed: bool,
-    /// Up to which resource version everything is known. Without, a list is needed.
+    /// The last known resource version. If `None`, a list is needed.
     version: Option<String>,
     pace: Pace,
     report: Report,
 }
 
 impl<K: Watched> Watch<K> {
-    /// Prepares a watch on the selected objects; `place` is where the API server is.
+    /// Creates a watch on the selected objects; `place` describes where the API server is.
     pub(super) fn new(
         client: Client,
         place: String,
@@ -97,7 +97,7 @@ impl<K: Watched> Watch<K> {
         }
     }
 
-    /// Sends changes for ever.
+    /// Sends changes indefinitely.
     pub(super) async fn run(mut self) {
         loop {
             let end = self.follow().await.unwrap_or_else(|end| end);
@@ -105,8 +105,8 @@ impl<K: Watched> Watch<K> {
         }
     }
 
-    /// Sends changes until the server says that it does not have the kind (404), or does not allow
-    /// to read it (403).
+    /// Sends changes until the server does not have the kind (404), or does not allow the agent to
+    /// read it (403).
     pub(super) async fn run_until_refused(&mut self) -> Box<Status> {
         loop {
             match self.follow().await.unwrap_or_else(|end| end) {
@@ -121,7 +121,7 @@ impl<K: Watched> Watch<K> {
         self.has_listed
     }
 
-    /// Tells how a try came to its end, and waits for the next.
+    /// Reports how an attempt ended, and waits until the next one.
     async fn rest(&mut self, end: End) {
         tracing::debug!(kind = %K::KIND, ?end, "a watch ended");
         match &end {
@@ -132,10 +132,10 @@ impl<K: Watched> Watch<K> {
         sleep(self.pace.pause(&end, Instant::now())).await;
     }
 
-    /// Lists if that is needed, then follows what happens until the watch ends.
+    /// Lists if needed, then watches until the watch ends.
     async fn follow(&mut self) -> Result<End, End> {
         if let Some(version) = &self.version {
-            self.ask_whether_reached(version).await?;
+            self.check_version(version).await?;
         }
         let version = match &self.version {
             Some(version) => version.clone(),
@@ -152,9 +152,10 @@ impl<K: Watched> Watch<K> {
         self.receive(pin!(events)).await
     }
 
-    /// Asks, at the cost of one object, whether the server is where the watch is to go on. A server
-    /// whose store was restored from a backup is behind that, and such a watch would say nothing.
-    async fn ask_whether_reached(&self, version: &str) -> Result<(), End> {
+    /// Checks, at the cost of one object, that the server has reached the known resource version. A
+    /// server whose store was restored from a backup is behind it, and a watch from that version
+    /// would stay silent.
+    async fn check_version(&self, version: &str) -> Result<(), End> {
         let page = self.api.list(&self.list_parameters(1)).await.map_err(end)?;
         let current = page.metadata.resource_version.unwrap_or_default();
         if is_behind(&current, version) {
@@ -164,7 +165,7 @@ impl<K: Watched> Watch<K> {
         Ok(())
     }
 
-    /// Sends a complete list; returns its version.
+    /// Sends a complete list. Returns its resource version.
     async fn list(&mut self) -> Result<String, End> {
         let mut objects = Vec::new();
         let mut parameters = self.list_parameters(PAGE);
@@ -214,7 +215,7 @@ impl<K: Watched> Watch<K> {
                 }
                 WatchEvent::Bookmark(bookmark) => Some(bookmark.metadata.resource_version),
                 WatchEvent::Error(status) => {
-                    // What it would have said is lost.
+                    // The event is lost.
                     self.version = None;
                     return Err(end(kube::Error::Api(status)));
                 }
@@ -225,7 +226,7 @@ impl<K: Watched> Watch<K> {
         }
     }
 
-    /// How a watch ends that did not end in good order.
+    /// Returns the end of a watch that failed with an error.
     fn broken(&mut self, error: kube::Error) -> End {
         match error {
             // An event is lost.
@@ -233,18 +234,19 @@ impl<K: Watched> Watch<K> {
                 self.version = None;
                 end(error)
             }
-            // Ordinary. If the next request fails, too, the server is lost.
+            // Connections break in normal operation. If the server is down, the next request fails,
+            // too.
             _ => End::Closed,
         }
     }
 
     async fn send(&self, change: Change) {
-        // Once nobody receives any more, the source ends.
+        // If the receiver is closed, the source ends.
         let _ = self.changes.send(change).await;
     }
 }
 
-/// What an error means to a try.
+/// Classifies the error of an attempt.
 fn end(error: kube::Error) -> End {
     match &error {
         kube::Error::Api(status) if status.code == 410 || is_version_too_large(status) => End::Expired,
@@ -259,7 +261,7 @@ fn is_version_too_large(status: &Status) -> bool {
         .any(|cause| cause.reason == "ResourceVersionTooLarge")
 }
 
-/// Versions of one server can be compared, if they are numbers.
+/// Versions of one server are comparable if they are numbers.
 fn is_behind(current: &str, known: &str) -> bool {
     let number = |version: &str| version.parse::<u128>().ok();
     number(current)
@@ -267,13 +269,13 @@ fn is_behind(current: &str, known: &str) -> bool {
         .is_some_and(|(current, known)| current < known)
 }
 
-/// The object as the agent keeps it. One that cannot be decoded is left as it was, its deletion is
-/// still understood.
+/// Converts the object to the form that the agent stores. If it cannot be decoded, the stored
+/// object stays unchanged. Its deletion still works.
 fn decoded<K: Watched>(object: DeserializeGuard<K>) -> Option<Object> {
     let reference = reference(&object);
     match object.0 {
         Ok(mut object) => {
-            // Who changed what and when is a large part of an object.
+            // The managed fields are a large part of an object.
             object.meta_mut().managed_fields = None;
             Some(object.into_object())
         }

@@ -1,10 +1,11 @@
-//! Gives Services what an API server would give them: cluster IPs, NodePorts, ports for health
-//! checks.
+//! Allocates what an API server allocates for Services: cluster IPs, NodePorts, and NodePorts for
+//! health checks.
 //!
-//! A hash of namespace and name chooses, so that machines with the same files agree. Where two
-//! choose the same, the one that had it keeps it, else the first by namespace and name gets it, and
-//! the other one the next that is free. What a manifest names is never given: a Service that was
-//! given it before gets something else. [`allocate`] is pure.
+//! A hash of namespace and name chooses the value, so nodes with the same files choose the same
+//! values. If two Services choose the same value, the one that had it keeps it. If neither had it,
+//! the first by namespace and name gets it, and the other one gets the next free value. A value
+//! that a manifest names is never allocated. A Service to which it was allocated before gets
+//! another value. [`allocate`] is pure.
 
 mod allocator;
 mod asked;
@@ -33,24 +34,24 @@ use crate::object::{Kind, Object, ObjectReference};
 /// Objects by their names.
 pub(super) type Objects = BTreeMap<ObjectReference, Arc<Object>>;
 
-/// What became of the Services.
+/// The result of an allocation.
 #[derive(Debug, Default)]
 struct Allocation {
-    /// Those that were given something, with it.
+    /// The Services that got a value, with the values filled in.
     filled: Objects,
     state: State,
-    /// What was given that was not before.
+    /// Values that are new.
     new: Vec<Note>,
-    /// What a Service does not keep.
+    /// Values that a Service does not keep.
     moved: Vec<Note>,
-    /// What cannot be given.
+    /// Values that cannot be allocated.
     faults: Vec<Note>,
 }
 
-/// Something to say about a Service.
+/// A message about a Service.
 type Note = (ObjectReference, String);
 
-/// Gives the Services among `objects` what they ask for.
+/// Allocates what the Services among `objects` request.
 fn allocate(previous: &State, objects: &Objects, cidrs: &ServiceCidrs) -> Allocation {
     let mut pools = Pools::new(cidrs);
     let mut applicants: Vec<_> = objects
@@ -65,7 +66,8 @@ fn allocate(previous: &State, objects: &Objects, cidrs: &ServiceCidrs) -> Alloca
     for applicant in &mut applicants {
         applicant.keep(&before, &mut pools);
     }
-    // Only now is it known what is left of what those had that are gone.
+    // Values of deleted Services are reserved after present Services kept theirs, and before others
+    // get new ones.
     let present: BTreeSet<String> = objects.keys().filter(is_service).map(key).collect();
     let mut gone = gone(previous, &present);
     for value in gone.iter().flat_map(|(_, given)| given.values()) {
@@ -81,7 +83,7 @@ fn allocate(previous: &State, objects: &Objects, cidrs: &ServiceCidrs) -> Alloca
     allocation
 }
 
-/// What those had that are not there, the longest absent first.
+/// Returns the values of Services that do not exist, longest absent first.
 fn gone(previous: &State, present: &BTreeSet<String>) -> Vec<(String, Given)> {
     let still = previous.gone.iter().cloned();
     let now = previous.services.clone().into_iter();
@@ -94,18 +96,18 @@ fn is_service(reference: &&ObjectReference) -> bool {
     reference.kind == Kind::Service
 }
 
-/// How the state names a Service.
+/// The key of a Service in the state.
 fn key(reference: &ObjectReference) -> String {
     format!("{}/{}", reference.namespace, reference.name)
 }
 
-/// A Service that gets something.
+/// A Service that may get values.
 struct Applicant<'a> {
     reference: &'a ObjectReference,
     service: &'a Service,
     asked: Asked,
     given: Given,
-    /// What it had and does not keep.
+    /// The values that it had and does not keep.
     lost: Vec<(Wish, Value, Lost<'a>)>,
 }
 
@@ -123,7 +125,7 @@ impl<'a> Applicant<'a> {
         })
     }
 
-    /// Gives it what it had.
+    /// Lets the Service keep the values that it had.
     fn keep(&mut self, before: &BTreeMap<&str, &Given>, pools: &mut Pools<'a>) {
         let Some(had) = before.get(key(self.reference).as_str()) else {
             return;
@@ -139,7 +141,7 @@ impl<'a> Applicant<'a> {
         }
     }
 
-    /// Gives it what it does not have yet, and ends the matter.
+    /// Allocates the missing values, and writes the result.
     fn give(mut self, pools: &mut Pools<'a>, allocation: &mut Allocation) {
         let service = key(self.reference);
         let note = |text| (self.reference.clone(), text);
@@ -177,7 +179,7 @@ impl<'a> Applicant<'a> {
     }
 }
 
-/// Says what a Service has instead of what it had.
+/// Describes which value a Service loses, why, and which one it gets.
 fn moved_message(wish: Wish, old: Value, reason: Lost<'_>, new: Option<Value>) -> String {
     let old = wish.describe(old);
     let reason = match reason {
@@ -192,7 +194,7 @@ fn moved_message(wish: Wish, old: Value, reason: Lost<'_>, new: Option<Value>) -
     format!("it does not keep {old}, since {reason}; {instead}: write what must not change into its manifest")
 }
 
-/// All that can be given.
+/// The pools of all values.
 struct Pools<'a> {
     addresses: PerFamily<Option<Pool<'a>>>,
     node_ports: Pool<'a>,
@@ -214,7 +216,7 @@ impl<'a> Pools<'a> {
         }
     }
 
-    /// The pool that a value is of.
+    /// Returns the pool that contains a value.
     fn holding(&mut self, value: Value) -> Option<&mut Pool<'a>> {
         match value {
             Value::Address(address) => self.of(Wish::Address(Family::of(address))),

@@ -1,33 +1,33 @@
-//! The parsers of documents: from text to values, with the line of what is wrong.
+//! The parsers of documents: from text to values. Errors contain the line.
 
 use serde::Deserialize;
 use serde::de::DeserializeSeed;
 use serde_norway::Value;
 
-/// How many merges may stand one in another.
+/// The maximum depth of nested merges.
 const MERGES_MAX: usize = 16;
 
-/// What a document is written in.
+/// The syntax of a document.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Syntax {
     /// YAML.
     Yaml,
-    /// JSON (RFC 8259). A YAML parser does not read all of it: `"\ud83d\ude00"` is one character
-    /// there and none here.
+    /// JSON (RFC 8259). A YAML parser does not accept all of it: `"\ud83d\ude00"` is one character
+    /// in JSON and invalid in YAML.
     Json,
 }
 
 /// Why a document could not be decoded.
 #[derive(Debug)]
 pub(super) struct DecodeError {
-    /// The line, from 1, if it is known.
+    /// The line, counted from 1, if it is known.
     pub(super) line: Option<usize>,
     /// What is wrong.
     pub(super) message: String,
 }
 
 impl DecodeError {
-    /// An error whose message may end with the place that it names, which is left out.
+    /// Creates an error. If the message ends with its location, that part is removed.
     fn new(message: String, place: Option<(usize, usize)>) -> Self {
         let Some((line, column)) = place else {
             return Self { line: None, message };
@@ -44,7 +44,8 @@ impl DecodeError {
 
 impl From<serde_norway::Error> for DecodeError {
     fn from(error: serde_norway::Error) -> Self {
-        // Without a location it is the parser's limit against documents that blow up.
+        // An error without a location means that the document exceeds the parser's limit for alias
+        // expansion.
         let place = error.location().map(|place| (place.line(), place.column()));
         Self::new(error.to_string(), place)
     }
@@ -57,27 +58,27 @@ impl From<serde_json::Error> for DecodeError {
     }
 }
 
-/// A document's text, ready to be decoded as often as needed.
+/// A document's text, which may be decoded several times.
 pub(super) struct Source<'a> {
     syntax: Syntax,
     text: &'a str,
-    /// What the text says after its merge keys have been followed; `None` if it has none.
+    /// The value after expanding merge keys; `None` if the text has no merge key.
     merged: Option<Value>,
 }
 
 impl<'a> Source<'a> {
-    /// Takes a text, and follows the merge keys (`<<`) of YAML 1.1, as kubectl does.
+    /// Takes a text, and expands the merge keys (`<<`) of YAML 1.1, as kubectl does.
     ///
     /// # Errors
     ///
-    /// If what a merge key names is no mapping, or merges stand one in another too deeply.
+    /// If a merge key refers to something other than a mapping, or merges are nested too deeply.
     pub(super) fn new(syntax: Syntax, text: &'a str) -> Result<Self, DecodeError> {
         let may_merge = syntax == Syntax::Yaml && text.contains("<<");
         let merged = if may_merge { merge(text)? } else { None };
         Ok(Self { syntax, text, merged })
     }
 
-    /// Decodes the text, or what its merge keys make of it: errors know no line then.
+    /// Decodes the text with its merge keys expanded. If there are merge keys, errors have no line.
     pub(super) fn decode<T, S>(&self, seed: S) -> Result<T, DecodeError>
     where
         S: for<'de> DeserializeSeed<'de, Value = T>,
@@ -105,13 +106,13 @@ impl<'a> Source<'a> {
     }
 }
 
-/// What a text says with its merge keys followed; `None` if it has none.
+/// Returns the value of a text with its merge keys expanded; `None` if it has no merge keys.
 fn merge(text: &str) -> Result<Option<Value>, DecodeError> {
     let mut value = Value::deserialize(serde_norway::Deserializer::from_str(text))?;
     if !merges(&value) {
         return Ok(None);
     }
-    // Each time follows those of the outermost level: what is merged may merge in turn.
+    // Each pass expands the outermost level. A merged mapping may itself contain merge keys.
     for _ in 0..MERGES_MAX {
         value.apply_merge()?;
         if !merges(&value) {
@@ -120,7 +121,7 @@ fn merge(text: &str) -> Result<Option<Value>, DecodeError> {
     }
     Err(DecodeError {
         line: None,
-        message: format!("more than {MERGES_MAX} merges (`<<`) one in another: write the fields out"),
+        message: format!("more than {MERGES_MAX} nested merges (`<<`): write the fields out"),
     })
 }
 

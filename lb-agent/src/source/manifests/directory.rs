@@ -1,4 +1,4 @@
-//! The files of a directory and what is in force of them.
+//! The files of a directory and the objects that are in effect.
 
 use std::collections::btree_map::Entry as MapEntry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +16,7 @@ use super::document::{self, Entry, Parsed};
 use super::fault::Fault;
 use crate::object::{Change, Kind, Object, ObjectReference};
 
-/// What keeps a file from being read.
+/// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FileError {
     #[error("cannot be read: {0}")]
@@ -34,14 +34,14 @@ pub(super) enum FileError {
 struct File {
     /// Hash of the content that was parsed last; `None` if it could not be read.
     digest: Option<u64>,
-    /// The objects in force.
+    /// The objects in effect.
     entries: Vec<Entry>,
-    /// Whether they are a complete, sound file.
+    /// Whether they come from a file without errors.
     sound: bool,
     problems: Vec<Problem>,
 }
 
-/// All files of a directory, and which objects of them were reported.
+/// All files of a directory, and the objects that were reported.
 pub(super) struct Directory {
     path: PathBuf,
     size_limit: u64,
@@ -53,7 +53,7 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// A directory of which nothing is read yet.
+    /// A directory whose files are not read yet.
     pub(super) fn new(path: PathBuf, size_limit: u64, allocator: Allocator) -> Self {
         Self {
             path,
@@ -65,19 +65,19 @@ impl Directory {
         }
     }
 
-    /// What is wrong.
+    /// The current problems.
     pub(super) fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// Reads what changed, except for the files that somebody is writing to, and returns the
-    /// difference to what the previous call returned. While the directory cannot be read,
-    /// everything stays as it is.
+    /// Reads the files that changed, except those in `being_written`. Returns the difference to the
+    /// objects that the previous call returned. While the directory cannot be read, nothing
+    /// changes.
     pub(super) fn refresh(&mut self, being_written: &BTreeSet<OsString>) -> Vec<Change> {
         let names = match list(&self.path) {
             Ok(names) => names,
             Err(error) => {
-                let reason = format!("cannot be read, what was read before stays in force: {error}");
+                let reason = format!("cannot be read, so its previous content stays in effect: {error}");
                 self.problems = vec![Problem::new(&self.path, None, reason)];
                 return Vec::new();
             }
@@ -97,12 +97,12 @@ impl Directory {
         self.report(objects)
     }
 
-    /// Whether what Services were given is still to be written down.
+    /// Whether the allocations still need to be saved.
     pub(super) fn is_unsaved(&self) -> bool {
         self.allocator.unsaved().is_some()
     }
 
-    /// Gives Services what their manifests leave to the API server.
+    /// Allocates the values that manifests leave to the API server.
     fn allocate(&mut self, objects: &mut Objects) {
         for (reference, reason) in self.allocator.fill(objects) {
             let (file, line) = self.place(&reference);
@@ -129,8 +129,8 @@ impl Directory {
         })
     }
 
-    /// All objects of all files. Of an object that is there more than once, the first by file name
-    /// is taken.
+    /// Merges the objects of all files. If an object occurs more than once, the first by file name
+    /// wins.
     fn merge(&mut self) -> Objects {
         let mut objects = BTreeMap::new();
         let mut places: BTreeMap<&ObjectReference, (&OsStr, usize)> = BTreeMap::new();
@@ -198,25 +198,24 @@ impl File {
         faults.sort_by_key(|(line, _)| *line);
         let problem = |(line, reason)| Problem::new(path, Some(line), reason);
         self.problems = faults.into_iter().map(problem).collect();
-        // Of a file that was never sound, what can be read is better than nothing: after a restart
-        // of the agent, one broken document must not take down the Services of all others.
+        // If the file was never valid, use the documents that are valid. After a restart of the
+        // agent, one broken document must not remove the Services of the others.
         if sound || !self.sound {
             self.entries = entries;
         }
         self.sound |= sound;
     }
 
-    /// A reason together with what it means for the objects of the file.
+    /// Appends to a reason what it means for the objects of the file.
     fn stale(&self, reason: String) -> String {
         match self.sound {
-            true => format!("{reason} (the file's last good content stays in force)"),
+            true => format!("{reason} (the file's last valid content stays in effect)"),
             false => reason,
         }
     }
 }
 
-/// Whether a file of this name is a manifest. Hidden files belong to editors and to ConfigMap
-/// volumes.
+/// Whether a file of this name is a manifest. Hidden files belong to editors and ConfigMap volumes.
 pub(super) fn is_manifest(name: &OsStr) -> bool {
     let extension = Path::new(name).extension().and_then(OsStr::to_str);
     matches!(extension, Some("yaml" | "yml" | "json")) && !name.as_encoded_bytes().starts_with(b".")
@@ -238,9 +237,9 @@ fn list(path: &Path) -> io::Result<BTreeSet<OsString>> {
     Ok(names)
 }
 
-/// The text of a regular file that is not too large.
+/// Returns the text of a regular file that is not too large.
 pub(super) fn read(path: &Path, limit: u64) -> Result<String, FileError> {
-    // Asked before it is opened: opening a FIFO waits for its writer.
+    // Check before opening the file: opening a FIFO blocks until it has a writer.
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
         return Err(FileError::NotRegular);
@@ -271,7 +270,7 @@ fn replace_all(objects: &Objects) -> Vec<Change> {
 }
 
 fn difference(old: &Objects, new: &Objects) -> Vec<Change> {
-    // Unchanged files keep their objects, so that most comparisons are of pointers.
+    // Unchanged files keep their objects, so most comparisons only compare pointers.
     let is_new = |reference: &ObjectReference, object: &Arc<Object>| {
         old.get(reference)
             .is_none_or(|old| !Arc::ptr_eq(old, object) && old != object)

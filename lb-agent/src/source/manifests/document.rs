@@ -1,4 +1,4 @@
-//! From the text of a manifest file to objects, with the line of everything that is wrong.
+//! Converts the text of a manifest file to objects. Every error has a line.
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
@@ -11,7 +11,7 @@ use super::decode::{DecodeError, Source, Syntax};
 use super::fault::{Fault, MAX_BROKEN_DOCUMENTS, Reason};
 use super::header::{Content, Header, ListHeader};
 use super::name;
-use super::strict::{self, Noting};
+use super::strict::{self, CollectingUnknown};
 use super::typed::{Typed, TypedList};
 use crate::model::HEADLESS_LABEL;
 use crate::object::{Kind, Object, ObjectReference};
@@ -19,7 +19,7 @@ use crate::object::{Kind, Object, ObjectReference};
 /// One object of a file.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    /// Line of the document that holds it, from 1.
+    /// The line of the document that contains it, counted from 1.
     pub(super) line: usize,
     /// Kind, namespace and name of the object.
     pub(super) reference: ObjectReference,
@@ -27,15 +27,15 @@ pub(super) struct Entry {
     pub(super) object: Arc<Object>,
 }
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Debug, Default)]
 pub(super) struct Parsed {
-    /// The objects of all documents that could be read.
+    /// The objects of all valid documents.
     pub(super) entries: Vec<Entry>,
-    /// The documents that could not be read: while there are any, the file is broken.
+    /// The errors of invalid documents. If there are any, the file is broken.
     pub(super) broken: Vec<Fault>,
-    /// Documents that are none of our business, and what is not read in others: the rest of the
-    /// file is used.
+    /// Objects that the agent does not use, and fields that have no effect. The rest of the file is
+    /// used.
     pub(super) harmless: Vec<Fault>,
 }
 
@@ -59,22 +59,22 @@ pub(super) fn parse(text: &str, syntax: Syntax) -> Parsed {
     parsed
 }
 
-/// One document of a file. It is parsed on its own since the parser cannot go on in a stream after
-/// an error.
+/// One document of a file. Documents are parsed separately, because the parser cannot continue in a
+/// stream after an error.
 struct Document<'a> {
-    /// Its first line in the file, from 1.
+    /// Its first line in the file, counted from 1.
     line: usize,
     syntax: Syntax,
     text: &'a str,
 }
 
-/// JSON values that follow each other, as kubectl reads them.
+/// Splits consecutive JSON values, as kubectl does.
 fn json_documents(text: &str) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
     let (mut start, mut line) = (0, 1);
     while let Some(value) = values.next() {
-        // Where one is broken nobody knows where it ends.
+        // The end of an invalid value is unknown.
         let end = if value.is_ok() {
             values.byte_offset()
         } else {
@@ -95,7 +95,7 @@ fn json_documents(text: &str) -> Vec<Document<'_>> {
     documents
 }
 
-/// Splits at `---` at the start of a line, which YAML allows nowhere within a document.
+/// Splits at `---` at the start of a line. YAML does not allow it within a document.
 fn yaml_documents(text: &str) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
     let (mut start, mut line, mut offset) = (0, 1, 0);
@@ -121,7 +121,7 @@ fn yaml_documents(text: &str) -> Vec<Document<'_>> {
 }
 
 impl Document<'_> {
-    /// Whether it holds nothing but comments, directives and markers.
+    /// Whether it contains only comments, directives and markers.
     fn is_empty(&self) -> bool {
         !self.text.lines().any(is_content)
     }
@@ -129,7 +129,7 @@ impl Document<'_> {
     fn read(&self, parsed: &mut Parsed) -> Result<(), Fault> {
         let yaml = |error| self.error(error, Reason::Yaml);
         let source = Source::new(self.syntax, self.text).map_err(yaml)?;
-        // A document that is only a marker with a comment is null: no object.
+        // A document with only a marker and a comment is null, which is no object.
         let header = self
             .decode(&source, PhantomData::<Option<Header>>)
             .map_err(yaml)?;
@@ -140,7 +140,7 @@ impl Document<'_> {
             Content::Object(kind) => {
                 let name = header.describe(&kind.to_string());
                 let unknown = RefCell::default();
-                let seed = Noting {
+                let seed = CollectingUnknown {
                     seed: Typed(kind),
                     unknown: &unknown,
                 };
@@ -148,7 +148,7 @@ impl Document<'_> {
                     .decode(&source, seed)
                     .map_err(|error| self.error(error, about(&name)))?;
                 parsed.entries.extend(self.entry(kind, object)?);
-                self.doubt(&source, unknown.take(), |_| Some(name.clone()), parsed);
+                self.report_ineffective_fields(&source, unknown.take(), |_| Some(name.clone()), parsed);
             }
             Content::List(item_kind) => self.read_list(&source, item_kind, parsed)?,
             Content::Unknown(reason) => parsed.harmless.push(self.fault(reason)),
@@ -156,7 +156,8 @@ impl Document<'_> {
         Ok(())
     }
 
-    /// Reads a `List`: one pass finds what its items are, the next reads each as that.
+    /// Reads a `List`. The first pass determines the kinds of the items, the second pass reads the
+    /// items.
     fn read_list(
         &self,
         source: &Source<'_>,
@@ -185,7 +186,7 @@ impl Document<'_> {
         let name = |index: usize| Some(headers.get(index)?.describe(&(*kinds.get(index)?)?.to_string()));
         let position = Cell::new(0);
         let unknown = RefCell::default();
-        let seed = Noting {
+        let seed = CollectingUnknown {
             seed: TypedList {
                 kinds: &kinds,
                 position: &position,
@@ -198,16 +199,16 @@ impl Document<'_> {
                 Some(name) => self.error(error, about(&name)),
                 None => self.error(error, Reason::Yaml),
             })?;
-        // All or nothing, as for any document.
+        // As for any document, one error rejects all of it.
         let objects = objects.into_iter().zip(kinds.iter().flatten());
         let entries: Result<Vec<_>, _> = objects.map(|(object, kind)| self.entry(*kind, object)).collect();
         parsed.entries.extend(entries?.into_iter().flatten());
-        self.doubt(source, unknown.take(), |field| name(item_of(field)?), parsed);
+        self.report_ineffective_fields(source, unknown.take(), |field| name(item_of(field)?), parsed);
         Ok(())
     }
 
-    /// Reports unknown fields, and keys that are given twice, of those objects that `name` knows.
-    fn doubt(
+    /// Reports unknown and repeated fields of the objects for which `name` returns a name.
+    fn report_ineffective_fields(
         &self,
         source: &Source<'_>,
         unknown: Vec<String>,
@@ -215,7 +216,7 @@ impl Document<'_> {
         parsed: &mut Parsed,
     ) {
         let in_file = |line: usize| line + self.line - 1;
-        for field in unknown.into_iter().take(strict::DOUBTS_MAX) {
+        for field in unknown.into_iter().take(strict::REPORTED_FIELDS_MAX) {
             let Some(object) = name(&field) else { continue };
             parsed.harmless.push(Fault {
                 line: strict::line_of(source, &field).map_or(self.first_line(), in_file),
@@ -240,14 +241,14 @@ impl Document<'_> {
             if error.line.is_none() {
                 return Err(error);
             }
-            // Once more in its place in the file: some messages name lines that cannot be corrected
-            // afterwards.
+            // Parse again at the document's position in the file: some messages contain lines that
+            // cannot be corrected afterwards.
             let text = "\n".repeat(self.line - 1) + self.text;
             Source::new(self.syntax, &text)?.decode(seed)
         })
     }
 
-    /// What is wrong with the document, at the line that the parser says.
+    /// Converts an error of the parser. Uses the parser's line if it has one.
     fn error(&self, error: DecodeError, reason: impl FnOnce(String) -> Reason) -> Fault {
         Fault {
             line: error.line.unwrap_or_else(|| self.first_line()),
@@ -255,7 +256,8 @@ impl Document<'_> {
         }
     }
 
-    /// An object of the document; `None` if it is none that anybody asks the API for either.
+    /// Returns an object of the document; `None` for objects that the API source does not watch
+    /// either.
     fn entry(&self, kind: Kind, mut object: Object) -> Result<Option<Entry>, Fault> {
         let metadata = metadata(&mut object);
         complete(kind, metadata).map_err(|reason| self.fault(reason))?;
@@ -275,12 +277,12 @@ impl Document<'_> {
         }))
     }
 
-    /// The first line that is more than a marker or a comment.
+    /// The first line that is not a marker or a comment.
     fn first_line(&self) -> usize {
         self.line + self.text.lines().position(is_content).unwrap_or(0)
     }
 
-    /// A fault of the document as a whole.
+    /// An error of the whole document.
     fn fault(&self, reason: Reason) -> Fault {
         Fault {
             line: self.first_line(),
@@ -309,13 +311,13 @@ fn about(object: &str) -> impl FnOnce(String) -> Reason {
     |fault| Reason::Object { object, fault }
 }
 
-/// The index of the item of a `List` that a field is in; `None` if it is none's.
+/// Returns the index of the `List` item that contains a field; `None` if the field is in no item.
 fn item_of(field: &str) -> Option<usize> {
     let (index, field) = field.strip_prefix("items[")?.split_once(']')?;
     field.starts_with('.').then_some(index.parse().ok()?)
 }
 
-/// Checks the names, and fills in the namespace that an object without one is in.
+/// Checks the names, and sets the default namespace if there is none.
 fn complete(kind: Kind, metadata: &mut ObjectMeta) -> Result<(), Reason> {
     let name = metadata.name.clone().ok_or(Reason::Unnamed(kind))?;
     let fault = match kind {

@@ -1,14 +1,15 @@
-//! What can be wrong with the documents of a file.
+//! The errors of the documents of a file.
 
 use crate::object::Kind;
 
-/// After so many broken documents the rest of a file is not read: it is no manifest.
+/// The maximum number of broken documents. The rest of the file is not read: it is probably not a
+/// manifest.
 pub(super) const MAX_BROKEN_DOCUMENTS: usize = 100;
 
-/// Something wrong with a document.
+/// An error of a document.
 #[derive(Debug)]
 pub(super) struct Fault {
-    /// The line, from 1.
+    /// The line, counted from 1.
     pub(super) line: usize,
     /// What is wrong.
     pub(super) reason: Reason,
@@ -21,7 +22,7 @@ pub(super) enum Reason {
     Yaml(String),
     #[error("{object}: {fault}")]
     Object { object: String, fault: String },
-    #[error("no Kubernetes object: {0} is missing")]
+    #[error("not a Kubernetes object: {0} is missing")]
     Missing(&'static str),
     #[error("{0} without metadata.name: give it a name")]
     Unnamed(Kind),
@@ -36,7 +37,7 @@ pub(super) enum Reason {
     UnknownKind { object: String },
     #[error("{object}: the field {field} is not known and has no effect: correct its name or remove it")]
     UnknownField { object: String, field: String },
-    #[error("{object}: {field} is given twice, and only the last one counts: remove the other")]
+    #[error("{object}: {field} occurs twice, and only the last one is used: remove the other")]
     Repeated { object: String, field: String },
     #[error("a List within a List: put its items into the outer one")]
     NestedList,

@@ -1,4 +1,4 @@
-//! What a document says about itself.
+//! The apiVersion, kind and name of a document.
 
 use k8s_openapi::Resource;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
@@ -33,18 +33,18 @@ pub(super) struct ListHeader {
     pub(super) items: Option<Vec<Header>>,
 }
 
-/// What a document holds.
+/// The content of a document.
 pub(super) enum Content {
     /// One object.
     Object(Kind),
-    /// A list of objects: of this kind, if the list says so.
+    /// A list of objects. If the list is typed, all have this kind.
     List(Option<Kind>),
-    /// None of our business.
+    /// An object that the agent does not use.
     Unknown(Reason),
 }
 
 impl Header {
-    /// What the document holds.
+    /// Returns the content of the document.
     pub(super) fn content(&self) -> Result<Content, Reason> {
         let api_version = self.api_version.as_deref().ok_or(Reason::Missing("apiVersion"))?;
         let kind = self.kind.as_deref().ok_or(Reason::Missing("kind"))?;
@@ -63,14 +63,14 @@ impl Header {
         }))
     }
 
-    /// Says of an item of a typed list, which need not say so itself, what it is.
+    /// Sets the apiVersion and kind of an item of a typed list, unless the item has them.
     pub(super) fn set_kind(&mut self, kind: Kind) {
         self.api_version
             .get_or_insert_with(|| api_version(kind).to_owned());
         self.kind.get_or_insert_with(|| kind.to_string());
     }
 
-    /// The object's kind, namespace and name as far as they are given, for messages.
+    /// Describes the object for messages: its kind, and its namespace and name if it has them.
     pub(super) fn describe(&self, kind: &str) -> String {
         let metadata = self.metadata.as_ref();
         let name = metadata

@@ -1,5 +1,5 @@
-//! Files of the directory that are symbolic links: what happens to their targets, no event of the
-//! directory tells.
+//! Symbolic links in the directory. Directory events do not report changes of their targets, so the
+//! agent polls them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 
 use super::directory::is_manifest;
 
-/// The links, and what was last seen of their targets.
+/// The links, and the last known state of their targets.
 #[derive(Default)]
 pub(super) struct Links(BTreeMap<OsString, Link>);
 
 struct Link {
     target: Option<Target>,
-    /// When the target was last written to in place, if it has not been read since.
+    /// When the target was last written in place, if it has not been read since.
     written: Option<Instant>,
 }
 
-/// What tells one content of a file from another.
+/// What identifies the content of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Target {
     /// Device and inode.
@@ -31,7 +31,7 @@ struct Target {
 }
 
 impl Links {
-    /// Looks which links a directory has now.
+    /// Lists the links that the directory currently contains.
     pub(super) fn list(&mut self, directory: &Path) {
         let Ok(entries) = fs::read_dir(directory) else {
             return;
@@ -48,8 +48,8 @@ impl Links {
         }
     }
 
-    /// Looks at the targets; whether there is something new to read. A target that is written to in
-    /// place is not, until nothing has been written for `quiet`.
+    /// Checks the targets. Returns true if there is something new to read. A target that is written
+    /// in place is new only after `quiet` without another write.
     pub(super) fn look(&mut self, directory: &Path, quiet: Duration) -> bool {
         let mut is_new = false;
         for (name, link) in &mut self.0 {
@@ -104,7 +104,7 @@ mod tests {
         links.list(path);
         let written = |links: &Links| links.being_written().cloned().collect::<Vec<_>>();
         assert!(!links.look(path, Duration::ZERO));
-        // A size of its own each time: the clock of a file system may be slow.
+        // Each content has a different size, because the clock of a file system may be coarse.
         for content in ["12", "123"] {
             fs::write(&target, content).unwrap();
             assert!(!links.look(path, NEVER));
@@ -114,7 +114,7 @@ mod tests {
         assert!(links.look(path, Duration::ZERO));
         assert_eq!(written(&links), [""; 0]);
         assert!(!links.look(path, Duration::ZERO));
-        // What takes the place of another file is whole.
+        // A file that replaces another one is complete.
         for content in ["1", ""] {
             fs::write(path.join("new"), content).unwrap();
             fs::rename(path.join("new"), &target).unwrap();

@@ -1,6 +1,6 @@
-//! Which names Kubernetes allows.
+//! Names that Kubernetes allows.
 
-/// What keeps a name from being a DNS label (RFC 1123): names of Services and namespaces.
+/// Returns why a name is not a DNS label (RFC 1123). Services and namespaces need one.
 pub(super) fn label_fault(name: &str) -> Option<&'static str> {
     if name.len() > 63 {
         return Some("must have at most 63 characters");
@@ -11,8 +11,7 @@ pub(super) fn label_fault(name: &str) -> Option<&'static str> {
     None
 }
 
-/// What keeps a name from being a DNS subdomain (RFC 1123): names of EndpointSlices, Nodes and
-/// Pods.
+/// Returns why a name is not a DNS subdomain (RFC 1123). EndpointSlices, Nodes and Pods need one.
 pub(super) fn subdomain_fault(name: &str) -> Option<&'static str> {
     if name.len() > 253 {
         return Some("must have at most 253 characters");
@@ -46,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn subdomains() {
+    fn only_valid_subdomains_are_accepted() {
         for good in ["a", "a.b", "ip-10-0-0-1.internal", &"a".repeat(253)] {
             assert_eq!(subdomain_fault(good), None, "{good}");
         }

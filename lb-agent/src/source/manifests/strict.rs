@@ -1,8 +1,7 @@
-//! What a document says that nobody reads: fields that are not known, and keys that are given
-//! twice.
+//! Fields of a document that have no effect: unknown fields and repeated keys.
 //!
-//! kubectl warns of them (`--validate=warn`), the API server too (`fieldValidation=Warn`). A
-//! misspelt field would otherwise have no effect that anybody could see.
+//! kubectl (`--validate=warn`) and the API server (`fieldValidation=Warn`) warn about them, too.
+//! Otherwise nobody would notice a misspelt field.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -15,19 +14,19 @@ use serde_ignored::Path;
 
 use super::decode::Source;
 
-/// No more are said of one document.
-pub(super) const DOUBTS_MAX: usize = 20;
+/// The maximum number of reported unknown fields, and of repeated keys, of one document.
+pub(super) const REPORTED_FIELDS_MAX: usize = 20;
 
-/// Reads with `seed`, and notes which fields it does not know.
+/// Deserializes with `seed`, and collects the unknown fields.
 #[derive(Clone, Copy)]
-pub(super) struct Noting<'a, S> {
-    /// What reads.
+pub(super) struct CollectingUnknown<'a, S> {
+    /// The seed of the object.
     pub(super) seed: S,
-    /// The fields, as [`find`] shows them.
+    /// The unknown fields, in the notation of [`find`].
     pub(super) unknown: &'a RefCell<Vec<String>>,
 }
 
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Noting<'_, S> {
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for CollectingUnknown<'_, S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -37,7 +36,7 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Noting<'_, S> {
     }
 }
 
-/// A path as error messages of the parser show it: `spec.ports[0].port`.
+/// A path in the notation of the parser's error messages: `spec.ports[0].port`.
 fn show(path: &Path<'_>) -> String {
     match path {
         Path::Root => String::new(),
@@ -60,16 +59,16 @@ fn element(parent: &str, index: usize) -> String {
     format!("{parent}[{index}]")
 }
 
-/// The line of a field, from 1; `None` if it does not stand in the text, but in what a merge key
-/// names.
+/// Returns the line of a field, counted from 1; `None` if it is not in the text itself, but comes
+/// from a merge key.
 pub(super) fn line_of(source: &Source<'_>, path: &str) -> Option<usize> {
     find(source, |key, _| key == path).map(|(line, _)| line)
 }
 
-/// The lines and names of keys that their mapping has already.
+/// Returns the lines and names of repeated keys.
 pub(super) fn repeated(source: &Source<'_>) -> Vec<(usize, String)> {
     let mut found = Vec::new();
-    while found.len() < DOUBTS_MAX {
+    while found.len() < REPORTED_FIELDS_MAX {
         let skipped = Cell::new(found.len());
         let next = find(source, |_, is_repeated| {
             is_repeated && skipped.replace(skipped.get().saturating_sub(1)) == 0
@@ -80,8 +79,8 @@ pub(super) fn repeated(source: &Source<'_>) -> Vec<(usize, String)> {
     found
 }
 
-/// The line and the name of the first key of which `wanted` says so. It is told the name, and
-/// whether the mapping has the key already.
+/// Returns the line and the name of the first key for which `wanted` returns true. Its arguments
+/// are the name, and whether the key is repeated.
 fn find(source: &Source<'_>, wanted: impl Fn(&str, bool) -> bool) -> Option<(usize, String)> {
     let found = RefCell::new(None);
     let walk = Walk {
@@ -89,12 +88,12 @@ fn find(source: &Source<'_>, wanted: impl Fn(&str, bool) -> bool) -> Option<(usi
         wanted: &wanted,
         found: &found,
     };
-    // The parser says the line of an error only: what was found is one.
+    // The parser reports lines only in errors, so a match is reported as an error.
     let error = source.decode_text(walk).err()?;
     Some((error.line?, found.into_inner()?))
 }
 
-/// Goes through all keys of a value.
+/// Visits all keys of a value.
 struct Walk<'a> {
     path: &'a str,
     wanted: &'a dyn Fn(&str, bool) -> bool,
@@ -119,7 +118,7 @@ impl<'de> DeserializeSeed<'de> for Walk<'_> {
     }
 }
 
-/// Values that have no keys.
+/// Visitor methods for values that have no keys.
 macro_rules! scalar {
     ($($name:ident($($type:ty)?)),*) => {
         $(fn $name<E: Error>(self $(, _: $type)?) -> Result<(), E> {
@@ -172,13 +171,13 @@ impl<'de> Visitor<'de> for Walk<'_> {
         }
     }
 
-    /// A value with a tag.
+    /// A tagged value.
     fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<(), A::Error> {
         data.variant::<IgnoredAny>().map(|_| ())
     }
 }
 
-/// Reads the key of a mapping, and returns the name of the field.
+/// Reads the key of a mapping, and returns the path of the field.
 struct Key<'a> {
     walk: &'a Walk<'a>,
     seen: &'a mut HashSet<String>,

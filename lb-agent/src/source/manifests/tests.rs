@@ -1,4 +1,4 @@
-//! Files as they come and go, good and broken.
+//! Tests with valid and broken files that are added, changed and removed.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::object::{Kind, Object};
 
-/// Far more than anything takes, so that only what never happens runs into it.
+/// A timeout that only expires on failure.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Source {
@@ -23,7 +23,7 @@ struct Source {
 }
 
 impl Source {
-    /// Starts with files; returns what the first load reports, too.
+    /// Starts with these files. Returns the source and its first changes.
     async fn start(files: &[(&str, &str)]) -> (Self, Vec<String>) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("manifests");
@@ -57,7 +57,7 @@ impl Source {
         fs::write(self.path.join(name), text).unwrap();
     }
 
-    /// Replaces a file as good editors do.
+    /// Replaces a file atomically, as most editors do.
     fn replace(&self, name: &str, text: &str) {
         let new = self.path.join(".new");
         fs::write(&new, text).unwrap();
@@ -71,7 +71,7 @@ impl Source {
         show(&change.expect("the source ended"))
     }
 
-    /// Waits until the problems, with file names only, are these.
+    /// Waits until these are the problems, with file names instead of paths.
     async fn expect_problems(&mut self, expected: &[&str]) {
         let prefix = format!("{}/", self.path.display());
         let show = |problems: &Vec<Problem>| -> Vec<String> {
@@ -93,7 +93,7 @@ impl Source {
         );
     }
 
-    /// Nothing is reported before the marker, which a new file makes appear.
+    /// Checks that nothing is reported before a new file named `marker`.
     async fn expect_no_change(&mut self, marker: &str) {
         self.replace(&format!("{marker}.yaml"), &service(marker, 1));
         assert_eq!(self.next().await, format!("apply Service default/{marker}:1"));
@@ -140,10 +140,10 @@ fn services(services: &[(&str, u16)]) -> String {
 
 const BROKEN: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: abc}]}\n";
 const BROKEN_FAULT: &str = "4: Service web: spec.ports[0].port: invalid type: string \"abc\", expected i32";
-const STALE: &str = "(the file's last good content stays in force)";
+const STALE: &str = "(the file's last valid content stays in effect)";
 
 #[tokio::test]
-async fn first_load_replaces_all_kinds() {
+async fn the_first_load_replaces_all_kinds() {
     let (source, loaded) = Source::start(&[
         ("a.yaml", &services(&[("web", 80), ("api", 81)])),
         ("b.yml", "apiVersion: v1\nkind: Node\nmetadata: {name: n}\n"),
@@ -195,7 +195,7 @@ async fn writing_in_place_never_shows_half_a_file() {
     use std::io::Write;
     let (mut source, _) = Source::start(&[("a.yaml", &services(&[("web", 80), ("api", 81)]))]).await;
     let mut file = fs::File::create(source.path.join("a.yaml")).unwrap();
-    // The file is empty now, and another change makes the directory be read.
+    // The file is empty now. Another change makes the source read the directory.
     source.expect_no_change("marker").await;
     file.write_all(service("web", 80).as_bytes()).unwrap();
     source.expect_no_change("another").await;
@@ -206,7 +206,7 @@ async fn writing_in_place_never_shows_half_a_file() {
 }
 
 #[tokio::test]
-async fn a_file_that_stays_open_is_read_in_the_end() {
+async fn a_file_that_stays_open_is_read_after_a_timeout() {
     use std::io::Write;
     let (mut source, _) = Source::start(&[]).await;
     let mut file = fs::File::create(source.path.join("a.yaml")).unwrap();
@@ -215,7 +215,7 @@ async fn a_file_that_stays_open_is_read_in_the_end() {
 }
 
 #[tokio::test]
-async fn broken_files_keep_their_last_good_content() {
+async fn broken_files_keep_their_last_valid_content() {
     let (mut source, _) = Source::start(&[("a.yaml", &services(&[("web", 80), ("api", 81)]))]).await;
     source.replace("a.yaml", BROKEN);
     source
@@ -236,7 +236,7 @@ async fn broken_files_keep_their_last_good_content() {
 }
 
 #[tokio::test]
-async fn of_a_file_that_was_never_good_the_good_documents_are_used() {
+async fn valid_documents_of_a_file_that_was_never_valid_are_used() {
     let text = format!("{BROKEN}---\n{}", service("api", 81));
     let (mut source, loaded) = Source::start(&[("a.yaml", &text), ("b.yaml", &service("other", 82))]).await;
     assert_eq!(
@@ -250,7 +250,7 @@ async fn of_a_file_that_was_never_good_the_good_documents_are_used() {
 }
 
 #[tokio::test]
-async fn of_an_object_in_two_places_the_first_by_file_name_wins() {
+async fn the_first_file_wins_if_two_contain_the_same_object() {
     let (mut source, loaded) = Source::start(&[
         ("b.yaml", &service("web", 80)),
         ("c.yaml", &services(&[("api", 1), ("web", 81), ("api", 2)])),
@@ -273,7 +273,7 @@ async fn of_an_object_in_two_places_the_first_by_file_name_wins() {
 }
 
 #[tokio::test]
-async fn unknown_kinds_do_not_disturb_the_rest() {
+async fn unknown_kinds_do_not_affect_other_documents() {
     let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\n";
     let (mut source, loaded) =
         Source::start(&[("a.yaml", &format!("{secret}---\n{}", service("web", 80)))]).await;
@@ -287,7 +287,7 @@ async fn unknown_kinds_do_not_disturb_the_rest() {
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_read_keep_their_last_good_content() {
+async fn unreadable_files_keep_their_last_valid_content() {
     let (mut source, _) = Source::start(&[("a.yaml", &service("web", 80))]).await;
     let file = source.path.join("a.yaml");
     source.replace("a.yaml", &format!("# {}", "x".repeat(1 << 20)));
@@ -318,12 +318,12 @@ async fn files_that_cannot_be_read_keep_their_last_good_content() {
 }
 
 #[tokio::test]
-async fn permissions_that_are_given_later_are_noticed() {
+async fn changed_permissions_are_noticed() {
     let (mut source, _) = Source::start(&[("a.yaml", &service("web", 80))]).await;
     let file = source.path.join("a.yaml");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
     if fs::read(&file).is_ok() {
-        // Root may read everything.
+        // Root can read every file.
         return;
     }
     source
@@ -337,7 +337,7 @@ async fn permissions_that_are_given_later_are_noticed() {
 }
 
 #[tokio::test]
-async fn config_map_volumes() {
+async fn an_update_of_a_config_map_volume_is_noticed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_owned();
     let version = |version: &str, port| {
@@ -359,12 +359,12 @@ async fn config_map_volumes() {
 }
 
 #[tokio::test]
-async fn directory_that_goes_and_comes_back() {
+async fn a_recreated_directory_is_read_again() {
     let (mut source, _) = Source::start(&[("a.yaml", &service("web", 80))]).await;
     let aside = source.path.with_extension("aside");
     fs::rename(&source.path, &aside).unwrap();
     let reason =
-        "cannot be read, what was read before stays in force: No such file or directory (os error 2)";
+        "cannot be read, so its previous content stays in effect: No such file or directory (os error 2)";
     let problem = format!("{}: {reason}", source.path.display());
     source.expect_problems(&[&problem]).await;
     fs::rename(&aside, &source.path).unwrap();
@@ -386,7 +386,7 @@ async fn directory_that_goes_and_comes_back() {
 }
 
 #[tokio::test]
-async fn directory_that_is_a_symbolic_link() {
+async fn the_directory_may_be_a_symbolic_link() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("current");
     for (release, port) in [("1", 80), ("2", 81)] {
@@ -406,7 +406,7 @@ async fn directory_that_is_a_symbolic_link() {
 }
 
 #[tokio::test]
-async fn directory_that_is_missing_at_the_start_is_an_error() {
+async fn a_directory_that_is_missing_at_the_start_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let error = Manifests::open(&directory.path().join("missing"), allocation(directory.path()))
         .err()
@@ -432,7 +432,7 @@ async fn ends_with_its_receiver() {
     timeout(TIMEOUT, task).await.unwrap().unwrap().unwrap();
 }
 
-/// No event of the directory tells what happens behind a link.
+/// Directory events do not report changes behind a link.
 #[tokio::test]
 async fn files_behind_symbolic_links() {
     let directory = tempfile::tempdir().unwrap();
@@ -456,7 +456,7 @@ async fn files_behind_symbolic_links() {
 
     fs::rename(&target, &new).unwrap();
     let gone = "web.yaml: cannot be read: No such file or directory (os error 2) \
-        (the file's last good content stays in force)";
+        (the file's last valid content stays in effect)";
     source.expect_problems(&[gone]).await;
     source.expect_no_change("marker").await;
     fs::write(&new, service("web", 83)).unwrap();
@@ -464,7 +464,7 @@ async fn files_behind_symbolic_links() {
     assert_eq!(source.next().await, "apply Service default/web:83");
     source.expect_problems(&[]).await;
 
-    // Another link, which comes later, and is given another target.
+    // A link that is added later, and then points to another target.
     symlink(&target, path.join("later.yaml")).unwrap();
     fs::remove_file(path.join("web.yaml")).unwrap();
     fs::write(&new, service("api", 1)).unwrap();

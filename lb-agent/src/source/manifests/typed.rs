@@ -1,4 +1,4 @@
-//! Reading YAML into the type that its header names, in one go, so that errors keep their line.
+//! Deserializes YAML directly into the type that its header names, so that errors keep their line.
 
 use std::cell::Cell;
 use std::fmt;
@@ -10,7 +10,7 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAcces
 
 use crate::object::{Kind, Object};
 
-/// Reads one object of this kind.
+/// Deserializes one object of this kind.
 #[derive(Clone, Copy)]
 pub(super) struct Typed(pub(super) Kind);
 
@@ -28,12 +28,13 @@ impl<'de> DeserializeSeed<'de> for Typed {
     }
 }
 
-/// Reads the objects of a `List` whose items are of these kinds; `None` is skipped.
+/// Deserializes the objects of a `List` whose items have these kinds. Items with `None` are
+/// skipped.
 #[derive(Clone, Copy)]
 pub(super) struct TypedList<'a> {
     /// The items' kinds.
     pub(super) kinds: &'a [Option<Kind>],
-    /// Index of the item being read: whom an error is about.
+    /// The index of the current item. It tells which item an error is about.
     pub(super) position: &'a Cell<usize>,
 }
 

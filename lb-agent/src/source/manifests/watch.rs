@@ -1,4 +1,4 @@
-//! When to look at the directory again.
+//! Determines when to read the directory again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -16,24 +16,24 @@ use tokio::time::timeout;
 use super::directory::is_manifest;
 use super::links::Links;
 
-/// A burst of changes is over when nothing happened for so long. Long enough for the tools that
-/// replace a file by deleting it first, not noticeable as a delay.
+/// A burst of changes ends after this time without an event. It covers tools that delete a file
+/// before they replace it, and it is not noticeable as a delay.
 const QUIET: Duration = Duration::from_millis(10);
 
-/// No burst is awaited longer than so many quiet times.
+/// The maximum length of a burst, in multiples of [`QUIET`].
 const MAX_BURST: u32 = 25;
 
-/// A file that was written to but not closed is read when nothing was written for so long.
+/// A file that was written but not closed is read after this time without another write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often to look whether the directory is still the one being watched, at what its symbolic
-/// links lead to, and for what no event tells.
+/// How often to check whether the directory was replaced, whether targets of symbolic links
+/// changed, and whether files are still being written.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Watches a directory, also while it does not exist.
+/// Watches a directory, even while it does not exist.
 pub(super) struct DirectoryWatch {
     path: PathBuf,
-    /// `None` while it cannot be watched; then it is read at every tick.
+    /// `None` while it cannot be watched. The directory is then read at every tick.
     watcher: Option<Watching>,
     events: Arc<Events>,
     links: Links,
@@ -45,7 +45,7 @@ struct Watching {
     _watcher: RecommendedWatcher,
 }
 
-/// What was seen since it was last asked for.
+/// The events since the last read.
 #[derive(Default)]
 struct Events {
     changed: Notify,
@@ -56,12 +56,12 @@ struct Events {
 struct Seen {
     /// The directory itself was removed or renamed.
     directory_moved: bool,
-    /// When a file was last written to that was not closed since.
+    /// Open files and their last write.
     writing: BTreeMap<OsString, Instant>,
 }
 
 impl DirectoryWatch {
-    /// Begins to watch, if the directory can be watched.
+    /// Starts watching if the directory can be watched.
     pub(super) fn new(path: PathBuf) -> Self {
         let mut watch = Self {
             path,
@@ -90,7 +90,7 @@ impl DirectoryWatch {
         }
     }
 
-    /// The files that are being written to: half a file is not to be taken for the whole. All
+    /// Returns the files that are being written. They may be incomplete, so they are not read. All
     /// others are read next.
     pub(super) fn being_written(&mut self) -> BTreeSet<OsString> {
         self.links.list(&self.path);
@@ -122,7 +122,7 @@ impl DirectoryWatch {
     fn renew_or_poll(&mut self) {
         let was_polling = self.watcher.take().is_none();
         *self.events.lock() = Seen::default();
-        // A directory that is not there is a problem that whoever reads it reports.
+        // If the directory is missing, the code that reads it reports the problem.
         let Some(identity) = identity(&self.path) else {
             return;
         };
@@ -156,15 +156,14 @@ impl Events {
     }
 
     fn add(&self, directory: &Path, event: notify::Result<notify::Event>) {
-        // An error means that events are lost: whatever they were, reading the directory makes up
-        // for them.
+        // An error means that events are lost. Reading the directory recovers from that.
         let read = event.map_or(true, |event| self.note(directory, &event));
         if read {
             self.changed.notify_one();
         }
     }
 
-    /// Takes note of an event and tells whether the directory is to be read now.
+    /// Records an event. Returns true if the directory needs to be read now.
     fn note(&self, directory: &Path, event: &notify::Event) -> bool {
         let mut seen = self.lock();
         let names = event
@@ -173,7 +172,7 @@ impl Events {
             .filter(|path| *path != directory)
             .filter_map(|path| path.file_name());
         match event.kind {
-            // Every write: the file is read when it is closed.
+            // This event occurs at every write. The file is read after it is closed.
             EventKind::Modify(ModifyKind::Data(_)) => {
                 let now = Instant::now();
                 seen.writing.extend(
@@ -184,7 +183,7 @@ impl Events {
                 return false;
             }
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {}
-            // Reading the files makes events, too.
+            // Reading the files causes events, too.
             EventKind::Access(_) => return false,
             EventKind::Modify(ModifyKind::Metadata(_)) => return true,
             EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {

@@ -1,4 +1,4 @@
-//! Remembers what was given, and says what becomes of it.
+//! Allocates values with the saved state, and saves the new state.
 
 use std::path::PathBuf;
 
@@ -8,20 +8,21 @@ use super::state::State;
 use super::store::Store;
 use super::{Note, Objects, allocate};
 
-/// So many Services are named one by one; of more, only their number.
+/// The maximum number of messages. If there are more, the last one contains the number of the
+/// others.
 const NAMED_MAX: usize = 20;
 
-/// Gives Services what an API server would.
+/// Allocates what an API server allocates for Services.
 pub(in super::super) struct Allocator {
     cidrs: ServiceCidrs,
     state: State,
     store: Store,
-    /// Why what is given is not remembered.
+    /// Why the state is not saved.
     unsaved: Option<String>,
 }
 
 impl Allocator {
-    /// Goes on from what was given before.
+    /// Starts with the saved state.
     pub(in super::super) fn new(options: AllocationOptions) -> Self {
         let (store, state) = Store::open(&options.state_directory);
         Self {
@@ -32,23 +33,23 @@ impl Allocator {
         }
     }
 
-    /// Fills in what the Services' manifests leave open, and returns what cannot be given to whom.
-    /// What is given is remembered before anybody sees it.
+    /// Fills in what the Services' manifests leave open. Returns messages about values that
+    /// cannot be allocated. The state is saved before anything else sees the values.
     pub(in super::super) fn fill(&mut self, objects: &mut Objects) -> Vec<Note> {
         let allocation = allocate(&self.state, objects, &self.cidrs);
-        for (service, text) in few(allocation.new) {
+        for (service, text) in first_notes(allocation.new) {
             tracing::info!("{service} gets {text}");
         }
-        for (service, text) in few(allocation.moved) {
+        for (service, text) in first_notes(allocation.moved) {
             tracing::warn!("{service}: {text}");
         }
         objects.extend(allocation.filled);
         self.state = allocation.state;
         self.save();
-        few(allocation.faults)
+        first_notes(allocation.faults)
     }
 
-    /// The file that remembers, and why it does not; to be tried again.
+    /// The state's file, and why it could not be saved. The caller tries again.
     pub(in super::super) fn unsaved(&self) -> Option<(PathBuf, &str)> {
         Some((self.store.path(), self.unsaved.as_deref()?))
     }
@@ -59,13 +60,13 @@ impl Allocator {
     }
 }
 
-/// Of many notes the first ones: the last of these says how many there are.
-fn few(mut notes: Vec<Note>) -> Vec<Note> {
+/// Returns the first notes. The last of them contains the number of the others.
+fn first_notes(mut notes: Vec<Note>) -> Vec<Note> {
     let more = notes.len().saturating_sub(NAMED_MAX);
     notes.truncate(NAMED_MAX);
     if let Some((_, text)) = notes.last_mut().filter(|_| more > 0) {
         text.push_str(&format!(
-            " (and {more} more such notes about this and other Services)"
+            " (and {more} more messages about this and other Services)"
         ));
     }
     notes

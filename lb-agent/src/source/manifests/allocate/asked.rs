@@ -1,4 +1,4 @@
-//! What a Service asks for, by the rules of the API server, and what its manifest names itself.
+//! What a Service requests, by the rules of the API server, and which values its manifest names.
 
 use std::net::IpAddr;
 
@@ -11,19 +11,20 @@ use crate::maps::Protocol;
 use crate::model::{protocol, quoted};
 use crate::network::{Family, parse_address};
 
-/// What a Service asks for.
+/// The requests of a Service.
 #[derive(Default, Debug)]
 pub(super) struct Asked {
     pub(super) wishes: Vec<Wish>,
-    /// What nobody else may be given.
+    /// The values that its manifest names. No other Service gets them.
     pub(super) claims: Vec<Value>,
-    /// What cannot be given for what reason.
+    /// Requests that cannot be satisfied, and why.
     pub(super) faults: Vec<String>,
 }
 
 impl Asked {
-    /// `None` if the Service is one that gets nothing: ExternalName or headless. Nor does one
-    /// without ports, which no API server takes, but what it names is its own.
+    /// Returns `None` for a Service that gets no values: ExternalName or headless. A Service
+    /// without ports, which an API server rejects, requests nothing, but the values that it names
+    /// are claimed.
     pub(super) fn of(service: &Service, cidrs: &ServiceCidrs) -> Option<Self> {
         let spec = service.spec.as_ref()?;
         if is_type(spec, "ExternalName") || cluster_ips(spec).any(|text| text == "None") {
@@ -38,14 +39,14 @@ impl Asked {
     }
 
     fn ask(&mut self, spec: &ServiceSpec, cidrs: &ServiceCidrs) {
-        self.ask_for_addresses(spec, cidrs);
-        self.ask_for_node_ports(spec);
+        self.request_addresses(spec, cidrs);
+        self.request_node_ports(spec);
         if needs_health_check(spec) && is_open(spec.health_check_node_port) {
             self.wishes.push(Wish::HealthCheck);
         }
     }
 
-    /// The families of the addresses that it asks for, in their order.
+    /// The families of the requested addresses, in the order of the requests.
     pub(super) fn families(&self) -> impl Iterator<Item = Family> {
         self.wishes.iter().filter_map(|wish| match wish {
             Wish::Address(family) => Some(*family),
@@ -53,9 +54,9 @@ impl Asked {
         })
     }
 
-    fn ask_for_addresses(&mut self, spec: &ServiceSpec, cidrs: &ServiceCidrs) {
+    fn request_addresses(&mut self, spec: &ServiceSpec, cidrs: &ServiceCidrs) {
         let written: Option<Vec<IpAddr>> = cluster_ips(spec).map(parse_address).collect();
-        // Whoever writes an address wants no other one, even if it is misspelt.
+        // A manifest with a malformed address requests no other address.
         let Some(written) = written else { return };
         let written: Vec<Family> = written.into_iter().map(Family::of).collect();
         for family in self.families_of(spec, &written, cidrs) {
@@ -66,14 +67,14 @@ impl Asked {
                 self.wishes.push(Wish::Address(family));
             } else {
                 self.faults.push(format!(
-                    "no {family} address is given, since --service-cidr has no {family} network: add one, or take \
+                    "no {family} address is allocated, since --service-cidr has no {family} network: add one, or take \
                      {family} out of spec.ipFamilies and spec.ipFamilyPolicy"
                 ));
             }
         }
     }
 
-    /// The families in which the Service is to have addresses.
+    /// The families in which the Service needs addresses.
     fn families_of(&mut self, spec: &ServiceSpec, written: &[Family], cidrs: &ServiceCidrs) -> Vec<Family> {
         let mut families = written.to_owned();
         for name in spec.ip_families.iter().flatten() {
@@ -94,8 +95,7 @@ impl Asked {
             .filter(|family| !families.contains(family))
             .collect::<Vec<_>>();
         match spec.ip_family_policy.as_deref() {
-            // An API server does not take two families without a policy. Here whoever writes them
-            // gets them.
+            // An API server rejects two families without a policy. Here the Service gets both.
             None | Some("") => {}
             Some("PreferDualStack") => {
                 families.extend(others.into_iter().filter(|family| cidrs.get(*family).is_some()));
@@ -110,7 +110,7 @@ impl Asked {
         families
     }
 
-    fn ask_for_node_ports(&mut self, spec: &ServiceSpec) {
+    fn request_node_ports(&mut self, spec: &ServiceSpec) {
         if !gives_node_ports(spec) {
             return;
         }
@@ -122,7 +122,7 @@ impl Asked {
             if is_sctp(port) {
                 if is_type(spec, "NodePort") {
                     self.faults.push(format!(
-                        "no nodePort is given for port {number}, since SCTP needs equal ports: set port, targetPort \
+                        "no nodePort is allocated for port {number}, since SCTP needs equal ports: set port, targetPort \
                          and nodePort to the same number"
                     ));
                 }
@@ -153,7 +153,7 @@ impl Asked {
     }
 }
 
-/// The cluster IPs that a manifest names; `None` is one for the API.
+/// The cluster IPs that a manifest names. The text `None` means a headless Service.
 pub(super) fn cluster_ips(spec: &ServiceSpec) -> impl Iterator<Item = &str> {
     let all = spec.cluster_ips.as_deref().unwrap_or_default();
     let first = spec.cluster_ip.as_deref().filter(|_| all.is_empty());
@@ -163,36 +163,36 @@ pub(super) fn cluster_ips(spec: &ServiceSpec) -> impl Iterator<Item = &str> {
         .filter(|text| !text.is_empty())
 }
 
-/// Whether the ports without a NodePort get one.
+/// Whether ports without a NodePort get one.
 pub(super) fn gives_node_ports(spec: &ServiceSpec) -> bool {
     let is_refused = is_type(spec, "LoadBalancer") && spec.allocate_load_balancer_node_ports == Some(false);
     has_node_ports(spec) && !is_refused
 }
 
-/// Whether load balancers ask for the Service's health at a port of its own.
+/// Whether the Service has a separate NodePort for the health checks of load balancers.
 pub(super) fn needs_health_check(spec: &ServiceSpec) -> bool {
     is_type(spec, "LoadBalancer") && spec.external_traffic_policy.as_deref() == Some("Local")
 }
 
-/// The NodePort that the manifest names for a port of this number: it is that of all such ports,
-/// which have different protocols, as a DNS server's.
+/// Returns the NodePort that the manifest names for ports with this number. It applies to all of
+/// them. They differ in their protocol, for example UDP and TCP of a DNS server.
 pub(super) fn written_node_port(spec: &ServiceSpec, port: u16) -> Option<u16> {
     let mut ports = spec.ports.iter().flatten();
     ports.find_map(|other| number(other.node_port).filter(|_| other.port == i32::from(port)))
 }
 
-/// Whether a port is of the protocol whose ports must all be equal.
+/// Whether the protocol is SCTP, whose ports must all be equal.
 pub(super) fn is_sctp(port: &ServicePort) -> bool {
     protocol(port.protocol.as_deref()) == Some(Protocol::Sctp)
 }
 
-/// Whether a manifest leaves a port to the API server. One that is out of range is not left open:
-/// it is a fault.
+/// Whether a manifest leaves a port to the API server. A port that is out of range is not open: it
+/// is an error.
 pub(super) fn is_open(port: Option<i32>) -> bool {
     matches!(port, None | Some(0))
 }
 
-/// The number of a port; `None` if it has none.
+/// Returns a valid port number; `None` if there is none.
 pub(super) fn number(port: Option<i32>) -> Option<u16> {
     u16::try_from(port?).ok().filter(|port| *port != 0)
 }

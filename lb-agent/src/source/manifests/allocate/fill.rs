@@ -1,4 +1,4 @@
-//! Writes what a Service was given where an API server does.
+//! Writes the allocated values into the fields of a Service that an API server fills.
 
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
@@ -6,8 +6,8 @@ use super::asked::{cluster_ips, gives_node_ports, is_open, is_sctp, number, writ
 use super::state::Given;
 use crate::network::{Family, parse_address};
 
-/// Fills in the fields that the manifest leaves open. `families` are those of the addresses given,
-/// in their order.
+/// Fills in the fields that the manifest leaves open. `families` are the families of the allocated
+/// addresses, in order.
 pub(super) fn fill(service: &mut Service, given: &Given, families: &[Family]) {
     let Some(spec) = &mut service.spec else { return };
     fill_addresses(spec, given, families);

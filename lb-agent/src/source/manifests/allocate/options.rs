@@ -1,4 +1,4 @@
-//! What the command line says about it.
+//! The options of the allocation.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -9,27 +9,27 @@ use super::range::ServiceCidrs;
 use crate::network::Network;
 use crate::service_cidr::{ServiceCidr, ServiceCidrError};
 
-/// Where nothing else is said.
+/// The networks if `--service-cidr` is not set.
 const DEFAULT: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
 
-/// The networks of Services' addresses.
+/// The networks of cluster IPs.
 #[derive(Args, Clone, Debug)]
 pub struct ServiceCidrArguments {
-    /// Networks of cluster IPs, at most one of each IP version: packets to those of their addresses
-    /// that no Service has are dropped, and Services of `--manifests` that name no clusterIP get
-    /// one, of the first network if they name no IP version; a list, or repeated. Without it
-    /// Services of `--manifests` get addresses of 10.96.0.0/16 and fd00:10:96::/112, and packets
-    /// are dropped for the networks of the Kubernetes API's ServiceCIDRs only
+    /// Networks of cluster IPs, at most one of each IP version; a list, or repeated. Packets to
+    /// their addresses that no Service has are dropped. Services of `--manifests` without a
+    /// clusterIP get one, from the first network if they name no IP version. Without this option,
+    /// Services of `--manifests` get addresses of 10.96.0.0/16 and fd00:10:96::/112, and only
+    /// packets to unused addresses of the Kubernetes API's ServiceCIDRs are dropped
     #[arg(long, value_name = "NETWORKS", value_delimiter = ',')]
     service_cidr: Vec<ServiceCidr>,
 }
 
 impl ServiceCidrArguments {
-    /// The networks of which Services get addresses.
+    /// The networks from which Services get addresses.
     ///
     /// # Errors
     ///
-    /// If two of them are of one family.
+    /// If two of them have the same family.
     pub fn cidrs(&self) -> Result<ServiceCidrs, ServiceCidrError> {
         if !self.service_cidr.is_empty() {
             return ServiceCidrs::new(&self.service_cidr);
@@ -38,18 +38,18 @@ impl ServiceCidrArguments {
         ServiceCidrs::new(&default?)
     }
 
-    /// The networks that the command line names: only these are certainly nobody else's.
+    /// The networks from the command line. Only these certainly belong to the cluster.
     pub fn named(&self) -> BTreeSet<Network> {
         self.service_cidr.iter().map(ServiceCidr::network).collect()
     }
 }
 
-/// Of what Services get addresses, and where it is remembered.
+/// The networks for the allocation, and the directory of its state.
 #[derive(Clone, Debug)]
 pub struct AllocationOptions {
     /// The networks.
     pub cidrs: ServiceCidrs,
-    /// The directory with the file that remembers.
+    /// The directory of the state's file.
     pub state_directory: PathBuf,
 }
 
@@ -59,7 +59,7 @@ mod tests {
 
     use crate::cli::{Arguments, Command};
 
-    /// Whether the command line is taken, and the networks too.
+    /// Whether the command line and its networks are valid.
     fn is_taken(line: &str) -> bool {
         match Arguments::try_parse_from(line.split(' ')).map(|arguments| arguments.command) {
             Ok(Command::Run(arguments)) => arguments.service_cidr.cidrs().is_ok(),

@@ -1,4 +1,4 @@
-//! Numbers that are given out, each to one Service.
+//! A pool of numbers. Each number is allocated to one Service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,7 +9,7 @@ use crate::object::ObjectReference;
 use crate::ports::NODE_PORTS;
 use crate::service_cidr::ServiceCidr;
 
-/// What a Service is given.
+/// A value that a Service gets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Value {
     /// A cluster IP.
@@ -27,8 +27,8 @@ impl fmt::Display for Value {
     }
 }
 
-/// How many numbers there are, from 0, and how many of the first are left to whoever chooses by
-/// hand: they are given only when all others are.
+/// The size of a pool, and how many of its first numbers are left for manual choice. These are
+/// allocated only when all others are in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Span {
     pub(super) by_hand: u64,
@@ -42,14 +42,14 @@ impl Span {
     }
 }
 
-/// `count` numbers from `first` on, beginning with one that the hash chooses.
+/// `count` numbers from `first` on. The hash chooses the first one.
 fn around(first: u64, count: u64, hash: u64) -> impl Iterator<Item = u64> {
     let start = hash.checked_rem(count).unwrap_or_default();
     (start..count).chain(0..start).map(move |index| first + index)
 }
 
-/// A hash of a text that no version and no machine may compute otherwise: what follows from it is
-/// given for ever.
+/// A hash of a text. It must be the same in all versions and on all machines: allocations depend on
+/// it.
 pub(super) fn hash(text: &str) -> u64 {
     let word = |bytes: &[u8]| {
         let mut word = [0; 8];
@@ -62,36 +62,36 @@ pub(super) fn hash(text: &str) -> u64 {
     words.fold(0, |hash, word| mix(hash ^ word))
 }
 
-/// What the numbers of a pool stand for.
+/// What the numbers of a pool mean.
 #[derive(Clone, Copy, Debug)]
 enum Meaning {
     Addresses(ServiceCidr),
     NodePorts,
 }
 
-/// Numbers of which each is given once.
+/// A pool. Each of its numbers is allocated at most once.
 #[derive(Debug)]
 pub(super) struct Pool<'a> {
     meaning: Meaning,
     span: Span,
-    /// Those that a manifest names, with the Service.
+    /// The numbers that a manifest names, with its Service.
     claimed: BTreeMap<u64, &'a ObjectReference>,
-    /// Those that were given.
+    /// The numbers that are allocated.
     given: BTreeMap<u64, &'a ObjectReference>,
-    /// Those of Services that are gone: given when no other is left.
+    /// The numbers of deleted Services. They are allocated only when no other number is left.
     reserved: BTreeSet<u64>,
-    /// Whether nothing is left, so that nobody looks again.
+    /// Whether no number is left. It saves further searches.
     is_full: bool,
 }
 
-/// Why a Service does not keep what it was given.
+/// Why a Service does not keep a value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Lost<'a> {
-    /// The manifest of this Service names it.
+    /// The manifest of this Service names the value.
     Claimed(&'a ObjectReference),
-    /// It was given to this one, too.
+    /// The value is also allocated to this Service.
     Taken(&'a ObjectReference),
-    /// It is not in the range any more.
+    /// The value is no longer in the range.
     OutOfRange,
 }
 
@@ -100,7 +100,7 @@ impl<'a> Pool<'a> {
         Self::new(Meaning::Addresses(cidr), cidr.span())
     }
 
-    /// As in the API server, up to 128 of the first NodePorts are left to whoever chooses by hand
+    /// As in the API server, up to 128 of the first NodePorts are left for manual choice
     /// (KEP-3668).
     pub(super) fn of_node_ports() -> Self {
         let size = u64::from(NODE_PORTS.end() - NODE_PORTS.start()) + 1;
@@ -139,14 +139,14 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// Takes note of what the manifest of `service` names.
+    /// Claims a value that the manifest of `service` names.
     pub(super) fn claim(&mut self, value: Value, service: &'a ObjectReference) {
         if let Some(index) = self.index(value) {
             self.claimed.entry(index).or_insert(service);
         }
     }
 
-    /// Gives `service` what it was given before.
+    /// Lets `service` keep a value that it had.
     pub(super) fn keep(&mut self, value: Value, service: &'a ObjectReference) -> Result<(), Lost<'a>> {
         let index = self.index(value).ok_or(Lost::OutOfRange)?;
         if let Some(claimant) = self.claimed.get(&index) {
@@ -159,12 +159,12 @@ impl<'a> Pool<'a> {
         Ok(())
     }
 
-    /// Keeps what a Service had that is gone, as long as there is something else to give.
+    /// Reserves a value of a deleted Service while other values are free.
     pub(super) fn reserve(&mut self, value: Value) {
         self.reserved.extend(self.index(value));
     }
 
-    /// Whether nobody has it.
+    /// Whether no Service has the value.
     pub(super) fn is_free(&self, value: Value) -> bool {
         self.index(value).is_some_and(|index| self.is_free_at(index))
     }
@@ -173,7 +173,7 @@ impl<'a> Pool<'a> {
         !self.claimed.contains_key(&index) && !self.given.contains_key(&index)
     }
 
-    /// Gives `service` something new; `None` if nothing is left.
+    /// Allocates a new value for `service`; `None` if no value is left.
     pub(super) fn give(&mut self, service: &'a ObjectReference, hash: u64) -> Option<Value> {
         if self.is_full {
             return None;
@@ -194,7 +194,7 @@ impl<'a> Pool<'a> {
         index.map(|index| self.value(index))
     }
 
-    /// Why nothing is left, and what to do.
+    /// Describes why no value is left, and what to do.
     pub(super) fn full_message(&self) -> String {
         match self.meaning {
             Meaning::Addresses(cidr) => format!(
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_is_tried_once_and_those_for_hands_last() {
+    fn every_number_is_tried_once_and_the_manual_ones_last() {
         for (by_hand, size) in [(0, 1), (0, 14), (16, 30), (16, 17)] {
             let span = Span { by_hand, size };
             for hash in [0, 1, 13, 16, u64::MAX] {
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_text_leads_to_stays_the_same_for_ever() {
+    fn the_hash_of_a_text_never_changes() {
         let found = ["", "default/web/IPv4", "default/web/IPv6", "default/web/80"].map(hash);
         let expected = [
             0,

@@ -1,12 +1,12 @@
-//! The networks of which Services get addresses.
+//! The networks from which Services get addresses.
 
 use super::pool::Span;
 use crate::network::Family;
 use crate::service_cidr::{ServiceCidr, ServiceCidrError};
 
 impl ServiceCidr {
-    /// Of the addresses the first, up to 256, are left to whoever chooses addresses by hand
-    /// (KEP-3070).
+    /// The numbers of the network's addresses. The first ones, up to 256, are left for manual
+    /// choice (KEP-3070).
     pub(super) fn span(&self) -> Span {
         let all = 1_u128 << self.host_bits();
         let by_hand = if all <= 16 { 0 } else { (all / 16).clamp(16, 256) };
@@ -17,16 +17,16 @@ impl ServiceCidr {
     }
 }
 
-/// The networks of which Services get addresses, at most one of each family.
+/// The networks from which Services get addresses, at most one of each family.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceCidrs(Vec<ServiceCidr>);
 
 impl ServiceCidrs {
-    /// Takes what an option names, in its order.
+    /// Takes the networks of an option, in the option's order.
     ///
     /// # Errors
     ///
-    /// If two of the networks are of one family.
+    /// If two of the networks have the same family.
     pub fn new(networks: &[ServiceCidr]) -> Result<Self, ServiceCidrError> {
         let mut cidrs = Self(Vec::new());
         for network in networks {
@@ -38,7 +38,7 @@ impl ServiceCidrs {
         Ok(cidrs)
     }
 
-    /// The family of Services that name none.
+    /// The family of Services that do not name one.
     pub(super) fn default_family(&self) -> Family {
         self.0.first().map_or(Family::V4, ServiceCidr::family)
     }
@@ -76,8 +76,8 @@ mod tests {
         }
     }
 
-    /// The examples of the Kubernetes documentation ("Service ClusterIP allocation"), and what they
-    /// do not say.
+    /// The examples of the Kubernetes documentation ("Service ClusterIP allocation"), and other
+    /// sizes.
     #[test]
     fn first_and_last_addresses_and_those_left_for_hands() {
         for (text, first, first_upper, last) in [
@@ -99,7 +99,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn addresses_are_numbered(network in 0x0a00_0000..0x0b00_0000_u32, prefix in 8..=30_u8, index: u32) {
+        fn address_numbers_convert_back(network in 0x0a00_0000..0x0b00_0000_u32, prefix in 8..=30_u8, index: u32) {
             let network = Network::new(IpAddr::V4(network.into()), prefix).unwrap();
             let cidr = cidr(&network.to_string());
             let index = u64::from(index) % cidr.span().size;
@@ -108,7 +108,7 @@ mod tests {
         }
 
         #[test]
-        fn only_addresses_to_give_have_a_number(address: u8) {
+        fn only_allocatable_addresses_have_a_number(address: u8) {
             let cidr = cidr("10.96.0.16/28");
             let found = cidr.index(IpAddr::from([10, 96, 0, address]));
             prop_assert_eq!(found.is_some(), (17..=30).contains(&address));

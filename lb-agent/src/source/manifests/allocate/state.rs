@@ -1,4 +1,4 @@
-//! What Services were given.
+//! The values that are allocated to Services.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,19 +8,19 @@ use serde::{Deserialize, Serialize};
 use super::pool::Value;
 use crate::network::Family;
 
-/// What of a Service is given.
+/// A value that a Service requests.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Wish {
     /// The cluster IP of a family.
     Address(Family),
-    /// The NodePort of the ports of this number, whatever their protocols.
+    /// The NodePort of all ports with this number, regardless of protocol.
     NodePort(u16),
-    /// The port at which load balancers ask for its health.
+    /// The port for the health checks of load balancers.
     HealthCheck,
 }
 
 impl Wish {
-    /// What the hash is of that chooses: it must never change.
+    /// The text whose hash chooses the value. It must never change.
     pub(super) fn text(self, service: &str) -> String {
         match self {
             Self::Address(family) => format!("{service}/{family}"),
@@ -29,7 +29,7 @@ impl Wish {
         }
     }
 
-    /// How messages name what is given.
+    /// Describes a value in messages.
     pub(super) fn describe(self, value: Value) -> String {
         match self {
             Self::Address(_) => format!("clusterIP {value}"),
@@ -39,7 +39,7 @@ impl Wish {
     }
 }
 
-/// What one Service was given.
+/// The values of one Service.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Given {
@@ -47,7 +47,7 @@ pub(super) struct Given {
     ipv4: Option<Ipv4Addr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ipv6: Option<Ipv6Addr>,
-    /// By the number of the port.
+    /// The NodePorts by port number.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     node_ports: BTreeMap<u16, u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,17 +84,17 @@ impl Given {
         }
     }
 
-    /// The NodePort of the ports of a number.
+    /// The NodePort of the ports with this number.
     pub(super) fn node_port(&self, port: u16) -> Option<u16> {
         self.node_ports.get(&port).copied()
     }
 
-    /// The port at which load balancers ask.
+    /// The port for the health checks of load balancers.
     pub(super) fn health_check(&self) -> Option<u16> {
         self.health_check_node_port
     }
 
-    /// All of it.
+    /// All values.
     pub(super) fn values(&self) -> impl Iterator<Item = Value> {
         let addresses = Family::ALL.into_iter().filter_map(|family| self.address(family));
         let ports = self
@@ -110,22 +110,22 @@ impl Given {
     }
 }
 
-/// What all Services were given, those included that are gone.
+/// The values of all Services, including deleted ones.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct State {
     /// By `NAMESPACE/NAME`.
     pub(super) services: BTreeMap<String, Given>,
-    /// Those whose manifest is not there, in the order in which they went: it may come back, as in
-    /// a change of branches.
+    /// Services whose manifest is missing, in the order in which they disappeared. A manifest may
+    /// come back, for example after a change of branches.
     pub(super) gone: Vec<(String, Given)>,
 }
 
 impl State {
-    /// No more Services are remembered that are gone.
+    /// The maximum number of missing Services.
     pub(super) const GONE_MAX: usize = 10_000;
 
-    /// What every Service was given, whether it is there or not.
+    /// The values of every Service, including missing ones.
     pub(super) fn by_service(&self) -> BTreeMap<&str, &Given> {
         let gone = self.gone.iter().map(|(service, given)| (service.as_str(), given));
         let services = self.services.iter();

@@ -1,5 +1,4 @@
-//! The file that remembers what Services were given. It is replaced in one step, by one agent at a
-//! time.
+//! The file of the allocations. It is replaced atomically, by one agent at a time.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -10,41 +9,41 @@ use serde::{Deserialize, Serialize};
 use super::super::directory::{FileError, read};
 use super::state::State;
 
-/// What the file looks like.
+/// The version of the file's format.
 const VERSION: u32 = 1;
-/// No file may be larger: it is taken for garbage.
+/// The largest size of the file. A larger file is rejected as garbage.
 const SIZE_LIMIT: u64 = 64 << 20;
 const FILE: &str = "allocations.json";
-/// Whoever has locked this one may write.
+/// The agent that holds the lock of this file may write.
 const LOCK: &str = "allocations.lock";
 
-/// The file's content; in JSON, for operators.
+/// The file's content. It is JSON so that operators can read it.
 #[derive(Serialize)]
 struct Content<'a> {
     version: u32,
     state: &'a State,
 }
 
-/// The same to read.
+/// The same for reading.
 #[derive(Deserialize)]
 struct OwnedContent {
     state: State,
 }
 
-/// Of any version of the file.
+/// The part that all versions of the file have.
 #[derive(Deserialize)]
 struct Header {
     version: u32,
 }
 
-/// Why the file does not tell anything.
+/// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LoadError {
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("not what an agent writes: {0}")]
+    #[error("its content is invalid: {0}")]
     Garbage(#[from] serde_json::Error),
-    #[error("of version {0}, where this agent knows {VERSION}")]
+    #[error("it has version {0}, but this agent supports version {VERSION}")]
     Version(u32),
 }
 
@@ -52,13 +51,13 @@ pub(super) enum LoadError {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SaveError {
     #[error(
-        "cannot be written, so that another address or NodePort may be given to a Service when the agent starts again: \
+        "cannot be written, so Services may get other addresses or NodePorts when the agent starts again: \
          {0}; make the directory writable, or name another one (--state-directory)"
     )]
     Io(#[from] io::Error),
     #[error(
-        "is not written, since another agent does that, so that another address or NodePort may be given to a Service \
-         when this agent starts again: stop that agent, or name another directory (--state-directory)"
+        "is not written, since another agent writes it, so Services may get other addresses or NodePorts \
+         when this agent starts again: stop the other agent, or name another directory (--state-directory)"
     )]
     Locked,
 }
@@ -67,16 +66,16 @@ pub(super) enum SaveError {
 #[derive(Debug)]
 pub(super) struct Store {
     directory: PathBuf,
-    /// Held from the first writing on.
+    /// Held from the first write on.
     lock: Option<File>,
-    /// What the file says; `None` if that is not known.
+    /// The file's content; `None` if it is not known.
     saved: Option<State>,
-    /// Whether there is a file that nobody can read.
+    /// Whether there is a file that the agent cannot read.
     is_unusable: bool,
 }
 
 impl Store {
-    /// Reads what was given before.
+    /// Reads the saved allocations.
     pub(super) fn open(directory: &Path) -> (Self, State) {
         let mut store = Self {
             directory: directory.to_owned(),
@@ -92,7 +91,7 @@ impl Store {
             Err(error) => {
                 store.is_unusable = true;
                 tracing::warn!(
-                    "{}: {error}; it is put aside, and Services may get other addresses and NodePorts than they had",
+                    "{}: {error}; it is moved aside, and Services may get other addresses and NodePorts than before",
                     store.path().display()
                 );
             }
@@ -100,12 +99,12 @@ impl Store {
         (store, State::default())
     }
 
-    /// Where the file is.
+    /// The path of the file.
     pub(super) fn path(&self) -> PathBuf {
         self.directory.join(FILE)
     }
 
-    /// Writes what is given, if the file does not say it already.
+    /// Writes the state, unless the file already contains it.
     pub(super) fn save(&mut self, state: &State) -> Result<(), SaveError> {
         if self.saved.as_ref() == Some(state) {
             return Ok(());
@@ -119,7 +118,7 @@ impl Store {
         Ok(())
     }
 
-    /// Moves a file that nobody can read out of the way: somebody may want to see it.
+    /// Renames a file that the agent cannot read, so that an operator can examine it.
     fn put_aside(&mut self) -> io::Result<()> {
         if self.is_unusable {
             match fs::rename(self.path(), self.directory.join(format!("{FILE}.unusable"))) {
@@ -168,8 +167,7 @@ fn encode(state: &State) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Puts a new file in the place of the old one: whoever reads sees one of them as a whole, also
-/// after a crash.
+/// Replaces the file atomically: readers see either the old or the new content, also after a crash.
 fn replace(directory: &Path, content: &[u8]) -> io::Result<()> {
     let new = directory.join(format!("{FILE}.new"));
     let mut file = File::create(&new)?;

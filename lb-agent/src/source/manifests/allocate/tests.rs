@@ -1,11 +1,11 @@
-//! Who is given what.
+//! Tests which values Services get.
 
 use std::collections::BTreeSet;
 
 use super::*;
 use crate::service_cidr::ServiceCidr;
 
-/// A Service of this name whose specification is this YAML.
+/// A Service with this name and this specification in YAML.
 fn object(name: &str, spec: &str) -> (ObjectReference, Arc<Object>) {
     let service = Service {
         metadata: serde_norway::from_str(&format!("{{namespace: default, name: {name}}}")).unwrap(),
@@ -26,9 +26,9 @@ fn cidrs(networks: &str) -> ServiceCidrs {
 }
 
 const DEFAULT: &str = "10.96.0.0/16,fd00:10:96::/112";
-/// Has 14 addresses to give.
+/// A network with 14 allocatable addresses.
 const SMALL: &str = "10.96.0.0/28";
-/// A Service as every article on Kubernetes has it.
+/// A typical Service.
 const PLAIN: &str = "{selector: {app: web}, ports: [{port: 80}]}";
 const NODE_PORT: &str = "{type: NodePort, selector: {app: web}, ports: [{port: 80}]}";
 
@@ -36,7 +36,7 @@ fn first(services: &[(&str, &str)], networks: &str) -> Allocation {
     allocate(&State::default(), &objects(services), &cidrs(networks))
 }
 
-/// What the allocation says of a Service, as a client of the API would read it.
+/// The specification of a Service after the allocation.
 fn spec(allocation: &Allocation, name: &str) -> k8s_openapi::api::core::v1::ServiceSpec {
     let (reference, _) = object(name, "{}");
     match &*allocation.filled[&reference] {
@@ -129,7 +129,7 @@ fn families_are_those_of_the_policy() {
         ("ipFamilies: [IPv6, IPv4]", DEFAULT, "64", ""),
         ("ipFamilies: [IPv5]", DEFAULT, "4", "\"IPv5\" is unknown"),
         ("ipFamilyPolicy: Both", DEFAULT, "4", "\"Both\" is unknown"),
-        // One address is written, the other one is given.
+        // One address is in the manifest, the other one is allocated.
         (
             "clusterIP: 10.96.0.9, ipFamilyPolicy: PreferDualStack",
             DEFAULT,
@@ -178,7 +178,7 @@ fn some_services_are_given_no_address() {
         assert!(allocation.filled.is_empty(), "{fields}: {allocation:?}");
         assert_eq!(allocation.state, State::default(), "{fields}");
     }
-    // A selector does not matter.
+    // A selector is not necessary.
     assert_eq!(
         first(&[("web", "{ports: [{port: 80}]}")], DEFAULT).filled.len(),
         1
@@ -230,7 +230,7 @@ fn node_ports_are_those_of_the_type() {
     let allocation = first(&[("web", written)], DEFAULT);
     assert_eq!(node_ports(&allocation, "web"), [Some(30_002)]);
     assert_eq!(spec(&allocation, "web").health_check_node_port, Some(30_001));
-    // What is misspelt is not replaced: whoever reads the Service reports it.
+    // Invalid values are not replaced: the model reports them.
     let misspelt = "{type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 300010, \
                      ports: [{port: 80, nodePort: -1}]}";
     let allocation = first(&[("web", misspelt)], DEFAULT);
@@ -252,7 +252,7 @@ fn ports_of_one_number_share_a_node_port_and_others_do_not() {
     let allocation = first(&[("dns", written)], DEFAULT);
     assert_eq!(node_ports(&allocation, "dns"), [Some(30_053), Some(30_053)]);
     assert_eq!(allocation.new.len(), 1, "{:?}", allocation.new);
-    // Of two Services none does, whatever the protocols.
+    // Ports of different Services never share a NodePort, even if their protocols differ.
     let [udp, tcp] = ["UDP", "TCP"]
         .map(|protocol| format!("{{type: NodePort, ports: [{{port: 53, protocol: {protocol}}}]}}"));
     let names: Vec<String> = (0..1300).map(|number| format!("dns-{number}")).collect();
@@ -287,7 +287,7 @@ fn sctp_is_given_no_node_port_and_says_so() {
 
 #[test]
 fn what_manifests_name_is_never_given() {
-    // All addresses but 10.96.0.7 are named, by all fields that can.
+    // Manifests name all addresses except 10.96.0.7, in every field for addresses.
     let services = [
         ("b1", "{clusterIP: 10.96.0.1}"),
         ("b2", "{clusterIPs: [10.96.0.2], ports: [{port: 80}]}"),
@@ -313,7 +313,7 @@ fn what_manifests_name_is_never_given() {
     let both = first(&[("web", NODE_PORT), ("zoo", &other)], DEFAULT);
     assert_ne!(cluster_ip(&both, "web"), address);
     assert_ne!(node_ports(&both, "web"), [Some(port)]);
-    // Of a Service without NodePorts they are not in force.
+    // NodePorts of a Service without NodePorts are not claimed.
     let other = format!("{{clusterIP: 10.96.0.9, ports: [{{port: 1, nodePort: {port}}}]}}");
     let both = first(&[("web", NODE_PORT), ("zoo", &other)], DEFAULT);
     assert_eq!(node_ports(&both, "web"), [Some(port)]);
@@ -321,7 +321,8 @@ fn what_manifests_name_is_never_given() {
 
 #[test]
 fn who_is_named_first_gets_what_two_would_have() {
-    // Of 15 Services in a network for 14 some clash; the last one by name gets nothing.
+    // Of 15 Services in a network with 14 addresses, some clash. The last one by name gets no
+    // address.
     let names: Vec<String> = (10..25).map(|number| format!("s{number}")).collect();
     let services: Vec<_> = names.iter().map(|name| (name.as_str(), PLAIN)).collect();
     let allocation = first(&services, SMALL);

@@ -1,4 +1,4 @@
-//! Documents, sound and broken.
+//! Tests with valid and broken documents.
 
 use super::*;
 
@@ -28,7 +28,7 @@ fn faults(faults: &[Fault]) -> Vec<String> {
 }
 
 #[test]
-fn nothing_is_no_object_and_no_fault() {
+fn an_empty_document_has_no_object_and_no_error() {
     for text in [
         "",
         "\n\n",
@@ -47,7 +47,7 @@ fn nothing_is_no_object_and_no_fault() {
 }
 
 #[test]
-fn all_kinds_in_one_file() {
+fn one_file_may_contain_all_kinds() {
     let text = "# first\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n\
         --- # slices\n\nkind: EndpointSlice\napiVersion: discovery.k8s.io/v1\nmetadata: {name: web-1}\n\
         ---\r\napiVersion: v1\nkind: Node\nmetadata: {name: n.example}\n\
@@ -70,7 +70,7 @@ fn json_objects_follow_each_other() {
     let web = r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}}"#;
     assert_eq!(references(&yaml(web)), ["1:Service default/web"]);
     assert_eq!(references(&json(web)), ["1:Service default/web"]);
-    // One character, and a line that would divide YAML documents.
+    // One character, and a line that would separate YAML documents.
     let api = "{\n\"apiVersion\": \"v1\", \"kind\": \"Service\",\n\"metadata\": {\"name\": \"api\",\n\
         \"annotations\": {\"smile\": \"\\ud83d\\ude00\"}}\n}\n";
     let parsed = json(&format!("\u{feff}{web}\n\n{api}"));
@@ -169,7 +169,7 @@ fn merge_keys_that_name_no_mapping_are_faults() {
         text += &format!("a{level}: &a{level} {{<<: *a{}}}\n", level - 1);
     }
     assert_eq!(yaml(&text).broken.len(), 1);
-    // No merge key, though it reads like one.
+    // This looks like a merge key, but is not one.
     let text = SERVICE.replace("web", "web, annotations: {'<<<': '<<'}");
     assert_eq!(references(&yaml(&text)), ["1:Service default/web"]);
 }
@@ -191,7 +191,7 @@ fn what_nobody_reads_is_reported() {
         [
             format!("5: Service web: the field spec.clusterIp {end}"),
             format!("8: Service web: the field spec.ports[0].targetport {end}"),
-            "9: Service web: spec.ports[0].port is given twice, and only the last one counts: remove the other".to_owned(),
+            "9: Service web: spec.ports[0].port occurs twice, and only the last one is used: remove the other".to_owned(),
             "11: v1 Secret without a name is ignored: only v1 Service, Node, Pod and discovery.k8s.io/v1 EndpointSlice are read".to_owned(),
             format!("24: EndpointSlice web-1: the field items[1].endpoints[0].condition {end}"),
         ]
@@ -203,14 +203,14 @@ fn what_nobody_reads_is_reported() {
         faults(&json(text).harmless),
         [
             format!("2: Service web: the field spec.sessionAffinitty {end}"),
-            "3: Service web: spec.type is given twice, and only the last one counts: remove the other"
+            "3: Service web: spec.type occurs twice, and only the last one is used: remove the other"
                 .to_owned(),
         ]
     );
     let many: String = (0..1000).map(|field| format!("field{field}: 1\n")).collect();
     assert_eq!(
         yaml(&format!("{SERVICE}{many}")).harmless.len(),
-        strict::DOUBTS_MAX
+        strict::REPORTED_FIELDS_MAX
     );
 }
 
@@ -226,7 +226,7 @@ fn slices_of_headless_services_are_left_out() {
 }
 
 #[test]
-fn wrong_types_name_line_object_and_field() {
+fn type_errors_contain_line_object_and_field() {
     let text = format!(
         "{SERVICE}---\napiVersion: v1\nkind: Service\nmetadata: {{name: api}}\nspec:\n  ports:\n  - name: http\n    port: abc\n\
          ---\napiVersion: v1\nkind: Service\nmetadata: {{name: big}}\nspec:\n  ports:\n  - port: 99999999999\n"
@@ -243,7 +243,7 @@ fn wrong_types_name_line_object_and_field() {
 }
 
 #[test]
-fn invalid_yaml_leaves_the_other_documents() {
+fn invalid_yaml_does_not_affect_other_documents() {
     let parsed = yaml(&format!(
         "{SERVICE}---\na: b: c\n---\n{}",
         SERVICE.replace("web", "api")
@@ -275,7 +275,7 @@ fn unknown_kinds_are_ignored() {
 }
 
 #[test]
-fn documents_that_are_no_objects() {
+fn documents_without_an_object_are_errors() {
     for (text, fault) in [
         (
             "hello\n",
@@ -284,11 +284,11 @@ fn documents_that_are_no_objects() {
         ("- a\n", "1: invalid type: sequence, expected a Kubernetes object"),
         (
             "kind: Service\n",
-            "1: no Kubernetes object: apiVersion is missing",
+            "1: not a Kubernetes object: apiVersion is missing",
         ),
         (
             "---\n# x\napiVersion: v1\n",
-            "3: no Kubernetes object: kind is missing",
+            "3: not a Kubernetes object: kind is missing",
         ),
         (
             "apiVersion: v1\nkind: Service\n",
@@ -305,7 +305,7 @@ fn documents_that_are_no_objects() {
 }
 
 #[test]
-fn bad_names() {
+fn invalid_names_are_errors() {
     for (text, fault) in [
         (
             SERVICE.replace("web", "a.b"),
@@ -343,7 +343,7 @@ fn lists() {
 }
 
 #[test]
-fn faults_within_lists_name_line_and_object() {
+fn errors_in_lists_contain_line_and_object() {
     let text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Service\n  metadata: {name: web}\n\
         - apiVersion: v1\n  kind: Service\n  metadata: {name: api}\n  spec:\n    ports:\n    - port: abc\n";
     assert_eq!(
@@ -358,13 +358,13 @@ fn faults_within_lists_name_line_and_object() {
 }
 
 #[test]
-fn no_end_of_broken_documents() {
+fn reading_stops_after_too_many_broken_documents() {
     let parsed = yaml(&"---\na: b: c\n".repeat(1000));
     assert_eq!(parsed.broken.len(), MAX_BROKEN_DOCUMENTS + 1);
 }
 
 #[test]
-fn documents_that_blow_up_are_refused() {
+fn documents_that_expand_excessively_are_rejected() {
     let mut text = "a0: &a0 [x]\n".to_owned();
     for level in 1..40 {
         let below = format!("*a{}, ", level - 1).repeat(9);
@@ -376,7 +376,7 @@ fn documents_that_blow_up_are_refused() {
 
 proptest::proptest! {
     #[test]
-    fn no_text_panics(text in "(---|\\.\\.\\.|apiVersion: v1|kind: (Service|List|Node)|items:|- |metadata: \\{name: a\\}|[&*%#'\":\\[{ \\n\\t\r]|[a-zé\u{feff}]){0,60}") {
+    fn random_text_never_panics(text in "(---|\\.\\.\\.|apiVersion: v1|kind: (Service|List|Node)|items:|- |metadata: \\{name: a\\}|[&*%#'\":\\[{ \\n\\t\r]|[a-zé\u{feff}]){0,60}") {
         yaml(&text);
     }
 }

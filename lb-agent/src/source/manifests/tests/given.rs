@@ -1,4 +1,4 @@
-//! Services whose manifests leave fields to the API server.
+//! Tests of Services whose manifests leave fields to the API server.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ metadata: {name: web}
 spec: {type: NodePort, selector: {app: web}, ports: [{port: 80}]}
 ";
 
-/// The cluster IP and the NodePort of the Service that the next change is about.
+/// Returns the cluster IP and the NodePort of the Service in the next change.
 async fn next_service(source: &mut Source) -> (IpAddr, i32) {
     loop {
         let change = timeout(TIMEOUT, source.changes.recv()).await.unwrap().unwrap();
@@ -33,7 +33,7 @@ async fn next_service(source: &mut Source) -> (IpAddr, i32) {
     }
 }
 
-/// Starts with the directories of an agent that ended.
+/// Starts a source with the directories of an earlier one.
 fn start(directory: &Path) -> Source {
     let path = directory.join("manifests");
     fs::create_dir_all(&path).unwrap();
@@ -62,7 +62,7 @@ async fn expect_problem(source: &mut Source, text: &str, expected: bool) {
     .is_ok();
     assert!(
         found,
-        "{text:?} should be there: {expected}; {:?}",
+        "{text:?} is a problem: expected {expected}; {:?}",
         source.problems.borrow()
     );
 }
@@ -79,7 +79,7 @@ async fn they_are_filled_in_and_stay_after_a_restart() {
         text.contains(&given.0.to_string()) && text.contains(&given.1.to_string()),
         "{text}"
     );
-    // What the file says counts, not the hash.
+    // The file takes precedence over the hash.
     fs::write(
         directory.path().join("state/allocations.json"),
         text.replace(&given.0.to_string(), "10.96.77.77"),
@@ -105,14 +105,14 @@ async fn machines_with_the_same_files_agree() {
 }
 
 #[tokio::test]
-async fn an_edit_that_changes_nothing_else_is_reported_and_keeps_them() {
+async fn an_edit_of_other_fields_keeps_the_allocated_values() {
     let directory = tempfile::tempdir().unwrap();
     let mut source = start(directory.path());
     source.write("web.yaml", PLAIN);
     let given = next_service(&mut source).await;
     source.replace("web.yaml", &PLAIN.replace("app: web", "app: other"));
     assert_eq!(next_service(&mut source).await, given);
-    // A comment changes nothing.
+    // A comment does not change the object.
     source.replace(
         "web.yaml",
         &format!("# hello\n{}", PLAIN.replace("app: web", "app: other")),
@@ -133,14 +133,14 @@ async fn without_a_place_to_remember_they_come_from_the_hash() {
     assert_eq!(next_service(&mut source).await, given);
     let fault = "state/allocations.json: cannot be written";
     expect_problem(&mut source, fault, true).await;
-    // Once there is, they are written down without another change.
+    // When saving works again, the allocations are saved without another change.
     fs::remove_file(directory.path().join("state")).unwrap();
     expect_problem(&mut source, fault, false).await;
     assert!(directory.path().join("state/allocations.json").exists());
 }
 
 #[tokio::test]
-async fn what_cannot_be_given_is_a_problem_of_the_file() {
+async fn a_failed_allocation_is_a_problem_of_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let mut source = start(directory.path());
     let both = PLAIN.replace("type: NodePort", "ipFamilies: [IPv7]");
@@ -163,7 +163,7 @@ async fn of_many_the_first_are_named() {
     let documents: Vec<_> = documents.collect();
     source.write("web.yaml", &documents.join("---\n"));
     let more = "web.yaml:96: Service default/s119: spec.ipFamilies \"IPv7\" is unknown and ignored: use IPv4 or IPv6 (and 40 \
-                more such notes about this and other Services)";
+                more messages about this and other Services)";
     expect_problem(&mut source, more, true).await;
     assert_eq!(source.problems.borrow().len(), 20);
 }

@@ -1,4 +1,4 @@
-//! A file that is there, torn, foreign or cannot be written.
+//! Tests of a file that is valid, truncated, foreign, or not writable.
 
 use std::os::unix::fs::symlink;
 
@@ -30,11 +30,11 @@ fn file(directory: &TempDir) -> PathBuf {
 }
 
 #[test]
-fn what_is_saved_is_found_again() {
+fn a_saved_state_is_read_again() {
     let directory = tempfile::tempdir().unwrap();
     let (mut store, found) = open(&directory);
     assert_eq!(found, State::default());
-    // Nothing to remember leaves nothing behind.
+    // An empty state creates no file.
     store.save(&State::default()).unwrap();
     assert!(!directory.path().join("state").exists());
     for address in ["10.96.7.8", "fd00::7"] {
@@ -53,7 +53,7 @@ fn what_is_saved_is_found_again() {
 }
 
 #[test]
-fn what_the_file_says_already_is_not_written_again() {
+fn an_unchanged_state_is_not_written_again() {
     let directory = tempfile::tempdir().unwrap();
     open(&directory).0.save(&state("10.96.7.8")).unwrap();
     let written = fs::metadata(file(&directory)).unwrap().modified().unwrap();
@@ -63,7 +63,7 @@ fn what_the_file_says_already_is_not_written_again() {
         fs::metadata(file(&directory)).unwrap().modified().unwrap(),
         written
     );
-    // So an agent that takes over from another one says nothing about that one.
+    // It holds no lock, so it does not interfere with another agent.
     assert!(store.lock.is_none());
 }
 
@@ -99,7 +99,7 @@ fn a_file_that_nobody_can_read_is_put_aside() {
 }
 
 #[test]
-fn what_is_no_file_or_too_large_is_put_aside_too() {
+fn a_directory_or_a_too_large_file_is_moved_aside_too() {
     let make: [fn(&Path); 3] = [
         |path| fs::create_dir(path).unwrap(),
         |path| File::create(path).unwrap().set_len(SIZE_LIMIT + 1).unwrap(),
@@ -117,7 +117,7 @@ fn what_is_no_file_or_too_large_is_put_aside_too() {
 }
 
 #[test]
-fn what_a_crash_left_is_overwritten() {
+fn a_partial_file_of_a_crash_is_overwritten() {
     let directory = tempfile::tempdir().unwrap();
     open(&directory).0.save(&state("10.96.7.8")).unwrap();
     fs::write(file(&directory).with_extension("json.new"), "{").unwrap();
@@ -127,7 +127,7 @@ fn what_a_crash_left_is_overwritten() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_is_named_with_a_remedy() {
+fn the_error_about_an_unwritable_directory_names_a_remedy() {
     let directory = tempfile::tempdir().unwrap();
     let (mut store, _) = open(&directory);
     fs::write(directory.path().join("state"), "in the way").unwrap();
@@ -136,7 +136,7 @@ fn a_directory_that_cannot_be_written_is_named_with_a_remedy() {
         error.starts_with("cannot be written") && error.contains("--state-directory"),
         "{error}"
     );
-    // It is tried again, and then it works.
+    // The next attempt succeeds.
     fs::remove_file(directory.path().join("state")).unwrap();
     store.save(&state("10.96.7.8")).unwrap();
     assert_eq!(open(&directory).1, state("10.96.7.8"));

@@ -1,4 +1,4 @@
-//! Who keeps what while others come and go.
+//! Tests which values Services keep while other Services are added and deleted.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Two Services that would get the same address if they were alone, and that address.
+/// Returns two Services that get the same address if they are alone, and that address.
 fn clash() -> (String, String, String) {
     let mut seen: BTreeMap<String, String> = BTreeMap::new();
     for number in 0.. {
@@ -29,7 +29,7 @@ fn what_was_given_is_kept_when_others_come() {
     assert_eq!(cluster_ip(&both, &late), address);
     assert_ne!(cluster_ip(&both, &early), address);
     assert_eq!(texts(&both.moved), [""; 0]);
-    // Without the past the first by name has it.
+    // Without a state, the first by name gets the address.
     let fresh = first(&[(&early, PLAIN), (&late, PLAIN)], SMALL);
     assert_eq!(cluster_ip(&fresh, &early), address);
 }
@@ -39,7 +39,7 @@ fn a_service_that_comes_back_finds_what_it_had() {
     let (early, late, address) = clash();
     let cidrs = cidrs(SMALL);
     let alone = allocate(&State::default(), &objects(&[(&late, PLAIN)]), &cidrs);
-    // It goes while one comes whose hash leads there.
+    // The Service is deleted, and another one whose hash chooses the same address is added.
     let other = allocate(&alone.state, &objects(&[(&early, PLAIN)]), &cidrs);
     assert_ne!(cluster_ip(&other, &early), address);
     let both = allocate(&other.state, &objects(&[(&early, PLAIN), (&late, PLAIN)]), &cidrs);
@@ -111,7 +111,7 @@ fn another_network_moves_what_is_outside_of_it() {
         "{:?}",
         moved.moved
     );
-    // One that holds the old one moves nothing.
+    // A network that contains the old network moves nothing.
     let wider = allocate(&old.state, &services, &cidrs("10.96.0.0/12"));
     assert_eq!(cluster_ip(&wider, "web"), cluster_ip(&old, "web"));
     assert_eq!(texts(&wider.moved), [""; 0]);
@@ -130,7 +130,7 @@ fn what_is_not_asked_for_any_more_is_free() {
 }
 
 #[test]
-fn a_state_that_gives_one_address_twice_is_put_right() {
+fn a_state_with_a_duplicate_address_is_repaired() {
     let cidrs = cidrs(DEFAULT);
     let mut state = first(&[("a", PLAIN)], DEFAULT).state;
     let given = state.services["default/a"].clone();
@@ -142,7 +142,7 @@ fn a_state_that_gives_one_address_twice_is_put_right() {
     assert_eq!(allocation.state.gone, []);
 }
 
-/// Kinds of Services that have to do with each other in a small network.
+/// Specifications of Services that compete in a small network.
 const KINDS: [&str; 6] = [
     PLAIN,
     NODE_PORT,
@@ -152,7 +152,7 @@ const KINDS: [&str; 6] = [
     "{clusterIP: None, ports: [{port: 80}]}",
 ];
 
-/// Which Services there are, one after the other: each number is a Service, with its kind.
+/// Sequences of sets of Services. Each Service is a number with an index into [`KINDS`].
 fn histories() -> impl Strategy<Value = Vec<BTreeMap<u8, usize>>> {
     let services = proptest::collection::btree_map(0..24_u8, 0..KINDS.len(), 0..18);
     proptest::collection::vec(services, 1..6)
@@ -174,7 +174,7 @@ proptest! {
         for services in history {
             let services = of_numbers(&services);
             let allocation = allocate(&state, &services, &cidrs);
-            // Nobody has what another one has.
+            // No two Services have the same value.
             let mut seen = BTreeSet::new();
             for (service, given) in &allocation.state.services {
                 for value in given.values() {
@@ -182,7 +182,7 @@ proptest! {
                     prop_assert!(!["10.96.0.0", "10.96.0.15"].contains(&value.to_string().as_str()));
                 }
             }
-            // Nobody has what a manifest names.
+            // No Service has a value that a manifest names.
             for (reference, object) in &services {
                 let Object::Service(service) = &**object else { continue };
                 let Some(asked) = Asked::of(service, &cidrs) else { continue };
@@ -190,7 +190,7 @@ proptest! {
                     prop_assert!(!seen.contains(&claim.to_string()), "{reference} {claim}");
                 }
             }
-            // Who is there as before keeps what it had, unless a manifest names it.
+            // An unchanged Service keeps its values, unless a manifest names them.
             for (service, given) in &state.services {
                 let (namespace, name) = service.split_once('/').unwrap();
                 let reference = ObjectReference { kind: Kind::Service, namespace: namespace.into(), name: name.into() };
@@ -203,7 +203,8 @@ proptest! {
             }
             let is_claimed = |(_, text): &Note| text.contains("names it in its manifest");
             prop_assert!(allocation.moved.iter().all(is_claimed), "{:?}", allocation.moved);
-            // The same again changes nothing, also after a restart.
+            // Another allocation with the same Services changes nothing, so it is stable after a
+            // restart.
             let again = allocate(&allocation.state, &services, &cidrs);
             prop_assert_eq!(&again.state, &allocation.state);
             prop_assert_eq!(&again.filled, &allocation.filled);
