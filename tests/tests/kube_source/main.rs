@@ -61,13 +61,13 @@ async fn asks_for_no_more_than_it_needs() {
         let (path, selector) = request.split_once('?').unwrap();
         let expected = match path {
             "/apis/discovery.k8s.io/v1/endpointslices" => format!("labelSelector=!{HEADLESS}"),
-            // All of them: of other Nodes, and of Services of other proxies, the addresses are
-            // known.
+            // No selector: the agent needs the addresses of other Nodes and of Services of other
+            // proxies.
             "/api/v1/services" | "/api/v1/nodes" | "/apis/networking.k8s.io/v1/servicecidrs" => {
                 assert!(!selector.contains("Selector"), "{request}");
                 continue;
             }
-            other => panic!("{other} needs a right that the agent has not"),
+            other => panic!("{other} needs a permission that the agent does not have"),
         };
         assert!(selector.contains(&expected), "{request}");
     }
@@ -110,7 +110,7 @@ async fn services_of_other_proxies_stay_known() {
     let mut cluster = Cluster::with_services(&["web"]).await;
     let labelled = labelled_service("web", 80, &[(PROXY_NAME, "other")]);
     cluster.server.apply(&labelled).unwrap();
-    // Never gone in between: its address is not nobody's for a moment.
+    // The Service is not deleted in between: its address stays allocated all the time.
     assert_eq!(cluster.next().await, "apply Service default/web:80");
     cluster.expect_alive("web", 82).await;
 }
@@ -119,7 +119,7 @@ async fn services_of_other_proxies_stay_known() {
 async fn bookmarks_say_where_a_watch_is_resumed() {
     let mut cluster = Cluster::with_services(&["web"]).await;
     cluster.wait_for_watches(1).await;
-    // Nothing that the agent sees.
+    // A change of a kind that the agent does not watch.
     cluster
         .server
         .apply(&Pod {

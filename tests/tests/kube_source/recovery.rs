@@ -1,4 +1,4 @@
-//! What goes wrong between the agent and the API server, and how it goes on.
+//! Failures between the agent and the API server, and how the agent recovers from them.
 
 use lb_tests::connect_proxy::ConnectProxy;
 
@@ -38,7 +38,7 @@ async fn versions_of_the_future_are_forgotten() {
 async fn connections_cut_within_an_object_are_resumed() {
     let mut cluster = Cluster::with_services(&["web"]).await;
     for (n_watches, port) in (1..).zip(81..84) {
-        // Without a watch there is nothing to cut.
+        // The server can only cut a watch that has begun.
         cluster.wait_for_watches(n_watches).await;
         cluster.server.cut_watches();
         cluster.expect_alive("web", port).await;
@@ -145,7 +145,7 @@ async fn watches_of_the_future_are_left_when_they_end() {
     let backup = cluster.server.version();
     cluster.expect_alive("lost", 81).await;
     cluster.wait_for_watches(1).await;
-    // The watches stay open, and say nothing.
+    // The watches stay open without any events.
     cluster.server.restore(backup);
     cluster.server.end_watches();
     assert_eq!(cluster.next().await, "replace Service [Service default/web:80]");
@@ -197,7 +197,7 @@ async fn a_token_file_may_come_later_and_end_in_a_line() {
     std::fs::write(&file, "secret\n").unwrap();
     cluster.next_sorted(4).await;
     cluster.wait_for_watches(1).await;
-    // While it is being written.
+    // An empty file, as while a process writes it.
     std::fs::write(&file, "").unwrap();
     cluster.server.end_watches();
     cluster.wait_for_log("using the one before").await;

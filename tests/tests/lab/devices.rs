@@ -1,4 +1,4 @@
-//! The device watcher against a real kernel: in network namespaces of its own, which end with their
+//! The device watcher against a real kernel, in dedicated network namespaces that end with their
 //! threads.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A network namespace that lives as long as this value.
 struct Namespace {
-    /// Thread that is in it; `ip` takes that for a name.
+    /// The thread inside the namespace; `ip` accepts its id as the name of the namespace.
     thread: i32,
     release: mpsc::Sender<()>,
     handle: Option<thread::JoinHandle<()>>,
@@ -32,7 +32,7 @@ impl Namespace {
         let handle = thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             tell.send(gettid().as_raw()).unwrap();
-            // Ends when the sender is dropped, too.
+            // This also returns when the sender is dropped.
             let _ = released.recv();
         });
         Self {
@@ -84,7 +84,7 @@ impl Watched {
             drop(waited);
             assert!(
                 met,
-                "{caller}: not seen: {what}; view: {:#?}",
+                "{caller}: timed out waiting for {what}; view: {:#?}",
                 *self.view.borrow()
             );
         }
@@ -103,8 +103,8 @@ fn index(view: &View, name: &str) -> Option<u32> {
     links.find(|link| link.name == name).map(|link| link.index)
 }
 
-/// Runs a scenario in a fresh network namespace; it is told by what `ip` calls a second one beside
-/// it.
+/// Runs a scenario in a fresh network namespace. The scenario receives the name of a second
+/// namespace for `ip`.
 fn scenario<F: Future<Output = ()>>(run: impl FnOnce(i32) -> F + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: needs root");
@@ -113,7 +113,7 @@ fn scenario<F: Future<Output = ()>>(run: impl FnOnce(i32) -> F + Send + 'static)
     let scenario = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         ip("link set lo up");
-        // One thread, as the namespace is the thread's.
+        // A single thread, because a namespace belongs to a thread.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -149,7 +149,7 @@ fn pod_devices_come_are_renamed_and_go() {
 
         ip("link delete cali2");
         watched
-            .until("that it is gone", |view| role(view, "cali2").is_none())
+            .until("its removal", |view| role(view, "cali2").is_none())
             .await;
         assert_eq!(role(&watched.view.borrow(), "veth1"), Some(Role::Pod));
     });
@@ -170,7 +170,7 @@ fn a_veth_pair_becomes_a_pods_when_its_peer_moves_out() {
             .await;
         ip(&format!("link set veth1 netns {pod}"));
         watched
-            .until("that it left", |view| index(view, "veth1").is_none())
+            .until("veth1 to leave", |view| index(view, "veth1").is_none())
             .await;
         assert!(watched.view.borrow().attachments.is_empty());
     });
@@ -186,7 +186,7 @@ fn a_default_route_makes_the_uplink_and_takes_it_back() {
         ip("link set uplink up");
         ip("address add 192.0.2.2/24 dev uplink");
         watched
-            .until("uplink as a Pod's", |view| {
+            .until("uplink with the role of a Pod's device", |view| {
                 role(view, "uplink") == Some(Role::Pod)
             })
             .await;
@@ -197,10 +197,10 @@ fn a_default_route_makes_the_uplink_and_takes_it_back() {
         let primary = primary_addresses(&watched.view.borrow().snapshot);
         assert_eq!(primary[&Family::V4].to_string(), "192.0.2.2");
 
-        // No event tells that this takes the route away.
+        // The kernel sends no event for the route that this removes.
         ip("link set uplink down");
         watched
-            .until("that the route is gone", |view| {
+            .until("the removal of the route", |view| {
                 role(view, "uplink") == Some(Role::Pod)
             })
             .await;
@@ -295,7 +295,7 @@ fn hundreds_of_devices_at_once_are_all_seen() {
             .collect();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, commands).unwrap();
-        // The watcher does not run meanwhile: its socket's buffer overflows.
+        // The watcher does not run during this: the buffer of its socket overflows.
         ip(&format!("-batch {}", file.path().display()));
         watched
             .until("all of them", |view| view.attachments.len() == COUNT)

@@ -1,5 +1,5 @@
-//! The lab keeps its own promises: what it makes works without any agent, is apart from everything
-//! else and goes away.
+//! The lab itself: what it creates works without any agent, is isolated from everything else, and
+//! is removed afterwards.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::fs;
@@ -23,14 +23,14 @@ const UDP: u16 = 5353;
 const ECHO: u16 = 7;
 const STREAM: u16 = 5001;
 
-/// Two nodes with a Pod each and a client; the first Pod serves.
+/// Two nodes with a Pod each, and a client. The first Pod is a server.
 struct Small {
     server: Process,
     web: Machine,
     other: Machine,
     client: Machine,
     nodes: [Node; 2],
-    // Last: goes when nothing uses it any more.
+    // The last field: it is dropped when nothing uses it any more.
     lab: Lab,
 }
 
@@ -141,7 +141,7 @@ fn the_first_packet_arrives() {
     if !require_privileges() {
         return;
     }
-    // The second of a neighbour request comes after a second.
+    // The kernel repeats a neighbour solicitation after a second.
     let timeout = Duration::from_millis(900);
     for _ in 0..5 {
         let small = Small::new("first");
@@ -216,7 +216,7 @@ fn checksums_are_right_on_the_whole_way() {
         assert_eq!(small.client.udp(to, UDP).count(3).run().unwrap().answered(), 3);
         // More than fits into a packet.
         assert_eq!(small.client.udp(to, UDP).size(4000).run().unwrap().answered(), 1);
-        // Nobody listens: answered by ICMP.
+        // A closed port: the kernel answers with ICMP.
         let refused = small.client.udp(to, 9).connected().run().unwrap();
         assert_eq!(refused.errors["receive: ConnectionRefused"], 1, "{refused:?}");
     }
@@ -433,7 +433,7 @@ fn programs_run_in_their_place() {
     assert!(error.contains("execute does-not-exist"), "{error}");
 }
 
-/// Names of everything that a lab has outside its namespaces.
+/// Names of everything that a lab creates outside its namespaces.
 fn traces(lab: &str) -> Vec<String> {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     let cgroups = mounts
@@ -457,7 +457,7 @@ fn traces(lab: &str) -> Vec<String> {
     .collect()
 }
 
-/// Whether a process runs; of one that has ended but was not waited for there is no command line.
+/// Whether a process runs. A zombie has an empty command line.
 fn runs(pid: &str) -> bool {
     fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|command| !command.is_empty())
 }
@@ -484,7 +484,7 @@ fn send_corrupted(from: &Machine, to: Ipv4Addr) {
     assert_eq!(from.namespace().run(send).unwrap(), packet.len());
 }
 
-/// What `ip` writes in the namespace of this machine.
+/// Runs `ip` in the network namespace of the test. Returns the output.
 fn ip(arguments: &[&str]) -> String {
     let output = Command::new("ip").args(arguments).output().unwrap();
     assert!(output.status.success(), "ip {arguments:?}");

@@ -1,4 +1,4 @@
-//! The links of a lab that are not plain ones: overlays, narrow links, links without Ethernet.
+//! Special links of a lab: overlays, links with a small MTU, links without Ethernet.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::time::Duration;
@@ -41,7 +41,7 @@ fn pods_talk_through_the_overlay() {
         let stream = other.stream(to, STREAM).mebibytes(4).run().unwrap();
         assert_eq!(stream.bytes, 4 << 20);
         assert_eq!(other.udp(to, UDP).size(1300).run().unwrap().answered(), 1);
-        // Nobody outside knows the way.
+        // The client outside has no route to Pods.
         let http = outside.http(to, HTTP).run().unwrap();
         assert_eq!(http.answered(), 0, "{to}: {http:?}");
     }
@@ -72,8 +72,7 @@ fn a_cluster_can_have_an_overlay() {
     assert!(capture.finish().unwrap().count(Protocol::Tcp) > 0);
 }
 
-/// Whether somebody told this machine, by ICMP over both IP versions, that something is wrong with
-/// its packets.
+/// Whether this machine received ICMP errors about its packets, over both IP versions.
 fn was_told(report: &CaptureReport, machine: &Machine) -> bool {
     machine.addresses().both().into_iter().all(|address| {
         let mut packets = report.with_address(address);
@@ -187,7 +186,7 @@ fn flows_are_shared_out_and_move() {
             talk.exchange("one").unwrap(),
             TalkEvent::Line("node-1 one".to_owned())
         );
-        // The node that gets the flow now knows nothing of it.
+        // The node that gets the flow now does not know it.
         lab.route(&vip.to_string(), &all[1..2]).unwrap();
         assert_eq!(
             talk.exchange("two").unwrap(),
@@ -229,7 +228,7 @@ fn a_client_is_behind_a_device_without_ethernet() {
         let is_tcp = |seen: &Seen| seen.device == device && seen.flow.protocol == Protocol::Tcp;
         assert!(report.seen.keys().any(is_tcp), "{device}: {report}");
     }
-    // Crafted packets have no Ethernet header there either.
+    // Packets that the test builds have no Ethernet header there either.
     let mut packet = Vec::new();
     PacketBuilder::ipv4(
         client.addresses().ipv4.octets(),

@@ -1,4 +1,4 @@
-//! What runs in the places of a lab, and the manifests that agents there read.
+//! Programs that run in the machines of a lab, and the manifests that agents read there.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod as PodObject, Service};
 use lb_tests::lab::{AgentOptions, Lab, ServiceManifest, ServicePort, SocketLb, Xdp, require_privileges};
 
-/// Where a Pod listens.
+/// The port on which a Pod listens.
 const HTTP: u16 = 8080;
 
 #[test]
