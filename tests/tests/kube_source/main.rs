@@ -54,7 +54,7 @@ async fn first_lists_and_changes() {
 }
 
 #[tokio::test]
-async fn asks_for_no_more_than_it_needs() {
+async fn the_source_requests_only_what_it_needs() {
     let cluster = Cluster::with_services(&["web"]).await;
     cluster.wait_for_watches(1).await;
     for request in cluster.server.requests().borrow().iter() {
@@ -74,7 +74,7 @@ async fn asks_for_no_more_than_it_needs() {
 }
 
 #[tokio::test]
-async fn lists_come_in_pages() {
+async fn long_lists_are_read_in_pages() {
     let names: Vec<_> = (1000..2200).map(|number| format!("s{number}")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     let mut cluster = Cluster::with_services(&names).await;
@@ -116,7 +116,7 @@ async fn services_of_other_proxies_stay_known() {
 }
 
 #[tokio::test]
-async fn bookmarks_say_where_a_watch_is_resumed() {
+async fn a_watch_resumes_from_the_last_bookmark() {
     let mut cluster = Cluster::with_services(&["web"]).await;
     cluster.wait_for_watches(1).await;
     // A change of a kind that the agent does not watch.

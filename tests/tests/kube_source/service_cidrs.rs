@@ -19,7 +19,7 @@ async fn expect_lists(cluster: &mut Cluster, cidrs: &str) {
 }
 
 #[tokio::test]
-async fn they_come_and_go() {
+async fn added_and_deleted_service_cidrs_are_reported() {
     let (server, directory) = Cluster::server().await;
     let both = ["10.96.0.0/16", "fd00:10:96::/112"];
     server.apply(&service_cidr(V1, "kubernetes", &both)).unwrap();

@@ -194,7 +194,7 @@ impl Fixture {
         ]
     }
 
-    fn assert_new_are_refused(&self) {
+    fn assert_new_connections_are_refused(&self) {
         for (from, addresses, port) in self.clients() {
             for address in addresses {
                 let report = from.http(address, port).count(2).run().unwrap();
@@ -222,13 +222,13 @@ impl Fixture {
         self.passes(
             none,
             |fixture| fixture.apply_service(&RENAMED),
-            Self::assert_new_are_refused,
+            Self::assert_new_connections_are_refused,
             |fixture| fixture.apply_slice(SLICES_FILE, &RENAMED, &fixture.servers()),
         );
         self.passes(
             none,
             |fixture| fixture.apply_slice(SLICES_FILE, &PORTS, &fixture.servers()),
-            Self::assert_new_are_refused,
+            Self::assert_new_connections_are_refused,
             |fixture| fixture.apply_service(&PORTS),
         );
     }
@@ -252,7 +252,7 @@ impl Fixture {
         }
     }
 
-    fn the_service_is_made_anew(&mut self) {
+    fn the_service_is_recreated(&mut self) {
         self.passes(
             [BackendState::Absent; 2],
             |fixture| fixture.cluster.lab.remove(SERVICE_FILE).unwrap(),
@@ -274,7 +274,7 @@ impl Fixture {
         );
     }
 
-    fn the_agents_are_made_anew(mut self) {
+    fn the_agents_are_restarted(mut self) {
         let [_, far] = self.servers();
         self.apply_slice(SLICES_FILE, &PORTS, &[far]);
         self.wait_for([BackendState::Absent, BackendState::Active]);
@@ -295,8 +295,8 @@ fn absence(title: &str, socket_lb: SocketLb, xdp: Option<Xdp>) {
     let mut fixture = Fixture::new(title, socket_lb, xdp, LONG);
     fixture.a_port_is_renamed();
     fixture.endpoints_move_between_slices();
-    fixture.the_service_is_made_anew();
-    fixture.the_agents_are_made_anew();
+    fixture.the_service_is_recreated();
+    fixture.the_agents_are_restarted();
 }
 
 #[test]

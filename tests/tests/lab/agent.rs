@@ -160,7 +160,7 @@ fn wanted_answers() -> u64 {
 
 /// While programs are replaced, an answer may pass an old program and a new one.
 #[test]
-fn no_answer_names_the_pod_while_the_agent_is_replaced() {
+fn answers_come_from_the_vip_while_the_agent_is_replaced() {
     if !require_privileges() {
         return;
     }
@@ -217,7 +217,7 @@ fn no_connect_fails_while_the_agent_is_replaced() {
 }
 
 #[test]
-fn devices_come_and_go() {
+fn programs_follow_added_and_deleted_pod_devices() {
     if !require_privileges() {
         return;
     }
@@ -263,7 +263,7 @@ fn devices_come_and_go() {
 }
 
 #[test]
-fn clsact_filters() {
+fn clsact_filters_serve_traffic_and_outlive_the_agent() {
     if !require_privileges() {
         return;
     }
@@ -296,7 +296,7 @@ fn clsact_filters() {
 /// An upgrade may change how programs are attached. The new agent detaches what was attached in the
 /// old mode.
 #[test]
-fn attaching_in_another_way_replaces_the_old_one() {
+fn another_attach_mode_replaces_the_old_programs() {
     if !require_privileges() {
         return;
     }
@@ -338,7 +338,7 @@ fn attaching_in_another_way_replaces_the_old_one() {
 }
 
 #[test]
-fn cleanup_leaves_nothing() {
+fn cleanup_removes_pins_and_programs() {
     if !require_privileges() {
         return;
     }
@@ -372,7 +372,7 @@ fn cleanup_leaves_nothing() {
 }
 
 #[test]
-fn agents_of_two_nodes_do_not_disturb_each_other() {
+fn agents_of_two_nodes_do_not_affect_each_other() {
     if !require_privileges() {
         return;
     }

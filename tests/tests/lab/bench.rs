@@ -30,7 +30,7 @@ fn assert_is_plausible(sample: &Sample, order: &Order) {
 }
 
 #[test]
-fn the_load_generator_asks_bare_pods() {
+fn the_load_generator_measures_pods_without_a_service() {
     if !require_privileges() {
         return;
     }
@@ -59,7 +59,7 @@ fn the_load_generator_asks_bare_pods() {
 }
 
 #[test]
-fn the_load_generator_says_what_failed() {
+fn the_load_generator_reports_connection_errors() {
     if !require_privileges() {
         return;
     }

@@ -52,7 +52,7 @@ fn stream(cluster: &Cluster, from: &Machine, to: IpAddr, port: u16) {
 }
 
 #[test]
-fn from_a_pod() {
+fn pods_reach_services_with_large_segments() {
     let Some(cluster) = cluster(0) else { return };
     leave_room(&cluster);
     let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
@@ -65,7 +65,7 @@ fn from_a_pod() {
 }
 
 #[test]
-fn past_the_stack_of_the_node() {
+fn local_redirect_keeps_large_segments() {
     let Some(cluster) = cluster(0) else { return };
     let _agent = cluster.start_agent(SocketLb::Off, &["--local-redirect"]).unwrap();
     for vip in vips() {

@@ -21,7 +21,7 @@ fn connect_to_all(cluster: &Cluster, vip: IpAddr) -> Vec<Talk> {
 }
 
 #[test]
-fn connections_to_a_removed_pod_are_reset_and_no_others() {
+fn only_connections_to_a_removed_pod_are_reset() {
     if !require_privileges() {
         return;
     }
@@ -53,7 +53,7 @@ fn connections_to_a_removed_pod_are_reset_and_no_others() {
 }
 
 #[test]
-fn a_pod_that_is_not_ready_keeps_its_connections_and_gets_no_others() {
+fn an_unready_pod_keeps_its_connections_and_gets_no_new_ones() {
     if !require_privileges() {
         return;
     }
@@ -129,7 +129,7 @@ fn datagrams_of_a_socket_go_elsewhere_when_their_pod_is_removed() {
 }
 
 #[test]
-fn the_last_pod_goes() {
+fn without_pods_connections_are_reset_and_datagrams_refused() {
     if !require_privileges() {
         return;
     }

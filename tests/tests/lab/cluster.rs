@@ -9,7 +9,7 @@ use lb_tests::lab::cluster::{
 use lb_tests::lab::{Cluster, SocketLb, require_privileges};
 
 #[test]
-fn all_nodes_have_agents() {
+fn agents_on_all_nodes_reach_all_pods() {
     if !require_privileges() {
         return;
     }

@@ -273,7 +273,7 @@ fn processes_of_the_node_through_the_sockets_and_pods_through_tc() {
 
 /// With the default sizes of the maps and the agent's default for everything else.
 #[test]
-fn an_agent_without_options() {
+fn an_agent_without_options_serves_cluster_ips() {
     if !require_privileges() {
         return;
     }

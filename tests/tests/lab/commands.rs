@@ -65,7 +65,7 @@ fn cluster(title: &str) -> Cluster {
 }
 
 #[test]
-fn connections_and_affinity_of_pods() {
+fn commands_list_connections_and_affinities_of_pods() {
     if !require_privileges() {
         return;
     }
@@ -123,7 +123,7 @@ fn connections_and_affinity_of_pods() {
 }
 
 #[test]
-fn what_is_explained_happens() {
+fn explain_predicts_what_happens() {
     if !require_privileges() {
         return;
     }
@@ -183,7 +183,7 @@ fn what_is_explained_happens() {
 }
 
 #[test]
-fn sockets_are_connections_too() {
+fn commands_list_translated_sockets() {
     if !require_privileges() {
         return;
     }

@@ -24,7 +24,7 @@ const TIMEOUT: Duration = Duration::from_millis(20);
 const FLOWS: u16 = 20_000;
 const FLOW_COUNT: u32 = 16;
 /// The first client port of connections that reuse their ports.
-const PORTS_USED_AGAIN: u16 = 19_000;
+const REUSED_PORTS: u16 = 19_000;
 /// The first client port of flows that begin later.
 const LATER_FLOWS: u16 = 21_000;
 
@@ -285,12 +285,12 @@ impl Fixture {
 
     /// A client address and port whose connection has ended can be reused: the packets belong to a
     /// new connection.
-    fn ports_are_used_again(&self) {
+    fn ports_are_reused(&self) {
         let [draining, other] = self.servers();
         let used = FLOW_COUNT;
         let connect = |vip| {
             let http = self.outside().http(vip, HTTP.port).count(used);
-            let report = http.source_port(PORTS_USED_AGAIN).run().unwrap();
+            let report = http.source_port(REUSED_PORTS).run().unwrap();
             assert_eq!(report.answered(), u64::from(used), "{vip}: {report:?}");
             report.answers
         };
@@ -369,7 +369,7 @@ fn changes(title: &str, xdp: Option<Xdp>) {
     fixture.a_pod_is_removed();
     fixture.all_pods_are_removed();
     fixture.the_service_changes();
-    fixture.ports_are_used_again();
+    fixture.ports_are_reused();
     fixture.the_service_is_removed();
 }
 

@@ -127,7 +127,7 @@ fn scenario<F: Future<Output = ()>>(run: impl FnOnce(i32) -> F + Send + 'static)
 }
 
 #[test]
-fn pod_devices_come_are_renamed_and_go() {
+fn the_view_follows_added_renamed_and_deleted_devices() {
     scenario(|pod| async move {
         ip(&format!("link add veth1 type veth peer name eth0 netns {pod}"));
         let mut watched = Watched::start().await;
@@ -156,7 +156,7 @@ fn pod_devices_come_are_renamed_and_go() {
 }
 
 #[test]
-fn a_veth_pair_becomes_a_pods_when_its_peer_moves_out() {
+fn a_veth_device_becomes_a_pods_when_its_peer_moves() {
     scenario(|pod| async move {
         let mut watched = Watched::start().await;
         ip("link add veth1 type veth peer name peer1");
@@ -177,7 +177,7 @@ fn a_veth_pair_becomes_a_pods_when_its_peer_moves_out() {
 }
 
 #[test]
-fn a_default_route_makes_the_uplink_and_takes_it_back() {
+fn a_device_is_an_uplink_while_it_has_a_default_route() {
     scenario(|outside| async move {
         let mut watched = Watched::start().await;
         ip(&format!(
@@ -215,7 +215,7 @@ fn a_default_route_makes_the_uplink_and_takes_it_back() {
 }
 
 #[test]
-fn options_decide_at_once() {
+fn changed_options_take_effect_immediately() {
     scenario(|_| async move {
         ip("link add outer type veth peer name other");
         ip("address add 192.0.2.2/24 dev outer");
@@ -246,7 +246,7 @@ fn options_decide_at_once() {
 }
 
 #[test]
-fn a_new_device_under_an_old_index_is_another_one() {
+fn a_new_device_with_a_reused_index_is_a_new_instance() {
     scenario(|pod| async move {
         let add = format!("link add veth1 index 4711 type veth peer name eth0 netns {pod}");
         ip(&add);
@@ -265,7 +265,7 @@ fn a_new_device_under_an_old_index_is_another_one() {
 }
 
 #[test]
-fn a_device_without_ethernet_header_is_told_from_others() {
+fn devices_without_ethernet_headers_are_recognized() {
     scenario(|_| async move {
         let mut watched = Watched::start().await;
         ip("link add flannel.1 type vxlan id 1 dstport 8472 local 127.0.0.1");
@@ -286,7 +286,7 @@ fn a_device_without_ethernet_header_is_told_from_others() {
 }
 
 #[test]
-fn hundreds_of_devices_at_once_are_all_seen() {
+fn hundreds_of_devices_added_at_once_are_all_seen() {
     const COUNT: usize = 300;
     scenario(|pod| async move {
         let mut watched = Watched::start().await;

@@ -218,7 +218,7 @@ fn fragments_arrive_in_any_order_with_native_xdp() {
 }
 
 #[test]
-fn fragments_arrive_in_any_order_past_the_stack() {
+fn fragments_arrive_in_any_order_with_local_redirect() {
     in_any_order("any-order-redirect", Xdp::Off, &["--local-redirect"]);
 }
 
@@ -248,7 +248,7 @@ fn a_pod_reaches_itself() {
 
 /// Reassembled datagrams go back to the bridge of which the Pod's device is a port.
 #[test]
-fn from_a_pod_behind_a_bridge() {
+fn fragments_of_a_pod_behind_a_bridge_arrive() {
     if !require_privileges() {
         return;
     }

@@ -58,7 +58,7 @@ impl Place {
     /// Sends requests for the node. Asserts that they are answered, and that no earlier requests
     /// were.
     #[track_caller]
-    fn only_own_are_answered(&self, own: impl Fn(Build) -> Build) {
+    fn assert_only_own_are_answered(&self, own: impl Fn(Build) -> Build) {
         for request in self.requests(OWN) {
             self.send(&own(request), self.node_link);
             let answered = self
@@ -114,7 +114,7 @@ fn on_the_link(title: &str, check: impl Fn(&Place)) {
                 node: node_address,
                 node_link,
             };
-            place.only_own_are_answered(|request| request);
+            place.assert_only_own_are_answered(|request| request);
             check(&place);
         }
     }
@@ -133,7 +133,7 @@ fn for_other_machines() {
             for request in place.requests(FOREIGN) {
                 place.send(&request, other);
             }
-            place.only_own_are_answered(|request| request);
+            place.assert_only_own_are_answered(|request| request);
         }
     });
 }
@@ -146,9 +146,9 @@ fn of_vlans() {
             for request in place.requests(FOREIGN) {
                 place.send(&request.vlans(tags), place.node_link);
             }
-            place.only_own_are_answered(|request| request);
+            place.assert_only_own_are_answered(|request| request);
         }
-        place.only_own_are_answered(|request| request.vlans(&[0]));
+        place.assert_only_own_are_answered(|request| request.vlans(&[0]));
     });
 }
 

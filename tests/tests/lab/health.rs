@@ -136,7 +136,7 @@ fn warnings(agent: &Agent, about: &str) -> usize {
 }
 
 #[test]
-fn ports_that_are_taken_are_served_as_soon_as_they_are_free() {
+fn occupied_ports_are_served_once_they_are_free() {
     if !require_privileges() {
         return;
     }
@@ -230,7 +230,7 @@ fn freeze_loop(cluster: &Cluster, agent: &mut Agent) {
 }
 
 #[test]
-fn everything_is_answered_while_the_loop_hangs() {
+fn http_requests_are_answered_while_the_loop_hangs() {
     if !require_privileges() {
         return;
     }
@@ -323,7 +323,7 @@ fn metrics_move_with_traffic_and_changes() {
 }
 
 #[test]
-fn metrics_tell_how_long_a_change_takes_and_how_full_the_maps_are() {
+fn metrics_show_the_latency_of_changes_and_the_use_of_maps() {
     if !require_privileges() {
         return;
     }

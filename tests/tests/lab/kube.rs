@@ -51,7 +51,7 @@ fn node(lab_node: &lb_tests::lab::Node) -> Value {
 }
 
 #[test]
-fn services_follow_the_api() {
+fn services_follow_the_kubernetes_api() {
     if !require_privileges() {
         return;
     }

@@ -60,7 +60,7 @@ fn a_client_behind_a_device_without_ethernet_reaches_pods_of_all_nodes() {
 }
 
 #[test]
-fn pods_of_other_nodes_behind_a_device_without_ethernet() {
+fn pods_behind_a_device_without_ethernet_are_reached() {
     if !require_privileges() {
         return;
     }

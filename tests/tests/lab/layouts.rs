@@ -186,7 +186,7 @@ fn clsact_filters_are_taken_over() {
 /// Programs of several agents, attached in another mode than that of the new agent, and a takeover
 /// that was interrupted.
 #[test]
-fn nothing_of_several_layouts_is_left() {
+fn a_takeover_leaves_nothing_of_several_layouts() {
     if !require_privileges() {
         return;
     }
@@ -236,7 +236,7 @@ type Pin<'a> = &'a dyn Fn(&Path);
 
 /// Maps under the name of this layout whose values or number of rows do not match.
 #[test]
-fn maps_that_do_not_fit_are_another_layout() {
+fn mismatched_maps_are_treated_as_another_layout() {
     if !require_privileges() {
         return;
     }
@@ -287,7 +287,7 @@ fn an_agent_that_dies_while_it_takes_over_is_followed_by_one_that_ends_it() {
 }
 
 #[test]
-fn cleanup_leaves_nothing_of_any_layout() {
+fn cleanup_removes_every_layout() {
     if !require_privileges() {
         return;
     }

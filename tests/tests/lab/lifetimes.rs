@@ -399,16 +399,16 @@ fn closed(title: &str, xdp: Option<Xdp>) {
 }
 
 #[test]
-fn closed_outside_through_tc() {
+fn closed_connections_of_outside_clients_expire_through_tc() {
     closed("closed-tc", None);
 }
 
 #[test]
-fn closed_outside_through_generic_xdp() {
+fn closed_connections_of_outside_clients_expire_through_generic_xdp() {
     closed("closed-generic", Some(Xdp::Generic));
 }
 
 #[test]
-fn closed_outside_through_native_xdp() {
+fn closed_connections_of_outside_clients_expire_through_native_xdp() {
     closed("closed-native", Some(Xdp::Native));
 }

@@ -21,7 +21,7 @@ fn serve(pod: &Machine) -> Process {
 }
 
 #[test]
-fn pods_talk_through_the_overlay() {
+fn pods_reach_each_other_through_the_overlay() {
     if !require_privileges() {
         return;
     }
@@ -59,7 +59,7 @@ fn pods_talk_through_the_overlay() {
 }
 
 #[test]
-fn a_cluster_can_have_an_overlay() {
+fn a_cluster_with_an_overlay_works() {
     if !require_privileges() {
         return;
     }
@@ -73,7 +73,7 @@ fn a_cluster_can_have_an_overlay() {
 }
 
 /// Whether this machine received ICMP errors about its packets, over both IP versions.
-fn was_told(report: &CaptureReport, machine: &Machine) -> bool {
+fn got_icmp_errors(report: &CaptureReport, machine: &Machine) -> bool {
     machine.addresses().both().into_iter().all(|address| {
         let mut packets = report.with_address(address);
         packets.any(|(seen, _)| {
@@ -84,7 +84,7 @@ fn was_told(report: &CaptureReport, machine: &Machine) -> bool {
 }
 
 #[test]
-fn a_router_says_that_packets_are_too_big() {
+fn a_router_reports_packets_that_are_too_big() {
     if !require_privileges() {
         return;
     }
@@ -100,7 +100,7 @@ fn a_router_says_that_packets_are_too_big() {
             assert_eq!(stream.bytes, 1 << 20);
         }
         let report = capture.finish().unwrap();
-        [&web, &client].map(|end| was_told(&report, end))
+        [&web, &client].map(|end| got_icmp_errors(&report, end))
     };
     assert_eq!(told(), [false, false]);
     router.namespace().limit_mtu(1400).unwrap();
@@ -110,7 +110,7 @@ fn a_router_says_that_packets_are_too_big() {
 }
 
 #[test]
-fn a_node_says_that_packets_are_too_big_for_a_pod() {
+fn a_node_reports_packets_that_are_too_big_for_a_pod() {
     if !require_privileges() {
         return;
     }
@@ -125,12 +125,12 @@ fn a_node_says_that_packets_are_too_big_for_a_pod() {
         let stream = client.stream(to, STREAM).run().unwrap();
         assert_eq!(stream.bytes, 1 << 20);
     }
-    assert!(was_told(&capture.finish().unwrap(), &client));
+    assert!(got_icmp_errors(&capture.finish().unwrap(), &client));
     assert!(node.host().namespace().limit_mtu_to("192.0.2.1", 1300).is_err());
 }
 
 #[test]
-fn a_client_has_as_many_addresses_as_it_likes() {
+fn a_client_can_have_many_addresses() {
     if !require_privileges() {
         return;
     }
@@ -160,7 +160,7 @@ fn a_client_has_as_many_addresses_as_it_likes() {
 }
 
 #[test]
-fn flows_are_shared_out_and_move() {
+fn routes_spread_flows_over_nodes_and_move_them() {
     if !require_privileges() {
         return;
     }
@@ -198,7 +198,7 @@ fn flows_are_shared_out_and_move() {
 }
 
 #[test]
-fn a_client_is_behind_a_device_without_ethernet() {
+fn a_client_behind_a_device_without_ethernet_reaches_pods() {
     if !require_privileges() {
         return;
     }
@@ -252,7 +252,7 @@ fn a_client_is_behind_a_device_without_ethernet() {
 }
 
 #[test]
-fn nodes_are_linked_without_ethernet() {
+fn pods_reach_each_other_over_a_link_without_ethernet() {
     if !require_privileges() {
         return;
     }

@@ -87,7 +87,7 @@ fn processes_of_the_node_use_127_0_0_1_and_1() {
 
 /// As with kube-proxy in nftables mode, NodePorts at 127.0.0.1 and ::1 exist only for sockets.
 #[test]
-fn without_the_socket_programs_127_0_0_1_and_1_have_no_node_ports() {
+fn without_socket_programs_loopback_has_no_node_ports() {
     if !require_privileges() {
         return;
     }
@@ -106,7 +106,7 @@ fn without_the_socket_programs_127_0_0_1_and_1_have_no_node_ports() {
 }
 
 #[test]
-fn node_ports_are_at_127_0_0_1_and_1_only_if_asked_for() {
+fn the_option_decides_whether_loopback_has_node_ports() {
     if !require_privileges() {
         return;
     }

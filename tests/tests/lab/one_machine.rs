@@ -115,7 +115,7 @@ fn its_processes_serve_clients_outside_and_itself() {
 /// Connections to a backend on another machine need IP forwarding, which is off on such a machine.
 /// `explain` reports that.
 #[test]
-fn what_another_machine_serves_wants_forwarding() {
+fn backends_on_another_machine_need_ip_forwarding() {
     if !require_privileges() {
         return;
     }

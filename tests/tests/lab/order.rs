@@ -100,7 +100,7 @@ fn ours_run_before_those_that_are_there_already() {
 }
 
 #[test]
-fn ours_go_before_those_that_come_later() {
+fn our_programs_move_before_programs_attached_later() {
     if !require_privileges() {
         return;
     }
@@ -174,7 +174,7 @@ fn no_request_fails_while_ours_move() {
 /// A filter that does not match all packets occupies the first priority. The agent's filter gets
 /// the next one, and the agent logs that.
 #[test]
-fn a_priority_that_is_taken_is_said() {
+fn an_occupied_filter_priority_is_reported() {
     if !require_privileges() {
         return;
     }

@@ -89,7 +89,7 @@ fn real_addresses() {
 /// Replies of the same Pod to the same client: only replies of the Service's connections are
 /// translated.
 #[test]
-fn a_pod_by_its_vip_and_by_its_address() {
+fn a_pod_answers_at_its_vip_and_at_its_own_address() {
     if !require_privileges() {
         return;
     }

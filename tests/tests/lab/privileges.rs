@@ -16,7 +16,7 @@ fn agent_program() -> PathBuf {
 }
 
 #[test]
-fn commands_say_which_capabilities_they_lack() {
+fn commands_name_the_capabilities_that_they_lack() {
     if !require_privileges() {
         return;
     }
@@ -64,7 +64,7 @@ fn threads(process: u32) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn the_agent_gives_up_what_it_does_not_need() {
+fn the_agent_drops_capabilities_that_it_does_not_need() {
     if !require_privileges() {
         return;
     }

@@ -187,7 +187,7 @@ fn through_generic_xdp_and_the_sockets() {
 }
 
 #[test]
-fn commands_say_which_networks_are_in_force_and_what_they_drop() {
+fn commands_show_service_cidrs_and_what_they_drop() {
     if !require_privileges() {
         return;
     }

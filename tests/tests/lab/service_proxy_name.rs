@@ -133,7 +133,7 @@ impl Fixture {
 }
 
 #[test]
-fn each_agent_has_its_own_services() {
+fn an_agent_serves_only_services_with_its_name() {
     if !require_privileges() {
         return;
     }

@@ -179,7 +179,7 @@ fn sockets_of_a_removed_backend_end_at_once_and_no_others() {
 }
 
 #[test]
-fn connections_end_when_the_service_is_removed_and_not_while_a_backend_drains() {
+fn connections_survive_draining_and_end_with_the_service() {
     if !require_privileges() {
         return;
     }
@@ -267,7 +267,7 @@ fn half_open(machine: &Machine) -> usize {
 }
 
 #[test]
-fn sockets_that_a_removed_backend_never_answered_end_too() {
+fn unanswered_sockets_of_a_removed_backend_end() {
     if !require_privileges() {
         return;
     }
@@ -355,7 +355,7 @@ fn without_the_capabilities_the_own_namespace_is_served() {
 }
 
 #[test]
-fn sockets_of_the_host_end_where_only_they_are_translated() {
+fn sockets_of_the_host_end_if_only_they_are_translated() {
     if !require_privileges() {
         return;
     }
@@ -492,7 +492,7 @@ fn a_udp_socket_is_connected_to_a_service_that_nobody_serves_yet() {
 /// The Service has a Pod, but not on this node, as its traffic policy requires. Other changes do
 /// not help, and the socket keeps its peer address in the meantime.
 #[test]
-fn a_udp_socket_waits_for_a_pod_that_the_policy_admits() {
+fn a_udp_socket_waits_for_a_pod_that_the_policy_allows() {
     if !require_privileges()
         || !needs(
             "5.14",

@@ -27,7 +27,7 @@ fn assert_does_not_start(cluster: &Cluster, options: &AgentOptions, names: &str)
 }
 
 #[test]
-fn agents_that_leave_services_out_do_not_start() {
+fn agents_that_cannot_install_all_services_fail_to_start() {
     if !require_privileges() {
         return;
     }
@@ -58,7 +58,7 @@ fn agents_that_leave_services_out_do_not_start() {
 /// The view of a container that is not in the host's cgroup namespace: the agent logs the remedy
 /// and serves Pods all the same.
 #[test]
-fn in_a_cgroup_namespace_the_agent_says_what_it_lacks() {
+fn an_agent_in_a_cgroup_namespace_logs_the_remedy() {
     if !require_privileges() {
         return;
     }

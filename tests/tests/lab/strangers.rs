@@ -46,7 +46,7 @@ fn source<A: Copy + Into<IpAddr>>(key: &FlowKey<A>) -> SocketAddr {
 
 /// A stranger sends SYNs to the Service with the address of a client that has a direct connection
 /// to the Pod.
-fn talk_beside_forged_syns(cluster: &Cluster, victim: &Machine, stranger: &Wire, is_believed: bool) {
+fn talk_during_forged_syns(cluster: &Cluster, victim: &Machine, stranger: &Wire, is_forwarded: bool) {
     let pod = cluster.servers[0].pod.addresses().both();
     for (index, own) in victim.addresses().both().into_iter().enumerate() {
         let source = SocketAddr::new(own, SOURCE_PORT);
@@ -57,7 +57,7 @@ fn talk_beside_forged_syns(cluster: &Cluster, victim: &Machine, stranger: &Wire,
         let vip = SocketAddr::new(SERVICE.addresses()[index], ECHO.port);
         for _ in 0..FORGED {
             stranger.send(&syn(source, vip).bytes()[14..]).unwrap();
-            if is_believed {
+            if is_forwarded {
                 // The programs cannot detect the forgery, and forward the SYN to the Pod.
                 wait_for("the forged SYN's flow", PATIENCE, || {
                     (flows_of(&cluster.nodes[0], source) > 0).then_some(())
@@ -79,7 +79,7 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
     let cluster = cluster(title);
     let _agents = cluster.start_agents(SocketLb::Off, xdp, &[]).unwrap();
     let stranger = cluster.lab.outside_client("stranger").unwrap().wire().unwrap();
-    talk_beside_forged_syns(&cluster, &cluster.outside, &stranger, true);
+    talk_during_forged_syns(&cluster, &cluster.outside, &stranger, true);
 }
 
 #[test]
@@ -106,9 +106,9 @@ fn forged_syns_of_pods_where_sockets_are_translated() {
     let cluster = cluster("strangers-pods");
     let _agents = cluster.start_agents(SocketLb::All, None, &[]).unwrap();
     let stranger = cluster.nodes[0].silent_pod("stranger").unwrap().wire().unwrap();
-    talk_beside_forged_syns(&cluster, &cluster.client, &stranger, true);
+    talk_during_forged_syns(&cluster, &cluster.client, &stranger, true);
     let outside = cluster.outside.wire().unwrap();
-    talk_beside_forged_syns(&cluster, &cluster.client, &outside, false);
+    talk_during_forged_syns(&cluster, &cluster.client, &outside, false);
     let forged = cluster.nodes[0].reason_count("forged_source").unwrap();
     assert_eq!(forged, 2 * FORGED as u64);
 }

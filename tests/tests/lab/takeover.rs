@@ -143,7 +143,7 @@ fn connections_go_on() {
 
 /// The node masquerades the client: the Pod of another node answers to the node.
 #[test]
-fn connections_through_the_node_to_another_ones_pod_go_on() {
+fn masqueraded_connections_of_another_proxy_continue() {
     if !require_privileges() {
         return;
     }

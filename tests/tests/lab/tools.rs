@@ -48,7 +48,7 @@ impl Small {
 }
 
 #[test]
-fn pings_are_answered_refused_or_lost() {
+fn ping_reports_answers_errors_and_losses() {
     if !require_privileges() {
         return;
     }
@@ -102,7 +102,7 @@ fn large_datagrams_are_fragmented_or_refused() {
 }
 
 #[test]
-fn a_socket_learns_the_mtu_of_its_path() {
+fn a_socket_learns_its_path_mtu() {
     if !require_privileges() {
         return;
     }
@@ -161,7 +161,7 @@ fn answers_can_be_larger_than_requests() {
 }
 
 #[test]
-fn clients_send_from_where_they_are_told() {
+fn clients_send_from_the_requested_addresses_and_ports() {
     if !require_privileges() {
         return;
     }
@@ -227,7 +227,7 @@ fn read_sctp(packet: &[u8]) -> Option<(IpAddr, IpAddr, Vec<u8>)> {
 }
 
 #[test]
-fn packets_are_in_the_hands_of_the_test() {
+fn a_test_sends_and_receives_raw_packets() {
     if !require_privileges() {
         return;
     }

@@ -152,8 +152,8 @@ impl Fixture {
             server.node.limit_mtu_to_pod(&server.pod, NARROW).unwrap();
         }
         for vip in [NEAR, FAR].into_iter().flat_map(|service| service.addresses()) {
-            self.client_learns(vip, NARROW);
-            self.streams_learn(vip, NARROW);
+            self.client_learns_mtu(vip, NARROW);
+            self.streams_learn_mtu(vip, NARROW);
         }
         for server in &self.cluster.servers {
             server.node.limit_mtu_to_pod(&server.pod, 1500).unwrap();
@@ -161,15 +161,15 @@ impl Fixture {
     }
 
     /// The path between the nodes has a small MTU: the first node reports it.
-    fn the_way_between_nodes_is_narrow(&self) {
+    fn the_path_between_nodes_is_narrow(&self) {
         let node = self.cluster.nodes[0].host().namespace();
         let (cidr4, cidr6) = self.cluster.nodes[1].pod_cidrs();
         for cidr in [&cidr4, &cidr6] {
             node.limit_mtu_to(cidr, NARROW).unwrap();
         }
         for vip in FAR.addresses() {
-            self.client_learns(vip, NARROW);
-            self.streams_learn(vip, NARROW);
+            self.client_learns_mtu(vip, NARROW);
+            self.streams_learn_mtu(vip, NARROW);
         }
         for cidr in [&cidr4, &cidr6] {
             node.limit_mtu_to(cidr, 1500).unwrap();
@@ -177,7 +177,7 @@ impl Fixture {
     }
 
     /// The client sends datagrams that are too large, and learns the MTU.
-    fn client_learns(&self, vip: IpAddr, mtu: u16) {
+    fn client_learns_mtu(&self, vip: IpAddr, mtu: u16) {
         self.forget_path_mtus();
         let udp = self.client.udp(vip, UDP.port).connected().timeout(TIMEOUT);
         let udp = udp.size(1450).fragmentation(Fragmentation::Forbidden);
@@ -188,7 +188,7 @@ impl Fixture {
     }
 
     /// TCP connections of the client learn the MTU as well.
-    fn streams_learn(&self, vip: IpAddr, mtu: u16) {
+    fn streams_learn_mtu(&self, vip: IpAddr, mtu: u16) {
         self.forget_path_mtus();
         let stream = self.client.stream(vip, STREAM.port).mebibytes(2).run().unwrap();
         assert_eq!((stream.bytes, stream.path_mtu), (2 << 20, mtu.into()), "{vip}");
@@ -214,7 +214,7 @@ impl Fixture {
     }
 
     /// The Pod's own kernel refuses, and the client's socket gets the error.
-    fn nobody_listens(&self, from: &Machine) {
+    fn closed_ports_are_refused(&self, from: &Machine) {
         for vip in [NEAR, FAR].into_iter().flat_map(|service| service.addresses()) {
             let udp = from.udp(vip, CLOSED.port).connected().sockets(3);
             let report = udp.run().unwrap();
@@ -315,9 +315,9 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
     let captures = machines.map(|machine| Capture::start(machine.namespace()).unwrap());
     fixture.answers_are_too_big();
     fixture.requests_are_too_big();
-    fixture.the_way_between_nodes_is_narrow();
+    fixture.the_path_between_nodes_is_narrow();
     fixture.fragments(&fixture.client);
-    fixture.nobody_listens(&fixture.client);
+    fixture.closed_ports_are_refused(&fixture.client);
     for capture in captures {
         capture.finish().unwrap();
     }
@@ -349,7 +349,7 @@ fn from_outside_through_the_overlay() {
     let options = LabOptions { overlay: true };
     let fixture = Fixture::new("packets-overlay", &options, SocketLb::Off, None);
     for vip in FAR.addresses() {
-        fixture.client_learns(vip, OVERLAY);
+        fixture.client_learns_mtu(vip, OVERLAY);
     }
     fixture.forget_path_mtus();
     // Fragments are as large as the MTU of the client's device, until the client learns the MTU of
@@ -364,7 +364,7 @@ fn from_outside_through_the_overlay() {
         udp.size(4000).sockets(10).timeout(TIMEOUT).run().unwrap();
     }
     fixture.fragments(&fixture.client);
-    fixture.nobody_listens(&fixture.client);
+    fixture.closed_ports_are_refused(&fixture.client);
 }
 
 #[test]
@@ -377,7 +377,7 @@ fn from_pods() {
         let client = &fixture.cluster.client;
         let capture = Capture::start(client.namespace()).unwrap();
         fixture.fragments(client);
-        fixture.nobody_listens(client);
+        fixture.closed_ports_are_refused(client);
         capture.finish().unwrap();
         fixture.sctp_of_a_pod();
     }
