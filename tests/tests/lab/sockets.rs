@@ -209,7 +209,8 @@ fn connections_survive_draining_and_end_with_the_service() {
 
     cluster.lab.remove(SERVICE_FILE).unwrap();
     talks.iter_mut().flatten().for_each(assert_aborted);
-    // Without a backend, these sockets would send to the VIP itself. Sockets of Pods get no error.
+    // Datagrams to the VIP itself would reach no endpoint: the agent aborts the UDP sockets of the
+    // host. UDP sockets of Pods get no error.
     let [_, of_host] = &mut udp;
     of_host.iter_mut().for_each(assert_aborted);
 }
