@@ -1,5 +1,5 @@
-//! VLAN devices: clients, Pods and machines of others behind tags. Not every kernel has such
-//! devices, those of the virtual machines have.
+//! VLAN devices: clients, Pods and foreign machines in VLANs. Not every kernel supports such
+//! devices; those of the virtual machines do.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use lb_tests::lab::cluster::{HTTP, SERVICE_FILE, STREAM, UDP, load_balancer_addresses, options, service};
 use lb_tests::lab::{AgentOptions, Cluster, Namespace, SocketLb, Xdp, require_privileges};
 
-/// How long an answer may take: processors may be emulated.
+/// Timeout of an answer: processors may be emulated.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Tags of a frame, the outer one first: protocol and VLAN.
@@ -18,7 +18,7 @@ const UNTAGGED: Tags = &[];
 const ONE: Tags = &[("802.1Q", 20)];
 const TWO: Tags = &[("802.1ad", 30), ("802.1Q", 31)];
 
-/// A network of VLAN devices: the first parts of its addresses, of both families.
+/// A network of VLAN devices, with its address prefixes for both families.
 struct Network {
     tags: Tags,
     ipv4: &'static str,
@@ -26,8 +26,8 @@ struct Network {
 }
 
 impl Network {
-    /// Lines of `ip` that give a device its place in this network: a VLAN device for each tag, and
-    /// addresses for the innermost, which is returned too.
+    /// Returns `ip` commands that add a device to this network: they create a VLAN device for each
+    /// tag, and add addresses to the innermost one. Also returns the name of that one.
     fn join(&self, device: &str, host: u8) -> (Vec<String>, String) {
         let mut lines = Vec::new();
         let mut lower = device.to_owned();
@@ -53,7 +53,7 @@ fn ip(namespace: &Namespace, lines: &[String]) {
     namespace.ip(lines).unwrap();
 }
 
-/// Sends packets to these networks by that host of a network of VLAN devices.
+/// Routes these destinations through a host of a network of VLAN devices.
 fn route(namespace: &Namespace, networks: [String; 2], network: &Network, host: u8) {
     let gateways = network.addresses(host);
     let lines: Vec<String> = networks
@@ -72,13 +72,13 @@ fn agent(xdp: Xdp) -> AgentOptions {
     }
 }
 
-/// The client comes by a VLAN, or the Pod is behind one, or both.
+/// The client, the Pod, or both are in a VLAN.
 #[test]
 fn clients_and_pods() {
     if !require_privileges() {
         return;
     }
-    // XDP leaves all tags to TC alike.
+    // XDP leaves frames with any tag to TC.
     let both: &[Xdp] = &[Xdp::Off, Xdp::Generic];
     for (to_client, to_pod, hooks) in [
         (ONE, UNTAGGED, both),
@@ -94,16 +94,16 @@ fn clients_and_pods() {
             cluster.route_load_balancer(&[0]).unwrap();
             let [node, other, _] = &cluster.nodes;
             let fabric = cluster.lab.fabric();
-            // A veth device leaves the tag beside the frame, where XDP cannot see it (README,
-            // "Limits"): as `ethtool -K DEVICE rxvlan off` does for a network card, this has it in
-            // the frame.
+            // A veth device keeps the tag outside the frame, where XDP cannot see it (README,
+            // "Limits"). This puts the tag into the frame, like `ethtool -K DEVICE rxvlan off` for
+            // a network card.
             for (namespace, device) in [
                 (fabric, node.host().far_device()),
                 (fabric, other.host().far_device()),
                 (node.host().namespace(), "eth0"),
                 (other.host().namespace(), "eth0"),
             ] {
-                // Two tags in a frame would be too long for the devices.
+                // Two tags in a frame would exceed the MTU of the devices.
                 namespace.offload(device, &["tx-vlan-hw-insert", "off"]).unwrap();
             }
             let clients = Network {
@@ -154,7 +154,8 @@ fn clients_and_pods() {
                     let report = cluster.outside.stream(vip, STREAM.port).run().unwrap();
                     assert_eq!(report.bytes, 1 << 20, "{case}");
                 }
-                // The node answers for what is no port of a Service, the way that it came.
+                // The node answers packets to unknown ports through the device on which they
+                // arrived.
                 let report = cluster.outside.http(vip, 9).timeout(PATIENCE).run().unwrap();
                 let is_refused = report.errors.contains_key("connect: ConnectionRefused");
                 assert!(is_refused, "{case}: {report:?}");
@@ -163,8 +164,8 @@ fn clients_and_pods() {
     }
 }
 
-/// A virtual machine behind a bridge in a VLAN has the node's addresses: a network of somebody
-/// else's.
+/// A virtual machine behind a bridge in a VLAN has the node's addresses: the VLAN is a foreign
+/// network.
 #[test]
 fn a_machine_of_equal_address() {
     if !require_privileges() {

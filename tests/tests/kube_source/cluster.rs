@@ -1,4 +1,4 @@
-//! An API server, the agent's source, and what the source says.
+//! An API server, the agent's source, and the changes and log lines of the source.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -22,17 +22,17 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Far more than anything takes, retries included, so that only what never happens runs into it.
-/// Less than the time after which a client reads its token again on its own.
+/// Much longer than any step takes, including retries, so that a timeout means that the step never
+/// happens. Shorter than the interval at which a client reads its token again by itself.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Soon, so that a test need not wait.
+/// Short, so that tests do not wait long.
 const LEISURE: Range<Duration> = Duration::from_millis(10)..Duration::from_millis(20);
 
 pub(super) const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 pub(super) const HEADLESS: &str = "service.kubernetes.io/headless";
 
-/// An API server, the agent's source, and what the source says.
+/// An API server, the agent's source, and the changes and log lines of the source.
 pub(super) struct Cluster {
     pub(super) server: ApiServer,
     pub(super) token_file: PathBuf,
@@ -44,7 +44,7 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// An API server that nobody asked yet.
+    /// An API server without any requests yet.
     pub(super) async fn server() -> (ApiServer, TempDir) {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("token"), "secret").unwrap();
@@ -56,7 +56,7 @@ impl Cluster {
         Self::start_with(config, server, directory)
     }
 
-    /// The same where the way to the server is another one.
+    /// The same with another configuration of the client.
     pub(super) fn start_with(config: Config, server: ApiServer, directory: TempDir) -> Self {
         let log = Log::default();
         let subscriber = tracing_subscriber::fmt()
@@ -77,7 +77,7 @@ impl Cluster {
         }
     }
 
-    /// Starts with Services, and takes the first lists.
+    /// Starts with Services, and receives the first lists.
     pub(super) async fn with_services(names: &[&str]) -> Self {
         let (server, directory) = Self::server().await;
         for name in names {
@@ -107,7 +107,7 @@ impl Cluster {
         show(&change.expect("the source ended"))
     }
 
-    /// The next changes; the order between kinds is open.
+    /// Returns the next changes, sorted: the order between kinds is not defined.
     pub(super) async fn next_sorted(&mut self, n: usize) -> Vec<String> {
         let mut changes = Vec::new();
         for _ in 0..n {
@@ -117,7 +117,8 @@ impl Cluster {
         changes
     }
 
-    /// Changes a Service and sees the change next: nothing else was reported before.
+    /// Changes a Service and asserts that this is the next change: nothing else was reported
+    /// before.
     pub(super) async fn expect_alive(&mut self, name: &str, port: i32) {
         self.server.apply(&service(name, port)).unwrap();
         assert_eq!(self.next().await, format!("apply Service default/{name}:{port}"));
@@ -131,7 +132,7 @@ impl Cluster {
         assert!(found, "no {text:?} in the log:\n{}", self.log.text());
     }
 
-    /// Waits until every kind was watched so often.
+    /// Waits until every kind has been watched this many times.
     pub(super) async fn wait_for_watches(&self, n_watches: usize) {
         self.wait_for_requests(|requests| {
             ["services", "endpointslices", "nodes", "servicecidrs"]

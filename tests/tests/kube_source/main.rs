@@ -54,27 +54,27 @@ async fn first_lists_and_changes() {
 }
 
 #[tokio::test]
-async fn asks_for_no_more_than_it_needs() {
+async fn the_source_requests_only_what_it_needs() {
     let cluster = Cluster::with_services(&["web"]).await;
     cluster.wait_for_watches(1).await;
     for request in cluster.server.requests().borrow().iter() {
         let (path, selector) = request.split_once('?').unwrap();
         let expected = match path {
             "/apis/discovery.k8s.io/v1/endpointslices" => format!("labelSelector=!{HEADLESS}"),
-            // All of them: of other Nodes, and of Services of other proxies, the addresses are
-            // known.
+            // No selector: the agent needs the addresses of other Nodes and of Services of other
+            // proxies.
             "/api/v1/services" | "/api/v1/nodes" | "/apis/networking.k8s.io/v1/servicecidrs" => {
                 assert!(!selector.contains("Selector"), "{request}");
                 continue;
             }
-            other => panic!("{other} needs a right that the agent has not"),
+            other => panic!("{other} needs a permission that the agent does not have"),
         };
         assert!(selector.contains(&expected), "{request}");
     }
 }
 
 #[tokio::test]
-async fn lists_come_in_pages() {
+async fn long_lists_are_read_in_pages() {
     let names: Vec<_> = (1000..2200).map(|number| format!("s{number}")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     let mut cluster = Cluster::with_services(&names).await;
@@ -110,16 +110,16 @@ async fn services_of_other_proxies_stay_known() {
     let mut cluster = Cluster::with_services(&["web"]).await;
     let labelled = labelled_service("web", 80, &[(PROXY_NAME, "other")]);
     cluster.server.apply(&labelled).unwrap();
-    // Never gone in between: its address is not nobody's for a moment.
+    // The Service is not deleted in between: its address stays allocated all the time.
     assert_eq!(cluster.next().await, "apply Service default/web:80");
     cluster.expect_alive("web", 82).await;
 }
 
 #[tokio::test]
-async fn bookmarks_say_where_a_watch_is_resumed() {
+async fn a_watch_resumes_from_the_last_bookmark() {
     let mut cluster = Cluster::with_services(&["web"]).await;
     cluster.wait_for_watches(1).await;
-    // Nothing that the agent sees.
+    // A change of a kind that the agent does not watch.
     cluster
         .server
         .apply(&Pod {

@@ -1,11 +1,11 @@
-//! What goes wrong between the agent and the API server, and how it goes on.
+//! Failures between the agent and the API server, and how the agent recovers from them.
 
 use lb_tests::connect_proxy::ConnectProxy;
 
 use super::cluster::{Cluster, node, service, slice};
 
 #[tokio::test]
-async fn what_vanished_while_versions_expired_is_missing_in_the_new_list() {
+async fn objects_deleted_during_an_outage_are_missing_in_the_new_list() {
     let mut cluster = Cluster::with_services(&["api", "web"]).await;
     cluster.server.stop().await;
     cluster.server.delete(&service("web", 0)).unwrap();
@@ -24,7 +24,7 @@ async fn what_vanished_while_versions_expired_is_missing_in_the_new_list() {
 }
 
 #[tokio::test]
-async fn versions_of_the_future_are_forgotten() {
+async fn a_resource_version_ahead_of_the_server_is_discarded() {
     let mut cluster = Cluster::with_services(&["web"]).await;
     let backup = cluster.server.version();
     cluster.expect_alive("lost", 81).await;
@@ -35,10 +35,10 @@ async fn versions_of_the_future_are_forgotten() {
 }
 
 #[tokio::test]
-async fn connections_cut_within_an_object_are_resumed() {
+async fn a_watch_cut_within_an_object_is_resumed() {
     let mut cluster = Cluster::with_services(&["web"]).await;
     for (n_watches, port) in (1..).zip(81..84) {
-        // Without a watch there is nothing to cut.
+        // The server can only cut a watch that has begun.
         cluster.wait_for_watches(n_watches).await;
         cluster.server.cut_watches();
         cluster.expect_alive("web", port).await;
@@ -68,7 +68,7 @@ async fn an_outage_is_reported_once() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_at_the_start_is_awaited() {
+async fn the_source_waits_for_a_server_that_is_down_at_startup() {
     let (mut server, directory) = Cluster::server().await;
     server.apply(&node("here", "192.0.2.1")).unwrap();
     server.stop().await;
@@ -87,7 +87,7 @@ async fn a_server_that_is_away_at_the_start_is_awaited() {
 }
 
 #[tokio::test]
-async fn slow_answers_are_awaited() {
+async fn the_source_waits_for_slow_responses() {
     let (server, directory) = Cluster::server().await;
     server.hold_answers(true);
     let mut cluster = Cluster::start(server, directory);
@@ -117,7 +117,7 @@ async fn a_token_that_changes_on_disk_is_read_again() {
 }
 
 #[tokio::test]
-async fn what_is_forbidden_is_reported_and_leaves_the_rest() {
+async fn a_forbidden_kind_is_reported_and_the_others_work() {
     let (server, directory) = Cluster::server().await;
     server.apply(&slice("web-1", &[])).unwrap();
     server.set_forbidden("endpointslices", true);
@@ -145,7 +145,7 @@ async fn watches_of_the_future_are_left_when_they_end() {
     let backup = cluster.server.version();
     cluster.expect_alive("lost", 81).await;
     cluster.wait_for_watches(1).await;
-    // The watches stay open, and say nothing.
+    // The watches stay open without any events.
     cluster.server.restore(backup);
     cluster.server.end_watches();
     assert_eq!(cluster.next().await, "replace Service [Service default/web:80]");
@@ -197,7 +197,7 @@ async fn a_token_file_may_come_later_and_end_in_a_line() {
     std::fs::write(&file, "secret\n").unwrap();
     cluster.next_sorted(4).await;
     cluster.wait_for_watches(1).await;
-    // While it is being written.
+    // An empty file, as while a process writes it.
     std::fs::write(&file, "").unwrap();
     cluster.server.end_watches();
     cluster.wait_for_log("using the one before").await;

@@ -1,11 +1,11 @@
-//! ServiceCIDRs, which a server may not have, or not allow to read.
+//! ServiceCIDRs, which a server may not have or may not allow to read.
 
 use super::cluster::{Cluster, service_cidr};
 
 const V1: &str = "networking.k8s.io/v1";
 const BETA: &str = "networking.k8s.io/v1beta1";
 
-/// The first lists, of which only that of ServiceCIDRs is not empty.
+/// Asserts the first lists, of which only that of ServiceCIDRs is not empty.
 async fn expect_lists(cluster: &mut Cluster, cidrs: &str) {
     assert_eq!(
         cluster.next_sorted(4).await,
@@ -19,7 +19,7 @@ async fn expect_lists(cluster: &mut Cluster, cidrs: &str) {
 }
 
 #[tokio::test]
-async fn they_come_and_go() {
+async fn added_and_deleted_service_cidrs_are_reported() {
     let (server, directory) = Cluster::server().await;
     let both = ["10.96.0.0/16", "fd00:10:96::/112"];
     server.apply(&service_cidr(V1, "kubernetes", &both)).unwrap();
@@ -102,7 +102,7 @@ async fn a_right_that_is_missing_is_named_and_what_was_known_stays() {
         cluster.next().await,
         "replace ServiceCIDR [ServiceCIDR kubernetes 10.96.0.0/16]"
     );
-    // The right is taken away again: they are not taken for gone.
+    // The permission is removed again: the source does not report the ServiceCIDRs as deleted.
     cluster.server.set_forbidden("servicecidrs", true);
     cluster.server.end_watches();
     cluster.expect_alive("web", 81).await;

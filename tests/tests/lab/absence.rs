@@ -1,6 +1,6 @@
-//! Backends that are missing from the objects for a while, as when a port is renamed, an endpoint
-//! moves between slices or a Service is made anew: open connections live on, through the sockets,
-//! TC and XDP.
+//! Backends that are absent from the objects for a while, as when a port is renamed, an endpoint
+//! moves between slices or a Service is recreated. Open connections survive, whether sockets, TC or
+//! XDP translate them.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// File of a second slice.
 const SECOND_FILE: &str = "slices-2.yaml";
 
-/// Longer than any of these tests is slow.
+/// Longer than the slowest of these tests.
 const LONG: &str = "--removed-backend-grace=600";
 
 /// The Service's ports with other names.
@@ -43,19 +43,19 @@ const RENAMED: [ServicePort; 4] = {
     ]
 };
 
-/// A connection, and the Pod that it has.
+/// A connection and the Pod that serves it.
 struct Open {
     talk: Talk,
     pod: String,
     end: End,
 }
 
-/// What becomes of a connection whose Pod is gone.
+/// What happens to a connection whose Pod is removed.
 #[derive(Clone, Copy)]
 enum End {
-    /// The client is told at once: it was translated when the socket was connected.
+    /// The agent closes the socket immediately: the connection was translated at `connect`.
     Aborted,
-    /// The client is told when it sends.
+    /// The next packet of the client is answered with RST.
     Reset,
     /// Another Pod answers.
     GoesOn,
@@ -69,7 +69,8 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// A Pod on the first node and one on the second, by slices; and connections to both.
+    /// Starts a Pod on the first node and one on the second, with slices as their endpoints, and
+    /// connects to both.
     fn new(title: &str, socket_lb: SocketLb, xdp: Option<Xdp>, grace: &str) -> Self {
         let cluster = Cluster::new(title, &[0, 1]).unwrap();
         cluster
@@ -93,7 +94,8 @@ impl Fixture {
         [near, far]
     }
 
-    /// By ClusterIP from inside and by NodePort from outside, TCP and UDP, in both families.
+    /// Connects to the ClusterIPs from inside and to NodePorts from outside, by TCP and UDP, in
+    /// both families.
     fn connect(&mut self) {
         let [node4, node6] = self.cluster.nodes[0].host().addresses().both();
         let host = (self.socket_lb != SocketLb::Off).then(|| self.cluster.nodes[0].host());
@@ -134,7 +136,7 @@ impl Fixture {
         }
     }
 
-    /// Rows, generations and states of all backends that are not gone.
+    /// Rows, generations and states of all backends, without those in state `Gone`.
     fn rows(&self) -> BTreeSet<(u32, Backend)> {
         let image = self.cluster.nodes[0].map_image().unwrap();
         let rows = image.backends4.into_iter().chain(image.backends6);
@@ -149,8 +151,9 @@ impl Fixture {
             .unwrap();
     }
 
-    /// The objects change, by which these states come, and change again, and it is as if nothing
-    /// had happened.
+    /// Applies `change`, after which the backends get these states, then applies `back`. Open
+    /// connections survive, and the rows are the same afterwards. `new` checks new connections in
+    /// between.
     fn passes(
         &mut self,
         states: [BackendState; 2],
@@ -191,7 +194,7 @@ impl Fixture {
         ]
     }
 
-    fn assert_new_are_refused(&self) {
+    fn assert_new_connections_are_refused(&self) {
         for (from, addresses, port) in self.clients() {
             for address in addresses {
                 let report = from.http(address, port).count(2).run().unwrap();
@@ -214,18 +217,18 @@ impl Fixture {
     }
 
     fn a_port_is_renamed(&mut self) {
-        // The Service first, then the slice; and the other way round.
+        // The Service changes first, then the slice; then in the opposite order.
         let none = [BackendState::Absent; 2];
         self.passes(
             none,
             |fixture| fixture.apply_service(&RENAMED),
-            Self::assert_new_are_refused,
+            Self::assert_new_connections_are_refused,
             |fixture| fixture.apply_slice(SLICES_FILE, &RENAMED, &fixture.servers()),
         );
         self.passes(
             none,
             |fixture| fixture.apply_slice(SLICES_FILE, &PORTS, &fixture.servers()),
-            Self::assert_new_are_refused,
+            Self::assert_new_connections_are_refused,
             |fixture| fixture.apply_service(&PORTS),
         );
     }
@@ -249,14 +252,14 @@ impl Fixture {
         }
     }
 
-    fn the_service_is_made_anew(&mut self) {
+    fn the_service_is_recreated(&mut self) {
         self.passes(
             [BackendState::Absent; 2],
             |fixture| fixture.cluster.lab.remove(SERVICE_FILE).unwrap(),
             |_| {},
             |fixture| fixture.apply_service(&PORTS),
         );
-        // Its slices too, as when its namespace is restored.
+        // The same with its slices, as when a namespace is restored.
         self.passes(
             [BackendState::Absent; 2],
             |fixture| {
@@ -271,7 +274,7 @@ impl Fixture {
         );
     }
 
-    fn the_agents_are_made_anew(mut self) {
+    fn the_agents_are_restarted(mut self) {
         let [_, far] = self.servers();
         self.apply_slice(SLICES_FILE, &PORTS, &[far]);
         self.wait_for([BackendState::Absent, BackendState::Active]);
@@ -292,8 +295,8 @@ fn absence(title: &str, socket_lb: SocketLb, xdp: Option<Xdp>) {
     let mut fixture = Fixture::new(title, socket_lb, xdp, LONG);
     fixture.a_port_is_renamed();
     fixture.endpoints_move_between_slices();
-    fixture.the_service_is_made_anew();
-    fixture.the_agents_are_made_anew();
+    fixture.the_service_is_recreated();
+    fixture.the_agents_are_restarted();
 }
 
 #[test]
@@ -311,7 +314,8 @@ fn through_the_sockets_of_the_host_and_generic_xdp() {
     absence("absence-generic", SocketLb::Host, Some(Xdp::Generic));
 }
 
-/// TCP connections are reset or, at sockets, aborted; datagrams go elsewhere.
+/// Asserts that the connections to the Pod `gone` have ended: TCP is reset or, if translated at
+/// sockets, aborted; datagrams reach another Pod. All other connections are still open.
 #[track_caller]
 fn assert_ended(talks: Vec<Open>, gone: &str) {
     for Open { mut talk, pod, end } in talks {
@@ -326,7 +330,7 @@ fn assert_ended(talks: Vec<Open>, gone: &str) {
                 "ConnectionReset"
             }
             End::GoesOn => {
-                wait_for("an answer of another Pod", PATIENCE, || {
+                wait_for("an answer from another Pod", PATIENCE, || {
                     let servers = talk.servers().unwrap();
                     servers.iter().any(|name| name != gone).then_some(())
                 })
@@ -355,7 +359,7 @@ fn what_stays_away_ends() {
     }
 }
 
-/// A Pod that was terminating, and one whose object is gone.
+/// One Pod was terminating, and the object of the other one is deleted.
 #[test]
 fn what_is_known_to_be_gone_ends_at_once() {
     if !require_privileges() {
@@ -377,7 +381,7 @@ fn what_is_known_to_be_gone_ends_at_once() {
         let (of_near, of_far): (Vec<_>, Vec<_>) = talks.into_iter().partition(|open| open.pod == near_pod);
         assert_ended(of_near, &near_pod);
 
-        // Now the Pods' objects say who there is.
+        // Without slices, the Pods' objects are the endpoints.
         fixture.talks = of_far;
         fixture.cluster.lab.remove(SLICES_FILE).unwrap();
         fixture.wait_for([BackendState::Active; 2]);

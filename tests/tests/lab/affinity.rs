@@ -1,4 +1,4 @@
-//! Session affinity by the client's address: from outside through every node, from Pods through TC
+//! Session affinity by client address: from outside through every node, and from Pods through TC
 //! and the sockets.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
@@ -9,15 +9,15 @@ use std::time::Duration;
 use lb_tests::lab::cluster::{HTTP, SERVICE_FILE, Server, UDP, load_balancer_addresses, service, vips};
 use lb_tests::lab::{Agents, Cluster, Machine, SocketLb, Xdp, require_privileges};
 
-/// Addresses of the client outside: each Pod is some client's.
+/// Addresses of the client outside. With this many, each Pod is chosen by some of them.
 const CLIENTS: u8 = 20;
-/// Connections of each client.
+/// Connections per client address.
 const CONNECTIONS: u32 = 2;
 
-/// Which Pod a client has.
+/// The chosen Pod of each client.
 type Choices = BTreeMap<IpAddr, String>;
 
-/// One Pod of the Service on each node, agents on all of them.
+/// One Pod of the Service on each node, and an agent on each node.
 struct Fixture {
     agents: Agents,
     cluster: Cluster,
@@ -49,8 +49,8 @@ impl Fixture {
         Self { agents, cluster }
     }
 
-    /// Where clients find the Service, by one IP version: ClusterIP, load balancer, NodePort of the
-    /// first node; with the ports for HTTP and UDP.
+    /// The addresses of the Service in one IP version: ClusterIP, load balancer address and
+    /// NodePort address of the first node, with the ports for HTTP and UDP.
     fn ways(&self, version: usize) -> [(IpAddr, u16, u16); 3] {
         let node = self.cluster.nodes[0].host().addresses().both()[version];
         let (http, udp) = (HTTP.node_port.unwrap(), UDP.node_port.unwrap());
@@ -62,7 +62,8 @@ impl Fixture {
     }
 }
 
-/// The Pod of each client, by HTTP and by UDP: the same for all its connections.
+/// Returns the Pod of each client, for HTTP and for UDP. Asserts that all connections of a client
+/// have the same Pod.
 fn choices(from: &Machine, clients: &[IpAddr], to: IpAddr, http: u16, udp: u16) -> [Choices; 2] {
     let count = u32::try_from(clients.len()).unwrap() * CONNECTIONS;
     let http = from.http(to, http).count(count).concurrency(4);
@@ -74,7 +75,7 @@ fn choices(from: &Machine, clients: &[IpAddr], to: IpAddr, http: u16, udp: u16) 
     [http.servers, udp.servers].map(|servers| by_client(&servers))
 }
 
-/// Insists that all connections of a client have the same Pod.
+/// Asserts that all connections of a client have the same Pod.
 fn by_client(servers: &BTreeMap<SocketAddr, String>) -> Choices {
     let mut choices = Choices::new();
     for (client, server) in servers {
@@ -98,7 +99,7 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
     for version in 0..2 {
         let clients: Vec<IpAddr> = clients.iter().map(|client| client.both()[version]).collect();
         let [_, (vip, http, udp), (node, node_http, node_udp)] = fixture.ways(version);
-        // Other nodes first: what they remember is not known to each other.
+        // Another node first: the nodes do not share their affinity rows.
         fixture.cluster.route_load_balancer(&[1]).unwrap();
         let first = choices(&outside, &clients, vip, http, udp);
         for choices in &first {
@@ -128,14 +129,14 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
                 );
             }
         }
-        // Those who had to move stay where they are.
+        // Clients that had to move stay with their new Pod.
         fixture.cluster.set_ready(gone, true).unwrap();
         fixture.wait_for_active(&fixture.cluster.servers.iter().collect::<Vec<_>>());
         assert_eq!(choices(&outside, &clients, vip, http, udp), second);
         assert_eq!(
             choices(&outside, &clients, node, node_http, node_udp),
             second,
-            "the NodePort shares it"
+            "the NodePort shares the affinity"
         );
         fixture = fixture.restart_agents();
         assert_eq!(
@@ -161,7 +162,7 @@ fn from_outside_through_native_xdp() {
     from_outside("affinity-native", Some(Xdp::Native));
 }
 
-/// The only Pod that answers.
+/// Returns the only Pod that answered.
 #[track_caller]
 fn only<'a>(answers: &'a BTreeMap<String, u64>, what: &str) -> &'a str {
     let names: Vec<&str> = answers.keys().map(String::as_str).collect();
@@ -171,8 +172,8 @@ fn only<'a>(answers: &'a BTreeMap<String, u64>, what: &str) -> &'a str {
     name
 }
 
-/// The Pods that a client inside has: by both IP versions, by HTTP and by UDP; the same by every
-/// way.
+/// The Pods of a client inside, for each IP version, for HTTP and UDP. Asserts that all addresses
+/// of the Service lead to the same ones.
 fn choices_inside(fixture: &Fixture, from: &Machine) -> Vec<String> {
     let mut choices = Vec::new();
     for version in 0..2 {
@@ -197,7 +198,8 @@ fn udp_port(fixture: &Fixture, to: IpAddr) -> u16 {
     if is_node { UDP.node_port.unwrap() } else { UDP.port }
 }
 
-/// Clients on the first node keep their Pods, also when the agent restarts, and each has its own.
+/// Asserts that clients on the first node keep their Pods, also when the agent restarts, and that
+/// not all clients have the same Pods.
 fn from_inside(title: &str, socket_lb: SocketLb) {
     if !require_privileges() {
         return;
@@ -245,17 +247,19 @@ fn from_pods_and_processes_of_the_node_through_the_sockets() {
     from_inside("affinity-sockets", SocketLb::All);
 }
 
-/// How long an affinity lasts without a connection.
+/// Affinity timeout in seconds.
 const SECONDS: i32 = 3;
-/// Connections that renew it in time: longer all together.
+/// Number and interval of connections that renew the affinity in time. Together they take longer
+/// than the timeout.
 const OFTEN: (u32, Duration) = (14, Duration::from_millis(300));
-/// Longer than it lasts.
+/// An interval longer than the timeout.
 const SELDOM: Duration = Duration::from_millis(3300);
 
-/// As often as a client may draw the same of two Pods before something is wrong.
+/// A client that draws one of two Pods this often gets each of them at least once, unless something
+/// is wrong.
 const DRAWS: usize = 30;
 
-/// Each connection renews it. When it has ended, chance decides.
+/// Each connection renews the affinity. After it has expired, the Pod is chosen at random.
 #[test]
 fn it_ends_some_time_after_the_last_connection() {
     if !require_privileges() {
@@ -286,7 +290,7 @@ fn it_ends_some_time_after_the_last_connection() {
     }
 }
 
-/// The same at the sockets: a new choice is a matter of chance there.
+/// The same at the sockets, which always choose at random.
 #[test]
 fn it_ends_some_time_after_the_last_socket() {
     if !require_privileges() {
@@ -318,7 +322,7 @@ fn it_ends_some_time_after_the_last_socket() {
         .flatten()
         .map(|client| client.finish().unwrap().answers)
         .collect();
-    // Twelve new choices among three Pods: none differs from that before once in half a million
-    // times.
+    // Twelve random choices among three Pods: the probability that none differs from the one before
+    // it is one in half a million.
     assert!(pods.iter().any(|pods| pods.len() > 1), "{pods:?}");
 }

@@ -1,5 +1,5 @@
-//! The life of the agent: it dies, is replaced, follows devices, cleans up, lacks privileges, has
-//! neighbours.
+//! The life cycle of the agent: it is killed and replaced, follows devices, cleans up, and runs
+//! next to agents of other nodes.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use lb_tests::lab::{
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// HTTP, UDP and a stream to every VIP; all are answered.
+/// Asserts that HTTP, UDP and a stream to every VIP are answered.
 #[track_caller]
 fn assert_works(from: &Machine) {
     for vip in vips() {
@@ -85,7 +85,7 @@ fn traffic_goes_on_without_the_agent() {
         assert_lives(&mut talks);
         assert_works(&cluster.client);
 
-        // Nothing changed meanwhile: the next agent writes nothing.
+        // Nothing changed in the meantime: the next agent writes nothing.
         let agent = cluster.start_agent(socket_lb, &[]).unwrap();
         assert_eq!(cluster.nodes[0].map_image().unwrap(), before);
         assert_eq!(links(&cluster.nodes[0]), links_before);
@@ -97,7 +97,8 @@ fn traffic_goes_on_without_the_agent() {
         assert_lives(&mut talks);
         assert_works(&cluster.client);
 
-        // What changes while it is away takes effect when it is back; the connections stay.
+        // A change without a running agent takes effect when the agent is back; connections stay
+        // open.
         let [first, second] = &cluster.servers[..] else {
             panic!("two servers");
         };
@@ -140,14 +141,14 @@ fn no_request_fails_while_the_agent_is_replaced() {
     }
 }
 
-/// How often the agent is replaced while answers come.
+/// How often the agent is replaced while answers arrive.
 const REPLACEMENTS: u64 = 20;
-/// Names a number: how many answers come while the agent is replaced, at least. A million takes
-/// some minutes.
+/// Environment variable with the minimum number of answers that arrive while the agent is replaced.
+/// A million takes some minutes.
 const ANSWERS_VARIABLE: &str = "LB_TESTS_ANSWERS";
-/// How many they are elsewhere.
+/// The number if the variable is not set.
 const ANSWERS: u64 = 40_000;
-/// How long a share of them may take.
+/// Timeout for the answers of one replacement.
 const PATIENCE_FOR_ANSWERS: Duration = Duration::from_secs(120);
 
 fn wanted_answers() -> u64 {
@@ -157,9 +158,9 @@ fn wanted_answers() -> u64 {
     }
 }
 
-/// While programs follow each other, an answer may meet the old one and the new one.
+/// While programs are replaced, an answer may pass an old program and a new one.
 #[test]
-fn no_answer_names_the_pod_while_the_agent_is_replaced() {
+fn answers_come_from_the_vip_while_the_agent_is_replaced() {
     if !require_privileges() {
         return;
     }
@@ -200,7 +201,7 @@ fn no_answer_names_the_pod_while_the_agent_is_replaced() {
     assert!(answers >= wanted, "{answers} of {wanted}");
 }
 
-/// The same at the sockets of Pods and of the node.
+/// The same with sockets of Pods and of the node.
 #[test]
 fn no_connect_fails_while_the_agent_is_replaced() {
     if !require_privileges() {
@@ -216,7 +217,7 @@ fn no_connect_fails_while_the_agent_is_replaced() {
 }
 
 #[test]
-fn devices_come_and_go() {
+fn programs_follow_added_and_deleted_pod_devices() {
     if !require_privileges() {
         return;
     }
@@ -228,7 +229,7 @@ fn devices_come_and_go() {
     host.ip(&[
         "tuntap add tap0 mode tap",
         "link add bridge0 type bridge",
-        // Both ends are in the node's namespace: not a Pod's.
+        // Both ends are in the node's namespace: the device is not a Pod's.
         "link add inner0 type veth peer name inner1",
         "link set inner0 master bridge0 up",
         "link set tap0 up",
@@ -245,7 +246,7 @@ fn devices_come_and_go() {
             .filter(|name| name.starts_with(&prefix))
             .count()
     };
-    wait_for("programs at the new device", PATIENCE, || {
+    wait_for("programs on the new device", PATIENCE, || {
         (own() == 2).then_some(())
     })
     .unwrap();
@@ -256,13 +257,13 @@ fn devices_come_and_go() {
     }
 
     host.ip(&[format!("link delete {}", late.far_device())]).unwrap();
-    wait_for("that its links are gone", PATIENCE, || (own() == 0).then_some(())).unwrap();
+    wait_for("its links to be removed", PATIENCE, || (own() == 0).then_some(())).unwrap();
     assert_eq!(links(node), before);
     assert_works(&cluster.client);
 }
 
 #[test]
-fn clsact_filters() {
+fn clsact_filters_serve_traffic_and_outlive_the_agent() {
     if !require_privileges() {
         return;
     }
@@ -281,9 +282,9 @@ fn clsact_filters() {
     assert_lives(&mut talks);
     assert_works(&cluster.client);
 
-    // A new Pod is served too, and one that goes leaves nothing in the way.
+    // A new Pod is served too. After the agent is killed, the filters continue to work.
     let late = cluster.nodes[0].pod("late").unwrap();
-    wait_for("filters at the new device", PATIENCE, || {
+    wait_for("filters on the new device", PATIENCE, || {
         (attached(&cluster, late.far_device()) == Attached::CLSACT).then_some(())
     })
     .unwrap();
@@ -292,9 +293,10 @@ fn clsact_filters() {
     assert_works(&late);
 }
 
-/// An update may change how programs are attached: what was attached the other way goes.
+/// An upgrade may change how programs are attached. The new agent detaches what was attached in the
+/// old mode.
 #[test]
-fn attaching_in_another_way_replaces_the_old_one() {
+fn another_attach_mode_replaces_the_old_programs() {
     if !require_privileges() {
         return;
     }
@@ -309,7 +311,7 @@ fn attaching_in_another_way_replaces_the_old_one() {
         };
         cluster.nodes[0].start_agent(&options).unwrap()
     };
-    // Only the first start is without service.
+    // Only the first start has a gap without service.
     let agent = start("--tc=auto", Xdp::Generic);
     drop(clients);
     let clients = load(&cluster.client);
@@ -336,7 +338,7 @@ fn attaching_in_another_way_replaces_the_old_one() {
 }
 
 #[test]
-fn cleanup_leaves_nothing() {
+fn cleanup_removes_pins_and_programs() {
     if !require_privileges() {
         return;
     }
@@ -362,7 +364,7 @@ fn cleanup_leaves_nothing() {
             let report = cluster.client.http(vip, HTTP.port).run().unwrap();
             assert_eq!(report.answered(), 0, "{tc}: {report:?}");
         }
-        // Once more: there is nothing to clean up, which is no error.
+        // A second cleanup finds nothing, which is not an error.
         node.agent_command("cleanup", &[]).unwrap();
         let _agent = cluster.start_agent(SocketLb::All, &[tc]).unwrap();
         assert_works(&cluster.client);
@@ -370,7 +372,7 @@ fn cleanup_leaves_nothing() {
 }
 
 #[test]
-fn agents_of_two_nodes_do_not_disturb_each_other() {
+fn agents_of_two_nodes_do_not_affect_each_other() {
     if !require_privileges() {
         return;
     }
@@ -389,7 +391,7 @@ fn agents_of_two_nodes_do_not_disturb_each_other() {
                 assert_eq!(report.answers.len(), 2, "{report:?}");
             }
         }
-        // The NodePort of another node is that node's business.
+        // The NodePort of another node is served by that node's agent.
         for address in second.host().addresses().both() {
             let port = HTTP.node_port.unwrap();
             let report = cluster.client.http(address, port).count(10).run().unwrap();

@@ -1,4 +1,4 @@
-//! The pieces of the benchmarks: that they do what they measure. How fast is not a test's business.
+//! The parts of the benchmarks measure what they claim to measure. Tests do not judge the speed.
 
 use std::net::SocketAddr;
 
@@ -22,7 +22,7 @@ fn assert_is_plausible(sample: &Sample, order: &Order) {
         0 < sample.p50 && sample.p50 <= sample.p99 && sample.p99 <= sample.elapsed,
         "{order:?}: {sample:?}"
     );
-    // The server's is part of it.
+    // The CPU time of the lab includes that of the server.
     assert!(
         0 < sample.client_cpu && sample.client_cpu < sample.lab_cpu,
         "{order:?}: {sample:?}"
@@ -30,7 +30,7 @@ fn assert_is_plausible(sample: &Sample, order: &Order) {
 }
 
 #[test]
-fn the_load_generator_asks_bare_pods() {
+fn the_load_generator_measures_pods_without_a_service() {
     if !require_privileges() {
         return;
     }
@@ -59,7 +59,7 @@ fn the_load_generator_asks_bare_pods() {
 }
 
 #[test]
-fn the_load_generator_says_what_failed() {
+fn the_load_generator_reports_connection_errors() {
     if !require_privileges() {
         return;
     }

@@ -1,5 +1,4 @@
-//! TCP segments of more than 64 KiB ("BIG TCP"), of which the IP header cannot say how long they
-//! are.
+//! TCP segments of more than 64 KiB ("BIG TCP"), whose length does not fit into the IP header.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::IpAddr;
@@ -10,13 +9,13 @@ use lb_tests::lab::cluster::{STREAM, options, vips};
 use lb_tests::lab::{AgentOptions, Cluster, Machine, SocketLb, Wire, Xdp, require_privileges};
 
 const MEBIBYTES: u32 = 50;
-/// A hundred times what it takes. With large segments lost, it is retransmissions that the stream
-/// consists of.
+/// A hundred times the usual duration. If large segments are lost, the stream consists of
+/// retransmissions.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
-/// More than the length field of an IP header can say.
+/// More than the length field of an IP header can hold.
 const LARGE: usize = 65_535 + 14;
 
-/// A Pod of the Service on the node `server`. All devices take large segments.
+/// Starts a Pod of the Service on the node `server`. All devices accept large segments.
 fn cluster(server: usize) -> Option<Cluster> {
     if !require_privileges() || !kernel::needs("6.3", "TCP segments of more than 64 KiB over IPv4") {
         return None;
@@ -27,17 +26,17 @@ fn cluster(server: usize) -> Option<Cluster> {
     Some(cluster)
 }
 
-/// Leaves room for 8 bytes in each packet on the way: where the kernel forwards a large segment of
-/// IPv6, it takes the hop-by-hop header that it has put into it for a part of each
-/// (`skb_gso_network_seglen`, net/core/gso.c, Linux 6.18), and even without a Service a stream
-/// becomes slow.
+/// Leaves 8 bytes free in each packet. The kernel inserts a hop-by-hop header into a large IPv6
+/// segment; when it forwards the segment, it counts that header as a part of each packet
+/// (`skb_gso_network_seglen`, net/core/gso.c, Linux 6.18). Without the free bytes even a stream
+/// without a Service becomes slow.
 fn leave_room(cluster: &Cluster) {
     for machine in [&cluster.client, &cluster.outside, &cluster.servers[0].pod] {
         machine.namespace().ip(&["link set eth0 mtu 1492"]).unwrap();
     }
 }
 
-/// Sends a stream to the Pod and back, in large segments both ways.
+/// Sends a stream to the Pod and back. Asserts that both directions use large segments.
 #[track_caller]
 fn stream(cluster: &Cluster, from: &Machine, to: IpAddr, port: u16) {
     let pod = &cluster.servers[0].pod;
@@ -53,20 +52,20 @@ fn stream(cluster: &Cluster, from: &Machine, to: IpAddr, port: u16) {
 }
 
 #[test]
-fn from_a_pod() {
+fn pods_reach_services_with_large_segments() {
     let Some(cluster) = cluster(0) else { return };
     leave_room(&cluster);
     let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
     let pod = cluster.servers[0].pod.addresses().both();
     for (vip, pod) in vips().into_iter().zip(pod) {
-        // As without a Service.
+        // Without a Service, for comparison.
         stream(&cluster, &cluster.client, pod, STREAM.target_port);
         stream(&cluster, &cluster.client, vip, STREAM.port);
     }
 }
 
 #[test]
-fn past_the_stack_of_the_node() {
+fn local_redirect_keeps_large_segments() {
     let Some(cluster) = cluster(0) else { return };
     let _agent = cluster.start_agent(SocketLb::Off, &["--local-redirect"]).unwrap();
     for vip in vips() {
@@ -74,7 +73,7 @@ fn past_the_stack_of_the_node() {
     }
 }
 
-/// To a Pod of the node that is asked, and to one of another, where the packets are sent on without
+/// To a Pod of the addressed node, and to one of another node: TC forwards those packets without
 /// the node's stack.
 #[test]
 fn from_outside() {

@@ -1,4 +1,4 @@
-//! Pods and Services come and go while clients are at work.
+//! Pods and Services change while clients send requests.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::IpAddr;
@@ -14,14 +14,14 @@ use lb_tests::lab::{
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One connection to each of the Pods.
+/// Opens one connection to each of the Pods.
 fn connect_to_all(cluster: &Cluster, vip: IpAddr) -> Vec<Talk> {
     let connect = |server: &Server| cluster.client.connect_to(&server.pod, vip, ECHO.port).unwrap();
     cluster.servers.iter().map(connect).collect()
 }
 
 #[test]
-fn connections_to_a_removed_pod_are_reset_and_no_others() {
+fn only_connections_to_a_removed_pod_are_reset() {
     if !require_privileges() {
         return;
     }
@@ -38,7 +38,7 @@ fn connections_to_a_removed_pod_are_reset_and_no_others() {
         talks[0].expect_reset().unwrap();
         assert_eq!(talks[1].server().unwrap(), stays.pod.name());
     }
-    // The same addresses again are other backends: a connection of before would not be theirs.
+    // The same addresses are new backends now: an old connection does not belong to them.
     cluster.set_ready(gone, true).unwrap();
     cluster.wait_for_active(&[gone, stays]).unwrap();
     for talks in &mut talks {
@@ -53,7 +53,7 @@ fn connections_to_a_removed_pod_are_reset_and_no_others() {
 }
 
 #[test]
-fn a_pod_that_is_not_ready_keeps_its_connections_and_gets_no_others() {
+fn an_unready_pod_keeps_its_connections_and_gets_no_new_ones() {
     if !require_privileges() {
         return;
     }
@@ -114,7 +114,7 @@ fn datagrams_of_a_socket_go_elsewhere_when_their_pod_is_removed() {
                 .find(|server| server.pod.name() != gone.pod.name())
                 .unwrap();
             cluster.remove_manifest(gone).unwrap();
-            // The client sends the second one when it has the answer to the first.
+            // The client sends its second datagram when it has the answer to the first.
             wait_for("datagrams elsewhere", PATIENCE, || {
                 (stays.pod.received_datagrams().unwrap() > 1).then_some(())
             })
@@ -129,7 +129,7 @@ fn datagrams_of_a_socket_go_elsewhere_when_their_pod_is_removed() {
 }
 
 #[test]
-fn the_last_pod_goes() {
+fn without_pods_connections_are_reset_and_datagrams_refused() {
     if !require_privileges() {
         return;
     }
@@ -158,7 +158,7 @@ fn the_last_pod_goes() {
     }
 }
 
-/// Pods are replaced one by one, as a Deployment does it, and no request fails.
+/// Pods are replaced one by one, as by a Deployment, and no request fails.
 #[test]
 fn pods_are_replaced_under_load() {
     if !require_privileges() {
@@ -191,7 +191,7 @@ fn pods_are_replaced_under_load() {
                 .chain([(&old, BackendState::Draining)])
                 .collect();
             cluster.wait_for_states(&states).unwrap();
-            // Those that found it just before are still to be answered.
+            // Connections that reached the old Pod just before must still be answered.
             wait_for("no connections to the old Pod", PATIENCE, || {
                 let states = [TcpState::Established, TcpState::SynReceived];
                 (old.pod.tcp_sockets(&states).unwrap() == 0).then_some(())

@@ -1,4 +1,4 @@
-//! What tests of Services start from, with agents on all nodes and manifests of all kinds.
+//! The starting point of Service tests: agents on all nodes, and manifests of all kinds.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use lb_tests::lab::cluster::{
 use lb_tests::lab::{Cluster, SocketLb, require_privileges};
 
 #[test]
-fn all_nodes_have_agents() {
+fn agents_on_all_nodes_reach_all_pods() {
     if !require_privileges() {
         return;
     }
@@ -32,7 +32,7 @@ fn all_nodes_have_agents() {
             assert_eq!((report.answered(), report.answers.len()), (40, 3), "{report:?}");
         }
     }
-    // Each node leads to a Pod of its own at least.
+    // Each node reaches at least its own Pod.
     cluster.route_load_balancer(&[0, 1, 2]).unwrap();
     for address in load_balancer_addresses() {
         let report = cluster.outside.http(address, HTTP.port).count(60).run().unwrap();

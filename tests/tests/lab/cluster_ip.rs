@@ -1,4 +1,4 @@
-//! ClusterIPs with real sockets: through TC and through the sockets, from Pods and from processes
+//! ClusterIPs with real sockets, translated by TC or at the sockets, from Pods and from processes
 //! of the node.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
@@ -11,14 +11,14 @@ use lb_tests::lab::cluster::{ECHO, HTTP, SERVICE_FILE, STREAM, UDP, UNKNOWN_PORT
 use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{Capture, CaptureReport, Cluster, Machine, Outcome, SocketLb, require_privileges};
 
-/// Captures wherever the traffic of a cluster passes.
+/// Captures at all machines that the traffic of a cluster passes.
 struct Captures {
     client: Capture,
     host: Capture,
     servers: Vec<Capture>,
 }
 
-/// What they saw; every checksum was right.
+/// The results of the captures. Every checksum was correct.
 struct Captured {
     client: CaptureReport,
     host: CaptureReport,
@@ -48,7 +48,7 @@ impl Captures {
     }
 }
 
-/// The devices at which an address was seen.
+/// The devices on which an address was seen.
 fn devices_with(report: &CaptureReport, address: IpAddr) -> BTreeSet<&str> {
     report
         .with_address(address)
@@ -61,7 +61,8 @@ fn own_address(machine: &Machine, like: IpAddr) -> IpAddr {
     if like.is_ipv4() { ipv4 } else { ipv6 }
 }
 
-/// Uses every port of the Service from here in every way, and finds all of its Pods.
+/// Uses every port of the Service from this machine by HTTP, UDP and TCP. Asserts that all Pods
+/// answer.
 #[track_caller]
 fn use_service(cluster: &Cluster, from: &Machine) {
     let all: BTreeSet<_> = cluster
@@ -106,8 +107,8 @@ fn use_udp(from: &Machine, vip: IpAddr, all: &BTreeSet<String>) {
             "{vip}"
         );
 
-        // What one socket sends belongs together. The size makes every other one span several
-        // segments.
+        // All datagrams of one socket reach the same Pod. With the larger size, every other
+        // datagram spans several segments.
         for size in [16, 1400] {
             let report = client().count(12).size(size).run().unwrap();
             assert_eq!(report.answered(), 12, "{vip}: {report:?}");
@@ -128,8 +129,8 @@ fn a_pod_through_tc() {
     let captured = captures.finish();
     for vip in vips() {
         assert_eq!(devices_with(&captured.client, vip), BTreeSet::from(["eth0"]));
-        // The stack of the node sees real addresses only: the VIP is at the client's device and
-        // nowhere else.
+        // The stack of the node sees real addresses only: the VIP appears on the client's device
+        // and nowhere else.
         assert_eq!(
             devices_with(&captured.host, vip),
             BTreeSet::from([cluster.client.far_device()])
@@ -140,7 +141,7 @@ fn a_pod_through_tc() {
     }
 }
 
-/// How many packets between two machines a node's stack has sent on.
+/// The number of packets between two machines that a node's stack has forwarded.
 fn sent_on(host: &CaptureReport, one: &Machine, other: &Machine, like: IpAddr) -> u64 {
     let ends = [one, other].map(|machine| own_address(machine, like));
     host.with_address(ends[0])
@@ -161,7 +162,8 @@ fn a_pod_past_the_stack_of_its_node() {
     }
     let cluster = Cluster::new("past-the-stack", &[0, 0, 1]).unwrap();
     let _agent = cluster.start_agent(SocketLb::Off, &["--local-redirect"]).unwrap();
-    // The node learns the Pods' link-layer addresses; before, its stack takes the packets.
+    // The node must learn the Pods' link-layer addresses first: until then its stack forwards the
+    // packets.
     for server in &cluster.servers {
         for address in server.pod.addresses().both() {
             let report = cluster.client.http(address, HTTP.target_port).run().unwrap();
@@ -210,14 +212,14 @@ fn connections_stay_when_the_way_past_the_stack_comes_and_goes() {
         }
         let report = host.finish().unwrap();
         for vip in vips() {
-            // Those that began before go past the stack too.
+            // Connections that were opened before bypass the stack too.
             let sent_on = sent_on(&report, &cluster.client, server, vip);
             assert_eq!(sent_on == 0, !arguments.is_empty(), "{vip}: {sent_on}");
         }
     }
 }
 
-/// But for the datagrams of Pods.
+/// Pods use TCP only: their datagrams are not translated at the sockets.
 #[test]
 fn everybody_through_the_sockets() {
     if !require_privileges() {
@@ -230,7 +232,7 @@ fn everybody_through_the_sockets() {
         let report = cluster.client.http(vip, HTTP.port).count(20).run().unwrap();
         assert_eq!(report.answered(), 20, "{vip}: {report:?}");
     }
-    // Datagrams are those of a Pod where the programs cannot tell.
+    // Without the cookie, the programs treat datagrams of the node's processes as a Pod's.
     if needs(
         "5.14",
         "SO_NETNS_COOKIE: the lab's nodes are not the initial namespace",
@@ -271,7 +273,7 @@ fn processes_of_the_node_through_the_sockets_and_pods_through_tc() {
 
 /// With the default sizes of the maps and the agent's default for everything else.
 #[test]
-fn an_agent_without_options() {
+fn an_agent_without_options_serves_cluster_ips() {
     if !require_privileges() {
         return;
     }
@@ -311,7 +313,7 @@ fn a_pod_reaches_itself() {
     }
 }
 
-/// Tries TCP and UDP; both are refused at once.
+/// Asserts that TCP and UDP are both refused immediately.
 #[track_caller]
 fn assert_refused(from: &Machine, to: IpAddr, port: u16, udp_port: u16) {
     from.expect_tcp((to, port).into(), &Outcome::Refused).unwrap();
@@ -330,8 +332,8 @@ fn nobody_there() {
         let mut cluster = Cluster::new("nobody", &[]).unwrap();
         let _agent = cluster.start_agent(socket_lb, &[]).unwrap();
         let host = cluster.nodes[0].host();
-        // The second time the kernel finishes the checksums of the answers, as it does for devices
-        // that cannot.
+        // The second time, the kernel computes the checksums of the answers, as for devices without
+        // checksum offload.
         for transmit_checksums in ["on", "off"] {
             host.namespace()
                 .offload(cluster.client.far_device(), &["tx", transmit_checksums])
@@ -341,7 +343,7 @@ fn nobody_there() {
             for vip in vips() {
                 assert_refused(&cluster.client, vip, HTTP.port, UDP.port);
                 assert_refused(&cluster.client, vip, UNKNOWN_PORT, UNKNOWN_PORT);
-                // A port of the other protocol is as unknown.
+                // A port of the other protocol is an unknown port too.
                 assert_refused(&cluster.client, vip, UDP.port, HTTP.port);
                 if socket_lb == SocketLb::All {
                     assert_refused(host, vip, HTTP.port, UDP.port);
@@ -361,7 +363,7 @@ fn nobody_there() {
         }
         cluster.lab.remove(SERVICE_FILE).unwrap();
         cluster.wait_for_active(&[]).unwrap();
-        // Not even that the addresses are VIPs is left.
+        // The wildcard rows of the VIPs are removed too.
         assert!(cluster.nodes[0].map_image().unwrap().frontends.is_empty());
     }
 }

@@ -10,8 +10,7 @@ use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Runs a command on the first node, with CAP_BPF and nothing else; returns its exit code and what
-/// it printed.
+/// Runs a command on the first node with CAP_BPF only. Returns its exit code and its output.
 fn run(cluster: &Cluster, line: &str) -> (i32, String) {
     let running = std::env::current_exe().unwrap();
     let program = running.ancestors().nth(2).unwrap().join("lb-agent");
@@ -27,7 +26,7 @@ fn run(cluster: &Cluster, line: &str) -> (i32, String) {
     (status.code().unwrap(), said)
 }
 
-/// Runs a command that prints JSON; returns its exit code too.
+/// Runs a command that prints JSON. Returns its exit code and the parsed output.
 #[track_caller]
 pub(super) fn json(cluster: &Cluster, line: &str) -> (i32, Value) {
     let (code, said) = run(cluster, &format!("{line} -o json"));
@@ -37,7 +36,7 @@ pub(super) fn json(cluster: &Cluster, line: &str) -> (i32, Value) {
     )
 }
 
-/// The rows of a command.
+/// Runs a command that prints a list as JSON, and returns the rows.
 #[track_caller]
 fn rows(cluster: &Cluster, line: &str) -> Vec<Value> {
     let (code, value) = json(cluster, line);
@@ -66,7 +65,7 @@ fn cluster(title: &str) -> Cluster {
 }
 
 #[test]
-fn connections_and_affinity_of_pods() {
+fn commands_list_connections_and_affinities_of_pods() {
     if !require_privileges() {
         return;
     }
@@ -124,7 +123,7 @@ fn connections_and_affinity_of_pods() {
 }
 
 #[test]
-fn what_is_explained_happens() {
+fn explain_predicts_what_happens() {
     if !require_privileges() {
         return;
     }
@@ -184,7 +183,7 @@ fn what_is_explained_happens() {
 }
 
 #[test]
-fn sockets_are_connections_too() {
+fn commands_list_translated_sockets() {
     if !require_privileges() {
         return;
     }
@@ -220,7 +219,7 @@ fn sockets_are_connections_too() {
         );
         assert_eq!(rows(&cluster, &line.replace(['[', ']'], "")).len(), 3);
         drop(talks);
-        wait_for("no rows of closed sockets", PATIENCE, || {
+        wait_for("the rows of closed sockets to be removed", PATIENCE, || {
             rows(&cluster, "connections").is_empty().then_some(())
         })
         .unwrap();

@@ -1,5 +1,5 @@
-//! What becomes of connections and flows of clients outside when Pods and Services change: with a
-//! Pod on the node that they come to, and with one on another node.
+//! What happens to connections and flows of outside clients when Pods and Services change. One Pod
+//! is on the node that the clients address, the other on another node.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::cell::Cell;
@@ -18,22 +18,23 @@ use lb_tests::lab::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long datagrams wait that are not answered.
+/// Timeout of datagrams that are not answered.
 const TIMEOUT: Duration = Duration::from_millis(20);
-/// The client's ports of UDP flows: outside of those that the kernel chooses from.
+/// The first client port of UDP flows, outside the ephemeral port range.
 const FLOWS: u16 = 20_000;
 const FLOW_COUNT: u32 = 16;
-/// The first of the client's ports of connections that come again.
-const PORTS_USED_AGAIN: u16 = 19_000;
-/// The first of the client's ports of flows that begin later.
+/// The first client port of connections that reuse their ports.
+const REUSED_PORTS: u16 = 19_000;
+/// The first client port of flows that begin later.
 const LATER_FLOWS: u16 = 21_000;
 
-/// Who answers which of the client's addresses and ports.
+/// The Pod that answers each address and port of the client.
 type Flows = BTreeMap<SocketAddr, String>;
 
-/// A Pod on the first node and one on the second; the load balancer sends everything to the first.
+/// A Pod on the first node and one on the second. The load balancer sends all traffic to the first
+/// node.
 struct Fixture {
-    /// Where the client's ports begin that no flow has had.
+    /// The first client port that no flow has used.
     later_flows: Cell<u16>,
     _agents: Agents,
     cluster: Cluster,
@@ -66,13 +67,13 @@ impl Fixture {
         self.cluster.wait_for_active(servers).unwrap();
     }
 
-    /// A connection to each of the Pods, in their order.
+    /// Opens a connection to each of the Pods, in their order.
     fn connect(&self, to: IpAddr, port: u16) -> Vec<Talk> {
         let connect = |server: &&Server| self.outside().connect_to(&server.pod, to, port).unwrap();
         self.servers().iter().map(connect).collect()
     }
 
-    /// One to each Pod by each IP version.
+    /// Opens a connection to each Pod with each IP version.
     fn connect_to_load_balancer(&self) -> Vec<Talk> {
         let vips = load_balancer_addresses();
         vips.into_iter()
@@ -80,7 +81,7 @@ impl Fixture {
             .collect()
     }
 
-    /// Who answers the UDP flows that begin at this port of the client.
+    /// Returns the Pods that answer the UDP flows from `first_port` on.
     fn flows(&self, vip: IpAddr, first_port: u16) -> Flows {
         let udp = self.outside().udp(vip, UDP.port).sockets(FLOW_COUNT);
         let report = udp.source_port(first_port).run().unwrap();
@@ -107,8 +108,8 @@ impl Fixture {
         self.later_flows.set(self.later_flows.get() + used);
     }
 
-    /// Not ready, or terminating: connections stay, and UDP flows while the Pod is serving. Others
-    /// go elsewhere.
+    /// A Pod becomes unready, then terminates. Its connections stay, and its UDP flows stay while
+    /// the Pod is serving. New ones go to the other Pod.
     fn a_pod_drains(&self) {
         let [near, far] = self.servers();
         for (draining, other) in [(near, far), (far, near)] {
@@ -128,7 +129,7 @@ impl Fixture {
             self.apply_slices(other, draining, |endpoint| {
                 endpoint.serving(false).terminating(true)
             });
-            wait_for("flows elsewhere", PATIENCE, || {
+            wait_for("flows to move to the other Pod", PATIENCE, || {
                 (pods(&self.all_flows()) == [other.pod.name().to_owned()].into()).then_some(())
             })
             .unwrap();
@@ -140,7 +141,7 @@ impl Fixture {
         }
     }
 
-    /// Endpoints: one that is ready, and one that is not.
+    /// Applies two endpoints: `ready`, and `other`, which is not ready and has these conditions.
     fn apply_slices(
         &self,
         ready: &Server,
@@ -151,7 +152,8 @@ impl Fixture {
         self.cluster.apply_slices(endpoints).unwrap();
     }
 
-    /// Removed: TCP is reset at its next packet, UDP goes elsewhere; the others stay.
+    /// A Pod is removed: the next packet of its TCP connections is answered with RST, and its UDP
+    /// flows move to the other Pod. Connections to the other Pod stay.
     fn a_pod_is_removed(&self) {
         let servers = self.servers();
         for (index, gone) in servers.into_iter().enumerate() {
@@ -173,14 +175,14 @@ impl Fixture {
                     .flat_map(BTreeMap::values)
                     .all(|pod| pod == other.pod.name())
             );
-            // What comes back is another endpoint: flows stay where they are now.
+            // A Pod that comes back is a new endpoint: flows do not move back to it.
             self.cluster.set_ready(gone, true).unwrap();
             self.wait_for_active(&servers);
             assert_eq!(self.all_flows(), after);
         }
     }
 
-    /// The last one goes, and the first one comes: nothing is remembered of when there was none.
+    /// The last Pod is removed, and a first one is added again. No refusal is remembered.
     fn all_pods_are_removed(&self) {
         let servers = self.servers();
         let mut talks = self.connect_to_load_balancer();
@@ -239,7 +241,7 @@ impl Fixture {
 
         let local = manifest().external_traffic_policy("Local");
         self.cluster.lab.apply(SERVICE_FILE, local).unwrap();
-        // The flows' own Pod is not the one that others get now.
+        // Existing flows may belong to another Pod than the one that new connections get.
         wait_for("the policy", PATIENCE, || {
             let vip = load_balancer_addresses()[1];
             let report = self.outside().http(vip, HTTP.port).count(30).run().unwrap();
@@ -249,14 +251,15 @@ impl Fixture {
         assert_all_live(&mut talks);
         assert_eq!(self.all_flows(), flows);
 
-        // Not a load balancer any more: nothing new comes in by its addresses.
+        // The Service is not a load balancer any more: its addresses take no new connections.
         self.change(service(), |has| !has(HTTP.port), &mut talks);
         assert_eq!(self.all_flows(), flows);
         self.change(manifest(), |has| has(HTTP.port), &mut talks);
     }
 
-    /// Writes another manifest of the Service and waits until `arrived`, which is told which ports
-    /// the load balancer's addresses have. All connections stay.
+    /// Applies another manifest of the Service and waits until `arrived` returns true. `arrived`
+    /// gets a function that checks whether the load balancer addresses have a port. Asserts that
+    /// all connections are still open.
     fn change(
         &self,
         manifest: ServiceManifest,
@@ -280,13 +283,14 @@ impl Fixture {
         assert_all_live(talks);
     }
 
-    /// What begins on an address and port whose connection has ended is another connection.
-    fn ports_are_used_again(&self) {
+    /// A client address and port whose connection has ended can be reused: the packets belong to a
+    /// new connection.
+    fn ports_are_reused(&self) {
         let [draining, other] = self.servers();
         let used = FLOW_COUNT;
         let connect = |vip| {
             let http = self.outside().http(vip, HTTP.port).count(used);
-            let report = http.source_port(PORTS_USED_AGAIN).run().unwrap();
+            let report = http.source_port(REUSED_PORTS).run().unwrap();
             assert_eq!(report.answered(), u64::from(used), "{vip}: {report:?}");
             report.answers
         };
@@ -304,7 +308,7 @@ impl Fixture {
         self.wait_for_active(&self.servers());
     }
 
-    /// Nothing is left of it.
+    /// The Service is removed: its connections are reset, and its datagrams reach no Pod.
     fn the_service_is_removed(&self) {
         let mut talks = self.connect_to_load_balancer();
         self.all_flows();
@@ -333,7 +337,7 @@ impl Fixture {
     }
 }
 
-/// The Pods that flows have.
+/// The Pods that flows reach.
 fn pods(flows: &[Flows]) -> BTreeSet<String> {
     flows.iter().flat_map(BTreeMap::values).cloned().collect()
 }
@@ -365,7 +369,7 @@ fn changes(title: &str, xdp: Option<Xdp>) {
     fixture.a_pod_is_removed();
     fixture.all_pods_are_removed();
     fixture.the_service_changes();
-    fixture.ports_are_used_again();
+    fixture.ports_are_reused();
     fixture.the_service_is_removed();
 }
 
@@ -384,7 +388,7 @@ fn through_native_xdp() {
     changes("connections-native", Some(Xdp::Native));
 }
 
-/// As long as the Pod is there, so are its connections; UDP goes elsewhere all the same.
+/// A removed Pod keeps its TCP connections while it runs. UDP flows move to another Pod.
 #[test]
 fn connections_to_removed_pods_go_on_if_asked_for() {
     if !require_privileges() {

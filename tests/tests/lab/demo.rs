@@ -1,4 +1,4 @@
-//! The demo: that it succeeds, and that it can fail.
+//! The demo succeeds, and it fails if a Pod does not answer.
 
 use std::process::Command;
 use std::time::Duration;
@@ -25,7 +25,7 @@ fn the_demo_succeeds() {
         verdict.starts_with("all ") && verdict.ends_with(" requests succeeded"),
         "{verdict}"
     );
-    assert!(!text.contains('\u{1b}'), "escape sequences, though nobody looks");
+    assert!(!text.contains('\u{1b}'), "escape sequences, but no terminal");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The device watcher against a real kernel: in network namespaces of its own, which end with their
+//! The device watcher against a real kernel, in dedicated network namespaces that end with their
 //! threads.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A network namespace that lives as long as this value.
 struct Namespace {
-    /// Thread that is in it; `ip` takes that for a name.
+    /// The thread inside the namespace; `ip` accepts its id as the name of the namespace.
     thread: i32,
     release: mpsc::Sender<()>,
     handle: Option<thread::JoinHandle<()>>,
@@ -32,7 +32,7 @@ impl Namespace {
         let handle = thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             tell.send(gettid().as_raw()).unwrap();
-            // Ends when the sender is dropped, too.
+            // This also returns when the sender is dropped.
             let _ = released.recv();
         });
         Self {
@@ -84,7 +84,7 @@ impl Watched {
             drop(waited);
             assert!(
                 met,
-                "{caller}: not seen: {what}; view: {:#?}",
+                "{caller}: timed out waiting for {what}; view: {:#?}",
                 *self.view.borrow()
             );
         }
@@ -103,8 +103,8 @@ fn index(view: &View, name: &str) -> Option<u32> {
     links.find(|link| link.name == name).map(|link| link.index)
 }
 
-/// Runs a scenario in a fresh network namespace; it is told by what `ip` calls a second one beside
-/// it.
+/// Runs a scenario in a fresh network namespace. The scenario receives the name of a second
+/// namespace for `ip`.
 fn scenario<F: Future<Output = ()>>(run: impl FnOnce(i32) -> F + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: needs root");
@@ -113,7 +113,7 @@ fn scenario<F: Future<Output = ()>>(run: impl FnOnce(i32) -> F + Send + 'static)
     let scenario = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         ip("link set lo up");
-        // One thread, as the namespace is the thread's.
+        // A single thread, because a namespace belongs to a thread.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -127,7 +127,7 @@ fn scenario<F: Future<Output = ()>>(run: impl FnOnce(i32) -> F + Send + 'static)
 }
 
 #[test]
-fn pod_devices_come_are_renamed_and_go() {
+fn the_view_follows_added_renamed_and_deleted_devices() {
     scenario(|pod| async move {
         ip(&format!("link add veth1 type veth peer name eth0 netns {pod}"));
         let mut watched = Watched::start().await;
@@ -149,14 +149,14 @@ fn pod_devices_come_are_renamed_and_go() {
 
         ip("link delete cali2");
         watched
-            .until("that it is gone", |view| role(view, "cali2").is_none())
+            .until("its removal", |view| role(view, "cali2").is_none())
             .await;
         assert_eq!(role(&watched.view.borrow(), "veth1"), Some(Role::Pod));
     });
 }
 
 #[test]
-fn a_veth_pair_becomes_a_pods_when_its_peer_moves_out() {
+fn a_veth_device_becomes_a_pods_when_its_peer_moves() {
     scenario(|pod| async move {
         let mut watched = Watched::start().await;
         ip("link add veth1 type veth peer name peer1");
@@ -170,14 +170,14 @@ fn a_veth_pair_becomes_a_pods_when_its_peer_moves_out() {
             .await;
         ip(&format!("link set veth1 netns {pod}"));
         watched
-            .until("that it left", |view| index(view, "veth1").is_none())
+            .until("veth1 to leave", |view| index(view, "veth1").is_none())
             .await;
         assert!(watched.view.borrow().attachments.is_empty());
     });
 }
 
 #[test]
-fn a_default_route_makes_the_uplink_and_takes_it_back() {
+fn a_device_is_an_uplink_while_it_has_a_default_route() {
     scenario(|outside| async move {
         let mut watched = Watched::start().await;
         ip(&format!(
@@ -186,7 +186,7 @@ fn a_default_route_makes_the_uplink_and_takes_it_back() {
         ip("link set uplink up");
         ip("address add 192.0.2.2/24 dev uplink");
         watched
-            .until("uplink as a Pod's", |view| {
+            .until("uplink with the role of a Pod's device", |view| {
                 role(view, "uplink") == Some(Role::Pod)
             })
             .await;
@@ -197,10 +197,10 @@ fn a_default_route_makes_the_uplink_and_takes_it_back() {
         let primary = primary_addresses(&watched.view.borrow().snapshot);
         assert_eq!(primary[&Family::V4].to_string(), "192.0.2.2");
 
-        // No event tells that this takes the route away.
+        // The kernel sends no event for the route that this removes.
         ip("link set uplink down");
         watched
-            .until("that the route is gone", |view| {
+            .until("the removal of the route", |view| {
                 role(view, "uplink") == Some(Role::Pod)
             })
             .await;
@@ -215,7 +215,7 @@ fn a_default_route_makes_the_uplink_and_takes_it_back() {
 }
 
 #[test]
-fn options_decide_at_once() {
+fn changed_options_take_effect_immediately() {
     scenario(|_| async move {
         ip("link add outer type veth peer name other");
         ip("address add 192.0.2.2/24 dev outer");
@@ -246,7 +246,7 @@ fn options_decide_at_once() {
 }
 
 #[test]
-fn a_new_device_under_an_old_index_is_another_one() {
+fn a_new_device_with_a_reused_index_is_a_new_instance() {
     scenario(|pod| async move {
         let add = format!("link add veth1 index 4711 type veth peer name eth0 netns {pod}");
         ip(&add);
@@ -265,7 +265,7 @@ fn a_new_device_under_an_old_index_is_another_one() {
 }
 
 #[test]
-fn a_device_without_ethernet_header_is_told_from_others() {
+fn devices_without_ethernet_headers_are_recognized() {
     scenario(|_| async move {
         let mut watched = Watched::start().await;
         ip("link add flannel.1 type vxlan id 1 dstport 8472 local 127.0.0.1");
@@ -286,7 +286,7 @@ fn a_device_without_ethernet_header_is_told_from_others() {
 }
 
 #[test]
-fn hundreds_of_devices_at_once_are_all_seen() {
+fn hundreds_of_devices_added_at_once_are_all_seen() {
     const COUNT: usize = 300;
     scenario(|pod| async move {
         let mut watched = Watched::start().await;
@@ -295,7 +295,7 @@ fn hundreds_of_devices_at_once_are_all_seen() {
             .collect();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, commands).unwrap();
-        // The watcher does not run meanwhile: its socket's buffer overflows.
+        // The watcher does not run during this: the buffer of its socket overflows.
         ip(&format!("-batch {}", file.path().display()));
         watched
             .until("all of them", |view| view.attachments.len() == COUNT)

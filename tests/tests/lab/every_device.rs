@@ -1,5 +1,5 @@
-//! Devices beside the one with the node's address and default route: what frontends' traffic comes
-//! by carries the programs.
+//! Network devices in addition to the one with the node's address and default route: every device
+//! that carries traffic of frontends gets the programs.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A device towards a client that only a rule of policy routing leads to.
+/// A device towards a client that is reachable only through a policy routing rule.
 const fn by_policy(ethernet: bool) -> SecondLink {
     SecondLink {
         ethernet,
@@ -36,7 +36,7 @@ fn pods(cluster: &Cluster) -> BTreeSet<String> {
     servers.map(|server| server.pod.name().to_owned()).collect()
 }
 
-/// All frontends that a client outside can use, with their ports of HTTP and UDP.
+/// All frontends that a client outside can use, each with its HTTP and UDP address.
 fn frontends(cluster: &Cluster) -> Vec<[SocketAddr; 2]> {
     let balanced =
         load_balancer_addresses().map(|address| [HTTP, UDP].map(|port| (address, port.port).into()));
@@ -45,7 +45,7 @@ fn frontends(cluster: &Cluster) -> Vec<[SocketAddr; 2]> {
     balanced.into_iter().chain(node_ports).collect()
 }
 
-/// All frontends lead the client to all Pods.
+/// Asserts that the client reaches all Pods through all frontends.
 #[track_caller]
 fn assert_served(cluster: &Cluster, client: &Machine) {
     for [http, udp] in frontends(cluster) {
@@ -67,7 +67,7 @@ fn wait_for_programs(cluster: &Cluster, client: &Layer3Client, expected: Attache
     .unwrap();
 }
 
-/// What `lb-agent status` says of devices without programs: names and reasons.
+/// The devices without programs in `lb-agent status`: names and reasons.
 fn without_programs(cluster: &Cluster) -> Vec<(String, String)> {
     let status = cluster.nodes[0].agent_command("status", &["-o", "json"]).unwrap();
     let status: Value = serde_json::from_str(&status).unwrap();
@@ -77,8 +77,8 @@ fn without_programs(cluster: &Cluster) -> Vec<(String, String)> {
         .collect()
 }
 
-/// What `lb-agent explain` says of a packet of a client to a frontend: whether it gets through, and
-/// all of it.
+/// Runs `lb-agent explain` for a packet of a client to a frontend. Returns whether the packet gets
+/// through, and the whole output.
 fn explain(cluster: &Cluster, client: &Machine, to: SocketAddr) -> (bool, Value) {
     let [v4, v6] = client.addresses().both();
     let source = if to.is_ipv4() { v4 } else { v6 };
@@ -152,8 +152,8 @@ fn a_device_carries_programs_once_a_route_leads_out_by_it() {
         assert_served(&cluster, &client.machine);
         assert_eq!(without_programs(&cluster), []);
 
-        // A routing protocol that has nothing to say for a while takes no programs away, until the
-        // device goes down.
+        // The programs stay while a routing protocol temporarily withdraws the route. They are
+        // detached when the device goes down.
         client.forget_way(node).unwrap();
         client.learn_way(node).unwrap();
         assert_served(&cluster, &client.machine);
@@ -231,7 +231,7 @@ fn what_comes_or_leaves_by_a_device_without_programs_is_explained() {
             let (gets_through, said) = explain(&cluster, &cluster.outside, http);
             assert!(gets_through, "{said}");
         }
-        // What is for no Service passes as ever.
+        // Traffic that is not for a Service passes unchanged.
         let other = SocketAddr::new(node.host().addresses().ipv4.into(), 9);
         let (gets_through, said) = explain(&cluster, &client.machine, other);
         assert_eq!(

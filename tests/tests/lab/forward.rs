@@ -1,5 +1,5 @@
-//! Clients outside reach Pods of other nodes: whose address the Pods see, large streams, many
-//! connections, and flows that come to another node than before.
+//! Outside clients reach Pods of other nodes: the address that the Pods see, large streams, many
+//! connections, and flows that arrive at another node than before.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,23 +15,22 @@ use lb_tests::lab::{
     require_privileges, wait_for,
 };
 
-/// Everything is captured: a stream is no larger than the capture can follow.
+/// All traffic is captured: a stream must not be larger than the capture can follow.
 const MEBIBYTES: u32 = 8;
 const CONNECTIONS: u32 = 600;
-/// How long a change may take to be noticed.
+/// How long it may take until a change is noticed.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The client's ports of flows that are recognized again: outside of those that the kernel chooses
-/// from.
+/// The first client port of flows that are compared later, outside the ephemeral port range.
 const PORTS_OF_FLOWS: u16 = 20_000;
 const FLOWS: u32 = 40;
 
-/// A Service whose only Pod is that of the first node.
+/// A Service whose only Pod is on the first node.
 const NEAR: Published = Published::new("near", 30);
 
-/// A Service whose only Pod is that of the second node.
+/// A Service whose only Pod is on the second node.
 const FAR: Published = Published::new("far", 20);
 
-/// One Pod of the usual Service on each node, agents on all of them.
+/// One Pod of the usual Service on each node, and an agent on each node.
 struct Fixture {
     _agents: Agents,
     cluster: Cluster,
@@ -62,15 +61,15 @@ impl Fixture {
         &self.cluster.outside
     }
 
-    /// What Pods of other nodes take for the client: the address from which the first node itself
-    /// reaches them.
+    /// The client address that Pods of other nodes see: the address from which the first node
+    /// itself reaches them.
     fn source(&self) -> Addresses {
         let node = &self.cluster.nodes[0];
         node.overlay_addresses()
             .unwrap_or_else(|| node.host().addresses())
     }
 
-    /// The Pod on this node sees the client, the others see who forwards.
+    /// The Pod on this node sees the client; Pods of other nodes see the forwarding node.
     fn pods_see_the_client_or_the_node(&self) {
         let own = self.outside().addresses().both();
         let instead = self.source().both();
@@ -98,12 +97,12 @@ impl Fixture {
             let udp = self.outside().udp(vip, UDP.port).sockets(20).count(10).size(1200);
             let report = udp.run().unwrap();
             assert_eq!(report.answered(), 200, "{vip}: {report:?}");
-            // As many ports as sockets: no two share one.
+            // No two sockets share a source port of the node.
             assert_eq!(report.clients.len(), 20, "{vip}: {report:?}");
         }
     }
 
-    /// A Pod that is its own Service's client.
+    /// A Pod is a client of its own Service (hairpin).
     fn a_pod_reaches_itself(&self) {
         let pod = &self.cluster.servers[0].pod;
         let node = self.cluster.nodes[0].host().addresses().both();
@@ -116,7 +115,7 @@ impl Fixture {
         }
     }
 
-    /// Who answers each of the client's ports, by TCP and by UDP.
+    /// The Pod that answers each of the client's ports, for TCP and for UDP.
     fn choices(&self, vip: IpAddr) -> [BTreeMap<SocketAddr, String>; 2] {
         let http = self.outside().http(vip, HTTP.port).count(FLOWS);
         let http = http.source_port(PORTS_OF_FLOWS).run().unwrap();
@@ -127,7 +126,7 @@ impl Fixture {
         [http.servers, udp.servers]
     }
 
-    /// All nodes choose the same Pods.
+    /// All nodes choose the same Pods for the same flows.
     fn nodes_agree(&self) {
         for vip in load_balancer_addresses() {
             self.cluster.route_load_balancer(&[0]).unwrap();
@@ -143,7 +142,7 @@ impl Fixture {
         }
     }
 
-    /// Datagrams of one socket reach the same Pod and nobody else, whichever node they come to.
+    /// Datagrams of one socket reach the same Pod, whichever node they arrive at.
     fn a_socket_moves(&self) {
         for vip in load_balancer_addresses() {
             self.cluster.route_load_balancer(&[0]).unwrap();
@@ -156,7 +155,7 @@ impl Fixture {
             for node in [1, 2, 0] {
                 self.cluster.route_load_balancer(&[node]).unwrap();
                 let before = self.received_datagrams();
-                wait_for("datagrams by the new way", PATIENCE, || {
+                wait_for("datagrams through the new node", PATIENCE, || {
                     (self.received_datagrams() > before + 20).then_some(())
                 })
                 .unwrap();
@@ -167,8 +166,8 @@ impl Fixture {
         }
     }
 
-    /// Another node knows nothing of a connection, and its Pod nothing of that node: the client is
-    /// told.
+    /// Another node does not know a connection, and its Pod does not know that node: the client
+    /// gets an RST.
     fn a_connection_does_not_move(&self) {
         for vip in load_balancer_addresses() {
             self.cluster.route_load_balancer(&[0]).unwrap();
@@ -180,7 +179,7 @@ impl Fixture {
     }
 }
 
-/// Everything at once: a lab is expensive.
+/// All checks share one lab, which is expensive to start.
 fn forward(title: &str, options: LabOptions, xdp: Option<Xdp>) {
     if !require_privileges() {
         return;
@@ -193,7 +192,7 @@ fn forward(title: &str, options: LabOptions, xdp: Option<Xdp>) {
     fixture.streams_and_many_connections();
     let [_, node, _] = captures.map(|capture| capture.finish().unwrap());
     for vip in FAR.addresses() {
-        // XDP sends on before anything sees the packet, but not into a tunnel.
+        // XDP forwards before a capture can see the packet, but it does not forward into a tunnel.
         let mut seen = node.with_address(vip);
         assert_eq!(
             seen.next().is_none(),

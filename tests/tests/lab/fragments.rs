@@ -1,5 +1,4 @@
-//! Datagrams whose fragments arrive in another order than they were sent, and fragments whose first
-//! one never comes.
+//! Datagrams whose fragments arrive out of order, and fragments whose first fragment never arrives.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -13,16 +12,16 @@ use lb_tests::lab::{
 };
 use lb_tests::packet::build::udp;
 
-/// Content of each fragment but the last.
+/// IP payload of each fragment except the last.
 const LENGTH: usize = 400;
-/// Three fragments, with the UDP header.
+/// Together with the UDP header this makes three fragments.
 const PAYLOAD: usize = 1000;
-/// How long the way to the kernel's own reassembly may take to open: the bridge there waits a
-/// second.
+/// How long it may take until the detour through the kernel's reassembly works: its bridge waits
+/// for a second.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long an answer may take that may not come.
+/// Timeout for an answer that may not come.
 const TIMEOUT: Duration = Duration::from_millis(300);
-/// Orders of three fragments; some come twice.
+/// Orders of three fragments; some fragments are repeated.
 const ORDERS: [&[usize]; 8] = [
     &[0, 1, 2],
     &[1, 0, 2],
@@ -33,24 +32,25 @@ const ORDERS: [&[usize]; 8] = [
     &[1, 1, 0, 2],
     &[2, 1, 0, 0, 1],
 ];
-/// How often each order is tried at each place.
+/// How often each order is tried for each client and address.
 const ROUNDS: u16 = 3;
-/// Fragments without a first one: more than the budget of one prefix takes on all processors.
+/// Number of fragments without a first one: more than the budget of one prefix allows on all
+/// processors.
 const FLOOD: u16 = 20_000;
-/// After so many of them a datagram is sent that must arrive.
+/// After this many of them, the test sends a datagram that must arrive.
 const FLOOD_PART: u16 = 1000;
 
-/// A port of the node itself, which is no Service's.
+/// A port of the node itself that no Service uses.
 const OWN_PORT: u16 = 5300;
 
-/// A Service whose only Pod is that of the first node.
+/// A Service whose only Pod is on the first node.
 const NEAR: Published = Published::new("near", 57);
 
-/// A client's device in the hands of the test.
+/// A client whose packets the test sends and receives itself.
 struct Client {
     wire: Wire,
     address: IpAddr,
-    /// Ports and identifications of datagrams: each has its own.
+    /// The last used source port, which is also the IP identification. Each datagram gets new ones.
     next: u16,
 }
 
@@ -63,7 +63,7 @@ impl Client {
         }
     }
 
-    /// Fragments of a new datagram, and the port that it comes from.
+    /// Returns the source port of a new datagram, and its fragments.
     fn datagram(&mut self, to: SocketAddr) -> (u16, Vec<Vec<u8>>) {
         self.next += 1;
         let from = SocketAddr::new(self.address, self.next);
@@ -71,7 +71,7 @@ impl Client {
         (self.next, datagram.split(self.next, LENGTH))
     }
 
-    /// Sends a datagram's fragments in this order. Returns the port that the datagram comes from.
+    /// Sends a datagram's fragments in this order. Returns its source port.
     fn send(&mut self, to: SocketAddr, order: &[usize]) -> u16 {
         let (port, fragments) = self.datagram(to);
         assert_eq!(fragments.len(), 3);
@@ -81,7 +81,7 @@ impl Client {
         port
     }
 
-    /// Sends an IP packet that stands in a frame.
+    /// Sends the IP packet of a frame.
     fn send_frame(&self, frame: &[u8]) {
         self.wire.send(&frame[14..]).unwrap();
     }
@@ -94,10 +94,10 @@ impl Client {
         assert!(found.is_ok(), "{what}: {found:?}");
     }
 
-    /// Sends datagrams whose later fragments come first until one is answered.
+    /// Sends datagrams whose later fragments come first, until one of them is answered.
     fn wait(&mut self, to: SocketAddr) {
         let mut sent = BTreeSet::new();
-        wait_for("the way to the reassembly to open", PATIENCE, || {
+        wait_for("the detour through the reassembly", PATIENCE, || {
             sent.insert(self.send(to, &[2, 1, 0]));
             wait_for("an answer", TIMEOUT, || {
                 self.wire
@@ -121,7 +121,7 @@ impl Client {
     }
 }
 
-/// Who has answered, and the port that was answered.
+/// Returns the sender of an answer, and the port that it is for.
 fn answered(frame: &[u8]) -> Option<(SocketAddr, u16)> {
     let sliced = SlicedPacket::from_ethernet(frame).ok()?;
     let source: IpAddr = match sliced.net? {
@@ -141,13 +141,13 @@ fn answered(frame: &[u8]) -> Option<(SocketAddr, u16)> {
 struct Fixture {
     agent: Agent,
     _peer: Option<XdpPeer>,
-    /// A Pod and an outside client, for both families.
+    /// Clients in a Pod and outside, one for each family.
     inside: [Client; 2],
     outside: [Client; 2],
     cluster: Cluster,
 }
 
-/// Pods on the first node, where the agent is, and on another one.
+/// Pods on the first node, where the agent runs, and on another one.
 fn fixture(title: &str, xdp: Xdp, arguments: &[&str]) -> Fixture {
     let cluster = Cluster::new(title, &[0, 1]).unwrap();
     let manifest = service().ingress(&load_balancer_addresses(), None);
@@ -198,7 +198,7 @@ fn in_any_order(title: &str, xdp: Xdp, arguments: &[&str]) {
             client.expect_all_orders(to);
         }
     }
-    // A repeated fragment may come after the others, when the datagram is complete.
+    // A repeated fragment may arrive when the datagram is already complete.
     drop(fixture.agent);
 }
 
@@ -218,7 +218,7 @@ fn fragments_arrive_in_any_order_with_native_xdp() {
 }
 
 #[test]
-fn fragments_arrive_in_any_order_past_the_stack() {
+fn fragments_arrive_in_any_order_with_local_redirect() {
     in_any_order("any-order-redirect", Xdp::Off, &["--local-redirect"]);
 }
 
@@ -227,7 +227,7 @@ fn fragments_arrive_in_any_order_with_clsact() {
     in_any_order("any-order-clsact", Xdp::Off, &["--tc=clsact"]);
 }
 
-/// A Pod that is its own Service's client gets back what it sends.
+/// A Pod that is a client of its own Service gets its datagrams back.
 #[test]
 fn a_pod_reaches_itself() {
     if !require_privileges() {
@@ -246,9 +246,9 @@ fn a_pod_reaches_itself() {
     }
 }
 
-/// What comes back reaches the bridge that a Pod's device is a port of.
+/// Reassembled datagrams go back to the bridge of which the Pod's device is a port.
 #[test]
-fn from_a_pod_behind_a_bridge() {
+fn fragments_of_a_pod_behind_a_bridge_arrive() {
     if !require_privileges() {
         return;
     }
@@ -257,7 +257,7 @@ fn from_a_pod_behind_a_bridge() {
     let device = pod.far_device();
     let [address4, address6] = pod.addresses().both();
     let lines = [
-        // The Pod takes this for its gateway's.
+        // The link-layer address that the Pod uses for its gateway.
         "link add cni0 address ee:ee:ee:ee:ee:ee type bridge forward_delay 0".to_owned(),
         "link set cni0 up".to_owned(),
         format!("link set {device} down"),
@@ -276,7 +276,7 @@ fn from_a_pod_behind_a_bridge() {
     }
 }
 
-/// The next agent makes namespace and device anew; without an agent nothing of them is left.
+/// The next agent creates a new namespace and device. Both are deleted when the agent stops.
 #[test]
 fn the_device_goes_with_the_agent() {
     if !require_privileges() {
@@ -296,11 +296,11 @@ fn the_device_goes_with_the_agent() {
         client.wait(vip);
     }
     agent.stop().unwrap();
-    wait_for("the device to go", PATIENCE, || device().is_none().then_some(())).unwrap();
+    wait_for("no lbfrag0", PATIENCE, || device().is_none().then_some(())).unwrap();
     expect_as_without_device(&mut fixture.outside, &node);
 }
 
-/// The kernel takes the device from the programs: nobody else is there to do it.
+/// Without an agent, the kernel itself removes the device from the programs' map.
 #[test]
 fn after_the_agent_was_killed_nothing_is_sent_to_the_device() {
     if !require_privileges() {
@@ -313,13 +313,13 @@ fn after_the_agent_was_killed_nothing_is_sent_to_the_device() {
         client.wait(vip);
     }
     fixture.agent.kill();
-    wait_for("the device to go", PATIENCE, || {
+    wait_for("no lbfrag0", PATIENCE, || {
         let device = node.host().namespace().device_index("lbfrag0");
         device.is_err().then_some(())
     })
     .unwrap();
     expect_as_without_device(&mut fixture.outside, &node);
-    // What is for the node itself reaches its stack.
+    // Fragments for the node itself reach its stack.
     let _server = node.host().serve().udp(OWN_PORT).start().unwrap();
     let own = port(node.host().addresses().both(), OWN_PORT);
     for (client, to) in fixture.outside.iter_mut().zip(own) {
@@ -327,7 +327,7 @@ fn after_the_agent_was_killed_nothing_is_sent_to_the_device() {
     }
 }
 
-/// Datagrams in order arrive, others are dropped and counted.
+/// Asserts that datagrams with fragments in order arrive, and that others are dropped and counted.
 fn expect_as_without_device(outside: &mut [Client; 2], node: &Node) {
     let count = node.reason_count("unknown_fragment").unwrap();
     for (client, vip) in outside.iter_mut().zip(port(load_balancer_addresses(), UDP.port)) {
@@ -338,7 +338,7 @@ fn expect_as_without_device(outside: &mut [Client; 2], node: &Node) {
     assert_eq!(node.reason_count("unknown_fragment").unwrap(), count + 4);
 }
 
-/// Somebody sends fragments whose first one never comes.
+/// Another client sends fragments whose first fragment never arrives.
 #[test]
 fn a_flood_takes_the_way_from_nobody() {
     if !require_privileges() {
@@ -357,12 +357,12 @@ fn a_flood_takes_the_way_from_nobody() {
             wire.send(&datagram.split(identification, 1208)[1][14..]).unwrap();
             if identification % FLOOD_PART == 0 {
                 let port = client.send(vip, &[2, 1, 0]);
-                client.expect_answer(vip, port, "a datagram beside a flood");
+                client.expect_answer(vip, port, "a datagram during a flood");
             }
         }
     }
     let dropped = fixture.cluster.nodes[0].reason_count("unknown_fragment").unwrap();
-    println!("{dropped} of {} were dropped", 2 * u32::from(FLOOD));
+    println!("{dropped} of {} fragments were dropped", 2 * u32::from(FLOOD));
     assert!(dropped > 0);
     drop(fixture.agent);
 }

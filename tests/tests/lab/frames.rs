@@ -1,5 +1,6 @@
-//! Frames that are not for the node pass untouched: those for other machines, and of VLANs that no
-//! device serves. Those for a bridge are the node's. And routes that are gone for a while.
+//! Frames that are not for the node pass untouched: frames for other machines, and frames of VLANs
+//! that no device serves. Frames for a bridge belong to the node. And routes that are missing for a
+//! while.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::{IpAddr, SocketAddr};
@@ -9,7 +10,7 @@ use lb_tests::lab::cluster::{HTTP, STREAM, UDP, options, vips};
 use lb_tests::lab::{AgentOptions, Cluster, Published, ServicePort, SocketLb, Wire, Xdp, require_privileges};
 use lb_tests::packet::build::{Build, Link, syn, udp};
 
-/// A Service without Pods: whoever takes a packet to it for its own answers.
+/// A Service without Pods. A program that handles a packet to it answers the packet.
 const NOBODY: Published = Published::new("nobody", 54);
 const REFUSED_TCP: ServicePort = ServicePort {
     name: "tcp",
@@ -22,11 +23,12 @@ const REFUSED_UDP: ServicePort = ServicePort {
     ..UDP
 };
 const SENDER: [u8; 6] = [2, 0, 0, 0, 9, 8];
-/// The clients' ports: of the requests for others, and of those for the node.
+/// The client ports of requests for other machines and of requests for the node.
 const FOREIGN: u16 = 20_000;
 const OWN: u16 = 20_001;
 
-/// A place on the link to a node, as a switch that floods has: what the node sends is seen there.
+/// A position on the link to a node, like that of a flooding switch: it sees everything that the
+/// node sends.
 struct Place {
     wire: Wire,
     client: IpAddr,
@@ -35,7 +37,7 @@ struct Place {
 }
 
 impl Place {
-    /// Requests from this port that are refused.
+    /// Requests from this port, which the node refuses.
     fn requests(&self, port: u16) -> [Build; 2] {
         let client = SocketAddr::new(self.client, port);
         let to = |port: Option<u16>| SocketAddr::new(self.node, port.unwrap());
@@ -53,10 +55,10 @@ impl Place {
         self.wire.send_frame(&request.clone().link(link).bytes()).unwrap();
     }
 
-    /// Sends requests that are the node's, and insists that those are answered, and no others that
-    /// were sent before.
+    /// Sends requests for the node. Asserts that they are answered, and that no earlier requests
+    /// were.
     #[track_caller]
-    fn only_own_are_answered(&self, own: impl Fn(Build) -> Build) {
+    fn assert_only_own_are_answered(&self, own: impl Fn(Build) -> Build) {
         for request in self.requests(OWN) {
             self.send(&own(request), self.node_link);
             let answered = self
@@ -67,7 +69,7 @@ impl Place {
         }
     }
 
-    /// Which of the client's ports a frame refuses.
+    /// Returns the client port if the frame is a refusal.
     fn answered(&self, frame: &[u8]) -> Option<u16> {
         const ETHERNET: usize = 14;
         const ICMP: usize = 8;
@@ -86,7 +88,7 @@ impl Place {
     }
 }
 
-/// Runs a check for both families and for all kinds of programs, at a promiscuous device.
+/// Runs a check for both families and all XDP modes, on a promiscuous device.
 fn on_the_link(title: &str, check: impl Fn(&Place)) {
     if !require_privileges() {
         return;
@@ -112,7 +114,7 @@ fn on_the_link(title: &str, check: impl Fn(&Place)) {
                 node: node_address,
                 node_link,
             };
-            place.only_own_are_answered(|request| request);
+            place.assert_only_own_are_answered(|request| request);
             check(&place);
         }
     }
@@ -131,12 +133,12 @@ fn for_other_machines() {
             for request in place.requests(FOREIGN) {
                 place.send(&request, other);
             }
-            place.only_own_are_answered(|request| request);
+            place.assert_only_own_are_answered(|request| request);
         }
     });
 }
 
-/// Whether the kernel takes the tag out of the frame or not; tag 0 is of no VLAN.
+/// The kernel may remove the tag from the frame or leave it there. Tag 0 means no VLAN.
 #[test]
 fn of_vlans() {
     on_the_link("vlans", |place| {
@@ -144,13 +146,14 @@ fn of_vlans() {
             for request in place.requests(FOREIGN) {
                 place.send(&request.vlans(tags), place.node_link);
             }
-            place.only_own_are_answered(|request| request);
+            place.assert_only_own_are_answered(|request| request);
         }
-        place.only_own_are_answered(|request| request.vlans(&[0]));
+        place.assert_only_own_are_answered(|request| request.vlans(&[0]));
     });
 }
 
-/// What a Pod behind a bridge sends is for the bridge, not for the device that it comes in by.
+/// Frames of a Pod behind a bridge are addressed to the bridge, not to the device that receives
+/// them.
 #[test]
 fn for_the_bridge_that_a_pod_is_behind() {
     if !require_privileges() {
@@ -170,8 +173,8 @@ fn for_the_bridge_that_a_pod_is_behind() {
     }
 }
 
-/// What could not be sent on is forgotten: the next connection goes the usual way, with the node's
-/// address.
+/// A connection that could not be forwarded is forgotten. The next one is forwarded as usual, with
+/// the node's address.
 #[test]
 fn a_route_comes_back() {
     if !require_privileges() {
@@ -187,7 +190,7 @@ fn a_route_comes_back() {
     let (cidr4, cidr6) = other.pod_cidrs();
     let [gateway4, gateway6] = other.host().addresses().both();
     let namespace = node.host().namespace();
-    // Nor is there a default route that would take its place.
+    // The default route is removed too, so that it does not replace the route.
     let away = [
         format!("route del {cidr4}"),
         format!("route del {cidr6}"),
@@ -230,7 +233,8 @@ fn a_route_comes_back() {
             .run()
             .unwrap();
         assert_eq!(report.answered(), 1, "{address}: {report:?}");
-        // The Pod sees the node, not the client, whose answer would not come back this way.
+        // The Pod sees the node's address: an answer to the client's address would not come back
+        // through the node.
         assert_eq!(report.clients, [address].into(), "{report:?}");
     }
 }

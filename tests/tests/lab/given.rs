@@ -1,4 +1,4 @@
-//! Services as every article on Kubernetes has them: their manifests name neither address nor
+//! Services as in most Kubernetes tutorials: their manifests contain neither an address nor a
 //! NodePort.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
@@ -12,10 +12,10 @@ use lb_tests::lab::{Cluster, Node, Outcome, SocketLb, require_privileges, wait_f
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Not the default, so that the option is seen to count.
+/// Not the default, so that the test shows that the option is used.
 const RANGE: &str = "--service-cidr=10.98.0.0/24,fd00:98::/112";
 
-/// A Service of this name and type with the Pods of the lab's usual one.
+/// A Service with this name and type and the Pods of the lab's usual Service.
 fn manifest(name: &str, fields: &str) -> String {
     format!(
         "apiVersion: v1
@@ -30,7 +30,7 @@ spec:
     )
 }
 
-/// The addresses and ports of a Service as `lb-agent services` shows them.
+/// The addresses and ports of a Service in the output of `lb-agent services`.
 fn shown(node: &Node, name: &str) -> BTreeSet<SocketAddr> {
     let text = node.agent_command("services", &["-o", "json"]).unwrap();
     let services: Vec<Value> = serde_json::from_str(&text).unwrap();
@@ -41,13 +41,13 @@ fn shown(node: &Node, name: &str) -> BTreeSet<SocketAddr> {
         .collect()
 }
 
-/// Those of its cluster IPs.
+/// The addresses and ports of the cluster IPs.
 fn cluster_ips(shown: &BTreeSet<SocketAddr>) -> Vec<SocketAddr> {
     let ips = shown.iter().filter(|address| address.port() == HTTP.port);
     ips.copied().collect()
 }
 
-/// Its NodePort.
+/// The NodePort of the Service.
 fn node_port(shown: &BTreeSet<SocketAddr>) -> u16 {
     let ports: BTreeSet<u16> = shown.iter().map(SocketAddr::port).collect();
     let [_, port] = ports.into_iter().collect::<Vec<_>>()[..] else {
@@ -56,7 +56,8 @@ fn node_port(shown: &BTreeSet<SocketAddr>) -> u16 {
     port
 }
 
-/// A Pod and the host reach it at its cluster IPs, a client outside at its NodePort.
+/// Asserts that a Pod and the host reach the Service at its cluster IPs, and a client outside at
+/// its NodePort.
 #[track_caller]
 fn assert_reachable(cluster: &Cluster, shown: &BTreeSet<SocketAddr>) {
     let pods = Outcome::pods(["web-1", "web-2"]);
@@ -93,21 +94,21 @@ fn they_are_reachable_at_what_services_shows_on_all_nodes_and_after_a_restart() 
     assert_reachable(&cluster, &before);
     let table = first.agent_command("services", &[]).unwrap();
     assert!(table.contains(&ips[0].to_string()), "{table}");
-    // Machines with the same files agree.
+    // Machines with the same files assign the same addresses and ports.
     let there = shown(second, "given");
     assert_eq!(
         (cluster_ips(&there), node_port(&there)),
         (ips, node_port(&before))
     );
 
-    // Nothing of the kernel's memory is needed to find them again.
+    // The agent finds them again without any pinned maps.
     agent.kill();
     first.agent_command("cleanup", &[]).unwrap();
     let agent = cluster.start_agent(SocketLb::Host, &[RANGE]).unwrap();
     assert_eq!(shown(first, "given"), before);
     assert_reachable(&cluster, &before);
 
-    // What is remembered counts, not what the hash says.
+    // The remembered address is used, not the one that the hash yields.
     drop((agent, other));
     let file = first.state_directory().join("allocations.json");
     let text = fs::read_to_string(&file).unwrap();

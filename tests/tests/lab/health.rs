@@ -1,4 +1,4 @@
-//! What load balancers, the kubelet and Prometheus ask an agent over HTTP.
+//! What load balancers, the kubelet and Prometheus request from an agent over HTTP.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::fs;
@@ -19,7 +19,7 @@ const CHECK: u16 = 32_100;
 const OTHER_CHECK: u16 = 32_101;
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
-/// Makes it a load balancer's, with this health check port.
+/// Turns a Service into a load-balanced one with this health check port.
 fn balanced(manifest: ServiceManifest, port: u16) -> ServiceManifest {
     manifest
         .of_type("LoadBalancer")
@@ -36,7 +36,7 @@ fn node_addresses(cluster: &Cluster) -> [IpAddr; 2] {
     cluster.nodes[0].host().addresses().both()
 }
 
-/// Waits until a page has this status at all addresses.
+/// Waits until a page has this status at all addresses. Returns the last page.
 #[track_caller]
 fn wait_for_status(from: &Machine, addresses: &[IpAddr], port: u16, path: &str, status: u16) -> PageReport {
     let mut last = None;
@@ -55,7 +55,7 @@ fn wait_for_status(from: &Machine, addresses: &[IpAddr], port: u16, path: &str, 
 #[track_caller]
 fn wait_until_refused(from: &Machine, addresses: &[IpAddr], port: u16) {
     for address in addresses {
-        wait_for(&format!("that {address} port {port} is closed"), PATIENCE, || {
+        wait_for(&format!("{address} port {port} to be closed"), PATIENCE, || {
             let error = from.get(*address, port, "/").err()?;
             format!("{error:#}").contains("ConnectionRefused").then_some(())
         })
@@ -63,7 +63,8 @@ fn wait_until_refused(from: &Machine, addresses: &[IpAddr], port: u16) {
     }
 }
 
-/// What a health check says: the number of endpoints twice, and the whole body.
+/// Asserts the content of a health check: the number of endpoints in header and body, and the whole
+/// body.
 #[track_caller]
 fn assert_check(page: &PageReport, endpoints: usize) {
     assert_eq!(page.headers["content-type"], "application/json");
@@ -100,7 +101,7 @@ fn a_health_check_port_follows_the_endpoints_of_the_node() {
     cluster.set_ready(near, true).unwrap();
     assert_check(&status(200), 1);
 
-    // It ends, and is still served to whoever comes.
+    // The Pod terminates; new connections still reach it.
     let manifest = near.manifest().terminating();
     cluster.lab.apply(&near.manifest_file(), manifest).unwrap();
     assert_check(&status(503), 0);
@@ -121,7 +122,7 @@ fn a_health_check_port_follows_the_endpoints_of_the_node() {
     wait_until_refused(&cluster.outside, &addresses, CHECK);
 }
 
-/// Something that has a port of all addresses.
+/// A process that listens on a port of all addresses.
 fn holder(machine: &Machine, port: u16) -> Process {
     machine.serve().http(port).start().unwrap()
 }
@@ -135,7 +136,7 @@ fn warnings(agent: &Agent, about: &str) -> usize {
 }
 
 #[test]
-fn ports_that_are_taken_are_served_as_soon_as_they_are_free() {
+fn occupied_ports_are_served_once_they_are_free() {
     if !require_privileges() {
         return;
     }
@@ -154,14 +155,14 @@ fn ports_that_are_taken_are_served_as_soon_as_they_are_free() {
     cluster.lab.apply("other.yaml", other).unwrap();
     let mut agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
 
-    // Nothing else is disturbed.
+    // Everything else works.
     wait_for_status(&cluster.outside, &addresses, OTHER_CHECK, "/", 503);
     let report = cluster.client.http(vips()[0], HTTP.port).count(5).run();
     assert_eq!(report.unwrap().answered(), 5);
     for (about, count) in [
         ("/healthz and /livez at 0.0.0.0:10256", 1),
         ("/metrics at 127.0.0.1:10249", 1),
-        // At the node's addresses and at 127.0.0.1 and ::1, where NodePorts are too.
+        // At the node's addresses and at 127.0.0.1 and ::1, like NodePorts.
         ("the health check of Service default/web at", 4),
     ] {
         wait_for(about, PATIENCE, || {
@@ -213,7 +214,7 @@ fn healthz_asks_for_the_node_and_livez_does_not() {
     wait_until_refused(cluster.nodes[0].host(), &[LOCALHOST.into()], METRICS);
 }
 
-/// Stops the agent's loop, which runs on its first thread, and nothing else of it.
+/// Freezes the agent's loop, which runs on its first thread. Its other threads continue.
 fn freeze_loop(cluster: &Cluster, agent: &mut Agent) {
     let group = cluster.nodes[0].host().cgroup().join("frozen");
     let write = |file: &str, value: &str| fs::write(group.join(file), value).unwrap();
@@ -229,7 +230,7 @@ fn freeze_loop(cluster: &Cluster, agent: &mut Agent) {
 }
 
 #[test]
-fn everything_is_answered_while_the_loop_hangs() {
+fn http_requests_are_answered_while_the_loop_hangs() {
     if !require_privileges() {
         return;
     }
@@ -293,7 +294,8 @@ fn metrics_move_with_traffic_and_changes() {
     assert_eq!(value(&after, connections), 12.0);
     assert_eq!(value(&after, &rejected), 0.0);
     assert_eq!(value(&after, unknown) - value(&before, unknown), 3.0);
-    // A connection has an entry for each direction. Entries are not counted at every scrape.
+    // A connection has an entry for each direction. The agent does not count entries at every
+    // scrape.
     wait_for("entries of the connections", PATIENCE, || {
         (value(&scrape(&cluster), flows) >= value(&before, flows) + 24.0).then_some(())
     })
@@ -321,7 +323,7 @@ fn metrics_move_with_traffic_and_changes() {
 }
 
 #[test]
-fn metrics_tell_how_long_a_change_takes_and_how_full_the_maps_are() {
+fn metrics_show_the_latency_of_changes_and_the_use_of_maps() {
     if !require_privileges() {
         return;
     }

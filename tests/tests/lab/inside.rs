@@ -1,5 +1,5 @@
-//! What becomes of connections and flows from inside when Pods and Services change: of a Pod
-//! through TC and through its sockets, and of processes of the node.
+//! What happens to connections and flows from inside when Pods and Services change: those of a Pod
+//! through TC and through its sockets, and those of processes of the node.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::cell::Cell;
@@ -17,21 +17,21 @@ use lb_tests::lab::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long datagrams wait that are not answered.
+/// Timeout of datagrams that are not answered.
 const TIMEOUT: Duration = Duration::from_millis(50);
-/// The client's ports of connections that come again.
+/// The first client port of connections that reuse their ports.
 const SOURCE_PORT: u16 = 20_000;
-/// The first of the client's ports of flows that are new.
+/// The first client port of new flows.
 const LATER_PORTS: u16 = 21_000;
-/// How many of them at a time.
+/// How many client ports are used at a time.
 const SOURCE_PORTS: u32 = 10;
 
-/// A Pod on the first node and one on the second, and a client on the first.
+/// A Pod on the first node, one on the second, and a client on the first.
 struct Fixture {
     from: Machine,
-    /// Whether the client's datagrams are translated at its sockets.
+    /// Whether the sockets of the client translate its datagrams.
     is_socket: bool,
-    /// Where the client's ports begin that no flow has had.
+    /// The first client port that no flow has used.
     later_ports: Cell<u16>,
     _agent: Agent,
     cluster: Cluster,
@@ -69,7 +69,7 @@ impl Fixture {
         [first, second]
     }
 
-    /// The other Pod is ready, and this one is not.
+    /// Applies slices in which `other` is ready and `draining` is not.
     fn drain(&self, other: &Server, draining: EndpointManifest) {
         self.cluster.apply_slices([other.endpoint(), draining]).unwrap();
     }
@@ -79,7 +79,7 @@ impl Fixture {
         self.cluster.wait_for_states(&states).unwrap();
     }
 
-    /// A connection and a connected UDP socket for each address of the Service.
+    /// Opens connections and connected UDP sockets to a Pod, one for each address of the Service.
     fn talks(&self, server: &Server) -> (Vec<Talk>, Vec<Talk>) {
         let tcp = |vip| self.from.connect_to(&server.pod, vip, ECHO.port).unwrap();
         let udp = |vip| self.from.connect_udp_to(&server.pod, vip, UDP.port).unwrap();
@@ -91,7 +91,7 @@ impl Fixture {
         let only = Outcome::pods([server.pod.name()]);
         for vip in vips() {
             self.from.expect_tcp((vip, HTTP.port).into(), &only).unwrap();
-            // A port that the kernel chooses may be that of a flow that is still remembered.
+            // An ephemeral port may belong to a flow that is still remembered.
             let port = self.later_ports.get();
             self.later_ports.set(port + u16::try_from(SOURCE_PORTS).unwrap());
             let udp = self.from.udp(vip, UDP.port).connected().sockets(SOURCE_PORTS);
@@ -101,7 +101,7 @@ impl Fixture {
         }
     }
 
-    /// An unconnected socket that sends until it is stopped.
+    /// Starts an unconnected socket that sends until it is stopped.
     fn datagrams(&self, vip: IpAddr, timeout: Duration) -> Client<UdpReport> {
         let udp = self.from.udp(vip, UDP.port).count(1_000_000).timeout(timeout);
         udp.interval(Duration::from_millis(3)).start().unwrap()
@@ -119,7 +119,7 @@ fn received(server: &Server) -> u64 {
     server.pod.received_datagrams().unwrap()
 }
 
-/// Waits until a Pod has got some more datagrams.
+/// Waits until a Pod has received some more datagrams.
 #[track_caller]
 fn wait_for_datagrams(server: &Server) {
     let before = received(server);
@@ -197,7 +197,7 @@ fn datagrams_of_an_unconnected_socket_stay_while_their_pod_serves() {
     });
 }
 
-/// Nothing is remembered of when there was nobody, or nobody any more.
+/// The programs do not remember that a Service had no endpoints.
 #[test]
 fn the_first_pod_is_found_by_the_next_datagram() {
     for_each_client("inside-first", |fixture| {
@@ -212,7 +212,7 @@ fn the_first_pod_is_found_by_the_next_datagram() {
                 .from
                 .expect_tcp((vip, HTTP.port).into(), &refused)
                 .unwrap();
-            // Sockets are told at once.
+            // Sockets get the error immediately.
             let timeout = if fixture.is_socket { PATIENCE } else { TIMEOUT };
             let client = fixture.datagrams(vip, timeout);
             let before = received(first);
@@ -242,7 +242,7 @@ fn the_first_pod_is_found_by_the_next_datagram() {
     });
 }
 
-/// Ports, policies and the type change; the endpoints do not.
+/// Ports, policies and the type of the Service change; its endpoints do not.
 #[test]
 fn connections_stay_while_their_service_changes() {
     for_each_client("inside-service", |fixture| {
@@ -295,7 +295,7 @@ fn connections_stay_while_their_service_changes() {
             fixture.from.expect_tcp(to, &Outcome::Refused).unwrap();
         }
 
-        // The policy: the other node's Pod is not for new connections any more.
+        // The policy: new connections do not reach the other node's Pod any more.
         let local = service().internal_traffic_policy("Local");
         cluster.lab.apply(SERVICE_FILE, local).unwrap();
         wait_for_ports(&[ECHO.port], &[8]);
@@ -311,7 +311,7 @@ fn connections_stay_while_their_service_changes() {
     });
 }
 
-/// As a client does that has used all its ports.
+/// A client reuses ports when it has used all of them.
 #[test]
 fn a_port_that_is_used_again_is_another_connection() {
     for_each_client("inside-again", |fixture| {

@@ -1,5 +1,5 @@
-//! The lab keeps its own promises: what it makes works without any agent, is apart from everything
-//! else and goes away.
+//! The lab itself: what it creates works without any agent, is isolated from everything else, and
+//! is removed afterwards.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::fs;
@@ -23,14 +23,14 @@ const UDP: u16 = 5353;
 const ECHO: u16 = 7;
 const STREAM: u16 = 5001;
 
-/// Two nodes with a Pod each and a client; the first Pod serves.
+/// Two nodes with a Pod each, and a client. The first Pod is a server.
 struct Small {
     server: Process,
     web: Machine,
     other: Machine,
     client: Machine,
     nodes: [Node; 2],
-    // Last: goes when nothing uses it any more.
+    // The last field: it is dropped when nothing uses it any more.
     lab: Lab,
 }
 
@@ -59,7 +59,7 @@ impl Small {
 }
 
 #[test]
-fn everything_is_gone_afterwards() {
+fn a_dropped_lab_leaves_nothing_behind() {
     if !require_privileges() {
         return;
     }
@@ -76,7 +76,7 @@ fn everything_is_gone_afterwards() {
 }
 
 #[test]
-fn what_a_killed_process_left_is_removed() {
+fn leftovers_of_a_killed_process_are_removed() {
     if !require_privileges() {
         return;
     }
@@ -105,7 +105,7 @@ fn what_a_killed_process_left_is_removed() {
 }
 
 #[test]
-fn everyone_reaches_a_pod() {
+fn all_machines_reach_a_pod() {
     if !require_privileges() {
         return;
     }
@@ -137,11 +137,11 @@ fn everyone_reaches_a_pod() {
 }
 
 #[test]
-fn the_first_packet_arrives() {
+fn the_first_packet_of_a_new_lab_arrives() {
     if !require_privileges() {
         return;
     }
-    // The second of a neighbour request comes after a second.
+    // The kernel repeats a neighbour solicitation after a second.
     let timeout = Duration::from_millis(900);
     for _ in 0..5 {
         let small = Small::new("first");
@@ -172,7 +172,7 @@ fn pods_and_clients_reach_nodes() {
 }
 
 #[test]
-fn nothing_leads_out_of_the_lab() {
+fn the_lab_has_no_route_out() {
     if !require_privileges() {
         return;
     }
@@ -196,7 +196,7 @@ fn nothing_leads_out_of_the_lab() {
 }
 
 #[test]
-fn checksums_are_right_on_the_whole_way() {
+fn captures_find_correct_checksums_at_every_hop() {
     if !require_privileges() {
         return;
     }
@@ -216,7 +216,7 @@ fn checksums_are_right_on_the_whole_way() {
         assert_eq!(small.client.udp(to, UDP).count(3).run().unwrap().answered(), 3);
         // More than fits into a packet.
         assert_eq!(small.client.udp(to, UDP).size(4000).run().unwrap().answered(), 1);
-        // Nobody listens: answered by ICMP.
+        // A closed port: the kernel answers with ICMP.
         let refused = small.client.udp(to, 9).connected().run().unwrap();
         assert_eq!(refused.errors["receive: ConnectionRefused"], 1, "{refused:?}");
     }
@@ -237,7 +237,7 @@ fn checksums_are_right_on_the_whole_way() {
 }
 
 #[test]
-fn unfinished_and_finished_checksums_are_both_checked() {
+fn captures_check_packets_without_checksum_offload() {
     if !require_privileges() {
         return;
     }
@@ -253,7 +253,7 @@ fn unfinished_and_finished_checksums_are_both_checked() {
 }
 
 #[test]
-fn a_corrupted_packet_is_noticed() {
+fn a_capture_reports_a_corrupted_packet() {
     if !require_privileges() {
         return;
     }
@@ -286,7 +286,7 @@ fn a_corrupted_packet_is_noticed() {
 }
 
 #[test]
-fn a_capture_that_saw_nothing_is_an_error() {
+fn a_capture_without_packets_is_an_error() {
     if !require_privileges() {
         return;
     }
@@ -295,7 +295,7 @@ fn a_capture_that_saw_nothing_is_an_error() {
 }
 
 #[test]
-fn connections_are_in_the_hands_of_the_test() {
+fn a_test_controls_each_step_of_a_connection() {
     if !require_privileges() {
         return;
     }
@@ -323,7 +323,7 @@ fn connections_are_in_the_hands_of_the_test() {
 }
 
 #[test]
-fn a_stopped_server_finishes_what_it_has_begun() {
+fn a_stopped_server_finishes_open_connections() {
     if !require_privileges() {
         return;
     }
@@ -380,7 +380,7 @@ fn clients_run_until_they_are_stopped() {
 }
 
 #[test]
-fn a_router_shares_an_address_out_to_nodes() {
+fn the_router_sends_an_address_to_one_or_more_nodes() {
     if !require_privileges() {
         return;
     }
@@ -405,7 +405,7 @@ fn a_router_shares_an_address_out_to_nodes() {
 }
 
 #[test]
-fn programs_run_in_their_place() {
+fn programs_run_in_the_namespace_and_cgroup_of_their_machine() {
     if !require_privileges() {
         return;
     }
@@ -433,7 +433,7 @@ fn programs_run_in_their_place() {
     assert!(error.contains("execute does-not-exist"), "{error}");
 }
 
-/// Names of everything that a lab has outside its namespaces.
+/// Names of everything that a lab creates outside its namespaces.
 fn traces(lab: &str) -> Vec<String> {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     let cgroups = mounts
@@ -457,7 +457,7 @@ fn traces(lab: &str) -> Vec<String> {
     .collect()
 }
 
-/// Whether a process runs; of one that has ended but was not waited for there is no command line.
+/// Whether a process runs. A zombie has an empty command line.
 fn runs(pid: &str) -> bool {
     fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|command| !command.is_empty())
 }
@@ -484,7 +484,7 @@ fn send_corrupted(from: &Machine, to: Ipv4Addr) {
     assert_eq!(from.namespace().run(send).unwrap(), packet.len());
 }
 
-/// What `ip` writes in the namespace of this machine.
+/// Runs `ip` in the network namespace of the test. Returns the output.
 fn ip(arguments: &[&str]) -> String {
     let output = Command::new("ip").args(arguments).output().unwrap();
     assert!(output.status.success(), "ip {arguments:?}");

@@ -1,5 +1,5 @@
-//! A real agent with the Kubernetes API as its source: a stand-in API server in the node's network
-//! namespace.
+//! A real agent with the Kubernetes API as its source: a stand-in API server runs in the node's
+//! network namespace.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -51,7 +51,7 @@ fn node(lab_node: &lb_tests::lab::Node) -> Value {
 }
 
 #[test]
-fn services_follow_the_api() {
+fn services_follow_the_kubernetes_api() {
     if !require_privileges() {
         return;
     }
@@ -92,7 +92,7 @@ fn services_follow_the_api() {
     })
     .unwrap();
 
-    // The API is away: traffic goes on; what changed meanwhile arrives when it is back.
+    // While the API server is down, traffic continues. Changes arrive when it is back.
     runtime.block_on(server.stop());
     assert_eq!(answers().answers.get("web-2"), Some(&20));
     server.apply(&slice(&[&pods[0], &pods[1]])).unwrap();
@@ -104,7 +104,7 @@ fn services_follow_the_api() {
     })
     .unwrap();
 
-    // The agent has what it needs and no more.
+    // The agent has all objects that it needs, and no others.
     let services: Value =
         serde_json::from_str(&lab_node.agent_command("services", &["-o", "json"]).unwrap()).unwrap();
     assert_eq!(services[0]["name"], "web");

@@ -52,7 +52,7 @@ fn a_client_behind_a_device_without_ethernet_reaches_pods_of_all_nodes() {
     let captures =
         [&vpn.machine, cluster.nodes[0].host()].map(|machine| Capture::start(machine.namespace()).unwrap());
     use_node_ports(&cluster, &vpn.machine);
-    // And one behind Ethernet at the same node.
+    // A client behind Ethernet uses the same node.
     use_node_ports(&cluster, &cluster.outside);
     for capture in captures {
         capture.finish().unwrap();
@@ -60,7 +60,7 @@ fn a_client_behind_a_device_without_ethernet_reaches_pods_of_all_nodes() {
 }
 
 #[test]
-fn pods_of_other_nodes_behind_a_device_without_ethernet() {
+fn pods_behind_a_device_without_ethernet_are_reached() {
     if !require_privileges() {
         return;
     }

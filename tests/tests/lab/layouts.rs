@@ -1,5 +1,5 @@
-//! An agent that finds the pins of another layout takes over what is attached, and leaves nothing
-//! of it.
+//! An agent that finds the pins of another layout takes over what is attached, and removes
+//! everything of that layout.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,14 +22,14 @@ const NEWER: u32 = LAYOUT_VERSION + 1;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the agent says of open connections.
+/// What the agent logs about open connections.
 const LOST: &str = "connections that are open through Services are lost";
 
 fn layout(root: &Path, version: u32) -> PathBuf {
     root.join(format!("v{version}"))
 }
 
-/// The agent's pins become those of an agent with another layout.
+/// Renames the agent's pins to those of another layout.
 fn become_another(root: &Path, version: u32) {
     fs::rename(layout(root, LAYOUT_VERSION), layout(root, version)).unwrap();
 }
@@ -41,8 +41,7 @@ fn names(directory: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// The kernel's number of each link, by the name of its pin: a link that was taken over is still
-/// the same.
+/// The kernel's id of each link, by the name of its pin. A link that was taken over keeps its id.
 fn links(directory: &Path) -> BTreeMap<String, u32> {
     let id = |name: &String| {
         let link = FdLink::from(PinnedLink::from_pin(directory.join(name)).unwrap());
@@ -57,7 +56,7 @@ fn links(directory: &Path) -> BTreeMap<String, u32> {
         .collect()
 }
 
-/// Whom new connections of this client reach.
+/// The Pods that new connections of this client reach.
 #[track_caller]
 fn reached(from: &Machine, to: [IpAddr; 2], port: u16) -> BTreeSet<String> {
     to.into_iter()
@@ -69,7 +68,7 @@ fn reached(from: &Machine, to: [IpAddr; 2], port: u16) -> BTreeSet<String> {
         .collect()
 }
 
-/// New connections from everywhere reach these Pods and no others.
+/// Asserts that new connections from all clients reach these Pods and no others.
 #[track_caller]
 fn assert_reach(cluster: &Cluster, way: &Way, pods: [&str; 2]) {
     let expected = BTreeSet::from(pods.map(str::to_owned));
@@ -127,8 +126,8 @@ impl Way {
     }
 }
 
-/// A cluster whose agent was started this way and has died. Since then its first Pod has left the
-/// Service and a third one has come.
+/// A cluster whose agent was started this way and was killed. Since then its first Pod has left the
+/// Service and a third one was added.
 fn abandoned(title: &str, way: &Way) -> (XdpPeer, Cluster) {
     let mut cluster = Cluster::new(title, &[0, 1]).unwrap();
     let peer = cluster.lab.prepare_for_xdp(&cluster.nodes[0]).unwrap();
@@ -140,8 +139,8 @@ fn abandoned(title: &str, way: &Way) -> (XdpPeer, Cluster) {
     (peer, cluster)
 }
 
-/// Starts the agent on what it finds and asserts that it alone decides afterwards. Returns how
-/// often it spoke of lost connections.
+/// Starts the agent and asserts that it alone decides afterwards. Returns how often it logged lost
+/// connections.
 #[track_caller]
 fn assert_takes_over(cluster: &Cluster, way: &Way) -> usize {
     let node = &cluster.nodes[0];
@@ -168,7 +167,7 @@ fn links_are_taken_over_in_place() {
         become_another(pins.root(), version);
         assert_eq!(assert_takes_over(&cluster, way), 1);
         let mut after = links(&pins.links());
-        // That of the new Pod's device, if it is on this node, is new.
+        // The link of the new Pod's device is new, if the Pod is on this node.
         after.retain(|name, _| before.contains_key(name));
         assert_eq!(after, before);
     }
@@ -184,9 +183,10 @@ fn clsact_filters_are_taken_over() {
     assert_eq!(assert_takes_over(&cluster, &Way::CLSACT), 1);
 }
 
-/// Attached in another way than the new agent does it, by several agents, and half gone.
+/// Programs of several agents, attached in another mode than that of the new agent, and a takeover
+/// that was interrupted.
 #[test]
-fn nothing_of_several_layouts_is_left() {
+fn a_takeover_leaves_nothing_of_several_layouts() {
     if !require_privileges() {
         return;
     }
@@ -200,7 +200,7 @@ fn nothing_of_several_layouts_is_left() {
         let (_peer, cluster) = abandoned("layouts", old);
         let node = &cluster.nodes[0];
         let root = node.pin_path();
-        // A device that is selected no more, and one that is gone with its links.
+        // A device that is no longer selected, and a device that was deleted with its links.
         become_another(root, OLDER);
         let gone = node.pod("gone").unwrap();
         let agent = node.start_agent(&old.options()).unwrap();
@@ -218,7 +218,7 @@ fn nothing_of_several_layouts_is_left() {
             odd.join("7-lb_tc_to_pod"),
         )
         .unwrap();
-        // As if an agent had died while it took over.
+        // The state after an agent was killed during its takeover.
         let half: Vec<String> = names(&layout(root, NEWER).join("links")).into_iter().collect();
         let own = Pins::new(root).links();
         fs::create_dir_all(&own).unwrap();
@@ -226,17 +226,17 @@ fn nothing_of_several_layouts_is_left() {
             fs::rename(layout(root, NEWER).join("links").join(name), own.join(name)).unwrap();
         }
         assert_eq!(assert_takes_over(&cluster, new), 1);
-        // Once only.
+        // The next start has nothing to take over.
         assert_eq!(assert_takes_over(&cluster, new), 0);
     }
 }
 
-/// Pins a map there.
+/// Pins a map at a path.
 type Pin<'a> = &'a dyn Fn(&Path);
 
-/// Maps under this layout's name that are not of it, by their values or by their number of rows.
+/// Maps under the name of this layout whose values or number of rows do not match.
 #[test]
-fn maps_that_do_not_fit_are_another_layout() {
+fn mismatched_maps_are_treated_as_another_layout() {
     if !require_privileges() {
         return;
     }
@@ -282,12 +282,12 @@ fn an_agent_that_dies_while_it_takes_over_is_followed_by_one_that_ends_it() {
         until(&mut agent);
         agent.kill();
     }
-    // The last one may have come to the end before it died.
+    // The last agent may have completed the takeover before it was killed.
     assert!(assert_takes_over(&cluster, way) <= 1);
 }
 
 #[test]
-fn cleanup_leaves_nothing_of_any_layout() {
+fn cleanup_removes_every_layout() {
     if !require_privileges() {
         return;
     }

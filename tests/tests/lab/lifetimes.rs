@@ -1,5 +1,5 @@
-//! How long connections and flows are remembered that nobody uses: the next packet of one that has
-//! ended is the first of another, which the Pods that take new connections get.
+//! How long unused connections and flows are remembered. After the timeout, the next packet begins
+//! a new connection, which goes to a Pod that takes new connections.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeMap;
@@ -14,25 +14,26 @@ use lb_tests::lab::{Agents, Cluster, Machine, SocketLb, Talk, Wire, Xdp, require
 use serde::Deserialize;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Lifetimes in seconds: of what is also to be used within them, on a busy machine too, and of what
-/// is not.
+/// Timeouts in seconds. `LONG` is for connections that must also be used in time, even on a busy
+/// machine; `SHORT` is for others.
 const LONG: u64 = 6;
 const SHORT: u64 = 2;
-/// Of each kind, by each IP version, to be left alone; and as many to be used.
+/// How many connections of each kind and IP version are left idle. As many are kept in use.
 const TALKS: usize = 3;
-/// Ports of the connections that a test makes packet by packet.
+/// Client ports of the idle connections that a test builds packet by packet.
 const IDLE_PORTS: [u16; TALKS] = [20_000, 20_001, 20_002];
-/// The same of those that are used.
+/// Client ports of the connections that are kept in use.
 const BUSY_PORTS: [u16; TALKS] = [20_010, 20_011, 20_012];
 
-/// Where the client is and what translates its packets.
+/// Where the client is, and what translates its packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Way {
     Outside(Option<Xdp>),
     Pod,
 }
 
-/// Two Pods, on the first and the second node, which then leave what is new to a third one.
+/// Two Pods, on the first and the second node. Later they stop taking new connections, and a third
+/// Pod takes them.
 struct Fixture {
     _agents: Agents,
     client: Machine,
@@ -40,7 +41,7 @@ struct Fixture {
     cluster: Cluster,
 }
 
-/// A connection that the first node's programs remember.
+/// A connection in the maps of the first node.
 #[derive(Deserialize, Debug)]
 #[serde(rename_all = "camelCase")]
 struct Row {
@@ -87,7 +88,7 @@ impl Fixture {
         &self.cluster.servers[2]
     }
 
-    /// The first Pods keep what they have, the third gets what is new.
+    /// The first two Pods start draining, and the third one takes new connections.
     fn change(&self) {
         let draining = self.leaving().iter().map(Server::draining_endpoint);
         let endpoints = draining.chain([self.coming().endpoint()]);
@@ -113,9 +114,9 @@ impl Fixture {
         self.wait_for_rows(state, which, |_| {}, |row| row.state == state);
     }
 
-    /// Uses some connections until others have been idle for longer than they live.
+    /// Uses some connections until others have been idle for longer than their timeout.
     fn wait_for_end(&self, which: &[(&str, SocketAddr)], lifetime: u64, use_others: impl FnMut(&Rows)) {
-        // The command knows the programs' clock to a second only.
+        // The command reads the programs' clock with a resolution of a second.
         let ended = |row: &Row| row.state == "expired" && row.idle_seconds > lifetime + 1;
         self.wait_for_rows("ended", which, use_others, ended);
     }
@@ -151,7 +152,7 @@ impl Fixture {
         self.coming().pod.addresses().both().contains(&backend.ip())
     }
 
-    /// Asserts that a connection still belongs to one of the Pods that had it.
+    /// Asserts that a connection still belongs to one of the first two Pods and has not expired.
     #[track_caller]
     fn assert_stays(&self, rows: &Rows, protocol: &str, client: SocketAddr) {
         let row = &rows[&(protocol.to_owned(), client)];
@@ -159,7 +160,7 @@ impl Fixture {
     }
 }
 
-/// Two connections, or sockets, that a Pod has answered.
+/// Two connections, or UDP sockets, that a Pod has answered.
 struct Pair<'a> {
     pod: &'a Machine,
     protocol: &'static str,
@@ -174,7 +175,7 @@ impl Pair<'_> {
     }
 }
 
-/// Connections that both sides have used, and flows of datagrams that were answered.
+/// TCP connections used by both sides, and UDP flows that were answered.
 fn answered(title: &str, way: Way) {
     if !require_privileges() {
         return;
@@ -205,7 +206,7 @@ fn answered(title: &str, way: Way) {
     fixture.wait_for_end(&idle, LONG, |_| pairs.iter_mut().for_each(Pair::use_busy));
     for pair in &mut pairs {
         if pair.protocol == "TCP" {
-            // Nobody has taken its place: it goes on where it was.
+            // No other connection has replaced it: it continues with its Pod.
             assert_eq!(pair.idle.server().unwrap(), pair.pod.name());
         } else {
             assert_eq!(pair.idle.server().unwrap(), fixture.coming().pod.name());
@@ -234,8 +235,8 @@ fn answered_outside_through_native_xdp() {
     answered("answered-native", Way::Outside(Some(Xdp::Native)));
 }
 
-/// Lets pauses between the first packets of a connection grow at once, where the kernel (6.5) would
-/// first send some in a row.
+/// Makes the kernel double the pause between SYN retransmissions from the start. By default (since
+/// 6.5) it first sends some at equal intervals.
 fn grow_pauses(client: &Machine) {
     let variable = "ipv4/tcp_syn_linear_timeouts";
     let exists = || Ok(Path::new("/proc/sys/net").join(variable).exists());
@@ -244,7 +245,7 @@ fn grow_pauses(client: &Machine) {
     }
 }
 
-/// The Pods have no way to answer, until others get what is new.
+/// The first Pods cannot answer; later another Pod takes new connections.
 fn unanswered(title: &str, way: Way) {
     if !require_privileges() {
         return;
@@ -290,7 +291,7 @@ fn unanswered(title: &str, way: Way) {
     for talk in &mut idle {
         assert_eq!(talk.server().unwrap(), fixture.coming().pod.name());
     }
-    // The next of their first packets.
+    // The next retransmission of the SYN reaches the other Pod.
     for talk in &mut tcp {
         talk.connected().unwrap();
         assert_eq!(talk.server().unwrap(), fixture.coming().pod.name());
@@ -317,7 +318,7 @@ fn unanswered_outside_through_native_xdp() {
     unanswered("unanswered-native", Way::Outside(Some(Xdp::Native)));
 }
 
-/// What a segment is for.
+/// The kind of a TCP segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Segment {
     Syn,
@@ -347,8 +348,8 @@ fn send(wire: &Wire, source: SocketAddr, destination: SocketAddr, segment: Segme
     wire.send(&bytes).unwrap();
 }
 
-/// Connections that a test makes packet by packet: what comes after their end is still their Pod's
-/// for a while.
+/// Connections that a test builds packet by packet: packets after the end of a connection still go
+/// to its Pod for a while.
 fn closed(title: &str, xdp: Option<Xdp>) {
     if !require_privileges() {
         return;
@@ -398,16 +399,16 @@ fn closed(title: &str, xdp: Option<Xdp>) {
 }
 
 #[test]
-fn closed_outside_through_tc() {
+fn closed_connections_of_outside_clients_expire_through_tc() {
     closed("closed-tc", None);
 }
 
 #[test]
-fn closed_outside_through_generic_xdp() {
+fn closed_connections_of_outside_clients_expire_through_generic_xdp() {
     closed("closed-generic", Some(Xdp::Generic));
 }
 
 #[test]
-fn closed_outside_through_native_xdp() {
+fn closed_connections_of_outside_clients_expire_through_native_xdp() {
     closed("closed-native", Some(Xdp::Native));
 }

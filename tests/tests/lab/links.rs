@@ -1,4 +1,4 @@
-//! The links of a lab that are not plain ones: overlays, narrow links, links without Ethernet.
+//! Special links of a lab: overlays, links with a small MTU, links without Ethernet.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn serve(pod: &Machine) -> Process {
 }
 
 #[test]
-fn pods_talk_through_the_overlay() {
+fn pods_reach_each_other_through_the_overlay() {
     if !require_privileges() {
         return;
     }
@@ -41,7 +41,7 @@ fn pods_talk_through_the_overlay() {
         let stream = other.stream(to, STREAM).mebibytes(4).run().unwrap();
         assert_eq!(stream.bytes, 4 << 20);
         assert_eq!(other.udp(to, UDP).size(1300).run().unwrap().answered(), 1);
-        // Nobody outside knows the way.
+        // The client outside has no route to Pods.
         let http = outside.http(to, HTTP).run().unwrap();
         assert_eq!(http.answered(), 0, "{to}: {http:?}");
     }
@@ -59,7 +59,7 @@ fn pods_talk_through_the_overlay() {
 }
 
 #[test]
-fn a_cluster_can_have_an_overlay() {
+fn a_cluster_with_an_overlay_works() {
     if !require_privileges() {
         return;
     }
@@ -72,9 +72,8 @@ fn a_cluster_can_have_an_overlay() {
     assert!(capture.finish().unwrap().count(Protocol::Tcp) > 0);
 }
 
-/// Whether somebody told this machine, by ICMP over both IP versions, that something is wrong with
-/// its packets.
-fn was_told(report: &CaptureReport, machine: &Machine) -> bool {
+/// Whether this machine received ICMP errors about its packets, over both IP versions.
+fn got_icmp_errors(report: &CaptureReport, machine: &Machine) -> bool {
     machine.addresses().both().into_iter().all(|address| {
         let mut packets = report.with_address(address);
         packets.any(|(seen, _)| {
@@ -85,7 +84,7 @@ fn was_told(report: &CaptureReport, machine: &Machine) -> bool {
 }
 
 #[test]
-fn a_router_says_that_packets_are_too_big() {
+fn a_router_reports_packets_that_are_too_big() {
     if !require_privileges() {
         return;
     }
@@ -101,7 +100,7 @@ fn a_router_says_that_packets_are_too_big() {
             assert_eq!(stream.bytes, 1 << 20);
         }
         let report = capture.finish().unwrap();
-        [&web, &client].map(|end| was_told(&report, end))
+        [&web, &client].map(|end| got_icmp_errors(&report, end))
     };
     assert_eq!(told(), [false, false]);
     router.namespace().limit_mtu(1400).unwrap();
@@ -111,7 +110,7 @@ fn a_router_says_that_packets_are_too_big() {
 }
 
 #[test]
-fn a_node_says_that_packets_are_too_big_for_a_pod() {
+fn a_node_reports_packets_that_are_too_big_for_a_pod() {
     if !require_privileges() {
         return;
     }
@@ -126,12 +125,12 @@ fn a_node_says_that_packets_are_too_big_for_a_pod() {
         let stream = client.stream(to, STREAM).run().unwrap();
         assert_eq!(stream.bytes, 1 << 20);
     }
-    assert!(was_told(&capture.finish().unwrap(), &client));
+    assert!(got_icmp_errors(&capture.finish().unwrap(), &client));
     assert!(node.host().namespace().limit_mtu_to("192.0.2.1", 1300).is_err());
 }
 
 #[test]
-fn a_client_has_as_many_addresses_as_it_likes() {
+fn a_client_can_have_many_addresses() {
     if !require_privileges() {
         return;
     }
@@ -161,7 +160,7 @@ fn a_client_has_as_many_addresses_as_it_likes() {
 }
 
 #[test]
-fn flows_are_shared_out_and_move() {
+fn routes_spread_flows_over_nodes_and_move_them() {
     if !require_privileges() {
         return;
     }
@@ -187,7 +186,7 @@ fn flows_are_shared_out_and_move() {
             talk.exchange("one").unwrap(),
             TalkEvent::Line("node-1 one".to_owned())
         );
-        // The node that gets the flow now knows nothing of it.
+        // The node that gets the flow now does not know it.
         lab.route(&vip.to_string(), &all[1..2]).unwrap();
         assert_eq!(
             talk.exchange("two").unwrap(),
@@ -199,7 +198,7 @@ fn flows_are_shared_out_and_move() {
 }
 
 #[test]
-fn a_client_is_behind_a_device_without_ethernet() {
+fn a_client_behind_a_device_without_ethernet_reaches_pods() {
     if !require_privileges() {
         return;
     }
@@ -229,7 +228,7 @@ fn a_client_is_behind_a_device_without_ethernet() {
         let is_tcp = |seen: &Seen| seen.device == device && seen.flow.protocol == Protocol::Tcp;
         assert!(report.seen.keys().any(is_tcp), "{device}: {report}");
     }
-    // Crafted packets have no Ethernet header there either.
+    // Packets that the test builds have no Ethernet header there either.
     let mut packet = Vec::new();
     PacketBuilder::ipv4(
         client.addresses().ipv4.octets(),
@@ -253,7 +252,7 @@ fn a_client_is_behind_a_device_without_ethernet() {
 }
 
 #[test]
-fn nodes_are_linked_without_ethernet() {
+fn pods_reach_each_other_over_a_link_without_ethernet() {
     if !require_privileges() {
         return;
     }

@@ -1,5 +1,5 @@
-//! Traffic between network namespaces, with real sockets. One test program for all: it is linked
-//! once, and no processor waits for the last test of a file.
+//! Traffic between network namespaces, with real sockets. All tests are in one test program: it is
+//! linked once, and the tests of all files share the processors.
 
 mod absence;
 mod affinity;

@@ -1,4 +1,4 @@
-//! Whose sockets are translated: those of the node and of Pods, not those of other network
+//! Whose sockets are translated: those of the node and of Pods, but not those in other network
 //! namespaces.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
@@ -13,19 +13,19 @@ use lb_tests::lab::cluster::{ECHO, UDP, vips};
 use lb_tests::lab::{Attached, Cluster, Machine, Process, SocketLb, Talk, require_privileges, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// No Service has it; inside of containers somebody serves it.
+/// No Service uses this port; inside of containers a server listens on it.
 const UNKNOWN_PORT: u16 = 4040;
 
-/// Whether the kernel tells network namespaces apart, and a lab can be made.
+/// Whether the kernel can distinguish network namespaces and a lab can be started.
 fn can_run() -> bool {
     require_privileges()
         && needs(
             "5.14",
-            "SO_NETNS_COOKIE: before it all namespaces are taken for Pods'",
+            "SO_NETNS_COOKIE: without it all namespaces are treated as Pods'",
         )
 }
 
-/// The Service's addresses, and the IPv4 one as an IPv6 socket can name it.
+/// The Service's addresses, and its IPv4 address as an IPv4-mapped IPv6 address.
 fn addresses() -> [IpAddr; 3] {
     let [ipv4, ipv6] = vips();
     let mapped = match ipv4 {
@@ -49,7 +49,7 @@ fn wait_for_counts(cluster: &Cluster, at_sockets: usize, left: usize) {
     .unwrap_or_else(|error| panic!("{error:#}: {:?}", counts(cluster)));
 }
 
-/// How many sockets and flows the first node's maps remember.
+/// The numbers of sockets and flows in the first node's maps.
 fn remembered(cluster: &Cluster) -> (usize, usize) {
     let maps = LiveMaps::open(&Pins::new(cluster.nodes[0].pin_path()).maps()).unwrap();
     let (ipv4, ipv6) = (maps.ipv4(), maps.ipv6());
@@ -64,8 +64,8 @@ enum At {
     Devices,
 }
 
-/// One connection to each of the Service's addresses, which are translated there. `getpeername`
-/// names the Service.
+/// Opens one connection to each of the Service's addresses. Asserts that they are translated at
+/// `at`, and that `getpeername` returns the Service's address.
 #[track_caller]
 fn connect(cluster: &Cluster, from: &Machine, at: At) -> Vec<Talk> {
     let (sockets, flows) = remembered(cluster);
@@ -86,8 +86,8 @@ fn connect(cluster: &Cluster, from: &Machine, at: At) -> Vec<Talk> {
     talks
 }
 
-/// A container with a cluster inside, whose Service network is this cluster's: the addresses are
-/// the container's own.
+/// A container that runs a cluster with the same Service network: the addresses are the container's
+/// own.
 struct Foreign {
     container: Machine,
     inner_pod: Machine,
@@ -111,7 +111,7 @@ impl Foreign {
         }
     }
 
-    /// Nothing that sockets inside of it do meets the agent.
+    /// Asserts that the agent does not affect sockets inside the container.
     #[track_caller]
     fn assert_left_alone(&self) {
         for from in [&self.container, &self.inner_pod] {
@@ -140,8 +140,8 @@ fn what_stays_inside_of_a_foreign_namespace_is_left_alone() {
     let cluster = Cluster::new("foreign", &[0, 1]).unwrap();
     let before = Foreign::on_first_node(&cluster);
     let mut agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
-    // The client, the server of this node; the container. Nothing leads out of the inner Pod's
-    // namespace to the node.
+    // At sockets: the client and the server of this node. Left to devices: the container. The inner
+    // Pod's namespace has no device that leads to the node.
     assert_eq!(
         counts(&cluster),
         NamespaceCounts {
@@ -166,7 +166,7 @@ fn what_stays_inside_of_a_foreign_namespace_is_left_alone() {
     assert_eq!(remembered(&cluster), (0, 0));
 }
 
-/// Before the agent has looked at it, too.
+/// This also holds before the agent has inspected the namespace.
 #[test]
 fn a_new_foreign_namespace_is_left_alone() {
     if !can_run() {
@@ -181,7 +181,7 @@ fn a_new_foreign_namespace_is_left_alone() {
     assert_eq!(remembered(&cluster), (0, 0));
 }
 
-/// As with kube-proxy: what comes out of a container is translated as what a Pod sends is.
+/// Packets that leave a container are translated like those of a Pod, as with kube-proxy.
 #[test]
 fn what_comes_out_of_a_foreign_namespace_is_translated_at_its_device() {
     if !can_run() {
@@ -204,12 +204,12 @@ fn pods_are_known_by_their_addresses() {
     let cluster = Cluster::new("known", &[0]).unwrap();
     let _agent = cluster.start_agent(SocketLb::All, &[]).unwrap();
     connect(&cluster, &cluster.client, At::Sockets);
-    // No object has its address, but the node's Pod CIDRs do.
+    // No object contains its address, but the node's Pod CIDRs do.
     let late = cluster.nodes[0].pod("late").unwrap();
     wait_for_counts(&cluster, 3, 0);
     let talks = connect(&cluster, &late, At::Sockets);
 
-    // Without them only those are known that objects name.
+    // Without the CIDRs, the agent recognizes only Pods whose addresses are in objects.
     cluster.lab.remove("node-node-1.yaml").unwrap();
     wait_for_counts(&cluster, 2, 1);
     connect(&cluster, &late, At::Devices);
@@ -217,7 +217,7 @@ fn pods_are_known_by_their_addresses() {
     cluster.lab.remove("pod-client.yaml").unwrap();
     wait_for_counts(&cluster, 1, 2);
     connect(&cluster, &cluster.client, At::Devices);
-    // What is open goes on.
+    // Open connections continue.
     for mut talk in talks {
         talk.server().unwrap();
     }
@@ -241,7 +241,7 @@ fn pods_are_known_by_the_devices_that_are_named() {
         "--pod-device=lxc-web-*",
     ];
     let _agent = cluster.start_agent(SocketLb::All, &named).unwrap();
-    // The container's device carries no programs then.
+    // With these options the container's device gets no programs.
     assert_eq!(
         counts(&cluster),
         NamespaceCounts {
@@ -252,7 +252,7 @@ fn pods_are_known_by_the_devices_that_are_named() {
     connect(&cluster, &late, At::Sockets);
 }
 
-/// What is not known yet is translated at its device.
+/// A Pod that the agent does not know yet is translated at its device.
 #[test]
 fn the_first_connection_of_a_new_pod_works() {
     if !can_run() {
@@ -263,7 +263,7 @@ fn the_first_connection_of_a_new_pod_works() {
     let host = cluster.nodes[0].host().namespace();
     for index in 1..=5 {
         let pod = cluster.nodes[0].pod(&format!("new-{index}")).unwrap();
-        wait_for("programs at the new device", PATIENCE, || {
+        wait_for("programs on the new device", PATIENCE, || {
             (host.attached(pod.far_device()).unwrap() == Attached::TCX).then_some(())
         })
         .unwrap();
@@ -276,7 +276,8 @@ fn the_first_connection_of_a_new_pod_works() {
     }
 }
 
-/// The rows of namespaces are there before the next agent has looked, and go with their namespaces.
+/// The rows of namespaces exist before the next agent inspects any. They are deleted with their
+/// namespaces.
 #[test]
 fn what_is_known_of_pods_outlives_the_agent() {
     if !can_run() {
@@ -301,7 +302,7 @@ fn what_is_known_of_pods_outlives_the_agent() {
     drop(talks);
     late.namespace().remove().unwrap();
     wait_for_counts(&cluster, 2, 0);
-    // An agent that does not translate Pods at their sockets leaves none.
+    // An agent that does not translate Pods at their sockets deletes all rows.
     agent.stop().unwrap();
     let _agent = cluster.start_agent(SocketLb::Host, &[]).unwrap();
     assert_eq!(

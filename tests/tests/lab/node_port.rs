@@ -1,5 +1,5 @@
-//! NodePorts with real sockets: from outside through TC and XDP, from Pods and processes of the
-//! node.
+//! NodePorts with real sockets: from outside through TC and XDP, from Pods, and from processes of
+//! the node.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -9,10 +9,10 @@ use lb_tests::kernel::needs;
 use lb_tests::lab::cluster::{ECHO, HTTP, STREAM, UDP, options};
 use lb_tests::lab::{AgentOptions, Capture, Cluster, Machine, Outcome, SocketLb, Xdp, require_privileges};
 
-/// A port in the range of NodePorts that no Service has.
+/// A port in the NodePort range that no Service uses.
 const FREE_NODE_PORT: u16 = 31_999;
 
-/// Pairs of the node's address and the other's address of the same family.
+/// Pairs of the node's address and the client's address of the same family.
 fn to_node(cluster: &Cluster, from: &Machine) -> Vec<(IpAddr, IpAddr)> {
     let node = cluster.nodes[0].host().addresses().both();
     node.into_iter().zip(from.addresses().both()).collect()
@@ -24,8 +24,8 @@ fn names(cluster: &Cluster, node: usize) -> BTreeSet<String> {
     servers.map(|server| server.pod.name().to_owned()).collect()
 }
 
-/// Uses every NodePort from here. `expected` are the Pods that answer; they see the client's
-/// address, or `instead` of it.
+/// Uses every NodePort from this machine. `expected` are the Pods that must answer. They see the
+/// client's address or one of `instead`.
 #[track_caller]
 fn use_node_ports(cluster: &Cluster, from: &Machine, expected: &BTreeSet<String>, instead: &[IpAddr]) {
     for (node, own) in to_node(cluster, from) {
@@ -67,7 +67,7 @@ fn assert_refused(from: &Machine, to: IpAddr, http: u16, udp: u16) {
     from.expect_udp((to, udp).into(), &Outcome::Refused).unwrap();
 }
 
-/// From an outside client, with XDP in this mode.
+/// Uses NodePorts from an outside client, with XDP in this mode.
 fn from_outside(title: &str, xdp: Option<Xdp>) {
     if !require_privileges() {
         return;
@@ -92,7 +92,7 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
     cluster
         .wait_for_active(&cluster.servers.iter().collect::<Vec<_>>())
         .unwrap();
-    // XDP leaves packets to TC as long as the next hop's link-layer address is not known.
+    // XDP leaves packets to TC until the next hop's link-layer address is known.
     for (pod, client) in cluster.servers[2]
         .pod
         .addresses()
@@ -107,12 +107,12 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
     }
     let host = capture(cluster.nodes[0].host());
     let server = capture(&cluster.servers[0].pod);
-    // A Pod of another node answers to this node, which the client asked.
+    // A Pod of another node answers to this node, which forwarded the request.
     let all = &names(&cluster, 0) | &names(&cluster, 1);
     let node = cluster.nodes[0].host().addresses().both();
     use_node_ports(&cluster, &cluster.outside, &all, &node);
     for (node, _) in to_node(&cluster, &cluster.outside) {
-        // Not a Service's: the node itself refuses.
+        // Not a Service port: the node itself refuses.
         assert_refused(&cluster.outside, node, FREE_NODE_PORT, FREE_NODE_PORT);
     }
 
@@ -120,7 +120,7 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
     let host = host.finish().unwrap();
     let server = server.finish().unwrap();
     for (node, client) in to_node(&cluster, &cluster.outside) {
-        // XDP translates before anything sees the packet, TC just after.
+        // XDP translates before the capture sees the packet, TC just after.
         let node_port = SocketAddr::new(node, HTTP.node_port.unwrap());
         let before = host
             .seen
@@ -170,7 +170,7 @@ fn from_inside() {
             .wait_for_active(&cluster.servers.iter().collect::<Vec<_>>())
             .unwrap();
         let captures = [&cluster.client, &host].map(|machine| Capture::start(machine.namespace()).unwrap());
-        // From inside Pods of all nodes count.
+        // From inside, Pods of all nodes answer.
         let all = &names(&cluster, 0) | &names(&cluster, 1);
         use_node_ports(&cluster, &cluster.client, &all, &[]);
         if socket_lb == SocketLb::All {
@@ -182,7 +182,8 @@ fn from_inside() {
     }
 }
 
-/// It is that node's business: without an agent there, a process of it answers.
+/// NodePorts of another node are served by that node. Without an agent there, a process of it can
+/// answer.
 #[test]
 fn another_nodes_node_ports_are_left_alone() {
     if !require_privileges() {

@@ -1,4 +1,4 @@
-//! At which of a node's addresses NodePorts are: also those that come and go, and 127.0.0.1 and
+//! The node addresses that have NodePorts: addresses that are added and deleted, and 127.0.0.1 and
 //! ::1.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
@@ -12,14 +12,15 @@ use lb_tests::lab::{Cluster, Machine, Outcome, SocketLb, require_privileges, wai
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Further addresses of the first node.
+/// Additional addresses of the first node.
 const FURTHER: [&str; 2] = ["203.0.113.77", "2001:db8:77::77"];
 
 fn further() -> [IpAddr; 2] {
     FURTHER.map(|text| text.parse().unwrap())
 }
 
-/// All Pods answer at the NodePorts of an address; the client sees the address that it asked.
+/// Asserts that all Pods answer at the NodePorts of an address, and that the client sees this
+/// address as the source.
 #[track_caller]
 fn assert_answered(cluster: &Cluster, from: &Machine, node: IpAddr) {
     let report = from.http(node, HTTP.node_port.unwrap()).count(40).run().unwrap();
@@ -39,7 +40,7 @@ fn assert_answered(cluster: &Cluster, from: &Machine, node: IpAddr) {
     }
 }
 
-/// The addresses of the first node that have a row for the NodePort.
+/// The addresses that have a row for the NodePort in the first node's maps.
 fn addresses(cluster: &Cluster) -> BTreeSet<IpAddr> {
     let image = cluster.nodes[0].map_image().unwrap();
     let keys = image.frontends.into_keys().filter_map(|key| match key {
@@ -51,7 +52,7 @@ fn addresses(cluster: &Cluster) -> BTreeSet<IpAddr> {
 
 const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// 127.0.0.1 as an IPv6 socket can name it.
+/// 127.0.0.1 as an IPv4-mapped IPv6 address.
 const MAPPED: IpAddr = IpAddr::V6(Ipv4Addr::LOCALHOST.to_ipv6_mapped());
 
 /// The NodePorts for HTTP and UDP at an address.
@@ -84,9 +85,9 @@ fn processes_of_the_node_use_127_0_0_1_and_1() {
     }
 }
 
-/// As under kube-proxy in nftables mode: 127.0.0.1 and ::1 are for sockets only.
+/// As with kube-proxy in nftables mode, NodePorts at 127.0.0.1 and ::1 exist only for sockets.
 #[test]
-fn without_the_socket_programs_127_0_0_1_and_1_have_no_node_ports() {
+fn without_socket_programs_loopback_has_no_node_ports() {
     if !require_privileges() {
         return;
     }
@@ -96,7 +97,7 @@ fn without_the_socket_programs_127_0_0_1_and_1_have_no_node_ports() {
     for address in LOCALHOST {
         assert_refused(host, address);
     }
-    // They are the node's own, whoever sends to the node.
+    // The node's other addresses have NodePorts for all clients.
     for from in [&cluster.client, &cluster.outside] {
         for address in host.addresses().both() {
             assert_answered(&cluster, from, address);
@@ -105,7 +106,7 @@ fn without_the_socket_programs_127_0_0_1_and_1_have_no_node_ports() {
 }
 
 #[test]
-fn node_ports_are_at_127_0_0_1_and_1_only_if_asked_for() {
+fn the_option_decides_whether_loopback_has_node_ports() {
     if !require_privileges() {
         return;
     }
@@ -123,7 +124,7 @@ fn node_ports_are_at_127_0_0_1_and_1_only_if_asked_for() {
     }
 }
 
-/// A Pod's 127.0.0.1 is the Pod, not its node.
+/// A Pod's 127.0.0.1 is the Pod itself, not its node.
 #[test]
 fn a_pods_own_127_0_0_1_and_1_are_left_alone() {
     if !require_privileges() {
@@ -149,7 +150,7 @@ fn a_pods_own_127_0_0_1_and_1_are_left_alone() {
                 "{address}"
             );
         }
-        // And the same Pod at the node's own address is a client of the Service.
+        // At the node's own addresses the same Pod is a client of the Service.
         for address in cluster.nodes[0].host().addresses().both() {
             assert_answered(&cluster, client, address);
         }

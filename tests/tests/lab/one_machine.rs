@@ -1,4 +1,5 @@
-//! A machine without a cluster: its own processes serve its Services, and it forwards nothing.
+//! A machine without a cluster: its own processes are the backends of its Services, and it does not
+//! forward packets.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +11,7 @@ use lb_tests::lab::{
 };
 use serde_json::Value;
 
-/// Where clients outside find the Service.
+/// The addresses at which clients outside reach the Service.
 fn balanced() -> [IpAddr; 2] {
     [
         IpAddr::from([198, 51, 100, 77]),
@@ -29,7 +30,8 @@ fn assert_served(from: &Machine, addresses: [IpAddr; 2], [http, udp]: [u16; 2]) 
     }
 }
 
-/// What `lb-agent explain` says of a connection from outside, with this exit code.
+/// Runs `lb-agent explain` for a connection from outside. Asserts this exit code and returns the
+/// output.
 #[track_caller]
 fn explain(node: &Node, client: &Machine, to: SocketAddr, code: i32) -> Value {
     let source = client.addresses().both()[usize::from(to.is_ipv6())];
@@ -40,7 +42,7 @@ fn explain(node: &Node, client: &Machine, to: SocketAddr, code: i32) -> Value {
     serde_json::from_str(&said).unwrap()
 }
 
-/// What a stage of the explanation found.
+/// The finding of a step of the explanation.
 fn finding<'a>(said: &'a Value, step: &str) -> Option<&'a str> {
     let steps = said["steps"].as_array().unwrap();
     let found = steps.iter().find(|found| found["step"] == step)?;
@@ -79,7 +81,7 @@ fn its_processes_serve_clients_outside_and_itself() {
             .ingress(&balanced(), None);
         lab.apply(SERVICE_FILE, service).unwrap();
         let own = host.addresses().both();
-        // Nobody says which node it is on.
+        // The endpoint has no node name.
         let slices = EndpointSliceManifest::new("web-1", SERVICE, &ports);
         lab.apply(SLICES_FILE, slices.endpoint(EndpointManifest::new(&own)))
             .unwrap();
@@ -110,9 +112,10 @@ fn its_processes_serve_clients_outside_and_itself() {
     }
 }
 
-/// What is for another machine is forwarded, which such a machine does not: that is said.
+/// Connections to a backend on another machine need IP forwarding, which is off on such a machine.
+/// `explain` reports that.
 #[test]
-fn what_another_machine_serves_wants_forwarding() {
+fn backends_on_another_machine_need_ip_forwarding() {
     if !require_privileges() {
         return;
     }

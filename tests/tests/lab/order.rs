@@ -1,4 +1,5 @@
-//! Programs of others on the devices of a node: ours run whatever those return.
+//! Programs of others on the devices of a node: the agent's programs run first, whatever the other
+//! programs return.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::IpAddr;
@@ -9,30 +10,30 @@ use lb_tests::lab::{
     At, Attached, Cluster, ForeignPrograms, Machine, Says, SocketLb, require_privileges, wait_for,
 };
 
-/// Longer than it takes the agent to look again without being told.
+/// Longer than the interval at which the agent checks the order without a notification.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How many that are: at both directions of two devices.
+/// The number of attached programs of others: both directions of two devices.
 const PROGRAMS: usize = 4;
 
-/// Attaches programs of others at the client's device and at the network's.
+/// Attaches programs of others to the client's device and to the network's.
 fn attach(cluster: &Cluster, says: Says, at: At) -> ForeignPrograms {
     let host = cluster.nodes[0].host().namespace();
     let devices = [cluster.client.far_device(), "eth0"];
     cluster.lab.attach_foreign(host, &devices, says, at).unwrap()
 }
 
-/// What `status` says of programs of others.
+/// The programs of others in the output of `status`.
 fn foreign(cluster: &Cluster) -> Vec<serde_json::Value> {
     let status = cluster.nodes[0].agent_command("status", &["-o", "json"]).unwrap();
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     status["foreign"].as_array().unwrap().clone()
 }
 
-/// Waits until there are so many programs of others, all at these hooks and after ours.
+/// Waits until there are `count` programs of others, all at these hooks and after the agent's.
 #[track_caller]
 fn wait_until_behind(cluster: &Cluster, hooks: [&str; 2], count: usize) {
-    wait_for("the programs of others behind ours", PATIENCE, || {
+    wait_for("the programs of others after the agent's", PATIENCE, || {
         let behind = |program: &serde_json::Value| {
             hooks.iter().any(|hook| program["hook"] == *hook) && program["order"] == "after"
         };
@@ -54,8 +55,8 @@ fn ways(cluster: &Cluster) -> [(&Machine, IpAddr, u16); 4] {
     ]
 }
 
-/// Requests from inside and outside are answered, or none is where everything is dropped that the
-/// agent's programs let pass.
+/// Asserts that requests from inside and outside are answered, or that none is if the other
+/// programs drop everything that the agent's programs pass.
 #[track_caller]
 fn assert_served(cluster: &Cluster, says: Says) {
     for (from, to, port) in ways(cluster) {
@@ -71,7 +72,8 @@ fn assert_served(cluster: &Cluster, says: Says) {
     }
 }
 
-/// The agent's arguments, where it attaches by them, and where others attach in the same way.
+/// The agent's arguments, the place where other programs are attached with the same mechanism, and
+/// the names of these hooks.
 const MECHANISMS: [(&[&str], At, [&str; 2]); 2] = [
     (&["--xdp=off"], At::TcxHead, ["tcx-ingress", "tcx-egress"]),
     (
@@ -98,7 +100,7 @@ fn ours_run_before_those_that_are_there_already() {
 }
 
 #[test]
-fn ours_go_before_those_that_come_later() {
+fn our_programs_move_before_programs_attached_later() {
     if !require_privileges() {
         return;
     }
@@ -107,7 +109,7 @@ fn ours_go_before_those_that_come_later() {
             let cluster = Cluster::new("order-after", &[0, 1]).unwrap();
             let agent = cluster.start_agent(SocketLb::Off, arguments).unwrap();
             let foreign = attach(&cluster, says, at);
-            // A change of the devices is a reason for the agent to look at once.
+            // The agent checks the order immediately after a change of the devices.
             let host = cluster.nodes[0].host().namespace();
             host.ip(&["link add inner0 type veth peer name inner1"]).unwrap();
             wait_until_behind(&cluster, hooks, PROGRAMS);
@@ -115,12 +117,12 @@ fn ours_go_before_those_that_come_later() {
             let is_said = agent.log().contains("before the programs of others again");
             assert!(is_said, "{}", agent.log());
 
-            // What comes while no agent runs is behind the next one.
+            // The next agent also runs before programs that were attached while no agent ran.
             agent.kill();
             drop(foreign);
             let _foreign = attach(&cluster, says, at);
             let _agent = cluster.start_agent(SocketLb::Off, arguments).unwrap();
-            // Filters stay with their devices.
+            // Filters are not removed with their handle: they stay on their devices.
             let count = if at == At::TcxHead { PROGRAMS } else { 2 * PROGRAMS };
             wait_until_behind(&cluster, hooks, count);
             assert_served(&cluster, says);
@@ -128,7 +130,7 @@ fn ours_go_before_those_that_come_later() {
     }
 }
 
-/// While ours move to the head there is no moment without them.
+/// The agent's programs move to the head without an interruption.
 #[test]
 fn no_request_fails_while_ours_move() {
     if !require_privileges() {
@@ -148,8 +150,8 @@ fn no_request_fails_while_ours_move() {
             assert!(report.errors.is_empty(), "{report:?}");
             assert_ne!(report.answered(), 0);
         }
-        // No second program or filter of ours is left: one of ours and one of theirs in each
-        // direction.
+        // The agent leaves no second program or filter: each direction has one of the agent and one
+        // of others.
         let host = cluster.nodes[0].host().namespace();
         let expected = match at {
             At::TcxHead => Attached {
@@ -169,10 +171,10 @@ fn no_request_fails_while_ours_move() {
     }
 }
 
-/// A filter that is not for all packets holds the first priority: ours is at the next one and says
-/// so.
+/// A filter that does not match all packets occupies the first priority. The agent's filter gets
+/// the next one, and the agent logs that.
 #[test]
-fn a_priority_that_is_taken_is_said() {
+fn an_occupied_filter_priority_is_reported() {
     if !require_privileges() {
         return;
     }
@@ -184,7 +186,7 @@ fn a_priority_that_is_taken_is_said() {
         let place = [
             "filter", "add", "dev", "eth0", direction, "protocol", "ip", "prio", "1",
         ];
-        // A program of classic BPF that never matches.
+        // A classic BPF program that never matches.
         let filter = [&place[..], &["bpf", "bytecode", "1,6 0 0 0,"]].concat();
         host.exec("tc", &filter).unwrap();
     }
@@ -211,7 +213,7 @@ fn a_priority_that_is_taken_is_said() {
     assert_eq!(shown, [expected.clone(), expected]);
 }
 
-/// `check` and `status` name them, as tables and as JSON, at XDP too.
+/// `check` and `status` list programs of others as tables and as JSON, including those at XDP.
 #[test]
 fn commands_list_programs_of_others() {
     if !require_privileges() {

@@ -1,4 +1,4 @@
-//! What is not for a Service passes as if there were no agent.
+//! Traffic that is not for a Service passes as without an agent.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -8,7 +8,7 @@ use lb_tests::lab::capture::Protocol;
 use lb_tests::lab::cluster::{HTTP, STREAM, UDP, options, vips};
 use lb_tests::lab::{AgentOptions, Capture, Cluster, Machine, SocketLb, Xdp, require_privileges};
 
-/// Larger than any link's MTU: several fragments.
+/// Larger than the MTU of any link: several fragments.
 const LARGE_DATAGRAM: u32 = 8000;
 
 /// Uses the real addresses and ports of a server.
@@ -25,7 +25,7 @@ fn use_directly(from: &Machine, server: &Machine) {
         }
         let report = from.stream(to, STREAM.target_port).mebibytes(4).run().unwrap();
         assert_eq!(report.bytes, 4 << 20);
-        // Not the agent's word but that of the machine itself.
+        // The machine itself refuses this, not the agent.
         let report = from.http(to, 1).run().unwrap();
         assert!(
             report.errors.contains_key("connect: ConnectionRefused"),
@@ -86,10 +86,10 @@ fn real_addresses() {
     }
 }
 
-/// Replies of the same Pod to the same client: only those of the Service's connections are
+/// Replies of the same Pod to the same client: only replies of the Service's connections are
 /// translated.
 #[test]
-fn a_pod_by_its_vip_and_by_its_address() {
+fn a_pod_answers_at_its_vip_and_at_its_own_address() {
     if !require_privileges() {
         return;
     }
@@ -97,8 +97,8 @@ fn a_pod_by_its_vip_and_by_its_address() {
     let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
     let pod = &cluster.servers[0].pod;
     for (vip, address) in vips().into_iter().zip(pod.addresses().both()) {
-        // The kernel could give both the same port, as their destinations differ. Nothing tells
-        // their answers apart then.
+        // Fixed source ports: as the destinations differ, the kernel could use the same ephemeral
+        // port for both, and the replies could not be distinguished.
         let http = |to: IpAddr, port, source_port| {
             let client = cluster.client.http(to, port).source_port(source_port);
             client.count(50).concurrency(2).start().unwrap()

@@ -1,4 +1,5 @@
-//! A node whose own addresses come, are replaced and go while the agent runs, as leases do.
+//! A node whose own addresses are added, replaced and deleted while the agent runs, as with DHCP
+//! leases.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -18,13 +19,13 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// The programs are loaded meanwhile, which may take seconds on a busy machine.
+/// This includes the time to load the programs, which may take seconds on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The gateways that [`Lab`] gives nodes.
 const GATEWAYS: [&str; 2] = ["172.30.0.1", "fd00:30::1"];
 
-/// Where the node's objects are.
+/// An API server with the node's objects.
 struct Api {
     server: ApiServer,
     kubeconfig: PathBuf,
@@ -36,7 +37,7 @@ struct Api {
 struct Scene {
     client: Machine,
     node: Node,
-    /// Else the objects are in manifests.
+    /// If `None`, the objects are in manifests.
     api: Option<Api>,
     _server: Process,
     lab: Lab,
@@ -80,7 +81,7 @@ impl Scene {
         }
     }
 
-    /// Says in the Node object, if there is one, what its addresses are.
+    /// Applies a Node object with these addresses.
     fn tell_node(&self, addresses: &[IpAddr]) {
         self.apply("node.yaml", self.node.manifest().addresses(addresses));
     }
@@ -115,7 +116,7 @@ impl Scene {
         }));
     }
 
-    /// Waits until NodePorts are at these addresses and no others, and uses them.
+    /// Waits until NodePorts exist at these addresses and no others, and uses them.
     #[track_caller]
     fn assert_node_ports_at(&self, expected: &[IpAddr]) {
         let expected: BTreeSet<IpAddr> = expected.iter().copied().collect();
@@ -166,7 +167,7 @@ fn with_prefix(address: IpAddr) -> String {
     format!("{address}/{length}")
 }
 
-/// What the node's addresses are replaced by.
+/// The addresses that replace those of the node.
 fn others() -> [IpAddr; 2] {
     ["172.30.0.77", "fd00:30::77"].map(|text| text.parse().unwrap())
 }
@@ -179,7 +180,7 @@ fn node_ports_follow_addresses_without_a_node_object() {
     for with_api in [false, true] {
         let scene = Scene::new(with_api);
         let own = scene.node.host().addresses().both();
-        // The agent is started before the network has any address.
+        // The agent starts before the node has any address.
         scene.remove_addresses(own);
         let _agent = scene.node.start_agent(&scene.agent_options()).unwrap();
         scene.assert_node_ports_at(&[]);
@@ -188,7 +189,8 @@ fn node_ports_follow_addresses_without_a_node_object() {
         scene.remove_addresses(own);
         scene.add_addresses(others());
         scene.assert_node_ports_at(&others());
-        // A second one changes nothing while the first is there. Of IPv4 it goes with the first.
+        // A second address changes nothing while the first one exists. With IPv4, the kernel
+        // deletes it together with the first.
         scene.add_addresses(own);
         scene.assert_node_ports_at(&others());
         scene.remove_addresses(others());
@@ -211,12 +213,12 @@ fn node_ports_follow_the_node_object() {
         scene.tell_node(&[]);
         let _agent = scene.node.start_agent(&scene.agent_options()).unwrap();
         scene.assert_node_ports_at(&[]);
-        // Until the kubelet says it, the devices do.
+        // Until the Node object contains addresses, those of the devices are used.
         scene.add_addresses(own);
         scene.assert_node_ports_at(&own);
         scene.tell_node(&own);
         scene.assert_node_ports_at(&own);
-        // And then the Node object.
+        // From then on, those of the Node object are used.
         scene.add_addresses(others());
         scene.tell_node(&others());
         scene.assert_node_ports_at(&others());
@@ -226,7 +228,7 @@ fn node_ports_follow_the_node_object() {
     }
 }
 
-/// Nothing that is not there already: the routes are made anew.
+/// Further addresses, added only to create the routes again.
 fn others_again() -> [IpAddr; 2] {
     ["172.30.0.78", "fd00:30::78"].map(|text| text.parse().unwrap())
 }

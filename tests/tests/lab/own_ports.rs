@@ -1,5 +1,5 @@
-//! What leaves from a port that is a NodePort, of the node's processes and of Pods that it stands
-//! in for: the answers are no requests.
+//! Connections whose source port is also a NodePort, from the node's processes and from Pods that
+//! the node masquerades. Their replies must not be treated as requests to the NodePort.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -10,10 +10,10 @@ use lb_tests::lab::{AgentOptions, Cluster, Machine, SocketLb, Talk, Xdp, require
 
 use crate::takeover::filter;
 
-/// How often a connection is used.
+/// How many messages a connection exchanges.
 const EXCHANGES: u32 = 5;
 
-/// Rules that put the node's address and a NodePort in the place of a Pod's.
+/// Rules that masquerade a Pod with the node's address and a NodePort as source port.
 fn masquerade(pod: &Machine) -> String {
     let mut rules = "add table inet cni
 add chain inet cni postrouting { type nat hook postrouting priority 100 ; }
@@ -40,7 +40,7 @@ fn exchange(mut talk: Talk, server: &Machine) {
     }
 }
 
-/// Datagrams from one socket, which the server has to see coming from here.
+/// Exchanges datagrams from one socket. The server must see `seen` as their source.
 #[track_caller]
 fn exchange_datagrams(from: &Machine, source_port: Option<u16>, to: IpAddr, seen: SocketAddr) {
     let mut client = from
@@ -85,7 +85,7 @@ fn own_ports(title: &str, xdp: Xdp) {
         let talk = host.talk_from((own, tcp).into(), (to, ECHO.target_port).into());
         exchange(talk.unwrap(), outside);
         exchange_datagrams(host, Some(udp), to, (own, udp).into());
-        // The error is about a packet of the node's.
+        // The ICMP error is about a packet of the node.
         let client = host.udp(to, UNKNOWN_PORT).connected().sockets(1).source_port(udp);
         let report = client.run().unwrap();
         let errors: Vec<&String> = report.errors.keys().collect();
@@ -99,7 +99,7 @@ fn own_ports(title: &str, xdp: Xdp) {
         exchange(pod.talk(to, ECHO.target_port).unwrap(), outside);
         exchange_datagrams(pod, None, to, (own, udp).into());
     }
-    // Whom nobody asked is a client.
+    // Packets that are not replies are requests of clients.
     for &(own, _) in &ends {
         let report = outside.http(own, HTTP.node_port.unwrap()).count(4).run().unwrap();
         assert_eq!(report.answered(), 4, "{report:?}");

@@ -1,4 +1,4 @@
-//! What runs in the places of a lab, and the manifests that agents there read.
+//! Programs that run in the machines of a lab, and the manifests that agents read there.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,11 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod as PodObject, Service};
 use lb_tests::lab::{AgentOptions, Lab, ServiceManifest, ServicePort, SocketLb, Xdp, require_privileges};
 
-/// Where a Pod listens.
+/// The port on which a Pod listens.
 const HTTP: u16 = 8080;
 
 #[test]
-fn a_program_lasts_longer_than_the_thread_that_started_it() {
+fn a_program_outlives_the_thread_that_started_it() {
     if !require_privileges() {
         return;
     }
@@ -34,7 +34,7 @@ fn a_program_lasts_longer_than_the_thread_that_started_it() {
 }
 
 #[test]
-fn an_agent_gets_its_own_directories_and_is_waited_for() {
+fn an_agent_gets_its_directories_and_is_awaited() {
     if !require_privileges() {
         return;
     }
@@ -72,7 +72,7 @@ fn an_agent_gets_its_own_directories_and_is_waited_for() {
 }
 
 #[test]
-fn manifests_are_what_kubernetes_means() {
+fn manifests_parse_as_kubernetes_objects() {
     if !require_privileges() {
         return;
     }

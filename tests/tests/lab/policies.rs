@@ -1,5 +1,6 @@
-//! Who reaches which Pods under which traffic policy, and what is refused, dropped or left alone:
-//! from outside, from Pods and from processes of the nodes, at every node and through every hook.
+//! Which clients reach which Pods under each traffic policy, and what is refused, dropped or left
+//! alone: from outside, from Pods and from processes of the nodes, on every node and through every
+//! hook.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +12,7 @@ use lb_tests::lab::{
     require_privileges,
 };
 
-/// A Service of the table; its Pods are on the first and the second node.
+/// A Service under test. Its Pods are on the first and the second node.
 #[derive(Clone, Copy, Debug)]
 struct Subject {
     name: &'static str,
@@ -97,7 +98,7 @@ impl Subject {
             .external_traffic_policy(self.external)
     }
 
-    /// Where it is found; `node` is asked for NodePorts.
+    /// The addresses of the Service; for NodePorts, those of `node`.
     fn addresses(&self, way: Way, node: &Machine) -> [IpAddr; 2] {
         match way {
             Way::ClusterIp => self.cluster_ips(),
@@ -107,7 +108,7 @@ impl Subject {
         }
     }
 
-    /// What becomes of TCP and UDP requests that come to a node.
+    /// The expected outcomes of TCP and UDP requests on a node.
     fn outcomes(&self, way: Way, from_inside: bool, node: usize, at: TranslatedAt) -> [Outcome; 2] {
         if !self.has_pods {
             return [Outcome::Refused, Outcome::Refused];
@@ -132,15 +133,15 @@ impl Subject {
 #[derive(Clone, Copy)]
 enum TranslatedAt {
     Device,
-    /// Its TCP connections, that is.
+    /// Only TCP connections; datagrams of Pods are translated at the device.
     PodSocket,
     NodeSocket,
 }
 
-/// All Services of the table at work on all nodes.
+/// All Services under test, with agents on all nodes.
 struct Fixture {
     _agents: Agents,
-    /// Pods that only ask: of the first node, and of that without a Pod of the Services.
+    /// Client Pods on the first node and on the node without a Pod of the Services.
     clients: [Machine; 2],
     cluster: Cluster,
 }
@@ -179,7 +180,7 @@ impl Fixture {
         self.cluster.nodes[node].host()
     }
 
-    /// Sends what outside clients address to these Services to a node.
+    /// Routes requests of outside clients to these Services to one node.
     fn route_to(&self, node: usize) {
         for subject in &SUBJECTS {
             let all = [
@@ -194,7 +195,8 @@ impl Fixture {
         }
     }
 
-    /// Asks every Service in these ways, at or from this node.
+    /// Sends requests to every Service in these ways and asserts their outcomes. `node` is the node
+    /// that translates them.
     fn ask_all(&self, from: &Machine, ways: &[Way], node: usize, from_inside: bool, at: TranslatedAt) {
         for subject in &SUBJECTS {
             let [http, udp] = subject.ports();
@@ -206,7 +208,7 @@ impl Fixture {
                         Way::NodePort => SocketAddr::new(address, port.node_port.unwrap()),
                         _ => SocketAddr::new(address, port.port),
                     };
-                    // Together: what is lost takes its time.
+                    // In parallel, because lost requests take until their timeout.
                     thread::scope(|scope| {
                         scope.spawn(|| from.expect_tcp(of(http), &tcp_outcome).expect(&what));
                         from.expect_udp(of(udp), &udp_outcome).expect(&what);
@@ -216,7 +218,7 @@ impl Fixture {
         }
     }
 
-    /// Packets dropped for want of a Pod on their node.
+    /// The number of packets dropped because their node has no Pod.
     fn dropped(&self, node: usize) -> u64 {
         self.cluster.nodes[node]
             .reason_count("no_local_endpoint")
@@ -229,7 +231,7 @@ impl Fixture {
             self.route_to(node);
             let before = self.dropped(node);
             self.ask_all(&self.cluster.outside, &ways, node, false, TranslatedAt::Device);
-            // By both protocols and families: three ways to one Service, one to the other.
+            // Two protocols and two families; three ways to one Service and one way to the other.
             let lost = self.dropped(node) - before;
             let expected = if node == EMPTY_NODE { 2 * 2 * 4 } else { 0 };
             assert!(lost >= expected && (lost > 0) == (expected > 0), "{lost}");
@@ -244,8 +246,7 @@ impl Fixture {
             let lost = self.dropped(node) - before;
             assert_eq!(lost > 0, node == EMPTY_NODE, "{lost}");
         }
-        // Another node's NodePort is that node's business, and there the client is one from
-        // outside.
+        // The NodePort of another node is served by that node, for which the client is outside.
         self.ask_all(
             &from(0),
             &[Way::NodePort],

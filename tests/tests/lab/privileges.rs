@@ -1,4 +1,4 @@
-//! What the agent and its commands may do: what they need, and no more.
+//! Privileges of the agent and its commands: what they need, and no more.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::fs;
@@ -9,14 +9,14 @@ use lb_tests::lab::{Cluster, SocketLb, require_privileges};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The agent's program, as the lab finds it.
+/// The path of the agent's program that the lab uses.
 fn agent_program() -> PathBuf {
     let running = std::env::current_exe().unwrap();
     running.ancestors().nth(2).unwrap().join("lb-agent")
 }
 
 #[test]
-fn commands_say_which_capabilities_they_lack() {
+fn commands_name_the_capabilities_that_they_lack() {
     if !require_privileges() {
         return;
     }
@@ -45,7 +45,7 @@ fn commands_say_which_capabilities_they_lack() {
     assert!(!node.pin_path().exists());
 }
 
-/// The name of each thread of a process and the capabilities that it has.
+/// The name and the effective capabilities of each thread of a process.
 fn threads(process: u32) -> Vec<(String, u64)> {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let thread = |task: PathBuf| {
@@ -64,11 +64,11 @@ fn threads(process: u32) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn the_agent_gives_up_what_it_does_not_need() {
+fn the_agent_drops_capabilities_that_it_does_not_need() {
     if !require_privileges() {
         return;
     }
-    // By their numbers.
+    // Capability numbers.
     let [net_admin, sys_ptrace, sys_admin, perfmon, bpf] = [12, 19, 21, 38, 39].map(|number| 1_u64 << number);
     let cluster = Cluster::new("capabilities", &[0]).unwrap();
     let all = net_admin | sys_ptrace | sys_admin;

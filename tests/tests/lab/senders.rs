@@ -1,5 +1,5 @@
-//! Whose address a packet has: clients that are no Pods behind a Pod are answered, and the address
-//! of a Pod or of the node opens nothing from outside.
+//! Source addresses of packets: clients behind a Pod are answered, and packets from outside with
+//! the address of a Pod or of the node open no connection.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -15,32 +15,32 @@ use lb_tests::lab::{
 use lb_tests::packet::build::{Build, Link, syn, udp};
 use serde_json::Value;
 
-/// How long an answer, or a change, may take where the machine is slow.
+/// Timeout of an answer or a change on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How many connections, and how many sockets, ask each address.
+/// How many connections and how many UDP sockets are used for each address.
 const REQUESTS: u32 = 8;
-/// Where the clients' ports begin that no flow of datagrams has had.
+/// The first client port that no UDP flow has used.
 static LATER_PORTS: AtomicU16 = AtomicU16::new(21_000);
 
-/// A Service whose only Pod is on the second node, which knows no way to clients behind Pods.
+/// A Service whose only Pod is on the second node, which has no route to clients behind Pods.
 const FAR: Published = Published::new("far", 11);
-/// A Service whose only Pod is the one that the clients are behind.
+/// A Service whose only Pod is the one that forwards for the clients.
 const GATEWAY: Published = Published::new("gateway", 12);
 /// A Service whose only Pod is another one on the first node.
 const NEAR: Published = Published::new("near", 13);
 
-/// Where the first node's routes lead for clients behind the Pod.
+/// Where the first node's routes to clients behind the Pod lead.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Way {
     /// To the Pod.
     Back,
-    /// To the Pod, whose device is a port of a bridge, as that of the other Pod is.
+    /// To the Pod, whose device is a port of a bridge, like that of the other Pod.
     Bridge,
-    /// Out of the node, by its default route: the network outside has another way to the client.
+    /// Out of the node by its default route: the outside network has another route to the client.
     Default,
 }
 
-/// A client behind a Pod of the first node, in several circumstances.
+/// The configuration for a client behind a Pod of the first node.
 #[derive(Clone, Copy, Debug)]
 struct Setup {
     way: Way,
@@ -58,7 +58,7 @@ const USUAL: Setup = Setup {
     arguments: &[],
 };
 
-/// What is made of a [`Setup`].
+/// The lab of a [`Setup`].
 struct Fixture {
     setup: Setup,
     client: Machine,
@@ -102,8 +102,8 @@ impl Fixture {
         }
     }
 
-    /// Asks a Service by each of its ClusterIPs: this Pod answers, and sees one of these addresses
-    /// as the client's.
+    /// Sends requests to each ClusterIP of a Service. Asserts that the Pod `by` answers and sees
+    /// one of the addresses `seen` as the client.
     #[track_caller]
     fn is_answered(&self, from: &Machine, service: Published, by: &str, seen: [Vec<IpAddr>; 2]) {
         for (vip, expected) in service.cluster_ips().into_iter().zip(seen) {
@@ -128,14 +128,14 @@ impl Fixture {
         let far = node
             .overlay_addresses()
             .unwrap_or_else(|| node.host().addresses());
-        // The second node has a way to the first one's address only.
+        // The second node has a route only to the first one's address.
         self.is_answered(&self.client, FAR, "web-2", far.both().map(only));
-        // The Pod would answer the client itself, past the node.
+        // With the client's address, the Pod would answer the client directly, past the node.
         self.is_answered(&self.client, GATEWAY, "gateway", nodes.clone());
         let near = match self.setup.way {
             Way::Back => own,
             Way::Default => nodes,
-            // Whether the bridge leads to one port or to another is not known.
+            // The agent cannot know to which port of the bridge a client belongs.
             Way::Bridge => [0, 1].map(|family| [own[family].as_slice(), &nodes[family]].concat()),
         };
         self.is_answered(&self.client, NEAR, "web-1", near);
@@ -152,7 +152,8 @@ impl Fixture {
     }
 }
 
-/// Sends HTTP requests, which this Pod answers; returns whom it sees as the client.
+/// Sends HTTP requests and asserts that the Pod `by` answers. Returns the client addresses that it
+/// saw.
 #[track_caller]
 fn ask_http(from: &Machine, to: SocketAddr, by: &str) -> BTreeSet<IpAddr> {
     let http = from.http(to.ip(), to.port()).count(REQUESTS);
@@ -162,9 +163,9 @@ fn ask_http(from: &Machine, to: SocketAddr, by: &str) -> BTreeSet<IpAddr> {
     report.clients
 }
 
-/// The same with datagrams. A port that the kernel chooses may be that of a flow that is still
-/// remembered: a node which knows that flow, and only forwards this one, would take the answer for
-/// that flow's.
+/// The same with datagrams. The client's ports are new ones: an ephemeral port may belong to a flow
+/// that is still remembered. A node that knows that flow and only forwards this one would treat the
+/// answer as part of that flow.
 #[track_caller]
 fn ask_udp(from: &Machine, to: SocketAddr, by: &str) -> BTreeSet<IpAddr> {
     let ports = u16::try_from(REQUESTS).unwrap();
@@ -227,10 +228,10 @@ fn a_client_behind_a_pod_to_whom_the_default_route_leads_through_native_xdp() {
 /// The link-layer address of the first node's device.
 const NODE_LINK: [u8; 6] = [2, 0, 0, 0, 9, 1];
 const FORGER_LINK: [u8; 6] = [2, 0, 0, 0, 9, 8];
-/// The client's port of forged requests.
+/// The source port of forged requests.
 const FORGED_PORT: u16 = 20_000;
 
-/// The ports of a Service, with NodePorts from this one on.
+/// The ports of a Service, with consecutive NodePorts from this one on.
 fn ports(first_node_port: u16) -> [ServicePort; 3] {
     [(HTTP, 0), (UDP, 1), (ECHO, 2)].map(|(port, offset)| ServicePort {
         node_port: Some(first_node_port + offset),
@@ -238,7 +239,7 @@ fn ports(first_node_port: u16) -> [ServicePort; 3] {
     })
 }
 
-/// Services with a Pod on the first node and on the second, and somebody on the link to the first.
+/// Services with a Pod on the first and on the second node, and a forger on the link to the first.
 struct Forgery {
     xdp: Xdp,
     services: [(Published, [ServicePort; 3], &'static str); 2],
@@ -266,7 +267,7 @@ impl Forgery {
         }
     }
 
-    /// The addresses of a family at which a Service is reached from outside, with one of its ports.
+    /// The addresses of a family at which a Service port is reached from outside.
     fn targets(&self, service: Published, port: ServicePort, family: usize) -> [SocketAddr; 2] {
         let node = self.cluster.nodes[0].host().addresses().both()[family];
         [
@@ -275,7 +276,7 @@ impl Forgery {
         ]
     }
 
-    /// Requests that open something if it is this address that sends them.
+    /// Requests from this address that would open connections if they were genuine.
     fn requests(&self, source: IpAddr) -> Vec<Build> {
         let client = SocketAddr::new(source, FORGED_PORT);
         let mut requests = Vec::new();
@@ -287,7 +288,7 @@ impl Forgery {
         requests
     }
 
-    /// Sends requests in the name of an address; returns how many.
+    /// Sends requests with a forged source address. Returns how many.
     fn forge(&self, source: IpAddr) -> u64 {
         let link = Link {
             destination: NODE_LINK,
@@ -301,7 +302,7 @@ impl Forgery {
         requests.len() as u64
     }
 
-    /// The connections that forged requests have opened.
+    /// The connections in the maps that forged requests have opened.
     fn opened(&self) -> Vec<Value> {
         let listed = self.cluster.nodes[0].agent_command("connections", &["-o", "json"]);
         let listed: Vec<Value> = serde_json::from_str(&listed.unwrap()).unwrap();
@@ -310,8 +311,8 @@ impl Forgery {
         listed.into_iter().filter(is_forged).collect()
     }
 
-    /// Everybody else is answered: clients outside, the Pod in whose name requests were sent, and
-    /// one of another node, whose address comes from outside rightly.
+    /// Genuine clients are answered: clients outside, the Pod whose address was forged, and a Pod
+    /// of another node, whose address is legitimate in packets from outside.
     #[track_caller]
     fn genuine_clients_are_answered(&self) {
         let cluster = &self.cluster;
@@ -329,7 +330,7 @@ impl Forgery {
         }
     }
 
-    /// Open connections of the Pod in whose name requests are sent, and of the client outside.
+    /// Opens connections from the Pod whose address is forged, and from the client outside.
     fn talks(&self) -> Vec<Talk> {
         let mut talks = Vec::new();
         for (service, [_, _, echo], _) in self.services {
@@ -362,12 +363,12 @@ impl Forgery {
         let has_port = |address: SocketAddr| address.port() == FORGED_PORT;
         let mut seen = report.seen.keys();
         let passed = match self.xdp {
-            // Neither a Pod nor another node is sent anything, and nobody is answered.
+            // No packet is forwarded to a Pod or to another node, and no answer is sent.
             Xdp::Off => seen.find(|seen| {
                 has_port(seen.flow.destination)
                     || (has_port(seen.flow.source) && (seen.outgoing || seen.device != "eth0"))
             }),
-            // XDP drops them before anybody sees them.
+            // XDP drops them before the capture sees them.
             _ => seen.find(|seen| has_port(seen.flow.source) || has_port(seen.flow.destination)),
         };
         assert_eq!(passed, None, "{:?}: {report}", self.xdp);

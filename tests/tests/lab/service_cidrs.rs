@@ -1,5 +1,5 @@
 //! Addresses of Service CIDRs that no Service has. Another machine, to which the node has a route,
-//! has them all the same: what is not dropped is answered by it.
+//! owns these addresses too: it answers everything that the node does not drop.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::IpAddr;
@@ -19,11 +19,11 @@ const OPTION: &str = "--service-cidr=10.96.0.0/16,fd00:10:96::/112";
 const CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
 const LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
-/// Comes and goes.
+/// Added and deleted during a test.
 const LATE: Published = Published::new("late", 71);
-/// Is served by another proxy.
+/// Served by another proxy.
 const FOREIGN: Published = Published::new("foreign", 72);
-/// Nobody's.
+/// Addresses that are never allocated.
 const NOBODY: Published = Published::new("nobody", 73);
 
 struct Fixture {
@@ -36,7 +36,7 @@ fn ports() -> [ServicePort; 2] {
 }
 
 impl Fixture {
-    /// One Pod on the first node, a Service of another proxy, and the second node as who has all
+    /// One Pod on the first node, a Service of another proxy, and the second node, which owns all
     /// addresses that are routed to it.
     fn new(title: &str) -> Self {
         let cluster = Cluster::new(title, &[0]).unwrap();
@@ -92,8 +92,8 @@ impl Fixture {
             let image = self.cluster.nodes[0].map_image().ok()?;
             let mut addresses = service.cluster_ips().into_iter();
             let has_row = |address: IpAddr| image.frontends.keys().any(|key| key.address() == address);
-            // Until then a datagram from a port that was used before goes where the one before it
-            // went.
+            // Until then a datagram from a reused port may follow the flow of the datagram before
+            // it.
             let mut backends = image.backends4.values().chain(image.backends6.values());
             let is_over = backends.all(|backend| backend.state != BackendState::Absent);
             (addresses.all(|address| has_row(address) == are_there) && is_over).then_some(())
@@ -115,13 +115,14 @@ impl Fixture {
 
     fn unallocated_addresses_are_dropped_and_those_of_services_are_not(&self) {
         let elsewhere = Outcome::pods(["node-2"]);
-        // Every client is heard, by the Pod's and the network's device of the first node.
+        // The programs drop packets of every client, at the Pod's and the network's device of the
+        // first node.
         let before = self.dropped();
         self.assert_all(NOBODY, &Outcome::Lost);
         assert!(self.dropped() >= before + 12, "{before} {}", self.dropped());
         self.assert_all(FOREIGN, &elsewhere);
-        // An address that is allocated later serves at once, and one that is given back is
-        // nobody's.
+        // An address that is allocated later is served immediately; a released one is unallocated
+        // again.
         self.assert_all(LATE, &Outcome::Lost);
         self.publish(LATE);
         self.wait_for_rows(LATE, true);
@@ -140,13 +141,13 @@ impl Fixture {
     }
 }
 
-/// Lets the second node have an address, to which the first one sends what it does not keep, as
-/// outside does to the first.
+/// Adds an address to the second node. The first node routes packets to it that it does not handle
+/// itself, and the outside network routes them to the first node.
 fn serve_elsewhere(cluster: &Cluster, address: IpAddr) -> Process {
     let [first, second, _] = &cluster.nodes;
     let [via4, via6] = second.host().addresses().both();
     let via = if address.is_ipv4() { via4 } else { via6 };
-    // Without looking for duplicates, so that it can be listened at now.
+    // Without duplicate address detection, so that a server can listen on it immediately.
     let how = if address.is_ipv4() { "" } else { "nodad" };
     let line = format!("address add {address} dev lo {how}");
     second.host().namespace().ip(&[line]).unwrap();
@@ -162,14 +163,14 @@ fn check(title: &str, socket_lb: SocketLb, xdp: Xdp) {
         return;
     }
     let fixture = Fixture::new(title);
-    // Without the option a network of the same addresses is not cut off.
+    // Without the option, a network with the same addresses stays reachable.
     let agent = fixture.start_agent(socket_lb, xdp, &[]);
     fixture.assert_all(NOBODY, &Outcome::pods(["node-2"]));
     agent.kill();
     let agent = fixture.start_agent(socket_lb, xdp, &[OPTION]);
     fixture.unallocated_addresses_are_dropped_and_those_of_services_are_not();
     agent.kill();
-    // What the last agent has left holds until the next one.
+    // The programs of the killed agent continue to drop until the next agent starts.
     fixture.assert_all(NOBODY, &Outcome::Lost);
     let _agent = fixture.start_agent(socket_lb, xdp, &[]);
     fixture.assert_all(NOBODY, &Outcome::pods(["node-2"]));
@@ -186,7 +187,7 @@ fn through_generic_xdp_and_the_sockets() {
 }
 
 #[test]
-fn commands_say_which_networks_are_in_force_and_what_they_drop() {
+fn commands_show_service_cidrs_and_what_they_drop() {
     if !require_privileges() {
         return;
     }

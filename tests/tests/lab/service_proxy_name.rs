@@ -1,5 +1,5 @@
-//! Services with the label `service.kubernetes.io/service-proxy-name` are for the agent of that
-//! name only, which handles no others.
+//! Services with the label `service.kubernetes.io/service-proxy-name` are handled only by the agent
+//! with that name, which handles no others.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -20,8 +20,8 @@ const OURS: Published = Published::new("ours", 62);
 const THEIRS: Published = Published::new("theirs", 63);
 const ALL: [Published; 3] = [PLAIN, OURS, THEIRS];
 
-/// Three Services of a Pod on the first node. What this node leaves alone comes to the second one,
-/// which has the addresses and answers itself.
+/// Three Services with one Pod on the first node. The second node owns their addresses and answers
+/// packets that the first node leaves alone.
 struct Fixture {
     _servers: Vec<Process>,
     cluster: Cluster,
@@ -48,7 +48,7 @@ impl Fixture {
         let serve = |address: IpAddr| {
             let host = second.host();
             let [via4, via6] = host.addresses().both();
-            // Without looking for duplicates, so that it can be listened at now.
+            // Without duplicate address detection, so that a server can listen on it immediately.
             let (via, how) = if address.is_ipv4() {
                 (via4, "")
             } else {
@@ -90,15 +90,15 @@ impl Fixture {
         self.cluster.start_agent(SocketLb::Host, &arguments).unwrap()
     }
 
-    /// Waits until the maps have these Services and not the others.
+    /// Waits until the maps contain these Services and no others.
     fn wait_for_services(&self, expected: &[Published]) {
         let expected: BTreeSet<IpAddr> = expected.iter().copied().flat_map(addresses).collect();
         let all: BTreeSet<IpAddr> = ALL.into_iter().flat_map(addresses).collect();
         wait_for(&format!("rows of {expected:?}"), PATIENCE, || {
             let image = self.cluster.nodes[0].map_image().ok()?;
             let rows: BTreeSet<IpAddr> = image.frontends.keys().map(FrontendKey::address).collect();
-            // Until then a datagram from a port that was used before goes where the one before it
-            // went.
+            // Until then a datagram from a reused port may follow the flow of the datagram before
+            // it.
             let mut backends = image.backends4.values().chain(image.backends6.values());
             let is_over = backends.all(|backend| backend.state != BackendState::Absent);
             (&rows & &all == expected && is_over).then_some(())
@@ -106,7 +106,7 @@ impl Fixture {
         .unwrap();
     }
 
-    /// The Pod answers for these Services and no others.
+    /// Asserts that the Pod answers for these Services and no others.
     #[track_caller]
     fn assert_served(&self, expected: &[Published]) {
         self.wait_for_services(expected);
@@ -120,7 +120,7 @@ impl Fixture {
             let outcome = Outcome::pods([name]);
             for address in addresses(service) {
                 for from in [&self.cluster.client, &self.cluster.outside, host] {
-                    // Nobody routes ClusterIPs to the node.
+                    // The outside network has no route to ClusterIPs.
                     if from.name() == "outside" && service.cluster_ips().contains(&address) {
                         continue;
                     }
@@ -133,14 +133,14 @@ impl Fixture {
 }
 
 #[test]
-fn each_agent_has_its_own_services() {
+fn an_agent_serves_only_services_with_its_name() {
     if !require_privileges() {
         return;
     }
     let fixture = Fixture::new("proxy-name");
     let agent = fixture.start_agent(None);
     fixture.assert_served(&[PLAIN]);
-    // The one with the name takes away what is not its own.
+    // The agent with the name removes the Services of the other one.
     agent.kill();
     let agent = fixture.start_agent(Some("ours"));
     fixture.assert_served(&[OURS]);

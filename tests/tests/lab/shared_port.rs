@@ -1,4 +1,4 @@
-//! Connections and flows that differ in nothing but the VIP.
+//! Connections and flows that differ only in the VIP.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::SocketAddr;
@@ -9,10 +9,10 @@ use lb_tests::lab::report::TalkEvent;
 use lb_tests::lab::{Cluster, Machine, Published, ServicePort, SocketLb, Xdp, require_privileges, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The client's port: outside of those that the kernel chooses from.
+/// The client's port, outside the ephemeral port range.
 const SOURCE_PORT: u16 = 21_000;
 
-/// One port of the client, two VIPs, a single Pod: both connections work, and so do both flows.
+/// One port of the client, two VIPs and a single Pod: both connections and both flows work.
 #[test]
 fn two_vips_share_a_pod_and_the_client_a_port() {
     if !require_privileges() {
@@ -44,9 +44,9 @@ fn two_vips_share_a_pod_and_the_client_a_port() {
     }
 }
 
-/// Connections of Pods from a port of their choice are translated at their devices, even if sockets
-/// are. Those of the node have no such device: the kernel sees two connections from one port to one
-/// Pod, and refuses the second when it is asked for.
+/// Connections that a Pod makes from a chosen port are translated at its device, even if its
+/// sockets are translated. Processes of the node have no such device: the kernel sees two
+/// connections from one port to one Pod, and the second `connect` fails.
 #[test]
 fn where_sockets_are_translated() {
     if !require_privileges() {

@@ -1,5 +1,5 @@
-//! What becomes of sockets that were translated at `connect` when their backend is removed:
-//! connections end and no others; UDP sockets go on with another backend.
+//! What happens to sockets that were translated at `connect` when their backend is removed: only
+//! its connections end, and its UDP sockets move to another backend.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::fs;
@@ -21,10 +21,10 @@ use lb_tests::lab::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// No Service has it.
+/// A port that no Service uses.
 const UNKNOWN_PORT: u16 = 9;
 
-/// The Service's addresses, and the IPv4 one as an IPv6 socket can name it.
+/// The Service's addresses, and its IPv4 address as an IPv4-mapped IPv6 address.
 fn addresses() -> [IpAddr; 3] {
     let [ipv4, ipv6] = vips();
     [ipv4, ipv6, mapped(ipv4)]
@@ -37,10 +37,10 @@ fn mapped(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Finds that a socket ended without a word from its owner.
+/// Asserts that a socket was ended by the agent, not by its process.
 #[track_caller]
 fn assert_aborted(talk: &mut Talk) {
-    // Answers that nobody has waited for come before it.
+    // Answers that were not read yet come before the error.
     let is_answer = |event: &TalkEvent| matches!(event, TalkEvent::Line(_));
     let mut events = std::iter::from_fn(|| Some(talk.next_event().unwrap()));
     let event = events.find(|event| !is_answer(event));
@@ -50,7 +50,7 @@ fn assert_aborted(talk: &mut Talk) {
     );
 }
 
-/// Connected sockets of all kinds.
+/// Connected TCP and UDP sockets.
 struct Talks {
     of: String,
     connections: Vec<Talk>,
@@ -58,7 +58,7 @@ struct Talks {
 }
 
 impl Talks {
-    /// To a Pod, through the Service.
+    /// Connects to a Pod through the Service.
     #[track_caller]
     fn through_service(from: &Machine, server: &Server) -> Self {
         let connect = |port: ServicePort| addresses().map(|to| connect_to(from, to, port.port, port, server));
@@ -69,7 +69,7 @@ impl Talks {
         }
     }
 
-    /// To a Pod's own addresses.
+    /// Connects to a Pod's own addresses.
     #[track_caller]
     fn straight(from: &Machine, server: &Server) -> Self {
         let [ipv4, ipv6] = server.pod.addresses().both();
@@ -90,7 +90,7 @@ impl Talks {
         }
     }
 
-    /// The connections have ended, and the UDP sockets have another Pod.
+    /// Asserts that the connections have ended, and that the UDP sockets have another Pod.
     #[track_caller]
     fn assert_ended(mut self, other: &Server) {
         self.connections.iter_mut().for_each(assert_aborted);
@@ -100,17 +100,17 @@ impl Talks {
     }
 }
 
-/// Finds that a UDP socket has this Pod now.
+/// Waits until this Pod answers a UDP socket.
 #[track_caller]
 fn assert_goes_on(talk: &mut Talk, server: &Server) {
-    wait_for("an answer of the other Pod", PATIENCE, || {
+    wait_for("an answer from the other Pod", PATIENCE, || {
         let servers = talk.servers().unwrap();
         servers.iter().any(|name| name == server.pod.name()).then_some(())
     })
     .unwrap();
 }
 
-/// By the protocol of this port.
+/// Connects with the protocol of `port`.
 #[track_caller]
 fn connect_to(from: &Machine, to: IpAddr, number: u16, port: ServicePort, server: &Server) -> Talk {
     match port.protocol {
@@ -119,7 +119,7 @@ fn connect_to(from: &Machine, to: IpAddr, number: u16, port: ServicePort, server
     }
 }
 
-/// Waits until the agent has closed this many sockets in all, and asserts that it closed no more.
+/// Waits until the agent has closed this many sockets in total, and asserts that it closed no more.
 #[track_caller]
 fn wait_for_closed(agent: &Agent, number: usize) {
     let closed = || -> usize {
@@ -167,8 +167,7 @@ fn sockets_of_a_removed_backend_end_at_once_and_no_others() {
     straight.iter_mut().for_each(Talks::assert_live);
     wait_for_closed(&agent, number);
 
-    // The same address again is another backend: what was remembered of the first one is not true
-    // of it.
+    // The same address is a new backend now: rows about the old one do not apply to it.
     cluster.set_ready(gone, true).unwrap();
     cluster.wait_for_active(&[gone, stays]).unwrap();
     let mut to_gone = places.map(|from| Talks::through_service(from, gone));
@@ -180,7 +179,7 @@ fn sockets_of_a_removed_backend_end_at_once_and_no_others() {
 }
 
 #[test]
-fn connections_end_when_the_service_is_removed_and_not_while_a_backend_drains() {
+fn connections_survive_draining_and_end_with_the_service() {
     if !require_privileges() {
         return;
     }
@@ -189,7 +188,7 @@ fn connections_end_when_the_service_is_removed_and_not_while_a_backend_drains() 
     let [drains, stays] = two(&cluster);
     let connect = |server| addresses().map(|to| connect_to(&cluster.client, to, ECHO.port, ECHO, server));
     let mut talks = [drains, stays].map(connect);
-    // A flow of datagrams to a Pod that does not serve goes elsewhere.
+    // A UDP flow to a Pod that does not serve moves to another Pod.
     let places = [&cluster.client, cluster.nodes[0].host()];
     let udp_from = |from| addresses().map(|to| connect_to(from, to, UDP.port, UDP, drains));
     let mut udp = places.map(udp_from);
@@ -210,12 +209,13 @@ fn connections_end_when_the_service_is_removed_and_not_while_a_backend_drains() 
 
     cluster.lab.remove(SERVICE_FILE).unwrap();
     talks.iter_mut().flatten().for_each(assert_aborted);
-    // Nobody would be asked with the VIP itself. Those of Pods are not told.
+    // Datagrams to the VIP itself would reach no endpoint: the agent aborts the UDP sockets of the
+    // host. UDP sockets of Pods get no error.
     let [_, of_host] = &mut udp;
     of_host.iter_mut().for_each(assert_aborted);
 }
 
-/// As long as the Pod is there, so are its connections; datagrams go elsewhere.
+/// A removed Pod keeps its TCP connections while it runs. Datagrams go to another Pod.
 #[test]
 fn connections_to_removed_pods_go_on_if_asked_for() {
     if !require_privileges() {
@@ -262,13 +262,13 @@ fn what_was_removed_while_no_agent_ran_is_made_up_for() {
     living.iter_mut().for_each(Talks::assert_live);
 }
 
-/// How many TCP sockets wait for an answer to their first packet.
+/// The number of TCP sockets that wait for an answer to their SYN.
 fn half_open(machine: &Machine) -> usize {
     machine.tcp_sockets(&[TcpState::SynSent]).unwrap()
 }
 
 #[test]
-fn sockets_that_a_removed_backend_never_answered_end_too() {
+fn unanswered_sockets_of_a_removed_backend_end() {
     if !require_privileges() {
         return;
     }
@@ -277,7 +277,7 @@ fn sockets_that_a_removed_backend_never_answered_end_too() {
     let [server] = &cluster.servers[..] else {
         panic!("one server");
     };
-    // It has no way to answer.
+    // The Pod has no route to the client.
     let [ipv4, ipv6] = cluster.client.addresses().both();
     let routes = [ipv4, ipv6].map(|client| format!("route add blackhole {client}"));
     server.pod.namespace().ip(&routes).unwrap();
@@ -303,7 +303,7 @@ fn sockets_that_a_removed_backend_never_answered_end_too() {
     assert_eq!(half_open(&cluster.client), 0);
 }
 
-/// A shell script that starts the agent.
+/// Writes a shell script that starts the agent. Returns its path.
 pub(crate) fn agent_by(cluster: &Cluster, script: impl FnOnce(&str) -> String) -> PathBuf {
     let agent = std::env::current_exe().unwrap();
     let agent = agent.ancestors().nth(2).unwrap().join("lb-agent");
@@ -320,7 +320,7 @@ fn without_the_capabilities_the_own_namespace_is_served() {
     if !require_privileges()
         || !needs(
             "5.14",
-            "SO_NETNS_COOKIE: before it all namespaces are taken for Pods'",
+            "SO_NETNS_COOKIE: without it all namespaces are treated as Pods'",
         )
     {
         return;
@@ -342,11 +342,11 @@ fn without_the_capabilities_the_own_namespace_is_served() {
 
     cluster.remove_manifest(gone).unwrap();
     cluster.wait_for_active(&[stays]).unwrap();
-    // Nor can its UDP sockets be connected again.
+    // The agent closes UDP sockets too, because it cannot connect them again.
     let mut of_host: Vec<Talk> = of_host.connections.into_iter().chain(of_host.datagrams).collect();
     of_host.iter_mut().for_each(assert_aborted);
     wait_for_closed(&agent, of_host.len());
-    // Those of Pods are translated at their devices.
+    // Connections of Pods are translated at their devices.
     for talk in &mut of_pod.connections {
         talk.expect_reset().unwrap();
     }
@@ -356,7 +356,7 @@ fn without_the_capabilities_the_own_namespace_is_served() {
 }
 
 #[test]
-fn sockets_of_the_host_end_where_only_they_are_translated() {
+fn sockets_of_the_host_end_if_only_they_are_translated() {
     if !require_privileges() {
         return;
     }
@@ -373,7 +373,7 @@ fn sockets_of_the_host_end_where_only_they_are_translated() {
     wait_for_closed(&agent, number);
 }
 
-/// Sockets that are not connected choose anew, as ever.
+/// Unconnected sockets choose another backend with their next datagram.
 #[test]
 fn unconnected_udp_sockets_stay() {
     if !require_privileges() {
@@ -387,7 +387,7 @@ fn unconnected_udp_sockets_stay() {
         let client = client().count(1_000_000).interval(Duration::from_millis(5));
         client.start().unwrap()
     });
-    // At least one of them is with the Pod that goes.
+    // At least one of them uses the Pod that is removed.
     let _sockets = client().sockets(20).run().unwrap();
     cluster.remove_manifest(gone).unwrap();
     cluster.wait_for_active(&[stays]).unwrap();
@@ -398,15 +398,15 @@ fn unconnected_udp_sockets_stay() {
         assert!(report.errors.is_empty(), "{report:?}");
     }
     wait_for_closed(&agent, 0);
-    // What was remembered of them and of sockets that are closed is of no use any more.
+    // Rows of these sockets and of closed sockets are not needed any more.
     let maps = SocketMaps::open(&Pins::new(cluster.nodes[0].pin_path()).maps()).unwrap();
-    wait_for("no rows of the removed backend", PATIENCE, || {
+    wait_for("the rows of the removed backend to be deleted", PATIENCE, || {
         maps.stranded().unwrap().is_empty().then_some(())
     })
     .unwrap();
 }
 
-/// How many rows of sockets the first node's maps hold.
+/// The number of socket rows in the first node's maps.
 fn socket_rows(cluster: &Cluster) -> usize {
     let maps = LiveMaps::open(&Pins::new(cluster.nodes[0].pin_path()).maps()).unwrap();
     maps.ipv4().sockets().unwrap().len() + maps.ipv6().sockets().unwrap().len()
@@ -423,12 +423,12 @@ fn closed_sockets_leave_no_rows() {
     let mut talks = Talks::through_service(host, &cluster.servers[0]);
     talks.assert_live();
     let connected = socket_rows(&cluster);
-    // Those of UDP have three rows each, connected or not.
+    // UDP sockets have three rows each, whether they are connected or not.
     assert_eq!(connected, talks.connections.len() + 3 * talks.datagrams.len());
     for to in addresses() {
         let client = host.udp(to, UDP.port).count(1_000_000);
         let client = client.interval(Duration::from_millis(5)).start().unwrap();
-        wait_for("three rows more", PATIENCE, || {
+        wait_for("three more rows", PATIENCE, || {
             (socket_rows(&cluster) == connected + 3).then_some(())
         })
         .unwrap();
@@ -444,7 +444,7 @@ fn closed_sockets_leave_no_rows() {
     wait_for("no rows", PATIENCE, || (socket_rows(&cluster) == 0).then_some(())).unwrap();
 }
 
-/// A UDP socket is connected all the same; what it sends is refused until there is somebody.
+/// The `connect` of a UDP socket succeeds. Its datagrams are refused until there is an endpoint.
 #[test]
 fn a_udp_socket_is_connected_to_a_service_that_nobody_serves_yet() {
     if !require_privileges() {
@@ -479,7 +479,7 @@ fn a_udp_socket_is_connected_to_a_service_that_nobody_serves_yet() {
     let server = &cluster.servers[0];
     cluster.wait_for_active(&[server]).unwrap();
     for talk in &mut waiting {
-        wait_for("a socket that is connected again", PATIENCE, || {
+        wait_for("a socket to be connected again", PATIENCE, || {
             let log = agent.log();
             log.contains("connected sockets without a backend").then_some(())
         })
@@ -490,10 +490,10 @@ fn a_udp_socket_is_connected_to_a_service_that_nobody_serves_yet() {
     wait_for("no rows", PATIENCE, || (socket_rows(&cluster) == 0).then_some(())).unwrap();
 }
 
-/// The Service has a Pod, but not on this node, and the policy wants one there: nothing else
-/// changes that, and the socket keeps its name meanwhile.
+/// The Service has a Pod, but not on this node, as its traffic policy requires. Other changes do
+/// not help, and the socket keeps its peer address in the meantime.
 #[test]
-fn a_udp_socket_waits_for_a_pod_that_the_policy_admits() {
+fn a_udp_socket_waits_for_a_pod_that_the_policy_allows() {
     if !require_privileges()
         || !needs(
             "5.14",
@@ -514,14 +514,15 @@ fn a_udp_socket_waits_for_a_pod_that_the_policy_admits() {
     });
     let rows = socket_rows(&cluster);
     assert_eq!(rows, waiting.len());
-    // Another Pod that is no use; the closer has looked at it when it takes the next order.
+    // Another Pod that the policy does not allow. The socket closer has processed it when it takes
+    // the next order.
     cluster.add_server(2).unwrap();
     let elsewhere: Vec<&Server> = cluster.servers.iter().collect();
     cluster.wait_for_active(&elsewhere).unwrap();
     assert_eq!(socket_rows(&cluster), rows);
     cluster.add_server(0).unwrap();
     let here = cluster.servers.last().unwrap();
-    wait_for("sockets that are connected again", PATIENCE, || {
+    wait_for("sockets to be connected again", PATIENCE, || {
         agent
             .log()
             .contains("connected sockets without a backend")
@@ -537,7 +538,7 @@ fn a_udp_socket_waits_for_a_pod_that_the_policy_admits() {
     );
 }
 
-/// One socket has one backend for a frontend, however it is asked.
+/// A socket has one backend per frontend, with `send` and with `sendto`.
 #[test]
 fn a_connected_socket_may_name_the_service_again() {
     if !require_privileges() {
@@ -559,7 +560,7 @@ fn a_connected_socket_may_name_the_service_again() {
     }
 }
 
-/// Two Services share a Pod, and a client asks both, and the Pod itself, with one socket.
+/// Two Services share a Pod. A client uses one socket for both of them and for the Pod itself.
 #[test]
 fn answers_bear_the_address_that_was_asked() {
     if !require_privileges() {

@@ -1,4 +1,4 @@
-//! More clients of one Pod of another node than the kernel gives source ports to a node's sockets.
+//! One Pod of another node has more clients than there are ephemeral ports.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::HashSet;
@@ -10,9 +10,10 @@ use lb_tests::lab::{Cluster, LabOptions, Published, ServicePort, SocketLb, Xdp, 
 /// A Service whose only Pod is on the second node.
 const FAR: Published = Published::new("far", 20);
 
-/// As many sockets as a process may have.
+/// Sockets per process, below the limit of open files.
 const SOCKETS: u16 = 11_000;
-/// One after the other: the flows of all live on (`--udp-answered-timeout`).
+/// Client processes, one after the other: the flows of all of them stay in the maps
+/// (`--udp-answered-timeout`).
 const PROCESSES: u16 = 5;
 /// The client's first port.
 const FIRST: u16 = 2000;
@@ -38,7 +39,7 @@ fn one_pod_has_many_clients(title: &str, xdp: Option<Xdp>, choose: fn([IpAddr; 2
         seen.extend(report.clients);
     }
     let expected = usize::from(PROCESSES * SOCKETS);
-    assert_eq!(seen.len(), expected, "each has a port of its own");
+    assert_eq!(seen.len(), expected, "each client has its own source port");
 }
 
 #[test]

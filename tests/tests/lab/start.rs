@@ -1,5 +1,5 @@
-//! An agent that cannot do what its manifests say does not count as started: a test would only
-//! notice later.
+//! In the lab, an agent that cannot install its manifests does not count as started: otherwise a
+//! test would fail later for another reason.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use lb_tests::lab::{AgentOptions, Cluster, ServiceManifest, ServicePort, SocketL
 
 use crate::sockets::agent_by;
 
-/// A Service of this name beside the usual one.
+/// A Service with this name in addition to the usual one.
 fn other(name: &str, address: IpAddr, port: ServicePort) -> ServiceManifest {
     ServiceManifest::new(name, &[address], &[port.without_node_port()])
 }
@@ -22,12 +22,12 @@ fn assert_does_not_start(cluster: &Cluster, options: &AgentOptions, names: &str)
         message.contains("did not install all Services") && message.contains(names),
         "{message}"
     );
-    // The next one has maps of its own size.
+    // The next agent creates maps of another size.
     cluster.nodes[0].agent_command("cleanup", &[]).unwrap();
 }
 
 #[test]
-fn agents_that_leave_services_out_do_not_start() {
+fn agents_that_cannot_install_all_services_fail_to_start() {
     if !require_privileges() {
         return;
     }
@@ -55,16 +55,17 @@ fn agents_that_leave_services_out_do_not_start() {
     cluster.start_agent(SocketLb::Off, &[]).unwrap();
 }
 
-/// What a container sees that is not in the host's cgroup namespace: `run` and `check` say the same
-/// of it.
+/// The view of a container that is not in the host's cgroup namespace: the agent logs the remedy
+/// and serves Pods all the same.
 #[test]
-fn in_a_cgroup_namespace_the_agent_says_what_it_lacks() {
+fn an_agent_in_a_cgroup_namespace_logs_the_remedy() {
     if !require_privileges() {
         return;
     }
     let cluster = Cluster::new("cgroup-namespace", &[0]).unwrap();
     let program = agent_by(&cluster, |agent| {
-        // Its own mounts; and the option that names the lab's cgroup is left out.
+        // The script mounts the cgroup hierarchy again, and removes the option that names the lab's
+        // cgroup.
         let inside = format!(
             "for point in $(awk '$3 == \"cgroup2\" {{print $2}}' /proc/self/mounts); do umount -l $point; done; \
              mkdir -p /run/lb-agent-cgroup; mount -t cgroup2 none /run/lb-agent-cgroup; exec {agent} \"$@\""

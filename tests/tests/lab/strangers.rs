@@ -1,4 +1,4 @@
-//! Packets whose sender is not who it says, beside real connections.
+//! Packets with a forged source address, next to genuine connections.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::{IpAddr, SocketAddr};
@@ -14,14 +14,14 @@ use lb_tests::lab::{
 use lb_tests::packet::build::syn;
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The victim's port: outside of those that the kernel chooses from.
+/// The victim's port, outside the ephemeral port range.
 const SOURCE_PORT: u16 = 21_000;
-/// How often the stranger tries.
+/// How many SYNs the stranger forges.
 const FORGED: usize = 5;
 
 const SERVICE: Published = Published::new("echo", 43);
 
-/// A Service of one Pod on the first node.
+/// A Service with one Pod on the first node.
 fn cluster(title: &str) -> Cluster {
     let cluster = Cluster::new(title, &[0]).unwrap();
     let place = cluster.servers[0].place();
@@ -30,7 +30,7 @@ fn cluster(title: &str) -> Cluster {
     cluster
 }
 
-/// The flow entries of a client's port.
+/// The number of flow entries of a client's port.
 fn flows_of(node: &Node, client: SocketAddr) -> usize {
     let maps = LiveMaps::open(&Pins::new(node.pin_path()).maps()).unwrap();
     let sources: Vec<SocketAddr> = match client {
@@ -44,8 +44,9 @@ fn source<A: Copy + Into<IpAddr>>(key: &FlowKey<A>) -> SocketAddr {
     SocketAddr::new(key.source.into(), key.source_port.get())
 }
 
-/// A stranger sends SYNs to the Service in the name of a client that talks straight to the Pod.
-fn talk_beside_forged_syns(cluster: &Cluster, victim: &Machine, stranger: &Wire, is_believed: bool) {
+/// A stranger sends SYNs to the Service with the address of a client that has a direct connection
+/// to the Pod.
+fn talk_during_forged_syns(cluster: &Cluster, victim: &Machine, stranger: &Wire, is_forwarded: bool) {
     let pod = cluster.servers[0].pod.addresses().both();
     for (index, own) in victim.addresses().both().into_iter().enumerate() {
         let source = SocketAddr::new(own, SOURCE_PORT);
@@ -56,8 +57,8 @@ fn talk_beside_forged_syns(cluster: &Cluster, victim: &Machine, stranger: &Wire,
         let vip = SocketAddr::new(SERVICE.addresses()[index], ECHO.port);
         for _ in 0..FORGED {
             stranger.send(&syn(source, vip).bytes()[14..]).unwrap();
-            if is_believed {
-                // The agent cannot know better, and asks the Pod.
+            if is_forwarded {
+                // The programs cannot detect the forgery, and forward the SYN to the Pod.
                 wait_for("the forged SYN's flow", PATIENCE, || {
                     (flows_of(&cluster.nodes[0], source) > 0).then_some(())
                 })
@@ -65,7 +66,7 @@ fn talk_beside_forged_syns(cluster: &Cluster, victim: &Machine, stranger: &Wire,
             }
             talk.server().unwrap();
         }
-        // Nor is the Service closed to anybody.
+        // The victim can still use the Service.
         victim.connect(vip.ip(), vip.port()).unwrap();
         talk.server().unwrap();
     }
@@ -78,7 +79,7 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
     let cluster = cluster(title);
     let _agents = cluster.start_agents(SocketLb::Off, xdp, &[]).unwrap();
     let stranger = cluster.lab.outside_client("stranger").unwrap().wire().unwrap();
-    talk_beside_forged_syns(&cluster, &cluster.outside, &stranger, true);
+    talk_during_forged_syns(&cluster, &cluster.outside, &stranger, true);
 }
 
 #[test]
@@ -96,7 +97,7 @@ fn forged_syns_through_native_xdp() {
     from_outside("strangers-native", Some(Xdp::Native));
 }
 
-/// A Pod sends in the name of another one, which talks through its socket.
+/// A Pod sends with the address of another Pod, whose own connection is translated at its socket.
 #[test]
 fn forged_syns_of_pods_where_sockets_are_translated() {
     if !require_privileges() {
@@ -105,9 +106,9 @@ fn forged_syns_of_pods_where_sockets_are_translated() {
     let cluster = cluster("strangers-pods");
     let _agents = cluster.start_agents(SocketLb::All, None, &[]).unwrap();
     let stranger = cluster.nodes[0].silent_pod("stranger").unwrap().wire().unwrap();
-    talk_beside_forged_syns(&cluster, &cluster.client, &stranger, true);
+    talk_during_forged_syns(&cluster, &cluster.client, &stranger, true);
     let outside = cluster.outside.wire().unwrap();
-    talk_beside_forged_syns(&cluster, &cluster.client, &outside, false);
+    talk_during_forged_syns(&cluster, &cluster.client, &outside, false);
     let forged = cluster.nodes[0].reason_count("forged_source").unwrap();
     assert_eq!(forged, 2 * FORGED as u64);
 }

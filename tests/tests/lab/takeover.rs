@@ -1,5 +1,5 @@
-//! Connections that another service proxy has begun go on with it when the agent comes, and when
-//! its rules go.
+//! Connections of another service proxy continue when the agent starts, and when the rules of that
+//! proxy are removed.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::io::Write as _;
@@ -13,12 +13,14 @@ use lb_agent::datapath::pins::Pins;
 use lb_tests::lab::cluster::{ECHO, HTTP, SERVICE_FILE, UDP, load_balancer_addresses, service, vips};
 use lb_tests::lab::{Cluster, Machine, SocketLb, Talk, require_privileges, wait_for};
 
-/// Enough connections of each kind that the agent does not give all to one of three Pods by chance.
+/// Connections of each kind: enough that the agent would not choose the same one of three Pods for
+/// all of them by chance.
 const CONNECTIONS: usize = 8;
-/// How long it may take until the agent has noticed that connections have ended.
+/// How long it may take until the agent notices that connections have ended.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a CNI leaves in place: without any rule that translates the kernel tracks no connections.
+/// Rules that a CNI leaves in place: without any rule that translates, the kernel tracks no
+/// connections.
 const BASE: &str = "add table inet cni
 add chain inet cni postrouting { type nat hook postrouting priority 100 ; }
 add rule inet cni postrouting ip daddr 192.0.2.250 masquerade
@@ -26,8 +28,8 @@ add table inet proxy
 add chain inet proxy prerouting { type nat hook prerouting priority -100 ; }
 ";
 
-/// Rules that lead connections to these addresses and ports of TCP and UDP to one Pod, as
-/// kube-proxy's do.
+/// Rules that lead TCP and UDP connections to these addresses and ports to one Pod, like those of
+/// kube-proxy.
 fn rules(frontends: impl IntoIterator<Item = (IpAddr, [u16; 2])>, pod: &Machine) -> String {
     let mut rules = BASE.to_owned();
     for (address, ports) in frontends {
@@ -45,7 +47,7 @@ fn rules(frontends: impl IntoIterator<Item = (IpAddr, [u16; 2])>, pod: &Machine)
     rules
 }
 
-/// Has the packet filter of a machine take lines.
+/// Adds rules to the packet filter of a machine.
 pub(crate) fn filter(machine: &Machine, lines: &str) -> Result<()> {
     machine.namespace().run(|| {
         let mut nft = Command::new("nft")
@@ -59,7 +61,7 @@ pub(crate) fn filter(machine: &Machine, lines: &str) -> Result<()> {
     })
 }
 
-/// Open connections from outside and from a Pod, by TCP and UDP, in both families.
+/// Opens connections from outside and from a Pod, by TCP and UDP, in both families.
 fn connections(cluster: &Cluster) -> Vec<(Talk, String)> {
     let mut open = Vec::new();
     for (client, addresses) in [
@@ -81,7 +83,7 @@ fn passing(cluster: &Cluster) -> usize {
     maps.ipv4().passing_flows().unwrap().len() + maps.ipv6().passing_flows().unwrap().len()
 }
 
-/// This Pod has them, as before.
+/// Asserts that this Pod still serves the connections.
 #[track_caller]
 fn expect(open: &mut [(Talk, String)], pod: &Machine, when: &str) {
     for (talk, server) in open {
@@ -107,13 +109,14 @@ fn connections_go_on() {
     let mut open = connections(&cluster);
 
     let agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
-    expect(&mut open, first, "the agent is there");
-    // One entry for where packets of outside enter, and one for those of Pods.
+    expect(&mut open, first, "the agent was started");
+    // Each connection has an entry where packets from outside enter, and one where packets of Pods
+    // enter.
     assert_eq!(passing(&cluster), 2 * open.len());
     filter(node, "flush table inet proxy\n").unwrap();
-    expect(&mut open, first, "the rules are gone");
+    expect(&mut open, first, "the rules are removed");
     let agent = agent.restart().unwrap();
-    expect(&mut open, first, "the agent was started again");
+    expect(&mut open, first, "the agent was restarted");
 
     for (client, addresses) in [
         (&cluster.outside, load_balancer_addresses()),
@@ -125,22 +128,22 @@ fn connections_go_on() {
             assert_eq!(report.answers.len(), 3, "{address}: {report:?}");
         }
     }
-    // Another Pod may have the port of one that has ended.
+    // After a connection has ended, its port may reach another Pod.
     node.namespace()
         .sysctl(&[("netfilter/nf_conntrack_udp_timeout_stream", "1")])
         .unwrap();
     expect(&mut open, first, "the next datagram is the last");
     drop(open);
-    wait_for("the flows are gone", PATIENCE, || {
+    wait_for("the flows to be removed", PATIENCE, || {
         (passing(&cluster) == 0).then_some(())
     })
     .unwrap();
     agent.stop().unwrap();
 }
 
-/// The node stands in for the client: the Pod of another node answers to it.
+/// The node masquerades the client: the Pod of another node answers to the node.
 #[test]
-fn connections_through_the_node_to_another_ones_pod_go_on() {
+fn masqueraded_connections_of_another_proxy_continue() {
     if !require_privileges() {
         return;
     }
@@ -160,17 +163,17 @@ fn connections_through_the_node_to_another_ones_pod_go_on() {
     }
 
     let agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
-    expect(&mut open, first, "the agent is there");
+    expect(&mut open, first, "the agent was started");
     filter(node, "flush table inet proxy\n").unwrap();
-    expect(&mut open, first, "the rules are gone");
+    expect(&mut open, first, "the rules are removed");
     let agent = agent.restart().unwrap();
-    expect(&mut open, first, "the agent was started again");
+    expect(&mut open, first, "the agent was restarted");
     for address in addresses {
         let report = cluster.outside.http(address, HTTP.node_port.unwrap());
         let report = report.count(60).run().unwrap();
         assert_eq!(report.answered(), 60, "{address}: {report:?}");
         assert_eq!(report.answers.len(), 3, "{address}: {report:?}");
     }
-    expect(&mut open, first, "others came");
+    expect(&mut open, first, "there are new connections");
     agent.stop().unwrap();
 }

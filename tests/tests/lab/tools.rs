@@ -1,4 +1,4 @@
-//! The clients and servers of a lab, beyond what `itself` uses of them.
+//! The clients and servers of a lab, beyond what the tests of the lab itself use.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::collections::BTreeSet;
@@ -14,14 +14,14 @@ const UDP: u16 = 5353;
 const ECHO: u16 = 7;
 const STREAM: u16 = 5001;
 
-/// A Pod that serves, and a client behind a router.
+/// A Pod with a server, and a client behind a router.
 struct Small {
     _server: Process,
     web: Machine,
     client: Machine,
     router: Machine,
     node: Node,
-    // Last: goes when nothing uses it any more.
+    // The last field: it is dropped when nothing uses it any more.
     _lab: Lab,
 }
 
@@ -48,7 +48,7 @@ impl Small {
 }
 
 #[test]
-fn pings_are_answered_refused_or_lost() {
+fn ping_reports_answers_errors_and_losses() {
     if !require_privileges() {
         return;
     }
@@ -61,7 +61,7 @@ fn pings_are_answered_refused_or_lost() {
         let report = small.client.ping(to).size(4000).run().unwrap();
         assert_eq!(report.answered(), 1, "{report:?}");
     }
-    // The node has no route to addresses of its own Pods that are none.
+    // The node has no route to addresses of its Pod CIDR that no Pod has.
     for (to, node) in ["10.244.1.99", "fd00:244:1::99"]
         .map(|address| address.parse::<IpAddr>().unwrap())
         .into_iter()
@@ -102,7 +102,7 @@ fn large_datagrams_are_fragmented_or_refused() {
 }
 
 #[test]
-fn a_socket_learns_the_mtu_of_its_path() {
+fn a_socket_learns_its_path_mtu() {
     if !require_privileges() {
         return;
     }
@@ -115,7 +115,7 @@ fn a_socket_learns_the_mtu_of_its_path() {
     small.router.namespace().limit_mtu(1400).unwrap();
     for to in small.web.addresses().both() {
         let udp = || small.client.udp(to, UDP).connected().timeout(timeout).size(1420);
-        // Told by the router about the first one.
+        // The router reports the MTU for the first datagram.
         let report = udp()
             .fragmentation(Fragmentation::Forbidden)
             .count(2)
@@ -124,10 +124,10 @@ fn a_socket_learns_the_mtu_of_its_path() {
         assert_eq!(report.errors["receive: MessageTooLong"], 1, "{to}: {report:?}");
         assert_eq!(report.errors["send: MessageTooLong"], 1, "{to}: {report:?}");
         assert_eq!(report.path_mtu, Some(1400), "{to}");
-        // Large enough for the device, and the socket does not care about the path.
+        // The datagram fits the device's MTU, and the socket ignores the path MTU.
         let report = udp().fragmentation(Fragmentation::Probe).run().unwrap();
         assert_eq!(report.errors["receive: MessageTooLong"], 1, "{to}: {report:?}");
-        // The answers are larger still: the server's kernel learns from the first of them.
+        // The answers are even larger: the server's kernel learns the MTU from the first of them.
         let report = udp()
             .fragmentation(Fragmentation::Allowed)
             .count(2)
@@ -153,7 +153,7 @@ fn answers_can_be_larger_than_requests() {
     for to in small.web.addresses().both() {
         let capture = Capture::start(small.client.namespace()).unwrap();
         let report = small.client.udp(to, UDP).count(3).run().unwrap();
-        // Over IPv6 the sender alone fragments, once it was told.
+        // With IPv6 only the sender fragments, after it has learned the MTU.
         let expected = if to.is_ipv4() { 3 } else { 2 };
         assert_eq!(report.answered(), expected, "{to}: {report:?}");
         assert!(capture.finish().unwrap().count(Protocol::Fragment) > 6);
@@ -161,7 +161,7 @@ fn answers_can_be_larger_than_requests() {
 }
 
 #[test]
-fn clients_send_from_where_they_are_told() {
+fn clients_send_from_the_requested_addresses_and_ports() {
     if !require_privileges() {
         return;
     }
@@ -170,7 +170,7 @@ fn clients_send_from_where_they_are_told() {
     for (index, to) in small.web.addresses().both().into_iter().enumerate() {
         let own = small.client.addresses().both()[index];
         let addresses: Vec<IpAddr> = more.iter().map(|addresses| addresses.both()[index]).collect();
-        // Twice: a port can be used again at once.
+        // Twice: a port can be reused immediately.
         for _ in 0..2 {
             let http = small.client.http(to, HTTP).count(5).concurrency(2);
             let report = http.source_port(40_000).run().unwrap();
@@ -202,7 +202,7 @@ fn clients_send_from_where_they_are_told() {
     }
 }
 
-/// An IP packet of SCTP, which no kernel here knows.
+/// Builds an IP packet with SCTP, a protocol that the kernels here do not support.
 fn sctp(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
     let builder = match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -218,7 +218,7 @@ fn sctp(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// Source, destination and payload of a packet of SCTP.
+/// Returns source, destination and payload of an SCTP packet.
 fn read_sctp(packet: &[u8]) -> Option<(IpAddr, IpAddr, Vec<u8>)> {
     let ip = IpSlice::from_slice(packet).ok()?;
     let payload = ip.payload();
@@ -227,7 +227,7 @@ fn read_sctp(packet: &[u8]) -> Option<(IpAddr, IpAddr, Vec<u8>)> {
 }
 
 #[test]
-fn packets_are_in_the_hands_of_the_test() {
+fn a_test_sends_and_receives_raw_packets() {
     if !require_privileges() {
         return;
     }
@@ -246,7 +246,7 @@ fn packets_are_in_the_hands_of_the_test() {
         assert_eq!(seen, (pod, client, b"answer".to_vec()));
     }
     let report = capture.finish().unwrap();
-    // Nobody else said anything about them.
+    // No kernel sent anything about these packets.
     let kinds: BTreeSet<Protocol> = report.seen.keys().map(|seen| seen.flow.protocol).collect();
     assert!(
         kinds.is_subset(&[Protocol::Other, Protocol::Housekeeping].into()),
@@ -254,7 +254,7 @@ fn packets_are_in_the_hands_of_the_test() {
     );
     assert!(report.bad.is_empty(), "{report}");
 
-    // A kernel that knows its address does answer.
+    // A kernel answers packets to its own address.
     for (own, to) in small
         .client
         .addresses()

@@ -1,5 +1,5 @@
-//! What holds for VIPs beside their Services' ports: they answer pings, load balancers' addresses
-//! are for some clients only, and unknown ports may be somebody else's.
+//! Properties of VIPs apart from Service ports: they answer pings, load balancer addresses can be
+//! limited to source ranges, and other ports of an address may belong to a node.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::IpAddr;
@@ -12,21 +12,21 @@ use lb_tests::lab::{
     Agents, Cluster, Machine, Node, Process, Published, ServicePort, SocketLb, Xdp, require_privileges,
 };
 
-/// How long requests wait that are to be lost.
+/// Timeout of requests that are expected to be lost.
 const TIMEOUT: Duration = Duration::from_millis(150);
 
-/// For the first outside client.
+/// Allows the first outside client.
 const OUTSIDE: Published = Published::new("outside", 51);
-/// For Pods and processes of the first node.
+/// Allows Pods and processes of the first node.
 const INSIDE: Published = Published::new("inside", 52);
-/// As before; by IPv6 nobody is excluded.
+/// Allows the first node's Pods for IPv4; for IPv6 it has no source ranges.
 const ONLY_IPV4: Published = Published::new("only-ipv4", 53);
-/// For everybody, but there are no Pods.
+/// Allows all clients, but has no Pods.
 const NOBODY: Published = Published::new("nobody", 54);
 
 struct Fixture {
     _agents: Agents,
-    /// A client outside that is in nobody's ranges.
+    /// A client outside that is in no source ranges.
     stranger: Machine,
     cluster: Cluster,
 }
@@ -76,7 +76,7 @@ impl Fixture {
         self.cluster.nodes[0].host()
     }
 
-    /// Packets dropped for their sender.
+    /// The number of packets dropped because of their source.
     fn dropped(&self) -> u64 {
         self.cluster.nodes[0].reason_count("source_range").unwrap()
     }
@@ -95,7 +95,7 @@ impl Fixture {
                     assert!(self.dropped() >= before + 3, "{vip} from {}", from.name());
                 }
             }
-            // They are for the load balancer's addresses only.
+            // Source ranges apply only to the load balancer's addresses.
             for address in service.cluster_ips().into_iter().chain(external_ips(service)) {
                 excluded.iter().for_each(|from| assert_answered(from, address));
             }
@@ -109,7 +109,7 @@ impl Fixture {
         }
     }
 
-    /// VIPs that have Pods answer.
+    /// VIPs answer pings if they have Pods.
     fn pings(&self, from: &[&Machine]) {
         for from in from {
             for vip in OUTSIDE.cluster_ips() {
@@ -204,11 +204,11 @@ fn through_native_xdp_and_the_sockets() {
     }
 }
 
-/// UDP ports of a node that are no Service's: of an overlay, and any other.
+/// UDP ports of a node that no Service uses: that of an overlay, and another one.
 const NODE_UDP: [u16; 2] = [8472, 10_000];
 
-/// Other nodes' addresses as external IPs and as those of a load balancer: the Service's ports are
-/// the Service's, all others the node's.
+/// Other nodes' addresses are external IPs or load balancer addresses: the Service's ports belong
+/// to the Service, all others to the node.
 #[test]
 fn other_ports_of_other_nodes_addresses() {
     if !require_privileges() {
@@ -244,7 +244,7 @@ fn other_ports_of_other_nodes_addresses() {
     }
 }
 
-/// The node's own sockets answer, and the node answers pings.
+/// Asserts that the node's own sockets answer, and that the node answers pings.
 #[track_caller]
 fn assert_nodes_own(from: &Machine, address: IpAddr, node: &str) {
     let report = from.http(address, UNKNOWN_PORT).count(5).run().unwrap();
@@ -273,7 +273,7 @@ fn assert_shared(from: &Machine, address: IpAddr) {
     assert_eq!(report.answers.get("node-1"), Some(&5), "{address}: {report:?}");
 }
 
-/// Starts agents in several ways, and asks the address of a Service that the first node has too.
+/// Starts agents in several modes, and uses addresses of a Service that the first node owns too.
 fn share(cluster: &Cluster, addresses: [IpAddr; 2], arguments: &[&str]) {
     let host = cluster.nodes[0].host();
     let _server = serve_unknown_port(host);
@@ -293,7 +293,7 @@ fn share(cluster: &Cluster, addresses: [IpAddr; 2], arguments: &[&str]) {
     }
 }
 
-/// An external IP that is the node's own: what is for no Service is for the node.
+/// An external IP that is the node's own address: packets to other ports are for the node.
 #[test]
 fn other_ports_of_the_nodes_own_address() {
     if !require_privileges() {
@@ -308,7 +308,7 @@ fn other_ports_of_the_nodes_own_address() {
     share(&cluster, own, &[]);
 }
 
-/// The same of a load balancer's address, if unknown ports are to be left alone.
+/// The same with a load balancer's address, if unknown ports are left alone.
 #[test]
 fn other_ports_of_a_load_balancers_address() {
     if !require_privileges() {

@@ -1,4 +1,4 @@
-//! Packets that a test makes, and what it reads in others.
+//! Packets that a test builds, and parsers for the packets that it receives.
 
 use std::net::IpAddr;
 
@@ -39,7 +39,7 @@ pub(crate) fn sctp_packet(source: IpAddr, destination: IpAddr, content: &[u8]) -
     bytes
 }
 
-/// Ports, verification tag, checksum, and something instead of a chunk.
+/// Ports, verification tag, checksum, and arbitrary bytes as a chunk.
 pub(crate) fn sctp_chunk(source_port: u16, destination_port: u16, chunk: &[u8]) -> Vec<u8> {
     let mut bytes = source_port.to_be_bytes().to_vec();
     bytes.extend(destination_port.to_be_bytes());
@@ -48,7 +48,7 @@ pub(crate) fn sctp_chunk(source_port: u16, destination_port: u16, chunk: &[u8]) 
     bytes
 }
 
-/// Source, destination and content of a packet of SCTP.
+/// Returns source, destination and payload of an SCTP packet.
 pub(crate) fn read_sctp(packet: &[u8]) -> Option<(IpAddr, IpAddr, Vec<u8>)> {
     let ip = IpSlice::from_slice(packet).ok()?;
     let payload = ip.payload();
@@ -63,23 +63,23 @@ pub(crate) fn hop_limit(ip: &IpSlice<'_>) -> u8 {
     }
 }
 
-/// Who sent to whom, and the transport header.
+/// Source, destination and the first 8 bytes of the transport header.
 pub(crate) type Headers = (IpAddr, IpAddr, Vec<u8>);
 
-/// What [`udp`] makes.
+/// The headers of a packet of [`udp`].
 pub(crate) fn udp_headers(source: IpAddr, destination: IpAddr, source_port: u16) -> Headers {
     let packet = udp(source, destination, 64, source_port);
     let header = &packet[packet.len() - 8 - PAYLOAD.len()..][..8];
     (source, destination, header.to_vec())
 }
 
-/// Type and code of ICMP and ICMPv6.
+/// Type and code, first for ICMP, then for ICMPv6.
 pub(crate) type Kinds = [[u8; 2]; 2];
 
 pub(crate) const HOP_LIMIT_EXCEEDED: Kinds = [[11, 0], [3, 0]];
 pub(crate) const PORT_UNREACHABLE: Kinds = [[3, 3], [1, 4]];
 
-/// The packet that an ICMP message of this type and code quotes.
+/// Returns the headers that an ICMP message of this type and code quotes.
 pub(crate) fn quotation(packet: &[u8], kinds: Kinds) -> Option<Headers> {
     let ip = IpSlice::from_slice(packet).ok()?;
     let kind = match ip.payload().ip_number {
@@ -88,7 +88,7 @@ pub(crate) fn quotation(packet: &[u8], kinds: Kinds) -> Option<Headers> {
         _ => return None,
     };
     let message = ip.payload().payload;
-    // Only the beginning of the packet may be quoted.
+    // The message may quote only the beginning of the packet.
     let (quoted, _) = LaxIpSlice::from_slice(&message[8..]).ok()?;
     let headers = || {
         let header = quoted.payload().payload.get(..8)?;

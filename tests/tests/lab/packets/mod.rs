@@ -1,5 +1,5 @@
-//! Packets that are not plain requests and replies, through a VIP and with real kernels at both
-//! ends: what is too big for a part of the way, fragments, ICMP errors, hop limits, SCTP.
+//! Packets other than plain requests and replies, through a VIP and with real kernels at both ends:
+//! packets that exceed an MTU on the path, fragments, ICMP errors, hop limits, SCTP.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 mod made;
@@ -19,16 +19,16 @@ use self::made::{
     udp_headers,
 };
 
-/// What gets through where it is narrow.
+/// The MTU of a narrow link.
 const NARROW: u16 = 1300;
-/// What gets through the overlay.
+/// The MTU of the overlay.
 const OVERLAY: u16 = 1450;
-/// Payload of datagrams that do not, but leave the sender whole.
+/// Payload size of datagrams that exceed these MTUs, but not that of the sender's device.
 const TOO_BIG: u32 = 1400;
-/// How long requests wait that are to be lost.
+/// Timeout of requests that are expected to be lost.
 const TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Where Pods answer more than they are asked.
+/// A port where answers are larger than requests.
 const LARGE: ServicePort = ServicePort {
     name: "large",
     protocol: "UDP",
@@ -37,7 +37,7 @@ const LARGE: ServicePort = ServicePort {
     node_port: None,
 };
 
-/// Where nobody listens.
+/// A port where no process listens.
 const CLOSED: ServicePort = ServicePort {
     name: "closed",
     protocol: "UDP",
@@ -46,7 +46,7 @@ const CLOSED: ServicePort = ServicePort {
     node_port: None,
 };
 
-/// Answered by the test itself.
+/// A port that the test itself answers.
 const SILENT_UDP: ServicePort = ServicePort {
     name: "udp",
     protocol: "UDP",
@@ -55,7 +55,7 @@ const SILENT_UDP: ServicePort = ServicePort {
     node_port: None,
 };
 
-/// Answered by the test itself.
+/// A port that the test itself answers.
 const SILENT_SCTP: ServicePort = ServicePort {
     name: "sctp",
     protocol: "SCTP",
@@ -64,16 +64,16 @@ const SILENT_SCTP: ServicePort = ServicePort {
     node_port: None,
 };
 
-/// Its Pod is on the first node.
+/// A Service whose Pod is on the first node.
 const NEAR: Published = Published::new("near", 30);
-/// Its Pod is on the second node.
+/// A Service whose Pod is on the second node.
 const FAR: Published = Published::new("far", 20);
-/// Its silent Pod is on the first node.
+/// A Service whose silent Pod is on the first node.
 const SILENT_NEAR: Published = Published::new("silent-near", 31);
-/// Its silent Pod is on the second node.
+/// A Service whose silent Pod is on the second node.
 const SILENT_FAR: Published = Published::new("silent-far", 21);
 
-/// Has no Pods.
+/// A Service without Pods.
 const NOBODY: Published = Published::new("nobody", 22);
 
 struct Fixture {
@@ -82,9 +82,9 @@ struct Fixture {
     /// A client behind a router.
     client: Machine,
     router: Machine,
-    /// Pods whose packets the test makes: on the first and the second node.
+    /// Pods whose packets the test builds, on the first and the second node.
     silent: [Machine; 2],
-    /// The same on the first node, which asks.
+    /// A client Pod of this kind on the first node.
     silent_client: Machine,
     cluster: Cluster,
 }
@@ -120,7 +120,7 @@ impl Fixture {
         }
     }
 
-    /// Lets everybody forget how much gets through to whom.
+    /// Flushes the path MTUs that the Pods and the client have learned.
     fn forget_path_mtus(&self) {
         let pods = self.cluster.servers.iter().map(|server| &server.pod);
         for machine in pods.chain([&self.client]) {
@@ -129,14 +129,15 @@ impl Fixture {
         }
     }
 
-    /// It is narrow just before the client: routers tell the Pods what their answers may be.
+    /// The link to the client has a small MTU: the router reports it to the Pods.
     fn answers_are_too_big(&self) {
         self.router.namespace().limit_mtu(NARROW).unwrap();
         for vip in [NEAR, FAR].into_iter().flat_map(|service| service.addresses()) {
             self.forget_path_mtus();
             let udp = self.client.udp(vip, LARGE.port).timeout(TIMEOUT);
             let report = udp.count(3).run().unwrap();
-            // The Pod's kernel learns from the first, and sends fragments from then on.
+            // The Pod's kernel learns the MTU from the first answer, and sends fragments from then
+            // on.
             assert_eq!(report.answered(), 2, "{vip}: {report:?}");
             self.forget_path_mtus();
             let stream = self.client.stream(vip, STREAM.port).mebibytes(2).run().unwrap();
@@ -145,38 +146,38 @@ impl Fixture {
         self.router.namespace().limit_mtu(1500).unwrap();
     }
 
-    /// It is narrow just before the Pods: their nodes tell the client what it may send.
+    /// The links to the Pods have a small MTU: their nodes report it to the client.
     fn requests_are_too_big(&self) {
         for server in &self.cluster.servers {
             server.node.limit_mtu_to_pod(&server.pod, NARROW).unwrap();
         }
         for vip in [NEAR, FAR].into_iter().flat_map(|service| service.addresses()) {
-            self.client_learns(vip, NARROW);
-            self.streams_learn(vip, NARROW);
+            self.client_learns_mtu(vip, NARROW);
+            self.streams_learn_mtu(vip, NARROW);
         }
         for server in &self.cluster.servers {
             server.node.limit_mtu_to_pod(&server.pod, 1500).unwrap();
         }
     }
 
-    /// It is narrow between the nodes: the first one tells.
-    fn the_way_between_nodes_is_narrow(&self) {
+    /// The path between the nodes has a small MTU: the first node reports it.
+    fn the_path_between_nodes_is_narrow(&self) {
         let node = self.cluster.nodes[0].host().namespace();
         let (cidr4, cidr6) = self.cluster.nodes[1].pod_cidrs();
         for cidr in [&cidr4, &cidr6] {
             node.limit_mtu_to(cidr, NARROW).unwrap();
         }
         for vip in FAR.addresses() {
-            self.client_learns(vip, NARROW);
-            self.streams_learn(vip, NARROW);
+            self.client_learns_mtu(vip, NARROW);
+            self.streams_learn_mtu(vip, NARROW);
         }
         for cidr in [&cidr4, &cidr6] {
             node.limit_mtu_to(cidr, 1500).unwrap();
         }
     }
 
-    /// The client sends too large datagrams and is told.
-    fn client_learns(&self, vip: IpAddr, mtu: u16) {
+    /// The client sends datagrams that are too large, and learns the MTU.
+    fn client_learns_mtu(&self, vip: IpAddr, mtu: u16) {
         self.forget_path_mtus();
         let udp = self.client.udp(vip, UDP.port).connected().timeout(TIMEOUT);
         let udp = udp.size(1450).fragmentation(Fragmentation::Forbidden);
@@ -186,14 +187,14 @@ impl Fixture {
         assert_eq!(report.path_mtu, Some(mtu.into()), "{vip}");
     }
 
-    /// By TCP, it finds out as well.
-    fn streams_learn(&self, vip: IpAddr, mtu: u16) {
+    /// TCP connections of the client learn the MTU as well.
+    fn streams_learn_mtu(&self, vip: IpAddr, mtu: u16) {
         self.forget_path_mtus();
         let stream = self.client.stream(vip, STREAM.port).mebibytes(2).run().unwrap();
         assert_eq!((stream.bytes, stream.path_mtu), (2 << 20, mtu.into()), "{vip}");
     }
 
-    /// Requests and answers in fragments.
+    /// Requests and answers in fragments arrive.
     fn fragments(&self, from: &Machine) {
         let node_port = UDP.node_port.unwrap();
         let node = self.cluster.nodes[0].host().addresses().both();
@@ -212,8 +213,8 @@ impl Fixture {
         }
     }
 
-    /// The Pod's own kernel refuses, and the client's socket learns it.
-    fn nobody_listens(&self, from: &Machine) {
+    /// The Pod's own kernel refuses, and the client's socket gets the error.
+    fn closed_ports_are_refused(&self, from: &Machine) {
         for vip in [NEAR, FAR].into_iter().flat_map(|service| service.addresses()) {
             let udp = from.udp(vip, CLOSED.port).connected().sockets(3);
             let report = udp.run().unwrap();
@@ -224,14 +225,15 @@ impl Fixture {
         }
     }
 
-    /// The client's wire, and that of the silent Pod of either Service with its addresses.
+    /// The client's wire, and for each Service the wire of its silent Pod and the number of routers
+    /// on the path.
     fn wires(&self) -> (Wire, [(Published, Wire, u8); 2]) {
         let pods = [(SILENT_NEAR, 0, 2), (SILENT_FAR, 1, 3)];
         let pods = pods.map(|(service, pod, routers)| (service, self.silent[pod].wire().unwrap(), routers));
         (self.cluster.outside.wire().unwrap(), pods)
     }
 
-    /// Every router on the way takes one from the hop limit, and tells when it was the last.
+    /// Every router on the path decrements the hop limit, and reports when it reaches zero.
     fn hop_limits(&self) {
         let (at_client, pods) = self.wires();
         let client = self.cluster.outside.phantom().unwrap().both();
@@ -257,25 +259,25 @@ impl Fixture {
         }
     }
 
-    /// By a client outside.
+    /// A client outside uses SCTP.
     fn sctp(&self) {
         let outside = &self.cluster.outside;
         let node = self.cluster.nodes[0].host().addresses();
         self.sctp_from(&outside.wire().unwrap(), outside.phantom().unwrap(), node);
     }
 
-    /// By a Pod, whose address Pods of other nodes see too.
+    /// A Pod uses SCTP; Pods of other nodes see its address too.
     fn sctp_of_a_pod(&self) {
         let client = &self.silent_client;
         self.sctp_from(&client.wire().unwrap(), client.addresses(), client.addresses());
     }
 
-    /// Addresses are translated, nothing else: the checksum does not cover them. Pods of other
-    /// nodes see the client `instead`.
+    /// Only addresses are translated: the checksum does not cover them. Pods of other nodes see
+    /// `instead` as the client.
     fn sctp_from(&self, at_client: &Wire, client: Addresses, instead: Addresses) {
         let (client, instead) = (client.both(), instead.both());
         let port = SILENT_SCTP.port;
-        // The type of the first chunk is that of INIT.
+        // The type of the first chunk is INIT.
         let init = sctp_chunk(30_000, port, b"\x01nit");
         for (service, at_pod, _) in self.wires().1 {
             let is_near = service == SILENT_NEAR;
@@ -313,9 +315,9 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
     let captures = machines.map(|machine| Capture::start(machine.namespace()).unwrap());
     fixture.answers_are_too_big();
     fixture.requests_are_too_big();
-    fixture.the_way_between_nodes_is_narrow();
+    fixture.the_path_between_nodes_is_narrow();
     fixture.fragments(&fixture.client);
-    fixture.nobody_listens(&fixture.client);
+    fixture.closed_ports_are_refused(&fixture.client);
     for capture in captures {
         capture.finish().unwrap();
     }
@@ -338,7 +340,7 @@ fn from_outside_through_native_xdp() {
     from_outside("packets-native", Some(Xdp::Native));
 }
 
-/// The overlay takes less than the devices around it.
+/// The overlay has a smaller MTU than the devices around it.
 #[test]
 fn from_outside_through_the_overlay() {
     if !require_privileges() {
@@ -347,11 +349,11 @@ fn from_outside_through_the_overlay() {
     let options = LabOptions { overlay: true };
     let fixture = Fixture::new("packets-overlay", &options, SocketLb::Off, None);
     for vip in FAR.addresses() {
-        fixture.client_learns(vip, OVERLAY);
+        fixture.client_learns_mtu(vip, OVERLAY);
     }
     fixture.forget_path_mtus();
-    // Fragments are as large as the client's device can send, until it is told. Nodes do not cut
-    // them once more.
+    // Fragments are as large as the MTU of the client's device, until the client learns the MTU of
+    // the path. Nodes do not fragment them again.
     for vip in [NEAR, FAR].into_iter().flat_map(|service| service.addresses()) {
         let udp = fixture.client.udp(vip, UDP.port).size(4000).timeout(TIMEOUT);
         let report = udp.count(2).run().unwrap();
@@ -362,7 +364,7 @@ fn from_outside_through_the_overlay() {
         udp.size(4000).sockets(10).timeout(TIMEOUT).run().unwrap();
     }
     fixture.fragments(&fixture.client);
-    fixture.nobody_listens(&fixture.client);
+    fixture.closed_ports_are_refused(&fixture.client);
 }
 
 #[test]
@@ -375,7 +377,7 @@ fn from_pods() {
         let client = &fixture.cluster.client;
         let capture = Capture::start(client.namespace()).unwrap();
         fixture.fragments(client);
-        fixture.nobody_listens(client);
+        fixture.closed_ports_are_refused(client);
         capture.finish().unwrap();
         fixture.sctp_of_a_pod();
     }
