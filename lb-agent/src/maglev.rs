@@ -284,7 +284,7 @@ mod tests {
         }
 
         #[test]
-        fn few_entries_change_beside_those_of_a_backend_that_leaves(
+        fn removing_a_random_backend_changes_few_other_entries(
             backends in backends(),
             leaver: prop::sample::Index,
         ) {

@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn local_ports_are_a_part_of_all_ports() {
+    fn the_ephemeral_range_is_a_part_of_all_ports() {
         for ((first, last), expected) in [
             ((32_768, 60_999), (32_768, 28_232)),
             ((1024, 60_999), (1024, 59_976)),

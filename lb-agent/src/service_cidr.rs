@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn which_networks_are_taken() {
+    fn invalid_networks_are_rejected() {
         for (text, fault) in [
             ("10.96.0.0/16", None),
             ("fd00:10:96::/112", None),

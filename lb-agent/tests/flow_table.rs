@@ -234,7 +234,7 @@ struct Line {
 }
 
 #[test]
-fn traffic_policies() {
+fn traffic_policies_select_the_endpoints() {
     let lines = [
         Line {
             more: "",
@@ -344,7 +344,7 @@ fn traffic_policies() {
 }
 
 #[test]
-fn unknown_ports() {
+fn packets_to_unknown_ports_are_rejected_or_passed() {
     let yaml = service(1, ", externalIPs: [203.0.113.1, 203.0.113.99]", &["here"])
         .replace("externalIPs: [203.0.113.1], ", "");
     for (unknown_port, expected) in [(UnknownPort::Reject, "reject"), (UnknownPort::Pass, "pass")] {

@@ -74,7 +74,7 @@ fn agent(xdp: Xdp) -> AgentOptions {
 
 /// The client, the Pod, or both are in a VLAN.
 #[test]
-fn clients_and_pods() {
+fn clients_and_pods_in_vlans_are_served() {
     if !require_privileges() {
         return;
     }
@@ -167,7 +167,7 @@ fn clients_and_pods() {
 /// A virtual machine behind a bridge in a VLAN has the node's addresses: the VLAN is a foreign
 /// network.
 #[test]
-fn a_machine_of_equal_address() {
+fn a_machine_in_a_vlan_with_the_nodes_address_is_left_alone() {
     if !require_privileges() {
         return;
     }

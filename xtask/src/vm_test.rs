@@ -55,9 +55,9 @@ const SHORT: [(Stage, &[&str]); 2] = [
     (
         Stage::Lab,
         &[
-            "cluster_ip::everybody_through_the_sockets",
-            "node_port::from_outside_through_generic_xdp",
-            "node_port::from_outside_through_tc",
+            "cluster_ip::pods_and_the_node_reach_services_through_sockets",
+            "node_port::clients_outside_reach_node_ports_through_generic_xdp",
+            "node_port::clients_outside_reach_node_ports_through_tc",
         ],
     ),
 ];

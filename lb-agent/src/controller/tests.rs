@@ -117,7 +117,7 @@ fn slice(name: &str, is_ipv6: bool, port_name: &str, protocol: &str, endpoints: 
 use BackendState::{Absent, Active, Gone};
 
 #[test]
-fn a_port_that_is_renamed() {
+fn a_renamed_port_keeps_its_backends() {
     for protocol in ["TCP", "UDP"] {
         let slices = |name: &str| {
             [false, true]
@@ -146,7 +146,7 @@ fn a_port_that_is_renamed() {
 }
 
 #[test]
-fn an_endpoint_that_moves_between_slices() {
+fn an_endpoint_that_moves_between_slices_keeps_its_row() {
     for is_ipv6 in [false, true] {
         let slice = |name, endpoints| slice(name, is_ipv6, "http", "TCP", endpoints);
         let mut bench = Bench::new(&[&service("http", "TCP"), &slice("a", &[(11, ""), (12, "")])]);
@@ -168,7 +168,7 @@ fn an_endpoint_that_moves_between_slices() {
 }
 
 #[test]
-fn a_service_that_is_made_anew() {
+fn a_recreated_service_keeps_its_backends() {
     let slices =
         [false, true].map(|is_ipv6| slice(&format!("web-{is_ipv6}"), is_ipv6, "http", "TCP", &[(11, "")]));
     let service = service("http", "TCP");
@@ -197,7 +197,7 @@ fn a_service_that_is_made_anew() {
 }
 
 #[test]
-fn who_is_known_to_be_gone() {
+fn terminating_endpoints_are_gone_immediately() {
     for is_ipv6 in [false, true] {
         let slice =
             |protocol: &str, endpoints: &[(u8, &str)]| slice("a", is_ipv6, "http", protocol, endpoints);
@@ -253,7 +253,7 @@ fn pod(name: &str, number: u8, rest: &str) -> String {
 }
 
 #[test]
-fn pods_whose_objects_tell() {
+fn pods_that_ended_are_gone_immediately() {
     let first = pod("web-1", 11, "");
     let service = service("http", "TCP");
     let start = || Bench::new(&[&service, &first, &pod("web-2", 12, "")]);

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn which_endpoints_a_health_check_counts() {
+    fn a_health_check_counts_ready_local_endpoints() {
         let cases: &[(&[&str], usize)] = &[
             (&[], 0),
             (&["1 here", "2 there", "3 here"], 2),
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn which_services_have_a_check() {
+    fn load_balancers_with_local_policy_have_a_health_check() {
         let with = |change: fn(&mut ServiceSpec)| {
             let mut spec = load_balancer("Cluster");
             change(&mut spec);

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn which_addresses_take_node_ports() {
+    fn options_select_the_addresses_for_node_ports() {
         let own = ["192.168.0.1", "fd00:168::1"];
         let devices = ["192.168.0.1", "10.9.0.1", "10.9.1.1", "fd00:9::1"];
         for (options, expected) in [

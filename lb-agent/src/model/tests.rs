@@ -155,7 +155,7 @@ fn endpoints_at_an_address_of_the_node_are_local() {
 }
 
 #[test]
-fn which_endpoints_take_new_flows() {
+fn conditions_and_hints_select_the_endpoints_for_new_flows() {
     let cases: &[(&[&str], &str)] = &[
         (&[], "||"),
         (&["1 here", "2 there"], "1 2|1|"),
@@ -226,7 +226,7 @@ fn which_endpoints_take_new_flows() {
 /// Kubernetes has annotations and fields about when to use hints. The controller that writes hints
 /// has already checked them.
 #[test]
-fn hints_count_whatever_the_service_says() {
+fn hints_apply_regardless_of_the_service() {
     let slices = [slice("TCP", &["1 here zone=zone-a", "2 there zone=zone-b"])];
     for (distribution, mode) in [
         (None, None),
@@ -250,7 +250,7 @@ fn hints_count_whatever_the_service_says() {
 }
 
 #[test]
-fn flows_of_udp_leave_endpoints_that_do_not_serve() {
+fn udp_flows_leave_endpoints_that_are_not_serving() {
     let endpoints = ["1 here", "2 there unready unserving", "3 there unready"];
     assert_eq!(selection("UDP", &[slice("UDP", &endpoints)]), "1|1|3");
     assert_eq!(selection("TCP", &[slice("TCP", &endpoints)]), "1|1|2 3");

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn those_of_the_option_and_of_all_objects_are_in_force() {
+    fn networks_of_the_option_and_of_all_objects_are_in_force() {
         let mut cidrs = ServiceCidrs::default();
         let option = named(&["10.96.0.0/16"]);
         assert_eq!(texts(&cidrs.in_force(&option)), ["10.96.0.0/16"]);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_of_services_is_named() {
+    fn invalid_service_cidrs_are_problems() {
         let mut cidrs = ServiceCidrs::default();
         let malformed = [
             "10.96.0.0",
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_packets_are_compared_with_are_refused() {
+    fn service_cidrs_above_the_limit_are_problems() {
         let mut cidrs = ServiceCidrs::default();
         let many: Vec<String> = (0..10).map(|n| format!("10.{n}.0.0/16")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn one_with_addresses_of_pods_is_not_in_force() {
+    fn a_service_cidr_that_overlaps_with_pods_is_not_in_force() {
         let mut cidrs = ServiceCidrs::default();
         let option = named(&["10.96.0.0/16", "fd00:96::/112"]);
         for (spec, in_force, overlap) in [

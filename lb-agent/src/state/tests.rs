@@ -97,7 +97,7 @@ fn a_slice_that_moves_to_another_service_affects_both() {
 }
 
 #[test]
-fn replace_removes_what_is_not_listed_and_makes_ready() {
+fn a_complete_list_removes_missing_objects() {
     let mut state = State::new(NodeConfig::default(), KINDS);
     apply_service(&mut state, service("old"));
     apply_service(&mut state, service("kept"));
@@ -168,7 +168,7 @@ fn a_changed_slice_reports_the_time_of_its_cause() {
 }
 
 #[test]
-fn when_the_node_is_leaving() {
+fn a_deleted_or_tainted_node_is_leaving() {
     let config = NodeConfig {
         name: "node-a".to_owned(),
         ..NodeConfig::default()
@@ -236,7 +236,7 @@ fn new_node_addresses_affect_services_that_may_have_them() {
 }
 
 #[test]
-fn addresses_that_come_and_go_concern_services_with_endpoints_there() {
+fn node_addresses_affect_services_with_endpoints_at_them() {
     let mut state = State::new(NodeConfig::default(), KINDS);
     for name in ["web", "other"] {
         apply_service(&mut state, service(name));

@@ -17,7 +17,7 @@ use self::cluster::{
 };
 
 #[tokio::test]
-async fn first_lists_and_changes() {
+async fn the_source_reports_first_lists_and_later_changes() {
     let (server, directory) = Cluster::server().await;
     server.apply(&service("web", 80)).unwrap();
     server
@@ -106,7 +106,7 @@ async fn managed_fields_are_dropped() {
 }
 
 #[tokio::test]
-async fn services_of_other_proxies_stay_known() {
+async fn services_of_other_proxies_are_still_reported() {
     let mut cluster = Cluster::with_services(&["web"]).await;
     let labelled = labelled_service("web", 80, &[(PROXY_NAME, "other")]);
     cluster.server.apply(&labelled).unwrap();
@@ -157,14 +157,14 @@ async fn an_object_that_cannot_be_decoded_does_not_stop_the_watch() {
 }
 
 #[tokio::test]
-async fn ends_with_its_receiver() {
+async fn the_source_ends_when_its_receiver_is_dropped() {
     let cluster = Cluster::with_services(&[]).await;
     drop(cluster.changes);
     timeout(TIMEOUT, cluster.source).await.unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn the_cluster_is_known_by_its_uid() {
+async fn the_cluster_is_identified_by_its_uid() {
     let (server, directory) = Cluster::server().await;
     let config = server.config(&directory.path().join("token")).unwrap();
     let ask = || timeout(TIMEOUT, cluster_uid(config.clone()));

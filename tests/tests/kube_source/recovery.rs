@@ -140,7 +140,7 @@ async fn a_forbidden_kind_is_reported_and_the_others_work() {
 }
 
 #[tokio::test]
-async fn watches_of_the_future_are_left_when_they_end() {
+async fn a_watch_ahead_of_the_server_lists_again_when_it_ends() {
     let mut cluster = Cluster::with_services(&["web"]).await;
     let backup = cluster.server.version();
     cluster.expect_alive("lost", 81).await;
@@ -177,7 +177,7 @@ async fn every_warning_names_the_server_and_a_remedy() {
 }
 
 #[tokio::test]
-async fn another_cause_is_another_line() {
+async fn another_cause_of_failure_is_logged_again() {
     let mut cluster = Cluster::with_services(&["web"]).await;
     cluster.server.stop().await;
     cluster.wait_for_log("Connection refused").await;
@@ -187,7 +187,7 @@ async fn another_cause_is_another_line() {
 }
 
 #[tokio::test]
-async fn a_token_file_may_come_later_and_end_in_a_line() {
+async fn a_token_file_may_appear_later_and_end_with_a_newline() {
     let (server, directory) = Cluster::server().await;
     let file = directory.path().join("token");
     std::fs::remove_file(&file).unwrap();
@@ -206,7 +206,7 @@ async fn a_token_file_may_come_later_and_end_in_a_line() {
 }
 
 #[tokio::test]
-async fn a_proxy_leads_to_the_server() {
+async fn the_source_reaches_the_server_through_a_proxy() {
     let (server, directory) = Cluster::server().await;
     let proxy = ConnectProxy::start().await.unwrap();
     let mut config = server.config(&directory.path().join("token")).unwrap();

@@ -39,7 +39,7 @@ async fn added_and_deleted_service_cidrs_are_reported() {
 }
 
 #[tokio::test]
-async fn a_server_may_have_the_older_version_only() {
+async fn the_beta_version_is_used_if_the_server_has_no_other() {
     let (server, directory) = Cluster::server().await;
     server.set_absent(V1, true);
     server
@@ -57,7 +57,7 @@ async fn a_server_may_have_the_older_version_only() {
 }
 
 #[tokio::test]
-async fn without_them_all_else_goes_on_and_they_are_asked_for_again() {
+async fn without_service_cidrs_other_kinds_work_and_the_source_retries() {
     let (server, directory) = Cluster::server().await;
     for version in [V1, BETA] {
         server.set_absent(version, true);
@@ -85,7 +85,7 @@ async fn without_them_all_else_goes_on_and_they_are_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_right_that_is_missing_is_named_and_what_was_known_stays() {
+async fn a_missing_permission_is_named_and_known_cidrs_stay() {
     let (server, directory) = Cluster::server().await;
     let cidr = service_cidr(V1, "kubernetes", &["10.96.0.0/16"]);
     server.apply(&cidr).unwrap();

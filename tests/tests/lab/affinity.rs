@@ -148,17 +148,17 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
 }
 
 #[test]
-fn from_outside_through_tc() {
+fn clients_outside_keep_their_pod_through_tc() {
     from_outside("affinity-tc", None);
 }
 
 #[test]
-fn from_outside_through_generic_xdp() {
+fn clients_outside_keep_their_pod_through_generic_xdp() {
     from_outside("affinity-generic", Some(Xdp::Generic));
 }
 
 #[test]
-fn from_outside_through_native_xdp() {
+fn clients_outside_keep_their_pod_through_native_xdp() {
     from_outside("affinity-native", Some(Xdp::Native));
 }
 
@@ -238,12 +238,12 @@ fn from_inside(title: &str, socket_lb: SocketLb) {
 }
 
 #[test]
-fn from_pods_through_tc() {
+fn pods_keep_their_backend_through_tc() {
     from_inside("affinity-pods", SocketLb::Off);
 }
 
 #[test]
-fn from_pods_and_processes_of_the_node_through_the_sockets() {
+fn pods_and_node_processes_keep_their_backend_through_sockets() {
     from_inside("affinity-sockets", SocketLb::All);
 }
 
@@ -261,7 +261,7 @@ const DRAWS: usize = 30;
 
 /// Each connection renews the affinity. After it has expired, the Pod is chosen at random.
 #[test]
-fn it_ends_some_time_after_the_last_connection() {
+fn affinity_expires_after_the_last_connection() {
     if !require_privileges() {
         return;
     }
@@ -292,7 +292,7 @@ fn it_ends_some_time_after_the_last_connection() {
 
 /// The same at the sockets, which always choose at random.
 #[test]
-fn it_ends_some_time_after_the_last_socket() {
+fn affinity_expires_after_the_last_socket() {
     if !require_privileges() {
         return;
     }

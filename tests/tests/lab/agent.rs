@@ -69,7 +69,7 @@ fn attached(cluster: &Cluster, device: &str) -> Attached {
 }
 
 #[test]
-fn traffic_goes_on_without_the_agent() {
+fn traffic_continues_without_the_agent() {
     if !require_privileges() {
         return;
     }

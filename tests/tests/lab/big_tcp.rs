@@ -76,7 +76,7 @@ fn local_redirect_keeps_large_segments() {
 /// To a Pod of the addressed node, and to one of another node: TC forwards those packets without
 /// the node's stack.
 #[test]
-fn from_outside() {
+fn clients_outside_reach_services_with_large_segments() {
     for server in [0, 1] {
         let Some(cluster) = cluster(server) else { return };
         leave_room(&cluster);

@@ -83,7 +83,7 @@ fn an_unready_pod_keeps_its_connections_and_gets_no_new_ones() {
 }
 
 #[test]
-fn datagrams_of_a_socket_go_elsewhere_when_their_pod_is_removed() {
+fn datagrams_reach_another_pod_when_theirs_is_removed() {
     if !require_privileges() {
         return;
     }
@@ -160,7 +160,7 @@ fn without_pods_connections_are_reset_and_datagrams_refused() {
 
 /// Pods are replaced one by one, as by a Deployment, and no request fails.
 #[test]
-fn pods_are_replaced_under_load() {
+fn no_request_fails_while_pods_are_replaced() {
     if !require_privileges() {
         return;
     }
@@ -248,7 +248,7 @@ fn a_broken_manifest_changes_nothing() {
 }
 
 #[test]
-fn a_bad_service_is_named_and_the_one_beside_it_works() {
+fn a_bad_service_is_reported_and_others_work() {
     if !require_privileges() {
         return;
     }

@@ -41,7 +41,7 @@ fn agents_on_all_nodes_reach_all_pods() {
 }
 
 #[test]
-fn slices_take_the_place_of_pods() {
+fn endpoint_slices_override_pod_objects() {
     if !require_privileges() {
         return;
     }
@@ -71,7 +71,7 @@ fn slices_take_the_place_of_pods() {
 }
 
 #[test]
-fn hints_name_nodes_and_zones() {
+fn clients_reach_only_endpoints_hinted_for_their_zone() {
     if !require_privileges() {
         return;
     }

@@ -118,7 +118,7 @@ fn use_udp(from: &Machine, vip: IpAddr, all: &BTreeSet<String>) {
 }
 
 #[test]
-fn a_pod_through_tc() {
+fn a_pod_reaches_services_through_tc() {
     if !require_privileges() {
         return;
     }
@@ -156,7 +156,7 @@ fn sent_on(host: &CaptureReport, one: &Machine, other: &Machine, like: IpAddr) -
 }
 
 #[test]
-fn a_pod_past_the_stack_of_its_node() {
+fn local_redirect_bypasses_the_stack_of_the_node() {
     if !require_privileges() {
         return;
     }
@@ -185,7 +185,7 @@ fn a_pod_past_the_stack_of_its_node() {
 }
 
 #[test]
-fn connections_stay_when_the_way_past_the_stack_comes_and_goes() {
+fn connections_survive_switching_local_redirect() {
     if !require_privileges() {
         return;
     }
@@ -221,7 +221,7 @@ fn connections_stay_when_the_way_past_the_stack_comes_and_goes() {
 
 /// Pods use TCP only: their datagrams are not translated at the sockets.
 #[test]
-fn everybody_through_the_sockets() {
+fn pods_and_the_node_reach_services_through_sockets() {
     if !require_privileges() {
         return;
     }
@@ -248,7 +248,7 @@ fn everybody_through_the_sockets() {
 }
 
 #[test]
-fn processes_of_the_node_through_the_sockets_and_pods_through_tc() {
+fn node_processes_use_sockets_and_pods_use_tc() {
     if !require_privileges()
         || !needs(
             "5.14",
@@ -283,7 +283,7 @@ fn an_agent_without_options_serves_cluster_ips() {
 }
 
 #[test]
-fn a_pod_reaches_itself() {
+fn a_pod_reaches_itself_through_its_service() {
     if !require_privileges() {
         return;
     }
@@ -321,7 +321,7 @@ fn assert_refused(from: &Machine, to: IpAddr, port: u16, udp_port: u16) {
 }
 
 #[test]
-fn nobody_there() {
+fn a_service_without_endpoints_refuses_connections() {
     if !require_privileges() {
         return;
     }

@@ -374,23 +374,23 @@ fn changes(title: &str, xdp: Option<Xdp>) {
 }
 
 #[test]
-fn through_tc() {
+fn follow_pod_and_service_changes_through_tc() {
     changes("connections-tc", None);
 }
 
 #[test]
-fn through_generic_xdp() {
+fn follow_pod_and_service_changes_through_generic_xdp() {
     changes("connections-generic", Some(Xdp::Generic));
 }
 
 #[test]
-fn through_native_xdp() {
+fn follow_pod_and_service_changes_through_native_xdp() {
     changes("connections-native", Some(Xdp::Native));
 }
 
 /// A removed Pod keeps its TCP connections while it runs. UDP flows move to another Pod.
 #[test]
-fn connections_to_removed_pods_go_on_if_asked_for() {
+fn connections_to_removed_pods_continue_with_forward_option() {
     if !require_privileges() {
         return;
     }

@@ -210,26 +210,26 @@ const DIRECT: LabOptions = LabOptions { overlay: false };
 const OVERLAY: LabOptions = LabOptions { overlay: true };
 
 #[test]
-fn through_tc() {
+fn clients_reach_pods_of_other_nodes_through_tc() {
     forward("forward-tc", DIRECT, None);
 }
 
 #[test]
-fn through_generic_xdp() {
+fn clients_reach_pods_of_other_nodes_through_generic_xdp() {
     forward("forward-generic", DIRECT, Some(Xdp::Generic));
 }
 
 #[test]
-fn through_native_xdp() {
+fn clients_reach_pods_of_other_nodes_through_native_xdp() {
     forward("forward-native", DIRECT, Some(Xdp::Native));
 }
 
 #[test]
-fn through_tc_and_the_overlay() {
+fn clients_reach_pods_of_other_nodes_through_tc_and_overlay() {
     forward("forward-overlay", OVERLAY, None);
 }
 
 #[test]
-fn through_native_xdp_and_the_overlay() {
+fn clients_reach_pods_of_other_nodes_through_native_xdp_and_overlay() {
     forward("forward-overlay-native", OVERLAY, Some(Xdp::Native));
 }

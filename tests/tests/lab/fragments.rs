@@ -229,7 +229,7 @@ fn fragments_arrive_in_any_order_with_clsact() {
 
 /// A Pod that is a client of its own Service gets its datagrams back.
 #[test]
-fn a_pod_reaches_itself() {
+fn a_pod_reaches_itself_with_fragments() {
     if !require_privileges() {
         return;
     }
@@ -278,7 +278,7 @@ fn fragments_of_a_pod_behind_a_bridge_arrive() {
 
 /// The next agent creates a new namespace and device. Both are deleted when the agent stops.
 #[test]
-fn the_device_goes_with_the_agent() {
+fn the_reassembly_device_is_deleted_with_the_agent() {
     if !require_privileges() {
         return;
     }
@@ -302,7 +302,7 @@ fn the_device_goes_with_the_agent() {
 
 /// Without an agent, the kernel itself removes the device from the programs' map.
 #[test]
-fn after_the_agent_was_killed_nothing_is_sent_to_the_device() {
+fn nothing_is_sent_to_the_device_of_a_killed_agent() {
     if !require_privileges() {
         return;
     }
@@ -340,7 +340,7 @@ fn expect_as_without_device(outside: &mut [Client; 2], node: &Node) {
 
 /// Another client sends fragments whose first fragment never arrives.
 #[test]
-fn a_flood_takes_the_way_from_nobody() {
+fn a_flood_of_fragments_does_not_block_other_clients() {
     if !require_privileges() {
         return;
     }

@@ -121,7 +121,7 @@ fn on_the_link(title: &str, check: impl Fn(&Place)) {
 }
 
 #[test]
-fn for_other_machines() {
+fn frames_for_other_machines_are_not_answered() {
     const OTHERS: [[u8; 6]; 4] = [
         [2, 0, 0, 0, 9, 2],
         [0xff; 6],
@@ -140,7 +140,7 @@ fn for_other_machines() {
 
 /// The kernel may remove the tag from the frame or leave it there. Tag 0 means no VLAN.
 #[test]
-fn of_vlans() {
+fn frames_of_unserved_vlans_are_not_answered() {
     on_the_link("vlans", |place| {
         for tags in [&[20][..], &[20, 30], &[0, 20], &[20, 0]] {
             for request in place.requests(FOREIGN) {
@@ -155,7 +155,7 @@ fn of_vlans() {
 /// Frames of a Pod behind a bridge are addressed to the bridge, not to the device that receives
 /// them.
 #[test]
-fn for_the_bridge_that_a_pod_is_behind() {
+fn a_pod_behind_a_bridge_reaches_services() {
     if !require_privileges() {
         return;
     }
@@ -176,7 +176,7 @@ fn for_the_bridge_that_a_pod_is_behind() {
 /// A connection that could not be forwarded is forgotten. The next one is forwarded as usual, with
 /// the node's address.
 #[test]
-fn a_route_comes_back() {
+fn connections_work_again_after_a_route_comes_back() {
     if !require_privileges() {
         return;
     }

@@ -182,7 +182,7 @@ fn occupied_ports_are_served_once_they_are_free() {
 }
 
 #[test]
-fn healthz_asks_for_the_node_and_livez_does_not() {
+fn healthz_depends_on_the_node_object_and_livez_does_not() {
     if !require_privileges() {
         return;
     }
@@ -262,7 +262,7 @@ fn value(page: &PageReport, metric: &str) -> f64 {
 }
 
 #[test]
-fn metrics_move_with_traffic_and_changes() {
+fn metrics_count_traffic_and_changes() {
     if !require_privileges() {
         return;
     }

@@ -262,7 +262,7 @@ fn mismatched_maps_are_treated_as_another_layout() {
 }
 
 #[test]
-fn an_agent_that_dies_while_it_takes_over_is_followed_by_one_that_ends_it() {
+fn the_next_agent_completes_an_interrupted_takeover() {
     if !require_privileges() {
         return;
     }

@@ -216,22 +216,22 @@ fn answered(title: &str, way: Way) {
 }
 
 #[test]
-fn answered_by_pods_through_tc() {
+fn answered_connections_of_pods_expire_through_tc() {
     answered("answered-pods", Way::Pod);
 }
 
 #[test]
-fn answered_outside_through_tc() {
+fn answered_connections_of_outside_clients_expire_through_tc() {
     answered("answered-tc", Way::Outside(None));
 }
 
 #[test]
-fn answered_outside_through_generic_xdp() {
+fn answered_connections_of_outside_clients_expire_through_generic_xdp() {
     answered("answered-generic", Way::Outside(Some(Xdp::Generic)));
 }
 
 #[test]
-fn answered_outside_through_native_xdp() {
+fn answered_connections_of_outside_clients_expire_through_native_xdp() {
     answered("answered-native", Way::Outside(Some(Xdp::Native)));
 }
 
@@ -299,22 +299,22 @@ fn unanswered(title: &str, way: Way) {
 }
 
 #[test]
-fn unanswered_by_pods_through_tc() {
+fn unanswered_connections_of_pods_expire_through_tc() {
     unanswered("unanswered-pods", Way::Pod);
 }
 
 #[test]
-fn unanswered_outside_through_tc() {
+fn unanswered_connections_of_outside_clients_expire_through_tc() {
     unanswered("unanswered-tc", Way::Outside(None));
 }
 
 #[test]
-fn unanswered_outside_through_generic_xdp() {
+fn unanswered_connections_of_outside_clients_expire_through_generic_xdp() {
     unanswered("unanswered-generic", Way::Outside(Some(Xdp::Generic)));
 }
 
 #[test]
-fn unanswered_outside_through_native_xdp() {
+fn unanswered_connections_of_outside_clients_expire_through_native_xdp() {
     unanswered("unanswered-native", Way::Outside(Some(Xdp::Native)));
 }
 

@@ -133,7 +133,7 @@ impl Foreign {
 }
 
 #[test]
-fn what_stays_inside_of_a_foreign_namespace_is_left_alone() {
+fn traffic_within_a_foreign_namespace_is_left_alone() {
     if !can_run() {
         return;
     }
@@ -183,7 +183,7 @@ fn a_new_foreign_namespace_is_left_alone() {
 
 /// Packets that leave a container are translated like those of a Pod, as with kube-proxy.
 #[test]
-fn what_comes_out_of_a_foreign_namespace_is_translated_at_its_device() {
+fn traffic_leaving_a_foreign_namespace_is_translated_at_its_device() {
     if !can_run() {
         return;
     }
@@ -197,7 +197,7 @@ fn what_comes_out_of_a_foreign_namespace_is_translated_at_its_device() {
 }
 
 #[test]
-fn pods_are_known_by_their_addresses() {
+fn pods_are_recognized_by_their_addresses() {
     if !can_run() {
         return;
     }
@@ -224,7 +224,7 @@ fn pods_are_known_by_their_addresses() {
 }
 
 #[test]
-fn pods_are_known_by_the_devices_that_are_named() {
+fn pods_are_recognized_by_the_named_devices() {
     if !can_run() {
         return;
     }
@@ -279,7 +279,7 @@ fn the_first_connection_of_a_new_pod_works() {
 /// The rows of namespaces exist before the next agent inspects any. They are deleted with their
 /// namespaces.
 #[test]
-fn what_is_known_of_pods_outlives_the_agent() {
+fn namespace_rows_of_pods_outlive_the_agent() {
     if !can_run() {
         return;
     }

@@ -133,22 +133,22 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
 }
 
 #[test]
-fn from_outside_through_tc() {
+fn clients_outside_reach_node_ports_through_tc() {
     from_outside("node-port-tc", None);
 }
 
 #[test]
-fn from_outside_through_generic_xdp() {
+fn clients_outside_reach_node_ports_through_generic_xdp() {
     from_outside("node-port-generic", Some(Xdp::Generic));
 }
 
 #[test]
-fn from_outside_through_native_xdp() {
+fn clients_outside_reach_node_ports_through_native_xdp() {
     from_outside("node-port-native", Some(Xdp::Native));
 }
 
 #[test]
-fn from_inside() {
+fn pods_and_the_node_reach_node_ports() {
     if !require_privileges() {
         return;
     }

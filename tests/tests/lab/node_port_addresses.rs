@@ -68,7 +68,7 @@ fn assert_refused(from: &Machine, address: IpAddr) {
 }
 
 #[test]
-fn processes_of_the_node_use_127_0_0_1_and_1() {
+fn processes_of_the_node_reach_node_ports_at_loopback() {
     if !require_privileges() {
         return;
     }
@@ -126,7 +126,7 @@ fn the_option_decides_whether_loopback_has_node_ports() {
 
 /// A Pod's 127.0.0.1 is the Pod itself, not its node.
 #[test]
-fn a_pods_own_127_0_0_1_and_1_are_left_alone() {
+fn loopback_addresses_of_pods_are_left_alone() {
     if !require_privileges() {
         return;
     }
@@ -158,7 +158,7 @@ fn a_pods_own_127_0_0_1_and_1_are_left_alone() {
 }
 
 #[test]
-fn addresses_that_come_and_go() {
+fn node_ports_follow_added_and_deleted_addresses() {
     if !require_privileges() {
         return;
     }

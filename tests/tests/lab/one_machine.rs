@@ -50,7 +50,7 @@ fn finding<'a>(said: &'a Value, step: &str) -> Option<&'a str> {
 }
 
 #[test]
-fn its_processes_serve_clients_outside_and_itself() {
+fn processes_of_the_machine_serve_clients_and_itself() {
     if !require_privileges() {
         return;
     }

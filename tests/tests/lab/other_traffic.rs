@@ -35,7 +35,7 @@ fn use_directly(from: &Machine, server: &Machine) {
 }
 
 #[test]
-fn real_addresses() {
+fn traffic_to_real_addresses_is_left_alone() {
     if !require_privileges() {
         return;
     }

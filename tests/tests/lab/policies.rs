@@ -272,7 +272,7 @@ impl Fixture {
 }
 
 #[test]
-fn through_tc() {
+fn hold_through_tc() {
     if !require_privileges() {
         return;
     }
@@ -285,7 +285,7 @@ fn through_tc() {
 }
 
 #[test]
-fn through_generic_xdp_and_from_processes_of_the_nodes() {
+fn hold_through_generic_xdp_and_for_node_processes() {
     if !require_privileges() {
         return;
     }
@@ -296,7 +296,7 @@ fn through_generic_xdp_and_from_processes_of_the_nodes() {
 }
 
 #[test]
-fn through_native_xdp_and_the_sockets() {
+fn hold_through_native_xdp_and_sockets() {
     if !require_privileges() {
         return;
     }

@@ -177,12 +177,12 @@ fn check(title: &str, socket_lb: SocketLb, xdp: Xdp) {
 }
 
 #[test]
-fn through_tc() {
+fn unallocated_addresses_are_dropped_through_tc() {
     check("cidr-tc", SocketLb::Off, Xdp::Off);
 }
 
 #[test]
-fn through_generic_xdp_and_the_sockets() {
+fn unallocated_addresses_are_dropped_through_generic_xdp_and_sockets() {
     check("cidr-xdp", SocketLb::All, Xdp::Generic);
 }
 

@@ -150,7 +150,7 @@ fn an_agent_serves_only_services_with_its_name() {
 }
 
 #[test]
-fn services_change_hands() {
+fn services_follow_changes_of_the_label() {
     if !require_privileges() {
         return;
     }

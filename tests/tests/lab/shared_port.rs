@@ -14,7 +14,7 @@ const SOURCE_PORT: u16 = 21_000;
 
 /// One port of the client, two VIPs and a single Pod: both connections and both flows work.
 #[test]
-fn two_vips_share_a_pod_and_the_client_a_port() {
+fn one_client_port_reaches_one_pod_through_two_vips() {
     if !require_privileges() {
         return;
     }
@@ -48,7 +48,7 @@ fn two_vips_share_a_pod_and_the_client_a_port() {
 /// sockets are translated. Processes of the node have no such device: the kernel sees two
 /// connections from one port to one Pod, and the second `connect` fails.
 #[test]
-fn where_sockets_are_translated() {
+fn node_sockets_cannot_reuse_a_port_for_the_same_pod() {
     if !require_privileges() {
         return;
     }

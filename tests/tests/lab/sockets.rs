@@ -147,7 +147,7 @@ fn two(cluster: &Cluster) -> [&Server; 2] {
 }
 
 #[test]
-fn sockets_of_a_removed_backend_end_at_once_and_no_others() {
+fn only_sockets_of_a_removed_backend_end_immediately() {
     if !require_privileges() {
         return;
     }
@@ -217,7 +217,7 @@ fn connections_survive_draining_and_end_with_the_service() {
 
 /// A removed Pod keeps its TCP connections while it runs. Datagrams go to another Pod.
 #[test]
-fn connections_to_removed_pods_go_on_if_asked_for() {
+fn sockets_to_removed_pods_continue_with_forward_option() {
     if !require_privileges() {
         return;
     }
@@ -243,7 +243,7 @@ fn connections_to_removed_pods_go_on_if_asked_for() {
 }
 
 #[test]
-fn what_was_removed_while_no_agent_ran_is_made_up_for() {
+fn the_next_agent_closes_sockets_of_backends_removed_earlier() {
     if !require_privileges() {
         return;
     }
@@ -316,7 +316,7 @@ pub(crate) fn agent_by(cluster: &Cluster, script: impl FnOnce(&str) -> String) -
 }
 
 #[test]
-fn without_the_capabilities_the_own_namespace_is_served() {
+fn without_capabilities_only_host_sockets_are_translated() {
     if !require_privileges()
         || !needs(
             "5.14",
@@ -375,7 +375,7 @@ fn sockets_of_the_host_end_if_only_they_are_translated() {
 
 /// Unconnected sockets choose another backend with their next datagram.
 #[test]
-fn unconnected_udp_sockets_stay() {
+fn unconnected_udp_sockets_choose_another_backend() {
     if !require_privileges() {
         return;
     }
@@ -446,7 +446,7 @@ fn closed_sockets_leave_no_rows() {
 
 /// The `connect` of a UDP socket succeeds. Its datagrams are refused until there is an endpoint.
 #[test]
-fn a_udp_socket_is_connected_to_a_service_that_nobody_serves_yet() {
+fn a_udp_socket_connects_to_a_service_without_endpoints() {
     if !require_privileges() {
         return;
     }
@@ -540,7 +540,7 @@ fn a_udp_socket_waits_for_a_pod_that_the_policy_allows() {
 
 /// A socket has one backend per frontend, with `send` and with `sendto`.
 #[test]
-fn a_connected_socket_may_name_the_service_again() {
+fn a_connected_socket_keeps_its_backend_with_sendto() {
     if !require_privileges() {
         return;
     }
@@ -562,7 +562,7 @@ fn a_connected_socket_may_name_the_service_again() {
 
 /// Two Services share a Pod. A client uses one socket for both of them and for the Pod itself.
 #[test]
-fn answers_bear_the_address_that_was_asked() {
+fn answers_come_from_the_requested_address() {
     if !require_privileges() {
         return;
     }

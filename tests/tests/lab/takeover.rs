@@ -93,7 +93,7 @@ fn expect(open: &mut [(Talk, String)], pod: &Machine, when: &str) {
 }
 
 #[test]
-fn connections_go_on() {
+fn connections_of_another_proxy_continue() {
     if !require_privileges() {
         return;
     }

@@ -166,7 +166,7 @@ fn assert_lost(from: &Machine, vip: IpAddr) {
 }
 
 #[test]
-fn through_tc() {
+fn source_ranges_and_pings_work_through_tc() {
     if !require_privileges() {
         return;
     }
@@ -176,7 +176,7 @@ fn through_tc() {
 }
 
 #[test]
-fn through_generic_xdp() {
+fn source_ranges_and_pings_work_through_generic_xdp() {
     if !require_privileges() {
         return;
     }
@@ -186,7 +186,7 @@ fn through_generic_xdp() {
 }
 
 #[test]
-fn through_native_xdp_and_the_sockets() {
+fn source_ranges_and_pings_work_through_native_xdp_and_sockets() {
     if !require_privileges() {
         return;
     }
@@ -210,7 +210,7 @@ const NODE_UDP: [u16; 2] = [8472, 10_000];
 /// Other nodes' addresses are external IPs or load balancer addresses: the Service's ports belong
 /// to the Service, all others to the node.
 #[test]
-fn other_ports_of_other_nodes_addresses() {
+fn other_ports_of_another_nodes_address_reach_that_node() {
     if !require_privileges() {
         return;
     }
@@ -295,7 +295,7 @@ fn share(cluster: &Cluster, addresses: [IpAddr; 2], arguments: &[&str]) {
 
 /// An external IP that is the node's own address: packets to other ports are for the node.
 #[test]
-fn other_ports_of_the_nodes_own_address() {
+fn other_ports_of_the_nodes_own_address_reach_the_node() {
     if !require_privileges() {
         return;
     }
@@ -310,7 +310,7 @@ fn other_ports_of_the_nodes_own_address() {
 
 /// The same with a load balancer's address, if unknown ports are left alone.
 #[test]
-fn other_ports_of_a_load_balancers_address() {
+fn unknown_port_pass_leaves_other_ports_to_the_node() {
     if !require_privileges() {
         return;
     }

@@ -133,7 +133,7 @@ fn synced() -> Fixture {
 }
 
 #[test]
-fn they_come_after_the_rows_of_their_addresses_and_go_before_them() {
+fn service_cidrs_are_added_after_rows_and_deleted_before_them() {
     let mut fixture = synced();
     assert_eq!(fixture.in_force(), ["10.96.0.0/16", "fd00:96::/112"]);
     assert!(fixture.holds());
@@ -147,7 +147,7 @@ fn they_come_after_the_rows_of_their_addresses_and_go_before_them() {
 }
 
 #[test]
-fn a_service_that_changes_hands_keeps_its_row() {
+fn a_service_that_moves_to_another_proxy_keeps_its_row() {
     let mut fixture = synced();
     for label in ["other", "''", "third"] {
         fixture.change(Change::Apply(held_service(label)));
@@ -169,7 +169,7 @@ fn a_service_that_changes_hands_keeps_its_row() {
 }
 
 #[test]
-fn a_next_agent_finds_them_and_changes_them_when_all_is_listed() {
+fn a_new_agent_changes_service_cidrs_after_everything_is_listed() {
     let fixture = synced();
     let maps = fixture.controller.maps().maps.clone();
     let mut next = Fixture::new(maps);

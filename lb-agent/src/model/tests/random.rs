@@ -157,7 +157,7 @@ proptest! {
     }
 
     #[test]
-    fn listing_endpoints_twice_changes_nothing(slices in random_slices()) {
+    fn duplicate_endpoints_change_nothing(slices in random_slices()) {
         let twice = [slices.clone(), slices.clone()].concat();
         prop_assert_eq!(backends(&slices), backends(&twice));
     }
@@ -175,7 +175,7 @@ proptest! {
     }
 
     #[test]
-    fn a_ready_endpoint_hides_those_that_are_not(slices in random_slices()) {
+    fn endpoints_that_are_not_ready_are_not_mixed_with_ready_ones(slices in random_slices()) {
         let backends = backends(&slices);
         for family in Family::ALL {
             let is_of = |address: &SocketAddr| Family::of(address.ip()) == family;
@@ -201,7 +201,7 @@ proptest! {
     }
 
     #[test]
-    fn local_endpoints_know_no_hints_and_imply_others(slices in random_slices()) {
+    fn the_local_region_ignores_hints(slices in random_slices()) {
         let mut without_hints = slices.clone();
         for endpoint in without_hints.iter_mut().flat_map(|(_, _, endpoints)| endpoints) {
             endpoint.zones.clear();

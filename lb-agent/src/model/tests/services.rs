@@ -9,7 +9,7 @@ use crate::desired::{DesiredVip, FrontendKind};
 use crate::maps::FrontendKey;
 
 #[test]
-fn services_of_other_proxies() {
+fn services_of_other_proxies_are_not_handled() {
     for (label, owner, is_handled) in [
         (None, None, true),
         (Some("ours"), None, false),
@@ -79,7 +79,7 @@ fn vips(desired: &DesiredService) -> Vec<String> {
 }
 
 #[test]
-fn wildcard_rows() {
+fn addresses_without_a_node_get_wildcard_rows() {
     let mut spec = spec("TCP");
     spec.type_ = Some("LoadBalancer".to_owned());
     let external = ["192.168.0.1", "203.0.113.1", "10.96.0.1", "fd00:51::1"];
@@ -231,7 +231,7 @@ fn balanced(spec: &str, ingress: &str) -> Service {
 }
 
 #[test]
-fn frontends_of_services() {
+fn services_get_frontends_at_all_their_addresses() {
     let cases: &[(&str, &str, Option<&[&str]>)] = &[
         (
             "{clusterIP: 10.96.0.1, ports: [{port: 80}]}",
@@ -330,7 +330,7 @@ fn frontends_of_services() {
 
 /// A Service has addresses in its own families only. Others are problems.
 #[test]
-fn families_of_services() {
+fn services_have_addresses_in_their_families_only() {
     let both = [
         "192.168.0.1",
         "[fd00:168::1]",
@@ -404,7 +404,7 @@ fn families_of_services() {
 }
 
 #[test]
-fn how_long_clients_stay() {
+fn the_affinity_timeout_is_validated() {
     let config = |seconds| format!("sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {seconds}}}}}");
     for (affinity, config, expected, n_problems) in [
         ("None", String::new(), 0, 0),
@@ -454,7 +454,7 @@ fn backends(service: &Service, slices: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn endpoints_by_family_port_name_and_slice() {
+fn endpoints_are_selected_by_family_port_name_and_slice() {
     let service = service(from_yaml(
         "{clusterIPs: [10.96.0.1, 'fd00:96::1'], internalTrafficPolicy: Local, \
           ports: [{name: http, port: 80, targetPort: web}, {name: dns, port: 53, protocol: UDP}]}",
@@ -496,7 +496,7 @@ fn endpoints_by_family_port_name_and_slice() {
 }
 
 #[test]
-fn source_ranges_by_family() {
+fn source_ranges_apply_to_their_family() {
     let both = "[{ip: 198.51.100.1}, {ip: 'fd00:51::1'}]";
     for (ranges, ingress, filtered, networks, node_allowed) in [
         ("[]", both, "", "", ""),
@@ -545,7 +545,7 @@ fn text<T: ToString>(values: &BTreeSet<T>) -> String {
 }
 
 #[test]
-fn malformed_source_ranges_let_nobody_in() {
+fn malformed_source_ranges_block_all_clients() {
     let both = "[{ip: 198.51.100.1}, {ip: 'fd00:51::1'}]";
     for (ranges, networks, n_problems) in [
         ("[10.0.0.0]", "", 1),

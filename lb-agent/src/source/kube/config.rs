@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_file_counts_before_a_token() {
+    async fn a_token_file_takes_precedence_over_a_token() {
         let directory = tempfile::tempdir().unwrap();
         let file = write(
             directory.path(),
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_proxy_of_the_kubeconfig_counts_whatever_the_environment_says() {
+    async fn the_kubeconfig_proxy_overrides_the_environment() {
         let directory = tempfile::tempdir().unwrap();
         let proxy = [("proxy-url", "http://me:secret@proxy.example:3128")];
         let config = kubeconfig("https://api.example/", &proxy);
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn proxies_of_the_environment() {
+    fn the_environment_selects_the_proxy() {
         const PROXY: &str = "http://proxy.example:3128/";
         for (url, variables, expected) in [
             ("https://api.example/", &[][..], None),

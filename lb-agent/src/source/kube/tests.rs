@@ -213,7 +213,7 @@ fn pauses(asked: &[Asked]) -> Vec<Duration> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn expired_versions_are_listed_at_once_but_not_for_ever() {
+async fn an_expired_version_is_listed_immediately_then_with_backoff() {
     let server = Server::new([gone()]);
     server.watch(HOUR).await;
     let lists = server.lists();
@@ -227,7 +227,7 @@ async fn expired_versions_are_listed_at_once_but_not_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn closed_watches_are_resumed_at_once_but_not_for_ever() {
+async fn a_closed_watch_is_resumed_immediately_then_with_backoff() {
     let server = Server::new([closed()]);
     server.watch(HOUR).await;
     let watches = server.watches();
@@ -246,7 +246,7 @@ async fn closed_watches_are_resumed_at_once_but_not_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_sends_and_closes_at_once_is_spared_too() {
+async fn a_watch_that_sends_and_closes_is_resumed_with_backoff() {
     let server = Server::new([Answer::Lines(vec![bookmark(100)])]);
     server.watch(HOUR).await;
     let watches = server.watches();
@@ -298,7 +298,7 @@ async fn new_credentials_are_tried_every_ten_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_server_is_asked_how_far_it_is() {
+async fn the_version_of_a_silent_server_is_checked() {
     let server = Server::new([silent()]);
     server.watch(HOUR).await;
     let version_checks = server.version_checks().len();

@@ -93,7 +93,7 @@ mod tests {
     const NEVER: Duration = Duration::MAX;
 
     #[test]
-    fn what_is_written_in_place_is_read_when_nothing_more_is_written() {
+    fn a_target_written_in_place_is_read_after_the_last_write() {
         let directory = tempfile::tempdir().unwrap();
         let (path, target) = (directory.path(), directory.path().join("target"));
         fs::write(&target, "1").unwrap();

@@ -416,7 +416,7 @@ async fn a_directory_that_is_missing_at_the_start_is_an_error() {
 }
 
 #[tokio::test]
-async fn ends_with_its_receiver() {
+async fn the_source_ends_when_its_receiver_closes() {
     let directory = tempfile::tempdir().unwrap();
     let (sender, mut changes) = mpsc::channel(100);
     let task = tokio::spawn(
@@ -434,7 +434,7 @@ async fn ends_with_its_receiver() {
 
 /// Directory events do not report changes behind a link.
 #[tokio::test]
-async fn files_behind_symbolic_links() {
+async fn changes_behind_symbolic_links_are_noticed() {
     let directory = tempfile::tempdir().unwrap();
     let (path, elsewhere) = (
         directory.path().join("manifests"),

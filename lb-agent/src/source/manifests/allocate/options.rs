@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn which_networks_may_be_named() {
+    fn invalid_service_cidr_options_are_rejected() {
         for (line, expected) in [
             ("lb-agent run --manifests m", true),
             ("lb-agent run --manifests m --service-cidr 10.96.0.0/28", true),

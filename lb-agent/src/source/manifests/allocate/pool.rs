@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_upper_band_of_node_ports_begins_at_30086() {
+    fn automatic_node_ports_begin_at_30086() {
         let pool = Pool::of_node_ports();
         assert_eq!(pool.value(pool.span.by_hand), Value::Port(30_086));
         assert_eq!(pool.value(pool.span.size - 1), Value::Port(32_767));

@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn one_network_of_each_family() {
+    fn service_cidrs_have_at_most_one_network_of_each_family() {
         let [v4, v6] = ["10.96.0.0/16", "fd00::/112"].map(cidr);
         let cidrs = ServiceCidrs::new(&[v6, v4]).unwrap();
         assert_eq!(cidrs.default_family(), Family::V6);
@@ -79,7 +79,7 @@ mod tests {
     /// The examples of the Kubernetes documentation ("Service ClusterIP allocation"), and other
     /// sizes.
     #[test]
-    fn first_and_last_addresses_and_those_left_for_hands() {
+    fn the_ends_of_a_network_are_not_allocatable() {
         for (text, first, first_upper, last) in [
             ("10.96.0.0/24", "10.96.0.1", "10.96.0.17", "10.96.0.254"),
             ("10.96.0.0/20", "10.96.0.1", "10.96.1.1", "10.96.15.254"),

@@ -66,7 +66,7 @@ fn texts(notes: &[Note]) -> Vec<String> {
 }
 
 #[test]
-fn what_is_given_stays_the_same_for_ever() {
+fn allocated_values_never_change_between_versions() {
     let load_balancer = "{type: LoadBalancer, externalTrafficPolicy: Local, ipFamilyPolicy: PreferDualStack, ports: [{port: 80}]}";
     let allocation = first(&[("web", load_balancer)], DEFAULT);
     let spec = spec(&allocation, "web");
@@ -76,7 +76,7 @@ fn what_is_given_stays_the_same_for_ever() {
 }
 
 #[test]
-fn fields_are_filled_in_as_the_api_server_does() {
+fn allocated_fields_match_the_api_server() {
     let allocation = first(&[("web", PLAIN)], DEFAULT);
     let spec = spec(&allocation, "web");
     let ips = spec.cluster_ips.unwrap();
@@ -96,7 +96,7 @@ fn fields_are_filled_in_as_the_api_server_does() {
 }
 
 #[test]
-fn families_are_those_of_the_policy() {
+fn families_follow_the_policy() {
     let only_v4 = SMALL;
     let only_v6 = "fd00:10:96::/112";
     let v6_first = "fd00:10:96::/112,10.96.0.0/16";
@@ -164,7 +164,7 @@ fn families_are_those_of_the_policy() {
 }
 
 #[test]
-fn some_services_are_given_no_address() {
+fn headless_and_addressed_services_get_no_address() {
     for fields in [
         "{clusterIP: None, ports: [{port: 80}]}",
         "{clusterIPs: [None], ports: [{port: 80}]}",
@@ -186,7 +186,7 @@ fn some_services_are_given_no_address() {
 }
 
 #[test]
-fn node_ports_are_those_of_the_type() {
+fn node_ports_depend_on_the_service_type() {
     let policy = "externalTrafficPolicy: Local";
     for (fields, is_given, has_check) in [
         ("type: ClusterIP", false, false),
@@ -239,7 +239,7 @@ fn node_ports_are_those_of_the_type() {
 }
 
 #[test]
-fn ports_of_one_number_share_a_node_port_and_others_do_not() {
+fn ports_with_the_same_number_share_a_node_port() {
     let dns = "{type: NodePort, ports: [{name: udp, port: 53, protocol: UDP}, {name: tcp, port: 53}, \
                 {name: metrics, port: 9153}]}";
     let ports = node_ports(&first(&[("dns", dns)], DEFAULT), "dns");
@@ -271,7 +271,7 @@ fn ports_of_one_number_share_a_node_port_and_others_do_not() {
 }
 
 #[test]
-fn sctp_is_given_no_node_port_and_says_so() {
+fn sctp_gets_no_node_port_but_a_message() {
     let sctp = "{type: NodePort, ports: [{port: 5000, protocol: SCTP}, {name: tcp, port: 5000}]}";
     let allocation = first(&[("m3ua", sctp)], DEFAULT);
     let ports = node_ports(&allocation, "m3ua");
@@ -286,7 +286,7 @@ fn sctp_is_given_no_node_port_and_says_so() {
 }
 
 #[test]
-fn what_manifests_name_is_never_given() {
+fn values_in_manifests_are_never_allocated() {
     // Manifests name all addresses except 10.96.0.7, in every field for addresses.
     let services = [
         ("b1", "{clusterIP: 10.96.0.1}"),
@@ -320,7 +320,7 @@ fn what_manifests_name_is_never_given() {
 }
 
 #[test]
-fn who_is_named_first_gets_what_two_would_have() {
+fn of_two_clashing_services_the_first_by_name_wins() {
     // Of 15 Services in a network with 14 addresses, some clash. The last one by name gets no
     // address.
     let names: Vec<String> = (10..25).map(|number| format!("s{number}")).collect();
@@ -346,7 +346,7 @@ fn who_is_named_first_gets_what_two_would_have() {
 }
 
 #[test]
-fn ten_thousand_services_in_a_small_network() {
+fn ten_thousand_services_exhaust_a_small_network() {
     let names: Vec<String> = (0..10_000).map(|number| format!("s{number:05}")).collect();
     let services: Vec<_> = names.iter().map(|name| (name.as_str(), NODE_PORT)).collect();
     let objects = objects(&services);
@@ -361,7 +361,7 @@ fn ten_thousand_services_in_a_small_network() {
 }
 
 #[test]
-fn the_lower_band_is_given_last() {
+fn manual_addresses_are_allocated_last() {
     let names: Vec<String> = (0..30).map(|number| format!("s{number}")).collect();
     let services: Vec<_> = names.iter().map(|name| (name.as_str(), PLAIN)).collect();
     let last = |address: &String| address.rsplit('.').next().unwrap().parse::<u8>().unwrap();

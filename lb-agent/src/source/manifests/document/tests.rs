@@ -66,7 +66,7 @@ fn one_file_may_contain_all_kinds() {
 }
 
 #[test]
-fn json_objects_follow_each_other() {
+fn json_files_may_contain_several_objects() {
     let web = r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}}"#;
     assert_eq!(references(&yaml(web)), ["1:Service default/web"]);
     assert_eq!(references(&json(web)), ["1:Service default/web"]);
@@ -112,7 +112,7 @@ fn broken_json_names_its_line() {
 
 /// `../shared/cases/yaml-merge-keys`
 #[test]
-fn merge_keys_are_followed() {
+fn merge_keys_are_expanded() {
     let text = "apiVersion: v1\nkind: Service\nmetadata: {name: names}\nspec:\n  ports:\n\
         \x20 - &udp {name: a, port: 53, targetPort: 5353, protocol: UDP}\n  - {<<: *udp, name: b, port: 54}\n\
         \x20 - {<<: [{name: c}, *udp], port: 55}\n---\n\
@@ -149,7 +149,7 @@ fn merge_keys_are_followed() {
 }
 
 #[test]
-fn merge_keys_that_name_no_mapping_are_faults() {
+fn merge_keys_without_a_mapping_are_errors() {
     for (merged, fault) in [
         (
             "5",
@@ -175,7 +175,7 @@ fn merge_keys_that_name_no_mapping_are_faults() {
 }
 
 #[test]
-fn what_nobody_reads_is_reported() {
+fn unknown_and_repeated_fields_are_reported() {
     let text = format!(
         "{SERVICE}spec:\n  clusterIp: 10.96.0.1\n  ports:\n  - port: 80\n    targetport: 8080\n    port: 81\n\
          ---\napiVersion: v1\nkind: List\nspec: {{}}\nitems:\n- apiVersion: v1\n  kind: Secret\n  data: {{a: b, a: c}}\n\
@@ -215,7 +215,7 @@ fn what_nobody_reads_is_reported() {
 }
 
 #[test]
-fn slices_of_headless_services_are_left_out() {
+fn slices_of_headless_services_are_skipped() {
     let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-1, labels: {LABEL: ''}}\n\
         addressType: IPv4\nendpoints: []\n";
     for (label, count) in [(HEADLESS_LABEL, 0), ("other", 1)] {

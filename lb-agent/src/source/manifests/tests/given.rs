@@ -68,7 +68,7 @@ async fn expect_problem(source: &mut Source, text: &str, expected: bool) {
 }
 
 #[tokio::test]
-async fn they_are_filled_in_and_stay_after_a_restart() {
+async fn allocated_values_survive_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let mut source = start(directory.path());
     source.write("web.yaml", PLAIN);
@@ -93,7 +93,7 @@ async fn they_are_filled_in_and_stay_after_a_restart() {
 }
 
 #[tokio::test]
-async fn machines_with_the_same_files_agree() {
+async fn nodes_with_the_same_files_allocate_the_same_values() {
     let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let mut given = Vec::new();
     for directory in &directories {
@@ -121,7 +121,7 @@ async fn an_edit_of_other_fields_keeps_the_allocated_values() {
 }
 
 #[tokio::test]
-async fn without_a_place_to_remember_they_come_from_the_hash() {
+async fn without_a_state_file_values_come_from_the_hash() {
     let directory = tempfile::tempdir().unwrap();
     let mut sound = start(directory.path());
     sound.write("web.yaml", PLAIN);
@@ -151,7 +151,7 @@ async fn a_failed_allocation_is_a_problem_of_the_file() {
 }
 
 #[tokio::test]
-async fn of_many_the_first_are_named() {
+async fn only_the_first_problems_are_reported() {
     let directory = tempfile::tempdir().unwrap();
     let mut source = start(directory.path());
     let documents = (100..160).map(|number| {

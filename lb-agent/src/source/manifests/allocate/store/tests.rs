@@ -68,7 +68,7 @@ fn an_unchanged_state_is_not_written_again() {
 }
 
 #[test]
-fn a_file_that_nobody_can_read_is_put_aside() {
+fn an_unreadable_file_is_moved_aside() {
     let sound = String::from_utf8(encode(&state("10.96.7.8")).unwrap()).unwrap();
     let torn = (0..sound.len() - 2).step_by(7).map(|length| &sound[..length]);
     let newer = sound.replace("\"version\": 1", "\"version\": 2");

@@ -20,7 +20,7 @@ fn clash() -> (String, String, String) {
 }
 
 #[test]
-fn what_was_given_is_kept_when_others_come() {
+fn allocated_values_stay_when_services_are_added() {
     let (early, late, address) = clash();
     let cidrs = cidrs(SMALL);
     let alone = allocate(&State::default(), &objects(&[(&late, PLAIN)]), &cidrs);
@@ -35,7 +35,7 @@ fn what_was_given_is_kept_when_others_come() {
 }
 
 #[test]
-fn a_service_that_comes_back_finds_what_it_had() {
+fn a_service_that_returns_gets_its_values_back() {
     let (early, late, address) = clash();
     let cidrs = cidrs(SMALL);
     let alone = allocate(&State::default(), &objects(&[(&late, PLAIN)]), &cidrs);
@@ -48,7 +48,7 @@ fn a_service_that_comes_back_finds_what_it_had() {
 }
 
 #[test]
-fn what_one_had_that_is_gone_is_given_when_nothing_else_is_left() {
+fn values_of_deleted_services_are_allocated_last() {
     let names: Vec<String> = (10..38).map(|number| format!("s{number}")).collect();
     let services: Vec<_> = names.iter().map(|name| (name.as_str(), PLAIN)).collect();
     let cidrs = cidrs(SMALL);
@@ -61,7 +61,7 @@ fn what_one_had_that_is_gone_is_given_when_nothing_else_is_left() {
 }
 
 #[test]
-fn not_all_that_are_gone_are_remembered() {
+fn the_number_of_remembered_deleted_services_is_limited() {
     let names: Vec<String> = (0..=State::GONE_MAX)
         .map(|number| format!("s{number:05}"))
         .collect();
@@ -73,7 +73,7 @@ fn not_all_that_are_gone_are_remembered() {
 }
 
 #[test]
-fn what_a_manifest_names_is_taken_from_who_was_given_it() {
+fn a_value_in_a_manifest_is_taken_from_another_service() {
     let cidrs = cidrs(DEFAULT);
     let before = allocate(&State::default(), &objects(&[("web", NODE_PORT)]), &cidrs);
     let (address, port) = (cluster_ip(&before, "web"), node_ports(&before, "web")[0].unwrap());
@@ -101,7 +101,7 @@ fn what_a_manifest_names_is_taken_from_who_was_given_it() {
 }
 
 #[test]
-fn another_network_moves_what_is_outside_of_it() {
+fn a_new_network_moves_addresses_outside_of_it() {
     let old = first(&[("web", PLAIN)], DEFAULT);
     let services = objects(&[("web", PLAIN)]);
     let moved = allocate(&old.state, &services, &cidrs("10.97.0.0/16"));
@@ -118,7 +118,7 @@ fn another_network_moves_what_is_outside_of_it() {
 }
 
 #[test]
-fn what_is_not_asked_for_any_more_is_free() {
+fn values_that_are_no_longer_requested_are_free() {
     let cidrs = cidrs(DEFAULT);
     let before = allocate(&State::default(), &objects(&[("web", NODE_PORT)]), &cidrs);
     let headless = "{clusterIP: None, ports: [{port: 80}]}";
@@ -167,7 +167,7 @@ fn of_numbers(services: &BTreeMap<u8, usize>) -> Objects {
 
 proptest! {
     #[test]
-    fn whatever_comes_and_goes(history in histories()) {
+    fn random_changes_keep_values_unique_and_stable(history in histories()) {
         let cidrs = cidrs(SMALL);
         let mut state = State::default();
         let mut before = Objects::new();

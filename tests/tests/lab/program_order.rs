@@ -84,7 +84,7 @@ const MECHANISMS: [(&[&str], At, [&str; 2]); 2] = [
 ];
 
 #[test]
-fn ours_run_before_those_that_are_there_already() {
+fn our_programs_run_before_those_attached_earlier() {
     if !require_privileges() {
         return;
     }
@@ -132,7 +132,7 @@ fn our_programs_move_before_programs_attached_later() {
 
 /// The agent's programs move to the head without an interruption.
 #[test]
-fn no_request_fails_while_ours_move() {
+fn no_request_fails_while_our_programs_move() {
     if !require_privileges() {
         return;
     }

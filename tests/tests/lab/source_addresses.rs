@@ -185,42 +185,42 @@ fn behind_a_pod(title: &str, setup: Setup) {
 }
 
 #[test]
-fn a_client_behind_a_pod() {
+fn a_client_behind_a_pod_is_answered() {
     behind_a_pod("behind", USUAL);
 }
 
 #[test]
-fn a_client_behind_a_pod_through_native_xdp() {
+fn a_client_behind_a_pod_is_answered_through_native_xdp() {
     let xdp = Some(Xdp::Native);
     behind_a_pod("behind-native", Setup { xdp, ..USUAL });
 }
 
 #[test]
-fn a_client_behind_a_pod_through_the_overlay() {
+fn a_client_behind_a_pod_is_answered_through_the_overlay() {
     let options = OVERLAY;
     behind_a_pod("behind-overlay", Setup { options, ..USUAL });
 }
 
 #[test]
-fn a_client_behind_a_pod_with_local_redirect() {
+fn a_client_behind_a_pod_is_answered_with_local_redirect() {
     let arguments = &["--local-redirect"];
     behind_a_pod("behind-redirect", Setup { arguments, ..USUAL });
 }
 
 #[test]
-fn a_client_behind_a_pod_at_a_bridge() {
+fn a_client_behind_a_pod_at_a_bridge_is_answered() {
     let way = Way::Bridge;
     behind_a_pod("behind-bridge", Setup { way, ..USUAL });
 }
 
 #[test]
-fn a_client_behind_a_pod_to_whom_the_default_route_leads() {
+fn a_client_behind_a_pod_is_answered_by_the_default_route() {
     let way = Way::Default;
     behind_a_pod("behind-default", Setup { way, ..USUAL });
 }
 
 #[test]
-fn a_client_behind_a_pod_to_whom_the_default_route_leads_through_native_xdp() {
+fn a_client_behind_a_pod_is_answered_by_the_default_route_and_xdp() {
     let (way, xdp) = (Way::Default, Some(Xdp::Native));
     behind_a_pod("behind-default-native", Setup { way, xdp, ..USUAL });
 }
@@ -388,16 +388,16 @@ fn forged(title: &str, xdp: Xdp) {
 }
 
 #[test]
-fn forged_sources_through_tc() {
+fn forged_sources_are_dropped_through_tc() {
     forged("forged-tc", Xdp::Off);
 }
 
 #[test]
-fn forged_sources_through_generic_xdp() {
+fn forged_sources_are_dropped_through_generic_xdp() {
     forged("forged-generic", Xdp::Generic);
 }
 
 #[test]
-fn forged_sources_through_native_xdp() {
+fn forged_sources_are_dropped_through_native_xdp() {
     forged("forged-native", Xdp::Native);
 }

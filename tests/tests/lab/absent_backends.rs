@@ -300,17 +300,17 @@ fn absence(title: &str, socket_lb: SocketLb, xdp: Option<Xdp>) {
 }
 
 #[test]
-fn through_tc() {
+fn keep_connections_through_tc() {
     absence("absence-tc", SocketLb::Off, None);
 }
 
 #[test]
-fn through_the_sockets_and_native_xdp() {
+fn keep_connections_through_sockets_and_native_xdp() {
     absence("absence-native", SocketLb::All, Some(Xdp::Native));
 }
 
 #[test]
-fn through_the_sockets_of_the_host_and_generic_xdp() {
+fn keep_connections_through_host_sockets_and_generic_xdp() {
     absence("absence-generic", SocketLb::Host, Some(Xdp::Generic));
 }
 
@@ -345,7 +345,7 @@ fn assert_ended(talks: Vec<Open>, gone: &str) {
 }
 
 #[test]
-fn what_stays_away_ends() {
+fn lose_connections_after_the_grace_period() {
     if !require_privileges() {
         return;
     }
@@ -361,7 +361,7 @@ fn what_stays_away_ends() {
 
 /// One Pod was terminating, and the object of the other one is deleted.
 #[test]
-fn what_is_known_to_be_gone_ends_at_once() {
+fn lose_connections_immediately_if_known_to_be_deleted() {
     if !require_privileges() {
         return;
     }

@@ -89,7 +89,7 @@ fn explain(cluster: &Cluster, client: &Machine, to: SocketAddr) -> (bool, Value)
 }
 
 #[test]
-fn clients_that_only_policy_routing_leads_to() {
+fn clients_reachable_only_by_policy_routing_are_served() {
     if !require_privileges() {
         return;
     }
@@ -121,7 +121,7 @@ fn clients_that_only_policy_routing_leads_to() {
 }
 
 #[test]
-fn a_device_carries_programs_once_a_route_leads_out_by_it() {
+fn a_device_gets_programs_when_a_route_uses_it() {
     if !require_privileges() {
         return;
     }
@@ -174,7 +174,7 @@ fn a_device_carries_programs_once_a_route_leads_out_by_it() {
 }
 
 #[test]
-fn an_address_alone_suffices() {
+fn a_device_gets_programs_when_it_has_an_address() {
     if !require_privileges() {
         return;
     }
@@ -198,7 +198,7 @@ fn an_address_alone_suffices() {
 }
 
 #[test]
-fn what_comes_or_leaves_by_a_device_without_programs_is_explained() {
+fn explain_names_the_clients_device_without_programs() {
     if !require_privileges() {
         return;
     }
@@ -243,7 +243,7 @@ fn what_comes_or_leaves_by_a_device_without_programs_is_explained() {
 }
 
 #[test]
-fn a_backend_behind_a_device_without_programs_is_explained() {
+fn explain_names_the_backends_device_without_programs() {
     if !require_privileges() {
         return;
     }

@@ -109,16 +109,16 @@ fn own_ports(title: &str, xdp: Xdp) {
 }
 
 #[test]
-fn through_tc() {
+fn replies_to_node_port_numbers_arrive_through_tc() {
     own_ports("own-ports-tc", Xdp::Off);
 }
 
 #[test]
-fn through_generic_xdp() {
+fn replies_to_node_port_numbers_arrive_through_generic_xdp() {
     own_ports("own-ports-generic", Xdp::Generic);
 }
 
 #[test]
-fn through_native_xdp() {
+fn replies_to_node_port_numbers_arrive_through_native_xdp() {
     own_ports("own-ports-native", Xdp::Native);
 }

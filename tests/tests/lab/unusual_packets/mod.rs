@@ -326,23 +326,23 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
 }
 
 #[test]
-fn from_outside_through_tc() {
+fn of_outside_clients_are_handled_through_tc() {
     from_outside("packets-tc", None);
 }
 
 #[test]
-fn from_outside_through_generic_xdp() {
+fn of_outside_clients_are_handled_through_generic_xdp() {
     from_outside("packets-generic", Some(Xdp::Generic));
 }
 
 #[test]
-fn from_outside_through_native_xdp() {
+fn of_outside_clients_are_handled_through_native_xdp() {
     from_outside("packets-native", Some(Xdp::Native));
 }
 
 /// The overlay has a smaller MTU than the devices around it.
 #[test]
-fn from_outside_through_the_overlay() {
+fn of_outside_clients_are_handled_through_the_overlay() {
     if !require_privileges() {
         return;
     }
@@ -368,7 +368,7 @@ fn from_outside_through_the_overlay() {
 }
 
 #[test]
-fn from_pods() {
+fn of_pods_are_handled() {
     if !require_privileges() {
         return;
     }

@@ -83,23 +83,23 @@ fn from_outside(title: &str, xdp: Option<Xdp>) {
 }
 
 #[test]
-fn forged_syns_through_tc() {
+fn forged_syns_do_not_affect_direct_connections_through_tc() {
     from_outside("strangers-tc", None);
 }
 
 #[test]
-fn forged_syns_through_generic_xdp() {
+fn forged_syns_do_not_affect_direct_connections_through_generic_xdp() {
     from_outside("strangers-generic", Some(Xdp::Generic));
 }
 
 #[test]
-fn forged_syns_through_native_xdp() {
+fn forged_syns_do_not_affect_direct_connections_through_native_xdp() {
     from_outside("strangers-native", Some(Xdp::Native));
 }
 
 /// A Pod sends with the address of another Pod, whose own connection is translated at its socket.
 #[test]
-fn forged_syns_of_pods_where_sockets_are_translated() {
+fn forged_syns_of_pods_do_not_affect_translated_sockets() {
     if !require_privileges() {
         return;
     }

@@ -130,7 +130,7 @@ fn wait_for_datagrams(server: &Server) {
 }
 
 #[test]
-fn what_a_pod_has_stays_while_it_drains() {
+fn a_draining_pod_keeps_its_connections() {
     for_each_client("inside-drains", |fixture| {
         let [first, second] = fixture.servers();
         for (draining, other) in [(first, second), (second, first)] {
@@ -162,7 +162,7 @@ fn what_a_pod_has_stays_while_it_drains() {
 }
 
 #[test]
-fn datagrams_of_an_unconnected_socket_stay_while_their_pod_serves() {
+fn unconnected_sockets_keep_a_draining_pod_while_it_serves() {
     for_each_client("inside-serves", |fixture| {
         for vip in vips() {
             let [first, second] = fixture.servers();
@@ -199,7 +199,7 @@ fn datagrams_of_an_unconnected_socket_stay_while_their_pod_serves() {
 
 /// The programs do not remember that a Service had no endpoints.
 #[test]
-fn the_first_pod_is_found_by_the_next_datagram() {
+fn the_next_datagram_reaches_the_first_endpoint() {
     for_each_client("inside-first", |fixture| {
         let [first, second] = fixture.servers();
         for vip in vips() {
@@ -244,7 +244,7 @@ fn the_first_pod_is_found_by_the_next_datagram() {
 
 /// Ports, policies and the type of the Service change; its endpoints do not.
 #[test]
-fn connections_stay_while_their_service_changes() {
+fn connections_survive_changes_of_their_service() {
     for_each_client("inside-service", |fixture| {
         let cluster = &fixture.cluster;
         let [near, far] = fixture.servers();
@@ -313,7 +313,7 @@ fn connections_stay_while_their_service_changes() {
 
 /// A client reuses ports when it has used all of them.
 #[test]
-fn a_port_that_is_used_again_is_another_connection() {
+fn a_reused_source_port_begins_a_new_connection() {
     for_each_client("inside-again", |fixture| {
         let [draining, other] = fixture.servers();
         let connect = |vip| {

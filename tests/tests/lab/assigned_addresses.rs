@@ -77,7 +77,7 @@ fn is_ipv4_in(address: &SocketAddr, network: [u8; 3]) -> bool {
 }
 
 #[test]
-fn they_are_reachable_at_what_services_shows_on_all_nodes_and_after_a_restart() {
+fn assigned_addresses_work_on_all_nodes_and_after_a_restart() {
     if !require_privileges() {
         return;
     }
@@ -124,7 +124,7 @@ fn they_are_reachable_at_what_services_shows_on_all_nodes_and_after_a_restart() 
 }
 
 #[test]
-fn a_manifest_that_names_what_was_given_gets_it_and_both_are_reachable() {
+fn a_manifest_that_names_an_assigned_address_gets_it() {
     if !require_privileges() {
         return;
     }
@@ -166,7 +166,7 @@ fn a_manifest_that_names_what_was_given_gets_it_and_both_are_reachable() {
 }
 
 #[test]
-fn load_balancers_are_given_a_port_for_health_checks() {
+fn load_balancers_get_a_health_check_port() {
     if !require_privileges() {
         return;
     }
