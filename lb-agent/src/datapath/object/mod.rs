@@ -1,4 +1,4 @@
-//! The kernel programs: the embedded object, and how it is loaded.
+//! The kernel programs: the embedded object file and how it is loaded.
 
 pub(super) mod error;
 pub(super) mod layouts;
@@ -24,8 +24,8 @@ const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 4;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
-/// Creates the maps, pins them in `directory` and loads all programs. Maps that are pinned there
-/// are taken over.
+/// Creates the maps, pins them in `directory` and loads all programs. Maps that are already pinned
+/// there are reused.
 pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let mut ebpf = open(settings, directory)?;
     load_programs(&mut ebpf)?;
@@ -33,7 +33,7 @@ pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     Ok(ebpf)
 }
 
-/// As [`load`], but the programs are left to [`load_program`].
+/// Like [`load`], but loads no programs. The caller loads them with [`load_program`].
 pub fn prepare(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let mut ebpf = open(settings, directory)?;
     publish(&mut ebpf, loaded_settings(settings))?;
@@ -59,7 +59,7 @@ fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let address6 = loaded.node_address6.to_words();
     let SourcePorts { all, local } = settings.source_ports;
     let ports = [all.first, all.count, local.first, local.count];
-    // If that cannot be told, loading tells why.
+    // If the probe fails, loading the programs reports why.
     let sets_errors =
         u32::from(probe::helper(probe::Program::CgroupSockAddr, Helper::SetRetval).unwrap_or(true));
 
@@ -72,8 +72,8 @@ fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
 
     let mut loader = EbpfLoader::new();
     loader
-        // The kernel's types, hundred thousands, are of no use to programs that look into no
-        // structure of the kernel.
+        // The programs access no kernel structures, so the kernel's types, hundreds of thousands of
+        // them, are not needed.
         .btf(None)
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global("LIFETIMES", &lifetimes, true)
@@ -104,7 +104,7 @@ fn open(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
         .map_err(|error| LoadError::Object(Box::new(error)))
 }
 
-/// Tells the commands what the programs were loaded with.
+/// Writes what the programs were loaded with, for the commands.
 fn publish(ebpf: &mut Ebpf, loaded: LoadedSettings) -> Result<(), LoadError> {
     let Some(map) = ebpf.map_mut(map::SETTINGS) else {
         return Ok(());
@@ -114,7 +114,8 @@ fn publish(ebpf: &mut Ebpf, loaded: LoadedSettings) -> Result<(), LoadError> {
         .map_err(|error| LoadError::Object(Box::new(error.into())))
 }
 
-/// Loads every program that the agent attaches in any case. The empty ones are the benchmark's.
+/// Loads every program that the agent attaches in any configuration. The empty programs belong to
+/// the benchmark.
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     for (name, program) in ebpf.programs_mut() {
         let is_loaded_later =
