@@ -75,8 +75,8 @@ impl KernelMaps {
     /// Clears the bits of the filters that are no longer needed, and sets bits that an agent
     /// without one of the filters has not set. These addresses need a bit: frontends, devices
     /// through which packets are forwarded, backends, and the addresses of flows. Flows need one
-    /// even after their Service was removed, so that their requests are still rejected and their
-    /// replies still translated.
+    /// even after their Service was removed: their packets must reach the programs, which notice
+    /// the removal, and their replies are translated until the end.
     pub fn renew_filters(&mut self, directory: &Path) -> Result<(), MapError> {
         let image = self.image()?;
         let frontends = image.frontends.keys().map(FrontendKey::address);
