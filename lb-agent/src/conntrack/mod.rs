@@ -63,7 +63,7 @@ impl OtherConnections {
     /// Starts the thread that tracks the connections. It first adds those that began while the
     /// programs were being attached.
     pub fn follow(mut self) -> Result<(), ConntrackError> {
-        let run = move || match self.follow_to_the_end() {
+        let run = move || match self.follow_until_all_ended() {
             Ok(()) => tracing::debug!("all connections of another service proxy have ended"),
             Err(error) => tracing::warn!(
                 "{}; connections of another service proxy are not tracked: new connections from the port of an ended one \
@@ -75,7 +75,7 @@ impl OtherConnections {
         thread.map(drop).map_err(ConntrackError::Thread)
     }
 
-    fn follow_to_the_end(&mut self) -> Result<(), ConntrackError> {
+    fn follow_until_all_ended(&mut self) -> Result<(), ConntrackError> {
         self.flows.recall()?;
         while self.update()? > 0 {
             thread::sleep(INTERVAL);

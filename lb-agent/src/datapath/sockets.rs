@@ -36,7 +36,7 @@ pub struct SocketRow {
 
 impl SocketRow {
     /// Whether no backend was available when a UDP socket was connected.
-    pub(crate) fn has_nowhere(&self) -> bool {
+    pub(crate) fn has_no_backend(&self) -> bool {
         self.backend == 0
     }
 }
@@ -145,7 +145,8 @@ impl<A: MapFamily> FamilyMaps<A> {
         // Backends are read after the rows. If they were read first, a backend row could be reused
         // in between, and the socket row could belong to the new endpoint.
         let backends = self.backends(&rows)?;
-        let is_stranded = |row: &SocketRow| row.has_nowhere() || is_removed(row, backends.get(&row.backend));
+        let is_stranded =
+            |row: &SocketRow| row.has_no_backend() || is_removed(row, backends.get(&row.backend));
         rows.retain(is_stranded);
         for row in &mut rows {
             // Rows written by an older agent do not contain this flag.

@@ -96,7 +96,7 @@ fn why(snapshot: &Snapshot, link: &Link) -> Why {
         Why::Switched
     } else if !snapshot.leads_out(link.index) {
         Why::LeadsNowhere
-    } else if link.leads_anywhere() {
+    } else if link.may_lead_anywhere() {
         Why::LeadsAnywhere
     } else {
         Why::NotChosen

@@ -139,7 +139,7 @@ impl<'a> Rules<'a> {
             uplinks: uplinks(snapshot, options),
             pod_bridges: BTreeSet::new(),
         };
-        let pods = snapshot.links.values().filter(|link| rules.is_pods(link));
+        let pods = snapshot.links.values().filter(|link| rules.belongs_to_pod(link));
         rules.pod_bridges = pods.filter_map(|link| link.master).collect();
         rules
     }
@@ -190,7 +190,7 @@ impl<'a> Rules<'a> {
         if is_pair_with_pod(link) {
             return Some(Role::Pod);
         }
-        if link.leads_anywhere() {
+        if link.may_lead_anywhere() {
             return None;
         }
         let leads_out = match switch {
@@ -210,7 +210,7 @@ impl<'a> Rules<'a> {
     }
 
     /// Whether a device belongs to a Pod, unless its bridge carries the programs.
-    fn is_pods(&self, link: &Link) -> bool {
+    fn belongs_to_pod(&self, link: &Link) -> bool {
         match self.named_role(link) {
             Some(role) => role == Role::Pod,
             None => {

@@ -83,7 +83,7 @@ fn has_route_through(family: AddressFamily, device: u32) -> io::Result<bool> {
     let mut connection = request(family, Some(device))?;
     let mut found = false;
     loop {
-        match connection.receive(|Answer(route)| found |= leads_anywhere(&route)) {
+        match connection.receive(|Answer(route)| found |= may_lead_anywhere(&route)) {
             // The kernel does not look up the routes that are not read.
             Ok(_) if found => return Ok(true),
             Ok(true) => return Ok(false),
@@ -144,7 +144,7 @@ pub(super) fn is_default_route(payload: &[u8]) -> bool {
     payload.get(1).is_none_or(|&prefix_length| prefix_length == 0)
 }
 
-fn leads_anywhere(route: &RouteMessage) -> bool {
+fn may_lead_anywhere(route: &RouteMessage) -> bool {
     let to = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(to) => ip_address(to),
         _ => None,

@@ -41,7 +41,7 @@ impl Link {
 
     /// Whether addresses and routes do not show where it leads. The other end of a pair, or Open
     /// vSwitch, may lead to Pods of this node, as with some CNIs.
-    pub(super) fn leads_anywhere(&self) -> bool {
+    pub(super) fn may_lead_anywhere(&self) -> bool {
         self.is_pair_end() || self.kind == "openvswitch"
     }
 }
@@ -106,7 +106,7 @@ impl Snapshot {
     /// node has few of these, but may have very many routes.
     pub(super) fn asks_for_routes(&self) -> impl Iterator<Item = u32> {
         let open = |link: &&Link| {
-            let may_be_one = link.up && !link.loopback && !link.unreadable && !link.leads_anywhere();
+            let may_be_one = link.up && !link.loopback && !link.unreadable && !link.may_lead_anywhere();
             may_be_one && self.switch_of(link).is_none() && !self.leads_out(link.index)
         };
         self.links.values().filter(open).map(|link| link.index)

@@ -57,7 +57,7 @@ pub fn look() -> Result<Snapshot, DeviceError> {
 /// Like [`look`], but without the default routes, which is faster if there are very many routes.
 /// The result shows which devices lead out.
 pub fn look_without_default_routes() -> Result<Snapshot, DeviceError> {
-    runtime()?.block_on(look_at_devices())
+    runtime()?.block_on(dump_devices())
 }
 
 fn runtime() -> Result<Runtime, DeviceError> {
@@ -65,7 +65,7 @@ fn runtime() -> Result<Runtime, DeviceError> {
     builder.enable_all().build().map_err(DeviceError::Open)
 }
 
-async fn look_at_devices() -> Result<Snapshot, DeviceError> {
+async fn dump_devices() -> Result<Snapshot, DeviceError> {
     let mut dumper = Dumper::connect()?;
     let mut snapshot = Snapshot {
         links: dumper.links().await?,
@@ -147,7 +147,7 @@ impl Watcher {
         let routes_due = self.routes.due.filter(|_| self.asks_for_routes());
         let followed = tokio::select! {
             changes = self.netlink.events.next() => match changes {
-                Ok(changes) if !self.is_concerned(&changes) => return false,
+                Ok(changes) if !self.is_relevant(&changes) => return false,
                 Ok(changes) => self.refresh(changes).await,
                 Err(error) => Err(error),
             },
@@ -161,7 +161,7 @@ impl Watcher {
     }
 
     /// Whether changes are relevant. Most changes on some nodes are of routes that do not matter.
-    fn is_concerned(&self, changes: &Changes) -> bool {
+    fn is_relevant(&self, changes: &Changes) -> bool {
         let mut devices = self.snapshot.asks_for_routes();
         changes.links
             || changes.addresses
@@ -224,11 +224,11 @@ impl Watcher {
     }
 
     fn asks_for_routes(&self) -> bool {
-        self.routes.default || self.devices_to_ask_about().next().is_some()
+        self.routes.default || self.devices_to_query().next().is_some()
     }
 
     /// Devices that may have their first route now.
-    fn devices_to_ask_about(&self) -> impl Iterator<Item = u32> {
+    fn devices_to_query(&self) -> impl Iterator<Item = u32> {
         let is_asked = |index: &u32| self.asked.contains(&self.snapshot.links[index].instance);
         self.snapshot
             .asks_for_routes()
@@ -249,7 +249,7 @@ impl Watcher {
             let devices = self.snapshot.default_routes.iter().map(|route| route.device);
             self.snapshot.routed.extend(devices);
         }
-        let devices: Vec<u32> = self.devices_to_ask_about().collect();
+        let devices: Vec<u32> = self.devices_to_query().collect();
         self.routes.new = NewRoutes::default();
         for device in devices {
             if routes::leads_out(device).await? {

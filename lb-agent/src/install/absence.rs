@@ -66,7 +66,7 @@ impl Installer {
 
     /// Removes all absent backends, because others need their rows. Failed removals are retried
     /// when the grace period ends.
-    pub(super) fn give_up_absent(&mut self, context: &mut Context<'_>) {
+    pub(super) fn remove_absent_backends(&mut self, context: &mut Context<'_>) {
         for (_, name) in std::mem::take(&mut self.absences) {
             let result = self.end_absences_of(&name, None, context);
             self.settle(&name, result, context.now);

@@ -75,7 +75,7 @@ impl BackendTable {
     }
 
     /// Whether `row` differs from what is written.
-    pub(super) fn is_news(&self, id: BackendId, row: &Backend) -> bool {
+    pub(super) fn needs_write(&self, id: BackendId, row: &Backend) -> bool {
         self.row(id) != Some(row)
     }
 

@@ -30,7 +30,7 @@ impl Installer {
     /// written.
     pub fn begin_cidrs(&mut self, wanted: &BTreeSet<Network>, maps: &mut dyn Maps, now: Instant) {
         let new: Vec<Network> = wanted.difference(self.tables.cidrs()).copied().collect();
-        if !new.is_empty() && self.lacks_held() {
+        if !new.is_empty() && self.lacks_rows_of_held_services() {
             return;
         }
         self.change_cidrs(new, maps, now, |installer, cidr, context| {
@@ -43,7 +43,7 @@ impl Installer {
         self.tables.cidrs()
     }
 
-    fn lacks_held(&self) -> bool {
+    fn lacks_rows_of_held_services(&self) -> bool {
         let mut failed = self
             .retries
             .iter()

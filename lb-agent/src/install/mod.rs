@@ -346,7 +346,7 @@ impl Installer {
     /// Removes absent backends if other Services need their rows.
     fn make_room(&mut self, context: &mut Context<'_>) {
         if std::mem::take(&mut self.needs_room) {
-            self.give_up_absent(context);
+            self.remove_absent_backends(context);
         }
     }
 

@@ -105,7 +105,7 @@ impl PortFamily {
                 row.in_cluster |= old.in_cluster;
                 row.in_local |= old.in_local;
             }
-            tables.backends(family).is_news(id, &row).then_some((id, row))
+            tables.backends(family).needs_write(id, &row).then_some((id, row))
         });
         let rows = rows.collect();
         tables.backends_mut(family).write(context.maps, rows)?;
@@ -158,7 +158,7 @@ impl PortFamily {
                     .map(absent),
             };
             if let Some(row) = row {
-                changed.extend(tables.backends(family).is_news(id, &row).then_some((id, row)));
+                changed.extend(tables.backends(family).needs_write(id, &row).then_some((id, row)));
                 return true;
             }
             if result.is_ok() {

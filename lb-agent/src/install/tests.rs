@@ -871,11 +871,11 @@ fn who_is_known_not_to_come_back_is_gone_at_once() {
     let ended = BTreeSet::from([endpoint(0).ip()]);
     let nobody = BTreeSet::new();
     for (what, first, then, ended) in [
-        ("the endpoint was terminating", &leaving, without(), &nobody),
-        ("the endpoint was terminating, and the Service was removed", &leaving, None, &nobody),
-        ("the endpoint was released", &whole(), Some(released), &nobody),
-        ("the Pod has ended", &whole(), without(), &ended),
-        ("the Pod has ended, and the Service was removed", &whole(), None, &ended),
+        ("terminating endpoint", &leaving, without(), &nobody),
+        ("terminating endpoint, removed Service", &leaving, None, &nobody),
+        ("released endpoint", &whole(), Some(released), &nobody),
+        ("ended Pod", &whole(), without(), &ended),
+        ("ended Pod, removed Service", &whole(), None, &ended),
     ] {
         let mut bench = Bench::new(CAPACITY, 0, 0);
         bench.set(0, Some(first.clone()));

@@ -78,7 +78,7 @@ impl FakeMaps {
                             Some(format!("{key} names backend {} of another service", slot.backend))
                         }
                         Some(backend) if backend.generation == slot.generation && !is_named(backend) => Some(
-                            format!("{key} names backend {}, which is not flagged for this region", slot.backend),
+                            format!("{key} names backend {}, whose flag is unset", slot.backend),
                         ),
                         Some(_) => None,
                     }

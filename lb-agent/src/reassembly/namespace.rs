@@ -53,8 +53,7 @@ pub(super) fn set_up() -> Result<Reassembly, ReassemblyError> {
     let namespace = own_namespace().map_err(failed("open the new network namespace"))?;
     let mut inside = Links::open().map_err(failed("open a netlink socket for devices"))?;
     // This step comes first, because it may load modules that provide some of the settings.
-    let defragmentation =
-        defragmentation::attach().map_err(failed("enable netfilter's reassembly"))?;
+    let defragmentation = defragmentation::attach().map_err(failed("enable netfilter's reassembly"))?;
     for (name, value) in SETTINGS.into_iter().filter(|(name, _)| exists(name)) {
         set(name, value)?;
     }

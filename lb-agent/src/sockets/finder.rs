@@ -24,7 +24,7 @@ use crate::{describe, namespace, privileges};
 /// Name of the thread.
 const THREAD: &str = "pod-finder";
 /// The delay before the next search if a namespace has no address yet. It doubles each time.
-const SOON: Duration = Duration::from_millis(100);
+const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// The longest time without a search. Addresses may change, and other kinds of devices may move,
 /// without an event.
 const LATE: Duration = Duration::from_secs(60);
@@ -101,7 +101,7 @@ pub(super) fn is_possible() -> bool {
 /// namespace.
 fn run(orders: &Receiver<()>, publisher: &watch::Sender<Option<Found>>) -> io::Result<()> {
     let namespaces = Namespaces::of_this_thread()?;
-    let mut delay = SOON;
+    let mut delay = FIRST_DELAY;
     loop {
         let start = Instant::now();
         let found = find(&namespaces)?;
@@ -115,7 +115,7 @@ fn run(orders: &Receiver<()>, publisher: &watch::Sender<Option<Found>>) -> io::R
         rest(start);
         let timeout = if is_settled { LATE } else { delay };
         delay = match orders.recv_timeout(timeout) {
-            Ok(()) => SOON,
+            Ok(()) => FIRST_DELAY,
             Err(RecvTimeoutError::Timeout) => (delay * 2).min(LATE),
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         };

@@ -138,9 +138,9 @@ fn find(
 ) -> Result<Found, SearchError> {
     let mut wanted = Wanted::new(rows.iter().copied());
     let mut found = Found::default();
-    let mut look = || look_here(&mut wanted, maps, closable, &mut found);
+    let mut look = || handle_sockets_here(&mut wanted, maps, closable, &mut found);
     // Only the node's own sockets can be connected without a backend.
-    let only_own = reach == Reach::OwnNamespace || rows.iter().all(SocketRow::has_nowhere);
+    let only_own = reach == Reach::OwnNamespace || rows.iter().all(SocketRow::has_no_backend);
     let visit = if only_own {
         Visit::of_one(look())
     } else {
@@ -153,7 +153,7 @@ fn find(
 }
 
 /// Handles the wanted sockets of the thread's namespace. Breaks once none is left.
-fn look_here(
+fn handle_sockets_here(
     wanted: &mut Wanted,
     maps: &SocketMaps,
     closable: &[Protocol],
@@ -171,7 +171,7 @@ fn look_here(
                 continue;
             }
             let served = maps.served(&row).map_err(io::Error::other)?;
-            if row.has_nowhere() && served != Served::Backend {
+            if row.has_no_backend() && served != Served::Backend {
                 wanted.remove(&row);
                 found.waiting.insert(row);
                 continue;
@@ -183,7 +183,7 @@ fn look_here(
         let holders = Holders::of(going_on.map(|(_, socket, _)| socket));
         for (row, socket, goes_on) in &sockets {
             if *goes_on && connect_again(&holders, socket, row) {
-                if row.has_nowhere() && maps.holds(row).map_err(io::Error::other)? {
+                if row.has_no_backend() && maps.holds(row).map_err(io::Error::other)? {
                     // The programs rejected it for another reason and wrote the row again.
                     found.waiting.insert(*row);
                 } else {

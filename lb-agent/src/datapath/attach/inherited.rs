@@ -47,7 +47,7 @@ impl Inherited {
     }
 
     /// Detaches the links at the places for which `is_done` returns true.
-    pub(super) fn let_go(&mut self, is_done: impl Fn(&Place) -> bool) -> io::Result<()> {
+    pub(super) fn detach_at(&mut self, is_done: impl Fn(&Place) -> bool) -> io::Result<()> {
         let (done, others) = std::mem::take(&mut self.0)
             .into_iter()
             .partition(|(_, place)| is_done(place));

@@ -118,7 +118,7 @@ impl Attacher {
         }
         let is_done =
             |place: &Place| matches!(place, Place::Xdp { .. } | Place::Tcx { .. }) && !failed.contains(place);
-        if let Err(source) = self.inherited.let_go(is_done) {
+        if let Err(source) = self.inherited.detach_at(is_done) {
             errors.push(AttachError::pins(&self.pins, source));
         }
         self.with_xdp = with_xdp;
@@ -278,7 +278,7 @@ impl Attacher {
             }
         }
         self.inherited
-            .let_go(|place| matches!(place, Place::Cgroup { .. } | Place::Elsewhere))
+            .detach_at(|place| matches!(place, Place::Cgroup { .. } | Place::Elsewhere))
             .map_err(|source| AttachError::pins(&self.pins, source))
     }
 

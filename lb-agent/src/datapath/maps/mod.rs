@@ -89,7 +89,7 @@ impl KernelMaps {
         ends.repliers
             .extend(own.filter_map(|(key, value)| own_port(key, value)));
         ends.add_flows(directory)?;
-        self.tell_cidrs(service_cidrs(&image.source_ranges))?;
+        self.publish_cidrs(service_cidrs(&image.source_ranges))?;
         self.filter.renew(ends.destinations.into_iter())?;
         self.reply_filter.renew(ends.repliers.into_iter())
     }
@@ -164,7 +164,7 @@ impl KernelMaps {
     /// Writes the Service CIDRs, so that programs check only addresses that may be in one. There is
     /// room for [`cidr::MAX`] networks of each family. Packets to addresses in further networks
     /// pass.
-    fn tell_cidrs(&mut self, cidrs: impl Iterator<Item = Network>) -> Result<(), MapError> {
+    fn publish_cidrs(&mut self, cidrs: impl Iterator<Item = Network>) -> Result<(), MapError> {
         let mut networks = cidr::Networks::default();
         for network in cidrs {
             match network.address() {
@@ -181,13 +181,13 @@ impl KernelMaps {
     fn add_cidr(&mut self, network: &Network) -> Result<(), MapError> {
         self.add_source_range(cidr::SET, network)?;
         let cidrs = self.ranges()?;
-        self.tell_cidrs(service_cidrs(&cidrs))
+        self.publish_cidrs(service_cidrs(&cidrs))
     }
 
     fn delete_cidr(&mut self, network: &Network) -> Result<(), MapError> {
         let mut cidrs = self.ranges()?;
         cidrs.remove(&(cidr::SET, *network));
-        self.tell_cidrs(service_cidrs(&cidrs))?;
+        self.publish_cidrs(service_cidrs(&cidrs))?;
         self.delete_source_range(cidr::SET, network)
     }
 
