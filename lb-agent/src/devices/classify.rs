@@ -49,11 +49,11 @@ pub struct Attachment {
     pub ethernet: bool,
 }
 
-/// The command-line options that choose devices.
+/// The command-line options that select devices.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DeviceArguments {
     /// Devices towards clients and other nodes, as a pattern like `eth*` (may be repeated)
-    /// [default: all that have an address or that a route leads out by, and overlays]
+    /// [default: devices with an address or with a route out of the node, and overlays]
     #[arg(long, value_name = "GLOB")]
     pub network_device: Vec<Glob>,
     /// Host ends of the Pods' devices, as a pattern like `veth*` (may be repeated) [default: every
