@@ -9,15 +9,15 @@ const MOUNTS: &str = "/proc/self/mounts";
 /// A mounted file system.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mount {
-    /// Where.
+    /// The mount point.
     pub point: PathBuf,
-    /// Its type, such as `bpf` or `cgroup2`.
+    /// The file system type, such as `bpf` or `cgroup2`.
     pub kind: String,
 }
 
-/// What is mounted, in the order of mounting, as this process sees it.
+/// Returns the mounts that this process sees, in the order of mounting.
 pub fn mounts() -> io::Result<Vec<Mount>> {
-    // Paths need not be UTF-8; those that this is about are.
+    // Paths need not be valid UTF-8. The paths of interest here are.
     Ok(parse(&String::from_utf8_lossy(&fs::read(MOUNTS)?)))
 }
 
@@ -32,7 +32,7 @@ fn parse(text: &str) -> Vec<Mount> {
     text.lines().filter_map(mount).collect()
 }
 
-/// The kernel writes blanks, tabs, newlines and backslashes as octal numbers.
+/// Undoes the kernel's octal escapes for spaces, tabs, newlines and backslashes.
 fn unescape(field: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .into_iter()
@@ -41,16 +41,17 @@ fn unescape(field: &str) -> String {
         })
 }
 
-/// The file system that a path is in, whether the path exists or not.
+/// Returns the mount that contains a path. The path need not exist.
 pub fn mount_of<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
-    // Of several mounts on one point the last one is seen.
+    // If several file systems are mounted on one point, the last one is visible.
     mounts
         .iter()
         .filter(|mount| path.starts_with(&mount.point))
         .max_by_key(|mount| mount.point.components().count())
 }
 
-/// The cgroup v2 hierarchy: where systemd mounts it, also beside cgroup v1, else wherever it is.
+/// Returns the mount point of the cgroup v2 hierarchy. The one under `/sys/fs/cgroup`, where
+/// systemd mounts it, takes precedence over others.
 pub fn cgroup2(mounts: &[Mount]) -> Option<&Path> {
     let mut points = mounts
         .iter()
@@ -60,13 +61,13 @@ pub fn cgroup2(mounts: &[Mount]) -> Option<&Path> {
     points.clone().find(usual).or_else(|| points.next())
 }
 
-/// Why the socket programs do not work at what is mounted here: a cgroup namespace shows a part of
-/// the hierarchy as its top. `None` if it is all of it.
+/// Returns an error message if a cgroup namespace shows only a part of the hierarchy at this mount
+/// point. The socket programs do not work then. Returns `None` if the whole hierarchy is visible.
 ///
 /// # Errors
-/// If the directory cannot be looked at.
+/// If the directory's metadata cannot be read.
 pub fn partial_cgroup2(point: &Path) -> io::Result<Option<String>> {
-    /// The number of the top directory of a hierarchy (`cgroup_root`, kernel/cgroup/cgroup.c).
+    /// The inode number of a hierarchy's root directory (`cgroup_root`, kernel/cgroup/cgroup.c).
     const ROOT_INODE: u64 = 1;
     let shown = point.display();
     Ok((fs::metadata(point)?.ino() != ROOT_INODE).then(|| {
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_top_of_a_hierarchy_has_the_first_number_and_others_are_parts() {
+    fn only_the_root_of_the_cgroup_hierarchy_has_the_root_inode() {
         let mounts = mounts().unwrap();
         if let Some(root) = cgroup2(&mounts) {
             assert_eq!(partial_cgroup2(root).unwrap(), None);

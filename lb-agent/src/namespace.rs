@@ -1,5 +1,5 @@
 //! The network namespace that the agent runs in.
-#![expect(unsafe_code, reason = "no library in use knows SO_NETNS_COOKIE")]
+#![expect(unsafe_code, reason = "none of the libraries in use supports SO_NETNS_COOKIE")]
 
 use std::os::fd::AsRawFd;
 
@@ -7,9 +7,9 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// The kernel's cookie of this thread's network namespace (`SO_NETNS_COOKIE`): what
-/// `bpf_get_netns_cookie` returns for its sockets. `None` on kernels that do not tell (before
-/// 5.14).
+/// Returns the kernel's cookie of this thread's network namespace (`SO_NETNS_COOKIE`).
+/// `bpf_get_netns_cookie` returns the same number for sockets of the namespace. `None` on kernels
+/// before 5.14, which do not have this option.
 pub fn cookie() -> nix::Result<Option<u64>> {
     match ask() {
         Err(Errno::ENOPROTOOPT) => Ok(None),
@@ -26,7 +26,7 @@ fn ask() -> nix::Result<u64> {
     )?;
     let mut cookie: u64 = 0;
     let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(|_| nix::Error::EINVAL)?;
-    // SAFETY: the pointers are those of a value of `length` bytes and of its length.
+    // SAFETY: the pointers are to a value of `length` bytes and to its length.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -43,7 +43,7 @@ fn ask() -> nix::Result<u64> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_cookie_is_that_of_the_namespace() {
+    fn the_cookie_of_a_namespace_stays_the_same() {
         let cookie = super::cookie().unwrap();
         assert_ne!(cookie, Some(0));
         assert_eq!(super::cookie(), Ok(cookie));

@@ -1,4 +1,4 @@
-//! Questions to the kernel over netlink by a thread that waits for the answer.
+//! Netlink requests by a thread that blocks until the kernel answers.
 
 use std::io;
 
@@ -8,10 +8,11 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::sys::{Socket, SocketAddr};
 
-/// The kernel hands out a dump in pieces of at most 32 KiB.
+/// The kernel sends a dump in pieces of at most 32 KiB.
 const BUFFER: usize = 64 * 1024;
 
-/// A connection with the kernel about the network namespace that it was opened in.
+/// A netlink socket that is connected to the kernel. It belongs to the network namespace in which
+/// it was opened.
 pub(crate) struct Connection {
     socket: Socket,
     sequence_number: u32,
@@ -19,11 +20,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// For a netlink protocol (`NETLINK_ROUTE` ...), in the namespace that the calling thread is
-    /// in.
+    /// Opens a connection for a netlink protocol (`NETLINK_ROUTE` ...), in the calling thread's
+    /// namespace.
     pub(crate) fn open(protocol: isize) -> io::Result<Self> {
         let socket = Socket::new(protocol)?;
-        // From now on only the kernel can send to it.
+        // From now on only the kernel can send to this socket.
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self {
             socket,
@@ -32,8 +33,8 @@ impl Connection {
         })
     }
 
-    /// Has the kernel take requests by the letter: it refuses what it does not know, and heeds the
-    /// filters of dumps.
+    /// Enables strict checking: the kernel refuses attributes that it does not know, and applies
+    /// the filters of dump requests.
     pub(crate) fn be_strict(&self) -> io::Result<()> {
         self.socket.set_netlink_get_strict_chk(true)
     }
@@ -54,7 +55,7 @@ impl Connection {
         self.socket.send(&bytes, 0).map(drop)
     }
 
-    /// Reads what the kernel has to say next. True once it has said everything.
+    /// Reads the next part of the answer. Returns true if it was the last part.
     pub(crate) fn receive<M>(&mut self, mut take: impl FnMut(M)) -> io::Result<bool>
     where
         M: NetlinkDeserializable<Error = DecodeError>,
@@ -84,7 +85,7 @@ impl Connection {
     }
 }
 
-/// The end of an answer: an error's number as the kernel returns it, or 0.
+/// Evaluates the status at the end of an answer: 0 or a negative errno value.
 fn check(code: i32) -> io::Result<bool> {
     match code {
         0.. => Ok(true),

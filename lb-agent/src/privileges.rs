@@ -1,44 +1,53 @@
-//! What the commands may do: each says what it lacks, and the agent gives up what it does not need.
+//! Capabilities of the commands. Each command reports the capabilities that it lacks. The agent
+//! drops those that it does not need.
 //!
-//! Found by running a small agent under `setpriv --bounding-set` on Linux 6.18, with the same
-//! result for root and for another user: [`DATAPATH`] loads, attaches (XDP, TCX, clsact, cgroup)
-//! and replaces programs and pins them in a bpffs that is mounted already; without CAP_BPF no map
-//! can be created, without CAP_NET_ADMIN no program loaded. Small programs load without
-//! CAP_PERFMON, but then the verifier forbids what could leak a kernel address and inserts guards
-//! against speculation: slower, and larger programs may be refused. Maps are opened by their pins,
-//! as looking them up by id takes CAP_SYS_ADMIN. CAP_SYS_ADMIN stands in for CAP_BPF and
-//! CAP_PERFMON, as in container runtimes older than these.
+//! The sets below were determined by running a small agent under `setpriv --bounding-set` on Linux
+//! 6.18. The results are the same for root and for other users:
+//!
+//! - With [`DATAPATH`], the agent can load, attach (XDP, TCX, clsact, cgroup) and replace programs,
+//!   and can pin them in a bpffs that is already mounted.
+//! - Without CAP_BPF, no map can be created.
+//! - Without CAP_NET_ADMIN, no program can be loaded.
+//! - Without CAP_PERFMON, small programs can be loaded. The verifier then forbids whatever could
+//!   leak a kernel address and inserts guards against speculative execution. Programs become
+//!   slower, and the verifier may reject larger ones.
+//!
+//! The agent opens maps by their pins, because a lookup by id needs CAP_SYS_ADMIN. CAP_SYS_ADMIN
+//! implies CAP_BPF and CAP_PERFMON, for container runtimes that do not know these yet.
 
 use std::fmt::Write;
 
 pub use caps::Capability;
 use caps::{CapSet, CapsHashSet};
 
-/// To load, attach and detach programs, and to create, read and write maps.
+/// Needed to load, attach and detach programs, and to create, read and write maps.
 pub const DATAPATH: [Capability; 3] = [
     Capability::CAP_BPF,
     Capability::CAP_NET_ADMIN,
     Capability::CAP_PERFMON,
 ];
 
-/// To destroy sockets in all network namespaces: to enter them, to find those of other users'
-/// processes, and to destroy. CAP_SYS_ADMIN also reads and writes maps.
+/// Needed to destroy sockets in all network namespaces: to enter the namespaces, to find the
+/// sockets of other users' processes, and to destroy them. CAP_SYS_ADMIN also allows reading and
+/// writing maps.
 pub const ALL_SOCKETS: [Capability; 3] = [
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_SYS_PTRACE,
     Capability::CAP_NET_ADMIN,
 ];
 
-/// To destroy sockets in the own network namespace: with pinned maps, and to destroy.
+/// Needed to destroy sockets in the agent's own network namespace: to read pinned maps, and to
+/// destroy.
 pub const OWN_SOCKETS: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
 
-/// To connect sockets of other users' processes again. Without it they are destroyed.
+/// Needed to reconnect sockets of other users' processes. Without it the agent destroys such
+/// sockets.
 pub const CONNECT_AGAIN: [Capability; 1] = [Capability::CAP_SYS_PTRACE];
 
-/// To read and write pinned maps.
+/// Needed to read and write pinned maps.
 pub const MAPS: [Capability; 1] = [Capability::CAP_BPF];
 
-/// Why a command cannot do its work or give up what it does not need.
+/// Why a command lacks capabilities or cannot drop those that it does not need.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivilegeError {
     /// Some capabilities are missing.
@@ -46,20 +55,20 @@ pub enum PrivilegeError {
     Missing {
         /// The command that needs them.
         command: &'static str,
-        /// Those that are missing.
+        /// The missing capabilities.
         missing: Vec<Capability>,
     },
     /// The capabilities of this process cannot be read.
     #[error("cannot read the capabilities of this process")]
     Read(#[source] caps::errors::CapsError),
-    /// A capability cannot be given up.
+    /// A capability cannot be dropped.
     #[error("cannot drop {capability} from the {set} set")]
     Drop {
         /// The capability.
         capability: Capability,
-        /// The set that it is in.
+        /// The set that contains it.
         set: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: caps::errors::CapsError,
     },
@@ -82,7 +91,7 @@ fn missing_message(command: &str, missing: &[Capability]) -> String {
     message
 }
 
-/// Whether `command` has all capabilities that it needs.
+/// Returns an error if `command` does not have all capabilities that it needs.
 pub fn require(command: &'static str, needed: &[Capability]) -> Result<(), PrivilegeError> {
     let held = read(CapSet::Effective)?;
     let missing: Vec<_> = needed
@@ -96,20 +105,21 @@ pub fn require(command: &'static str, needed: &[Capability]) -> Result<(), Privi
     Err(PrivilegeError::Missing { command, missing })
 }
 
-/// Gives up all capabilities but those in `keep`, as far as they are held. Capabilities belong to
-/// threads: to be called before there is a second one. Without CAP_SETPCAP the bounding set stays
-/// as it is; it only says what a program started from here could have.
+/// Drops all capabilities except those in `keep`. Capabilities that the process does not have are
+/// ignored. Capabilities are per thread, so call this while the process has only one thread.
+/// Without CAP_SETPCAP the bounding set does not change. That set only limits what programs started
+/// by this process can gain.
 pub fn drop_others(keep: &[Capability]) -> Result<(), PrivilegeError> {
     let held = read(CapSet::Effective)?;
     let keep = keep
         .iter()
         .filter_map(|&capability| holder(&held, capability))
         .collect();
-    // Dropping from the bounding set takes a capability that is gone afterwards.
+    // Changes of the bounding set need CAP_SETPCAP, which is dropped below.
     if held.contains(&Capability::CAP_SETPCAP) {
         retain(CapSet::Bounding, &keep)?;
     }
-    // What is effective must be permitted at every moment.
+    // The effective set must always be a subset of the permitted set, so it shrinks first.
     for set in [
         CapSet::Ambient,
         CapSet::Inheritable,
@@ -136,8 +146,8 @@ fn read(set: CapSet) -> Result<CapsHashSet, PrivilegeError> {
     caps::read(None, set).map_err(PrivilegeError::Read)
 }
 
-/// Which of the capabilities that are held grants `capability`: itself, or the one it was split off
-/// from.
+/// Returns the held capability that grants `capability`: the capability itself, or the one that it
+/// was split off from.
 fn holder(held: &CapsHashSet, capability: Capability) -> Option<Capability> {
     let stand_in = match capability {
         Capability::CAP_BPF | Capability::CAP_PERFMON => Some(Capability::CAP_SYS_ADMIN),
@@ -155,7 +165,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs `test` in a thread of its own, since capabilities belong to threads.
+    /// Runs `test` in a separate thread, since capabilities are per thread.
     fn in_thread(test: impl FnOnce() + Send + 'static) {
         thread::spawn(test).join().unwrap();
     }
@@ -175,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_kept_is_gone_from_every_set() {
+    fn drop_others_removes_capabilities_from_every_set() {
         in_thread(|| {
             let keep = [Capability::CAP_NET_ADMIN];
             let before = read(CapSet::Effective).unwrap();
@@ -192,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_always_granted() {
+    fn a_command_without_needs_is_always_granted() {
         in_thread(|| {
             drop_others(&[]).unwrap();
             require("check", &[]).unwrap();
@@ -200,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn cap_sys_admin_stands_in_for_those_split_off() {
+    fn cap_sys_admin_implies_capabilities_split_off_from_it() {
         let admin = CapsHashSet::from([Capability::CAP_SYS_ADMIN]);
         assert_eq!(
             holder(&admin, Capability::CAP_BPF),

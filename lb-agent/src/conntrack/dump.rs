@@ -1,4 +1,4 @@
-//! Translated connections as the kernel's connection tracking lists them (`ctnetlink`).
+//! Lists translated connections in the kernel's conntrack table (`ctnetlink`).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -17,10 +17,10 @@ use crate::datapath::passing::Translated;
 use crate::maps::Protocol;
 use crate::netlink::Connection;
 
-/// Lists those that go on in the network namespace of the calling thread.
+/// Lists the connections that are still open, in the calling thread's network namespace.
 ///
 /// # Errors
-/// What the kernel says, such as [`io::ErrorKind::InvalidInput`] if it has no `ctnetlink`.
+/// The kernel's error, such as [`io::ErrorKind::InvalidInput`] if it does not support `ctnetlink`.
 pub(super) fn translated() -> io::Result<Vec<Translated>> {
     let mut found = Vec::new();
     for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
@@ -38,7 +38,7 @@ pub(super) fn translated() -> io::Result<Vec<Translated>> {
     Ok(found)
 }
 
-/// The connection of an entry, if it was translated and goes on.
+/// The connection of an entry, if it was translated and is still open.
 fn of_entry(attributes: &[ConntrackAttribute]) -> Option<Translated> {
     let (mut original, mut reply, mut tcp_state, mut status) = (None, None, None, Status::empty());
     for attribute in attributes {
@@ -51,7 +51,7 @@ fn of_entry(attributes: &[ConntrackAttribute]) -> Option<Translated> {
         }
     }
     let (original, reply) = (original?, reply?);
-    // Also what IPVS translates, which has no such status.
+    // This also detects IPVS, which does not set a NAT status.
     let is_translated = original.destination != reply.source;
     let goes_on = tcp_state.map_or(status.contains(Status::SeenReply), is_open);
     (is_translated && goes_on).then_some(Translated {
@@ -62,7 +62,7 @@ fn of_entry(attributes: &[ConntrackAttribute]) -> Option<Translated> {
     })
 }
 
-/// Whether a TCP connection in this state has been answered and has not ended on both sides
+/// Whether a TCP connection in this state has been answered and has not been closed by both sides
 /// (`enum tcp_conntrack`, include/uapi/linux/netfilter/nf_conntrack_tcp.h): SYN_RECV, ESTABLISHED,
 /// FIN_WAIT, CLOSE_WAIT and LAST_ACK.
 fn is_open(state: u8) -> bool {
@@ -89,7 +89,7 @@ fn known(number: Number) -> Option<Protocol> {
     }
 }
 
-/// Both ends of a direction.
+/// Both ends of one direction.
 struct Ends {
     protocol: Protocol,
     source: SocketAddr,
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn tcp_connections_that_were_answered_and_have_not_ended() {
+    fn answered_tcp_connections_that_are_not_closed_are_listed() {
         let of_state = |state| of_entry(&entry(Number::Tcp, POD, Status::SeenReply, Some(state)));
         let open: Vec<u8> = (0..10).filter(|state| of_state(*state).is_some()).collect();
         assert_eq!(open, [2, 3, 4, 5, 6]);
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_that_were_answered() {
+    fn answered_udp_flows_are_listed() {
         let of_status = |status| of_entry(&entry(Number::Udp, POD, status, None));
         assert_eq!(of_status(Status::Confirmed | Status::DstNat), None);
         let found = of_status(Status::Confirmed | Status::SeenReply).unwrap();
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_translated() {
+    fn untranslated_connections_are_not_listed() {
         assert_eq!(
             of_entry(&entry(Number::Tcp, VIP, Status::SeenReply, Some(3))),
             None

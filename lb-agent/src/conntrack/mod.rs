@@ -1,8 +1,9 @@
-//! Connections that another service proxy has begun, such as kube-proxy: the kernel's connection
-//! tracking goes on with them, also when that proxy and its rules are gone.
+//! Connections that another service proxy such as kube-proxy has translated. The kernel's conntrack
+//! keeps translating them even after that proxy and its rules are removed.
 //!
-//! Before the programs are attached, each gets a flow that passes. A thread of its own then follows
-//! them: it removes the flows of those that have ended, and itself ends with the last one.
+//! Before the programs are attached, each of these connections gets a flow that passes. A dedicated
+//! thread then tracks them and removes the flows of ended connections. The thread ends with the
+//! last connection.
 
 mod dump;
 
@@ -18,55 +19,55 @@ use crate::maps::MapError;
 
 /// Name of the thread.
 const THREAD: &str = "conntrack";
-/// How often is looked which connections have ended. Until then a new one of the same client's port
+/// How often to check for ended connections. Until then, a new connection from the same client port
 /// passes too.
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// Why such connections are not known.
+/// Why these connections are not tracked.
 #[derive(Debug, thiserror::Error)]
 pub enum ConntrackError {
     /// The kernel does not list them.
     #[error("cannot list the connections that the kernel tracks (ctnetlink)")]
     List(#[source] io::Error),
-    /// The flows.
+    /// The flows cannot be read or written.
     #[error(transparent)]
     Map(#[from] MapError),
-    /// The time that flows are noted with.
+    /// The time for the flows cannot be read.
     #[error("cannot read the clock")]
     Clock(#[source] nix::Error),
-    /// The thread.
-    #[error("cannot start the thread that follows connections of another service proxy")]
+    /// The thread cannot be started.
+    #[error("cannot start the thread that tracks connections of another service proxy")]
     Thread(#[source] io::Error),
 }
 
-/// Connections of another service proxy that go on.
+/// Open connections of another service proxy.
 pub struct OtherConnections {
     flows: PassingFlows,
 }
 
 impl OtherConnections {
-    /// With the maps pinned in `directory`, which have Services already.
+    /// Opens the maps pinned in `directory`. They must already contain the Services.
     pub fn open(directory: &Path) -> Result<Self, ConntrackError> {
         Ok(Self {
             flows: PassingFlows::open(directory)?,
         })
     }
 
-    /// Lets the packets of those pass that go on now. Returns how many there are.
+    /// Lets the packets of the currently open connections pass. Returns the number of connections.
     pub fn update(&mut self) -> Result<usize, ConntrackError> {
         let connections = dump::translated().map_err(ConntrackError::List)?;
         let clock = Clock::read().map_err(ConntrackError::Clock)?;
         Ok(self.flows.set(&connections, clock)?)
     }
 
-    /// Starts the thread that follows them: first those that began while the programs were being
-    /// attached.
+    /// Starts the thread that tracks the connections. It first adds those that began while the
+    /// programs were being attached.
     pub fn follow(mut self) -> Result<(), ConntrackError> {
-        let run = move || match self.follow_to_the_end() {
+        let run = move || match self.follow_until_all_ended() {
             Ok(()) => tracing::debug!("all connections of another service proxy have ended"),
             Err(error) => tracing::warn!(
-                "{}; connections of another service proxy are not followed: what uses the port of one that has ended \
-                 passes until the agent is started again",
+                "{}; connections of another service proxy are not tracked: new connections from the port of an ended one \
+                 pass until the agent restarts",
                 describe(&error)
             ),
         };
@@ -74,7 +75,7 @@ impl OtherConnections {
         thread.map(drop).map_err(ConntrackError::Thread)
     }
 
-    fn follow_to_the_end(&mut self) -> Result<(), ConntrackError> {
+    fn follow_until_all_ended(&mut self) -> Result<(), ConntrackError> {
         self.flows.recall()?;
         while self.update()? > 0 {
             thread::sleep(INTERVAL);

@@ -1,5 +1,5 @@
-//! Arrays that are read and written in bulk: Maglev tables and Services are large, and aya has a
-//! system call for each element.
+//! Arrays that are read and written in bulk. Maglev tables and Services have many elements, and aya
+//! makes a system call for each element.
 #![expect(unsafe_code, reason = "aya has no batch operations")]
 
 use std::marker::PhantomData;
@@ -16,14 +16,16 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use super::bpf::{Command, address, bpf};
 
-/// So many elements are written as memory if the map allows it: the kernel takes 150 ns to write
-/// one of many, but some microseconds to map and unmap pages.
+/// Runs of at least this many elements are written through a memory mapping, if the map supports
+/// it. In a batch call the kernel takes 150 ns for each element. Mapping and unmapping pages takes
+/// some microseconds.
 const MAPPED: usize = 64;
 
-/// A flag of arrays that can be mapped into memory (include/uapi/linux/bpf.h, Linux 5.5).
+/// The flag of arrays that can be mapped into memory (include/uapi/linux/bpf.h, Linux 5.5).
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
-/// What the kernel rounds the size of elements up to (`array_map_alloc`, kernel/bpf/arraymap.c).
+/// The kernel rounds the size of elements up to a multiple of this (`array_map_alloc`,
+/// kernel/bpf/arraymap.c).
 const ALIGNMENT: usize = 8;
 
 /// An array map of elements of one type.
@@ -31,7 +33,7 @@ const ALIGNMENT: usize = 8;
 pub(super) struct BatchArray<T> {
     map: MapData,
     length: u32,
-    /// Whether it can be mapped into memory. One that an older agent has pinned cannot.
+    /// Whether the array can be mapped into memory. Arrays pinned by an older agent cannot.
     is_mappable: bool,
     element: PhantomData<T>,
 }
@@ -39,9 +41,9 @@ pub(super) struct BatchArray<T> {
 /// The part of `union bpf_attr` that the batch commands use (Linux 5.6).
 #[repr(C)]
 struct BatchAttribute {
-    /// Where the key stands behind which to begin; null begins with the first.
+    /// Pointer to the key after which to begin. Null begins with the first key.
     in_batch: u64,
-    /// Where the last key is put.
+    /// Pointer to where the kernel writes the last key.
     out_batch: u64,
     keys: u64,
     values: u64,
@@ -52,7 +54,7 @@ struct BatchAttribute {
 }
 
 impl<T: Pod + Default> BatchArray<T> {
-    /// The array in a map; `None` if the map is not such an array.
+    /// Wraps a map. `None` if the map is not an array with elements of this type.
     pub(super) fn new(map: MapData) -> Option<Self> {
         let info = map.info().ok()?;
         let fits =
@@ -70,7 +72,7 @@ impl<T: Pod + Default> BatchArray<T> {
         self.length
     }
 
-    /// Writes consecutive elements. If it fails, a first part of them may be written.
+    /// Writes consecutive elements. If this fails, a prefix of them may be written.
     pub(super) fn write(&self, base: u32, elements: &[T]) -> Result<(), Errno> {
         if self.is_mappable && elements.len() >= MAPPED {
             return self.write_mapped(base, elements);
@@ -79,8 +81,8 @@ impl<T: Pod + Default> BatchArray<T> {
             .map_err(|(_, error)| error)
     }
 
-    /// The same as memory. What is published afterwards, by a system call, is seen with these
-    /// elements.
+    /// Writes consecutive elements through a memory mapping. A program that sees what a later
+    /// system call publishes also sees these elements.
     fn write_mapped(&self, base: u32, elements: &[T]) -> Result<(), Errno> {
         let end = (base as usize).checked_add(elements.len());
         if end.is_none_or(|end| end > self.length as usize) {
@@ -92,7 +94,7 @@ impl<T: Pod + Default> BatchArray<T> {
         let length = NonZeroUsize::new(before + size_of_val(elements)).ok_or(Errno::EINVAL)?;
         let offset = libc::off_t::try_from(start - before).map_err(|_| Errno::EOVERFLOW)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: the kernel finds the place, so nothing that is mapped is hidden.
+        // SAFETY: the kernel chooses the address, so no existing mapping is replaced.
         let pages = unsafe {
             mmap(
                 None,
@@ -103,20 +105,21 @@ impl<T: Pod + Default> BatchArray<T> {
                 offset,
             )
         }?;
-        // SAFETY: `before` is within the mapping. Pages and `start` are aligned for any element of
-        // [`ALIGNMENT`].
+        // SAFETY: `before` is within the mapping. The pages and `start` are aligned for any element
+        // that is aligned to [`ALIGNMENT`].
         let first = unsafe { pages.byte_add(before) }.cast::<T>();
         for (position, element) in elements.iter().enumerate() {
-            // SAFETY: the mapping holds all elements behind `before`, and the array does by the
-            // check above.
+            // SAFETY: the mapping holds all elements after `before`, and the check above proves
+            // that the array does too.
             unsafe { first.add(position).write_volatile(*element) }
         }
         fence(Ordering::Release);
-        // SAFETY: it was mapped above with this length, and no reference into it is left.
+        // SAFETY: the pages were mapped above with this length, and no reference into them is left.
         unsafe { munmap(pages, length.get()) }
     }
 
-    /// Writes the elements at these indices. If it fails, so many of the first are written.
+    /// Writes the elements at these indices. If this fails, returns how many of them, from the
+    /// first on, are written.
     pub(super) fn write_some(
         &self,
         mut indices: Vec<u32>,
@@ -134,8 +137,8 @@ impl<T: Pod + Default> BatchArray<T> {
         Ok(values)
     }
 
-    /// Handles as many elements as there are keys; both slices have the same length. If it fails,
-    /// so many of the first are handled.
+    /// Processes as many elements as there are keys. Both slices have the same length. If this
+    /// fails, returns how many elements, from the first on, were processed.
     fn execute(
         &self,
         command: Command,
@@ -158,15 +161,15 @@ impl<T: Pod + Default> BatchArray<T> {
             element_flags: 0,
             flags: 0,
         };
-        // SAFETY: the kernel reads or writes `count` keys and values, of which both slices have at
-        // least as many, of the sizes checked by `new`, and one key behind `in_batch` and
-        // `out_batch`; all of them outlive the call.
+        // SAFETY: the kernel reads or writes `count` keys and values, and both slices have at least
+        // that many. `new` has checked the sizes of keys and values. `in_batch` and `out_batch`
+        // point to one key each. All of them outlive the call.
         let result = unsafe { bpf(command, &mut attribute) };
-        // The kernel says how many it handled, unless it refused the whole.
+        // The kernel writes how many elements it processed, unless it rejected the whole call.
         let handled = attribute.count;
         match result {
             Ok(_) if handled == count => Ok(()),
-            // The end of the array.
+            // The array ended early.
             Ok(_) => Err((handled as usize, Errno::ENOENT)),
             Err(error) if handled < count => Err((handled as usize, error)),
             Err(error) => Err((0, error)),

@@ -1,4 +1,4 @@
-//! The system call bpf(2), for what aya cannot do.
+//! The bpf(2) system call, for commands that aya does not offer.
 #![expect(unsafe_code, reason = "aya has no function for these commands")]
 
 use std::io;
@@ -21,25 +21,25 @@ pub(super) enum Command {
     LinkUpdate = 29,
 }
 
-/// A pointer as the kernel takes it.
+/// A pointer in the form that the kernel reads.
 pub(super) fn address<T>(pointer: *const T) -> u64 {
     pointer.expose_provenance() as u64
 }
 
-/// A descriptor that a command returned.
+/// Takes ownership of a file descriptor that a command returned.
 pub(super) fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(|_| io::Error::from(Errno::EBADF))?;
-    // SAFETY: the kernel has just made it for us.
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Calls bpf(2).
 ///
 /// # Safety
-/// `T` is the part of `union bpf_attr` that the command uses, and what it points to is as the
-/// command wants it.
+/// `T` must be the part of `union bpf_attr` that the command uses. All pointers in it must be valid
+/// for the command.
 pub(super) unsafe fn bpf<T>(command: Command, attribute: &mut T) -> nix::Result<libc::c_long> {
-    // SAFETY: as the caller says; the kernel takes what is behind `T` for zero.
+    // SAFETY: the caller guarantees it. The kernel treats all bytes after `T` as zero.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -1,4 +1,4 @@
-//! Which devices carry the programs, as an agent has left it in the kernel: for commands.
+//! Reads from the kernel which devices carry an agent's programs. Commands use this.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,9 +13,9 @@ use crate::maps::MapError;
 /// The devices that carry the programs.
 #[derive(Clone, Debug)]
 pub(crate) struct Carriers {
-    /// Those with a pinned TC link.
+    /// Devices with a pinned TC link.
     linked: BTreeSet<u32>,
-    /// What is said to be behind devices.
+    /// The roles of devices: what is at their other end.
     roles: BTreeMap<u32, u32>,
 }
 
@@ -36,9 +36,9 @@ impl Carriers {
         })
     }
 
-    /// Whether a device carries them. Where they are clsact filters, of which nothing is pinned,
-    /// the roles tell; these also have the bridges of Pods' devices, whose packets are seen at
-    /// their ports.
+    /// Whether a device carries the programs. An agent that attaches clsact filters pins no links.
+    /// The roles serve as a fallback then. They also contain the bridges of Pods' devices, whose
+    /// packets the programs see at the bridge ports.
     fn has(&self, device: u32) -> bool {
         match self.linked.is_empty() {
             true => self.roles.contains_key(&device),
@@ -46,36 +46,36 @@ impl Carriers {
         }
     }
 
-    /// Whether a device leads to Pods of this node: it is a Pod's, or the bridge of such devices.
+    /// Whether a device leads to Pods of this node: a Pod's device, or a bridge of such devices.
     pub(crate) fn leads_to_pods(&self, device: u32) -> bool {
         self.roles.get(&device) == Some(&device_role::POD)
     }
 
-    /// The devices that are up and carry none.
+    /// The devices that are up and do not carry the programs.
     pub(crate) fn bare(&self, snapshot: &Snapshot) -> BTreeSet<Bare> {
         bare(snapshot, |index| self.has(index))
     }
 }
 
-/// The device of a pinned TC link, which every device of a role has.
+/// The device of a pinned TC link. Every device with a role has one.
 fn index_of(pin: &str) -> Option<u32> {
     let (index, program) = pin.split_once('-')?;
     program.starts_with(TC_PREFIX).then(|| index.parse().ok())?
 }
 
-/// Why it cannot be told.
+/// Why the devices that carry the programs cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CarriersError {
-    /// The links.
+    /// The pinned links cannot be read.
     #[error("cannot read {directory}")]
     Pins {
-        /// Where they are pinned.
+        /// The directory of the links.
         directory: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: std::io::Error,
     },
-    /// The roles.
+    /// The roles cannot be read.
     #[error(transparent)]
     Map(#[from] MapError),
 }
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_tell_and_without_them_the_roles() {
+    fn roles_are_used_if_no_links_are_pinned() {
         let names = ["7-lb_tc_from_pod", "8-lb_xdp-native", "cgroup-lb_connect4"];
         let linked: BTreeSet<u32> = names.into_iter().filter_map(index_of).collect();
         assert_eq!(linked, [7].into());

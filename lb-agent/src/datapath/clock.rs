@@ -1,37 +1,37 @@
-//! The kernel's clock as the programs note it in the maps: jiffies, which user space cannot read.
+//! The kernel's clock in the unit that the programs store in maps: jiffies, which user space cannot
+//! read.
 //!
-//! The kernel's `jiffies_64` begins at `INITIAL_JIFFIES`, which is `-300 * HZ` as an unsigned
-//! number of 32 bits (include/linux/jiffies.h, Linux 6.18), and is counted from the time that
-//! `CLOCK_MONOTONIC` shows (`tick_do_update_jiffies64`, kernel/time/tick-sched.c): neither counts
-//! while the machine sleeps, and both begin with the kernel. Before its final clock source runs a
-//! kernel may count the two a moment apart, so the result is good to about a second, which is what
-//! a tick is.
+//! The kernel's `jiffies_64` starts at `INITIAL_JIFFIES`, which is `-300 * HZ` as an unsigned
+//! 32-bit number (include/linux/jiffies.h, Linux 6.18). It advances with `CLOCK_MONOTONIC`
+//! (`tick_do_update_jiffies64`, kernel/time/tick-sched.c). Both start at boot, and both stop during
+//! suspend. They may diverge slightly until the kernel has selected its final clock source. The
+//! result is therefore accurate to about one second, which is one tick.
 
 use std::time::Duration;
 
 use lb_common::settings::TICK_SHIFT;
 use nix::time::{ClockId, clock_getres, clock_gettime};
 
-/// What the kernel's clock shows.
+/// A reading of the kernel's clock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Clock {
-    /// Jiffies, which do not begin at 0.
+    /// Jiffies. They do not start at 0.
     pub jiffies: u64,
-    /// How many jiffies a second has.
+    /// Jiffies per second.
     pub jiffies_per_second: u32,
 }
 
 impl Clock {
-    /// What it shows now.
+    /// Reads the clock.
     ///
     /// # Errors
-    /// If the kernel does not tell the time.
+    /// If the kernel does not return the time.
     pub fn read() -> nix::Result<Self> {
         let since_start = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
         Ok(Self::at(since_start, jiffy()))
     }
 
-    /// What it shows so long after the kernel's start, with jiffies of this length.
+    /// The reading at this time after boot, with jiffies of this length.
     fn at(since_start: Duration, jiffy: Duration) -> Self {
         let rate = rate(jiffy);
         let passed = since_start.as_nanos() / jiffy.as_nanos().max(1);
@@ -41,39 +41,39 @@ impl Clock {
         }
     }
 
-    /// The same in ticks, which flows are noted in.
+    /// The reading in ticks, the unit of the times in flows.
     pub(crate) fn ticks(self) -> u32 {
         ticks(self.jiffies)
     }
 
-    /// Seconds since this number of jiffies; 0 for what seems to lie ahead, as the clock is known
-    /// to a second only.
+    /// Seconds since this number of jiffies. 0 for times in the future, which occur because the
+    /// clock is accurate only to a second.
     pub(crate) fn seconds_since(self, jiffies: u64) -> u64 {
         self.jiffies.saturating_sub(jiffies) / u64::from(self.jiffies_per_second.max(1))
     }
 
-    /// Seconds since this tick; 0 for what seems to lie ahead.
+    /// Seconds since this tick. 0 for times in the future.
     pub fn seconds_since_tick(self, tick: u32) -> u64 {
         let ticks = self.ticks().wrapping_sub(self.past_tick(tick));
         (u64::from(ticks) << TICK_SHIFT) / u64::from(self.jiffies_per_second.max(1))
     }
 
-    /// A number of jiffies that has passed for certain although the clock is known to a second
-    /// only: a program takes one that lies ahead for very old.
+    /// A number of jiffies that is certainly in the past, although the clock is accurate only to a
+    /// second. A program would treat a time in the future as very old.
     pub fn passed_jiffies(self) -> u64 {
         const MARGIN_SECONDS: u64 = 2;
         self.jiffies
             .saturating_sub(MARGIN_SECONDS * u64::from(self.jiffies_per_second))
     }
 
-    /// As [`Self::passed_jiffies`], in ticks: what may be noted for a program.
+    /// Like [`Self::passed_jiffies`], in ticks. Safe to store for a program.
     pub(super) fn passed_ticks(self) -> u32 {
         ticks(self.passed_jiffies())
     }
 
-    /// The tick that a program noted, or the current one if that seems to lie ahead.
+    /// The tick that a program stored, or the current tick if the stored one is in the future.
     pub(crate) fn past_tick(self, noted: u32) -> u32 {
-        // Half of the numbers lie ahead.
+        // Half of the 32-bit range counts as the future.
         if self.ticks().wrapping_sub(noted) > u32::MAX / 2 {
             self.ticks()
         } else {
@@ -83,17 +83,17 @@ impl Clock {
 }
 
 fn ticks(jiffies: u64) -> u32 {
-    // Ticks are cut to 32 bits: they wrap.
+    // Ticks are truncated to 32 bits, so they wrap.
     u32::try_from(jiffies >> TICK_SHIFT & u64::from(u32::MAX)).unwrap_or_default()
 }
 
-/// How many jiffies a second has.
+/// Jiffies per second.
 pub fn jiffies_per_second() -> u32 {
     rate(jiffy())
 }
 
-/// The length of a jiffy: the kernel's coarse clocks advance by one (`CLOCK_MONOTONIC_COARSE`,
-/// clock_getres(2)).
+/// The length of a jiffy, which is the resolution of the kernel's coarse clocks
+/// (`CLOCK_MONOTONIC_COARSE`, clock_getres(2)).
 fn jiffy() -> Duration {
     clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::from_millis(4), Duration::from)
 }
@@ -103,7 +103,7 @@ fn rate(jiffy: Duration) -> u32 {
     u32::try_from(rate).unwrap_or(u32::MAX).max(1)
 }
 
-/// What the clock shows when the kernel starts.
+/// The value of jiffies at boot.
 fn initial(rate: u32) -> u64 {
     const SECONDS: u32 = 300;
     u64::from(0_u32.wrapping_sub(SECONDS.wrapping_mul(rate)))
@@ -122,12 +122,12 @@ mod tests {
         assert_eq!(at(0).jiffies_per_second, 250);
         assert_eq!(at(300).jiffies, 1 << 32);
         assert_eq!(at(0).jiffies, (1 << 32) - 300 * 250);
-        // Jiffies of 300 a second are a little short.
+        // With 300 jiffies per second, a jiffy in whole nanoseconds is slightly too short.
         assert_eq!(rate(Duration::from_nanos(3_333_333)), 300);
     }
 
     #[test]
-    fn what_lies_ahead_was_just_now() {
+    fn times_in_the_future_count_as_now() {
         let now = at(1000);
         assert_eq!(now.seconds_since(now.jiffies - 2500), 10);
         assert_eq!(now.seconds_since(now.jiffies + 10), 0);

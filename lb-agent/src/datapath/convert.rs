@@ -1,4 +1,4 @@
-//! Rows as they stand in the maps, from and to rows as the agent sees them.
+//! Converts between rows of the maps and the agent's types.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use lb_common::pod::PlainAddress;
 use crate::maps::{Backend, BackendState, FrontendKey, Protocol};
 use crate::network::Network;
 
-/// The key of a frontend row. `address` is that of `key`.
+/// The key of a frontend row. `address` is the address of `key`.
 pub(super) fn frontend_row<A>(key: &FrontendKey, address: A) -> layout::FrontendKey<A> {
     let (port, protocol) = match key {
         FrontendKey::Port(_, port, protocol) => (*port, protocol.number()),
@@ -24,7 +24,7 @@ pub(super) fn frontend_row<A>(key: &FrontendKey, address: A) -> layout::Frontend
     }
 }
 
-/// The key of a row; `None` for a protocol that this agent does not write.
+/// Converts the key of a frontend row. `None` for a protocol that this agent does not write.
 pub(super) fn frontend_key<A: Into<IpAddr>>(key: layout::FrontendKey<A>) -> Option<FrontendKey> {
     let address = key.address.into();
     Some(match key.protocol {
@@ -36,7 +36,7 @@ pub(super) fn frontend_key<A: Into<IpAddr>>(key: layout::FrontendKey<A>) -> Opti
     })
 }
 
-/// The row of a network in a set. `address` is that of `network`.
+/// The key of a network in a set. `address` is the address of `network`.
 pub(super) fn range_key<A: PlainAddress>(set: u32, network: &Network, address: A) -> Key<SourceRange<A>> {
     let prefix = SourceRange::<A>::SET_BITS + u32::from(network.prefix());
     Key::new(
@@ -48,7 +48,7 @@ pub(super) fn range_key<A: PlainAddress>(set: u32, network: &Network, address: A
     )
 }
 
-/// The set and the network of a row; `None` if it is none that this agent writes.
+/// The set and the network of a row. `None` if this agent does not write such rows.
 pub(super) fn source_range<A: PlainAddress + Into<IpAddr>>(
     key: &Key<SourceRange<A>>,
 ) -> Option<(u32, Network)> {
@@ -57,7 +57,8 @@ pub(super) fn source_range<A: PlainAddress + Into<IpAddr>>(
     Some((set, Network::new(network.into(), u8::try_from(prefix).ok()?)?))
 }
 
-/// A name that is too long, which Kubernetes does not let happen, is cut.
+/// The row of a name. A name that is too long is truncated, but Kubernetes does not allow such
+/// names.
 pub(super) fn service_name(name: &str) -> ServiceName {
     let mut text = [0; ServiceName::LENGTH];
     for (target, byte) in text.iter_mut().zip(name.bytes()) {
@@ -66,13 +67,13 @@ pub(super) fn service_name(name: &str) -> ServiceName {
     ServiceName { text }
 }
 
-/// What a service id stands for: `NAMESPACE/NAME/PORT/PROTOCOL`.
+/// The text of a service port's name: `NAMESPACE/NAME/PORT/PROTOCOL`.
 pub(super) fn text_of(name: &ServiceName) -> String {
     let text = name.text.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(text).into_owned()
 }
 
-/// The row of a backend. `address` is its own.
+/// The row of a backend. `address` is the address of `backend`.
 pub(super) fn backend_row<A>(backend: &Backend, address: A) -> layout::Backend<A> {
     layout::Backend {
         address,
@@ -96,7 +97,7 @@ pub(super) fn backend_row<A>(backend: &Backend, address: A) -> layout::Backend<A
     }
 }
 
-/// What a row's state means.
+/// Converts a row's state.
 pub(crate) fn backend_state_of(state: u8) -> BackendState {
     match state {
         backend_state::ACTIVE => BackendState::Active,
@@ -106,7 +107,7 @@ pub(crate) fn backend_state_of(state: u8) -> BackendState {
     }
 }
 
-/// A row that was written at least once.
+/// Converts a backend row. `None` if it was never written.
 pub(super) fn backend<A: Into<IpAddr>>(row: layout::Backend<A>) -> Option<Backend> {
     (row.generation != 0).then(|| Backend {
         address: row.address.into(),

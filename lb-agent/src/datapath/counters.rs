@@ -58,7 +58,7 @@ impl Counters {
             })
     }
 
-    /// How many packets were not simply translated for this reason, summed over all CPUs.
+    /// The number of packets that were not simply translated for this reason, summed over all CPUs.
     pub fn reason(&self, reason: Reason) -> Result<u64, MapError> {
         let values = self.reasons.get(&reason.index(), 0).map_err(|error| {
             kernel(

@@ -1,6 +1,6 @@
-//! Has netfilter put datagrams together that are in fragments: by links of programs that accept
-//! every packet. Unlike rules these take no module of a firewall, and leave no connections behind.
-#![expect(unsafe_code, reason = "aya knows no netfilter programs")]
+//! Enables netfilter's reassembly of fragments through links of programs that accept every packet.
+//! Unlike firewall rules, these need no firewall module and create no conntrack entries.
+#![expect(unsafe_code, reason = "aya does not support netfilter programs")]
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -15,10 +15,10 @@ const NETFILTER: u32 = 45;
 const FAMILIES: [u32; 2] = [2, 10];
 /// `NF_INET_PRE_ROUTING`
 const PRE_ROUTING: u32 = 0;
-/// Behind `NF_IP_PRI_CONNTRACK_DEFRAG` (-400), which the flag brings.
+/// After `NF_IP_PRI_CONNTRACK_DEFRAG` (-400), the priority of the reassembly that the flag enables.
 const PRIORITY: i32 = -100;
 /// `BPF_F_NETFILTER_IP_DEFRAG` (Linux 6.6)
-const PUT_TOGETHER: u32 = 1;
+const IP_DEFRAG: u32 = 1;
 /// `r0 = NF_ACCEPT; exit` (`struct bpf_insn`).
 const ACCEPT: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 1, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
 
@@ -53,7 +53,7 @@ struct NetfilterLinkAttribute {
     netfilter_flags: u32,
 }
 
-/// In the network namespace of the calling thread, until the links are closed.
+/// Attaches the programs in the calling thread's network namespace, until the links are closed.
 pub(crate) fn attach() -> io::Result<Vec<OwnedFd>> {
     let program = load()?;
     FAMILIES.iter().map(|family| link(&program, *family)).collect()
@@ -70,7 +70,7 @@ fn load() -> io::Result<OwnedFd> {
         attach_type: NETFILTER,
         ..LoadAttribute::default()
     };
-    // SAFETY: the kernel reads two instructions and a text with its end, which outlive the call.
+    // SAFETY: the kernel reads two instructions and a nul-terminated text, which outlive the call.
     owned(unsafe { bpf(Command::ProgramLoad, &mut attribute) }?)
 }
 
@@ -83,8 +83,8 @@ fn link(program: &OwnedFd, family: u32) -> io::Result<OwnedFd> {
         family,
         hook: PRE_ROUTING,
         priority: PRIORITY,
-        netfilter_flags: PUT_TOGETHER,
+        netfilter_flags: IP_DEFRAG,
     };
-    // SAFETY: nothing but numbers; the descriptor is open.
+    // SAFETY: the attribute contains only numbers. The descriptor is open.
     owned(unsafe { bpf(Command::LinkCreate, &mut attribute) }?)
 }

@@ -1,4 +1,4 @@
-//! Maps that are written as a whole whenever the devices change: only what differs is.
+//! Maps that are set as a whole whenever the devices change. Only differences are written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -11,11 +11,11 @@ use lb_common::layout::device_row;
 use super::pinned::{kernel, open};
 use crate::maps::MapError;
 
-/// A map that has a row for some of the devices: in that of the others stands the default.
+/// A map with rows for some of the devices. All other rows contain the default.
 pub(super) struct DeviceRows<T: Pod> {
     name: &'static str,
     map: Array<MapData, T>,
-    /// The rows that hold a device.
+    /// The rows of devices.
     rows: BTreeMap<u32, T>,
 }
 
@@ -33,7 +33,7 @@ impl<T: Pod + Default + PartialEq> DeviceRows<T> {
         Ok(Self { name, map, rows })
     }
 
-    /// The rows that hold a device.
+    /// The rows of devices.
     pub(super) fn values(&self) -> impl Iterator<Item = &T> {
         self.rows.values()
     }
@@ -51,7 +51,7 @@ impl<T: Pod + Default + PartialEq> DeviceRows<T> {
     }
 }
 
-/// A map whose keys alone say something.
+/// A map that is used as a set of keys.
 pub(super) struct KeySet<K: Pod> {
     name: &'static str,
     map: HashMap<MapData, K, u32>,
@@ -84,8 +84,8 @@ impl<K: Pod + Ord + Debug> KeySet<K> {
     }
 }
 
-/// What has to be written so that `wanted` stands where `known` does; the default where no device
-/// does any more.
+/// The rows to write to get from `known` to `wanted`. Rows of devices that no longer have one are
+/// set to the default.
 fn changed_rows<T: Copy + Default + PartialEq>(
     known: &BTreeMap<u32, T>,
     wanted: &BTreeMap<u32, T>,

@@ -1,4 +1,4 @@
-//! What the programs know of devices that packets to Pods of other nodes leave by.
+//! What the programs know about devices: the maps of devices, roles and addresses of the node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -47,7 +47,7 @@ impl DeviceTable {
         })
     }
 
-    /// Says which device leads to the kernel's own reassembly of datagrams; 0 if none does.
+    /// Sets the device that leads to the kernel's own reassembly of datagrams. 0 for none.
     pub fn set_reassembly(&mut self, index: u32) -> Result<(), MapError> {
         let known = match self.reassembly.get(0, 0) {
             Ok(device) => device.if_index,
@@ -64,12 +64,12 @@ impl DeviceTable {
             .map_err(|error| kernel(map::XDP_REASSEMBLY, format!("write device {index}"), error))
     }
 
-    /// Writes what differs. `with_xdp` are the devices that carry the XDP program.
+    /// Writes the rows that differ. `with_xdp` contains the devices that carry the XDP program.
     pub fn set(&mut self, view: &View, with_xdp: &BTreeSet<u32>) -> Result<(), MapError> {
         let wanted = rows(&view.snapshot);
         let mut present = read_all(&self.devices, map::DEVICES)?;
         for (index, device) in &wanted {
-            // Replies come to these addresses.
+            // Replies arrive at these addresses.
             for address in addresses(device) {
                 self.filter.set(address)?;
             }
@@ -109,21 +109,21 @@ fn addresses(device: &Device) -> impl Iterator<Item = IpAddr> {
         .filter(|address: &IpAddr| !address.is_unspecified())
 }
 
-/// The devices that packets can leave by.
+/// The devices through which packets can leave.
 fn usable(snapshot: &Snapshot) -> impl Iterator<Item = &Link> {
     snapshot.links.values().filter(|link| link.up && !link.loopback)
 }
 
-/// The devices that carry XDP and that packets can leave by.
+/// The devices that carry XDP and through which packets can leave.
 fn usable_with_xdp(snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> impl Iterator<Item = u32> {
     usable(snapshot)
         .map(|link| link.index)
         .filter(|index| with_xdp.contains(index))
 }
 
-/// The devices whose other end is in a Pod, so that a packet can be handed over there. Another kind
-/// of device has no other end, and one whose other end is in this network namespace would lose the
-/// packet.
+/// The veth devices whose peer is in a Pod, so that programs can redirect a packet to the peer.
+/// Other kinds of device have no peer. If the peer is in this network namespace, the packet would
+/// be lost.
 fn to_pods(view: &View) -> impl Iterator<Item = u32> {
     let is_pod = |link: &Link| {
         let attachment = view.attachments.get(&link.index);
@@ -134,8 +134,7 @@ fn to_pods(view: &View) -> impl Iterator<Item = u32> {
         .map(|link| link.index)
 }
 
-/// What is at the other end of the devices that carry programs, and of the bridges whose ports are
-/// Pods' devices.
+/// The roles of the devices that carry programs, and of the bridges whose ports are Pods' devices.
 fn roles(view: &View) -> BTreeMap<u32, DeviceRole> {
     let master = |index: &u32| view.snapshot.links.get(index)?.master;
     let mut roles = BTreeMap::new();
@@ -162,7 +161,7 @@ fn roles(view: &View) -> BTreeMap<u32, DeviceRole> {
     roles
 }
 
-/// Which frames are for a device, or for the bridge, bond or the like that it is a port of.
+/// The link-layer addresses of frames for a device, or for the bridge or bond that it is a port of.
 fn device_links(snapshot: &Snapshot) -> impl Iterator<Item = (u32, DeviceLinks)> {
     usable(snapshot).filter_map(|link| {
         let own = link.address?;
@@ -175,8 +174,8 @@ fn device_links(snapshot: &Snapshot) -> impl Iterator<Item = (u32, DeviceLinks)>
     })
 }
 
-/// Link-layer addresses of devices that take frames which come in by others: bridges and the like,
-/// and a macvlan device with an IP address, such as that of a VRRP router which is active.
+/// Link-layer addresses of devices that receive frames which arrive on other devices: bridges and
+/// similar devices, and macvlan devices with an IP address, such as that of an active VRRP router.
 fn node_links(snapshot: &Snapshot) -> BTreeSet<LinkAddress> {
     let takes = |link: &Link| match link.kind.as_str() {
         "bridge" | "bond" | "team" | "openvswitch" => true,
@@ -192,7 +191,7 @@ fn node_links(snapshot: &Snapshot) -> BTreeSet<LinkAddress> {
         .collect()
 }
 
-/// The IP addresses of all devices that are up, as the programs look for them.
+/// The IP addresses of all devices that are up, in the form of the map's keys.
 fn node_addresses(snapshot: &Snapshot) -> BTreeSet<[u32; 4]> {
     let is_up = |index| snapshot.links.get(index).is_some_and(|link| link.up);
     let found = snapshot.addresses.iter().filter(|(index, _)| is_up(index));
@@ -205,7 +204,7 @@ fn node_addresses(snapshot: &Snapshot) -> BTreeSet<[u32; 4]> {
         .collect()
 }
 
-/// A row for each device with an address that packets can leave by.
+/// A row for each device that has an address and through which packets can leave.
 fn rows(snapshot: &Snapshot) -> BTreeMap<u32, Device> {
     let rows = usable(snapshot).map(|link| {
         let address = |family| first_global_address(snapshot, link.index, family);
@@ -254,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_are_handed_over_to_other_ends_in_pods() {
+    fn packets_are_redirected_only_to_veth_peers_in_pods() {
         let veth = |index, up, namespace| Link {
             kind: "veth".to_owned(),
             link_netnsid: namespace,
@@ -285,7 +284,7 @@ mod tests {
                 links: links.map(|link| (link.index, link)).into(),
                 ..Snapshot::default()
             },
-            // The last has no role.
+            // The last device has no role.
             attachments: (2..7).map(|index| (index, attachment(index))).collect(),
         };
         let found: Vec<u32> = to_pods(&view).collect();
@@ -293,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_at_the_other_end_of_devices() {
+    fn a_bridge_of_pod_devices_has_the_role_of_pods() {
         let port = |index, master| Link {
             master: Some(master),
             ..link(index, true, false)
@@ -324,8 +323,8 @@ mod tests {
             attachments: attachments.map(attachment).into(),
         };
         let row = |index, role, master| (index, DeviceRole { index, role, master });
-        // The bridge of Pods' devices is theirs, unless it leads out of the node too; another
-        // device says nothing.
+        // The bridge of Pods' devices has the role of Pods, unless it also leads out of the node. A
+        // device without a role gets no row.
         let expected = [
             row(2, device_role::NETWORK, 2),
             row(3, device_role::POD, 5),
@@ -336,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_for_a_device_and_for_its_bridge() {
+    fn a_port_accepts_frames_for_itself_and_for_its_bridge() {
         let with_address = |index, kind: &str, last| Link {
             kind: kind.to_owned(),
             address: Some([2, 0, 0, 0, 0, last]),
@@ -357,7 +356,7 @@ mod tests {
             with_address(5, "bridge", 5),
             with_address(6, "macvlan", 6),
             with_address(7, "macvlan", 7),
-            // Its frames are a virtual machine's.
+            // Its frames are for a virtual machine.
             with_address(8, "macvtap", 8),
         ];
         let address = |text: &str| Address {

@@ -1,4 +1,4 @@
-//! Names of the maps of which each IP version has its own.
+//! The names of the maps that exist once for each IP version.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use lb_common::layout::map;
 use lb_common::net::{Address4, Address6};
 use lb_common::pod::PlainAddress;
 
-/// An address of the IP version whose maps hold it.
+/// An address of one IP version, with the names of that version's maps.
 pub trait MapFamily: PlainAddress + Into<IpAddr> {
     /// Frontends.
     const FRONTENDS: &'static str;
@@ -16,11 +16,11 @@ pub trait MapFamily: PlainAddress + Into<IpAddr> {
     const FLOWS: &'static str;
     /// Translated sockets.
     const SOCKETS: &'static str;
-    /// Which client goes to which backend.
+    /// The backends of clients with session affinity.
     const AFFINITY: &'static str;
     /// Source ranges.
     const SOURCE_RANGES: &'static str;
-    /// Ports of datagrams in fragments.
+    /// Ports of fragmented datagrams.
     const FRAGMENTS: &'static str;
 }
 

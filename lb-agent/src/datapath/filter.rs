@@ -1,4 +1,4 @@
-//! The filters of destinations and of replies (see [`lb_common::filter`]), as the agent keeps them.
+//! The agent's side of the filters of destinations and of replies (see [`lb_common::filter`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -24,8 +24,8 @@ impl Filter {
         open_batch(directory, map::FILTER).map(Self)
     }
 
-    /// Lets the programs look up packets to an address. The bit stays when nobody needs it any
-    /// more, for the sake of the address's flows, until [`Self::renew`].
+    /// Lets the programs look up packets to an address. The bit stays until [`Self::renew`] even if
+    /// no frontend uses the address any more, because flows may still use it.
     pub(super) fn set(&mut self, address: IpAddr) -> Result<(), MapError> {
         let Position { word, bit } = position(address);
         let failed = |error| kernel(map::FILTER, format!("set the bit of {address}"), error);
@@ -36,16 +36,16 @@ impl Filter {
         }
     }
 
-    /// Clears the bits of all addresses but these.
+    /// Clears all bits except those of these addresses.
     pub(super) fn renew(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), MapError> {
         renew(&self.0, map::FILTER, addresses.map(position)).map(drop)
     }
 }
 
-/// The filter of replies. Only one at a time may be open to write.
+/// The filter of replies. Only one instance at a time may write to it.
 pub(super) struct ReplyFilter {
     array: BatchArray<u64>,
-    /// What the array holds: reading it again for each backend would take as long as writing the
+    /// A copy of the array. Reading the array for each backend would take as long as writing the
     /// backend.
     words: Vec<u64>,
 }
@@ -60,8 +60,8 @@ impl ReplyFilter {
         })
     }
 
-    /// Lets the programs look up packets from backends, which may be replies. The bits stay when
-    /// the backends go, for the sake of their flows, until [`Self::renew`].
+    /// Lets the programs look up packets from these backends, which may be replies. The bits stay
+    /// until [`Self::renew`] even if the backends are removed, because flows may still use them.
     pub(super) fn set(&mut self, backends: impl Iterator<Item = SocketAddr>) -> Result<(), MapError> {
         let mut changed = BTreeMap::new();
         for backend in backends {
@@ -85,24 +85,24 @@ impl ReplyFilter {
         Ok(())
     }
 
-    /// Clears the bits of all backends but these.
+    /// Clears all bits except those of these backends.
     pub(super) fn renew(&mut self, backends: impl Iterator<Item = SocketAddr>) -> Result<(), MapError> {
         self.words = renew(&self.array, map::REPLY_FILTER, backends.map(reply_position))?;
         Ok(())
     }
 }
 
-/// Whose packets are looked up.
+/// Addresses whose packets the programs must look up.
 #[derive(Default)]
 pub(super) struct Ends {
-    /// Addresses that packets come to.
+    /// Destination addresses of packets.
     pub(super) destinations: BTreeSet<IpAddr>,
     /// Addresses and ports that replies come from.
     pub(super) repliers: BTreeSet<SocketAddr>,
 }
 
 impl Ends {
-    /// Adds those of all flows in the maps pinned in `directory`.
+    /// Adds the addresses of all flows in the maps pinned in `directory`.
     pub(super) fn add_flows(&mut self, directory: &Path) -> Result<(), MapError> {
         self.add_flows_of::<Address4>(directory)?;
         self.add_flows_of::<Address6>(directory)
@@ -111,7 +111,7 @@ impl Ends {
     fn add_flows_of<A: MapFamily>(&mut self, directory: &Path) -> Result<(), MapError> {
         let (flows, size): (HashMap<MapData, FlowKey<A>, Flow<A>>, u32) =
             open_with_size(directory, A::FLOWS)?;
-        // Packets add and remove rows meanwhile, which may lead the iteration around for ever.
+        // Packets add and remove rows during the iteration, so it may never end without a limit.
         let most = 2 * size as usize;
         for key in flows.keys().take(most) {
             match key {
@@ -130,8 +130,8 @@ impl Ends {
     }
 }
 
-/// Sets these bits and clears all others, writing only what differs. Returns what the array holds
-/// then.
+/// Sets these bits and clears all others. Writes only words that differ. Returns the new contents
+/// of the array.
 fn renew(
     array: &BatchArray<u64>,
     name: &'static str,

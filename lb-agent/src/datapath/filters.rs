@@ -1,4 +1,4 @@
-//! What netlink tells of the hooks of devices: clsact filters and XDP programs.
+//! Reads the hooks of devices over netlink: clsact filters and XDP programs.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,24 +20,24 @@ const ALL_PROTOCOLS: u16 = 3;
 /// A filter of a clsact queueing discipline.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Filter {
-    /// Those with lower numbers are asked first.
+    /// Filters with lower numbers run first.
     pub(super) priority: u16,
-    /// Whether it is asked about all packets.
+    /// Whether it runs for all packets.
     pub(super) for_all: bool,
-    /// Its number at this priority; 0 stands for the priority itself.
+    /// Its handle within this priority. 0 stands for the priority itself.
     pub(super) handle: u32,
-    /// `bpf`, `flower` and so on. All filters of a priority have the same.
+    /// `bpf`, `flower` and so on. All filters of a priority have the same kind.
     pub(super) kind: String,
     /// The name of a BPF filter.
     pub(super) name: Option<String>,
-    /// The number of its program.
+    /// The id of its program.
     pub(super) program: Option<u32>,
-    /// Chains other than the first are asked only if a filter says so.
+    /// Its chain. Chains other than the first run only if a filter jumps to them.
     pub(super) chain: u32,
 }
 
-/// The filters of a device in the order in which they are asked. A device without clsact, or no
-/// device, has none.
+/// The filters of a device in the order of execution. Empty if the device has no clsact qdisc or
+/// does not exist.
 pub(super) fn filters(device: u32, direction: Direction) -> io::Result<Vec<Filter>> {
     let mut message = TcMessage::default();
     message.header.index = device.cast_signed();
@@ -59,8 +59,7 @@ pub(super) fn filters(device: u32, direction: Direction) -> io::Result<Vec<Filte
     Ok(found)
 }
 
-/// The XDP programs of all devices: by the device's index, how they are attached, and their
-/// numbers.
+/// The XDP programs of all devices, by device index: the mode and the program's id.
 pub(super) fn xdp_programs() -> io::Result<BTreeMap<u32, (Option<XdpMode>, u32)>> {
     let mut netlink = Connection::open(NETLINK_ROUTE)?;
     let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
@@ -103,7 +102,7 @@ mod attribute {
     pub(super) const BPF_ID: u16 = 11;
 }
 
-/// Read here, since a filter of another kind may have options that the crate cannot parse.
+/// Parsed here, because filters of other kinds may have options that the crate cannot parse.
 impl NetlinkDeserializable for Filter {
     type Error = DecodeError;
 
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn options_of_other_kinds_are_left_alone() {
+    fn options_of_other_filter_kinds_are_ignored() {
         let attributes = [
             attribute(attribute::KIND, b"flower\0"),
             attribute(attribute::OPTIONS, b"\x03\x00\x07\x00"),
@@ -211,7 +210,7 @@ mod tests {
         let filter = read(&message(1, 1, &attributes)).unwrap();
         assert_eq!((filter.kind.as_str(), filter.chain), ("flower", 4));
         assert_eq!((filter.name, filter.program), (None, None));
-        // What is cut off has no numbers, and is no reason to read past the end.
+        // Truncated messages have no numbers, and nothing is read past their end.
         assert_eq!(read(&[0; 3]).unwrap().handle, 0);
         assert!(read(&message(1, 1, &[vec![9, 0, 1, 0]])).is_err());
     }

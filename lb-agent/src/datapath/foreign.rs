@@ -1,4 +1,4 @@
-//! Programs of others on the hooks of devices.
+//! Programs on the hooks of devices that are not the agent's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -18,49 +18,49 @@ use super::probe;
 pub(crate) enum DeviceHook {
     /// XDP.
     Xdp,
-    /// TCX, for what comes in.
+    /// TCX, for packets that enter.
     TcxIngress,
-    /// A clsact filter for what comes in.
+    /// A clsact filter, for packets that enter.
     ClsactIngress,
-    /// TCX, for what leaves.
+    /// TCX, for packets that leave.
     TcxEgress,
-    /// A clsact filter for what leaves.
+    /// A clsact filter, for packets that leave.
     ClsactEgress,
 }
 
-/// When a program runs.
+/// When a program runs, relative to the agent's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Order {
-    /// Before ours: it decides whether ours sees a packet.
+    /// Before the agent's program. It decides whether the agent's program sees a packet.
     Before,
-    /// After ours: it sees what ours made of a packet.
+    /// After the agent's program. It sees packets as the agent's program has changed them.
     After,
-    /// No program of ours is attached for that direction of the device.
+    /// The agent has no program for that direction of the device.
     Alone,
 }
 
-/// A program of others.
+/// A program that is not the agent's.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ForeignProgram {
     /// The device.
     device: String,
-    /// Where it is attached there.
+    /// The hook of the device.
     hook: DeviceHook,
-    /// Its position, from 1, among all that run for packets of that direction at that layer: XDP,
-    /// or TC, where TCX comes before clsact.
+    /// Its position among all programs for packets of that direction at that layer (XDP or TC).
+    /// Counted from 1. In TC, TCX programs come before clsact filters.
     position: usize,
-    /// Whether ours runs before it.
+    /// When it runs relative to the agent's program.
     pub(crate) order: Order,
-    /// Its name: of a program as far as the kernel tells, which takes `CAP_SYS_ADMIN` at XDP and
-    /// TCX; of a filter that is no program its kind.
+    /// The name of the program. At XDP and TCX it needs `CAP_SYS_ADMIN`. For a filter that is not a
+    /// BPF program, this is the filter's kind.
     name: Option<String>,
-    /// The number of its program; filters that are no programs have none.
+    /// The program's id. Filters that are not BPF programs have none.
     id: Option<u32>,
 }
 
-/// Something at a hook, in the order in which it runs.
+/// A program or filter at a hook. Lists of these are in the order of execution.
 struct Runs {
     hook: DeviceHook,
     is_ours: bool,
@@ -68,7 +68,7 @@ struct Runs {
     id: Option<u32>,
 }
 
-/// The programs of others at all devices of the calling thread's network namespace.
+/// Programs that are not the agent's, at all devices of the calling thread's network namespace.
 ///
 /// # Errors
 /// [`io::ErrorKind::PermissionDenied`] without `CAP_NET_ADMIN`.
@@ -79,7 +79,7 @@ pub(crate) fn foreign_programs(pins: &Pins) -> io::Result<Vec<ForeignProgram>> {
     for device in &if_nameindex()? {
         let name = device.name().to_string_lossy();
         let ingress = at_tc(device.index(), Direction::Ingress, &ours)?;
-        // What XDP lets through is seen by TC.
+        // Packets that XDP passes reach TC.
         let at_xdp = at_xdp(device.index(), &xdp, &ours)
             .into_iter()
             .collect::<Vec<_>>();
@@ -94,7 +94,7 @@ pub(crate) fn foreign_programs(pins: &Pins) -> io::Result<Vec<ForeignProgram>> {
     Ok(found)
 }
 
-/// The numbers of the programs that our links run.
+/// The ids of the programs that the agent's pinned links run.
 fn own_programs(pins: &Pins) -> io::Result<BTreeSet<u32>> {
     let mut paths = pins.other_files()?;
     paths.extend(pins.link_names()?.iter().map(|name| pins.link(name)));
@@ -138,7 +138,7 @@ fn at_tc(device: u32, direction: Direction, ours: &BTreeSet<u32>) -> io::Result<
     Ok(programs.chain(filters).collect())
 }
 
-/// Those that are not ours.
+/// The programs that are not the agent's.
 fn others(device: &str, runs: &[Runs]) -> impl Iterator<Item = ForeignProgram> {
     let own = runs.iter().position(|runs| runs.is_ours);
     let positions = runs.iter().enumerate().filter(|(_, runs)| !runs.is_ours);
@@ -176,7 +176,7 @@ impl std::fmt::Display for ForeignProgram {
 }
 
 impl ForeignProgram {
-    /// What it is called in tables.
+    /// The text for tables.
     pub(crate) fn title(&self) -> String {
         let name = self.name.as_deref().unwrap_or("-");
         match self.id {

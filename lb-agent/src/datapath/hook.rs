@@ -4,7 +4,7 @@ use aya::programs::TcAttachType;
 
 use super::links::attach_type;
 
-/// The mode is part of a link's name: a link keeps its mode for life.
+/// The mode of XDP. It is part of a link's name, because a link never changes its mode.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum XdpMode {
     Native,
@@ -37,7 +37,7 @@ impl Direction {
         }
     }
 
-    /// As aya has it.
+    /// The same as aya's type.
     pub(super) fn attach_type(self) -> TcAttachType {
         match self {
             Self::Ingress => TcAttachType::Ingress,

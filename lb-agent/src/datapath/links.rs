@@ -1,8 +1,7 @@
-//! BPF links by their pins: where the kernel has attached them, and another program in the place of
-//! theirs.
+//! BPF links, opened by their pins: finds where they are attached and replaces their programs.
 #![expect(
     unsafe_code,
-    reason = "aya tells neither where a link is attached nor replaces programs of cgroups"
+    reason = "aya neither shows where a link is attached nor replaces programs of cgroups"
 )]
 
 use std::ffi::CString;
@@ -32,38 +31,38 @@ pub(super) mod attach_type {
 #[derive(Debug)]
 pub(super) struct Link(OwnedFd);
 
-/// What the kernel says of a link.
+/// The kernel's description of a link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct LinkInfo {
-    /// Number of the program that runs.
+    /// The id of its program.
     pub(super) program: u32,
-    /// Where it runs.
+    /// Where the program runs.
     pub(super) place: Place,
 }
 
 /// Where a link is attached.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Place {
-    /// XDP of the device with this index; 0 if the device is gone.
+    /// XDP of the device with this index. 0 if the device was removed.
     Xdp {
         /// Index of the device.
         device: u32,
     },
     /// TCX of a device.
     Tcx {
-        /// Index of the device; 0 if it is gone.
+        /// Index of the device. 0 if it was removed.
         device: u32,
         /// [`attach_type`].
         attach_type: u32,
     },
-    /// A hook of a control group.
+    /// A hook of a cgroup.
     Cgroup {
-        /// The group's number: the inode of its directory.
+        /// The cgroup's id: the inode number of its directory.
         group: u64,
         /// `enum bpf_attach_type`.
         attach_type: u32,
     },
-    /// Somewhere that this agent attaches nothing to.
+    /// A place to which this agent attaches nothing.
     Elsewhere,
 }
 
@@ -112,8 +111,8 @@ struct IdAttribute {
     flags: u32,
 }
 
-/// The first part of `struct bpf_link_info`. What follows the numbers depends on the kind: for a
-/// cgroup its number and the attach type, for a device its index and the attach type.
+/// The first part of `struct bpf_link_info`. The words depend on the kind. For a cgroup they are
+/// its id and the attach type; for a device, its index and the attach type.
 #[repr(C)]
 #[derive(Default)]
 struct RawLinkInfo {
@@ -141,11 +140,11 @@ struct RawProgramInfo {
 }
 
 impl Link {
-    /// The link that is pinned there.
+    /// Opens the link pinned at `path`.
     ///
     /// # Errors
-    /// [`io::ErrorKind::NotFound`] if nothing is; [`io::ErrorKind::InvalidData`] if that is no
-    /// link.
+    /// [`io::ErrorKind::NotFound`] if nothing is pinned there. [`io::ErrorKind::InvalidData`] if
+    /// something other than a link is.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let name = CString::new(path.as_os_str().as_bytes())?;
         let mut attribute = PathAttribute {
@@ -162,7 +161,7 @@ impl Link {
         Ok(Self(fd))
     }
 
-    /// What it is.
+    /// Describes the link.
     pub(super) fn info(&self) -> io::Result<LinkInfo> {
         let mut raw = RawLinkInfo::default();
         info(&self.0, &mut raw)?;
@@ -188,10 +187,11 @@ impl Link {
         })
     }
 
-    /// Lets it run this program from now on: every packet or call meets the one or the other.
+    /// Replaces the link's program atomically: each packet or call runs either the old or the new
+    /// one.
     ///
     /// # Errors
-    /// `ENOLINK` if the device or cgroup is gone.
+    /// `ENOLINK` if the device or cgroup was removed.
     pub(super) fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         let mut attribute = UpdateAttribute {
             link: self.0.as_raw_fd().cast_unsigned(),
@@ -199,15 +199,15 @@ impl Link {
             flags: 0,
             old_program: 0,
         };
-        // SAFETY: nothing but numbers; both descriptors are open.
+        // SAFETY: the attribute contains only numbers. Both descriptors are open.
         unsafe { bpf(Command::LinkUpdate, &mut attribute) }?;
         Ok(())
     }
 }
 
-/// The numbers of the programs at a device's TCX hook, in the order in which they run.
+/// The ids of the programs at a device's TCX hook, in the order of execution.
 pub(super) fn tcx_programs(device: u32, attach_type: u32) -> io::Result<Vec<u32>> {
-    /// As many as the kernel allows (`BPF_MPROG_MAX`).
+    /// The kernel's limit (`BPF_MPROG_MAX`).
     const MAX: u32 = 64;
     let mut programs = vec![0_u32; MAX as usize];
     let mut attribute = QueryAttribute {
@@ -219,22 +219,22 @@ pub(super) fn tcx_programs(device: u32, attach_type: u32) -> io::Result<Vec<u32>
         count: MAX,
         pad: 0,
     };
-    // SAFETY: the kernel writes at most `count` numbers to `programs`, which has as many and
-    // outlives the call.
+    // SAFETY: the kernel writes at most `count` numbers to `programs`. It has that many elements
+    // and outlives the call.
     unsafe { bpf(Command::ProgramQuery, &mut attribute) }?;
     programs.truncate(attribute.count as usize);
     Ok(programs)
 }
 
-/// A program's name, at most 15 characters of it; `None` if the kernel does not tell: looking a
-/// program up by its number takes `CAP_SYS_ADMIN`.
+/// Returns a program's name, truncated to 15 characters. `None` if the kernel refuses: a lookup of
+/// a program by id needs `CAP_SYS_ADMIN`.
 pub(super) fn program_name(id: u32) -> Option<String> {
     let mut attribute = IdAttribute {
         id,
         next_id: 0,
         flags: 0,
     };
-    // SAFETY: nothing but numbers.
+    // SAFETY: the attribute contains only numbers.
     let fd = unsafe { bpf(Command::ProgramGetFdById, &mut attribute) }.ok()?;
     let mut raw = RawProgramInfo::default();
     info(&owned(fd).ok()?, &mut raw).ok()?;
@@ -243,7 +243,8 @@ pub(super) fn program_name(id: u32) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// Whether it is a link: maps and programs can be pinned, too, and their descriptions look alike.
+/// Whether the descriptor is a link. Maps and programs can be pinned too, and their info looks
+/// similar.
 fn is_link(fd: &OwnedFd) -> io::Result<bool> {
     let what = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     let what = what.to_string_lossy();

@@ -1,7 +1,7 @@
-//! The kernel side: loads the programs, owns the maps, attaches and pins. The only module that
-//! names aya.
+//! The kernel side: loads the programs, owns the maps, attaches programs and pins maps and links.
+//! No other module uses aya.
 //!
-//! Each module knows only those in the lines above its own:
+//! Each module uses only modules in the lines above its own:
 //! ```text
 //! bpf clock convert family probe
 //! batch links object
@@ -58,7 +58,7 @@ use self::pins::Pins;
 use crate::devices::View;
 use crate::maps::MapError;
 
-/// The loaded programs and where they are attached.
+/// The loaded programs, their attachments and the maps about devices and namespaces.
 pub(crate) struct Datapath {
     ebpf: Ebpf,
     attacher: Attacher,
@@ -70,23 +70,23 @@ pub(crate) struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs, with the maps that are pinned or new ones. What an earlier agent
-    /// attached goes on running until [`Self::set_devices`] and [`Self::set_cgroup`] put these
-    /// programs in its place.
+    /// Loads the programs. They use the pinned maps; missing maps are created. Programs that an
+    /// earlier agent attached keep running until [`Self::set_devices`] and [`Self::set_cgroup`]
+    /// replace them.
     ///
-    /// Maps of another layout cannot be read. Their programs go on as well, until these have taken
-    /// their places.
+    /// Maps of another layout cannot be read. The programs that use them also keep running until
+    /// they are replaced.
     pub(crate) fn load(
         settings: Settings,
         pins: Pins,
         options: AttachOptions,
     ) -> Result<Self, DatapathError> {
-        // Its device goes with an earlier agent, and the kernel has a program use a map of devices
-        // only if it is like the first one that did.
+        // This map's device does not outlive an earlier agent. The kernel also lets a program use a
+        // device map only if the program is like the first one that used it.
         pins::remove(&pins.maps().join(map::REASSEMBLY)).map_err(|error| AttachError::pins(&pins, error))?;
         let ebpf = match object::load(&settings, &pins.maps()) {
             Err(error @ LoadError::Layout { .. }) => {
-                tracing::warn!("{error}: all maps are made anew");
+                tracing::warn!("{error}: all maps are created anew");
                 pins.set_maps_aside()
                     .map_err(|error| AttachError::pins(&pins, error))?;
                 object::load(&settings, &pins.maps())?
@@ -128,8 +128,8 @@ impl Datapath {
         &self.settings
     }
 
-    /// Loads the programs again with other settings; the next [`Self::set_devices`] and
-    /// [`Self::set_cgroup`] put them in the place of the old ones.
+    /// Loads the programs again with other settings. The next [`Self::set_devices`] and
+    /// [`Self::set_cgroup`] replace the old ones.
     pub(crate) fn reload(&mut self, settings: Settings) -> Result<(), DatapathError> {
         self.ebpf = object::load(&settings, &self.pins.maps())?;
         self.settings = settings;
@@ -138,26 +138,28 @@ impl Datapath {
         Ok(())
     }
 
-    /// The next [`Self::set_devices`] has the programs send fragments that come before the first
-    /// one of their datagram to this device, which leads to the kernel's own reassembly.
+    /// Sets the device that leads to the kernel's own reassembly. After the next
+    /// [`Self::set_devices`], the programs send fragments to it that arrive before the first
+    /// fragment of their datagram.
     pub(crate) fn use_reassembly(&mut self, device: u32) {
         self.reassembly.set_device(device);
     }
 
-    /// Has the programs go without it: what leads there ends with the agent.
+    /// Stops the programs from using the reassembly device, which disappears with the agent.
     pub(crate) fn leave_reassembly(&mut self) -> Result<(), DatapathError> {
         Ok(self.devices.set_reassembly(0)?)
     }
 
-    /// Attaches to the devices that have a role, and to no others, and tells the programs of all.
-    /// What failed is tried again by the next call.
+    /// Attaches programs to the devices that have a role, detaches them from all others, and writes
+    /// the maps about devices. The next call retries what failed.
     pub(crate) fn set_devices(&mut self, view: &View) -> Vec<DatapathError> {
         let errors = self.attacher.set_devices(&mut self.ebpf, &view.attachments);
         let mut errors: Vec<DatapathError> = errors.into_iter().map(DatapathError::from).collect();
         if let Err(error) = self.devices.set(view, self.attacher.with_xdp()) {
             errors.push(error.into());
         }
-        // Last: the way back leads over the rows of the devices.
+        // This step is last: packets return from reassembly through devices that the rows written
+        // above describe.
         let attached = self.reassembly.attach(&mut self.ebpf, &view.snapshot);
         if let Err(error) = self.devices.set_reassembly(*attached.as_ref().unwrap_or(&0)) {
             errors.push(error.into());
@@ -166,14 +168,13 @@ impl Datapath {
         errors
     }
 
-    /// Tells the socket programs whose the network namespaces of this node are
+    /// Writes the roles of this node's network namespaces for the socket programs
     /// ([`NamespaceTable::set`]).
     pub(crate) fn set_namespaces(&mut self, roles: BTreeMap<u64, u32>, all: bool) -> Result<(), MapError> {
         self.namespaces.set(roles, all)
     }
 
-    /// Removes what agents with other layouts of the maps have left, once these programs have taken
-    /// their places.
+    /// Removes the pins of agents with other map layouts, once these programs have replaced theirs.
     pub(crate) fn remove_leftovers(&self) -> Result<(), AttachError> {
         self.attacher.remove_leftovers()
     }
@@ -184,16 +185,16 @@ impl Datapath {
     }
 }
 
-/// Why the kernel side is not as it should be.
+/// Why programs, maps or links could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DatapathError {
-    /// Programs or maps.
+    /// Loading programs or creating maps failed.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// Links.
+    /// Attaching programs failed.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// What the programs know of the devices.
+    /// Writing the maps about devices failed.
     #[error(transparent)]
     Map(#[from] MapError),
 }

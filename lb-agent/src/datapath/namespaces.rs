@@ -1,4 +1,4 @@
-//! What the socket programs know of the network namespaces of this node.
+//! What the socket programs know about the network namespaces of this node.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,22 +9,22 @@ use lb_common::layout::{NAMESPACE_ROWS, map, namespace_role};
 use super::pinned::{deleted, kernel, open, read_all, settings};
 use crate::maps::MapError;
 
-/// How many rows an agent writes.
+/// The number of rows that an agent writes at most.
 const ROWS: usize = NAMESPACE_ROWS as usize / 2;
 
 /// The map of network namespaces.
 pub struct NamespaceTable {
     map: HashMap<MapData, u64, u32>,
-    /// What is in it.
+    /// A copy of its rows.
     rows: BTreeMap<u64, u32>,
 }
 
 /// How many network namespaces have each role.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NamespaceCounts {
-    /// Those whose connections are translated at their sockets.
+    /// Namespaces whose connections are translated at their sockets.
     pub at_sockets: usize,
-    /// Those whose connections are left to the devices.
+    /// Namespaces whose connections are left to the TC programs of the devices.
     pub left: usize,
 }
 
@@ -36,9 +36,9 @@ impl NamespaceTable {
         Ok(Self { map, rows })
     }
 
-    /// Writes what differs from `wanted`: roles ([`namespace_role`]) by cookie. Unless these are
-    /// `all` namespaces, rows of others stay while there is room: the kernel gives a cookie to one
-    /// namespace only.
+    /// Writes the rows that differ from `wanted`: roles ([`namespace_role`]) by cookie. If `all` is
+    /// false, `wanted` is incomplete, and other rows stay while there is room. They stay valid
+    /// because the kernel never reuses a cookie.
     pub(super) fn set(&mut self, wanted: BTreeMap<u64, u32>, all: bool) -> Result<(), MapError> {
         let wanted = fitting(wanted);
         for (cookie, role) in &wanted {
@@ -66,8 +66,8 @@ impl NamespaceTable {
         Ok(())
     }
 
-    /// How many namespaces are known. `None` if the kernel does not tell them apart, and all are
-    /// taken for Pods'.
+    /// Counts the known namespaces. `None` if the kernel has no cookies to tell them apart. All
+    /// namespaces count as Pods' then.
     pub fn counts(directory: &Path) -> Result<Option<NamespaceCounts>, MapError> {
         let settings = settings(directory)?;
         if settings.node_namespace == 0 && settings.only_node_sockets == 0 {
@@ -82,7 +82,8 @@ impl NamespaceTable {
     }
 }
 
-/// The rows that are written: Pods' first. What has none is left to the devices.
+/// Selects the rows to write, those of Pods first. Connections of namespaces without a row are left
+/// to the devices.
 fn fitting(wanted: BTreeMap<u64, u32>) -> BTreeMap<u64, u32> {
     if wanted.len() <= ROWS {
         return wanted;
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pods_have_rows_first() {
+    fn namespaces_of_pods_get_rows_first() {
         let number = u64::from(NAMESPACE_ROWS);
         let role = |cookie: u64| match cookie % 4 {
             0 => namespace_role::POD,

@@ -1,5 +1,5 @@
-//! Flows of connections to Services that others have translated before these programs were here:
-//! their packets pass, and what translates them goes on doing so.
+//! Flows of connections to Services that another proxy has translated before these programs were
+//! attached. The programs let their packets pass, and the other proxy keeps translating them.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,23 +13,23 @@ use super::clock::Clock;
 use super::live::{LiveFamily, LiveMaps};
 use crate::maps::{MapError, Protocol};
 
-/// A connection whose destination was changed.
+/// A connection whose destination address was translated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translated {
     /// Its protocol.
     pub protocol: Protocol,
-    /// Who began it.
+    /// The client's address.
     pub client: SocketAddr,
-    /// What the client asked.
+    /// The frontend's address, to which the client sends.
     pub frontend: SocketAddr,
-    /// Who answers.
+    /// The backend's address.
     pub backend: SocketAddr,
 }
 
-/// What a flow is found by.
+/// The key of a flow.
 type Tuple = (Protocol, SocketAddr, SocketAddr);
 
-/// The flows of such connections.
+/// The flows of translated connections.
 pub struct PassingFlows {
     maps: LiveMaps,
     present: BTreeSet<Tuple>,
@@ -48,10 +48,10 @@ impl PassingFlows {
     }
 
     /// Finds the flows that an earlier agent has written, so that the next [`Self::set`] removes
-    /// what is over. Reads all flows.
+    /// those of connections that are over. Reads all flows.
     ///
     /// # Errors
-    /// If the maps cannot be read, as with [`Self::set`].
+    /// If the maps cannot be read.
     pub fn recall(&mut self) -> Result<(), MapError> {
         let v4 = self.maps.ipv4().passing_flows()?;
         self.present.extend(v4.iter().filter_map(tuple_of));
@@ -60,8 +60,8 @@ impl PassingFlows {
         Ok(())
     }
 
-    /// Has the packets of these connections pass, as far as they are to Services, and those of no
-    /// others. Returns how many connections there are.
+    /// Lets the packets of those connections pass that are to Services, and of no others. Returns
+    /// the number of these connections.
     pub fn set(&mut self, connections: &[Translated], clock: Clock) -> Result<usize, MapError> {
         let mut serving = BTreeMap::new();
         let mut wanted = BTreeSet::new();
@@ -84,8 +84,8 @@ impl PassingFlows {
         Ok(self.present.len())
     }
 
-    /// Writes the flows of a connection, or that it goes on. False if it is no Service's, or these
-    /// programs have it.
+    /// Writes or refreshes the flows of a connection. Returns false if the connection is not to a
+    /// Service, or if these programs already translate it.
     fn write<A: LiveFamily>(
         &mut self,
         connection: &Translated,
@@ -105,8 +105,8 @@ impl PassingFlows {
         let Some(frontend) = A::rows(&self.maps).frontend(&key)? else {
             return Ok(false);
         };
-        // Nobody moves datagrams away from a Pod that is gone but the service proxy that translates
-        // them, which may be gone too.
+        // Only the other proxy can redirect datagrams away from a removed Pod, and it may no longer
+        // run.
         if connection.protocol == Protocol::Udp {
             let backends = match serving.entry(connection.frontend) {
                 Entry::Occupied(entry) => entry.into_mut(),
@@ -129,7 +129,7 @@ impl PassingFlows {
     }
 }
 
-/// The addresses that a frontend leads to.
+/// The addresses of a frontend's backends.
 fn backends<A: LiveFamily>(maps: &LiveMaps, frontend: &Frontend) -> Result<BTreeSet<SocketAddr>, MapError> {
     let mut found = BTreeSet::new();
     for region in [frontend.cluster, frontend.local] {
@@ -142,7 +142,7 @@ fn backends<A: LiveFamily>(maps: &LiveMaps, frontend: &Frontend) -> Result<BTree
     Ok(found)
 }
 
-/// Where the packets of a connection may enter.
+/// The keys of the hooks where packets of a connection may enter.
 fn keys<A: LiveFamily>((protocol, client, frontend): Tuple) -> Option<[FlowKey<A>; 2]> {
     let (source, destination) = (A::of(client.ip())?, A::of(frontend.ip())?);
     Some([hook::INGRESS_INSIDE, hook::INGRESS_OUTSIDE].map(|hook| FlowKey {
@@ -169,8 +169,8 @@ fn tuple_of<A: LiveFamily>(key: &FlowKey<A>) -> Option<Tuple> {
     ))
 }
 
-/// What is written: a connection that is established, so that its client may be silent for as long
-/// as others'.
+/// The flow of an established connection. It gets the same idle time as other established
+/// connections.
 fn flow<A: LiveFamily>(key: &FlowKey<A>, service: u32, now: u32) -> Flow<A> {
     let mut flow = Flow {
         source: key.source,
@@ -190,7 +190,7 @@ fn flow<A: LiveFamily>(key: &FlowKey<A>, service: u32, now: u32) -> Flow<A> {
     flow
 }
 
-/// Removes the flows of a connection, unless these programs have it now.
+/// Removes the flows of a connection, unless these programs translate it now.
 fn remove<A: LiveFamily>(maps: &mut LiveMaps, tuple: Tuple) -> Result<(), MapError> {
     for key in keys::<A>(tuple).into_iter().flatten() {
         let present = A::rows(maps).flow(&key)?;

@@ -1,4 +1,4 @@
-//! Opens and reads the maps where they are pinned, and says what went wrong.
+//! Opens and reads pinned maps, and describes errors.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,7 +21,7 @@ where
     typed(open_any(directory, name)?, name)
 }
 
-/// As [`open`], with the number of entries that the map has room for.
+/// Like [`open`]. Also returns the map's capacity in entries.
 pub(super) fn open_with_size<T>(directory: &Path, name: &'static str) -> Result<(T, u32), MapError>
 where
     T: TryFrom<Map, Error = KernelError>,
@@ -31,7 +31,7 @@ where
     Ok((typed(map, name)?, size))
 }
 
-/// As [`open`], for an array that is read and written in bulk.
+/// Like [`open`], for an array that is read and written in bulk.
 pub(super) fn open_batch<T: Pod + Default>(
     directory: &Path,
     name: &'static str,
@@ -44,12 +44,12 @@ pub(super) fn open_batch<T: Pod + Default>(
     array.ok_or_else(|| kernel(name, "use it as the array it should be".to_owned(), wrong()))
 }
 
-/// How many entries the map of this name that is pinned in `directory` has room for.
+/// The capacity, in entries, of the map of this name that is pinned in `directory`.
 pub(super) fn size(directory: &Path, name: &'static str) -> Result<u32, MapError> {
     max_entries(&open_any(directory, name)?, name)
 }
 
-/// What the programs whose maps are pinned in `directory` were loaded with.
+/// The settings with which the programs were loaded whose maps are pinned in `directory`.
 pub(super) fn settings(directory: &Path) -> Result<LoadedSettings, MapError> {
     let settings: Array<_, LoadedSettings> = open(directory, map::SETTINGS)?;
     settings
@@ -65,12 +65,12 @@ pub(super) fn read_all<K: Pod + Ord, V: Pod>(
     rows.iter().collect::<Result<_, _>>().map_err(unread(name))
 }
 
-/// What to say of a map whose rows cannot be read.
+/// Returns the error for a map whose rows cannot be read.
 pub(super) fn unread(name: &'static str) -> impl Fn(KernelError) -> MapError {
     move |error| kernel(name, "read all rows".to_owned(), error)
 }
 
-/// What to say of an operation that the kernel refused.
+/// The error for an operation that the kernel refused.
 pub(super) fn kernel(
     map: &'static str,
     operation: String,
@@ -83,7 +83,7 @@ pub(super) fn kernel(
     }
 }
 
-/// The result of a deletion: what does not exist is deleted.
+/// The result of a deletion. Deleting a row that does not exist is not an error.
 pub(super) fn deleted(result: Result<(), KernelError>) -> Result<(), KernelError> {
     match result {
         Err(KernelError::KeyNotFound) => Ok(()),
@@ -92,7 +92,7 @@ pub(super) fn deleted(result: Result<(), KernelError>) -> Result<(), KernelError
     }
 }
 
-/// Whether this is why the kernel refused.
+/// Whether a system call failed with this errno.
 pub(super) fn is(error: &SyscallError, errno: Errno) -> bool {
     error.io_error.raw_os_error() == Some(errno as i32)
 }
@@ -109,7 +109,7 @@ fn typed<T: TryFrom<Map, Error = KernelError>>(map: Map, name: &'static str) -> 
 }
 
 fn max_entries(map: &Map, name: &'static str) -> Result<u32, MapError> {
-    let failed = |error| kernel(name, "ask for its size".to_owned(), error);
+    let failed = |error| kernel(name, "read its size".to_owned(), error);
     let (Map::Array(data)
     | Map::HashMap(data)
     | Map::LpmTrie(data)

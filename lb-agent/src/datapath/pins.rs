@@ -5,7 +5,7 @@
 //! PIN_PATH/v1/links/12-lb_tc_from_pod …             INDEX-PROGRAM for a device
 //! PIN_PATH/v1/links/cgroup-lb_connect4 …            for the cgroup
 //! ```
-//! `v1` is the layout's version. What else there is under the pin path was left by agents of other
+//! `v1` is the layout version. Everything else under the pin path was left by agents with other
 //! layouts.
 
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use lb_common::layout::LAYOUT_VERSION;
 
 use super::links::Link;
 
-/// Where maps go that cannot be read, until no program uses them any more.
+/// The directory for maps that this agent cannot read. They stay there until no program uses them.
 const SET_ASIDE: &str = "set-aside";
 
 /// The directories under a pin path.
@@ -27,12 +27,12 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Under this path, which lies in a bpf file system.
+    /// Pins under this path, which must be in a bpf file system.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
-    /// Everything of this agent's layout version.
+    /// The directory of this agent's layout version.
     fn version(&self) -> PathBuf {
         self.root.join(format!("v{LAYOUT_VERSION}"))
     }
@@ -59,19 +59,19 @@ impl Pins {
         Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
     }
 
-    /// Removes a link's file, which detaches its program. One that is gone already is success.
+    /// Removes a link's file, which detaches its program. A missing file is not an error.
     pub(super) fn remove_link(&self, name: &str) -> io::Result<()> {
         remove(&self.link(name))
     }
 
-    /// Names of what agents of other layouts have left under the pin path.
+    /// Names of the entries that agents with other layouts have left under the pin path.
     pub(super) fn others(&self) -> io::Result<Vec<String>> {
         let paths = self.other_paths()?;
         let names = paths.iter().filter_map(|path| path.file_name());
         Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
     }
 
-    /// All files of other layouts, whatever they are.
+    /// All files of other layouts, at any depth.
     pub(super) fn other_files(&self) -> io::Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         for path in self.other_paths()? {
@@ -80,20 +80,20 @@ impl Pins {
         Ok(files)
     }
 
-    /// Removes what agents of other layouts have left.
+    /// Removes everything that agents with other layouts have left.
     pub(super) fn remove_others(&self) -> io::Result<()> {
         self.other_paths()?.iter().try_for_each(|path| remove(path))
     }
 
-    /// Makes this layout's maps another layout's.
+    /// Moves this layout's maps to the set-aside directory, where they count as another layout's.
     pub(super) fn set_maps_aside(&self) -> io::Result<()> {
         let aside = self.root.join(SET_ASIDE);
         remove(&aside)?;
         fs::rename(self.maps(), aside)
     }
 
-    /// Removes everything, links first: no program runs without its maps. Other layouts go too.
-    /// Returns how many files there were, links and maps.
+    /// Removes everything, including other layouts. Links are removed first, because no program
+    /// runs without its maps. Returns the number of links.
     pub(crate) fn remove_all(&self) -> io::Result<usize> {
         let mut files = Vec::new();
         collect(&self.root, &mut files)?;
@@ -105,12 +105,12 @@ impl Pins {
         Ok(links.len())
     }
 
-    /// The path that was given.
+    /// The pin path.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// What it means if the maps are not there.
+    /// The message for maps that do not exist.
     pub(crate) fn nobody_ran(&self) -> String {
         format!("no agent has run with --pin-path {}", self.root.display())
     }
@@ -123,7 +123,7 @@ impl Pins {
     }
 }
 
-/// What is in a directory; nothing if there is no such directory.
+/// The entries of a directory. Empty if the directory does not exist.
 fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -131,7 +131,7 @@ fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     }
 }
 
-/// Adds a file, or those in a directory.
+/// Adds a file, or all files in a directory and its subdirectories.
 fn collect(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -146,7 +146,7 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     }
 }
 
-/// Removes a file or a directory. What is gone already is success.
+/// Removes a file or a directory. A missing one is not an error.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     let result = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
@@ -154,9 +154,10 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
             fs::remove_dir(path)
         }
         Ok(_) => {
-            // Open meanwhile: the kernel detaches at once when a link's last file is closed, but
-            // some time after its last pin was removed, and until then nothing else can be attached
-            // there.
+            // Keeps the link open while its file is removed. The kernel detaches a program
+            // immediately when the last file descriptor of its link is closed. When the last pin is
+            // removed, the kernel detaches later, and until then nothing else can be attached in
+            // that place.
             let _link = Link::open(path);
             fs::remove_file(path)
         }
@@ -172,7 +173,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Plain files are as good as pins here.
+    /// Creates plain files instead of pins.
     fn pins(files: &[&str]) -> (tempfile::TempDir, Pins) {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("pins");
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_not_of_this_layout_is_another_ones() {
+    fn every_other_entry_under_the_pin_path_is_another_layouts() {
         let own = format!("v{LAYOUT_VERSION}");
         let (_directory, pins) = pins(&[
             &format!("{own}/maps/FLOWS4"),
@@ -202,7 +203,7 @@ mod tests {
         assert_eq!(pins.others().unwrap(), [""; 0]);
         assert_eq!(pins.link_names().unwrap().len(), 1);
         assert!(pins.maps().join("FLOWS4").exists());
-        // Again: nothing is left, which is no error.
+        // Removing again is not an error.
         pins.remove_others().unwrap();
         pins.remove_all().unwrap();
         assert!(!pins.root().exists());
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_are_set_aside_more_than_once() {
+    fn maps_can_be_set_aside_repeatedly() {
         let (_directory, pins) = pins(&[]);
         for _ in 0..2 {
             fs::create_dir_all(pins.maps()).unwrap();

@@ -1,4 +1,4 @@
-//! What the running kernel supports, found out by trying.
+//! Probes what the running kernel supports.
 
 use aya::maps::MapType;
 use aya::programs::{ProgramError, ProgramType};
@@ -34,13 +34,13 @@ pub(crate) enum Helper {
     SetRetval,
 }
 
-/// Why support cannot be told.
+/// Why support cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProbeError {
-    /// The kernel does not let this process try.
+    /// The process lacks the capabilities for the probe.
     #[error("needs the capabilities to load programs and create maps")]
     Forbidden,
-    /// The kernel answered something else than yes or no.
+    /// The kernel's answer was neither yes nor no.
     #[error("the kernel refused the probe")]
     Refused(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

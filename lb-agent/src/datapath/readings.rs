@@ -1,5 +1,5 @@
-//! What the maps tell while packets change them. Opened once, read at any time and by any thread:
-//! nobody who writes them waits.
+//! Readings of the maps while packets change them. The maps are opened once. Any thread can read
+//! them at any time without blocking those who write them.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -15,11 +15,11 @@ use super::pinned::{open, unread};
 use super::sizes::{Size, map_sizes};
 use crate::maps::MapError;
 
-/// One part in so many of the time may go into counting the entries of maps: a full flow table
-/// takes some 100 ms, as its keys can only be had one by one.
+/// Counting map entries may take at most one part in this many of the time. Keys can only be read
+/// one by one, so a full flow table takes about 100 ms.
 const COUNTING_SHARE: u32 = 100;
 
-/// The maps that packets change, and the names of what they count.
+/// The maps that packets change, and the names of the counted service ports.
 pub struct Readings {
     directory: PathBuf,
     counters: Counters,
@@ -39,7 +39,7 @@ impl Readings {
         })
     }
 
-    /// How many packets were not simply translated, for each reason.
+    /// The number of packets that were not simply translated, for each reason.
     pub(crate) fn reasons(&self) -> Result<Vec<(Reason, u64)>, MapError> {
         let read = |reason| Ok((reason, self.counters.reason(reason)?));
         Reason::ALL.into_iter().map(read).collect()
@@ -54,8 +54,8 @@ impl Readings {
         self.names.iter().map(read).collect()
     }
 
-    /// The maps that packets fill, as they are or were a short time ago: counting them takes a
-    /// hundredth of the time.
+    /// The sizes of the maps that packets fill. The result may be cached, so that counting takes
+    /// only a hundredth of the time.
     pub(crate) fn sizes(&self) -> Result<Vec<Size>, MapError> {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         let start = Instant::now();

@@ -1,4 +1,4 @@
-//! How full the maps are that packets and sockets fill.
+//! Fill levels of the maps that packets and sockets fill.
 
 use std::path::Path;
 
@@ -33,7 +33,7 @@ pub(crate) fn map_sizes(directory: &Path) -> Result<Vec<Size>, MapError> {
         .into())
 }
 
-/// Those of one IP version.
+/// The maps of one IP version.
 fn sizes_of<A: MapFamily>(directory: &Path) -> Result<[(usize, u32); 4], MapError> {
     Ok([
         size::<FlowKey<A>, Flow<A>>(directory, A::FLOWS)?,
@@ -45,7 +45,7 @@ fn sizes_of<A: MapFamily>(directory: &Path) -> Result<[(usize, u32); 4], MapErro
 
 fn size<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<(usize, u32), MapError> {
     let (map, capacity): (HashMap<MapData, K, V>, u32) = open_with_size(directory, name)?;
-    // A key that is evicted while it is looked at makes the walk begin anew.
+    // The iteration restarts if its current key is evicted, so it needs a limit.
     let most = usize::try_from(capacity).unwrap_or(usize::MAX);
     Ok((map.keys().take(most).count(), capacity))
 }

@@ -1,4 +1,4 @@
-//! What the kernel's maps remember of translated sockets.
+//! Rows of translated sockets in the kernel's maps.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -13,40 +13,41 @@ use super::family::MapFamily;
 use super::pinned::{deleted, kernel, open, open_with_size, unread};
 use crate::maps::{MapError, Protocol};
 
-/// A translated socket, and the backend that was chosen for it.
+/// A translated socket and its backend.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SocketRow {
     /// The kernel's socket cookie.
     pub(crate) cookie: u64,
     /// The socket's protocol.
     pub(crate) protocol: Protocol,
-    /// The backend's address; a frontend's in one of the two rows of a UDP socket. An IPv6 socket
-    /// that knows its peer by an IPv4-mapped address has an IPv4 row.
+    /// The peer's address as the kernel sees it: the backend, or in one of the two rows of a UDP
+    /// socket a frontend. An IPv6 socket with an IPv4-mapped peer has an IPv4 row.
     pub(crate) peer: SocketAddr,
-    /// What stands in the row: the frontend that the process named; or the backend, in the other
-    /// row of a UDP socket.
+    /// The address in the row: the frontend that the process named, or in the other row of a UDP
+    /// socket the backend.
     pub(crate) named: SocketAddr,
-    /// Whether that is the backend.
+    /// Whether `named` is the backend.
     pub(crate) names_backend: bool,
-    /// The backend that was chosen; 0 if there was none to choose.
+    /// The chosen backend. 0 if none was available.
     pub(crate) backend: BackendId,
-    /// The backend row's generation when it was chosen.
+    /// The generation of the backend row at that time.
     pub(crate) generation: u32,
 }
 
 impl SocketRow {
-    /// Whether no backend was to be had when a UDP socket was connected.
-    pub(crate) fn has_nowhere(&self) -> bool {
+    /// Whether no backend was available when a UDP socket was connected.
+    pub(crate) fn has_no_backend(&self) -> bool {
         self.backend == 0
     }
 }
 
-/// Whom a UDP socket reaches if it is connected to a frontend again.
+/// What a UDP socket reaches if it is connected to a frontend again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Served {
-    /// There is no such frontend any more: it would be connected to an address that means nobody.
+    /// The frontend no longer exists. The socket would be connected to an address that nothing
+    /// serves.
     NoFrontend,
-    /// Nobody yet.
+    /// No backend yet.
     Nobody,
     /// A backend.
     Backend,
@@ -58,7 +59,7 @@ pub struct SocketMaps {
     ipv6: FamilyMaps<Address6>,
 }
 
-/// Those of one family.
+/// The maps of one family.
 struct FamilyMaps<A: MapFamily> {
     sockets: HashMap<MapData, SocketKey<A>, layout::Socket<A>>,
     capacity: u32,
@@ -75,14 +76,14 @@ impl SocketMaps {
         })
     }
 
-    /// All rows whose backend was removed, or that never had one.
+    /// All rows whose backend was removed or that never had one.
     pub fn stranded(&self) -> Result<HashSet<SocketRow>, MapError> {
         let mut stranded = self.ipv4.stranded()?;
         stranded.extend(self.ipv6.stranded()?);
         Ok(stranded)
     }
 
-    /// Whom the socket of a row reaches through the frontend that the row names.
+    /// What the socket of a row reaches through the frontend that the row names.
     pub(crate) fn served(&self, row: &SocketRow) -> Result<Served, MapError> {
         match row.named.ip() {
             IpAddr::V4(address) => self.ipv4.served(row, address.into()),
@@ -90,7 +91,7 @@ impl SocketMaps {
         }
     }
 
-    /// Whether the row is still there. It is not once the socket was translated again.
+    /// Whether the row still exists unchanged. It changes when the socket is translated again.
     pub(crate) fn holds(&self, row: &SocketRow) -> Result<bool, MapError> {
         match row.peer.ip() {
             IpAddr::V4(address) => self.ipv4.holds(row, address.into()),
@@ -98,7 +99,7 @@ impl SocketMaps {
         }
     }
 
-    /// Deletes the row. One that is not there is success.
+    /// Deletes the row. A missing row is not an error.
     pub(crate) fn remove(&mut self, row: &SocketRow) -> Result<(), MapError> {
         match row.peer.ip() {
             IpAddr::V4(address) => self.ipv4.remove(row, address.into()),
@@ -141,13 +142,14 @@ impl<A: MapFamily> FamilyMaps<A> {
 
     fn stranded(&self) -> Result<HashSet<SocketRow>, MapError> {
         let mut rows = self.rows()?;
-        // After the rows: a backend that was read before could since have become another, and the
-        // row be that one's.
+        // Backends are read after the rows. If they were read first, a backend row could be reused
+        // in between, and the socket row could belong to the new endpoint.
         let backends = self.backends(&rows)?;
-        let is_stranded = |row: &SocketRow| row.has_nowhere() || is_removed(row, backends.get(&row.backend));
+        let is_stranded =
+            |row: &SocketRow| row.has_no_backend() || is_removed(row, backends.get(&row.backend));
         rows.retain(is_stranded);
         for row in &mut rows {
-            // An agent before this one did not say what they name.
+            // Rows written by an older agent do not contain this flag.
             row.names_backend |= backends.get(&row.backend).is_some_and(|backend| {
                 row.named == SocketAddr::new(backend.address.into(), backend.port.get())
             });
@@ -156,7 +158,8 @@ impl<A: MapFamily> FamilyMaps<A> {
     }
 
     fn rows(&self) -> Result<Vec<SocketRow>, MapError> {
-        // A row that goes while it is read sends the reader back to the first one: not for ever.
+        // If a row is deleted while it is read, the iteration restarts at the first one, so it
+        // needs a limit.
         let limit = 2 * self.capacity as usize;
         let mut rows = Vec::new();
         for row in self.sockets.iter().take(limit) {
@@ -201,13 +204,12 @@ impl<A: MapFamily> FamilyMaps<A> {
     }
 }
 
-/// Whether the backend that was chosen is gone, or its row another endpoint's by now.
+/// Whether the chosen backend was removed, or its row was reused for another endpoint.
 fn is_removed<A>(row: &SocketRow, backend: Option<&layout::Backend<A>>) -> bool {
     backend.is_none_or(|backend| backend.state == backend_state::GONE || backend.generation != row.generation)
 }
 
-/// A row as the agent sees it; `None` if no program would have written it, or if it names no
-/// backend.
+/// Converts a row. `None` if no program would have written it, or if it contains no backend.
 fn row_of<A: Copy + Into<IpAddr>>(key: &SocketKey<A>, socket: &layout::Socket<A>) -> Option<SocketRow> {
     let protocols = [Protocol::Tcp, Protocol::Udp];
     let [low, high] = key.cookie.map(u64::from);
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_survives_the_way_to_its_key_and_back() {
+    fn a_socket_row_round_trips_through_its_key() {
         let address = Address4::from_bytes([10, 0, 0, 1]);
         let socket = layout::Socket {
             address: Address4::from_bytes([10, 96, 0, 1]),

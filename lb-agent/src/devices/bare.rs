@@ -1,4 +1,4 @@
-//! Devices that carry no programs although packets of other machines may come by them, and why.
+//! Devices that carry no programs although packets of other machines may arrive on them, and why.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,7 +16,7 @@ pub struct Bare {
     /// Its name.
     #[serde(rename = "device")]
     pub name: String,
-    /// Why.
+    /// Why it carries no programs.
     pub why: Why,
 }
 
@@ -24,29 +24,29 @@ pub struct Bare {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Why {
-    /// Neither an address nor a route says that anybody is behind it.
+    /// Neither an address nor a route leads to other machines through it.
     LeadsNowhere,
-    /// Its frames begin with a header that the programs do not read.
+    /// Its frames begin with a header that the programs cannot read.
     UnreadableHeader,
-    /// Whether Pods or clients are behind it does not show.
+    /// Addresses and routes do not show whether Pods or clients are behind it.
     LeadsAnywhere,
-    /// A bridge or the like takes its packets, and carries no programs either.
+    /// It is the port of a bridge or similar device, which carries no programs either.
     Switched,
-    /// The agent was told which devices to take, or has not run since the device is there.
+    /// The command line selects other devices, or no agent has run since the device exists.
     NotChosen,
 }
 
 impl Why {
-    /// For people.
+    /// A text for users.
     pub fn text(self) -> &'static str {
         match self {
-            Self::LeadsNowhere => "it has no global address, and no route leads out by it",
-            Self::UnreadableHeader => "its frames have neither an Ethernet header nor none",
+            Self::LeadsNowhere => "it has no global address, and no route leads out through it",
+            Self::UnreadableHeader => "its frames have a link-layer header other than Ethernet",
             Self::LeadsAnywhere => {
-                "it may lead to this node's Pods or to clients: name it with --network-device or --pod-device"
+                "it may lead to this node's Pods or to clients: select it with --network-device or --pod-device"
             }
-            Self::Switched => "it is the port of a device that carries none",
-            Self::NotChosen => "--network-device or --pod-device name others, or no agent runs",
+            Self::Switched => "it is the port of a device that carries no programs",
+            Self::NotChosen => "--network-device or --pod-device select other devices, or no agent runs",
         }
     }
 }
@@ -57,8 +57,9 @@ impl fmt::Display for Bare {
     }
 }
 
-/// The devices that are up and carry no programs, if `carries` tells which do. Bridges whose ports
-/// carry them are none of these, nor are ports of such a bridge.
+/// Returns the devices that are up and carry no programs. `carries` returns whether a device
+/// carries them. The result excludes bridges whose ports carry programs, and ports of bridges that
+/// carry them.
 pub fn bare(snapshot: &Snapshot, carries: impl Fn(u32) -> bool) -> BTreeSet<Bare> {
     let is_bare = |link: &&Link| {
         link.up
@@ -77,8 +78,8 @@ pub fn bare(snapshot: &Snapshot, carries: impl Fn(u32) -> bool) -> BTreeSet<Bare
         .collect()
 }
 
-/// Whether the packets of a device are seen at another one: at its ports, or at what it is a port
-/// of.
+/// Whether programs see the packets of a device at another one: at its ports, or at the device that
+/// it is a port of.
 fn is_covered(snapshot: &Snapshot, carries: &impl Fn(u32) -> bool, link: &Link) -> bool {
     let above = snapshot.switch_of(link).map(|switch| switch.index);
     let has_seen_ports = || {
@@ -95,7 +96,7 @@ fn why(snapshot: &Snapshot, link: &Link) -> Why {
         Why::Switched
     } else if !snapshot.leads_out(link.index) {
         Why::LeadsNowhere
-    } else if link.leads_anywhere() {
+    } else if link.may_lead_anywhere() {
         Why::LeadsAnywhere
     } else {
         Why::NotChosen
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_carries_nothing_is_told_with_the_reason() {
+    fn devices_without_programs_are_listed_with_a_reason() {
         let links = [
             Link {
                 loopback: true,
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn bridges_and_ports_cover_each_other() {
+    fn a_bridge_with_programs_covers_its_ports_and_vice_versa() {
         let links = [
             link(2, "br0", "bridge"),
             port(link(3, "eth0", ""), 2),

@@ -1,4 +1,4 @@
-//! The rules that say which device is a Pod's and which leads out of the node.
+//! The rules that determine which devices belong to Pods and which lead out of the node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,11 +9,10 @@ use serde::Serialize;
 
 use super::{Link, Snapshot};
 
-/// The agent's own device, which leads to the kernel's reassembly of datagrams
-/// ([`crate::reassembly`]).
+/// The agent's own device, which leads to the kernel's reassembly ([`crate::reassembly`]).
 pub const REASSEMBLY_DEVICE: &str = "lbfrag0";
 
-/// Which side of the node a device is on; decides which programs it carries.
+/// The side of the node that a device is on. It determines the programs that the device carries.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -32,28 +31,29 @@ impl fmt::Display for Role {
     }
 }
 
-/// What a device is to carry.
+/// The programs that a device must carry.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Attachment {
     /// Name of the device.
     pub name: String,
-    /// What the kernel calls the device's type; empty for hardware. A `veth` or `tun` counts as
-    /// having no native XDP.
+    /// The kernel's type name of the device. Empty for hardware. `veth` and `tun` count as devices
+    /// without native XDP.
     pub kind: String,
-    /// Another number than before under the same index is another device: it carries nothing yet.
+    /// If this number changes for an index, it is a different device that does not carry programs
+    /// yet.
     #[serde(skip)]
     pub instance: u64,
     /// Its role.
     pub role: Role,
-    /// Whether its packets begin with an Ethernet header; else with the IP header.
+    /// Whether its packets begin with an Ethernet header. Otherwise they begin with the IP header.
     pub ethernet: bool,
 }
 
-/// The command-line options that choose devices.
+/// The command-line options that select devices.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DeviceArguments {
     /// Devices towards clients and other nodes, as a pattern like `eth*` (may be repeated)
-    /// [default: all that have an address or that a route leads out by, and overlays]
+    /// [default: devices with an address or with a route out of the node, and overlays]
     #[arg(long, value_name = "GLOB")]
     pub network_device: Vec<Glob>,
     /// Host ends of the Pods' devices, as a pattern like `veth*` (may be repeated) [default: every
@@ -62,20 +62,20 @@ pub struct DeviceArguments {
     pub pod_device: Vec<Glob>,
 }
 
-/// How to choose devices. Device names that match take the place of the automatic choice of that
-/// role; one that matches both lists is a network device.
+/// How to select devices. Patterns for a role replace the automatic selection for that role. A
+/// device that matches both lists is a network device.
 #[derive(Clone, Debug, Default)]
 pub struct DeviceOptions {
     /// Names of the network devices.
     pub network: Option<GlobSet>,
     /// Names of the Pod devices.
     pub pod: Option<GlobSet>,
-    /// Addresses of this node: the devices that have them are network devices.
+    /// Addresses of this node. Devices that have one of them are network devices.
     pub node_addresses: BTreeSet<IpAddr>,
 }
 
 impl DeviceOptions {
-    /// The options that the command line and the node's addresses make.
+    /// Creates the options from the command line and the node's addresses.
     pub fn new(
         arguments: &DeviceArguments,
         node_addresses: BTreeSet<IpAddr>,
@@ -99,7 +99,7 @@ fn glob_set(globs: &[Glob]) -> Result<Option<GlobSet>, globset::Error> {
     builder.build().map(Some)
 }
 
-/// Every device that has a role, by index.
+/// Returns every device that has a role, by index.
 pub fn classify(snapshot: &Snapshot, options: &DeviceOptions) -> BTreeMap<u32, Attachment> {
     let rules = Rules::new(snapshot, options);
     snapshot
@@ -119,14 +119,15 @@ fn attachment(link: &Link, role: Role) -> Attachment {
     }
 }
 
-/// What is known before the first device has a role.
+/// What must be known before roles can be determined.
 struct Rules<'a> {
     snapshot: &'a Snapshot,
     options: &'a DeviceOptions,
-    /// Devices that carry a default route or an address of the node: uplinks whatever they are.
+    /// Devices with a default route or an address of the node. They are uplinks, whatever their
+    /// type.
     uplinks: BTreeSet<u32>,
-    /// Bridges of which a port is a Pod's device: what they do not learn from their ports is said
-    /// to these.
+    /// Bridges that have a Pod's device as a port. A bridge floods frames with unknown destinations
+    /// to these ports.
     pod_bridges: BTreeSet<u32>,
 }
 
@@ -138,7 +139,7 @@ impl<'a> Rules<'a> {
             uplinks: uplinks(snapshot, options),
             pod_bridges: BTreeSet::new(),
         };
-        let pods = snapshot.links.values().filter(|link| rules.is_pods(link));
+        let pods = snapshot.links.values().filter(|link| rules.belongs_to_pod(link));
         rules.pod_bridges = pods.filter_map(|link| link.master).collect();
         rules
     }
@@ -169,37 +170,38 @@ impl<'a> Rules<'a> {
 
     fn automatic_role(&self, link: &Link) -> Option<Role> {
         let switch = self.snapshot.switch_of(link);
-        // The bridge or bond sees all packets of its ports; on both they would be handled twice.
+        // The bridge or bond sees all packets of its ports. With programs on both, packets would be
+        // processed twice.
         if switch.is_some_and(|switch| self.sees_packets_of_ports(switch)) {
             return None;
         }
         if link.unreadable {
             return None;
         }
-        // Also a veth: in labs and in kind clusters the node's uplink is one.
+        // This includes veth devices: in labs and kind clusters, the node's uplink is one.
         if self.uplinks.contains(&link.index) {
             return Some(Role::Network);
         }
-        // Every namespace has tunnel devices that the kernel made and nobody uses: those are down.
+        // Every namespace has unused tunnel devices that the kernel created. Those are down.
         if is_overlay(&link.kind) && link.up {
             return Some(Role::Network);
         }
-        // Whether it is up does not matter: it has its programs before the Pod's first packet.
+        // The device may be down, so that it has its programs before the Pod's first packet.
         if is_pair_with_pod(link) {
             return Some(Role::Pod);
         }
-        if link.leads_anywhere() {
+        if link.may_lead_anywhere() {
             return None;
         }
         let leads_out = match switch {
-            // Beside the Pods' devices: who is behind it comes to the bridge.
+            // A bridge with Pods leads out through its other ports, so these carry the programs.
             Some(bridge) => self.pod_bridges.contains(&bridge.index) && self.snapshot.leads_out(bridge.index),
             None => !self.pod_bridges.contains(&link.index) && self.snapshot.leads_out(link.index),
         };
         leads_out.then_some(Role::Network)
     }
 
-    /// Whether a device that has ports is the one to carry the programs.
+    /// Whether the programs belong on this device rather than on its ports.
     fn sees_packets_of_ports(&self, switch: &Link) -> bool {
         let index = switch.index;
         let leads_out = || self.snapshot.leads_out(index) && !self.pod_bridges.contains(&index);
@@ -207,8 +209,8 @@ impl<'a> Rules<'a> {
             && (self.uplinks.contains(&index) || leads_out())
     }
 
-    /// Whether a device is a Pod's if its bridge leaves the packets to it.
-    fn is_pods(&self, link: &Link) -> bool {
+    /// Whether a device belongs to a Pod, unless its bridge carries the programs.
+    fn belongs_to_pod(&self, link: &Link) -> bool {
         match self.named_role(link) {
             Some(role) => role == Role::Pod,
             None => {
@@ -218,7 +220,7 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// Indexes of the devices that carry a default route or an address of the node.
+/// Indices of the devices with a default route or an address of the node.
 fn uplinks(snapshot: &Snapshot, options: &DeviceOptions) -> BTreeSet<u32> {
     let routes = snapshot.default_routes.iter().map(|route| route.device);
     let addresses = snapshot.addresses.iter().filter_map(|(&device, addresses)| {

@@ -18,14 +18,14 @@ use rtnetlink::packet_route::link::{
 
 use super::{Address, DeviceError, Link};
 
-/// How often a dump that changes interrupted is repeated. Each of those changes is an event too, so
-/// that the next round has another chance.
+/// How often to repeat a dump that concurrent changes interrupted. Each of those changes is also an
+/// event, so a later round can complete the dump.
 pub(super) const ATTEMPTS: usize = 5;
 
-/// Devices whose frames begin with headers of their own.
+/// Link-layer types whose headers the programs cannot read.
 const UNREADABLE: [LinkLayerType; 2] = [LinkLayerType::Infiniband, LinkLayerType::Ieee1394];
 
-/// The connection that dumps are asked for on.
+/// The netlink connection for dumps.
 pub(super) struct Dumper {
     handle: Handle,
 }
@@ -34,14 +34,14 @@ impl Dumper {
     /// Connects to the calling thread's network namespace.
     pub(super) fn connect() -> Result<Self, DeviceError> {
         let (mut connection, handle, _) = rtnetlink::new_connection().map_err(DeviceError::Open)?;
-        // Else a dump that broke off would look complete.
+        // Otherwise an aborted dump would look complete.
         connection.set_forward_done(true);
-        // Ends when the handle is dropped.
+        // The task ends when the handle is dropped.
         tokio::spawn(connection);
         Ok(Self { handle })
     }
 
-    /// All devices by index.
+    /// Returns all devices by index.
     pub(super) async fn links(&mut self) -> Result<BTreeMap<u32, Link>, DeviceError> {
         let mut request = LinkMessage::default();
         let without_statistics = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
@@ -59,7 +59,7 @@ impl Dumper {
         Ok(links.into_iter().map(|link| (link.index, link)).collect())
     }
 
-    /// All addresses by index of their device.
+    /// Returns all addresses by the index of their device.
     pub(super) async fn addresses(&mut self) -> Result<BTreeMap<u32, Vec<Address>>, DeviceError> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let found = self
@@ -98,7 +98,7 @@ impl Dumper {
         Ok(found)
     }
 
-    /// Also tells whether the dump shows one moment rather than parts of several.
+    /// Also returns whether the dump is consistent, i.e. shows a single point in time.
     async fn dump_once<T>(
         &mut self,
         request: RouteNetlinkMessage,
@@ -169,7 +169,7 @@ fn address(message: &AddressMessage) -> Option<Address> {
         }
     }
     Some(Address {
-        // On a point-to-point device the other one is the peer's.
+        // On a point-to-point device, the other attribute contains the peer's address.
         address: own.or(peer_or_own)?,
         global: message.header.scope == AddressScope::Universe,
         stable: !flags.intersects(UNSTABLE),

@@ -1,6 +1,6 @@
-//! What netlink reports as changed. Only the kind of an event is read here, not its contents: what
-//! is true is dumped afterwards. So neither lost events nor attributes that a newer kernel adds can
-//! mislead.
+//! Change notifications from netlink. This module reads only the kind of an event. The current
+//! state is dumped afterwards. So neither lost events nor unknown attributes of newer kernels can
+//! cause errors.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,7 +15,7 @@ use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use super::DeviceError;
 use super::routes::is_default_route;
 
-/// Larger than any message the kernel sends.
+/// Larger than any message that the kernel sends.
 const BUFFER_SIZE: usize = 64 * 1024;
 
 const GROUPS: [MulticastGroup; 6] = [
@@ -27,10 +27,11 @@ const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Nexthop,
 ];
 
-/// Attributes of a route (linux/rtnetlink.h) that name its devices.
+/// Route attributes (linux/rtnetlink.h) that contain its devices.
 const RTA_OIF: u16 = libc::RTA_OIF;
 const RTA_MULTIPATH: u16 = libc::RTA_MULTIPATH;
-/// A nexthop object (linux/nexthop.h), which alone may name the device.
+/// Message types of nexthop objects (linux/nexthop.h). A route may name its device only through
+/// such an object.
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
 
@@ -40,18 +41,18 @@ pub(super) struct Changes {
     pub(super) links: bool,
     pub(super) addresses: bool,
     pub(super) default_routes: bool,
-    /// By which devices routes may lead that were not there before.
+    /// The devices of routes that may be new.
     pub(super) routes: NewRoutes,
-    /// Indexes of devices that went away; others may have the same indexes by now.
+    /// Indices of deleted devices. Other devices may have the same indices by now.
     pub(super) deleted: BTreeSet<u32>,
 }
 
-/// By which devices new routes may lead.
+/// The devices through which new routes may lead.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum NewRoutes {
-    /// By these.
+    /// Through these devices.
     By(BTreeSet<u32>),
-    /// By any.
+    /// Through any device.
     ByAny,
 }
 
@@ -62,7 +63,7 @@ impl Default for NewRoutes {
 }
 
 impl NewRoutes {
-    /// Whether one may lead by this device.
+    /// Whether a new route may lead through this device.
     pub(super) fn may_lead_by(&self, device: u32) -> bool {
         match self {
             Self::By(devices) => devices.contains(&device),
@@ -70,7 +71,7 @@ impl NewRoutes {
         }
     }
 
-    /// Adds others.
+    /// Adds the devices of other routes.
     pub(super) fn join(&mut self, others: Self) {
         self.add(match others {
             Self::By(devices) => Some(devices.into_iter().collect()),
@@ -88,7 +89,7 @@ impl NewRoutes {
 }
 
 impl Changes {
-    /// When nothing is known.
+    /// The changes to assume if nothing is known.
     pub(super) fn everything() -> Self {
         Self {
             links: true,
@@ -140,15 +141,15 @@ impl Changes {
     }
 }
 
-/// The index in a `struct ifinfomsg`, unless the message is about a port that left its bridge.
+/// The index in a `struct ifinfomsg`. `None` if the message is about a port that left its bridge.
 fn deleted_device(payload: &[u8]) -> Option<u32> {
     let (&family, index) = (payload.first()?, payload.get(4..8)?);
     let index = u32::from_ne_bytes(index.try_into().ok()?);
     (i32::from(family) == libc::AF_UNSPEC).then_some(index)
 }
 
-/// The devices that a route names, none if it leads to no other machine. `None` if they are not to
-/// be read from it.
+/// The devices of a route. Empty if the route does not lead to other machines. `None` if the route
+/// does not show its devices.
 fn devices_of_route(payload: &[u8]) -> Option<Vec<u32>> {
     const RTN_UNICAST: u8 = libc::RTN_UNICAST;
     let (&kind, mut rest) = (payload.get(7)?, payload.get(12..)?);
@@ -167,7 +168,7 @@ fn devices_of_route(payload: &[u8]) -> Option<Vec<u32>> {
     (!devices.is_empty()).then_some(devices)
 }
 
-/// The devices of `struct rtnexthop`s: length (2 bytes), flags, weight, index of the device (4
+/// The devices of a list of `struct rtnexthop`: length (2 bytes), flags, weight, device index (4
 /// bytes), attributes.
 fn devices_of_hops(mut hops: &[u8]) -> Vec<u32> {
     let mut devices = Vec::new();
@@ -179,7 +180,7 @@ fn devices_of_hops(mut hops: &[u8]) -> Vec<u32> {
     devices
 }
 
-/// The first of several attributes: length with this header (2 bytes), kind (2 bytes), value.
+/// Splits off the first attribute: length including this header (2 bytes), kind (2 bytes), value.
 fn split_attribute(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let &[a, b, c, d] = bytes.first_chunk()?;
     let length = usize::from(u16::from_ne_bytes([a, b]));
@@ -188,7 +189,7 @@ fn split_attribute(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((u16::from_ne_bytes([c, d]), value, rest))
 }
 
-/// The socket that events arrive at.
+/// The socket that receives events.
 pub(super) struct Events {
     socket: TokioSocket,
     buffer: Vec<u8>,
@@ -209,8 +210,8 @@ impl Events {
         })
     }
 
-    /// Waits for an event, then takes all that have queued up. Nothing is lost if the future is
-    /// dropped.
+    /// Waits for an event, then takes all queued events. Cancel safe: no event is lost if the
+    /// future is dropped.
     pub(super) async fn next(&mut self) -> Result<Changes, DeviceError> {
         let mut changes = Changes::default();
         self.buffer.clear();
@@ -218,7 +219,7 @@ impl Events {
         loop {
             self.note(received, &mut changes)?;
             self.buffer.clear();
-            // tokio's budget for one task ends this loop if events never end.
+            // tokio's cooperative budget ends this loop if events never stop.
             match self.socket.recv(&mut self.buffer).now_or_never() {
                 Some(next) => received = next,
                 None => return Ok(changes),
@@ -229,7 +230,7 @@ impl Events {
     fn note(&self, received: io::Result<()>, changes: &mut Changes) -> Result<(), DeviceError> {
         match received {
             Ok(()) => changes.note_datagram(&self.buffer),
-            // The socket's buffer overflowed: events are lost.
+            // The socket's receive buffer overflowed, and events were lost.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => changes.note_everything(),
             Err(error) => return Err(DeviceError::Events(error)),
         }
@@ -274,7 +275,7 @@ mod tests {
         assert!(!routes.links && !routes.addresses && routes.default_routes);
     }
 
-    /// A new route of this kind with attributes, to a destination of 32 bits.
+    /// A new route of this kind with attributes. The destination has a 32-bit prefix.
     fn route(kind: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {
         let mut payload = vec![2, 32, 0, 0, 0, 0, 0, kind, 0, 0, 0, 0];
         for (attribute, value) in attributes {
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn of_other_routes_only_the_devices_are_noted() {
+    fn events_of_other_routes_only_record_the_devices() {
         let device = 7_u32.to_ne_bytes();
         let one = noted(&route(1, &[(libc::RTA_TABLE, &[9]), (RTA_OIF, &device)]));
         let expected = Changes {
@@ -303,7 +304,7 @@ mod tests {
         let mut hops = vec![16, 0, 0, 0, 7, 0, 0, 0, 8, 0, 5, 0, 1, 2, 3, 4];
         hops.extend([8, 0, 0, 0, 9, 0, 0, 0]);
         assert_eq!(noted(&route(1, &[(RTA_MULTIPATH, &hops)])).routes, by(&[7, 9]));
-        // A blackhole's, and the addresses of the node.
+        // Blackhole routes, and the node's own addresses.
         for kind in [libc::RTN_BLACKHOLE, libc::RTN_LOCAL] {
             assert_eq!(noted(&route(kind, &[(RTA_OIF, &device)])), Changes::default());
         }
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_by_a_nexthop_object_may_lead_by_any_device() {
+    fn a_route_with_a_nexthop_object_may_lead_through_any_device() {
         const RTA_NH_ID: u16 = 30;
         let only_number = route(1, &[(RTA_NH_ID, &[1, 0, 0, 0])]);
         for event in [only_number, message(RTM_NEWNEXTHOP, &[0; 8])] {
@@ -324,7 +325,7 @@ mod tests {
             assert_eq!(noted(&event), expected);
         }
         assert_eq!(noted(&message(RTM_DELNEXTHOP, &[0; 8])), Changes::default());
-        // What is cut off may be anything.
+        // A truncated route may lead anywhere.
         assert_eq!(noted(&route(1, &[(RTA_OIF, &[1])])).routes, NewRoutes::ByAny);
     }
 
@@ -338,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_may_be_anything() {
+    fn unreadable_events_count_as_changes_of_everything() {
         assert_eq!(noted(&[1, 2, 3]), Changes::everything());
         let mut cut = message(libc::RTM_NEWADDR, &[0; 8]);
         cut.truncate(20);

@@ -1,4 +1,4 @@
-//! Which network devices carry which programs, as netlink tells.
+//! Determines which network devices carry which programs, based on netlink.
 //!
 //! ```text
 //! netlink -> events (what may have changed) -> dump, routes (what is) -> Snapshot -> classify
@@ -21,10 +21,10 @@ use snapshot::is_link_local;
 pub use snapshot::{Address, DefaultRoute, Link, Snapshot, device_addresses, primary_addresses};
 pub use watch::{View, look, look_without_default_routes, watch};
 
-/// Why the devices of this node cannot be told.
+/// Why the devices of this node cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// No netlink socket.
+    /// A netlink socket cannot be opened.
     #[error("cannot open a netlink socket for devices, addresses and routes")]
     Open(#[source] std::io::Error),
     /// The socket that reports changes failed.
@@ -33,9 +33,9 @@ pub enum DeviceError {
     /// The kernel refused a dump.
     #[error("cannot list the {what} of this network namespace through netlink")]
     Dump {
-        /// What was to be listed.
+        /// The objects of the dump.
         what: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: std::io::Error,
     },

@@ -1,9 +1,8 @@
-//! Questions about the routing tables of a node that may have a million routes, as one on the edge
-//! of a network has.
+//! Queries of the routing tables. A node at the edge of a network may have a million routes.
 //!
-//! The kernel hands out whole tables only, but it leaves out what does not match a filter, and what
-//! nobody reads it does not look up. So of routes that are no default route only one is ever asked
-//! for: any that leads out by a certain device.
+//! The kernel only dumps whole tables. But it skips routes that do not match a filter, and it looks
+//! up routes only as fast as they are read. Apart from default routes, the agent therefore queries
+//! only for a single route: any that leads out through a given device.
 
 use std::io;
 use std::net::IpAddr;
@@ -21,17 +20,18 @@ use super::{DefaultRoute, DeviceError, is_link_local};
 use crate::netlink::Connection;
 use crate::network::Family;
 
-/// The default routes of both families, of all tables.
+/// Returns the default routes of both families from all tables.
 pub(super) async fn default_routes() -> Result<Vec<DefaultRoute>, DeviceError> {
     ask(all_default_routes).await
 }
 
-/// Whether a route of any table leads out by a device, other than those to link-local and multicast
-/// addresses that every device has. False if there is no such device.
+/// Returns whether a route of any table leads out through a device. Routes to link-local and
+/// multicast addresses, which every device has, do not count. Returns false if the device does not
+/// exist.
 pub(super) async fn leads_out(device: u32) -> Result<bool, DeviceError> {
     ask(move || {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            if has_route(family, device)? {
+            if has_route_through(family, device)? {
                 return Ok(true);
             }
         }
@@ -40,7 +40,7 @@ pub(super) async fn leads_out(device: u32) -> Result<bool, DeviceError> {
     .await
 }
 
-/// Asks on a thread that may wait, since the kernel walks through whole tables.
+/// Runs a query on a blocking thread, since the kernel walks through whole tables.
 async fn ask<T: Send + 'static>(
     question: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, DeviceError> {
@@ -79,12 +79,12 @@ fn read_all(connection: &mut Connection, mut take: impl FnMut(IfDefault)) -> io:
     Ok(())
 }
 
-fn has_route(family: AddressFamily, device: u32) -> io::Result<bool> {
+fn has_route_through(family: AddressFamily, device: u32) -> io::Result<bool> {
     let mut connection = request(family, Some(device))?;
     let mut found = false;
     loop {
-        match connection.receive(|Answer(route)| found |= leads_anywhere(&route)) {
-            // What was not read is not looked up either.
+        match connection.receive(|Answer(route)| found |= may_lead_anywhere(&route)) {
+            // The kernel does not look up the routes that are not read.
             Ok(_) if found => return Ok(true),
             Ok(true) => return Ok(false),
             Ok(false) => {}
@@ -94,10 +94,10 @@ fn has_route(family: AddressFamily, device: u32) -> io::Result<bool> {
     }
 }
 
-/// Asks for the routes that lead to other machines, those by a device only if one is given.
+/// Requests the routes to other machines, optionally only those through a device.
 fn request(family: AddressFamily, device: Option<u32>) -> io::Result<Connection> {
     let mut connection = Connection::open(NETLINK_ROUTE)?;
-    // Else the kernel ignores the filter.
+    // Otherwise the kernel ignores the filter.
     connection.be_strict()?;
     let mut request = RouteMessage::default();
     request.header.address_family = family;
@@ -118,7 +118,7 @@ impl NetlinkDeserializable for Answer {
     }
 }
 
-/// A route if it is a default route; what else there is, is not read.
+/// A route if it is a default route. Others are not parsed.
 struct IfDefault {
     route: Option<RouteMessage>,
     interrupted: bool,
@@ -144,7 +144,7 @@ pub(super) fn is_default_route(payload: &[u8]) -> bool {
     payload.get(1).is_none_or(|&prefix_length| prefix_length == 0)
 }
 
-fn leads_anywhere(route: &RouteMessage) -> bool {
+fn may_lead_anywhere(route: &RouteMessage) -> bool {
     let to = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(to) => ip_address(to),
         _ => None,
@@ -152,7 +152,7 @@ fn leads_anywhere(route: &RouteMessage) -> bool {
     route.header.kind == RouteType::Unicast && to.is_none_or(|to| !is_link_local(to) && !to.is_multicast())
 }
 
-/// The next hops of a route, if it is a default route that leads anywhere.
+/// The next hops of a route. Empty unless it is a unicast default route.
 fn read_default_route(message: &RouteMessage) -> Vec<DefaultRoute> {
     let header = &message.header;
     let family = match header.address_family {

@@ -1,4 +1,4 @@
-//! The devices, addresses and default routes of one network namespace at one moment.
+//! The devices, addresses and default routes of a network namespace at one point in time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,41 +8,40 @@ use crate::network::Family;
 /// A network device.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Link {
-    /// Its number.
+    /// Its index.
     pub index: u32,
-    /// Tells apart devices that bore the same index one after the other: each gets its own.
+    /// A number that distinguishes devices which successively had the same index.
     pub instance: u64,
     /// Its name.
     pub name: String,
-    /// What the kernel calls its type, such as `veth`, `vxlan` or `bridge`; empty for hardware.
+    /// The kernel's type name, such as `veth`, `vxlan` or `bridge`. Empty for hardware.
     pub kind: String,
-    /// Whether it was set up (`ip link set up`).
+    /// Whether it is administratively up (`ip link set up`).
     pub up: bool,
     /// Whether it is a loopback device.
     pub loopback: bool,
     /// Whether its frames have an Ethernet header.
     pub ethernet: bool,
-    /// Whether its frames begin with a header that the programs do not read: neither Ethernet's nor
-    /// IP's.
+    /// Whether its frames begin with a header that the programs cannot read: neither Ethernet nor
+    /// IP.
     pub unreadable: bool,
-    /// The id of the network namespace that its peer is in, if that is another one.
+    /// The id of its peer's network namespace, if that is a different one.
     pub link_netnsid: Option<i32>,
-    /// The bridge, bond or the like that it is a port of.
+    /// The bridge, bond or similar device that it is a port of.
     pub master: Option<u32>,
     /// Its link-layer address, if it has Ethernet headers.
     pub address: Option<[u8; 6]>,
 }
 
 impl Link {
-    /// Whether it is an end of a pair of devices. Where such a device leads only its other end
-    /// says.
+    /// Whether it is one end of a pair of devices. Only the other end determines where it leads.
     pub(super) fn is_pair_end(&self) -> bool {
         matches!(self.kind.as_str(), "veth" | "netkit")
     }
 
-    /// Whether addresses and routes do not tell where it leads: the other end of such a pair, or
-    /// Open vSwitch, may lead to Pods of this node, as some CNIs have it.
-    pub(super) fn leads_anywhere(&self) -> bool {
+    /// Whether addresses and routes do not show where it leads. The other end of a pair, or Open
+    /// vSwitch, may lead to Pods of this node, as with some CNIs.
+    pub(super) fn may_lead_anywhere(&self) -> bool {
         self.is_pair_end() || self.kind == "openvswitch"
     }
 }
@@ -54,7 +53,7 @@ pub struct Address {
     pub address: IpAddr,
     /// Whether its scope is global.
     pub global: bool,
-    /// Whether it is meant to be used: neither temporary, secondary, deprecated, tentative nor a
+    /// Whether it is suitable for general use: not temporary, secondary, deprecated, tentative or a
     /// duplicate.
     pub stable: bool,
 }
@@ -64,17 +63,17 @@ pub struct Address {
 pub struct DefaultRoute {
     /// Family of the route.
     pub family: Family,
-    /// Whether it is in the main table; other tables belong to policy rules or VRFs.
+    /// Whether it is in the main table. Other tables belong to policy rules or VRFs.
     pub main: bool,
-    /// The lower, the better.
+    /// The metric. Lower values are better.
     pub metric: u32,
-    /// Index of the device that packets leave by.
+    /// Index of the device through which packets leave.
     pub device: u32,
-    /// The source address that the route asks for.
+    /// The preferred source address of the route.
     pub preferred_source: Option<IpAddr>,
 }
 
-/// What netlink said.
+/// The state that netlink reported.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Snapshot {
     /// Devices by index.
@@ -83,13 +82,13 @@ pub struct Snapshot {
     pub addresses: BTreeMap<u32, Vec<Address>>,
     /// Default routes, one for each next hop.
     pub default_routes: Vec<DefaultRoute>,
-    /// Devices that a route has led out by since they were up: of those only whose addresses do not
-    /// tell.
+    /// Devices that have had a route out of the node since they came up. Only contains devices
+    /// whose addresses do not show that they lead out.
     pub routed: BTreeSet<u32>,
 }
 
 impl Snapshot {
-    /// Whether packets of other machines come by a device as far as addresses and routes tell.
+    /// Whether packets of other machines arrive on a device, according to addresses and routes.
     pub(super) fn leads_out(&self, device: u32) -> bool {
         self.has_global_address(device)
             || self.routed.contains(&device)
@@ -103,25 +102,25 @@ impl Snapshot {
             .any(|address| address.global && !address.address.is_loopback())
     }
 
-    /// Devices of which only a route can tell that packets of other machines come by them. A node
-    /// has few of these, and may have very many routes.
+    /// Devices for which only a route can show that packets of other machines arrive on them. A
+    /// node has few of these, but may have very many routes.
     pub(super) fn asks_for_routes(&self) -> impl Iterator<Item = u32> {
         let open = |link: &&Link| {
-            let may_be_one = link.up && !link.loopback && !link.unreadable && !link.leads_anywhere();
+            let may_be_one = link.up && !link.loopback && !link.unreadable && !link.may_lead_anywhere();
             may_be_one && self.switch_of(link).is_none() && !self.leads_out(link.index)
         };
         self.links.values().filter(open).map(|link| link.index)
     }
 
-    /// The bridge, bond or the like that takes the packets of a device before the node's stack
-    /// does. A VRF does not.
+    /// The bridge, bond or similar device that receives the packets of a device before the node's
+    /// stack does. A VRF does not count.
     pub(super) fn switch_of(&self, link: &Link) -> Option<&Link> {
         let master = self.links.get(&link.master?)?;
         (master.kind != "vrf").then_some(master)
     }
 
-    /// Whether a default route names a device or an address that is gone. IPv4 routes vanish with
-    /// these without an event of their own.
+    /// Whether a default route names a device or an address that no longer exists. The kernel
+    /// removes such IPv4 routes without a separate event.
     pub(super) fn has_stale_route(&self) -> bool {
         self.default_routes.iter().any(|route| {
             let up = self.links.get(&route.device).is_some_and(|link| link.up);
@@ -139,8 +138,9 @@ impl Snapshot {
     }
 }
 
-/// The node's primary address of each family: the source address that its best default route asks
-/// for, else the first global address of that route's device. Used when no Node object tells.
+/// The node's primary address of each family: the preferred source address of the best default
+/// route, or else the first global address of that route's device. Used if no Node object is
+/// available.
 pub fn primary_addresses(snapshot: &Snapshot) -> BTreeMap<Family, IpAddr> {
     Family::ALL
         .into_iter()
@@ -148,8 +148,8 @@ pub fn primary_addresses(snapshot: &Snapshot) -> BTreeMap<Family, IpAddr> {
         .collect()
 }
 
-/// All addresses of the node's devices that others can send to: neither loopback nor link-local
-/// ones.
+/// All addresses of the node's devices that other machines can send to, i.e. neither loopback nor
+/// link-local ones.
 pub fn device_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     let addresses = snapshot.addresses.values().flatten();
     addresses
@@ -178,7 +178,7 @@ fn primary_address(snapshot: &Snapshot, family: Family) -> Option<IpAddr> {
     })
 }
 
-/// The first lasting global address of a device.
+/// The first global, stable address of a device.
 pub(crate) fn first_global_address(snapshot: &Snapshot, device: u32, family: Family) -> Option<IpAddr> {
     snapshot
         .addresses
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn device_addresses_are_those_that_others_can_send_to() {
+    fn device_addresses_exclude_loopback_and_link_local_ones() {
         let secondary = Address {
             stable: false,
             ..address("2001:db8::77")
@@ -296,14 +296,14 @@ mod tests {
     }
 
     #[test]
-    fn a_device_without_address_leaves_the_choice_to_the_next_route() {
+    fn if_a_device_has_no_address_the_next_route_is_used() {
         let routes = [route(Family::V4, 0, 7), route(Family::V4, 10, 2)];
         let primary = primary_addresses(&snapshot(&[(2, address("10.0.0.2"))], &routes));
         assert_eq!(primary[&Family::V4], "10.0.0.2".parse::<IpAddr>().unwrap());
     }
 
     #[test]
-    fn routes_of_other_tables_have_no_say() {
+    fn routes_of_other_tables_are_ignored() {
         let policy = DefaultRoute {
             main: false,
             ..route(Family::V4, 0, 2)

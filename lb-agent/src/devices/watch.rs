@@ -1,4 +1,4 @@
-//! Follows the devices of the network namespace that the agent runs in.
+//! Watches the devices of the network namespace that the agent runs in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -10,28 +10,28 @@ use super::dump::Dumper;
 use super::events::{Changes, Events, NewRoutes};
 use super::{Attachment, DeviceError, DeviceOptions, Link, Snapshot, classify, routes};
 
-/// How long to wait before netlink is tried again after it failed, which it should not.
+/// The delay before a retry after a netlink error, which should not occur.
 const RETRY: Duration = Duration::from_secs(1);
-/// For how long routes are not asked for after they were, in relation to what that took: some nodes
-/// have a million, which change all the time.
+/// The pause after a query of routes, as a multiple of the query's duration. Some nodes have a
+/// million routes that change all the time.
 const ROUTES_PAUSE: u32 = 9;
-/// The longest such pause.
+/// The longest pause between queries of routes.
 const LONGEST_ROUTES_PAUSE: Duration = Duration::from_secs(10);
 
-/// The devices of this node and what they are to carry.
+/// The devices of this node and the programs that they must carry.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct View {
-    /// What there is.
+    /// The state of the devices.
     pub snapshot: Snapshot,
-    /// What follows from it, by index of the device.
+    /// The resulting attachments, by index of the device.
     pub attachments: BTreeMap<u32, Attachment>,
 }
 
-/// Follows the devices of the calling thread's network namespace until every receiver is dropped.
-/// The first view is there on return; a new one is published whenever it differs, also when the
-/// options change.
+/// Watches the devices of the calling thread's network namespace until every receiver is dropped.
+/// The first view is available when this returns. A new one is published when it differs, also if
+/// the options change.
 ///
-/// The threads that the runtime starts for what takes long must be in that namespace, too.
+/// The runtime's blocking threads must be in the same namespace.
 pub async fn watch(options: watch::Receiver<DeviceOptions>) -> Result<watch::Receiver<View>, DeviceError> {
     let mut watcher = Watcher {
         netlink: Netlink::open()?,
@@ -47,17 +47,17 @@ pub async fn watch(options: watch::Receiver<DeviceOptions>) -> Result<watch::Rec
     Ok(receiver)
 }
 
-/// The devices of the calling thread's network namespace at this moment, for a thread that may
-/// wait.
+/// Returns the devices of the calling thread's network namespace. Blocks the thread.
 pub fn look() -> Result<Snapshot, DeviceError> {
     let mut snapshot = look_without_default_routes()?;
     snapshot.default_routes = runtime()?.block_on(routes::default_routes())?;
     Ok(snapshot)
 }
 
-/// The same, faster where there are very many routes: enough to tell which devices lead out.
+/// Like [`look`], but without the default routes, which is faster if there are very many routes.
+/// The result shows which devices lead out.
 pub fn look_without_default_routes() -> Result<Snapshot, DeviceError> {
-    runtime()?.block_on(look_at_devices())
+    runtime()?.block_on(dump_devices())
 }
 
 fn runtime() -> Result<Runtime, DeviceError> {
@@ -65,7 +65,7 @@ fn runtime() -> Result<Runtime, DeviceError> {
     builder.enable_all().build().map_err(DeviceError::Open)
 }
 
-async fn look_at_devices() -> Result<Snapshot, DeviceError> {
+async fn dump_devices() -> Result<Snapshot, DeviceError> {
     let mut dumper = Dumper::connect()?;
     let mut snapshot = Snapshot {
         links: dumper.links().await?,
@@ -89,7 +89,7 @@ struct Netlink {
 impl Netlink {
     fn open() -> Result<Self, DeviceError> {
         Ok(Self {
-            // Before the first dump, so that nothing is missed in between.
+            // This comes before the first dump, so that no change is missed in between.
             events: Events::subscribe()?,
             dumper: Dumper::connect()?,
         })
@@ -101,17 +101,18 @@ struct Watcher {
     options: watch::Receiver<DeviceOptions>,
     snapshot: Snapshot,
     instances: Instances,
-    /// Instances of the devices whose routes were asked for: of others than these events tell.
+    /// Instances of the devices whose routes were already queried. Events report new routes of
+    /// these devices.
     asked: BTreeSet<u64>,
     routes: PendingRoutes,
 }
 
-/// What is to be asked of the routing tables, and when.
+/// Pending queries of the routing tables.
 #[derive(Default)]
 struct PendingRoutes {
     default: bool,
     new: NewRoutes,
-    /// Not before this time.
+    /// The earliest time for the next query.
     due: Option<Instant>,
 }
 
@@ -140,12 +141,13 @@ impl Watcher {
         }
     }
 
-    /// Waits until something may be different and takes it in. False if it does not matter.
+    /// Waits until the view may have changed, and updates the snapshot. Returns false if the change
+    /// is irrelevant.
     async fn follow(&mut self) -> bool {
         let routes_due = self.routes.due.filter(|_| self.asks_for_routes());
         let followed = tokio::select! {
             changes = self.netlink.events.next() => match changes {
-                Ok(changes) if !self.is_concerned(&changes) => return false,
+                Ok(changes) if !self.is_relevant(&changes) => return false,
                 Ok(changes) => self.refresh(changes).await,
                 Err(error) => Err(error),
             },
@@ -158,8 +160,8 @@ impl Watcher {
         true
     }
 
-    /// Whether changes are not just those of a million routes that nobody asks for.
-    fn is_concerned(&self, changes: &Changes) -> bool {
+    /// Whether changes are relevant. Most changes on some nodes are of routes that do not matter.
+    fn is_relevant(&self, changes: &Changes) -> bool {
         let mut devices = self.snapshot.asks_for_routes();
         changes.links
             || changes.addresses
@@ -167,11 +169,11 @@ impl Watcher {
             || devices.any(|device| changes.routes.may_lead_by(device))
     }
 
-    /// Starts again with new sockets.
+    /// Reopens the sockets.
     async fn recover(&mut self, mut error: DeviceError) {
         loop {
             let causes = crate::describe(&error);
-            tracing::warn!(error = causes, retry = ?RETRY, "device changes go unnoticed");
+            tracing::warn!(error = causes, retry = ?RETRY, "cannot watch for device changes");
             tokio::time::sleep(RETRY).await;
             match self.reopen().await {
                 Ok(()) => return,
@@ -204,14 +206,15 @@ impl Watcher {
         Ok(())
     }
 
-    /// Of a device that is down or gone the kernel has removed the routes. That others have lost
-    /// theirs does not count: routes of a routing protocol come and go, and packets may still come.
+    /// Forgets the routes of devices that are down or deleted, as the kernel removes those routes.
+    /// Other devices that lost their routes still count: routing protocols add and remove routes,
+    /// and packets may still arrive.
     fn forget_routes(&mut self, deleted: &BTreeSet<u32>) {
         let links = &self.snapshot.links;
         let is_up = |index: &u32| links.get(index).is_some_and(|link| link.up) && !deleted.contains(index);
         self.snapshot.routed.retain(is_up);
-        // Events are heeded of devices whose routes matter: if those of others come to matter, they
-        // are asked for.
+        // Route events are only observed for devices whose routes matter. If another device starts
+        // to matter, its routes are queried.
         let open: BTreeSet<u64> = self
             .snapshot
             .asks_for_routes()
@@ -221,21 +224,21 @@ impl Watcher {
     }
 
     fn asks_for_routes(&self) -> bool {
-        self.routes.default || self.devices_to_ask_about().next().is_some()
+        self.routes.default || self.devices_to_query().next().is_some()
     }
 
-    /// Devices that may have got their first route.
-    fn devices_to_ask_about(&self) -> impl Iterator<Item = u32> {
+    /// Devices that may have their first route now.
+    fn devices_to_query(&self) -> impl Iterator<Item = u32> {
         let is_asked = |index: &u32| self.asked.contains(&self.snapshot.links[index].instance);
         self.snapshot
             .asks_for_routes()
             .filter(move |index| !is_asked(index) || self.routes.new.may_lead_by(*index))
     }
 
-    /// Asks for routes if anything may be new, then rests.
+    /// Queries routes if they may have changed, then pauses further queries.
     async fn refresh_routes(&mut self) -> Result<(), DeviceError> {
         if !self.asks_for_routes() {
-            // Of devices that come later all routes are asked for.
+            // All routes of devices that appear later are queried anyway.
             self.routes.new = NewRoutes::default();
             return Ok(());
         }
@@ -246,7 +249,7 @@ impl Watcher {
             let devices = self.snapshot.default_routes.iter().map(|route| route.device);
             self.snapshot.routed.extend(devices);
         }
-        let devices: Vec<u32> = self.devices_to_ask_about().collect();
+        let devices: Vec<u32> = self.devices_to_query().collect();
         self.routes.new = NewRoutes::default();
         for device in devices {
             if routes::leads_out(device).await? {
@@ -268,7 +271,7 @@ impl Watcher {
     }
 }
 
-/// Waits until a time; for ever if there is none.
+/// Waits until a time. Waits forever if there is none.
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
@@ -276,14 +279,14 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-/// Waits for other options; for ever once nobody can set them.
+/// Waits for a change of the options. Waits forever once the sender is dropped.
 async fn changed(options: &mut watch::Receiver<DeviceOptions>) {
     if options.changed().await.is_err() {
         std::future::pending().await
     }
 }
 
-/// Numbers devices in the order in which they appear, so that index reuse shows.
+/// Numbers devices in the order of appearance, so that a reused index is noticed.
 #[derive(Debug, Default)]
 struct Instances {
     last: u64,
@@ -325,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_keeps_its_number_and_no_other_gets_it() {
+    fn instance_numbers_are_stable_and_never_reused() {
         let mut instances = Instances::default();
         assert_eq!(numbered(&mut instances, &[1, 2], &[]), [1, 2]);
         assert_eq!(numbered(&mut instances, &[1, 2, 3], &[]), [1, 2, 3]);

@@ -1,8 +1,9 @@
-//! Backends that vanish from the objects while their Pods may live: they keep their connections for
-//! a while, in which they may come back as if nothing had happened.
+//! Backends that disappear from the objects although their Pods may still run. They keep their
+//! connections for a grace period and can come back without any effect on them.
 //!
-//! A member of a port without a wish for it stays a member, with a time; so does the port, with its
-//! id and name, as long as it has one. Who is known not to come back is removed at once.
+//! A member that is not desired stays in its port until a deadline. The port also stays, with its
+//! id and name, while it has such members. Backends that are known not to come back are removed
+//! immediately.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -18,7 +19,7 @@ use crate::maps::MapError;
 use crate::network::Family;
 
 impl Installer {
-    /// Takes note of which backends of a Service are there again, and which do not come back.
+    /// Records which backends of a Service are back, and which do not come back.
     pub(super) fn mark_backends(&mut self, entry: &Entry, ended: &BTreeSet<IpAddr>) {
         for (port_name, id) in &entry.ports {
             let mut ports = entry.desired.iter().flat_map(|desired| &desired.ports);
@@ -32,8 +33,8 @@ impl Installer {
         }
     }
 
-    /// Takes note of when the first absence in a Service ends. In one that failed they end with its
-    /// next attempt.
+    /// Records when the first absence in a Service ends. If the Service failed, its absences end
+    /// with its next attempt.
     pub(super) fn note_absences(&mut self, name: &NamespacedName) {
         let Some(entry) = self.services.get_mut(name) else {
             return;
@@ -49,7 +50,7 @@ impl Installer {
         }
     }
 
-    /// Removes the backends whose time is over.
+    /// Removes the backends whose grace period is over.
     pub(super) fn end_absences(&mut self, context: &mut Context<'_>) {
         while self
             .absences
@@ -63,9 +64,9 @@ impl Installer {
         }
     }
 
-    /// Removes all absent backends: others need the room. What fails is tried again when its time
-    /// is over.
-    pub(super) fn give_up_absent(&mut self, context: &mut Context<'_>) {
+    /// Removes all absent backends, because others need their rows. Failed removals are retried
+    /// when the grace period ends.
+    pub(super) fn remove_absent_backends(&mut self, context: &mut Context<'_>) {
         for (_, name) in std::mem::take(&mut self.absences) {
             let result = self.end_absences_of(&name, None, context);
             self.settle(&name, result, context.now);
@@ -79,9 +80,9 @@ impl Installer {
         self.prune(context);
     }
 
-    /// Removes the backends of a Service whose absence has lasted until `now` (without a time, all
-    /// absent ones), and ports that were kept for them. No frontend row names these, whatever
-    /// became of the Service since.
+    /// Removes the backends of a Service whose grace period ended by `now`, and ports that were
+    /// kept for them. `None` removes all absent backends. This is safe in any state of the Service,
+    /// because no frontend row names these backends.
     pub(super) fn end_absences_of(
         &mut self,
         name: &NamespacedName,

@@ -10,14 +10,14 @@ use crate::maps::{Backend, BackendState, MapError, Maps};
 /// The rows of one family of backends.
 #[derive(Debug)]
 pub(super) struct BackendTable {
-    /// What each row holds, by id, of which the lowest are in use; those of free ids are gone or
+    /// The contents of each row, by id. The lowest ids are in use. Rows of free ids are gone or
     /// were never written.
     rows: Vec<Option<Backend>>,
     ids: Ids,
 }
 
 impl BackendTable {
-    /// The rows as the maps have them.
+    /// Restores the rows from the maps.
     pub(super) fn restore(found: &BTreeMap<BackendId, Backend>, capacity: u32) -> Self {
         let live = found
             .iter()
@@ -33,12 +33,12 @@ impl BackendTable {
         table
     }
 
-    /// A row that was ever written.
+    /// The row with this id, if it was ever written.
     pub(super) fn row(&self, id: BackendId) -> Option<&Backend> {
         self.rows.get(id as usize)?.as_ref()
     }
 
-    /// What a row holds, if an endpoint.
+    /// The row with this id, if it contains an endpoint.
     pub(super) fn endpoint(&self, id: BackendId) -> Option<&Backend> {
         self.row(id).filter(|backend| backend.state != BackendState::Gone)
     }
@@ -50,7 +50,7 @@ impl BackendTable {
             .filter_map(|(id, row)| Some((id, row.as_ref()?)))
     }
 
-    /// The generation of the endpoint that a row holds, or of the next one if it holds none.
+    /// The generation of the row's endpoint, or of its next one if it has none.
     pub(super) fn generation(&self, id: BackendId) -> u32 {
         match self.row(id) {
             None => 1,
@@ -59,23 +59,23 @@ impl BackendTable {
         }
     }
 
-    /// How many ids are free.
+    /// The number of free ids.
     pub(super) fn available(&self) -> usize {
         self.ids.available()
     }
 
-    /// Takes an id.
+    /// Allocates an id.
     pub(super) fn allocate(&mut self) -> Option<BackendId> {
         self.ids.allocate()
     }
 
-    /// Gives back an id that was not written, or whose row is gone for long enough.
+    /// Frees an id whose row was not written, or has been gone for long enough.
     pub(super) fn free(&mut self, id: BackendId) {
         self.ids.release(id);
     }
 
-    /// Whether a row is not written yet.
-    pub(super) fn is_news(&self, id: BackendId, row: &Backend) -> bool {
+    /// Whether `row` differs from what is written.
+    pub(super) fn needs_write(&self, id: BackendId, row: &Backend) -> bool {
         self.row(id) != Some(row)
     }
 
@@ -95,8 +95,8 @@ impl BackendTable {
         result.map_err(|(_, error)| error)
     }
 
-    /// Takes note of a row that is in the maps; one that somebody else wrote, so that its next
-    /// endpoint gets a new generation.
+    /// Records a row that is in the maps. Rows that another program wrote are recorded too, so that
+    /// their next endpoint gets a new generation.
     pub(super) fn note(&mut self, id: BackendId, row: Backend) {
         let position = id as usize;
         if position >= self.rows.len() {

@@ -1,5 +1,5 @@
-//! Service CIDRs: packets to their addresses that have no row are dropped. So they come after the
-//! rows of the addresses, and go before them.
+//! Service CIDRs. Packets to addresses in them that have no row are dropped. So a CIDR is added
+//! after the rows of its addresses, and removed before them.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use super::{Installer, pause};
 use crate::maps::{MapError, Maps};
 use crate::network::Network;
 
-/// Why the last attempt failed, and when the next one is due.
+/// Why the last attempt failed, and when the next one is scheduled.
 #[derive(Debug)]
 pub(super) struct CidrFailure {
     message: String,
@@ -18,7 +18,7 @@ pub(super) struct CidrFailure {
 }
 
 impl Installer {
-    /// Takes the Service CIDRs out of force that are not among these.
+    /// Removes the Service CIDRs that are not in `wanted`.
     pub fn end_cidrs(&mut self, wanted: &BTreeSet<Network>, maps: &mut dyn Maps, now: Instant) {
         let ended: Vec<Network> = self.tables.cidrs().difference(wanted).copied().collect();
         self.change_cidrs(ended, maps, now, |installer, cidr, context| {
@@ -26,11 +26,11 @@ impl Installer {
         });
     }
 
-    /// Puts these Service CIDRs in force, unless a Service that another proxy serves could not be
-    /// given its row.
+    /// Adds these Service CIDRs, unless the row of a Service that another proxy serves could not be
+    /// written.
     pub fn begin_cidrs(&mut self, wanted: &BTreeSet<Network>, maps: &mut dyn Maps, now: Instant) {
         let new: Vec<Network> = wanted.difference(self.tables.cidrs()).copied().collect();
-        if !new.is_empty() && self.lacks_held() {
+        if !new.is_empty() && self.lacks_rows_of_held_services() {
             return;
         }
         self.change_cidrs(new, maps, now, |installer, cidr, context| {
@@ -38,12 +38,12 @@ impl Installer {
         });
     }
 
-    /// The Service CIDRs in force.
+    /// The Service CIDRs in effect.
     pub fn cidrs(&self) -> &BTreeSet<Network> {
         self.tables.cidrs()
     }
 
-    fn lacks_held(&self) -> bool {
+    fn lacks_rows_of_held_services(&self) -> bool {
         let mut failed = self
             .retries
             .iter()
@@ -78,7 +78,7 @@ impl Installer {
             let cidrs: Vec<String> = self.tables.cidrs().iter().map(Network::to_string).collect();
             tracing::info!(
                 cidrs = cidrs.join(","),
-                "packets to addresses of Service CIDRs that no Service has are dropped"
+                "packets to addresses in Service CIDRs that belong to no Service are dropped"
             );
             return;
         };

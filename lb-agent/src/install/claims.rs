@@ -1,4 +1,4 @@
-//! Who has the right to a frontend: each belongs to one port, whoever has it keeps it.
+//! Claims on frontends. Each frontend belongs to one port, and its holder keeps it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -12,10 +12,9 @@ use crate::desired::{DesiredPort, DesiredService, NamespacedName};
 use crate::maps::{FrontendKey, MapError};
 
 impl Installer {
-    /// Takes note of what a Service asks for, and gives up frontends that it does not ask for any
-    /// more.
+    /// Records the new desired state of a Service, and gives up frontends that it no longer wants.
     ///
-    /// `ended` are addresses whose Pods have ended.
+    /// `ended` contains addresses whose Pods have ended.
     pub(super) fn order(
         &mut self,
         name: &NamespacedName,
@@ -30,7 +29,7 @@ impl Installer {
         }
         self.mark_backends(&entry, ended);
 
-        // Which port gets each frontend; `None`: one that has no id yet.
+        // The port that gets each frontend. `None` if that port has no id yet.
         let mut wanted: HashMap<FrontendKey, Option<ServiceId>> = HashMap::new();
         for port in entry.desired.iter().flat_map(|desired| &desired.ports) {
             let id = entry.id(&port.port);
@@ -63,8 +62,7 @@ impl Installer {
         self.services.insert(name.clone(), entry);
     }
 
-    /// A port that only changed its name stays the same port: it keeps its id, its backends and so
-    /// its flows.
+    /// A renamed port stays the same port. It keeps its id, its backends and therefore its flows.
     fn rename_ports(&self, entry: &mut Entry, desired: &DesiredService) {
         for port in &desired.ports {
             if entry.id(&port.port).is_some() {
@@ -84,7 +82,7 @@ impl Installer {
         }
     }
 
-    /// Gives each port of a Service an id, and the frontends that nobody else has.
+    /// Gives each port of a Service an id, and the frontends that no other Service holds.
     pub(super) fn claim(&mut self, name: &NamespacedName) -> Result<(), MapError> {
         self.with_entry(name, |installer, entry| {
             installer.stop_waiting(name, entry);
@@ -138,7 +136,7 @@ impl Installer {
         Ok(())
     }
 
-    /// Makes a port the holder of an id.
+    /// Assigns an id to a port.
     pub(super) fn assign(
         &mut self,
         name: &NamespacedName,
@@ -150,7 +148,7 @@ impl Installer {
         let state = self.ports.entry(id).or_default();
         state.owner = Some(name.clone());
         if entry.ranges == 0 {
-            // Found in the maps, with the port.
+            // This set was found in the maps, together with the port.
             let rows = state.frontends.iter().filter_map(|key| self.tables.frontend(key));
             entry.ranges = rows
                 .map(|row| row.source_ranges)

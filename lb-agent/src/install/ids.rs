@@ -1,21 +1,22 @@
-//! Which ids are in use.
+//! Tracks which ids are in use.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Hands out the ids from 1, the lowest free one first: the used part of the arrays stays dense.
+/// Allocates ids from 1, the lowest free one first, so that the used part of the arrays stays
+/// dense.
 #[derive(Debug)]
 pub(super) struct Ids {
-    /// The lowest id that was never handed out.
+    /// The lowest id that was never allocated.
     next: u32,
-    /// Ids below `next` that are free.
+    /// Free ids below `next`.
     free: BinaryHeap<Reverse<u32>>,
-    /// The first id that the maps do not have.
+    /// The first id beyond the maps.
     end: u32,
 }
 
 impl Ids {
-    /// Ids below `end`, of which those in `used` (ascending) are taken.
+    /// Ids below `end`. Those in `used` (ascending) are allocated.
     pub(super) fn new(end: u32, used: impl Iterator<Item = u32>) -> Self {
         let mut ids = Self {
             next: 1,
@@ -29,13 +30,13 @@ impl Ids {
         ids
     }
 
-    /// How many are free.
+    /// The number of free ids.
     pub(super) fn available(&self) -> usize {
         let never_used = self.end.saturating_sub(self.next);
         self.free.len() + usize::try_from(never_used).unwrap_or(usize::MAX)
     }
 
-    /// A free id.
+    /// Allocates an id.
     pub(super) fn allocate(&mut self) -> Option<u32> {
         if let Some(Reverse(id)) = self.free.pop() {
             return Some(id);
@@ -47,7 +48,7 @@ impl Ids {
         })
     }
 
-    /// Gives an id back. One that the maps do not have (they were larger before) is forgotten.
+    /// Frees an id. Ids beyond the maps, which were larger before, are forgotten.
     pub(super) fn release(&mut self, id: u32) {
         if (1..self.end).contains(&id) {
             self.free.push(Reverse(id));
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lowest_first_and_none_twice() {
+    fn ids_are_allocated_lowest_first_and_never_twice() {
         let mut ids = Ids::new(8, [2, 5].into_iter());
         assert_eq!(ids.available(), 5);
         assert_eq!(
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_that_became_smaller() {
+    fn ids_beyond_smaller_maps_are_forgotten() {
         let mut ids = Ids::new(4, [2, 9].into_iter());
         assert_eq!(ids.available(), 2);
         ids.release(9);

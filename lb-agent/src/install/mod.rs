@@ -1,19 +1,19 @@
-//! Brings the maps to what the Services ask for, by the smallest ordered set of writes.
+//! Brings the maps to the state that the Services require, with an ordered, minimal set of writes.
 //!
-//! A change of a Service goes through these steps, and packets see it by the writes of the third:
-//! 1. ids, room and regions are reserved in memory; what does not fit is refused before anything is
-//!    written;
-//! 2. new and changed backends are written, then the slots of new regions and source ranges of new
-//!    sets (what is in use of these is never modified);
-//! 3. frontend rows are written, each by one atomic operation;
-//! 4. frontend rows nobody wants are deleted, then removed backends are marked gone and others
-//!    draining, and sets of source ranges that no row names any more are deleted.
+//! A change of a Service takes these steps. Packets see it after the writes of step 3:
+//! 1. Ids and regions are reserved in memory. If something does not fit, the change is rejected
+//!    before anything is written.
+//! 2. New and changed backends are written, then the slots of new regions and the source ranges of
+//!    new sets. Regions and sets in use are never modified.
+//! 3. Frontend rows are written, each by one atomic operation.
+//! 4. Unwanted frontend rows are deleted. Then removed backends are marked gone and others
+//!    draining. Sets of source ranges that no row names any more are deleted.
 //!
-//! Service CIDRs come into force after all that, and go out of force before it.
+//! Service CIDRs take effect after all these steps, and lose effect before them.
 //!
-//! What went out of use is used again after `tables::GRACE`, a region never before its last row is
-//! gone. If a write fails, the Service stays where it is and goes on from there at its next
-//! attempt.
+//! Ids and regions that are no longer in use can be reused after `tables::GRACE`. A region is never
+//! reused while a row names it. If a write fails, the Service keeps its state, and the next attempt
+//! continues from there.
 
 mod absence;
 mod backends;
@@ -50,67 +50,68 @@ pub use repair::Repaired;
 use tables::{Context, Tables};
 pub use usage::Usage;
 
-/// The first pause before a failed Service is tried again; it doubles with each failure.
+/// The delay before the first retry of a failed Service. It doubles with each failure.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
-/// The longest pause before a failed Service is tried again.
+/// The longest delay before a retry.
 const RETRY_LAST: Duration = Duration::from_secs(10);
 
-/// Knows what is in the maps and changes it.
+/// Tracks the contents of the maps and changes them.
 #[derive(Debug)]
 pub struct Installer {
     tables: Tables,
     services: HashMap<NamespacedName, Entry>,
     ports: HashMap<ServiceId, Port>,
-    /// Which port has the right to a frontend.
+    /// The port that holds each frontend.
     claims: HashMap<FrontendKey, ServiceId>,
-    /// Who else asked for it, oldest first.
+    /// Other Services that want a frontend, oldest first.
     waiting: HashMap<FrontendKey, BTreeSet<(i64, NamespacedName)>>,
-    /// Which Services share an address's wildcard row.
+    /// The Services that share an address's wildcard row.
     vips: HashMap<IpAddr, BTreeSet<NamespacedName>>,
-    /// Failed Services by the time of their next attempt.
+    /// Failed Services, by the time of their next attempt.
     retries: BTreeSet<(Instant, NamespacedName)>,
-    /// Services that can have a frontend they waited for.
+    /// Services that can now get a frontend that they waited for.
     woken: BTreeSet<NamespacedName>,
-    /// Ports found in the maps that no Service has asked for.
+    /// Ports found in the maps that no Service has claimed.
     orphans: HashSet<ServiceId>,
-    /// Backend rows found in the maps that belong to nothing.
+    /// Backend rows found in the maps that belong to no port.
     strays: Vec<(Family, BackendId)>,
-    /// When to try again to remove what nobody owns: number of failures and time.
+    /// When to retry the removal of unowned rows: number of failures and time.
     prune_retry: Option<(u32, Instant)>,
     cidr_failure: Option<CidrFailure>,
-    /// How long backends keep connections that are missing from the objects.
+    /// How long backends that are missing from the objects keep their connections.
     grace: Duration,
-    /// Whether a Service found no room that absent backends have.
+    /// Whether a Service did not fit because of the rows of absent backends.
     needs_room: bool,
-    /// Services with such backends, by the time when the first is given up.
+    /// Services with absent backends, by the time when the first of them is removed.
     absences: BTreeSet<(Instant, NamespacedName)>,
 }
 
-/// One Service: what it asks for, and what it has.
+/// One Service: its desired state and what it has in the maps.
 #[derive(Debug, Default)]
 struct Entry {
     desired: Option<Arc<DesiredService>>,
-    /// Ports that have an id, those to be removed included.
+    /// Ports that have an id, including ports to be removed.
     ports: Vec<(PortName, ServiceId)>,
     /// Addresses whose wildcard row it shares.
     vips: BTreeSet<IpAddr>,
-    /// The source ranges that its next rows of load balancer addresses name; 0 if all clients may
-    /// come. It counts as a user of them.
+    /// The source ranges for its next rows of load balancer addresses. 0 allows all clients. The
+    /// Service counts as a user of the set.
     ranges: SetId,
-    /// Frontends that another Service has.
+    /// Frontends that another Service holds.
     lost: Vec<FrontendKey>,
     failure: Option<Failure>,
-    /// As `absences` has it.
+    /// The same time as in `absences`.
     absent_until: Option<Instant>,
 }
 
-/// Why the last attempt failed, and when the next one is due.
+/// Why the last attempt failed, and when the next one is scheduled.
 #[derive(Debug)]
 struct Failure {
     message: String,
     attempts: u32,
     due: Instant,
-    /// When the kernel began to refuse it; `None` if it does not fit into the maps.
+    /// When the kernel began to refuse the Service. `None` if the Service does not fit into the
+    /// maps.
     fault_since: Option<Instant>,
 }
 
@@ -138,23 +139,23 @@ impl Entry {
     }
 }
 
-/// One Service as it stands.
+/// The installation state of one Service.
 #[derive(Clone, Debug)]
 pub struct InstalledService<'a> {
     /// Its name.
     pub name: &'a NamespacedName,
-    /// What it asks for.
+    /// Its desired state.
     pub desired: &'a DesiredService,
-    /// Why it is not in the maps as it asks.
+    /// Why it is not in the maps as desired.
     pub failure: Option<&'a str>,
-    /// Frontends that another Service has, and which.
+    /// Frontends that another Service holds, with that Service.
     pub conflicts: Vec<(FrontendKey, &'a NamespacedName)>,
 }
 
 impl Installer {
-    /// Installs all Services for the first time since the start: of two that ask for the same
-    /// frontend, that which has it keeps it, else the older one gets it. Then what nobody owns is
-    /// removed.
+    /// Installs all Services for the first time after a start. If two Services want the same
+    /// frontend, the one that holds it keeps it. If neither holds it, the older one gets it. Then
+    /// unowned rows are removed.
     pub fn first_sync(
         &mut self,
         services: Vec<(NamespacedName, Arc<DesiredService>)>,
@@ -182,7 +183,8 @@ impl Installer {
         for name in &names {
             self.share_vips(name);
         }
-        // First everything new, then what is gone: a frontend that changed hands is never missing.
+        // All new rows are written before old ones are deleted, so a frontend that moves between
+        // Services is never missing.
         let published: Vec<_> = names
             .iter()
             .map(|name| self.publish_service(name, context))
@@ -195,8 +197,8 @@ impl Installer {
         self.prune(context);
     }
 
-    /// Installs what a Service asks for now; `None` removes it. `ended` are addresses whose Pods
-    /// have ended: what was there does not come back.
+    /// Installs the new desired state of a Service. `None` removes it. `ended` contains addresses
+    /// whose Pods have ended, so their backends do not come back.
     pub fn set(
         &mut self,
         name: &NamespacedName,
@@ -217,7 +219,7 @@ impl Installer {
         self.make_room(context);
     }
 
-    /// Does what is due: makes available what went out of use, and tries failed Services again.
+    /// Runs scheduled work: frees what is no longer in use, and retries failed Services.
     pub fn tick(&mut self, maps: &mut dyn Maps, now: Instant) {
         let context = &mut Context { maps, now };
         self.tables.sweep(now);
@@ -234,7 +236,7 @@ impl Installer {
         self.make_room(context);
     }
 
-    /// When [`Self::tick`] has something to do.
+    /// When [`Self::tick`] must run next.
     pub fn next_due(&self) -> Option<Instant> {
         let retry = self.retries.first().map(|(due, _)| *due);
         let prune = self.prune_retry.map(|(_, due)| due);
@@ -246,14 +248,14 @@ impl Installer {
             .min()
     }
 
-    /// All Services that are wanted, in no order.
+    /// All desired Services, in no particular order.
     pub fn services(&self) -> impl Iterator<Item = InstalledService<'_>> {
         self.services
             .iter()
             .filter_map(|(name, entry)| self.view(name, entry))
     }
 
-    /// One Service, if it is wanted.
+    /// One Service, if it is desired.
     pub fn service<'a>(&'a self, name: &'a NamespacedName) -> Option<InstalledService<'a>> {
         self.view(name, self.services.get(name)?)
     }
@@ -272,7 +274,7 @@ impl Installer {
         })
     }
 
-    /// Services to be removed that could not be yet, and why.
+    /// Services that could not be removed yet, and why.
     pub fn failed_removals(&self) -> impl Iterator<Item = (&NamespacedName, &str)> {
         let removed = self.services.iter().filter(|(_, entry)| entry.desired.is_none());
         removed.filter_map(|(name, entry)| Some((name, entry.failure.as_ref()?.message.as_str())))
@@ -286,7 +288,7 @@ impl Installer {
         self.settle(name, result.and(ended), context.now);
     }
 
-    /// Remembers how an attempt ended, and what is due next.
+    /// Records the result of an attempt and schedules the next one.
     fn settle(&mut self, name: &NamespacedName, result: Result<(), MapError>, now: Instant) {
         self.remember(name, result, now);
         self.note_absences(name);
@@ -341,10 +343,10 @@ impl Installer {
         }
     }
 
-    /// Gives up absent backends if others need the room.
+    /// Removes absent backends if other Services need their rows.
     fn make_room(&mut self, context: &mut Context<'_>) {
         if std::mem::take(&mut self.needs_room) {
-            self.give_up_absent(context);
+            self.remove_absent_backends(context);
         }
     }
 
@@ -355,13 +357,13 @@ impl Installer {
     }
 }
 
-/// The rank of a Service among those that ask for the same frontend: its creation, the unknown
-/// last.
+/// The rank of a Service among those that want the same frontend: its creation time. Unknown times
+/// rank last.
 fn age(desired: &DesiredService) -> i64 {
     desired.created.unwrap_or(i64::MAX)
 }
 
-/// The pause after a number of failures in a row.
+/// The delay after a number of consecutive failures.
 fn pause(attempts: u32) -> Duration {
     RETRY_FIRST.saturating_mul(1 << attempts.min(16)).min(RETRY_LAST)
 }

@@ -1,4 +1,4 @@
-//! What a port asks for, and what is reserved for it before anything is written.
+//! The demand of a port, and the reservations for it before anything is written.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,42 +13,43 @@ use crate::maglev;
 use crate::maps::FrontendKey;
 use crate::network::Family;
 
-/// What a port asks for of one family.
+/// The demand of a port for one family.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FamilyDemand<'a> {
     /// Its backends, sorted by address.
     pub(super) backends: &'a [DesiredBackend],
-    /// Which of them the Maglev table names; `None`: there is no table.
+    /// The backends that the Maglev table names. `None` if there is no table.
     maglev: Option<TrafficPolicy>,
 }
 
-/// What is to be reserved for one family of a port.
+/// The reservation for one family of a port.
 #[derive(Debug)]
 pub(super) struct FamilyPlan {
-    /// Number of backends that get a row.
+    /// Number of backends that get a new row.
     pub(super) added: usize,
     pub(super) cluster: RegionPlan,
     pub(super) local: RegionPlan,
     pub(super) maglev: RegionPlan,
-    /// What the Maglev table holds: positions among the backends that it names.
+    /// The contents of the Maglev table: positions among the backends that it names.
     table: Vec<u32>,
 }
 
-/// What becomes of a region.
+/// How a region changes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum RegionPlan {
-    /// It holds what it shall.
+    /// It stays, since its contents are right.
     Keep,
-    /// It becomes the cluster's, which holds the same.
+    /// It is replaced by the cluster region, which has the same contents.
     Cluster,
-    /// It is replaced by one with so many slots.
+    /// It is replaced by a new one with this number of slots.
     New(usize),
     /// It is replaced by this one.
     Allocated(Region),
 }
 
 impl<'a> FamilyDemand<'a> {
-    /// What a port gets of one family: nothing, unless it has a frontend that could name it.
+    /// The demand of a port for one family. Empty, unless a frontend of that family could name its
+    /// backends.
     pub(super) fn of(
         claims: &HashMap<FrontendKey, ServiceId>,
         id: ServiceId,
@@ -64,7 +65,7 @@ impl<'a> FamilyDemand<'a> {
         if frontends.peek().is_none() {
             return Self::default();
         }
-        // Sorted: IPv4 comes first.
+        // The backends are sorted, and IPv4 comes first.
         let (of_v4, of_v6) = port
             .backends
             .split_at(port.backends.partition_point(|backend| backend.address.is_ipv4()));
@@ -73,12 +74,12 @@ impl<'a> FamilyDemand<'a> {
                 Family::V4 => of_v4,
                 Family::V6 => of_v6,
             },
-            // A Service has one policy for all of them.
+            // A Service has the same policy for all of its external frontends.
             maglev: frontends.find_map(|frontend| frontend.external_policy()),
         }
     }
 
-    /// The backends that clients see; `None`: there are no such clients.
+    /// The backends for clients with this policy. `None` if there are no such clients.
     fn seen(&self, policy: Option<TrafficPolicy>) -> impl Iterator<Item = &'a DesiredBackend> + use<'a> {
         let backends = self.backends.iter();
         backends.filter(move |backend| policy.is_some_and(|policy| backend.is_in(policy)))
@@ -86,7 +87,7 @@ impl<'a> FamilyDemand<'a> {
 }
 
 impl PortFamily {
-    /// What has to be reserved for an order.
+    /// Plans the reservation for a demand.
     pub(super) fn plan(&self, tables: &Tables, family: Family, order: &FamilyDemand<'_>) -> FamilyPlan {
         let backends = order.backends;
         let added = self.with_ids(backends).filter(|(_, id)| id.is_none()).count();
@@ -111,7 +112,7 @@ impl PortFamily {
         }
     }
 
-    /// The slots that name the backends that clients see; `None` for those that have no row yet.
+    /// The slots of the backends for clients with this policy. `None` for backends without a row.
     fn slots(
         &self,
         tables: &Tables,
@@ -124,8 +125,8 @@ impl PortFamily {
             .collect()
     }
 
-    /// Reserves ids and takes the planned regions. False if an id is missing, which the plan rules
-    /// out.
+    /// Allocates ids and takes the planned regions. Returns false if ids run out, which the plan
+    /// prevents.
     pub(super) fn reserve(
         &mut self,
         tables: &mut Tables,
@@ -180,7 +181,7 @@ impl PortFamily {
     }
 }
 
-/// What becomes of `region`, which is to hold `slots`.
+/// Decides how `region` changes if it must contain `slots`.
 fn plan_region(tables: &Tables, region: Region, slots: &[Option<Slot>]) -> RegionPlan {
     let held = tables.regions().slots(region).iter().map(|slot| Some(*slot));
     if held.eq(slots.iter().copied()) {
@@ -190,7 +191,7 @@ fn plan_region(tables: &Tables, region: Region, slots: &[Option<Slot>]) -> Regio
     }
 }
 
-/// Says what `region` shall hold. All rows have been reserved.
+/// Sets the contents of `region`. All rows are already reserved.
 fn fill(tables: &mut Tables, region: Region, slots: &[Option<Slot>]) -> Region {
     tables
         .regions_mut()

@@ -1,4 +1,4 @@
-//! What one port of a Service has in the maps.
+//! The rows, ids and regions of one port of a Service.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -11,14 +11,15 @@ use crate::desired::{DesiredBackend, DesiredPort, NamespacedName, PortName};
 use crate::maps::{Backend, BackendState, FrontendKey, MapError};
 use crate::network::Family;
 
-/// What a port has: rows, ids and regions. Owned by a Service, or found in the maps after a start.
+/// The rows, ids and regions of a port. The port belongs to a Service, or was found in the maps
+/// after a start.
 #[derive(Debug, Default)]
 pub(super) struct Port {
-    /// Whose it is.
+    /// The Service that owns the port.
     pub(super) owner: Option<NamespacedName>,
-    /// Frontend rows it wrote; another port of the Service may have taken one over since.
+    /// Frontend rows that it wrote. Another port of the Service may have overwritten one since.
     pub(super) frontends: Vec<FrontendKey>,
-    /// By family.
+    /// The parts of each family.
     pub(super) families: [PortFamily; 2],
 }
 
@@ -27,40 +28,41 @@ pub(super) struct Port {
 pub(super) struct Member {
     /// Address and port of the endpoint.
     pub(super) address: SocketAddr,
-    /// Its row, which may be still to be written.
+    /// The id of its row, which may not be written yet.
     pub(super) id: BackendId,
     /// Whether it does not come back once it is missing.
     pub(super) is_leaving: bool,
-    /// It is missing, and its row is kept for its connections until then.
+    /// The end of the grace period, if the endpoint is missing. Its row is kept until then for its
+    /// connections.
     pub(super) absent_until: Option<Instant>,
 }
 
-/// What a port has of one family.
+/// The part of a port for one family.
 #[derive(Debug, Default)]
 pub(super) struct PortFamily {
-    /// Its backends, sorted by address, absent ones included.
+    /// Its backends, sorted by address. Absent ones are included.
     pub(super) members: Vec<Member>,
-    /// Regions that its next frontend rows name. It counts as a user of each.
+    /// Regions for its next frontend rows. The port counts as a user of each.
     pub(super) cluster: Region,
-    /// See `cluster`; it may be the same one.
+    /// See `cluster`. It may be the same region.
     pub(super) local: Region,
-    /// See `cluster`: what clients outside choose from at all addresses but cluster IPs.
+    /// See `cluster`. Outside clients use it at all addresses except cluster IPs.
     pub(super) maglev: Region,
 }
 
-/// What the maps call a port: `NAMESPACE/NAME/PORT/PROTOCOL`.
+/// The name of a port in the maps: `NAMESPACE/NAME/PORT/PROTOCOL`.
 pub(super) fn full_name(service: &NamespacedName, port: &PortName) -> String {
     let PortName { name, protocol } = port;
     format!("{service}/{name}/{protocol}")
 }
 
 impl PortFamily {
-    /// Backends, sorted by address, and their ids; `None` for those that have no row yet.
+    /// Returns backends, sorted by address, with their ids. `None` for backends without a row.
     pub(super) fn with_ids<'a, B: IntoIterator<Item = &'a DesiredBackend>>(
         &self,
         backends: B,
     ) -> impl Iterator<Item = (&'a DesiredBackend, Option<BackendId>)> + use<'_, 'a, B> {
-        // Both are sorted: walking along both is much less work than a search for each.
+        // Both lists are sorted. A merge is much cheaper than a search for each backend.
         let mut members = self.members.iter().peekable();
         backends.into_iter().map(move |backend| {
             while members
@@ -72,18 +74,18 @@ impl PortFamily {
         })
     }
 
-    /// Its regions, empty ones included.
+    /// Its regions, including empty ones.
     pub(super) fn regions(&self) -> [Region; 3] {
         [self.cluster, self.local, self.maglev]
     }
 
-    /// Its regions, which it has no more.
+    /// Takes its regions away.
     pub(super) fn take_regions(&mut self) -> [Region; 3] {
         [&mut self.cluster, &mut self.local, &mut self.maglev].map(std::mem::take)
     }
 
-    /// Writes what frontend rows will name: backends that are new or may take flows now, and the
-    /// regions.
+    /// Writes the regions and the backends that frontend rows will name. Backends are written if
+    /// they are new or may accept flows now.
     pub(super) fn write(
         &self,
         tables: &mut Tables,
@@ -95,15 +97,15 @@ impl PortFamily {
             let id = id?;
             let mut row = row(tables, service, id, backend);
             if let Some(old) = tables.backends(Family::of(row.address)).endpoint(id) {
-                // The rows in use may name it until they are replaced; what they do not name is
-                // taken back then.
+                // Current frontend rows may name it until they are replaced. After that, `clear`
+                // removes what they do not name.
                 if row.state == BackendState::Draining {
                     row.state = old.state;
                 }
                 row.in_cluster |= old.in_cluster;
                 row.in_local |= old.in_local;
             }
-            tables.backends(family).is_news(id, &row).then_some((id, row))
+            tables.backends(family).needs_write(id, &row).then_some((id, row))
         });
         let rows = rows.collect();
         tables.backends_mut(family).write(context.maps, rows)?;
@@ -113,8 +115,8 @@ impl PortFamily {
         Ok(())
     }
 
-    /// Takes note of what the objects say of its backends: who is there again, and who does not
-    /// come back. `ended` are addresses whose Pods have ended.
+    /// Records which backends are back, and which do not come back, according to the objects.
+    /// `ended` contains addresses whose Pods have ended.
     pub(super) fn mark(&mut self, port: Option<&DesiredPort>, ended: &BTreeSet<IpAddr>) {
         for member in &mut self.members {
             let listed = port.and_then(|port| port.backend(member.address));
@@ -126,8 +128,8 @@ impl PortFamily {
         }
     }
 
-    /// Marks backends that are not wanted as absent, or as gone if they do not come back or their
-    /// time is over; and those that shall take no new flows as draining.
+    /// Marks backends that are not wanted as absent. If they do not come back or their grace period
+    /// is over, marks them as gone. Marks backends that must not accept new flows as draining.
     pub(super) fn clear(
         &mut self,
         tables: &mut Tables,
@@ -139,7 +141,7 @@ impl PortFamily {
         let mut wanted = backends.iter().peekable();
         let mut changed = Vec::new();
         let mut result = Ok(());
-        // Both are sorted.
+        // Both lists are sorted.
         self.members.retain_mut(|member| {
             let Member { address, id, .. } = *member;
             while wanted.next_if(|backend| backend.address < address).is_some() {}
@@ -156,7 +158,7 @@ impl PortFamily {
                     .map(absent),
             };
             if let Some(row) = row {
-                changed.extend(tables.backends(family).is_news(id, &row).then_some((id, row)));
+                changed.extend(tables.backends(family).needs_write(id, &row).then_some((id, row)));
                 return true;
             }
             if result.is_ok() {
@@ -168,7 +170,7 @@ impl PortFamily {
         tables.backends_mut(family).write(context.maps, changed)
     }
 
-    /// Removes backends whose absence has lasted until `now`; all absent ones without a time.
+    /// Removes backends whose grace period ended by `now`. `None` removes all absent ones.
     pub(super) fn end_absences(
         &mut self,
         tables: &mut Tables,
@@ -210,8 +212,8 @@ impl Member {
         self.absent_until = None;
     }
 
-    /// Whether its row is kept although nobody asks for it: it has just vanished, and may come
-    /// back.
+    /// Whether the row is kept although the backend is not wanted: it disappeared recently and may
+    /// come back.
     fn outlives(&mut self, now: Instant, grace: Duration) -> bool {
         !self.is_leaving && *self.absent_until.get_or_insert(now + grace) > now
     }
@@ -255,7 +257,7 @@ impl Port {
         self.frontends.is_empty() && self.families.iter().all(|family| family.members.is_empty())
     }
 
-    /// The part of one family.
+    /// The part for one family.
     pub(super) fn family(&self, family: Family) -> &PortFamily {
         &self.families[index(family)]
     }

@@ -1,5 +1,5 @@
-//! Sets of source ranges: what rows name does not change, so a Service whose ranges change gets a
-//! new set.
+//! Sets of source ranges. A set that rows name never changes, so a Service gets a new set when its
+//! ranges change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,17 +9,17 @@ use super::ids::Ids;
 use crate::maps::{Capacity, MapError, MapOp, Maps};
 use crate::network::{Family, Network};
 
-/// Number of a set; 0 is none.
+/// The number of a set. 0 means no set.
 pub(super) type SetId = u32;
 
 /// A set of networks that frontend rows name.
 #[derive(Debug)]
 struct RangeSet {
-    /// What it shall hold.
+    /// The networks that it should contain.
     networks: BTreeSet<Network>,
-    /// What it holds.
+    /// The networks that it contains.
     written: BTreeSet<Network>,
-    /// Frontend rows, and Services that keep it for their next rows.
+    /// Number of users: frontend rows, and Services that keep the set for their next rows.
     users: u32,
 }
 
@@ -28,14 +28,14 @@ struct RangeSet {
 pub(super) struct RangeSets {
     sets: BTreeMap<SetId, RangeSet>,
     ids: Ids,
-    /// Those without a user, to be removed.
+    /// Sets without users, to be removed.
     unused: BTreeSet<SetId>,
-    /// Networks of each family that the maps hold.
+    /// The capacity of the maps, in networks of each family.
     capacity: u32,
 }
 
 impl RangeSets {
-    /// The sets as the maps have them: `rows`, and `named` by frontends.
+    /// Restores the sets from the maps: `rows`, and the sets `named` by frontends.
     pub(super) fn restore(
         rows: &BTreeSet<(SetId, Network)>,
         named: impl Iterator<Item = SetId>,
@@ -43,13 +43,13 @@ impl RangeSets {
     ) -> Self {
         let mut written: BTreeMap<SetId, BTreeSet<Network>> = BTreeMap::new();
         for id in named.filter(|id| *id != 0) {
-            // One that lets nobody in has no rows.
+            // A set that allows no client has no rows.
             written.entry(id).or_default();
         }
         for (id, network) in rows.iter().filter(|(id, _)| *id != 0) {
             written.entry(*id).or_default().insert(*network);
         }
-        // A Service may have two while its rows change from one to the other.
+        // A Service may have two sets while its rows change from one to the other.
         let ids = Ids::new(capacity.services.saturating_mul(2), written.keys().copied());
         let set = |(id, networks): (SetId, BTreeSet<Network>)| {
             let set = RangeSet {
@@ -67,17 +67,17 @@ impl RangeSets {
         }
     }
 
-    /// What a set shall hold; `None` if there is no such set.
+    /// The networks that a set should contain. `None` if there is no such set.
     pub(super) fn networks(&self, id: SetId) -> Option<&BTreeSet<Network>> {
         self.sets.get(&id).map(|set| &set.networks)
     }
 
-    /// Whether the maps hold a set as it shall be.
+    /// Whether the maps contain the set completely.
     pub(super) fn is_written(&self, id: SetId) -> bool {
         self.sets.get(&id).is_some_and(|set| set.networks == set.written)
     }
 
-    /// Makes room for a set; the caller is its first user.
+    /// Allocates a set. The caller becomes its first user.
     pub(super) fn allocate(&mut self, networks: BTreeSet<Network>) -> Result<SetId, MapError> {
         for family in Family::ALL {
             let of_family = |networks: &BTreeSet<Network>| {
@@ -111,7 +111,7 @@ impl RangeSets {
         }
     }
 
-    /// Counts one more user of a set.
+    /// Adds a user of a set.
     pub(super) fn acquire(&mut self, id: SetId) {
         if let Some(set) = self.sets.get_mut(&id) {
             set.users += 1;
@@ -119,7 +119,7 @@ impl RangeSets {
         }
     }
 
-    /// Counts one user less of a set.
+    /// Removes a user of a set.
     pub(super) fn release(&mut self, id: SetId) {
         if let Some(set) = self.sets.get_mut(&id) {
             set.users -= 1;
@@ -129,7 +129,7 @@ impl RangeSets {
         }
     }
 
-    /// Writes what a set shall hold and does not yet.
+    /// Writes the networks of a set that are not written yet.
     pub(super) fn write(&mut self, maps: &mut dyn Maps, id: SetId) -> Result<(), MapError> {
         let Some(set) = self.sets.get_mut(&id) else {
             return Ok(());
@@ -145,8 +145,8 @@ impl RangeSets {
         Ok(())
     }
 
-    /// Deletes a set without a user, and says which; `None` if there is none. Its id is still
-    /// taken.
+    /// Deletes a set without users and returns its id, which stays allocated. `None` if there is no
+    /// such set.
     pub(super) fn delete_unused(&mut self, maps: &mut dyn Maps) -> Result<Option<SetId>, MapError> {
         let Some(id) = self.unused.first().copied() else {
             return Ok(None);
@@ -162,12 +162,12 @@ impl RangeSets {
         Ok(Some(id))
     }
 
-    /// Gives the id of a deleted set back.
+    /// Frees the id of a deleted set.
     pub(super) fn free(&mut self, id: SetId) {
         self.ids.release(id);
     }
 
-    /// All rows that are written.
+    /// All written rows.
     pub(super) fn written(&self) -> impl Iterator<Item = (SetId, Network)> {
         let sets = self.sets.iter();
         sets.flat_map(|(id, set)| set.written.iter().map(|network| (*id, *network)))

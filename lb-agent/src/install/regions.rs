@@ -1,4 +1,4 @@
-//! Regions: parts of the slots array that frontends name, what they hold and who uses them.
+//! Regions: the parts of the slots array that frontends name, their contents and their users.
 
 use std::collections::HashMap;
 
@@ -7,11 +7,11 @@ use lb_common::layout::{Region, Slot};
 use super::slots::SlotAllocator;
 use crate::maps::{MapError, MapImage, MapOp, Maps};
 
-/// What a region holds, and who uses it.
+/// The contents and users of a region.
 #[derive(Debug)]
 struct RegionEntry {
     slots: Box<[Slot]>,
-    /// Frontend rows, and ports that keep it for their next rows.
+    /// Number of users: frontend rows, and ports that keep the region for their next rows.
     users: u32,
     is_written: bool,
 }
@@ -19,13 +19,13 @@ struct RegionEntry {
 /// All regions that are not empty.
 #[derive(Debug)]
 pub(super) struct Regions {
-    /// By their first slot.
+    /// The regions, by their first slot.
     entries: HashMap<u32, RegionEntry>,
     slots: SlotAllocator,
 }
 
 impl Regions {
-    /// None yet, in an array of so many slots.
+    /// No regions, in an array with this number of slots.
     pub(super) fn new(capacity: u32) -> Self {
         Self {
             entries: HashMap::new(),
@@ -33,8 +33,8 @@ impl Regions {
         }
     }
 
-    /// Counts one more user of a region that was found in the maps; false if it overlaps another
-    /// one's or the end of the array.
+    /// Adds a user of a region that was found in the maps. Returns false if the region overlaps
+    /// another one or exceeds the array.
     pub(super) fn restore(&mut self, region: Region, image: &MapImage) -> bool {
         if region.length == 0 || self.acquire(region) {
             return true;
@@ -56,25 +56,24 @@ impl Regions {
         true
     }
 
-    /// Takes back what [`Self::restore`] has done. Nobody reads the region: no grace is needed, and
-    /// there is no clock.
+    /// Undoes [`Self::restore`]. No packet reads the region, so it is freed immediately.
     pub(super) fn forget(&mut self, region: Region) {
         if self.remove_user(region).is_some() {
             self.slots.free(region);
         }
     }
 
-    /// Finds room for a region; its slots follow with [`Self::fill`].
+    /// Allocates a region. [`Self::fill`] sets its slots.
     pub(super) fn allocate(&mut self, length: usize) -> Option<Region> {
         self.slots.allocate(u32::try_from(length).ok()?)
     }
 
-    /// Gives back a region that was allocated and not filled, or that nobody reads any more.
+    /// Frees a region that was never filled, or that no packet reads any more.
     pub(super) fn free(&mut self, region: Region) {
         self.slots.free(region);
     }
 
-    /// Says what a region shall hold, and makes the caller its first user.
+    /// Sets the slots of a region. The caller becomes its first user.
     pub(super) fn fill(&mut self, region: Region, slots: Box<[Slot]>) {
         if region.length > 0 {
             self.entries.insert(
@@ -88,7 +87,7 @@ impl Regions {
         }
     }
 
-    /// What a region holds. Unknown regions (never restored) seem empty.
+    /// The slots of a region. Empty for regions that were never restored.
     pub(super) fn slots(&self, region: Region) -> &[Slot] {
         match self.entries.get(&region.base) {
             Some(entry) if entry.slots.len() == region.length as usize => &entry.slots,
@@ -96,7 +95,7 @@ impl Regions {
         }
     }
 
-    /// Counts one more user of a region; false if it is not known (the empty region is not).
+    /// Adds a user of a region. Returns false for unknown regions and for the empty region.
     pub(super) fn acquire(&mut self, region: Region) -> bool {
         match self.entries.get_mut(&region.base) {
             Some(entry) if entry.slots.len() == region.length as usize => {
@@ -107,8 +106,8 @@ impl Regions {
         }
     }
 
-    /// Counts one user less of a region. Tells whether packets may still read it, though it has no
-    /// user left: its room is to be freed after a while ([`Self::free`]).
+    /// Removes a user of a region. Returns true if it was the last one and packets may still read
+    /// the region. The caller must free it after a while ([`Self::free`]).
     pub(super) fn release(&mut self, region: Region) -> bool {
         match self.remove_user(region) {
             Some(entry) if entry.is_written => true,
@@ -120,7 +119,7 @@ impl Regions {
         }
     }
 
-    /// The entry of a region that has lost its last user.
+    /// Removes a user of a region. Returns the region's entry if this was the last user.
     fn remove_user(&mut self, region: Region) -> Option<RegionEntry> {
         let entry = self.entries.get_mut(&region.base)?;
         if entry.slots.len() != region.length as usize {
@@ -134,7 +133,7 @@ impl Regions {
         }
     }
 
-    /// Writes the slots of a region unless they are.
+    /// Writes the slots of a region, unless they are written already.
     pub(super) fn write(&mut self, maps: &mut dyn Maps, region: Region) -> Result<(), MapError> {
         if let Some(entry) = self
             .entries
@@ -150,7 +149,7 @@ impl Regions {
         Ok(())
     }
 
-    /// All regions that are written.
+    /// All written regions.
     pub(super) fn written(&self) -> impl Iterator<Item = (u32, &[Slot])> {
         let written = self.entries.iter().filter(|(_, entry)| entry.is_written);
         written.map(|(base, entry)| (*base, &*entry.slots))

@@ -1,4 +1,4 @@
-//! Finds and repairs what somebody else changed in the maps.
+//! Detects and repairs changes that another program made to the maps.
 
 use std::collections::BTreeSet;
 
@@ -7,40 +7,39 @@ use super::tables::Tables;
 use crate::maps::{Backend, BackendState, MapImage, MapOp, Maps};
 use crate::network::Family;
 
-/// What a comparison with the maps found. All of it was written again unless `errors` says
-/// otherwise.
+/// The result of a comparison with the maps. Everything found was repaired, except for the
+/// `errors`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct Repaired {
-    /// Names of service ids that were missing, wrong or foreign.
+    /// Names of service ids that were missing, wrong or unknown to the agent.
     pub names: usize,
-    /// Source ranges that were missing or foreign.
+    /// Source ranges that were missing or unknown to the agent.
     pub source_ranges: usize,
-    /// Frontend rows that were missing, wrong or foreign.
+    /// Frontend rows that were missing, wrong or unknown to the agent.
     pub frontends: usize,
     /// Regions whose slots were wrong.
     pub regions: usize,
-    /// Backend rows that were missing, wrong or foreign.
+    /// Backend rows that were missing, wrong or unknown to the agent.
     pub backends: usize,
-    /// What could not be written; the next comparison finds it again.
+    /// Writes that failed. The next comparison finds the same faults again.
     pub errors: Vec<String>,
 }
 
 impl Repaired {
-    /// How many faults were found.
+    /// The number of faults.
     pub fn faults(&self) -> usize {
         self.names + self.source_ranges + self.frontends + self.regions + self.backends
     }
 }
 
 impl Installer {
-    /// Compares the maps as dumped in `image` with what was written to them, and writes the
-    /// difference.
+    /// Compares the maps in `image` with what the agent wrote to them, and writes the differences.
     pub fn repair(&mut self, image: &MapImage, maps: &mut dyn Maps) -> Repaired {
         let mut repaired = Repaired::default();
         let backends = foreign_backends(&self.tables, image);
         for (family, id, backend) in &backends {
-            // Its slots and flows, if any, are not ours: they end, and the row's next endpoint gets
-            // a new generation.
+            // The agent does not own its slots and flows. They end, and the row's next endpoint
+            // gets a new generation.
             self.tables.backends_mut(*family).note(*id, *backend);
         }
         let operations = [
@@ -69,7 +68,7 @@ impl Installer {
     }
 }
 
-/// Rows that this agent never wrote, as they shall be.
+/// Rows that this agent never wrote, in the form that repairs them.
 fn foreign_backends(tables: &Tables, image: &MapImage) -> Vec<(Family, u32, Backend)> {
     let of_family = |family| {
         let rows = image.backends(family).iter();
@@ -112,8 +111,8 @@ fn backend_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
     Family::ALL.into_iter().flat_map(of_family).collect()
 }
 
-/// The dump has only slots that some frontend names: a region whose rows are gone may be written
-/// needlessly.
+/// The image contains only slots that some frontend names. A region whose rows are missing may be
+/// rewritten without need.
 fn region_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
     let wrong = tables.regions().written().filter(|(base, slots)| {
         let found = (*base..).zip(slots.iter());

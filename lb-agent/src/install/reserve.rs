@@ -1,5 +1,5 @@
-//! The first step of a change: everything it needs is reserved in memory, or it is refused as a
-//! whole.
+//! Step 1 of a change: everything that it needs is reserved in memory, or the whole change is
+//! rejected.
 
 use std::collections::HashSet;
 
@@ -12,7 +12,7 @@ use crate::desired::{DesiredPort, DesiredService};
 use crate::maps::{FrontendKey, MapError};
 use crate::network::Family;
 
-/// What is to be reserved for one port, by family.
+/// The reservation for one port, by family.
 type PortPlan = [FamilyPlan; 2];
 
 impl Installer {
@@ -48,8 +48,8 @@ impl Installer {
         Ok(())
     }
 
-    /// Makes room for the source ranges of a Service, unless it has them; `None`: it is to be
-    /// removed.
+    /// Allocates a set for the source ranges of a Service, unless it has one. `None` if the Service
+    /// is to be removed.
     pub(super) fn reserve_ranges(
         &mut self,
         entry: &mut Entry,
@@ -105,7 +105,7 @@ impl Installer {
         }
     }
 
-    /// Finds room for all new regions, or for none.
+    /// Allocates all new regions, or none of them.
     fn allocate_regions(&mut self, plans: &mut [PortPlan]) -> Result<(), MapError> {
         let mut allocated: Vec<Region> = Vec::new();
         let wants = plans
@@ -133,8 +133,8 @@ impl Installer {
         Ok(())
     }
 
-    /// Checks that the frontend rows fit. If they do only in the place of the Service's old ones,
-    /// those go first.
+    /// Checks that the frontend rows fit. If they fit only without the Service's old rows, deletes
+    /// the old rows first.
     fn reserve_frontends(
         &mut self,
         entry: &Entry,

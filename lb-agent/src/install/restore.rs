@@ -1,5 +1,5 @@
-//! After a start: ids are read back from the maps, so flows keep their meaning and what is right
-//! stays unwritten.
+//! Restores the state from the maps after a start. Ids stay the same, so flows stay valid, and
+//! correct rows are not rewritten.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -16,8 +16,9 @@ use crate::maps::{BackendState, Capacity, FrontendKey, MapError, MapImage, regio
 use crate::network::Family;
 
 impl Installer {
-    /// Begins with what is in the maps. Nothing changes before [`Self::first_sync`]. What is
-    /// missing then counts as missing since then: `grace` begins, also for what was absent before.
+    /// Restores the contents of the maps. Nothing changes before [`Self::first_sync`]. Backends
+    /// that are missing from the objects then get the whole `grace` period, even if they were
+    /// already absent before.
     pub fn restore(image: &MapImage, capacity: Capacity, grace: Duration) -> Self {
         let live = Family::ALL
             .into_iter()
@@ -65,7 +66,8 @@ impl Installer {
         for port in self.ports.values_mut() {
             for (family, state) in Family::ALL.into_iter().zip(&mut port.families) {
                 state.members.sort();
-                // Nobody writes an endpoint twice; if it was damaged so, the second row goes.
+                // No endpoint is written twice. If a corrupted map contains one twice, the second
+                // row is removed.
                 state.members.dedup_by(|second, first| {
                     let is_same = second.address == first.address;
                     if is_same {
@@ -94,8 +96,7 @@ impl Installer {
             };
             port.frontends.push(key);
             let family = &mut port.families[index(Family::of(key.address()))];
-            // The rows of a port name the same regions, unless its last change was cut off in
-            // between.
+            // The rows of a port name the same regions, unless its last change was interrupted.
             let known = [&mut family.cluster, &mut family.local, &mut family.maglev];
             for (known, named) in known.into_iter().zip(regions(&row)) {
                 if known.length == 0 && self.tables.regions_mut().acquire(named) {
@@ -105,7 +106,7 @@ impl Installer {
         }
     }
 
-    /// The port found in the maps that has one of these frontends, if nobody has claimed that.
+    /// The orphaned port that holds one of these frontends, if the frontend is not claimed.
     pub(super) fn orphan_of(&self, keys: impl Iterator<Item = FrontendKey>) -> Option<ServiceId> {
         let free = keys.filter(|key| !self.claims.contains_key(key));
         let mut holders = free.filter_map(|key| self.tables.frontend(&key));
@@ -114,7 +115,7 @@ impl Installer {
             .map(|row| row.service)
     }
 
-    /// The port found in the maps that has this name, if no Service has asked for it.
+    /// The orphaned port with this name.
     pub(super) fn orphan_named(&self, name: &str) -> Option<ServiceId> {
         let names = self.tables.names();
         let mut orphans = self.orphans.iter();
@@ -123,8 +124,8 @@ impl Installer {
             .copied()
     }
 
-    /// Gives ports the ids that they had: by their names, or by the frontends that only one Service
-    /// asks for. So it is known who had those that several ask for.
+    /// Gives ports their previous ids. Ports are matched by name, or by frontends that only one
+    /// Service wants. The claims of these ports decide about frontends that several Services want.
     pub(super) fn adopt_all(&mut self, services: &[(NamespacedName, Arc<DesiredService>)]) {
         let mut n_claimants: HashMap<FrontendKey, u32> = HashMap::new();
         let frontends = services
@@ -158,7 +159,7 @@ impl Installer {
         }
     }
 
-    /// Removes what nobody owns. What cannot be removed now is tried again.
+    /// Removes unowned rows. Failed removals are retried.
     pub(super) fn prune(&mut self, context: &mut Context<'_>) {
         let attempts = self
             .prune_retry

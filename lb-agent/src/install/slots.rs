@@ -1,15 +1,15 @@
-//! Which parts of the slots array are in use.
+//! Tracks which parts of the slots array are in use.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::layout::Region;
 
-/// Hands out regions of an array: the smallest gap that is large enough, at its start.
+/// Allocates regions of an array. It uses the start of the smallest gap that is large enough.
 #[derive(Debug)]
 pub(super) struct SlotAllocator {
-    /// Base to length of each gap; no two touch.
+    /// Base to length of each gap. Gaps never touch.
     gaps: BTreeMap<u32, u32>,
-    /// The same by length.
+    /// The gaps, ordered by length.
     by_length: BTreeSet<(u32, u32)>,
 }
 
@@ -24,7 +24,7 @@ impl SlotAllocator {
         allocator
     }
 
-    /// A free region; `None` if no gap is large enough. No slots are the empty region.
+    /// Allocates a region. `None` if no gap is large enough. Length 0 yields the empty region.
     pub(super) fn allocate(&mut self, length: u32) -> Option<Region> {
         if length == 0 {
             return Some(Region::default());
@@ -35,7 +35,7 @@ impl SlotAllocator {
         Some(Region { base, length })
     }
 
-    /// Takes a certain region out; false if it is not wholly free.
+    /// Allocates a specific region. Returns false if it is not completely free.
     pub(super) fn take(&mut self, region: Region) -> bool {
         let Some(end) = region.base.checked_add(region.length) else {
             return false;
@@ -55,7 +55,7 @@ impl SlotAllocator {
         true
     }
 
-    /// Gives a region back.
+    /// Frees a region.
     pub(super) fn free(&mut self, region: Region) {
         if region.length == 0 {
             return;
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_at_the_end_of_the_range() {
+    fn regions_may_end_at_the_largest_index() {
         let mut allocator = SlotAllocator::new(u32::MAX);
         assert!(!allocator.take(Region {
             base: u32::MAX,

@@ -1,5 +1,4 @@
-//! What is in the maps, and what of them is in use. Memory follows the maps: it changes after a
-//! write succeeded.
+//! A mirror of the maps, and what of it is in use. The mirror changes only after a write succeeded.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -16,17 +15,17 @@ use crate::maps::{
 };
 use crate::network::{Family, Network};
 
-/// How long something stays unused before it is used again: a packet that was being handled when it
-/// went out of use has long been handled by then.
+/// How long an id or region stays unused before it is reused. Packets that were in processing when
+/// it was released are finished by then.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
 
-/// The maps to write to, and the time.
+/// The maps to write to, and the current time.
 pub(super) struct Context<'a> {
     pub(super) maps: &'a mut dyn Maps,
     pub(super) now: Instant,
 }
 
-/// Something that is free after [`GRACE`].
+/// Something that can be reused after [`GRACE`].
 #[derive(Debug)]
 enum Retired {
     Region(Region),
@@ -40,20 +39,20 @@ enum Retired {
 pub(super) struct Tables {
     capacity: Capacity,
     frontends: HashMap<FrontendKey, Frontend>,
-    /// Rows of each family.
+    /// Number of rows of each family.
     n_frontends: [usize; 2],
     regions: Regions,
     backends: [BackendTable; 2],
     ranges: RangeSets,
-    /// Service CIDRs in force.
+    /// Service CIDRs in effect.
     cidrs: BTreeSet<Network>,
     service_ids: Ids,
-    /// What the ids stand for.
+    /// The names of service ids.
     names: BTreeMap<ServiceId, String>,
     retired: VecDeque<(Instant, Retired)>,
 }
 
-/// Index of a family in arrays.
+/// The index of a family in arrays.
 pub(super) fn index(family: Family) -> usize {
     match family {
         Family::V4 => 0,
@@ -62,7 +61,7 @@ pub(super) fn index(family: Family) -> usize {
 }
 
 impl Tables {
-    /// The tables as the maps have them. `service_ids` (ascending) are in use.
+    /// Restores the tables from the maps. `service_ids` (ascending) are in use.
     pub(super) fn restore(
         image: &MapImage,
         capacity: Capacity,
@@ -92,8 +91,9 @@ impl Tables {
         tables
     }
 
-    /// A row whose regions overlap another one's or the end of the array was damaged from outside:
-    /// it counts as missing, so it is written again, or deleted by the next comparison.
+    /// Restores a row. If its regions overlap others or exceed the array, another program has
+    /// corrupted it. Such a row counts as missing. It is rewritten, or deleted by the next
+    /// comparison.
     fn restore_frontend(&mut self, key: FrontendKey, value: Frontend, image: &MapImage) {
         for (position, region) in regions(&value).into_iter().enumerate() {
             if !self.regions.restore(region, image) {
@@ -174,7 +174,7 @@ impl Tables {
         &mut self.regions
     }
 
-    /// Counts one user less of a region. Without a user it is free after a while.
+    /// Removes a user of a region. Without users, the region is freed after a while.
     pub(super) fn release_region(&mut self, region: Region, now: Instant) {
         if self.regions.release(region) {
             self.retired.push_back((now + GRACE, Retired::Region(region)));
@@ -200,7 +200,7 @@ impl Tables {
         &mut self.backends[index(family)]
     }
 
-    /// Takes a row out of use.
+    /// Removes the endpoint of a row.
     pub(super) fn remove_backend(
         &mut self,
         context: &mut Context<'_>,
@@ -234,7 +234,7 @@ impl Tables {
         &mut self.ranges
     }
 
-    /// Deletes the sets that nobody names any more.
+    /// Deletes the sets that no row names any more.
     pub(super) fn delete_unused_ranges(&mut self, context: &mut Context<'_>) -> Result<(), MapError> {
         while let Some(id) = self.ranges.delete_unused(context.maps)? {
             self.retired.push_back((context.now + GRACE, Retired::Ranges(id)));
@@ -244,7 +244,7 @@ impl Tables {
 
     // Service CIDRs.
 
-    /// Those in force.
+    /// The Service CIDRs in effect.
     pub(super) fn cidrs(&self) -> &BTreeSet<Network> {
         &self.cidrs
     }
@@ -267,7 +267,7 @@ impl Tables {
         Ok(())
     }
 
-    /// All rows of source ranges that are written, the Service CIDRs included.
+    /// All written rows of source ranges, including Service CIDRs.
     pub(super) fn written_ranges(&self) -> impl Iterator<Item = (SetId, Network)> {
         let cidrs = self.cidrs.iter().map(|network| (cidr::SET, *network));
         self.ranges.written().chain(cidrs)
@@ -283,7 +283,7 @@ impl Tables {
         self.retired.push_back((now + GRACE, Retired::Service(id)));
     }
 
-    /// Says what an id stands for, unless it is said.
+    /// Writes the name of an id, unless it is written already.
     pub(super) fn set_name(
         &mut self,
         context: &mut Context<'_>,
@@ -308,14 +308,14 @@ impl Tables {
         Ok(())
     }
 
-    /// What all ids stand for.
+    /// The names of all ids.
     pub(super) fn names(&self) -> &BTreeMap<ServiceId, String> {
         &self.names
     }
 
     // Time.
 
-    /// Makes available what went out of use long enough ago.
+    /// Frees what has been out of use for long enough.
     pub(super) fn sweep(&mut self, now: Instant) {
         while let Some((_, retired)) = self.retired.pop_front_if(|(due, _)| *due <= now) {
             match retired {
@@ -327,7 +327,7 @@ impl Tables {
         }
     }
 
-    /// When something next becomes available.
+    /// When the next item is freed.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.retired.front().map(|(due, _)| *due)
     }

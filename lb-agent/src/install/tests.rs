@@ -1,4 +1,4 @@
-//! Random histories of Services, with and without faults.
+//! Random sequences of changes to Services, with and without failing writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ const CAPACITY: Capacity = Capacity {
     source_ranges: 100,
 };
 
-/// How long absent backends keep connections.
+/// How long absent backends keep their connections.
 const ABSENCE: Duration = Duration::from_secs(5);
 
 fn name(number: u8) -> NamespacedName {
@@ -58,7 +58,7 @@ fn backend(number: u8, kind: u8) -> DesiredBackend {
     }
 }
 
-/// A port: its name, frontends as (address, port) and backends as (endpoint, what it does).
+/// A port: its name, frontends as (address, port), and backends as (endpoint, flags).
 type RandomPort = (u8, BTreeSet<(u8, u8)>, BTreeMap<u8, u8>);
 
 fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
@@ -122,7 +122,7 @@ fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
     }
 }
 
-/// Some of four networks.
+/// A random subset of four networks.
 fn source_ranges(networks: &BTreeSet<u8>, node_allowed: bool) -> SourceRanges {
     let all = ["10.0.0.0/8", "172.16.0.0/12", "fd00::/8", "2001:db8::/32"];
     let networks: BTreeSet<Network> = (networks.iter())
@@ -163,7 +163,7 @@ fn history() -> impl Strategy<Value = Vec<(u8, Option<DesiredService>)>> {
     prop::collection::vec((0..5_u8, prop::option::weighted(0.8, random_service())), 1..12)
 }
 
-/// An installer with its maps and clock.
+/// An installer with its maps and its clock.
 struct Bench {
     installer: Installer,
     maps: FaultyMaps<FakeMaps>,
@@ -182,7 +182,7 @@ impl Bench {
         bench
     }
 
-    /// An agent that finds `maps`, and these Services.
+    /// A new agent that finds `maps` and these Services.
     fn restart(maps: FaultyMaps<FakeMaps>, services: &BTreeMap<u8, DesiredService>) -> Self {
         let mut bench = Self {
             installer: restored(&maps),
@@ -216,14 +216,14 @@ impl Bench {
             self.now = self.now.max(due);
             self.installer.tick(&mut self.maps, self.now);
         }
-        panic!("does not settle: {:?}", self.installer);
+        panic!("the installer still has work scheduled: {:?}", self.installer);
     }
 
     fn image(&self) -> MapImage {
         self.maps.image().unwrap()
     }
 
-    /// The maps hold what is asked for, and nothing else.
+    /// Checks that the maps contain the desired state and nothing else.
     fn check(&self) {
         let image = self.image();
         let mut rows = BTreeSet::new();
@@ -265,7 +265,7 @@ impl Bench {
         assert_eq!(live.filter(is_wanted).count(), n_backends, "{}", dump(&image));
     }
 
-    /// An address says what holds for all Services that share it.
+    /// Checks that each wildcard row combines all Services that share its address.
     fn check_wildcards(&self, image: &MapImage) {
         for (key, row) in &image.frontends {
             let FrontendKey::Wildcard(address) = key else {
@@ -303,7 +303,7 @@ impl Bench {
         }
     }
 
-    /// Nothing is in use any more.
+    /// Checks that no id, region or row is in use.
     fn check_empty(&mut self) {
         assert_eq!(dump(&self.image()), "");
         assert!(self.installer.services.is_empty() && self.installer.ports.is_empty());
@@ -415,7 +415,7 @@ fn ranges_of(image: &MapImage, row: &Frontend) -> BTreeSet<Network> {
     named.map(|(_, network)| *network).collect()
 }
 
-/// Maps after each operation of a log.
+/// Checks that the maps are consistent after each operation of a log.
 fn check_prefixes(log: &[MapOp]) {
     let mut maps = FakeMaps::new(CAPACITY);
     for operation in log {
@@ -433,7 +433,7 @@ fn live_rows(image: &MapImage) -> Vec<(BackendId, Backend)> {
 
 proptest! {
     #[test]
-    fn an_absence_within_the_grace_changes_nothing(
+    fn an_absence_within_the_grace_period_changes_nothing(
         history in history(),
         number in 0..5_u8,
         missing in prop::collection::btree_set(0..8_u8, 0..8),
@@ -475,7 +475,7 @@ proptest! {
     }
 
     #[test]
-    fn maps_follow_and_nothing_leaks(history in history(), percent in 0..40_u64, seed: u64) {
+    fn maps_match_the_services_and_nothing_leaks(history in history(), percent in 0..40_u64, seed: u64) {
         let mut bench = Bench::new(CAPACITY, percent, seed);
         let mut services = BTreeMap::new();
         for (number, desired) in history {
@@ -505,7 +505,7 @@ proptest! {
         cut: prop::sample::Index,
         seed: u64,
     ) {
-        // The old agent dies after some write.
+        // The old agent dies after a random write.
         let mut bench = Bench::new(CAPACITY, 0, seed);
         let mut services = BTreeMap::new();
         for (number, desired) in before {
@@ -540,7 +540,7 @@ proptest! {
     }
 
     #[test]
-    fn damage_is_repaired(history in history(), damage in prop::collection::vec((0..8_u8, any::<prop::sample::Index>()), 1..5)) {
+    fn corrupted_maps_are_repaired(history in history(), damage in prop::collection::vec((0..8_u8, any::<prop::sample::Index>()), 1..5)) {
         let mut bench = Bench::new(CAPACITY, 0, 0);
         for (number, desired) in history {
             bench.set(number, desired);
@@ -561,7 +561,7 @@ proptest! {
     }
 
     #[test]
-    fn a_new_agent_starts_on_damaged_maps(history in history(), damage in prop::collection::vec((0..8_u8, any::<prop::sample::Index>()), 1..5)) {
+    fn a_new_agent_starts_with_corrupted_maps(history in history(), damage in prop::collection::vec((0..8_u8, any::<prop::sample::Index>()), 1..5)) {
         let mut bench = Bench::new(CAPACITY, 0, 0);
         let mut services = BTreeMap::new();
         for (number, desired) in history {
@@ -663,7 +663,7 @@ fn failure(bench: &Bench, number: u8) -> String {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_as_a_whole_and_named() {
+fn a_service_that_does_not_fit_is_rejected_and_the_error_names_the_option() {
     let full = |capacity: Capacity, flag: &str| {
         let mut bench = Bench::new(capacity, 0, 0);
         bench.set(0, Some(one_port(&[(0, 0)], [0, 1, 3])));
@@ -676,12 +676,12 @@ fn what_does_not_fit_is_refused_as_a_whole_and_named() {
         );
         assert!(
             failure(&bench, 1).contains(flag),
-            "{:?} names {flag}",
+            "{:?} must contain {flag}",
             failure(&bench, 1)
         );
         assert_eq!(failure(&bench, 0), "");
         assert_eq!(bench.installer.fault_since(), None);
-        // Room appears.
+        // Other Services give their room back.
         bench.set(0, None);
         bench.settle();
         bench.check();
@@ -723,7 +723,7 @@ fn frontends_of_a_port_share_one_maglev_table() {
     let mut bench = Bench::new(Capacity { slots, ..CAPACITY }, 0, 0);
     bench.set(0, Some(node_port([0, 1])));
     bench.check();
-    // A table in use is never modified: there is no room for another.
+    // A table in use is never modified, and there is no room for a second one.
     bench.set(0, Some(node_port([0])));
     assert!(
         failure(&bench, 0).contains("--max-slots"),
@@ -736,7 +736,7 @@ fn frontends_of_a_port_share_one_maglev_table() {
 }
 
 #[test]
-fn a_full_frontends_map_takes_a_new_address_in_the_place_of_the_old_one() {
+fn a_full_frontends_map_accepts_a_replaced_frontend() {
     let mut bench = Bench::new(
         Capacity {
             frontends: 3,
@@ -751,7 +751,7 @@ fn a_full_frontends_map_takes_a_new_address_in_the_place_of_the_old_one() {
 }
 
 #[test]
-fn ids_rest_before_they_are_used_again_and_rows_get_a_new_generation() {
+fn ids_are_reused_after_the_grace_period_with_a_new_generation() {
     let mut bench = Bench::new(CAPACITY, 0, 0);
     bench.installer.grace = Duration::ZERO;
     bench.set(0, Some(one_port(&[(0, 0)], [0])));
@@ -772,7 +772,7 @@ fn ids_rest_before_they_are_used_again_and_rows_get_a_new_generation() {
     assert_eq!(image.frontends[&key].cluster.base, 0);
 }
 
-/// What the maps say of the first endpoint.
+/// The id, generation, state and service id of the first endpoint's row.
 fn first_backend(bench: &Bench) -> (BackendId, u32, BackendState, ServiceId) {
     let image = bench.image();
     let of_first = |row: &&Backend| SocketAddr::new(row.address, row.port) == endpoint(0);
@@ -781,7 +781,7 @@ fn first_backend(bench: &Bench) -> (BackendId, u32, BackendState, ServiceId) {
     (*id, row.generation, row.state, row.service)
 }
 
-/// Ways in which the first endpoint of Service 0 is missing for a while.
+/// Different ways in which the first endpoint of Service 0 can be missing.
 fn absences() -> [(&'static str, Option<DesiredService>); 4] {
     let port = |name, backends: &[u8]| -> RandomPort {
         let backends = backends.iter().map(|number| (*number, 1)).collect();
@@ -796,7 +796,7 @@ fn absences() -> [(&'static str, Option<DesiredService>); 4] {
 }
 
 #[test]
-fn what_comes_back_in_time_is_the_same() {
+fn a_backend_that_comes_back_in_time_keeps_its_row() {
     for (what, desired) in absences() {
         for restarts in [false, true] {
             let mut bench = Bench::new(CAPACITY, 0, 0);
@@ -811,7 +811,7 @@ fn what_comes_back_in_time_is_the_same() {
             bench.installer.tick(&mut bench.maps, bench.now);
             assert_eq!(first_backend(&bench), absent, "{what}");
             if restarts {
-                // The time begins anew.
+                // The grace period starts again.
                 let services = desired.iter().map(|desired| (0, desired.clone())).collect();
                 bench = Bench::restart(bench.maps, &services);
                 bench.now += ABSENCE - Duration::from_millis(1);
@@ -829,7 +829,7 @@ fn what_comes_back_in_time_is_the_same() {
 }
 
 #[test]
-fn what_does_not_come_back_in_time_is_gone() {
+fn a_backend_that_does_not_come_back_in_time_is_removed() {
     for (what, desired) in absences() {
         for restarts in [false, true] {
             let mut bench = Bench::new(CAPACITY, 0, 0);
@@ -861,7 +861,7 @@ fn what_does_not_come_back_in_time_is_gone() {
 }
 
 #[test]
-fn who_is_known_not_to_come_back_is_gone_at_once() {
+fn backends_that_do_not_come_back_are_removed_immediately() {
     let whole = || one_port(&[(0, 0)], [0, 1]);
     let mut leaving = whole();
     leaving.ports[0].backends[0].leaving = true;
@@ -871,11 +871,11 @@ fn who_is_known_not_to_come_back_is_gone_at_once() {
     let ended = BTreeSet::from([endpoint(0).ip()]);
     let nobody = BTreeSet::new();
     for (what, first, then, ended) in [
-        ("it was terminating", &leaving, without(), &nobody),
-        ("it was terminating, and so its Service", &leaving, None, &nobody),
-        ("it serves no more", &whole(), Some(released), &nobody),
-        ("its Pod has ended", &whole(), without(), &ended),
-        ("its Pod has ended, and so its Service", &whole(), None, &ended),
+        ("terminating endpoint", &leaving, without(), &nobody),
+        ("terminating endpoint, removed Service", &leaving, None, &nobody),
+        ("released endpoint", &whole(), Some(released), &nobody),
+        ("ended Pod", &whole(), without(), &ended),
+        ("ended Pod, removed Service", &whole(), None, &ended),
     ] {
         let mut bench = Bench::new(CAPACITY, 0, 0);
         bench.set(0, Some(first.clone()));
@@ -885,7 +885,7 @@ fn who_is_known_not_to_come_back_is_gone_at_once() {
             .set(&name(0), then, ended, &mut bench.maps, bench.now);
         assert_eq!(first_backend(&bench).2, BackendState::Gone, "{what}");
     }
-    // While it is there, it is nobody's loss.
+    // The end of a Pod does not affect a backend that is still listed.
     let mut bench = Bench::new(CAPACITY, 0, 0);
     bench.set(0, Some(leaving));
     bench.installer.set(
@@ -900,7 +900,7 @@ fn who_is_known_not_to_come_back_is_gone_at_once() {
 }
 
 #[test]
-fn without_a_grace_nothing_is_absent() {
+fn without_a_grace_period_no_backend_is_absent() {
     for (what, desired) in absences() {
         let mut bench = Bench::new(CAPACITY, 0, 0);
         bench.installer.grace = Duration::ZERO;
@@ -911,7 +911,7 @@ fn without_a_grace_nothing_is_absent() {
 }
 
 #[test]
-fn absent_backends_make_room() {
+fn absent_backends_are_removed_if_others_need_room() {
     let capacity = |backends, services| Capacity {
         backends,
         services,
@@ -923,7 +923,8 @@ fn absent_backends_make_room() {
             bench.set(0, Some(one_port(&[(0, 0)], [0, 1, 3])));
             bench.set(0, None);
             assert_eq!(first_backend(&bench).2, BackendState::Absent);
-            // One that needs what the absent ones have, be it the same Service by another port.
+            // It needs the rows of the absent backends. It is also tested as another port of the
+            // same Service.
             let other = service(
                 vec![(2, [(1, 1)].into(), [4, 6, 7].map(|number| (number, 1)).into())],
                 0,
@@ -938,7 +939,7 @@ fn absent_backends_make_room() {
 }
 
 #[test]
-fn order_of_the_writes() {
+fn writes_follow_the_documented_order() {
     let mut bench = Bench::new(CAPACITY, 0, 0);
     let balanced = |frontends: &[(u8, u8)], backends: [u8; 2], network| DesiredService {
         source_ranges: source_ranges(&[network].into(), false),
@@ -972,19 +973,19 @@ fn order_of_the_writes() {
         .collect();
     let written = ["range", "backend", "slots", "slots", "frontend"];
     assert_eq!(names[..5], written);
-    // That of the whole address comes last.
+    // The wildcard row comes last.
     assert_eq!(names[5..], ["frontend", "delete", "absent", "delete range"]);
 }
 
 #[test]
-fn pauses_grow_and_end() {
+fn retry_delays_double_up_to_a_maximum() {
     assert_eq!(pause(0), RETRY_FIRST);
     assert_eq!(pause(1), 2 * RETRY_FIRST);
     assert_eq!(pause(u32::MAX), RETRY_LAST);
 }
 
 #[test]
-fn a_fault_of_the_kernel_counts_from_the_first_one() {
+fn fault_since_returns_the_time_of_the_first_fault() {
     let mut bench = Bench::new(CAPACITY, 100, 0);
     assert_eq!(bench.installer.fault_since(), None);
     let first = bench.now;
@@ -1003,7 +1004,7 @@ fn a_fault_of_the_kernel_counts_from_the_first_one() {
 }
 
 #[test]
-fn usage_is_that_of_the_maps() {
+fn usage_matches_the_contents_of_the_maps() {
     let mut bench = Bench::new(CAPACITY, 0, 0);
     bench.set(0, Some(one_port(&[(0, 0), (0, 1)], [0, 1, 3])));
     bench.set(1, Some(one_port(&[(1, 0)], [4])));

@@ -1,4 +1,4 @@
-//! How full the maps are, and since when the kernel refuses to have them written.
+//! Usage of the maps, and how long the kernel has refused writes.
 
 use std::time::Instant;
 
@@ -11,20 +11,20 @@ use crate::network::Family;
 pub struct Usage {
     /// Frontend rows of IPv4 and IPv6.
     pub frontends: [usize; 2],
-    /// Backend rows of IPv4 and IPv6, those included that are about to be free.
+    /// Backend rows of IPv4 and IPv6, including those that are freed soon.
     pub backends: [usize; 2],
-    /// Slots that frontends point to.
+    /// Slots that frontends name.
     pub slots: usize,
     /// Service ids.
     pub services: usize,
     /// Source ranges of IPv4 and IPv6.
     pub source_ranges: [usize; 2],
-    /// How much there is room for.
+    /// The capacities.
     pub capacity: Capacity,
 }
 
 impl Installer {
-    /// How much of the maps is in use.
+    /// Returns how much of the maps is in use.
     pub fn usage(&self) -> Usage {
         let tables = &self.tables;
         let capacity = tables.capacity();
@@ -43,8 +43,8 @@ impl Installer {
         }
     }
 
-    /// Since when the kernel refuses to write some Service. A Service that does not fit into the
-    /// maps is another matter: it is reported, and no reason to think that the agent is ill.
+    /// Since when the kernel has refused to write some Service. Services that do not fit into the
+    /// maps do not count. They are reported, but they are not a fault of the agent.
     pub fn fault_since(&self) -> Option<Instant> {
         let failed = self
             .retries

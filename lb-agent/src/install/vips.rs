@@ -1,4 +1,4 @@
-//! Wildcard rows: what holds for a whole address. Several Services may share one.
+//! Wildcard rows, which apply to a whole address. Several Services may share one.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,8 +12,8 @@ use crate::maps::{FrontendKey, MapError};
 use crate::network::Family;
 
 impl Installer {
-    /// Takes note of the addresses of a Service before any Service is published: so no row is
-    /// written that is right only for those that came first.
+    /// Registers the addresses of a Service before any Service is published. Otherwise a row could
+    /// be written that takes only the first Services into account.
     pub(super) fn share_vips(&mut self, name: &NamespacedName) {
         let Some(entry) = self.services.get_mut(name) else {
             return;
@@ -24,7 +24,7 @@ impl Installer {
         }
     }
 
-    /// Writes the rows of a Service's addresses.
+    /// Writes the wildcard rows of a Service's addresses.
     pub(super) fn publish_vips(
         &mut self,
         name: &NamespacedName,
@@ -42,13 +42,13 @@ impl Installer {
         Ok(())
     }
 
-    /// The row of an address that is left to others than the Service at hand.
+    /// The row of an address for a Service other than the current one.
     fn wildcard_of(&self, name: &NamespacedName, address: IpAddr) -> Option<Frontend> {
         let entry = self.services.get(name)?;
         Some(self.wildcard(name, entry, self.vip(name, address)?))
     }
 
-    /// The row of an address of the Service `name`.
+    /// The row of an address for the Service `name`.
     fn wildcard(&self, name: &NamespacedName, entry: &Entry, vip: &DesiredVip) -> Frontend {
         let mut row = Frontend {
             flags: frontend_flags::WILDCARD,
@@ -64,7 +64,7 @@ impl Installer {
         if all().any(|vip| vip.has_endpoints) {
             row.flags |= frontend_flags::ECHO;
         }
-        // A client that any of several Services lets in may ask whether the address is there.
+        // Clients that any of several Services allows may ping the address.
         if others.is_empty()
             && self.tables.ranges().is_written(entry.ranges)
             && let Some(desired) = &entry.desired
@@ -83,8 +83,8 @@ impl Installer {
         desired.vips.iter().find(|vip| vip.address == address)
     }
 
-    /// Gives up the addresses that a Service does not ask for any more; their last user deletes the
-    /// row.
+    /// Gives up the addresses that a Service no longer wants. The last user of an address deletes
+    /// its row.
     pub(super) fn delete_vips(
         &mut self,
         name: &NamespacedName,

@@ -1,4 +1,4 @@
-//! The writes of a change, in their order.
+//! The writes of a change, in order.
 
 use lb_common::layout::{Frontend, Region, ServiceId};
 
@@ -12,7 +12,7 @@ use crate::maps::MapError;
 use crate::network::Family;
 
 impl Installer {
-    /// Steps 1 to 3: after them packets see what the Service asks for.
+    /// Steps 1 to 3. After them, packets see the new state of the Service.
     pub(super) fn publish_service(
         &mut self,
         name: &NamespacedName,
@@ -33,7 +33,7 @@ impl Installer {
         })
     }
 
-    /// Step 4: removes what the Service does not ask for any more.
+    /// Step 4: removes what the Service no longer wants.
     pub(super) fn clear_service(
         &mut self,
         name: &NamespacedName,
@@ -67,7 +67,7 @@ impl Installer {
         })
     }
 
-    /// Takes the entry out while `action` works on it and the rest.
+    /// Takes the entry out of the map while `action` changes it and the rest of the installer.
     pub(super) fn with_entry(
         &mut self,
         name: &NamespacedName,
@@ -135,7 +135,7 @@ impl Installer {
         Ok(())
     }
 
-    /// Deletes the rows that a port has and has no right to any more.
+    /// Deletes the rows that a port has but no longer holds a claim on.
     pub(super) fn delete_frontends(
         &mut self,
         id: ServiceId,
@@ -146,7 +146,7 @@ impl Installer {
         };
         let mut position = 0;
         while let Some(key) = state.frontends.get(position).copied() {
-            // Another port may have overwritten the row: then it is that port's.
+            // Another port may have overwritten the row, which then belongs to that port.
             let is_its = self.tables.frontend(&key).is_some_and(|row| row.service == id);
             if is_its && self.claims.get(&key) == Some(&id) {
                 position += 1;
@@ -183,8 +183,9 @@ impl Installer {
         Ok(())
     }
 
-    /// Removes a port that has no frontend rows any more, and its backends. While some of these are
-    /// absent it keeps its id, and so its connections: returns whether it is removed.
+    /// Removes a port that has no frontend rows any more, and its backends. The port keeps its id
+    /// while some backends are absent, because their connections need it. Returns whether the port
+    /// was removed.
     pub(super) fn remove_port(&mut self, id: ServiceId, context: &mut Context<'_>) -> Result<bool, MapError> {
         self.clear_backends(id, &[FamilyDemand::default(); 2], context)?;
         if let Some(state) = self.ports.get_mut(&id) {

@@ -1,4 +1,4 @@
-//! The maps as sorted text: for tests, for people and for bug reports.
+//! The maps as sorted text, for tests, users and bug reports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -10,9 +10,9 @@ use lb_common::layout::{BackendId, Region, Slot, frontend_flags};
 use super::{Backend, BackendState, FrontendKey, MapImage, service_cidrs};
 use crate::network::{Family, Network};
 
-/// One line for each row, sorted. Regions are shown as the backends they name, so that the text
-/// does not depend on where they lie; rows without an endpoint are left out. What must never be (a
-/// slot that names no row) has a `!`.
+/// Returns one line for each row, sorted. Regions are shown as the backends that they name, so the
+/// text does not depend on their position. Rows without an endpoint are omitted. A `!` marks
+/// inconsistencies, such as a slot that names no row.
 pub fn dump(image: &MapImage) -> String {
     let mut lines = Vec::new();
     for (key, value) in &image.frontends {
@@ -30,7 +30,7 @@ pub fn dump(image: &MapImage) -> String {
                     region(image, family, value.cluster),
                     region(image, family, value.local),
                 );
-                // Writing to a String does not fail.
+                // Writing to a String cannot fail.
                 if value.maglev.length != 0 {
                     let _ = write!(line, " maglev={}", shares(image, family, value.maglev));
                 }
@@ -97,7 +97,7 @@ fn region(image: &MapImage, family: Family, region: Region) -> String {
     slots(image, family, region).collect::<Vec<_>>().join(" ")
 }
 
-/// The networks of a set; nothing for the set that lets all in.
+/// The networks of a set. Empty for set 0, which allows all clients.
 fn source_ranges(image: &MapImage, family: Family, set: u32) -> String {
     if set == 0 {
         return String::new();
@@ -108,7 +108,7 @@ fn source_ranges(image: &MapImage, family: Family, set: u32) -> String {
     format!(" source-ranges=[{}]", networks.join(" "))
 }
 
-/// How many of a region's slots name each backend.
+/// The number of slots of a region that name each backend.
 fn shares(image: &MapImage, family: Family, region: Region) -> String {
     let mut shares: BTreeMap<String, u32> = BTreeMap::new();
     for slot in slots(image, family, region) {

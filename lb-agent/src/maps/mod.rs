@@ -1,5 +1,5 @@
-//! The maps as the agent sees them: rows without address families in their types, the operations on
-//! them, and the trait that the kernel's maps and the tests' maps implement.
+//! The agent's view of the maps: rows whose types do not depend on the address family, operations,
+//! and the trait that the kernel's maps and the test maps implement.
 
 mod dump;
 #[cfg(any(test, feature = "testing"))]
@@ -65,7 +65,7 @@ impl fmt::Display for Protocol {
 pub enum FrontendKey {
     /// An address, port (host byte order) and protocol that clients connect to.
     Port(IpAddr, u16, Protocol),
-    /// The wildcard row of an address: it is a VIP.
+    /// The wildcard row of a VIP.
     Wildcard(IpAddr),
 }
 
@@ -82,13 +82,14 @@ impl FrontendKey {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendState {
-    /// No endpoint: flows to it end.
+    /// No endpoint. Flows to it end.
     Gone,
-    /// Takes new flows.
+    /// Accepts new flows.
     Active,
-    /// Keeps the flows it has.
+    /// Keeps existing flows.
     Draining,
-    /// Keeps the connections it has for a while: its endpoint is missing, and may come back.
+    /// Keeps existing connections for a while. Its endpoint is missing from the objects and may
+    /// come back.
     Absent,
 }
 
@@ -103,28 +104,28 @@ impl fmt::Display for BackendState {
     }
 }
 
-/// A backend row. The family of the address is the family of the array it stands in.
+/// A backend row. The family of the address is the family of the array that contains the row.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Backend {
     /// Address of the Pod.
     pub address: IpAddr,
     /// Port of the Pod, host byte order.
     pub port: u16,
-    /// Whether it takes or keeps flows.
+    /// Whether the backend accepts or keeps flows.
     pub state: BackendState,
-    /// Whether it is on this node.
+    /// Whether the endpoint is on this node.
     pub local: bool,
-    /// Whether the `cluster` region of its service port names it.
+    /// Whether the `cluster` region of its service port contains it.
     pub in_cluster: bool,
-    /// Whether the `local` region of its service port names it.
+    /// Whether the `local` region of its service port contains it.
     pub in_local: bool,
-    /// Counts the endpoints that this row has held; see [`lb_common::layout::Backend`].
+    /// The number of endpoints that this row has held. See [`lb_common::layout::Backend`].
     pub generation: u32,
     /// The service port it belongs to.
     pub service: ServiceId,
 }
 
-/// The regions that a frontend row names, empty ones included.
+/// The regions that a frontend row names, including empty ones.
 pub fn regions(frontend: &Frontend) -> [Region; 3] {
     [frontend.cluster, frontend.local, frontend.maglev]
 }
@@ -132,22 +133,22 @@ pub fn regions(frontend: &Frontend) -> [Region; 3] {
 /// One write to the maps.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MapOp {
-    /// Says which service port an id stands for, as `NAMESPACE/NAME/PORT/PROTOCOL`; its counters
-    /// begin at 0.
+    /// Sets the name of a service id, as `NAMESPACE/NAME/PORT/PROTOCOL`, and resets its counters to
+    /// 0.
     SetName {
         /// The id.
         service: ServiceId,
         /// The name.
         name: String,
     },
-    /// Forgets what an id stands for; one that stands for nothing is success.
+    /// Deletes the name of a service id. A missing name is not an error.
     DeleteName {
         /// The id.
         service: ServiceId,
     },
     /// Writes one backend row.
     SetBackend {
-        /// Index of the row, from 1.
+        /// Index of the row, starting at 1.
         id: BackendId,
         /// The row.
         backend: Backend,
@@ -159,28 +160,28 @@ pub enum MapOp {
         /// The slots.
         slots: Vec<Slot>,
     },
-    /// Writes one frontend row: this publishes.
+    /// Writes one frontend row. This makes a change visible to packets.
     SetFrontend {
         /// Key of the row.
         key: FrontendKey,
         /// Value of the row.
         value: Frontend,
     },
-    /// Lets clients of a network in where a row names the set.
+    /// Adds a network to a set. Frontend rows that name the set allow clients in the network.
     AddSourceRange {
-        /// The set; [`cidr::SET`] is the Service CIDRs.
+        /// The set. [`cidr::SET`] contains the Service CIDRs.
         set: u32,
         /// The network.
         network: Network,
     },
-    /// Takes a network out of a set; one that is not in it is success.
+    /// Removes a network from a set. A missing network is not an error.
     DeleteSourceRange {
         /// The set.
         set: u32,
         /// The network.
         network: Network,
     },
-    /// Deletes one frontend row; a row that does not exist is success.
+    /// Deletes one frontend row. A missing row is not an error.
     DeleteFrontend {
         /// Key of the row.
         key: FrontendKey,
@@ -193,29 +194,29 @@ pub fn service_cidrs(ranges: &BTreeSet<(u32, Network)>) -> impl Iterator<Item = 
     cidrs.map(|(_, network)| *network)
 }
 
-/// How much the maps hold.
+/// Capacities of the maps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Capacity {
     /// Frontend rows per family.
     pub frontends: u32,
     /// Slots, shared by both families.
     pub slots: u32,
-    /// Backend rows per family, row 0 (never used) included.
+    /// Backend rows per family, including row 0, which is never used.
     pub backends: u32,
-    /// Service ids, id 0 (never used) included.
+    /// Service ids, including id 0, which is never used.
     pub services: u32,
     /// Source ranges per family.
     pub source_ranges: u32,
 }
 
-/// What the maps hold.
+/// The contents of the maps.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MapImage {
-    /// What service ids stand for.
+    /// The names of service ids.
     pub names: BTreeMap<ServiceId, String>,
     /// All frontend rows.
     pub frontends: BTreeMap<FrontendKey, Frontend>,
-    /// The networks of each set of source ranges, the Service CIDRs among them ([`service_cidrs`]).
+    /// The networks of each set of source ranges, including the Service CIDRs ([`service_cidrs`]).
     pub source_ranges: BTreeSet<(u32, Network)>,
     /// The slots of every region that a frontend row points to, by index.
     pub slots: BTreeMap<u32, Slot>,
@@ -248,14 +249,14 @@ pub enum MapError {
         /// The option that enlarges it.
         flag: &'static str,
     },
-    /// The kernel refused.
+    /// The kernel refused the operation.
     #[error("map {map}: {operation}")]
     Kernel {
         /// Name of the map.
         map: &'static str,
-        /// What was tried, with its operands.
+        /// The operation, with its operands.
         operation: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -263,15 +264,15 @@ pub enum MapError {
 
 /// The maps: the kernel's (`datapath`), or those of a test.
 pub trait Maps {
-    /// How much they hold.
+    /// The capacities.
     fn capacity(&self) -> Capacity;
 
-    /// Executes one operation. If it fails nothing is written, except that of `SetSlots` a first
-    /// part may be.
+    /// Executes one operation. If it fails, nothing is written. `SetSlots` is an exception: a
+    /// prefix of the slots may be written.
     fn apply(&mut self, operation: &MapOp) -> Result<(), MapError>;
 
-    /// Writes backend rows of a family, as one operation each would. If it fails, so many of the
-    /// first are written.
+    /// Writes backend rows of one family, with the same result as single operations. If this fails,
+    /// returns how many rows, from the first on, are written.
     fn set_backends(&mut self, rows: &[(BackendId, Backend)]) -> Result<(), (usize, MapError)> {
         for (written, (id, backend)) in rows.iter().copied().enumerate() {
             self.apply(&MapOp::SetBackend { id, backend })
@@ -280,6 +281,6 @@ pub trait Maps {
         Ok(())
     }
 
-    /// Reads everything.
+    /// Reads all maps.
     fn image(&self) -> Result<MapImage, MapError>;
 }

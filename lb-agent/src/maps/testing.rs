@@ -1,4 +1,4 @@
-//! Maps for tests: in memory, and with failing writes.
+//! Maps for tests: maps in memory, and maps whose writes fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,11 +12,11 @@ use crate::network::Family;
 #[derive(Clone, Debug)]
 pub struct FakeMaps {
     capacity: Capacity,
-    /// All that was written; of the slots also those that no frontend names.
+    /// Everything that was written, including slots that no frontend names.
     written: MapImage,
     /// Every operation that succeeded, in order.
     pub log: Vec<MapOp>,
-    /// The first write that changed what some row named.
+    /// The first write that changed something in use by a row.
     fault: Option<String>,
 }
 
@@ -31,13 +31,14 @@ impl FakeMaps {
         }
     }
 
-    /// What is in the maps, for tests that damage it.
+    /// The contents of the maps, for tests that corrupt them.
     pub fn rows_mut(&mut self) -> &mut MapImage {
         &mut self.written
     }
 
-    /// What a packet could trip over: a change of source ranges in use, or the first frontend that
-    /// names a slot, or slot that names a backend, that was not written before.
+    /// Returns the first state that could break a packet: a change of source ranges in use, a
+    /// frontend that names a slot that was never written, or a slot that names a backend that was
+    /// never written.
     pub fn inconsistency(&self) -> Option<String> {
         self.fault.clone().or_else(|| self.wrong_region())
     }
@@ -64,8 +65,8 @@ impl FakeMaps {
                             "{key} names backend {}, which was never written",
                             slot.backend
                         )),
-                        // Rows that became another endpoint's have a greater generation, dead ones
-                        // a state.
+                        // A row that was reused for another endpoint has a greater generation. A
+                        // removed one has a state.
                         Some(backend) if backend.generation < slot.generation => Some(format!(
                             "{key} names backend {} before it was written",
                             slot.backend
@@ -77,7 +78,7 @@ impl FakeMaps {
                             Some(format!("{key} names backend {} of another service", slot.backend))
                         }
                         Some(backend) if backend.generation == slot.generation && !is_named(backend) => Some(
-                            format!("{key} names backend {}, whose flags say no", slot.backend),
+                            format!("{key} names backend {}, whose flag is unset", slot.backend),
                         ),
                         Some(_) => None,
                     }
@@ -85,9 +86,9 @@ impl FakeMaps {
         })
     }
 
-    /// Sets that rows name never change: packets see the old ranges or the new ones.
+    /// Sets that rows name must never change, so that packets see either the old or the new ranges.
     fn note_range_change(&mut self, set: u32) {
-        // Service CIDRs come and go; rows with this number name no set.
+        // Service CIDRs may change at any time. No row names the set with this number.
         if set == cidr::SET {
             return;
         }
@@ -102,7 +103,8 @@ impl FakeMaps {
             MapOp::SetFrontend { key, .. } if !self.written.frontends.contains_key(key) => {
                 let family = Family::of(key.address());
                 let capacity = self.capacity.frontends;
-                // Counting costs; needless while both families together are below the limit.
+                // Counting is slow, and not needed while both families together are below the
+                // limit.
                 let rows = match self.written.frontends.len() < capacity as usize {
                     true => 0,
                     false => self
@@ -220,17 +222,17 @@ impl Maps for FakeMaps {
     }
 }
 
-/// Maps of which a share of the writes fails, the same ones for the same seed.
+/// Maps of which a percentage of the writes fails. The same seed makes the same writes fail.
 #[derive(Clone, Debug)]
 pub struct FaultyMaps<M> {
-    /// The maps behind.
+    /// The wrapped maps.
     pub inner: M,
     percent: u64,
     random: u64,
 }
 
 impl<M> FaultyMaps<M> {
-    /// Lets `percent` of the writes to `inner` fail.
+    /// Makes `percent` of the writes to `inner` fail.
     pub fn new(inner: M, percent: u64, seed: u64) -> Self {
         Self {
             inner,
@@ -239,7 +241,7 @@ impl<M> FaultyMaps<M> {
         }
     }
 
-    /// SplitMix64: enough for choosing faults, and no dependency.
+    /// SplitMix64. It is good enough to choose faults, and needs no dependency.
     fn next_random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.random;
@@ -259,7 +261,7 @@ impl<M: Maps> Maps for FaultyMaps<M> {
             return self.inner.apply(operation);
         }
         if let MapOp::SetSlots { base, slots } = operation {
-            // A bulk write may stop in the middle.
+            // A bulk write may stop halfway.
             let part = slots[..slots.len() / 2].to_vec();
             self.inner.apply(&MapOp::SetSlots {
                 base: *base,

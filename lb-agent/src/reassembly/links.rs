@@ -1,4 +1,4 @@
-//! The devices, over netlink.
+//! Creates the devices over netlink.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -16,24 +16,24 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use crate::devices::REASSEMBLY_DEVICE;
 use crate::netlink::Connection;
 
-/// The other end of [`REASSEMBLY_DEVICE`].
+/// The peer of [`REASSEMBLY_DEVICE`].
 const PORT: &str = "f0";
-/// What it is the only port of.
+/// The bridge. [`PORT`] is its only port.
 const BRIDGE: &str = "br0";
-/// Link-layer addresses of the devices. Frames on the way begin with other bytes: the bridge would
-/// keep what is for it.
+/// Link-layer addresses of the devices. Frames to be reassembled have other addresses, since the
+/// bridge would consume frames that are addressed to it.
 const ADDRESSES: [[u8; 6]; 3] = [
     [0x02, 0xfb, 0, 0, 0, 1],
     [0x02, 0xfb, 0, 0, 0, 2],
     [0x02, 0xfb, 0, 0, 0, 3],
 ];
-/// The largest packet there is fits.
+/// The largest possible packet fits.
 const MTU: u32 = 65_535;
-/// How often a device that is left over is removed. That of an agent which has just ended may go by
-/// itself meanwhile.
+/// How often to retry after the removal of a leftover device. The device of an agent that has just
+/// ended may disappear at the same time.
 const ATTEMPTS: u32 = 10;
 
-/// A connection with the kernel about the devices of the namespace that it was opened in.
+/// A netlink connection for the devices of the namespace in which it was opened.
 pub(super) struct Links(Connection);
 
 impl Links {
@@ -41,8 +41,8 @@ impl Links {
         Connection::open(NETLINK_ROUTE).map(Self)
     }
 
-    /// Makes the pair of devices, one end here and one in another namespace. One that is left over
-    /// goes.
+    /// Creates the pair of devices, one end in this namespace and one in another. Removes a
+    /// leftover pair first.
     pub(super) fn make_pair(&mut self, namespace: &OwnedFd) -> io::Result<()> {
         let [own, other, _] = ADDRESSES;
         let peer = message([
@@ -80,8 +80,8 @@ impl Links {
         }
     }
 
-    /// Makes the bridge that sends back what its only port receives. The calling thread is in the
-    /// same namespace.
+    /// Creates the bridge that sends back what its only port receives. The calling thread must be
+    /// in the same namespace.
     pub(super) fn make_bridge(&mut self) -> io::Result<()> {
         let [_, _, address] = ADDRESSES;
         self.create(message([
@@ -110,7 +110,7 @@ impl Links {
         self.change(port, [], LinkFlags::Up)
     }
 
-    /// Raises a device that asks for nobody's address.
+    /// Sets a device up, without ARP.
     pub(super) fn raise(&mut self, device: u32) -> io::Result<()> {
         self.change(device, [], LinkFlags::Up | LinkFlags::Noarp)
     }
@@ -119,7 +119,7 @@ impl Links {
         self.ask(RouteNetlinkMessage::NewLink(device), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Changes a device: its attributes, and the flags that are to be set.
+    /// Changes the attributes of a device and sets flags.
     fn change<const N: usize>(
         &mut self,
         device: u32,

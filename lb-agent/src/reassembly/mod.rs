@@ -1,14 +1,14 @@
-//! The kernel's own reassembly of datagrams, for those whose later fragment arrives before the
-//! first one: no program can hold a packet.
+//! Uses the kernel's own reassembly for datagrams of which a later fragment arrives before the
+//! first one. BPF programs cannot hold packets back.
 //!
 //! ```text
 //! lb_tc_from_*          -> lbfrag0 ---- f0, a port of a bridge in hairpin mode
 //! lb_tc_from_reassembly <- lbfrag0 ---- f0    netfilter reassembles the datagram,
 //!                                             the bridge fragments it again
 //! ```
-//! `f0` and the bridge are in a network namespace that has no name. The agent holds it open, so it
-//! goes with the agent, and `lbfrag0` with it; until the next agent such datagrams are lost. Memory
-//! is bounded by two settings of that namespace.
+//! `f0` and the bridge are in an unnamed network namespace. The agent holds it open, so the
+//! namespace and `lbfrag0` disappear with the agent. Until the next agent starts, such datagrams
+//! are lost. Two settings of the namespace bound the memory.
 
 mod links;
 mod namespace;
@@ -21,14 +21,14 @@ use crate::datapath::probe;
 use crate::describe;
 use crate::privileges::{self, Capability, PrivilegeError};
 
-/// To make a network namespace and to set it up.
+/// Needed to create a network namespace and to set it up.
 const CAPABILITIES: [Capability; 3] = [
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_NET_ADMIN,
     Capability::CAP_BPF,
 ];
 
-/// Holds namespace and devices, which go with it.
+/// Holds the namespace and its devices, which are removed when this is dropped.
 #[derive(Debug)]
 pub struct Reassembly {
     device: u32,
@@ -37,16 +37,16 @@ pub struct Reassembly {
 }
 
 impl Reassembly {
-    /// Index of the device that leads there.
+    /// Index of the device that leads to the namespace.
     pub fn device(&self) -> u32 {
         self.device
     }
 }
 
-/// Why there is none.
+/// Why the reassembly is not available.
 #[derive(Debug, thiserror::Error)]
 enum ReassemblyError {
-    #[error("this kernel has no netfilter links that put datagrams together: Linux 6.6 has")]
+    #[error("this kernel has no netfilter links with reassembly (needs Linux 6.6)")]
     Kernel,
     #[error(
         "bridges of this kernel do not pass packets to netfilter: load the module before the agent starts \
@@ -61,12 +61,12 @@ enum ReassemblyError {
         #[source]
         source: io::Error,
     },
-    #[error("the thread that sets up the reassembly of datagrams died")]
+    #[error("the thread that sets up the reassembly of datagrams panicked")]
     Thread,
 }
 
-/// Sets it up, before the process gives up the capabilities that this takes. `None` where it cannot
-/// be: then the datapath goes without, which is said once.
+/// Sets up the reassembly. Must be called before the process drops the capabilities for it. If it
+/// fails, logs the reason and returns `None`. The datapath then works without it.
 pub fn start() -> Option<Reassembly> {
     match try_start() {
         Ok(reassembly) => Some(reassembly),
@@ -88,7 +88,7 @@ fn try_start() -> Result<Reassembly, ReassemblyError> {
     if !namespace::has_bridge_netfilter() {
         return Err(ReassemblyError::BridgeNetfilter);
     }
-    // Namespaces belong to threads.
+    // Namespaces are per thread.
     let thread = thread::Builder::new().name("reassembly".to_owned());
     let thread = thread
         .spawn(namespace::set_up)
@@ -96,7 +96,7 @@ fn try_start() -> Result<Reassembly, ReassemblyError> {
     thread.join().map_err(|_| ReassemblyError::Thread)?
 }
 
-/// What a step that failed was to do.
+/// Describes the step that failed.
 fn failed<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> ReassemblyError {
     |error| ReassemblyError::Step {
         step: step.into(),

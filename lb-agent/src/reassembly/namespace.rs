@@ -1,4 +1,4 @@
-//! The network namespace: made by a thread that ends afterwards, held by descriptors.
+//! The network namespace. A temporary thread creates it, and file descriptors keep it.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,11 +15,12 @@ use super::{Reassembly, ReassemblyError, failed};
 use crate::datapath::defragmentation;
 use crate::devices::REASSEMBLY_DEVICE;
 
-/// Memory for fragments that wait, in bytes: as much again for the other family.
+/// Memory for incomplete datagrams, in bytes, for each family.
 const MEMORY: &str = "67108864";
-/// Seconds that they wait.
+/// Timeout of incomplete datagrams, in seconds.
 const PATIENCE: &str = "1";
-/// Settings of the namespace. IPv6 would only talk about addresses that nobody has.
+/// Settings of the namespace. IPv6 is disabled because it would only send neighbour and router
+/// discovery.
 const SETTINGS: [(&str, &str); 10] = [
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
@@ -28,12 +29,12 @@ const SETTINGS: [(&str, &str); 10] = [
     ("net/bridge/bridge-nf-call-arptables", "0"),
     ("net/ipv4/ipfrag_high_thresh", MEMORY),
     ("net/ipv4/ipfrag_time", PATIENCE),
-    // Fragments of many datagrams of one sender come between those of another one.
+    // The kernel must not limit how many fragments of other datagrams arrive in between.
     ("net/ipv4/ipfrag_max_dist", "0"),
     ("net/netfilter/nf_conntrack_frag6_high_thresh", MEMORY),
     ("net/netfilter/nf_conntrack_frag6_timeout", PATIENCE),
 ];
-/// Whether a kernel has IPv6.
+/// Exists if the kernel supports IPv6.
 const IPV6: &str = "/proc/sys/net/ipv6";
 /// The network namespace of this thread.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -43,23 +44,22 @@ pub(super) fn has_bridge_netfilter() -> bool {
     Path::new("/proc/sys/net/bridge").exists()
 }
 
-/// Makes namespace and devices. Leaves the calling thread in the namespace.
+/// Creates the namespace and the devices. Leaves the calling thread in the namespace.
 pub(super) fn set_up() -> Result<Reassembly, ReassemblyError> {
     let host = own_namespace().map_err(failed("open the network namespace"))?;
-    make_settings_writable().map_err(failed("mount a proc file system of its own"))?;
-    let mut outside = Links::open().map_err(failed("speak with the kernel about devices"))?;
-    unshare(CloneFlags::CLONE_NEWNET).map_err(failed("make a network namespace"))?;
+    make_settings_writable().map_err(failed("mount a private proc file system"))?;
+    let mut outside = Links::open().map_err(failed("open a netlink socket for devices"))?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(failed("create a network namespace"))?;
     let namespace = own_namespace().map_err(failed("open the new network namespace"))?;
-    let mut inside = Links::open().map_err(failed("speak with the kernel about devices"))?;
-    // First: it may bring some of the settings.
-    let defragmentation =
-        defragmentation::attach().map_err(failed("let netfilter put datagrams together"))?;
+    let mut inside = Links::open().map_err(failed("open a netlink socket for devices"))?;
+    // This step comes first, because it may load modules that provide some of the settings.
+    let defragmentation = defragmentation::attach().map_err(failed("enable netfilter's reassembly"))?;
     for (name, value) in SETTINGS.into_iter().filter(|(name, _)| exists(name)) {
         set(name, value)?;
     }
     outside
         .make_pair(&namespace)
-        .map_err(failed(format!("make the device {REASSEMBLY_DEVICE}")))?;
+        .map_err(failed(format!("create the device {REASSEMBLY_DEVICE}")))?;
 
     setns(&host, CloneFlags::CLONE_NEWNET).map_err(failed("enter the network namespace"))?;
     let device =
@@ -70,10 +70,10 @@ pub(super) fn set_up() -> Result<Reassembly, ReassemblyError> {
     }
     setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(failed("enter the new network namespace"))?;
 
-    inside.make_bridge().map_err(failed("make a bridge"))?;
+    inside.make_bridge().map_err(failed("create a bridge"))?;
     outside
         .raise(device)
-        .map_err(failed(format!("raise the device {REASSEMBLY_DEVICE}")))?;
+        .map_err(failed(format!("set up the device {REASSEMBLY_DEVICE}")))?;
     Ok(Reassembly {
         device,
         _namespace: namespace,
@@ -85,8 +85,7 @@ fn own_namespace() -> io::Result<OwnedFd> {
     File::open(OWN).map(OwnedFd::from)
 }
 
-/// In a container `/proc/sys` can only be read: this thread gets a mount of its own, which nobody
-/// else sees.
+/// In a container, `/proc/sys` may be read-only. This thread then gets a private mount.
 fn make_settings_writable() -> nix::Result<()> {
     if !statvfs("/proc/sys")?.flags().contains(FsFlags::ST_RDONLY) {
         return Ok(());
@@ -104,7 +103,7 @@ fn make_settings_writable() -> nix::Result<()> {
     mount(Some("proc"), "/proc", Some("proc"), flags, NOTHING)
 }
 
-/// Whether this kernel has a setting, or should have it: a kernel may lack IPv6.
+/// Whether this kernel must have a setting. A kernel may lack IPv6.
 fn exists(name: &str) -> bool {
     let is_ipv6 = name.contains("ipv6") || name.contains("frag6");
     !is_ipv6 || Path::new(IPV6).exists()

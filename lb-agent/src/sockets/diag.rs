@@ -1,4 +1,4 @@
-//! Sockets as the kernel lists them (`SOCK_DIAG`), and their end (`SOCK_DESTROY`).
+//! Lists sockets in the kernel (`SOCK_DIAG`) and destroys them (`SOCK_DESTROY`).
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,8 +14,7 @@ use crate::maps::Protocol;
 use crate::netlink::Connection;
 use crate::network::Family;
 
-/// States in which a program can wait for its peer. UDP knows the first of them only: the socket is
-/// connected.
+/// States in which a program can wait for its peer. A connected UDP socket is in the first of them.
 const WAITING: StateFlags = StateFlags::ESTABLISHED
     .union(StateFlags::SYN_SENT)
     .union(StateFlags::FIN_WAIT1)
@@ -24,14 +23,14 @@ const WAITING: StateFlags = StateFlags::ESTABLISHED
     .union(StateFlags::LAST_ACK)
     .union(StateFlags::CLOSING);
 
-/// Which sockets to list.
+/// A selection of sockets to list.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Listing {
     /// Their protocol.
     pub(super) protocol: Protocol,
-    /// The family that they were made for.
+    /// The address family of the sockets.
     pub(super) family: Family,
-    /// The peer's port; any if not set.
+    /// The peer's port. `None` for any.
     pub(super) port: Option<u16>,
 }
 
@@ -42,11 +41,11 @@ pub(super) struct Connected {
     pub(super) cookie: u64,
     /// Its protocol.
     pub(super) protocol: Protocol,
-    /// Its peer, IPv4 also where the socket is of IPv6 and knows it by a mapped address.
+    /// Its peer. For an IPv6 socket with an IPv4-mapped peer, the IPv4 address.
     pub(super) peer: SocketAddr,
-    /// The family that it was made for.
+    /// The address family of the socket.
     pub(super) family: Family,
-    /// The number of its file; 0 if none leads to it any more.
+    /// The inode number of its file. 0 if no file refers to it any more.
     pub(super) inode: u32,
     id: SocketId,
 }
@@ -65,16 +64,16 @@ impl Connected {
     }
 }
 
-/// A connection with the kernel about the sockets of one network namespace.
+/// A netlink connection for the sockets of one network namespace.
 pub(super) struct Diag(Connection);
 
 impl Diag {
-    /// For the namespace that the calling thread is in.
+    /// Opens a connection for the calling thread's namespace.
     pub(super) fn open() -> io::Result<Self> {
         Connection::open(NETLINK_SOCK_DIAG).map(Self)
     }
 
-    /// Lists connected sockets, and those that are about to be.
+    /// Lists sockets that are connected or about to be.
     ///
     /// Fails with [`io::ErrorKind::NotFound`] if the kernel cannot list sockets of this protocol.
     pub(super) fn list(&mut self, listing: &Listing) -> io::Result<Vec<Connected>> {
@@ -95,8 +94,9 @@ impl Diag {
         Ok(found)
     }
 
-    /// Ends a socket: its next call fails with `ECONNABORTED`, and a peer is told. False if there
-    /// is no such socket any more, or the kernel finds another one by these addresses, which stays.
+    /// Destroys a socket. Its next call fails with `ECONNABORTED`, and a TCP peer is notified.
+    /// Returns false if the socket no longer exists, or if another socket has the same addresses,
+    /// which is not destroyed.
     pub(super) fn destroy(&mut self, socket: &Connected) -> io::Result<bool> {
         let request = request(socket.protocol, socket.family, socket.id.clone(), WAITING);
         self.destroy_requested(request)
@@ -117,8 +117,8 @@ impl Diag {
     }
 }
 
-/// Whether the kernel can end sockets of this protocol (CONFIG_INET_DIAG_DESTROY; for UDP also
-/// CONFIG_INET_UDP_DIAG). Takes no capability.
+/// Returns whether the kernel can destroy sockets of this protocol (CONFIG_INET_DIAG_DESTROY, for
+/// UDP also CONFIG_INET_UDP_DIAG). Needs no capability.
 pub fn can_destroy(protocol: Protocol) -> io::Result<bool> {
     let listing = Listing {
         protocol,
@@ -139,7 +139,7 @@ pub fn can_destroy(protocol: Protocol) -> io::Result<bool> {
     }
 }
 
-/// What is read of the kernel's description of a socket.
+/// The part of the kernel's answer that is used.
 #[derive(Debug)]
 struct Answer(InetResponseHeader);
 
@@ -171,7 +171,7 @@ fn nobody(family: Family) -> SocketId {
     }
 }
 
-/// A socket from its description; one of IPv6 may have a peer of IPv4.
+/// Converts the kernel's description of a socket. An IPv6 socket may have an IPv4 peer.
 fn connected(listing: &Listing, header: InetResponseHeader) -> Connected {
     let id = header.socket_id;
     let [a, b, c, d, e, f, g, h] = id.cookie;
@@ -232,17 +232,17 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_does_not_exist_cannot_be_ended() {
+    fn a_missing_socket_cannot_be_destroyed() {
         let nobody = Connected::for_tests(1, Protocol::Tcp, (Ipv4Addr::LOCALHOST, 0).into());
         assert!(!Diag::open().unwrap().destroy(&nobody).unwrap());
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            // True or false: what counts is that the kernel's answer is understood.
+            // Either result is fine. The test checks that the kernel's answer is understood.
             can_destroy(protocol).unwrap();
         }
     }
 
     #[test]
-    fn what_the_kernel_cannot_list_is_not_found() {
+    fn listing_an_unknown_protocol_fails_with_not_found() {
         // No protocol has this number.
         let mut diag = Diag::open().unwrap();
         let mut request = request(Protocol::Tcp, Family::V4, nobody(Family::V4), WAITING);

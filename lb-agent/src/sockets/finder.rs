@@ -1,13 +1,13 @@
-//! Finds the network namespaces of this node that may be Pods': on a thread of its own, which
-//! enters each of them.
+//! Finds the network namespaces of this node that may belong to Pods. A dedicated thread enters
+//! each of them.
 //!
 //! ```text
-//! devices changed, or it is time -> order -> what is in each namespace
-//!   -> the agent's loop decides which are Pods'
+//! devices changed, or timeout -> order -> devices and addresses of each namespace
+//!   -> the agent's loop decides which belong to Pods
 //! ```
-//! A namespace is nothing that the kernel announces, nor are its addresses; but the node's end of a
-//! new Pod's device is. The device comes before its address, so the thread looks again soon at what
-//! has none yet.
+//! The kernel does not announce new network namespaces or their addresses. But it announces the
+//! node's end of a new Pod's device. The device appears before its address, so the thread soon
+//! searches again if a namespace has no address yet.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -23,22 +23,22 @@ use crate::{describe, namespace, privileges};
 
 /// Name of the thread.
 const THREAD: &str = "pod-finder";
-/// How soon it looks again where a device has no address yet. Each time without one doubles it.
-const SOON: Duration = Duration::from_millis(100);
-/// How long it looks nowhere at most: addresses may change, and other kinds of devices move,
-/// without a sign.
+/// The delay before the next search if a namespace has no address yet. It doubles each time.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+/// The longest time without a search. Addresses may change, and other kinds of devices may move,
+/// without an event.
 const LATE: Duration = Duration::from_secs(60);
 
-/// The network namespaces that devices lead out of, without the node's own.
+/// The network namespaces with devices that lead out, except the node's own.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Found {
-    /// Each of them.
+    /// The namespaces.
     pub places: Vec<Place>,
-    /// Whether others could not be looked at.
+    /// Whether some namespaces could not be examined.
     pub failed: bool,
 }
 
-/// Gives orders to the thread, which ends when this is dropped.
+/// Sends orders to the thread. The thread ends when this is dropped.
 #[derive(Debug)]
 pub struct Finder {
     orders: SyncSender<()>,
@@ -46,20 +46,20 @@ pub struct Finder {
 }
 
 impl Finder {
-    /// Starts the thread, which looks at once. `None` where the kernel tells no network namespaces
-    /// apart, and without the capabilities, which the closer says.
+    /// Starts the thread, which searches immediately. Returns `None` if the kernel has no namespace
+    /// cookies, or if capabilities are missing. The closer reports missing capabilities.
     pub fn start() -> Result<Option<Self>, ThreadError> {
         let may = privileges::require("run", &privileges::ALL_SOCKETS).is_ok();
         if !may || !is_possible() {
             return Ok(None);
         }
-        // An order that waits stands for all that come before it is taken.
+        // The queue holds one order. It also stands for all later orders until the thread takes it.
         let (orders, receiver) = mpsc::sync_channel(1);
         let (publisher, found) = watch::channel(None);
         start_thread(THREAD, privileges::ALL_SOCKETS.to_vec(), move || {
             if let Err(error) = run(&receiver, &publisher) {
                 tracing::error!(
-                    "cannot return to the own network namespace: {}; connections of new Pods are translated at their \
+                    "cannot return to the agent's network namespace: {}; connections of new Pods are translated at their \
                      devices, not at their sockets: restart the agent",
                     describe(&error)
                 );
@@ -68,23 +68,23 @@ impl Finder {
         Ok(Some(Self { orders, found }))
     }
 
-    /// Has it look again, and soon where something is to come. Does not wait for it.
+    /// Orders a search. Returns immediately.
     pub fn look(&self) {
-        // If an order waits already, this is part of it; a thread that has ended said why.
+        // A queued order covers this one. If the thread has ended, it has logged why.
         let _ = self.orders.try_send(());
     }
 
-    /// What it has found last; nothing before it has looked for the first time.
+    /// The latest result. `None` before the first search ends.
     pub fn found(&mut self) -> watch::Ref<'_, Option<Found>> {
         self.found.borrow_and_update()
     }
 
-    /// Whether it has looked, or never will.
+    /// Whether the first search has ended, or will never take place.
     pub fn has_looked(&self) -> bool {
         self.found.borrow().is_some() || self.found.has_changed().is_err()
     }
 
-    /// Waits until it has found something else.
+    /// Waits for a different result.
     pub async fn changed(&mut self) {
         if self.found.changed().await.is_err() {
             std::future::pending().await
@@ -92,16 +92,16 @@ impl Finder {
     }
 }
 
-/// Whether the kernel tells network namespaces apart.
+/// Whether the kernel has network namespace cookies.
 pub(super) fn is_possible() -> bool {
     namespace::cookie().is_ok_and(|cookie| cookie.is_some())
 }
 
-/// Looks until nobody can give orders any more; fails if the thread cannot return to its own
+/// Searches until the order channel is closed. Fails if the thread cannot return to its own
 /// namespace.
 fn run(orders: &Receiver<()>, publisher: &watch::Sender<Option<Found>>) -> io::Result<()> {
     let namespaces = Namespaces::of_this_thread()?;
-    let mut delay = SOON;
+    let mut delay = FIRST_DELAY;
     loop {
         let start = Instant::now();
         let found = find(&namespaces)?;
@@ -115,7 +115,7 @@ fn run(orders: &Receiver<()>, publisher: &watch::Sender<Option<Found>>) -> io::R
         rest(start);
         let timeout = if is_settled { LATE } else { delay };
         delay = match orders.recv_timeout(timeout) {
-            Ok(()) => SOON,
+            Ok(()) => FIRST_DELAY,
             Err(RecvTimeoutError::Timeout) => (delay * 2).min(LATE),
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         };
@@ -127,13 +127,13 @@ fn find(namespaces: &Namespaces) -> io::Result<Found> {
     let mut places = Vec::new();
     let mut is_own = true;
     let visit = namespaces.visit(|| {
-        // It comes first.
+        // The node's own namespace comes first.
         if !std::mem::take(&mut is_own) {
             places.extend(place::look(node)?);
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    // As they come, names and processes have an order of their own each time.
+    // The order of names and processes differs between searches.
     places.sort_unstable_by_key(|place: &Place| place.cookie);
     Ok(Found {
         places,

@@ -1,9 +1,8 @@
-//! Sockets of other processes, connected again without their knowledge.
+//! Reconnects sockets of other processes without their participation.
 //!
-//! A UDP socket is connected to a peer only in that the kernel remembers an address, and `connect`
-//! may be called again at any time. The agent does that through a duplicate of the socket
-//! (`pidfd_getfd`, Linux 5.6): the socket's own programs choose a backend, and the process sends on
-//! as if nothing had happened.
+//! A connected UDP socket only means that the kernel stores a peer address. `connect` may be called
+//! again at any time. The agent calls it on a duplicate of the socket (`pidfd_getfd`, Linux 5.6).
+//! The socket programs then choose a backend, and the process keeps sending without noticing.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -18,12 +17,12 @@ use super::diag::Connected;
 use super::namespaces::processes;
 use crate::network::Family;
 
-/// Which process has a socket, and under which number.
+/// The processes that hold sockets, with the file descriptor.
 #[derive(Debug, Default)]
 pub(super) struct Holders(HashMap<u32, (Pid, RawFd)>);
 
 impl Holders {
-    /// Looks for processes that have these sockets.
+    /// Searches for processes that hold these sockets.
     pub(super) fn of<'a>(sockets: impl IntoIterator<Item = &'a Connected>) -> Self {
         let mut wanted: HashSet<u32> = sockets.into_iter().map(|socket| socket.inode).collect();
         let mut found = HashMap::new();
@@ -34,7 +33,7 @@ impl Holders {
             let Some(pid) = number(&process).and_then(Pid::from_raw) else {
                 continue;
             };
-            // Processes end, and some are kept from this thread.
+            // Processes may end, and this thread may not access some.
             for entry in fs::read_dir(process.join("fd")).into_iter().flatten().flatten() {
                 let path = entry.path();
                 if let Some(inode) = socket_inode(&path)
@@ -48,20 +47,21 @@ impl Holders {
         Self(found)
     }
 
-    /// Connects a socket to `frontend`, as its process did.
+    /// Connects a socket to `frontend`, like its process did.
     ///
-    /// Fails if no process is known to have it, if its peer is another one by now, if the kernel
-    /// lets nobody have it (CAP_SYS_PTRACE), and as `connect` does.
+    /// Fails if no process is known to hold the socket, if its peer has changed, if the kernel
+    /// denies access (CAP_SYS_PTRACE), or if `connect` fails.
     pub(super) fn connect_again(&self, socket: &Connected, frontend: SocketAddr) -> io::Result<()> {
         let gone = || io::Error::new(io::ErrorKind::NotFound, "no process has the socket");
         let &(pid, descriptor) = self.0.get(&socket.inode).ok_or_else(gone)?;
         let duplicate = duplicate(pid, descriptor)?;
-        // The process may have closed it, and the number be another file's by now.
+        // The process may have closed it and reused the descriptor.
         if rustix::net::sockopt::socket_cookie(&duplicate)? != socket.cookie {
             return Err(gone());
         }
         let frontend = as_named(frontend, socket.family);
-        // Or it has connected it elsewhere. The programs show the frontend instead of the peer.
+        // The process may have connected it elsewhere. The programs report the frontend as the
+        // peer.
         let peer = rustix::net::getpeername(&duplicate)?.map(SocketAddr::try_from);
         let known = [frontend, as_named(socket.peer, socket.family)];
         if !known.map(|known| Some(Ok(known))).contains(&peer) {
@@ -76,7 +76,7 @@ fn duplicate(pid: Pid, descriptor: RawFd) -> io::Result<OwnedFd> {
     Ok(pidfd_getfd(process, descriptor, PidfdGetfdFlags::empty())?)
 }
 
-/// How a socket of this family names an address.
+/// The form of an address in sockets of this family.
 fn as_named(address: SocketAddr, family: Family) -> SocketAddr {
     match (address.ip(), family) {
         (IpAddr::V4(ip), Family::V6) => SocketAddr::new(ip.to_ipv6_mapped().into(), address.port()),
@@ -88,7 +88,7 @@ fn number(path: &Path) -> Option<i32> {
     path.file_name()?.to_str()?.parse().ok()
 }
 
-/// The socket that a file of a process leads to.
+/// The inode number of the socket that a process's file descriptor refers to.
 fn socket_inode(path: &Path) -> Option<u32> {
     let target = fs::read_link(path).ok()?;
     let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_connected_to_another_peer() {
+    fn a_udp_socket_is_reconnected_to_another_peer() {
         let servers = [(); 2].map(|()| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
         let [first, second] = servers.map(|server| server.local_addr().unwrap());
         let any: [(Family, IpAddr); 2] = [
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_another_sockets_by_now_is_left_alone() {
+    fn a_reused_descriptor_is_left_alone() {
         let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let to = server.local_addr().unwrap();
         let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_was_connected_elsewhere_meanwhile_is_left_alone() {
+    fn a_socket_that_was_connected_elsewhere_is_left_alone() {
         let servers = [(); 2].map(|()| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
         let [first, second] = servers.map(|server| server.local_addr().unwrap());
         let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

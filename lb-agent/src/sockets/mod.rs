@@ -1,20 +1,19 @@
-//! What the agent does in the network namespaces of Pods: it finds them, since only their sockets
-//! and the node's are translated ([`Finder`], [`roles()`]), and looks after the sockets of clients
-//! whose backend was removed ([`Closer`]).
+//! Work in the network namespaces of Pods. The agent finds these namespaces, because only sockets
+//! in them and in the node's namespace are translated ([`Finder`], [`roles()`]). It also handles
+//! client sockets whose backend was removed ([`Closer`]).
 //!
-//! A socket that was translated at `connect` sends straight to its backend: no program sees its
-//! packets, so nothing tells its owner that the backend is gone. A thread of its own, the socket
-//! closer, does: it looks for such sockets in every network namespace of the node and destroys
-//! them, so that the owner's next call fails with `ECONNABORTED`. Those of UDP it connects to the
-//! frontend again instead, where it can: their owners may go on for years without a look at errors.
-//! So it does with those that found no backend when they were connected, once there is one.
+//! A socket that was translated at `connect` sends directly to its backend. No program sees its
+//! packets, so its process is not notified when the backend is removed. A dedicated thread, the
+//! socket closer, searches for such sockets in every network namespace of the node. It destroys
+//! them, so that the process's next call fails with `ECONNABORTED`. If possible, it reconnects UDP
+//! sockets to the frontend instead, because their processes may ignore errors for years. It does
+//! the same with UDP sockets that had no backend when they were connected, once there is one.
 //!
 //! ```text
 //! objects changed -> order -> rows without a backend -> sockets with their cookies and peers
 //!   -> connect, or SOCK_DESTROY
 //! ```
-//! The rows are the proof: a socket that connected to a Pod's own address has none and is left
-//! alone.
+//! Only sockets with a row are affected. A socket that connected to a Pod's own address has no row.
 
 mod diag;
 mod finder;
@@ -42,67 +41,68 @@ use worker::Worker;
 
 /// Name of the thread.
 const THREAD: &str = "socket-closer";
-/// How much longer than a search a thread rests after it: whatever changes all the time, it does
-/// not take a CPU.
+/// A thread pauses after a search for this multiple of the search's duration. This bounds its CPU
+/// usage even if something changes all the time.
 const REST: u32 = 9;
-/// The longest rest.
+/// The longest pause.
 const LONGEST_REST: Duration = Duration::from_secs(2);
 
-/// Whose sockets are closed.
+/// The namespaces in which sockets are closed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reach {
-    /// Those in all network namespaces of the node.
+    /// All network namespaces of the node.
     Node,
-    /// Those in the agent's own network namespace.
+    /// The agent's own network namespace.
     OwnNamespace,
 }
 
-/// What the closer does.
+/// Options of the closer.
 #[derive(Clone, Debug)]
 pub struct CloserOptions {
-    /// Whose sockets are closed.
+    /// Where sockets are closed.
     pub reach: Reach,
-    /// Whether TCP sockets are, beside those of UDP.
+    /// Whether TCP sockets are closed in addition to UDP sockets.
     pub tcp: bool,
-    /// The directory of the pinned maps. They need not be there before the first order.
+    /// The directory of the pinned maps. They may be created after the closer starts, but before
+    /// the first order.
     pub maps: PathBuf,
 }
 
-/// Why a thread that enters network namespaces does not run.
+/// Why a thread that enters network namespaces is not running.
 #[derive(Debug, thiserror::Error)]
 pub enum ThreadError {
-    /// The thread.
+    /// The thread cannot be started.
     #[error("cannot start the thread {name}")]
     Start {
         /// Its name.
         name: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// The privileges that the thread does not need.
+    /// The thread's capabilities cannot be dropped.
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
 }
 
-/// Gives orders to the thread, which ends when this is dropped.
+/// Sends orders to the thread. The thread ends when this is dropped.
 #[derive(Debug)]
 pub struct Closer {
     orders: SyncSender<()>,
-    /// How many frontends and backends had been changed at the last order.
+    /// The number of changes to frontends and backends at the last order.
     ordered: Option<u64>,
 }
 
 impl Closer {
-    /// Starts the thread. It keeps the capabilities it needs and no others, whatever the calling
-    /// thread drops or keeps afterwards. Without those for other namespaces it closes sockets of
-    /// its own namespace only, and says so.
+    /// Starts the thread. It keeps only the capabilities that it needs, independently of the
+    /// calling thread. If it lacks the capabilities for other namespaces, it closes only sockets in
+    /// its own namespace and logs a warning.
     pub fn start(options: CloserOptions) -> Result<Self, ThreadError> {
         let options = CloserOptions {
             reach: possible(options.reach),
             ..options
         };
-        // An order that waits stands for all that come before it is taken.
+        // The queue holds one order. It also stands for all later orders until the thread takes it.
         let (orders, receiver) = mpsc::sync_channel(1);
         let kept = [capabilities(options.reach), &privileges::CONNECT_AGAIN].concat();
         start_thread(THREAD, kept, move || Worker::new(options).run(&receiver))?;
@@ -112,20 +112,20 @@ impl Closer {
         })
     }
 
-    /// Has sockets looked after if `changed`, the number of frontends and backends that were
-    /// changed so far, is another one than before; the first time in any case, since backends may
-    /// have been removed while no agent ran. Does not wait for it.
+    /// Orders a search if `changed` differs from the last call. `changed` is the number of
+    /// frontends and backends changed so far. The first call always orders a search, because
+    /// backends may have been removed while no agent was running. Returns immediately.
     pub fn follow(&mut self, changed: u64) {
         if self.ordered != Some(changed) {
             self.ordered = Some(changed);
-            // If an order waits already, this is part of it; a thread that has ended said why.
+            // A queued order covers this one. If the thread has ended, it has logged why.
             let _ = self.orders.try_send(());
         }
     }
 }
 
-/// Starts a thread with these capabilities, as far as they are held, and no others, whatever the
-/// calling thread drops or keeps afterwards.
+/// Starts a thread that keeps these capabilities, if it has them, and drops all others. It is
+/// independent of what the calling thread drops later.
 fn start_thread(
     name: &'static str,
     kept: Vec<Capability>,
@@ -146,12 +146,12 @@ fn start_thread(
     Ok(start.recv().map_err(io::Error::other).map_err(failed)??)
 }
 
-/// Rests after a search that began then.
+/// Pauses after a search that began at `start`.
 fn rest(start: Instant) {
     thread::sleep(start.elapsed().saturating_mul(REST).min(LONGEST_REST));
 }
 
-/// What can be reached with the capabilities there are.
+/// The reach that the available capabilities allow.
 fn possible(wanted: Reach) -> Reach {
     match privileges::require("run", capabilities(wanted)) {
         Err(error) if wanted == Reach::Node => {
@@ -162,7 +162,7 @@ fn possible(wanted: Reach) -> Reach {
     }
 }
 
-/// What follows if other network namespaces cannot be entered.
+/// The consequences if other network namespaces cannot be entered.
 fn without_other_namespaces() -> &'static str {
     if finder::is_possible() {
         "connections of Pods are translated at their devices, not at their sockets, and sockets that were translated before are \
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_time_and_every_change_are_orders() {
+    fn the_first_call_and_every_change_send_an_order() {
         let (mut closer, orders) = closer();
         closer.follow(0);
         assert_eq!(orders.try_iter().count(), 1);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_that_waits_stands_for_those_after_it() {
+    fn a_queued_order_covers_later_ones() {
         let (mut closer, orders) = closer();
         for changed in 0..10 {
             closer.follow(changed);

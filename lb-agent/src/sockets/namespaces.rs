@@ -1,4 +1,4 @@
-//! The network namespaces of this node.
+//! Iterates over the network namespaces of this node.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -13,29 +13,29 @@ use nix::sched::{CloneFlags, setns};
 
 /// The namespace of the calling thread.
 const OWN: &str = "/proc/thread-self/ns/net";
-/// Where container runtimes and `ip netns` keep namespaces, some of them without a process.
+/// Directories where container runtimes and `ip netns` keep namespaces, even without a process.
 const NAMED: [&str; 2] = ["/run/netns", "/var/run/netns"];
 
-/// The namespace that a thread belongs to, and the way back to it.
+/// The namespace of a thread, to return to after visits.
 #[derive(Debug)]
 pub(super) struct Namespaces {
     own: File,
-    /// The file system of namespaces.
+    /// The device number of the namespace file system.
     device: u64,
     inode: u64,
 }
 
-/// How a visit went.
+/// The result of a visit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Visit {
-    /// How many namespaces were seen.
+    /// The number of visited namespaces.
     pub(super) visited: usize,
-    /// Whether some could not be, and may be another time.
+    /// Whether some could not be visited for a reason that may be temporary.
     pub(super) failed: bool,
 }
 
 impl Namespaces {
-    /// Of the calling thread.
+    /// The namespace of the calling thread.
     pub(super) fn of_this_thread() -> io::Result<Self> {
         let own = File::open(OWN)?;
         let metadata = own.metadata()?;
@@ -46,13 +46,13 @@ impl Namespaces {
         })
     }
 
-    /// The namespace that the thread belongs to.
+    /// The thread's own namespace.
     pub(super) fn own(&self) -> BorrowedFd<'_> {
         self.own.as_fd()
     }
 
-    /// Calls `action` in every namespace of the node, first in the own one, until it breaks. Fails
-    /// only if the thread cannot return to its own.
+    /// Calls `action` in every namespace of the node until it breaks. The own namespace comes
+    /// first. Fails only if the thread cannot return to its own namespace.
     pub(super) fn visit(&self, mut action: impl FnMut() -> io::Result<ControlFlow<()>>) -> io::Result<Visit> {
         let mut visit = Visit::default();
         let mut seen = HashSet::from([self.inode]);
@@ -67,13 +67,13 @@ impl Namespaces {
             }
         }
         if seen.len() > 1 {
-            // Else this thread would keep a Pod's namespace alive.
+            // Otherwise this thread would keep a Pod's namespace alive.
             enter(&self.own)?;
         }
         Ok(visit)
     }
 
-    /// Whether this is a namespace, and not one of those that were seen.
+    /// Whether a path is a namespace that was not visited yet.
     fn is_new(&self, path: &Path, visit: &mut Visit, seen: &mut HashSet<u64>) -> bool {
         match fs::metadata(path) {
             Ok(found) => found.dev() == self.device && seen.insert(found.ino()),
@@ -86,7 +86,7 @@ impl Namespaces {
 }
 
 impl Visit {
-    /// Of the thread's namespace only, where `result` came out.
+    /// A visit of only the thread's namespace, with this result.
     pub(super) fn of_one(result: io::Result<ControlFlow<()>>) -> Self {
         let mut visit = Self::default();
         let _ = visit.count(OWN.as_ref(), result);
@@ -106,8 +106,8 @@ impl Visit {
         }
     }
 
-    /// What went away, or is kept from this thread by more than capabilities, is nothing to try
-    /// again.
+    /// Records an error. Namespaces that were deleted, or that more than capabilities protect, are
+    /// not worth a retry.
     fn note(&mut self, path: &Path, error: &io::Error) {
         tracing::debug!(namespace = %path.display(), %error, "not visited");
         let kinds = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied];
@@ -120,7 +120,7 @@ fn enter(namespace: impl AsFd) -> io::Result<()> {
     Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?)
 }
 
-/// Files that are, or may be, network namespaces: named ones, then those of processes.
+/// Files that may be network namespaces: named ones first, then those of processes.
 fn candidates() -> impl Iterator<Item = PathBuf> {
     let named = NAMED.into_iter().flat_map(entries);
     named.chain(processes().map(|path| path.join("ns/net")))
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processes_have_namespaces_and_other_files_of_proc_do_not() {
+    fn candidates_contain_processes_but_not_other_files_of_proc() {
         let own = PathBuf::from(format!("/proc/{}/ns/net", std::process::id()));
         let candidates: Vec<PathBuf> = candidates().collect();
         assert!(candidates.contains(&own));
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_is_new_once_and_other_files_never() {
+    fn is_new_accepts_each_namespace_once_and_no_other_files() {
         let namespaces = Namespaces::of_this_thread().unwrap();
         let mut visit = Visit::default();
         let mut seen = HashSet::new();

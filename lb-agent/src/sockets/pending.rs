@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use crate::datapath::sockets::SocketRow;
 
-/// How long a socket may take from its translation until the kernel lists it: it is the same system
-/// call.
+/// The longest time between the translation of a socket and its appearance in the kernel's list.
+/// Both happen in the same system call.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Since when rows were without a socket. Most sockets are closed by then, and some are not
-/// connected; but one may be just about to.
+/// Rows without a socket, and since when. Most of their sockets are closed or were never connected.
+/// But a socket may also be about to connect.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     since: HashMap<SocketRow, Instant>,
@@ -18,8 +18,8 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Takes note of the rows that a search has left, and returns those to delete: if it was
-    /// `complete`, nobody comes for them any more.
+    /// Records the rows that a search has left. If the search was `complete`, returns old rows,
+    /// which can be deleted because no socket will appear for them.
     pub(super) fn update(
         &mut self,
         left: &HashSet<SocketRow>,
@@ -40,8 +40,8 @@ impl Pending {
         old.map(|(row, _)| row).collect()
     }
 
-    /// When to search again for the sockets of rows that were new the last time. Other rows wait
-    /// for the next removal of a backend.
+    /// When to search again for the sockets of rows that were new in the last search. Other rows
+    /// wait for the next removal of a backend.
     pub(super) fn take_due(&mut self) -> Option<Instant> {
         self.due.take()
     }
@@ -70,12 +70,12 @@ mod tests {
     }
 
     #[test]
-    fn a_row_gets_a_second_look_before_it_is_deleted() {
+    fn a_row_is_searched_for_again_before_it_is_deleted() {
         let start = Instant::now();
         let mut pending = Pending::default();
         assert_eq!(update(&mut pending, &[1, 2], true, start), rows(&[]));
         assert_eq!(pending.take_due(), Some(start + GRACE));
-        // The socket of one is found meanwhile, and another row is new.
+        // The socket of one row was found meanwhile, and another row is new.
         let later = start + GRACE / 2;
         assert_eq!(update(&mut pending, &[1, 3], true, later), rows(&[]));
         let due = pending.take_due().unwrap();
@@ -92,7 +92,7 @@ mod tests {
         let mut pending = Pending::default();
         assert_eq!(update(&mut pending, &[1], false, start), rows(&[]));
         assert_eq!(update(&mut pending, &[1], false, start + GRACE), rows(&[]));
-        // One more search was enough; the next one follows a removal.
+        // One additional search is enough. The next one follows a removal.
         assert_eq!(pending.take_due(), None);
         assert_eq!(update(&mut pending, &[1], true, start + 2 * GRACE), rows(&[1]));
     }

@@ -1,5 +1,4 @@
-//! A network namespace as the node may recognise it: by the devices that lead to the node, and
-//! their addresses.
+//! A network namespace, described by its devices that lead to the node and their addresses.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,36 +15,36 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use crate::namespace;
 use crate::netlink::Connection;
 
-/// A network namespace that devices lead out of, to the node or to hardware.
+/// A network namespace with devices that lead out of it, to the node or to hardware.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Place {
     /// The kernel's cookie of the namespace.
     pub cookie: u64,
     /// The addresses of these devices.
     pub addresses: BTreeSet<IpAddr>,
-    /// The indexes of their other ends in the node's own namespace.
+    /// The indices of their peers in the node's own namespace.
     pub node_devices: BTreeSet<u32>,
 }
 
-/// A device, as far as it says where it leads.
+/// The attributes of a device that determine where it leads.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Device {
     index: u32,
     is_loopback: bool,
-    /// What the kernel calls its type; empty for hardware.
+    /// The kernel's type name. Empty for hardware.
     kind: String,
-    /// The index of the device that it is connected to or stands on.
+    /// The index of its peer or lower device.
     link: Option<u32>,
-    /// The id of the namespace that this one is in, if it is another one.
+    /// The id of the namespace of that device, if it is a different one.
     link_namespace: Option<i32>,
 }
 
 impl Device {
-    /// Whether it leads to the namespace with this id or is hardware.
+    /// Whether the device leads to the namespace with this id, or is hardware.
     ///
-    /// What leads to other namespaces, or nowhere, may have addresses that only those know: the
-    /// bridge of a cluster inside of a container has one of that cluster's Pod CIDR, which may be
-    /// this cluster's too.
+    /// Devices that lead elsewhere or nowhere may have addresses that are valid only there. For
+    /// example, the bridge of a cluster inside a container has an address of that cluster's Pod
+    /// CIDR, which may be this cluster's Pod CIDR too.
     fn leads_out(&self, node: Option<i32>) -> bool {
         match self.link_namespace {
             Some(_) => self.link_namespace == node,
@@ -54,12 +53,13 @@ impl Device {
     }
 }
 
-/// The namespace that the calling thread is in, unless no device leads out of it. `node` is the
-/// node's own.
+/// Describes the calling thread's namespace. `None` if no device leads out of it. `node` is the
+/// node's own namespace.
 pub(super) fn look(node: BorrowedFd<'_>) -> io::Result<Option<Place>> {
     let mut netlink = Connection::open(NETLINK_ROUTE)?;
     let mut devices = devices(&mut netlink)?;
-    // The list has given the node's namespace an id here, if a device leads there.
+    // The kernel assigns the node's namespace an id during the device dump, if a device leads
+    // there.
     let node = id_of(&mut netlink, node)?;
     devices.retain(|device| device.leads_out(node));
     if devices.is_empty() {
@@ -115,7 +115,7 @@ fn device(link: &LinkMessage) -> Device {
     device
 }
 
-/// The id that a namespace has in the one of the connection; `None` if it has none.
+/// The id of a namespace as seen from the connection's namespace. `None` if it has none.
 fn id_of(netlink: &mut Connection, namespace: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     let descriptor = namespace.as_raw_fd().cast_unsigned();
     let mut request = NsidMessage::default();
@@ -131,11 +131,11 @@ fn id_of(netlink: &mut Connection, namespace: BorrowedFd<'_>) -> io::Result<Opti
         }
     };
     while !netlink.receive(&mut take)? {}
-    // -1 stands for none.
+    // -1 means no id.
     Ok(id.filter(|id| *id >= 0))
 }
 
-/// The addresses of these devices that others can send to.
+/// The addresses of these devices that other machines can send to.
 fn addresses(netlink: &mut Connection, devices: &BTreeSet<u32>) -> io::Result<BTreeSet<IpAddr>> {
     let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     netlink.send(request, NLM_F_REQUEST | NLM_F_DUMP)?;
@@ -153,7 +153,7 @@ fn addresses(netlink: &mut Connection, devices: &BTreeSet<u32>) -> io::Result<BT
 
 fn address(message: &AddressMessage) -> Option<IpAddr> {
     let find = |is: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(is);
-    // On a point-to-point device the other one is the peer's.
+    // On a point-to-point device, the other attribute contains the peer's address.
     let own = find(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leads_to_the_node_or_is_hardware_leads_out() {
+    fn devices_to_the_node_and_hardware_lead_out() {
         let node = Some(3);
         for kind in ["veth", "macvlan", "ipvlan", "netkit"] {
             assert!(device(kind, Some(3)).leads_out(node), "{kind}");

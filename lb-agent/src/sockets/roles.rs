@@ -1,4 +1,4 @@
-//! Which network namespaces are Pods': a pure function.
+//! Determines which network namespaces belong to Pods. A pure function.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,12 +7,12 @@ use lb_common::layout::namespace_role;
 
 use super::place::Place;
 
-/// Whose namespaces are ([`namespace_role`]), by their cookies. `are_named`: the command line says
-/// which devices are Pods'.
+/// Returns the roles of namespaces ([`namespace_role`]), by cookie. `are_named` is true if the
+/// command line selects the Pods' devices.
 ///
-/// A Pod's has an address that is a Pod's as the objects say, or is behind a device that the
-/// command line names. Another one is listed if it is behind a device that carries the programs of
-/// Pods' devices.
+/// A namespace is a Pod's if it has an address of a Pod object, or is behind a device that the
+/// command line selects. Other namespaces are listed if they are behind a device that carries the
+/// programs for Pods' devices.
 pub fn roles(
     places: &[Place],
     is_pod_address: impl Fn(IpAddr) -> bool,
@@ -48,14 +48,14 @@ mod tests {
     }
 
     #[test]
-    fn an_address_or_a_device_that_is_named_makes_a_pod() {
+    fn a_pod_address_or_a_selected_device_makes_a_pod_namespace() {
         let places = [
             place(1, &["10.244.1.2", "fd00::9"], &[12]),
             place(2, &["172.17.0.2", "fd00::2"], &[13]),
             place(3, &["172.17.0.3"], &[14]),
             place(4, &["172.17.0.4"], &[15]),
             place(5, &[], &[16]),
-            // Such as the namespace behind the agent's own device.
+            // For example, the namespace behind the agent's own device.
             place(6, &["172.17.0.6"], &[20]),
             place(7, &[], &[]),
         ];
@@ -65,7 +65,7 @@ mod tests {
         let found = roles(&places, is_pod_address, |index| index < 20, false);
         let expected = [(1, pod), (2, pod), (3, other), (4, other), (5, other)];
         assert_eq!(found, expected.into());
-        // The command line names one of the devices.
+        // The command line selects one of the devices.
         let found = roles(&places, is_pod_address, |index| index == 14, true);
         assert_eq!(found, [(1, pod), (2, pod), (3, pod)].into());
     }

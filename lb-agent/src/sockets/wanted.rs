@@ -1,4 +1,4 @@
-//! Which of the sockets that the kernel lists are to be closed.
+//! Selects the listed sockets that must be closed or reconnected.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -8,10 +8,10 @@ use crate::datapath::sockets::SocketRow;
 use crate::maps::Protocol;
 use crate::network::Family;
 
-/// The sockets that are looked for, by what the kernel says of them.
+/// The wanted sockets, by the attributes that the kernel lists.
 ///
-/// A socket is one of them only by its own cookie: another one that has the same peer, but was not
-/// translated to it, is its owner's business.
+/// A socket must also match by its cookie. Another socket with the same peer, which was not
+/// translated, is not affected.
 #[derive(Debug)]
 pub(super) struct Wanted {
     rows: HashMap<Key, SocketRow>,
@@ -22,8 +22,8 @@ pub(super) struct Wanted {
 type Key = (u64, Protocol, SocketAddr);
 
 impl Wanted {
-    /// The sockets of these rows, but for those under a frontend: a socket that has the frontend
-    /// itself for its peer is not translated.
+    /// The sockets of these rows, except rows under a frontend: a socket whose peer is the frontend
+    /// itself is not translated.
     pub(super) fn new(rows: impl IntoIterator<Item = SocketRow>) -> Self {
         let rows = rows.into_iter().filter(|row| !row.names_backend);
         let rows: HashMap<Key, SocketRow> = rows.map(|row| (key(&row), row)).collect();
@@ -33,23 +33,23 @@ impl Wanted {
         }
     }
 
-    /// Whether none is left.
+    /// Whether no wanted socket is left.
     pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// What to ask the kernel for.
+    /// The listings to request from the kernel.
     pub(super) fn listings(&self) -> &BTreeSet<Listing> {
         &self.listings
     }
 
-    /// The row of a socket that is looked for.
+    /// The row of a socket, if it is wanted.
     pub(super) fn row(&self, socket: &Connected) -> Option<SocketRow> {
         let key = (socket.cookie, socket.protocol, socket.peer);
         self.rows.get(&key).copied()
     }
 
-    /// Looks no longer for the socket of this row.
+    /// Removes the socket of this row.
     pub(super) fn remove(&mut self, row: &SocketRow) {
         self.rows.remove(&key(row));
     }
@@ -59,7 +59,7 @@ fn key(row: &SocketRow) -> Key {
     (row.cookie, row.protocol, row.peer)
 }
 
-/// One for each protocol and family. The kernel compares one port at most.
+/// One listing for each protocol and family. The kernel can filter by one port at most.
 fn listings<'a>(keys: impl Iterator<Item = &'a Key>) -> BTreeSet<Listing> {
     let mut ports: BTreeMap<(Protocol, Family), BTreeSet<u16>> = BTreeMap::new();
     for (_, protocol, peer) in keys {
@@ -75,10 +75,10 @@ fn listings<'a>(keys: impl Iterator<Item = &'a Key>) -> BTreeSet<Listing> {
     ports.into_iter().map(listing).collect()
 }
 
-/// The families that a socket with this peer may be of.
+/// The families of sockets that can have this peer.
 fn families(peer: &SocketAddr) -> &'static [Family] {
     match peer {
-        // By its IPv4-mapped address.
+        // IPv6 sockets use its IPv4-mapped address.
         SocketAddr::V4(_) => &Family::ALL,
         SocketAddr::V6(_) => &[Family::V6],
     }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv4_peers_are_looked_for_among_sockets_of_both_families() {
+    fn ipv4_peers_are_searched_among_sockets_of_both_families() {
         let wanted = Wanted::new([row(1, Protocol::Tcp, "10.0.0.1:80")]);
         let expected = [Family::V4, Family::V6].map(|family| listing(Protocol::Tcp, family, Some(80)));
         assert_eq!(*wanted.listings(), BTreeSet::from(expected));
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_is_asked_for_a_port_if_it_is_the_only_one() {
+    fn a_listing_filters_by_port_if_there_is_only_one() {
         let wanted = Wanted::new([
             row(1, Protocol::Tcp, "10.0.0.1:80"),
             row(2, Protocol::Tcp, "10.0.0.2:80"),
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_asked_for_without_rows() {
+    fn without_rows_there_are_no_listings() {
         let wanted = Wanted::new([]);
         assert!(wanted.is_empty());
         assert_eq!(*wanted.listings(), BTreeSet::new());

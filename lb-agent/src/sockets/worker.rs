@@ -1,4 +1,4 @@
-//! The thread of the closer.
+//! The closer's thread.
 
 use std::collections::HashSet;
 use std::io;
@@ -16,7 +16,7 @@ use crate::datapath::sockets::{Served, SocketMaps, SocketRow};
 use crate::describe;
 use crate::maps::Protocol;
 
-/// What the thread holds.
+/// The state of the thread.
 pub(super) struct Worker {
     options: CloserOptions,
     /// Protocols whose sockets can be closed.
@@ -25,14 +25,14 @@ pub(super) struct Worker {
     pending: Pending,
 }
 
-/// Why a search was given up.
+/// Why a search was aborted.
 #[derive(Debug, thiserror::Error)]
 enum SearchError {
     #[error(transparent)]
     Maps(#[from] crate::maps::MapError),
-    #[error("cannot find the own network namespace")]
+    #[error("cannot open the agent's network namespace")]
     Own(#[source] io::Error),
-    #[error("cannot return to the own network namespace")]
+    #[error("cannot return to the agent's network namespace")]
     Return(#[source] io::Error),
 }
 
@@ -48,7 +48,7 @@ impl Worker {
         }
     }
 
-    /// Does what is ordered until nobody can give orders any more.
+    /// Executes orders until the order channel is closed.
     pub(super) fn run(mut self, orders: &Receiver<()>) {
         while wait(orders, self.pending.take_due()) {
             let start = Instant::now();
@@ -69,7 +69,7 @@ impl Worker {
         }
     }
 
-    /// Looks after all sockets without a backend, and forgets those that are closed.
+    /// Handles all sockets without a backend, and deletes the rows of handled sockets.
     fn search(&mut self) -> Result<(), SearchError> {
         let maps = match &mut self.maps {
             Some(maps) => maps,
@@ -81,7 +81,7 @@ impl Worker {
             true => Found::default(),
             false => find(self.options.reach, &left, maps, &self.closable)?,
         };
-        // Whoever waits for a first backend does so until the socket is closed.
+        // Rows of sockets that wait for a first backend stay until the socket is closed.
         left.retain(|row| !found.waiting.contains(row));
         for row in found.closed.iter().chain(&found.connected) {
             left.remove(row);
@@ -95,18 +95,18 @@ impl Worker {
     }
 }
 
-/// What a search has found.
+/// The result of a search.
 #[derive(Debug, Default)]
 struct Found {
     /// Rows whose sockets were closed.
     closed: Vec<SocketRow>,
-    /// Rows whose sockets were connected again.
+    /// Rows whose sockets were reconnected.
     connected: Vec<SocketRow>,
     /// Rows whose sockets wait for a first backend.
     waiting: HashSet<SocketRow>,
-    /// How many namespaces were searched.
+    /// The number of searched namespaces.
     namespaces: usize,
-    /// Whether every namespace was searched that could hold such sockets.
+    /// Whether every namespace was searched that could contain such sockets.
     complete: bool,
 }
 
@@ -138,9 +138,9 @@ fn find(
 ) -> Result<Found, SearchError> {
     let mut wanted = Wanted::new(rows.iter().copied());
     let mut found = Found::default();
-    let mut look = || look_here(&mut wanted, maps, closable, &mut found);
-    // Only sockets of the node itself are connected where there is no backend.
-    let only_own = reach == Reach::OwnNamespace || rows.iter().all(SocketRow::has_nowhere);
+    let mut look = || handle_sockets_here(&mut wanted, maps, closable, &mut found);
+    // Only the node's own sockets can be connected without a backend.
+    let only_own = reach == Reach::OwnNamespace || rows.iter().all(SocketRow::has_no_backend);
     let visit = if only_own {
         Visit::of_one(look())
     } else {
@@ -152,8 +152,8 @@ fn find(
     Ok(found)
 }
 
-/// Looks after the wanted sockets of the namespace that the thread is in; breaks once none is left.
-fn look_here(
+/// Handles the wanted sockets of the thread's namespace. Breaks once none is left.
+fn handle_sockets_here(
     wanted: &mut Wanted,
     maps: &SocketMaps,
     closable: &[Protocol],
@@ -166,12 +166,12 @@ fn look_here(
             let Some(row) = wanted.row(&socket) else {
                 continue;
             };
-            // It may have connected again meanwhile.
+            // The socket may have been connected again meanwhile.
             if !maps.holds(&row).map_err(io::Error::other)? {
                 continue;
             }
             let served = maps.served(&row).map_err(io::Error::other)?;
-            if row.has_nowhere() && served != Served::Backend {
+            if row.has_no_backend() && served != Served::Backend {
                 wanted.remove(&row);
                 found.waiting.insert(row);
                 continue;
@@ -183,8 +183,8 @@ fn look_here(
         let holders = Holders::of(going_on.map(|(_, socket, _)| socket));
         for (row, socket, goes_on) in &sockets {
             if *goes_on && connect_again(&holders, socket, row) {
-                if row.has_nowhere() && maps.holds(row).map_err(io::Error::other)? {
-                    // The programs have refused it for another reason, and written the row again.
+                if row.has_no_backend() && maps.holds(row).map_err(io::Error::other)? {
+                    // The programs rejected it for another reason and wrote the row again.
                     found.waiting.insert(*row);
                 } else {
                     found.connected.push(*row);
@@ -203,7 +203,7 @@ fn look_here(
     })
 }
 
-/// Connects a UDP socket to its frontend again; false if it stays as it is.
+/// Reconnects a UDP socket to its frontend. Returns false if it stays unchanged.
 fn connect_again(holders: &Holders, socket: &Connected, row: &SocketRow) -> bool {
     match holders.connect_again(socket, row.named) {
         Ok(()) => {
@@ -217,7 +217,7 @@ fn connect_again(holders: &Holders, socket: &Connected, row: &SocketRow) -> bool
     }
 }
 
-/// Destroys a socket; false if it stays as it is.
+/// Destroys a socket. Returns false if it stays unchanged.
 fn close(diag: &mut Diag, socket: &Connected, row: &SocketRow) -> bool {
     match diag.destroy(socket) {
         Ok(is_closed) => {
@@ -225,14 +225,14 @@ fn close(diag: &mut Diag, socket: &Connected, row: &SocketRow) -> bool {
             is_closed
         }
         Err(error) => {
-            // Some kinds of sockets cannot be, such as parts of Multipath TCP.
+            // Some kinds of sockets cannot be destroyed, such as subflows of Multipath TCP.
             tracing::warn!(%error, ?row, "cannot close a socket whose backend was removed");
             false
         }
     }
 }
 
-/// Waits for an order or until it is time; false once nobody can give orders any more.
+/// Waits for an order or until `due`. Returns false once the order channel is closed.
 fn wait(orders: &Receiver<()>, due: Option<Instant>) -> bool {
     let Some(due) = due else {
         return orders.recv().is_ok();
@@ -241,7 +241,7 @@ fn wait(orders: &Receiver<()>, due: Option<Instant>) -> bool {
     orders.recv_timeout(timeout) != Err(RecvTimeoutError::Disconnected)
 }
 
-/// Whether this kernel can close sockets of this protocol; says so if not.
+/// Whether this kernel can destroy sockets of this protocol. Logs a warning if not.
 fn is_supported(protocol: Protocol) -> bool {
     let reason = match can_destroy(protocol) {
         Ok(true) => return true,

@@ -15,8 +15,7 @@ use super::steps::{find, pin};
 use crate::datapath::links::{Link, Place};
 use crate::datapath::object::program;
 
-/// The programs and the hooks of a cgroup that they are for (`enum bpf_attach_type`,
-/// include/uapi/linux/bpf.h).
+/// The programs and their cgroup hooks (`enum bpf_attach_type`, include/uapi/linux/bpf.h).
 pub(super) const PROGRAMS: [(&str, u32); 9] = {
     let [
         connect4,
@@ -49,7 +48,7 @@ pub(super) fn place(cgroup: &Path, attach_type: u32) -> io::Result<Place> {
     })
 }
 
-/// Puts a program in the place of `old`, or attaches it.
+/// Replaces the program of the link `old`, or attaches the program.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     name: &str,
@@ -57,7 +56,7 @@ pub(super) fn attach(
     old: Option<Link>,
     path: &Path,
 ) -> Result<(), Failure> {
-    // The other modes are refused for links, which are always "multi".
+    // The kernel rejects the flags of other modes for links, which always allow several programs.
     let mode = CgroupAttachMode::Single;
     let link: FdLink = if name == program::SOCKET_RELEASE {
         let socket: &mut CgroupSock = find(ebpf, name)?;
@@ -77,7 +76,7 @@ pub(super) fn attach(
     pin(link, path)
 }
 
-/// Whether the link runs the program now.
+/// Replaces the program of the link. Returns whether that succeeded.
 fn updated(link: &Link, program: Result<&aya::programs::ProgramFd, aya::programs::ProgramError>) -> bool {
     program.is_ok_and(|program| link.update(program.as_fd()).is_ok())
 }

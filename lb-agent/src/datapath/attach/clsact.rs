@@ -1,4 +1,4 @@
-//! Attaches TC programs as clsact filters. They belong to the device and need no pin.
+//! Attaches TC programs as clsact filters. A filter belongs to its device and needs no pin.
 
 use std::io;
 
@@ -13,15 +13,15 @@ use crate::datapath::filters::{Filter, filters};
 use crate::datapath::hook::Direction;
 use crate::datapath::object::program;
 
-/// Handles of our filters: fixed, so that the next agent finds them; two, so that one can be made
-/// before the other goes.
+/// Handles of the agent's filters. They are fixed, so that the next agent finds the filters. There
+/// are two, so that a new filter can be created before the old one is removed.
 const HANDLES: [u32; 2] = [0x6c62_0001, 0x6c62_0002];
 
-/// Priority and handle of the filters of agents that left the first place to others.
+/// Priority and handle of filters from agents that did not yet run before the filters of others.
 const OLD_PLACE: (u16, u32) = (0x6c62, 1);
 
 impl Filter {
-    /// Whether this or another agent of ours has made it.
+    /// Whether this agent or another lb-agent created the filter.
     pub(in crate::datapath) fn is_ours(&self) -> bool {
         let is_named = self
             .name
@@ -30,16 +30,16 @@ impl Filter {
         is_named && (HANDLES.contains(&self.handle) || (self.priority, self.handle) == OLD_PLACE)
     }
 
-    /// Whether a BPF filter for all packets can be beside it at its priority.
+    /// Whether a BPF filter for all packets can share this filter's priority.
     fn shares_priority(&self) -> bool {
         self.kind == "bpf" && self.for_all
     }
 }
 
-/// Puts a program in the place of the filter of an earlier one, or attaches it before the filters
-/// of others.
+/// Replaces the filter of an earlier program, or attaches the program before the filters of others.
 ///
-/// One that others are asked before is attached anew, before them, and then the old one goes.
+/// If filters of others run before the old filter, the new one is attached before them. Then the
+/// old one is removed.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     name: &str,
@@ -47,7 +47,7 @@ pub(super) fn attach(
     device: &str,
     direction: Direction,
 ) -> Result<(), Failure> {
-    // A qdisc that is there already is what is needed; without one the next calls fail and say so.
+    // An error usually means that the qdisc exists already. If it is missing, the next calls fail.
     let _ = qdisc_add_clsact(device);
     let tc: &mut SchedClassifier = find(ebpf, name)?;
     let present = filters(index, direction)?;
@@ -61,7 +61,7 @@ pub(super) fn attach(
         return Ok(());
     }
     if !own.is_empty() && !is_in_place(&present) {
-        tracing::info!(device, ?direction, filters = ?present, "{name} goes before the programs of others again");
+        tracing::info!(device, ?direction, filters = ?present, "{name} is attached before the programs of others again");
     }
     let handle = HANDLES
         .into_iter()
@@ -93,12 +93,12 @@ pub(super) fn attach(
     Ok(())
 }
 
-/// Whether our filter is asked before those of others, as far as it can be.
+/// Whether the agent's filter runs as early as possible.
 pub(super) fn is_first(index: u32, direction: Direction) -> io::Result<bool> {
     Ok(is_in_place(&filters(index, direction)?))
 }
 
-/// Removes our filters of one direction; returns how many there were.
+/// Removes the agent's filters of one direction. Returns how many there were.
 pub(super) fn detach(index: u32, device: &str, direction: Direction) -> usize {
     let present = filters(index, direction).unwrap_or_default();
     let own = present.iter().filter(|filter| filter.is_ours());
@@ -106,7 +106,7 @@ pub(super) fn detach(index: u32, device: &str, direction: Direction) -> usize {
         .count()
 }
 
-/// Removes our filters of all devices; returns how many there were.
+/// Removes the agent's filters from all devices. Returns how many there were.
 pub(crate) fn detach_all() -> io::Result<usize> {
     let mut count = 0;
     for device in &nix::net::if_::if_nameindex()? {
@@ -122,8 +122,8 @@ fn link(device: &str, direction: Direction, filter: &Filter) -> io::Result<Sched
     SchedClassifierLink::attached(device, direction.attach_type(), filter.priority, handle, None)
 }
 
-/// The first priority at which our filter can be. There it comes before those that are there
-/// already: the kernel puts new BPF filters first.
+/// The first priority that the agent's filter can have. It runs before other filters of that
+/// priority, because the kernel inserts new BPF filters first.
 fn best_priority(present: &[Filter]) -> u16 {
     let is_free = |priority: &u16| {
         let mut there = present.iter().filter(|filter| filter.priority == *priority);
@@ -132,7 +132,7 @@ fn best_priority(present: &[Filter]) -> u16 {
     (1..u16::MAX).find(is_free).unwrap_or(u16::MAX)
 }
 
-/// Whether nothing at the best priority is asked before our filter, and our filter is there.
+/// Whether the agent's filter exists and is the first one at the best priority.
 fn is_in_place(present: &[Filter]) -> bool {
     let best = best_priority(present);
     let first = present
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn others_do_not_look_like_ours() {
+    fn filters_of_others_are_not_ours() {
         assert!(own(1).is_ours());
         assert!(filter(0x6c62, 1, "bpf", "lb_tc_to_pod").is_ours());
         assert!(!filter(1, 1, "bpf", "lb_tc_to_pod").is_ours());
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn ours_is_at_the_first_priority_that_takes_it() {
+    fn our_filter_gets_the_first_priority_that_it_can_share() {
         let foreign = filter(1, 1, "bpf", "cil_from_container");
         let flower = filter(1, 1, "flower", "");
         let of_ip = Filter {
@@ -186,11 +186,11 @@ mod tests {
         assert!(is_in_place(&[own(1), foreign.clone()]));
         assert!(!is_in_place(&[foreign, own(1)]));
         assert!(!is_in_place(&[own(0x6c62)]));
-        // What cannot be got past is no reason to try again and again.
+        // Filters that ours cannot precede do not cause another attempt.
         let late = filter(49_152, 1, "bpf", "late");
         assert!(is_in_place(&[flower.clone(), of_ip, own(3), late]));
         assert!(!is_in_place(&[flower, own(3)]));
-        // The priority itself is listed, too.
+        // The list also contains an entry for each priority itself.
         assert!(is_in_place(&[filter(1, 0, "bpf", ""), own(1)]));
     }
 }

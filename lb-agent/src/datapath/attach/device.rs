@@ -1,5 +1,4 @@
-//! Puts programs on the hooks of devices by links. The caller finds the links that are there
-//! already.
+//! Attaches programs to the hooks of devices by links. The caller finds existing links.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -18,7 +17,7 @@ use crate::datapath::object::error::LoadError;
 use crate::datapath::object::program;
 use crate::datapath::pins;
 
-/// Puts the XDP program in the place of `old`, a link of this mode, or attaches it.
+/// Replaces the program of `old`, a link of this mode, or attaches the XDP program.
 pub(super) fn attach_xdp(
     ebpf: &mut Ebpf,
     device: &str,
@@ -30,7 +29,8 @@ pub(super) fn attach_xdp(
     if let Some(old) = old {
         match old.update(xdp.fd()?.as_fd()) {
             Ok(()) => return Ok(()),
-            // Such as a device that has gone meanwhile. There is room for one program only.
+            // For example, the device was removed. The old link has to go first, since the hook
+            // takes only one program.
             Err(_) => pins::remove(path)?,
         }
     }
@@ -42,10 +42,11 @@ pub(super) fn attach_xdp(
     pin(xdp.take_link(id)?.try_into()?, path)
 }
 
-/// Puts a TC program in the place of `old`, or attaches it before all others.
+/// Replaces the program of `old`, or attaches a TC program before all others.
 ///
-/// One that others run before is attached anew, before them, and then the old one goes. For an
-/// instant both run: the second finds addresses that are translated already.
+/// If other programs run before the old one, the new one is attached before them. Then the old one
+/// is detached. Both run for a moment, and the second one finds addresses that are already
+/// translated.
 pub(super) fn attach_tcx(
     ebpf: &mut Ebpf,
     name: &str,
@@ -64,10 +65,10 @@ pub(super) fn attach_tcx(
             return Ok(());
         }
         if !before.is_empty() {
-            tracing::info!(device, ?direction, programs = ?before, "{name} goes before the programs of others again");
+            tracing::info!(device, ?direction, programs = ?before, "{name} is attached before the programs of others again");
         }
         if tc.info()?.id() == id {
-            // A hook takes a program once.
+            // A hook takes each program only once.
             tc.unload()?;
             tc.load().map_err(|error| LoadError::program(name, error))?;
         }
@@ -77,7 +78,7 @@ pub(super) fn attach_tcx(
     pin(tc.take_link(id)?.try_into()?, path)
 }
 
-/// Attaches a TC program to what a device receives, until the link is closed.
+/// Attaches a TC program to a device's ingress, until the link is closed.
 pub(super) fn attach_unpinned(ebpf: &mut Ebpf, name: &str, device: &str) -> Result<FdLink, Failure> {
     let tc: &mut SchedClassifier = find(ebpf, name)?;
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -85,14 +86,14 @@ pub(super) fn attach_unpinned(ebpf: &mut Ebpf, name: &str, device: &str) -> Resu
     Ok(tc.take_link(id)?.try_into()?)
 }
 
-/// Whether the program that is pinned there runs before all others.
+/// Whether the program pinned at `path` runs before all others.
 pub(super) fn is_first(path: &Path, index: u32, direction: Direction) -> io::Result<bool> {
     let id = Link::open(path)?.info()?.program;
     Ok(others_before(id, &links::tcx_programs(index, direction.tcx())?).is_empty())
 }
 
-/// Those of the programs that run before `own`. Empty if `own` is not among them: its device is
-/// gone.
+/// The programs that run before `own`. Empty if `own` is not in the list, because its device was
+/// removed.
 fn others_before(own: u32, programs: &[u32]) -> &[u32] {
     let position = programs.iter().position(|id| *id == own);
     programs.get(..position.unwrap_or_default()).unwrap_or_default()
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_runs_before() {
+    fn others_before_returns_the_programs_ahead_of_ours() {
         assert_eq!(others_before(3, &[3, 4]), [0; 0]);
         assert_eq!(others_before(3, &[1, 2, 3, 4]), [1, 2]);
         assert_eq!(others_before(3, &[1, 2]), [0; 0]);

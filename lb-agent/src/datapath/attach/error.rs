@@ -11,14 +11,14 @@ use crate::datapath::pins::Pins;
 /// Why a program could not be attached.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AttachError {
-    /// The kernel refused.
+    /// The kernel refused to attach the program.
     #[error("cannot attach {program} to {target}")]
     Attach {
         /// The program.
         program: &'static str,
         /// The device or cgroup.
         target: String,
-        /// What the kernel said.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -27,14 +27,14 @@ pub(crate) enum AttachError {
     Pins {
         /// The directory.
         directory: String,
-        /// What the kernel said.
+        /// The cause.
         #[source]
         source: io::Error,
     },
 }
 
 impl AttachError {
-    /// A program that could not be attached.
+    /// An error about a program that cannot be attached.
     pub(super) fn attach(program: &'static str, target: String, failure: Failure) -> Self {
         Self::Attach {
             program,
@@ -43,7 +43,7 @@ impl AttachError {
         }
     }
 
-    /// Pins that could not be read or written.
+    /// An error about pins that cannot be read or written.
     pub(in crate::datapath) fn pins(pins: &Pins, source: io::Error) -> Self {
         Self::Pins {
             directory: pins.root().display().to_string(),
@@ -52,7 +52,7 @@ impl AttachError {
     }
 }
 
-/// What can go wrong on the way.
+/// Causes of an attach error.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error(transparent)]

@@ -1,4 +1,4 @@
-//! Links that agents of other layouts have pinned, until these programs are in their places.
+//! Links that agents with other layouts have pinned and that this agent has not yet replaced.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use super::steps::pinned;
 use crate::datapath::links::{Link, Place};
 use crate::datapath::pins::{self, Pins};
 
-/// Where they are pinned, and where they are attached.
+/// Their pins, and the places where they are attached.
 #[derive(Debug)]
 pub(super) struct Inherited(Vec<(PathBuf, Place)>);
 
 impl Inherited {
-    /// All that there are.
+    /// Finds all such links.
     pub(super) fn find(pins: &Pins) -> io::Result<Self> {
         let mut found = Vec::new();
         for path in pins.other_files()? {
@@ -24,13 +24,13 @@ impl Inherited {
         Ok(Self(found))
     }
 
-    /// Whether none is left.
+    /// Whether all of them are replaced or detached.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The link at this place: pinned under this path, or by an agent of another layout, whose pin
-    /// moves there.
+    /// Returns the link at this place. It is pinned at `path`, or by an agent with another layout.
+    /// In that case its pin moves to `path`.
     pub(super) fn link_at(&mut self, path: &Path, place: Place) -> Result<Option<Link>, Failure> {
         let own = pinned(path)?;
         if let Some(link) = own
@@ -46,8 +46,8 @@ impl Inherited {
         pinned(path)
     }
 
-    /// Detaches those at these places.
-    pub(super) fn let_go(&mut self, is_done: impl Fn(&Place) -> bool) -> io::Result<()> {
+    /// Detaches the links at the places for which `is_done` returns true.
+    pub(super) fn detach_at(&mut self, is_done: impl Fn(&Place) -> bool) -> io::Result<()> {
         let (done, others) = std::mem::take(&mut self.0)
             .into_iter()
             .partition(|(_, place)| is_done(place));

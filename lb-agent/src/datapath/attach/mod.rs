@@ -1,7 +1,7 @@
 //! Attaches the programs to devices and to the cgroup, and pins the links.
 //!
-//! A link that is pinned already is kept and gets the new program in one step, so that no packet
-//! meets a device without program while one agent takes over from another.
+//! A pinned link is kept, and its program is replaced atomically. So a device is never without a
+//! program while one agent replaces another.
 
 mod cgroup;
 pub(crate) mod clsact;
@@ -31,25 +31,25 @@ use super::pins::Pins;
 use super::probe;
 use crate::devices::Attachment;
 
-/// Begins the pin names of the cgroup's links.
+/// The prefix of the pin names of the cgroup's links.
 const CGROUP_PREFIX: &str = "cgroup-";
 
-/// What is attached where.
+/// Attaches programs, and keeps track of what is attached.
 #[derive(Debug)]
 pub(super) struct Attacher {
     pins: Pins,
     options: AttachOptions,
-    /// What this agent has attached its programs to, with the device's instance.
+    /// The programs that this agent has attached, with the device's instance.
     devices: BTreeMap<DeviceProgram, u64>,
-    /// Devices on which XDP was not only tried.
+    /// Devices to which XDP is attached. On others it may have been tried without success.
     with_xdp: BTreeSet<u32>,
-    /// Whether the clsact filters of an earlier agent that are not wanted were removed.
+    /// Whether the unwanted clsact filters of an earlier agent were removed.
     swept: bool,
     inherited: Inherited,
 }
 
 impl Attacher {
-    /// Attaches nothing yet. What is pinned stays as it is until [`Self::set_devices`] and
+    /// Attaches nothing yet. Pinned links stay unchanged until [`Self::set_devices`] and
     /// [`Self::set_cgroup`].
     pub(super) fn new(pins: Pins, options: AttachOptions) -> Result<Self, AttachError> {
         std::fs::create_dir_all(pins.links()).map_err(|source| AttachError::pins(&pins, source))?;
@@ -64,15 +64,15 @@ impl Attacher {
         })
     }
 
-    /// Forgets what is attached, so that the next calls attach the programs of a new object in its
-    /// place.
+    /// Forgets what is attached, so that the next calls replace all programs with those of a new
+    /// object.
     pub(super) fn renew(&mut self) {
         self.devices.clear();
         self.swept = false;
     }
 
-    /// Attaches to these devices and to no others. Errors do not keep other devices from being
-    /// attached; what failed is tried again by the next call.
+    /// Attaches to these devices and detaches from all others. An error on one device does not
+    /// affect other devices. The next call retries what failed.
     pub(super) fn set_devices(
         &mut self,
         ebpf: &mut Ebpf,
@@ -101,7 +101,7 @@ impl Attacher {
                         with_xdp.insert(program.index);
                     }
                 }
-                // XDP in the driver is an opportunity, not a need.
+                // Native XDP is an optimization, so its absence is not an error.
                 Err(error) if self.options.xdp == XdpAttach::Auto && program.program == program::XDP => {
                     tracing::info!(device = device.name, %error, "no native XDP on this device: TC takes its packets");
                     self.devices.insert(program.clone(), device.instance);
@@ -118,20 +118,20 @@ impl Attacher {
         }
         let is_done =
             |place: &Place| matches!(place, Place::Xdp { .. } | Place::Tcx { .. }) && !failed.contains(place);
-        if let Err(source) = self.inherited.let_go(is_done) {
+        if let Err(source) = self.inherited.detach_at(is_done) {
             errors.push(AttachError::pins(&self.pins, source));
         }
         self.with_xdp = with_xdp;
         errors
     }
 
-    /// Indexes of the devices that carry the XDP program.
+    /// Indices of the devices that carry the XDP program.
     pub(super) fn with_xdp(&self) -> &BTreeSet<u32> {
         &self.with_xdp
     }
 
-    /// Removes the links and filters that are not wanted (any more), those of an earlier agent
-    /// included, which may have attached the same programs in another way.
+    /// Removes links and filters that are not wanted (any more). That includes those of an earlier
+    /// agent, which may have attached the same programs by another method.
     fn detach_others(&mut self, wanted: &BTreeSet<DeviceProgram>) -> Result<(), AttachError> {
         let (filters, links): (Vec<_>, Vec<_>) = wanted
             .iter()
@@ -155,8 +155,8 @@ impl Attacher {
         Ok(())
     }
 
-    /// Removes our clsact filters from all places but these. Filters have no pins that would tell
-    /// where an earlier agent left some: the first time all devices are looked at.
+    /// Removes the agent's clsact filters from all places except these. Filters have no pins that
+    /// show where an earlier agent left some, so the first call checks all devices.
     fn remove_other_filters(&mut self, wanted: &BTreeSet<(u32, Direction)>) {
         let candidates: BTreeSet<(u32, Direction)> = if self.swept {
             if !self.uses_clsact() {
@@ -172,7 +172,7 @@ impl Attacher {
         };
         self.swept = true;
         for (index, direction) in candidates.difference(wanted) {
-            // A device that is gone has taken its filters along.
+            // The kernel removes the filters of a deleted device.
             if let Ok(device) = if_indextoname(*index) {
                 clsact::detach(*index, &device.to_string_lossy(), *direction);
             }
@@ -209,7 +209,8 @@ impl Attacher {
         }
     }
 
-    /// Whether a program that was attached is where it was put: others may have got in front of it.
+    /// Whether an attached program still runs first. Programs of others may have been attached
+    /// before it.
     fn is_in_place(&self, program: &DeviceProgram) -> bool {
         let is_first = match program.in_tc() {
             None => Ok(true),
@@ -219,7 +220,7 @@ impl Attacher {
                 device::is_first(&path, index, direction)
             }
         };
-        // What cannot be asked is no reason to attach again and again.
+        // If the order cannot be read, the agent does not attach again, to avoid endless attempts.
         is_first.unwrap_or(true)
     }
 
@@ -227,8 +228,8 @@ impl Attacher {
         self.options.tc == TcAttach::Clsact || !probe::has_tcx()
     }
 
-    /// The link of XDP, of which a device has one program, whatever the mode: a link of the other
-    /// mode goes. Until there is a new one TC takes its packets.
+    /// Returns the XDP link. A device has one XDP program, whatever its mode, so a link of the
+    /// other mode is removed. TC handles the device's packets until there is a new one.
     fn find_xdp(&mut self, program: &DeviceProgram, mode: XdpMode) -> Result<Option<Link>, Failure> {
         let other = program.in_other_mode(mode);
         let present = xdp_programs()?.get(&program.index).and_then(|(mode, _)| *mode);
@@ -246,8 +247,7 @@ impl Attacher {
         Ok(None)
     }
 
-    /// Removes what agents of other layouts have left, if these programs have taken all of their
-    /// places.
+    /// Removes the pins of agents with other layouts, once all of their programs are replaced.
     pub(super) fn remove_leftovers(&self) -> Result<(), AttachError> {
         if !self.inherited.is_empty() {
             return Ok(());
@@ -259,9 +259,9 @@ impl Attacher {
 
     /// Attaches the socket programs to a cgroup, or detaches them.
     ///
-    /// Where a link cannot be given another cgroup or program, the new one is made before the old
-    /// one goes: for an instant both run, and the second finds an address that is translated
-    /// already.
+    /// If a link cannot get another cgroup or program, the new link is created before the old one
+    /// is removed. Both run for a moment, and the second one finds an address that is already
+    /// translated.
     pub(super) fn set_cgroup(&mut self, ebpf: &mut Ebpf, cgroup: Option<&Path>) -> Result<(), AttachError> {
         match cgroup {
             Some(path) => self.attach_cgroup(ebpf, path)?,
@@ -278,7 +278,7 @@ impl Attacher {
             }
         }
         self.inherited
-            .let_go(|place| matches!(place, Place::Cgroup { .. } | Place::Elsewhere))
+            .detach_at(|place| matches!(place, Place::Cgroup { .. } | Place::Elsewhere))
             .map_err(|source| AttachError::pins(&self.pins, source))
     }
 

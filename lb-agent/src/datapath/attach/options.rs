@@ -1,18 +1,18 @@
-//! How programs are attached, as the command line says.
+//! How programs are attached, according to the command line.
 
 /// How XDP is attached to network devices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpAttach {
-    /// In the driver where it can; not on veth, tun and tap, whose packets may carry partial
+    /// In the driver if it supports that. Not on veth, tun and tap, whose packets may carry partial
     /// checksums.
     #[default]
     Auto,
-    /// In the driver; a device whose driver cannot is an error.
+    /// In the driver. A device whose driver does not support that is an error.
     Native,
-    /// In the kernel's generic hook: for tests.
+    /// In the kernel's generic hook, for tests.
     Generic,
-    /// Not at all: TC does its work.
+    /// Not at all. TC does the work instead.
     Off,
 }
 
@@ -20,7 +20,7 @@ pub enum XdpAttach {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TcAttach {
-    /// By TCX links where the kernel has them (6.6), else as clsact filters.
+    /// By TCX links if the kernel supports them (6.6), otherwise as clsact filters.
     #[default]
     Auto,
     /// As clsact filters.

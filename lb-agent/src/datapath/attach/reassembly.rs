@@ -8,17 +8,18 @@ use super::error::AttachError;
 use crate::datapath::object::program;
 use crate::devices::{REASSEMBLY_DEVICE, Snapshot};
 
-/// The device, and the link of its program. That is not pinned, as the device goes with the agent.
+/// The device, and the link of its program. The link is not pinned, because the device does not
+/// outlive the agent.
 #[derive(Default)]
 pub(in crate::datapath) struct ReassemblyHook {
     device: u32,
     link: Option<FdLink>,
-    /// Whether the link's program is that of an object which another has replaced.
+    /// Whether the link's program belongs to an object that has been replaced.
     is_old: bool,
 }
 
 impl ReassemblyHook {
-    /// The next [`Self::attach`] is to attach to this device; 0 for none.
+    /// Makes the next [`Self::attach`] attach to this device. 0 for none.
     pub(in crate::datapath) fn set_device(&mut self, device: u32) {
         *self = Self {
             device,
@@ -26,12 +27,13 @@ impl ReassemblyHook {
         };
     }
 
-    /// The next [`Self::attach`] is to attach the program of a new object.
+    /// Makes the next [`Self::attach`] attach the program of a new object.
     pub(in crate::datapath) fn renew(&mut self) {
         self.is_old = true;
     }
 
-    /// Attaches the program, if that is not done yet. Returns the device; 0 if there is none.
+    /// Attaches the program, unless it is attached already. Returns the device, or 0 if there is
+    /// none.
     pub(in crate::datapath) fn attach(
         &mut self,
         ebpf: &mut Ebpf,
@@ -43,14 +45,14 @@ impl ReassemblyHook {
         if !devices.links.contains_key(&self.device) {
             tracing::warn!(
                 "the device {REASSEMBLY_DEVICE} was removed: datagrams whose later fragments arrive before the first one \
-                 are lost until the agent starts anew"
+                 are lost until the agent restarts"
             );
             self.set_device(0);
             return Ok(0);
         }
         if self.link.is_none() || self.is_old {
             let link = attach_unpinned(ebpf, program::TC_FROM_REASSEMBLY, REASSEMBLY_DEVICE);
-            // The old one, if there is one, goes after the new one has come.
+            // An old link is closed after the new one exists.
             self.link = Some(link.map_err(|failure| {
                 let target = format!("device {REASSEMBLY_DEVICE}");
                 AttachError::attach(program::TC_FROM_REASSEMBLY, target, failure)

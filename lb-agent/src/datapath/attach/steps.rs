@@ -1,4 +1,4 @@
-//! What all ways of attaching have in common: the program is found, and its link pinned.
+//! Steps that all methods of attaching share: finding the program and pinning its link.
 
 use std::io;
 use std::path::Path;
@@ -11,18 +11,18 @@ use super::error::Failure;
 use crate::datapath::links::Link;
 use crate::datapath::{object, pins};
 
-/// Pins a new link, in the place of an old one.
+/// Pins a new link in place of an old one.
 pub(super) fn pin(link: FdLink, path: &Path) -> Result<(), Failure> {
     let mut new = path.as_os_str().to_owned();
     new.push("-new");
     pins::remove(new.as_ref())?;
     link.pin(&new)?;
-    // See `pins::remove`: what was here is detached when this is closed.
+    // See `pins::remove`: the old link is detached when this is closed.
     let _old = Link::open(path);
     Ok(std::fs::rename(new, path)?)
 }
 
-/// A pinned link, if there is one. What is in its place but is no link goes.
+/// Returns the pinned link, if there is one. Removes anything else at that path.
 pub(super) fn pinned(path: &Path) -> Result<Option<Link>, Failure> {
     match Link::open(path) {
         Ok(link) => Ok(Some(link)),
@@ -37,7 +37,7 @@ pub(super) fn pinned(path: &Path) -> Result<Option<Link>, Failure> {
     }
 }
 
-/// A program, loaded if it was not needed before.
+/// Returns a program. Loads it if it is not loaded yet.
 pub(super) fn find<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Failure>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,

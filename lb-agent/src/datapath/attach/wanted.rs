@@ -14,7 +14,7 @@ pub(super) struct DeviceProgram {
     pub(super) kind: Hook,
 }
 
-/// Where on a device.
+/// A hook of a device.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Hook {
     Xdp(XdpMode),
@@ -22,7 +22,7 @@ pub(super) enum Hook {
 }
 
 impl DeviceProgram {
-    /// Where in TC it is.
+    /// Its place in TC.
     pub(super) fn in_tc(&self) -> Option<(u32, Direction)> {
         match self.kind {
             Hook::Xdp(_) => None,
@@ -30,7 +30,7 @@ impl DeviceProgram {
         }
     }
 
-    /// Where its link is attached.
+    /// The place of its link.
     pub(super) fn place(&self) -> Place {
         let device = self.index;
         match self.kind {
@@ -42,7 +42,7 @@ impl DeviceProgram {
         }
     }
 
-    /// What its link is called.
+    /// The file name of its link's pin.
     pub(super) fn pin_name(&self) -> String {
         let Self { index, program, kind } = self;
         match kind {
@@ -52,7 +52,7 @@ impl DeviceProgram {
         }
     }
 
-    /// The same in the other mode of XDP.
+    /// The same program in the other mode of XDP.
     pub(super) fn in_other_mode(&self, mode: XdpMode) -> Self {
         Self {
             kind: Hook::Xdp(mode.other()),
@@ -61,7 +61,7 @@ impl DeviceProgram {
     }
 }
 
-/// The programs that a device is to carry.
+/// The programs that a device must carry.
 pub(super) fn programs_for(index: u32, device: &Attachment, xdp: XdpAttach) -> Vec<DeviceProgram> {
     let tc = |program, direction| DeviceProgram {
         index,
@@ -92,7 +92,8 @@ pub(super) fn programs_for(index: u32, device: &Attachment, xdp: XdpAttach) -> V
                 XdpAttach::Generic => Some(XdpMode::Generic),
                 XdpAttach::Off => None,
             };
-            // After TC's reply translation: a request is never translated without it.
+            // XDP comes after TC's reply translation, so that requests are never translated without
+            // it.
             programs.extend(mode.map(|mode| DeviceProgram {
                 index,
                 program: program::XDP,

@@ -1,4 +1,4 @@
-//! The pinned maps row by row, for the commands that show what the programs see and remember.
+//! Row-by-row access to the pinned maps, for commands that show what the programs read and write.
 
 pub(crate) mod rows;
 
@@ -36,13 +36,13 @@ pub struct LiveMaps {
     settings: LoadedSettings,
 }
 
-/// An address of the IP version whose maps hold it.
+/// An address of one IP version, with access to that version's maps.
 pub trait LiveFamily: MapFamily + IpHeader + Hash + Ord {
-    /// Its maps.
+    /// The maps of this IP version.
     fn rows(maps: &LiveMaps) -> &LiveRows<Self>;
-    /// Its maps, to write.
+    /// The same maps, for writing.
     fn rows_mut(maps: &mut LiveMaps) -> &mut LiveRows<Self>;
-    /// An address of this IP version.
+    /// Converts an address. `None` if it is of the other IP version.
     fn of(address: IpAddr) -> Option<Self>;
 }
 
@@ -110,15 +110,15 @@ impl LiveMaps {
         &self.v6
     }
 
-    /// What the programs were loaded with.
+    /// The settings with which the programs were loaded.
     pub(crate) fn settings(&self) -> &LoadedSettings {
         &self.settings
     }
 
-    /// What service ids stand for: `NAMESPACE/NAME/PORT/PROTOCOL`.
+    /// The names of service ids: `NAMESPACE/NAME/PORT/PROTOCOL`.
     ///
     /// # Errors
-    /// If the map cannot be read, as with all functions below.
+    /// If the map cannot be read. The same holds for all functions below.
     pub(crate) fn names(&self) -> Result<BTreeMap<ServiceId, String>, MapError> {
         let names = read_all(&self.names, map::SERVICE_NAMES)?.into_iter();
         Ok(names.map(|(service, name)| (service, text_of(&name))).collect())
@@ -131,12 +131,12 @@ impl LiveMaps {
         self.slots.read(base, length).map_err(failed)
     }
 
-    /// Whether packets to this address are looked up.
+    /// Whether programs look up packets to this address.
     pub fn is_in_filter(&self, address: impl Address) -> Result<bool, MapError> {
         is_set(&self.filter, map::FILTER, Position::of(address))
     }
 
-    /// Whether packets from this address and port are looked up as replies.
+    /// Whether programs look up packets from this address and port as replies.
     pub fn is_in_reply_filter(&self, address: impl Address, port: Port) -> Result<bool, MapError> {
         is_set(
             &self.reply_filter,
@@ -145,13 +145,13 @@ impl LiveMaps {
         )
     }
 
-    /// Whether an address may be of a Service CIDR.
+    /// Whether an address may be in a Service CIDR.
     pub(crate) fn may_be_service(&self, address: impl Address) -> Result<bool, MapError> {
         let networks = found(self.service_cidrs.get(&0, 0), map::SERVICE_CIDRS)?;
         Ok(networks.is_some_and(|networks| networks.may_hold(address)))
     }
 
-    /// What is known of a device.
+    /// The row of a device.
     pub(crate) fn device(&self, index: u32) -> Result<Option<Device>, MapError> {
         found(self.devices.get(&index, 0), map::DEVICES)
     }

@@ -1,4 +1,4 @@
-//! The pinned maps of one IP version row by row.
+//! Row-by-row access to the pinned maps of one IP version.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -43,7 +43,7 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     /// All frontend rows.
     ///
     /// # Errors
-    /// If the map cannot be read, as with all functions below.
+    /// If the map cannot be read. The same holds for all functions below.
     pub(crate) fn frontends(&self) -> Result<BTreeMap<FrontendKey<A>, Frontend>, MapError> {
         read_all(&self.frontends, A::FRONTENDS)
     }
@@ -74,7 +74,7 @@ impl<A: MapFamily + Ord> LiveRows<A> {
         }
     }
 
-    /// All flow entries. Those that come or go meanwhile may be among them or not.
+    /// All flow entries. Entries that are added or removed meanwhile may be missing.
     pub fn flows(&self) -> Result<BTreeMap<FlowKey<A>, Flow<A>>, MapError> {
         read_all(&self.flows, A::FLOWS)
     }
@@ -84,8 +84,8 @@ impl<A: MapFamily + Ord> LiveRows<A> {
         found(self.flows.get(key, 0), A::FLOWS)
     }
 
-    /// The flow entries that pass (`flow_flags::PASS`) although they are a Service's, as
-    /// [`Self::flows`].
+    /// The keys of flows that pass (`flow_flags::PASS`) although they are to a Service. Like
+    /// [`Self::flows`], this may miss entries that change meanwhile.
     pub fn passing_flows(&self) -> Result<Vec<FlowKey<A>>, MapError> {
         let mut passing = Vec::new();
         for row in self.flows.iter() {
@@ -106,17 +106,17 @@ impl<A: MapFamily + Ord> LiveRows<A> {
         self.flows.insert(key, flow, 0).map_err(failed)
     }
 
-    /// Removes a flow entry. One that is gone already is success.
+    /// Removes a flow entry. A missing entry is not an error.
     pub(in crate::datapath) fn remove_flow(&mut self, key: &FlowKey<A>) -> Result<(), MapError> {
         found(deleted(self.flows.remove(key)), A::FLOWS).map(drop)
     }
 
-    /// All translated sockets, as [`Self::flows`].
+    /// All translated sockets. Like [`Self::flows`], this may miss entries that change meanwhile.
     pub fn sockets(&self) -> Result<BTreeMap<SocketKey<A>, Socket<A>>, MapError> {
         read_all(&self.sockets, A::SOCKETS)
     }
 
-    /// Which clients stay with which backends, as [`Self::flows`].
+    /// All affinity rows. Like [`Self::flows`], this may miss entries that change meanwhile.
     pub fn affinities(&self) -> Result<BTreeMap<AffinityKey<A>, Affinity>, MapError> {
         read_all(&self.affinity, A::AFFINITY)
     }
@@ -126,7 +126,7 @@ impl<A: MapFamily + Ord> LiveRows<A> {
         found(self.affinity.get(key, 0), A::AFFINITY)
     }
 
-    /// Says which backend a client stays with.
+    /// Sets the backend that a client stays with.
     pub(crate) fn set_affinity(&mut self, key: &AffinityKey<A>, affinity: &Affinity) -> Result<(), MapError> {
         let failed = |error| {
             let operation = format!("write the row of a client of service {}", key.service);
@@ -135,12 +135,12 @@ impl<A: MapFamily + Ord> LiveRows<A> {
         self.affinity.insert(key, affinity, 0).map_err(failed)
     }
 
-    /// Forgets which backend a client stays with. A row that is gone already is success.
+    /// Removes the affinity of a client. A missing row is not an error.
     pub(crate) fn remove_affinity(&mut self, key: &AffinityKey<A>) -> Result<(), MapError> {
         found(deleted(self.affinity.remove(key)), A::AFFINITY).map(drop)
     }
 
-    /// The longest prefix of an address that a set of source ranges has.
+    /// The longest matching prefix for an address in a set of source ranges.
     pub(crate) fn range_of(&self, set: u32, address: A) -> Result<Option<Network>, MapError> {
         let mut found: Option<Network> = None;
         for row in self.source_ranges.keys() {
@@ -155,7 +155,7 @@ impl<A: MapFamily + Ord> LiveRows<A> {
         Ok(found)
     }
 
-    /// Whether a set of source ranges holds a client.
+    /// Whether a set of source ranges contains a client.
     pub(crate) fn allows(&self, set: u32, client: A) -> Result<bool, MapError> {
         let bits = SourceRange::<A>::SET_BITS + u32::BITS * words::<A>();
         let range = SourceRange { set, network: client };
@@ -167,12 +167,12 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     }
 }
 
-/// How many words an address has.
+/// The number of 32-bit words in an address.
 const fn words<A: Address>() -> u32 {
     if A::IS_IPV6 { 4 } else { 1 }
 }
 
-/// A row that may not be there.
+/// A row, or `None` if it does not exist.
 pub(super) fn found<V>(row: Result<V, KernelError>, name: &'static str) -> Result<Option<V>, MapError> {
     match row {
         Ok(row) => Ok(Some(row)),

@@ -32,13 +32,13 @@ impl<A: MapFamily> FamilyMaps<A> {
         })
     }
 
-    /// How many backend rows there is room for.
+    /// The number of backend rows.
     pub(super) fn backend_capacity(&self) -> u32 {
         self.backends.length()
     }
 
-    /// Writes a frontend row. `address` is that of `key`, and `capacity` what is said of a full
-    /// map.
+    /// Writes a frontend row. `address` is the address of `key`. `capacity` is the number in the
+    /// error about a full map.
     pub(super) fn set_frontend(
         &mut self,
         key: &FrontendKey,
@@ -57,7 +57,7 @@ impl<A: MapFamily> FamilyMaps<A> {
         })
     }
 
-    /// Deletes a frontend row. `address` is that of `key`.
+    /// Deletes a frontend row. `address` is the address of `key`.
     pub(super) fn delete_frontend(&mut self, key: &FrontendKey, address: A) -> Result<(), MapError> {
         deleted(self.frontends.remove(&frontend_row(key, address)))
             .map_err(|error| kernel(A::FRONTENDS, format!("delete frontend {key}"), error))
@@ -73,7 +73,8 @@ impl<A: MapFamily> FamilyMaps<A> {
         Ok(frontends)
     }
 
-    /// Writes backend rows. If it fails, so many of the first are written.
+    /// Writes backend rows. If this fails, returns how many of them, from the first on, are
+    /// written.
     pub(super) fn set_backends(
         &self,
         rows: Vec<(BackendId, layout::Backend<A>)>,
@@ -82,7 +83,7 @@ impl<A: MapFamily> FamilyMaps<A> {
         self.backends.write_some(ids, rows)
     }
 
-    /// All backend rows that were ever written, many at a time.
+    /// All backend rows that were ever written. They are read in batches.
     pub(super) fn backends(&self) -> Result<BTreeMap<BackendId, Backend>, MapError> {
         const AT_ONCE: u32 = 4096;
         let mut backends = BTreeMap::new();
@@ -95,8 +96,8 @@ impl<A: MapFamily> FamilyMaps<A> {
         Ok(backends)
     }
 
-    /// Lets clients of a network in where a row names the set. `address` is that of `network`, and
-    /// `capacity` what is said of a full map.
+    /// Adds a network to a set of source ranges. `address` is the address of `network`. `capacity`
+    /// is the number in the error about a full map.
     pub(super) fn add_source_range(
         &mut self,
         set: u32,
@@ -115,7 +116,7 @@ impl<A: MapFamily> FamilyMaps<A> {
         })
     }
 
-    /// Takes a network out of a set. `address` is that of `network`.
+    /// Removes a network from a set. `address` is the address of `network`.
     pub(super) fn delete_source_range(
         &mut self,
         set: u32,

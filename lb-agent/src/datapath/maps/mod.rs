@@ -1,4 +1,4 @@
-//! The kernel's maps as [`Maps`], opened where they are pinned.
+//! The kernel's maps as [`Maps`], opened by their pins.
 
 mod family;
 
@@ -42,7 +42,7 @@ impl KernelMaps {
         let slots = open_batch(directory, map::SLOTS)?;
         let v4 = FamilyMaps::open(directory)?;
         let v6 = FamilyMaps::open(directory)?;
-        // Of two maps one may be older than the other: an agent may have died while it made them.
+        // The sizes of the two maps may differ if an agent died while it created them.
         let smaller = |[first, second]: [&'static str; 2]| {
             Ok::<_, MapError>(size(directory, first)?.min(size(directory, second)?))
         };
@@ -67,15 +67,16 @@ impl KernelMaps {
         })
     }
 
-    /// How many rows of frontends and backends were written since the maps were opened.
+    /// The number of frontend and backend rows written since the maps were opened.
     pub(crate) fn changes(&self) -> u64 {
         self.changes
     }
 
-    /// Clears the filters' bits that nobody needs any more: those of neither a frontend nor a
-    /// device that packets are sent on by nor a backend, nor of a flow, whose packets must learn of
-    /// the end of their Service and whose replies are translated to their end. Sets those that an
-    /// agent without one of the filters has not set.
+    /// Clears the bits of the filters that are no longer needed, and sets bits that an agent
+    /// without one of the filters has not set. These addresses need a bit: frontends, devices
+    /// through which packets are forwarded, backends, and the addresses of flows. Flows need one
+    /// even after their Service was removed: their packets must reach the programs, which notice
+    /// the removal, and their replies are translated until the end.
     pub fn renew_filters(&mut self, directory: &Path) -> Result<(), MapError> {
         let image = self.image()?;
         let frontends = image.frontends.keys().map(FrontendKey::address);
@@ -88,7 +89,7 @@ impl KernelMaps {
         ends.repliers
             .extend(own.filter_map(|(key, value)| own_port(key, value)));
         ends.add_flows(directory)?;
-        self.tell_cidrs(service_cidrs(&image.source_ranges))?;
+        self.publish_cidrs(service_cidrs(&image.source_ranges))?;
         self.filter.renew(ends.destinations.into_iter())?;
         self.reply_filter.renew(ends.repliers.into_iter())
     }
@@ -160,9 +161,10 @@ impl KernelMaps {
         }
     }
 
-    /// Tells the programs which addresses are worth a look whether a Service CIDR holds them. There
-    /// is room for [`cidr::MAX`] of each family; packets to the addresses of others pass.
-    fn tell_cidrs(&mut self, cidrs: impl Iterator<Item = Network>) -> Result<(), MapError> {
+    /// Writes the Service CIDRs, so that programs check only addresses that may be in one. There is
+    /// room for [`cidr::MAX`] networks of each family. Packets to addresses in further networks
+    /// pass.
+    fn publish_cidrs(&mut self, cidrs: impl Iterator<Item = Network>) -> Result<(), MapError> {
         let mut networks = cidr::Networks::default();
         for network in cidrs {
             match network.address() {
@@ -174,17 +176,18 @@ impl KernelMaps {
         self.service_cidrs.set(0, networks, 0).map_err(failed)
     }
 
-    /// A Service CIDR is one once the programs know both where it is and that it is one.
+    /// Adds a Service CIDR: first the source range that makes it one, then the network that the
+    /// programs check first.
     fn add_cidr(&mut self, network: &Network) -> Result<(), MapError> {
         self.add_source_range(cidr::SET, network)?;
         let cidrs = self.ranges()?;
-        self.tell_cidrs(service_cidrs(&cidrs))
+        self.publish_cidrs(service_cidrs(&cidrs))
     }
 
     fn delete_cidr(&mut self, network: &Network) -> Result<(), MapError> {
         let mut cidrs = self.ranges()?;
         cidrs.remove(&(cidr::SET, *network));
-        self.tell_cidrs(service_cidrs(&cidrs))?;
+        self.publish_cidrs(service_cidrs(&cidrs))?;
         self.delete_source_range(cidr::SET, network)
     }
 
@@ -260,7 +263,7 @@ impl Maps for KernelMaps {
         image.frontends.extend(self.v6.frontends()?);
         let regions: BTreeSet<Region> = image.frontends.values().flat_map(crate::maps::regions).collect();
         for Region { base, length } in regions {
-            // A damaged row may name slots that do not exist.
+            // A corrupt row may name slots that do not exist.
             let length = length.min(self.slots.length().saturating_sub(base));
             let operation = || format!("read {length} slots from {base} on");
             let slots = self
@@ -276,13 +279,13 @@ impl Maps for KernelMaps {
     }
 }
 
-/// Where a backend's replies come from.
+/// The address and port that a backend's replies come from.
 fn replier(backend: &Backend) -> SocketAddr {
     SocketAddr::new(backend.address, backend.port)
 }
 
-/// An address and port of the node that datagrams of its own may leave from: programs look those up
-/// as they do replies.
+/// An address and UDP port of the node from which the node's own datagrams may leave. Programs look
+/// such datagrams up like replies.
 fn own_port(key: &FrontendKey, value: &Frontend) -> Option<SocketAddr> {
     match key {
         FrontendKey::Port(address, port, Protocol::Udp)
@@ -294,8 +297,7 @@ fn own_port(key: &FrontendKey, value: &Frontend) -> Option<SocketAddr> {
     }
 }
 
-/// Whether programs at devices can see packets to an address: what a node sends to itself they do
-/// not.
+/// Whether programs at devices can see packets to an address. They do not see loopback traffic.
 fn has_packets(address: &IpAddr) -> bool {
     !address.is_loopback()
 }

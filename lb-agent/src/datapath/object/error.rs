@@ -7,23 +7,23 @@ use aya::programs::ProgramError;
 /// Why the kernel programs could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The pin directory cannot be made.
+    /// The pin directory cannot be created.
     #[error("cannot create {}: is a bpf file system mounted there? (`mount -t bpf bpf /sys/fs/bpf`)", path.display())]
     PinDirectory {
         /// The directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
-    /// The object was refused.
+    /// The object file was rejected.
     #[error("cannot create the BPF maps")]
     Object(#[source] Box<aya::EbpfError>),
-    /// A program was refused.
+    /// The verifier rejected a program.
     #[error("the kernel refuses program {name}: {reason}")]
     Program {
         /// The program's name.
         name: String,
-        /// The end of the verifier's log, or what else was wrong.
+        /// The end of the verifier's log, or another cause.
         reason: String,
     },
     /// A pinned map has another layout.
@@ -35,7 +35,7 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// Why the kernel refused a program, without the most part of the verifier's log.
+    /// An error with only the end of the verifier's log.
     pub(in crate::datapath) fn program(name: &str, error: ProgramError) -> Self {
         Self::Program {
             name: name.to_owned(),
@@ -44,7 +44,8 @@ impl LoadError {
     }
 }
 
-/// The end of a verifier log says what is wrong; all of it is thousands of lines.
+/// Returns the end of the verifier's log, which contains the cause. The whole log has thousands of
+/// lines.
 fn shorten(error: ProgramError) -> String {
     const LINES: usize = 12;
     match error {

@@ -1,4 +1,4 @@
-//! The maps that the programs use: their sizes, and whether those that are pinned fit.
+//! The maps of the programs: their sizes, and whether pinned maps are compatible.
 
 use std::path::Path;
 
@@ -69,7 +69,7 @@ pub(super) const MAPS: [Layout; 34] = [
     layout::<u32, LoadedSettings>(map::SETTINGS),
 ];
 
-/// The maps whose sizes the settings say, and these sizes.
+/// The maps whose sizes come from the settings, and these sizes.
 pub(super) fn sizes(settings: &Settings) -> [(&'static str, u32); 17] {
     let Settings { capacity, tables, .. } = settings;
     [
@@ -93,8 +93,8 @@ pub(super) fn sizes(settings: &Settings) -> [(&'static str, u32); 17] {
     ]
 }
 
-/// The pinned maps that have other sizes than the settings say: name, size, wanted size. A map
-/// keeps its size, and what it holds, as long as it is pinned.
+/// The pinned maps whose sizes differ from the settings: name, size, wanted size. A map keeps its
+/// size and contents while it is pinned.
 pub(in crate::datapath) fn other_sizes(
     settings: &Settings,
     directory: &Path,
@@ -107,8 +107,8 @@ pub(in crate::datapath) fn other_sizes(
     found.filter(|(_, size, wanted)| size != wanted).collect()
 }
 
-/// Checks that pinned maps are of this agent's layout, which `object` says: the kernel and aya do
-/// not.
+/// Checks that pinned maps have the layout of this agent's `object`. Neither the kernel nor aya
+/// checks this.
 pub(super) fn check_layouts(object: &[u8], settings: &Settings, directory: &Path) -> Result<(), LoadError> {
     let object = aya_obj::Object::parse(object).map_err(|error| LoadError::Object(Box::new(error.into())))?;
     for Layout { name, key, value } in MAPS {
@@ -121,7 +121,7 @@ pub(super) fn check_layouts(object: &[u8], settings: &Settings, directory: &Path
             let definition = object.maps.get(name)?;
             let kind = info.map_type().ok()?;
             let is_array = matches!(kind, MapType::Array | MapType::PerCpuArray);
-            // Programs take for granted how many rows such an array has.
+            // Programs assume the number of rows of such an array.
             let has_rows = !is_array || is_sized || info.max_entries() == definition.max_entries();
             let has_sizes = info.key_size() as usize == key && info.value_size() as usize == value;
             Some(kind as u32 == definition.map_type() && has_sizes && has_rows)
@@ -138,12 +138,12 @@ mod tests {
     use super::*;
     use crate::datapath::object::settings::{DEFAULT_CAPACITY, DEFAULT_TABLES};
 
-    /// What the kernel allocates at once: arrays and LRU maps; frontends and names grow with their
-    /// use. An element of a hash has a header of 48 bytes (`struct htab_elem`,
-    /// kernel/bpf/hashtab.c, Linux 6.18), values are rounded up to 8 bytes, and there is a 16-byte
-    /// bucket for each element.
+    /// Counts the memory that the kernel allocates in advance, for arrays and LRU maps. Frontends
+    /// and names are allocated on demand. An element of a hash has a header of 48 bytes
+    /// (`struct htab_elem`, kernel/bpf/hashtab.c, Linux 6.18) and a 16-byte bucket. Values are
+    /// rounded up to 8 bytes.
     #[test]
-    fn the_default_sizes_take_what_the_readme_says() {
+    fn maps_of_default_size_take_as_much_memory_as_the_readme_says() {
         let entries = |name| match name {
             map::SLOTS => DEFAULT_CAPACITY.slots,
             map::BACKENDS4 | map::BACKENDS6 => DEFAULT_CAPACITY.backends,
@@ -162,6 +162,6 @@ mod tests {
             .map(|map| entries(map.name) as usize * element(map.key, map.value))
             .sum();
         assert!(bytes < 190_000_000, "{bytes}");
-        assert!(bytes > 170_000_000, "{bytes}: say it in the README");
+        assert!(bytes > 170_000_000, "{bytes}: update the README");
     }
 }

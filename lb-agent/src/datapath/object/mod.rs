@@ -1,4 +1,4 @@
-//! The kernel programs: the embedded object, and how it is loaded.
+//! The kernel programs: the embedded object file and how it is loaded.
 
 pub(super) mod error;
 pub(super) mod layouts;
@@ -19,8 +19,8 @@ use self::settings::{Settings, loaded_settings};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
-/// Creates the maps, pins them in `directory` and loads all programs. Maps that are pinned there
-/// are taken over.
+/// Creates the maps, pins them in `directory` and loads all programs. Maps that are already pinned
+/// there are reused.
 pub fn load(settings: &Settings, directory: &Path) -> Result<Ebpf, LoadError> {
     let mut ebpf = prepare(settings, directory)?;
     load_programs(&mut ebpf)?;
@@ -51,8 +51,8 @@ pub fn load_program(name: &str, program: &mut Program) -> Result<(), LoadError> 
 fn open(settings: &Settings, loaded: &LoadedSettings, directory: &Path) -> Result<Ebpf, LoadError> {
     let mut loader = EbpfLoader::new();
     loader
-        // The kernel's types, hundred thousands, are of no use to programs that look into no
-        // structure of the kernel.
+        // The programs access no kernel structures, so the kernel's types, hundreds of thousands of
+        // them, are not needed.
         .btf(None)
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global("LOADED_SETTINGS", loaded, true);
@@ -72,7 +72,7 @@ fn open(settings: &Settings, loaded: &LoadedSettings, directory: &Path) -> Resul
         .map_err(|error| LoadError::Object(Box::new(error)))
 }
 
-/// Tells the commands what the programs were loaded with.
+/// Writes what the programs were loaded with, for the commands.
 fn publish(ebpf: &mut Ebpf, loaded: LoadedSettings) -> Result<(), LoadError> {
     let Some(map) = ebpf.map_mut(map::SETTINGS) else {
         return Ok(());
@@ -82,7 +82,7 @@ fn publish(ebpf: &mut Ebpf, loaded: LoadedSettings) -> Result<(), LoadError> {
         .map_err(|error| LoadError::Object(Box::new(error.into())))
 }
 
-/// Loads every program that the agent attaches in any case.
+/// Loads every program that the agent attaches in any configuration.
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     for (name, program) in ebpf.programs_mut() {
         let is_loaded_later =

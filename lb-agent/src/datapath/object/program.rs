@@ -1,6 +1,6 @@
 //! Names of the kernel programs.
 
-/// XDP on network devices. It is loaded with the first device that takes it.
+/// XDP on network devices. The agent loads it with the first device that supports it.
 pub const XDP: &str = "lb_xdp";
 /// TC ingress of network devices.
 pub(in crate::datapath) const TC_FROM_NETWORK: &str = "lb_tc_from_network";
@@ -21,19 +21,19 @@ pub(in crate::datapath) const SOCKETS: [&str; 8] = [
     "lb_getpeername4",
     "lb_getpeername6",
 ];
-/// Is told when a socket is closed.
+/// The kernel calls it when a socket is closed.
 pub(in crate::datapath) const SOCKET_RELEASE: &str = "lb_sock_release";
-/// As [`TC_FROM_NETWORK`], on devices whose packets begin with the IP header.
+/// Like [`TC_FROM_NETWORK`], for devices whose packets begin with the IP header.
 pub(in crate::datapath) const TC_FROM_NETWORK_LAYER3: &str = "lb_tc_from_network_layer3";
-/// As [`TC_FROM_POD`], on devices whose packets begin with the IP header.
+/// Like [`TC_FROM_POD`], for devices whose packets begin with the IP header.
 pub(in crate::datapath) const TC_FROM_POD_LAYER3: &str = "lb_tc_from_pod_layer3";
 /// TC egress of devices whose packets begin with the IP header.
 pub(in crate::datapath) const TC_TO_LAYER3: &str = "lb_tc_to_layer3";
-/// TC ingress of the device that leads to the kernel's own reassembly. It is loaded with that
+/// TC ingress of the device that leads to the kernel's own reassembly. The agent loads it with that
 /// device.
 pub(in crate::datapath) const TC_FROM_REASSEMBLY: &str = "lb_tc_from_reassembly";
-/// Programs for devices whose packets begin with the IP header. They are loaded with the first such
-/// device.
+/// Programs for devices whose packets begin with the IP header. The agent loads them with the first
+/// such device.
 pub(super) const LAYER3: [&str; 3] = [TC_FROM_NETWORK_LAYER3, TC_FROM_POD_LAYER3, TC_TO_LAYER3];
-/// Begins the names of the TC programs.
+/// The prefix of the names of the TC programs.
 pub(in crate::datapath) const TC_PREFIX: &str = "lb_tc_";

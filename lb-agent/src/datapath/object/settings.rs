@@ -1,4 +1,4 @@
-//! What is fixed when the programs are loaded.
+//! Settings that are fixed when the programs are loaded.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -14,24 +14,24 @@ const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 4;
 /// What is fixed when the programs are loaded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
-    /// The node's primary IPv4 address: replaces the client's in hairpin connections.
+    /// The node's primary IPv4 address. It replaces the client's address in hairpin connections.
     pub node_address4: Option<Ipv4Addr>,
-    /// The node's primary IPv6 address: replaces the client's in hairpin connections.
+    /// The node's primary IPv6 address. It replaces the client's address in hairpin connections.
     pub node_address6: Option<Ipv6Addr>,
-    /// The cookie of the node's own network namespace (`SO_NETNS_COOKIE`); 0 if the kernel does not
-    /// tell: the initial one.
+    /// The cookie of the node's network namespace (`SO_NETNS_COOKIE`). 0 stands for the initial
+    /// namespace, if the kernel does not return cookies.
     pub node_namespace: u64,
-    /// Whether only sockets of that namespace are translated.
+    /// Whether the socket programs translate only sockets of that namespace.
     pub only_node_sockets: bool,
-    /// Whether TCP connections to removed backends go on, instead of being reset.
+    /// Whether TCP connections to removed backends continue. Otherwise they are reset.
     pub keeps_removed: bool,
-    /// Whether packets between Pods of this node go without its stack.
+    /// Whether packets between Pods of this node bypass the node's network stack.
     pub redirects_locally: bool,
-    /// Source ports that the datapath gives out.
+    /// Source ports that the datapath allocates.
     pub source_ports: SourcePorts,
-    /// What the hash of outside clients begins with: the same on all nodes.
+    /// The seed of the hash of outside clients. It must be the same on all nodes.
     pub hash_seed: u64,
-    /// How long idle flows live, in seconds.
+    /// The idle time after which flows expire, in seconds.
     pub lifetimes: Lifetimes,
     /// Sizes of the maps.
     pub capacity: Capacity,
@@ -39,17 +39,17 @@ pub struct Settings {
     pub tables: TableSizes,
 }
 
-/// Sizes of the maps that packets and sockets fill, each for one family. All but that of the flows
-/// make room by forgetting who was not seen for the longest time.
+/// Sizes of the maps that packets and sockets fill, for each IP family. A full map evicts its least
+/// recently used entries, except the map of flows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TableSizes {
-    /// Entries of flows; a connection takes two.
+    /// Flow entries. A connection takes two.
     pub flows: u32,
     /// Rows of translated sockets: one for TCP, three for UDP.
     pub sockets: u32,
-    /// Clients that stay with a backend.
+    /// Clients with session affinity.
     pub affinities: u32,
-    /// Datagrams whose fragments are on their way.
+    /// Datagrams of which fragments are in transit.
     pub fragments: u32,
 }
 

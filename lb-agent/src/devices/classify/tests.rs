@@ -1,4 +1,4 @@
-//! Nodes as they are in the field.
+//! Device setups of real nodes.
 
 use super::*;
 use crate::devices::{Address, DefaultRoute};
@@ -84,7 +84,7 @@ fn options(network: &[&str], pod: &[&str], node_addresses: &[&str]) -> DeviceOpt
     DeviceOptions::new(&arguments, addresses.collect()).unwrap()
 }
 
-/// Name and role of the classified devices, in the order of their indexes.
+/// Name and role of the classified devices, ordered by index.
 fn roles(snapshot: &Snapshot, options: &DeviceOptions) -> Vec<(String, Role)> {
     classify(snapshot, options)
         .into_values()
@@ -149,7 +149,7 @@ fn overlays_are_network_devices_once_up() {
 }
 
 #[test]
-fn devices_without_ethernet_header_are_told_from_others() {
+fn devices_without_an_ethernet_header_are_recognized() {
     let links = [raw_ip(3, "wg0", "wireguard"), link(2, "flannel.1", "vxlan")];
     let found = classify(&snapshot(&links, &[], &[]), &DeviceOptions::default());
     assert!(!found[&3].ethernet);
@@ -206,7 +206,7 @@ fn a_veth_with_the_default_route_or_a_node_address_is_the_uplink() {
 }
 
 #[test]
-fn of_a_bridge_with_the_default_route_only_the_bridge_is_taken() {
+fn a_bridge_with_the_default_route_is_selected_instead_of_its_ports() {
     let links = [
         link(2, "br0", "bridge"),
         port(link(3, "eth0", ""), 2),
@@ -223,7 +223,7 @@ fn of_a_bridge_with_the_default_route_only_the_bridge_is_taken() {
 }
 
 #[test]
-fn of_a_pod_bridge_the_ports_are_taken() {
+fn the_ports_of_a_pod_bridge_are_selected() {
     let links = [link(2, "cni0", "bridge"), port(pod_veth(3, "veth1"), 2)];
     assert_roles(
         &snapshot(&links, &[], &[(2, "10.244.0.1")]),
@@ -233,7 +233,7 @@ fn of_a_pod_bridge_the_ports_are_taken() {
 }
 
 #[test]
-fn a_vrf_is_not_in_the_way_of_its_ports() {
+fn the_ports_of_a_vrf_are_selected_too() {
     let links = [link(2, "vrf0", "vrf"), port(link(3, "eth0", ""), 2)];
     let routes = [default_route(Family::V4, 2), default_route(Family::V4, 3)];
     assert_roles(
@@ -244,7 +244,7 @@ fn a_vrf_is_not_in_the_way_of_its_ports() {
 }
 
 #[test]
-fn globs_replace_the_automatic_choice_of_their_role_only() {
+fn globs_replace_the_automatic_selection_of_their_role_only() {
     let links = [
         loopback(),
         link(2, "eth0", ""),
@@ -276,7 +276,7 @@ fn globs_replace_the_automatic_choice_of_their_role_only() {
 }
 
 #[test]
-fn the_uplink_is_no_pod_device_even_if_globs_name_other_network_devices() {
+fn the_uplink_is_not_a_pod_device_even_if_globs_select_other_network_devices() {
     let links = [pod_veth(2, "eth0"), pod_veth(3, "eth1")];
     assert_roles(
         &snapshot(&links, &[default_route(Family::V4, 2)], &[]),
@@ -301,7 +301,7 @@ fn kind_of(kind: &str, links: &[&str]) -> Vec<Link> {
     named.map(|(index, name)| link(index, name, kind)).collect()
 }
 
-/// The same where these devices have routes.
+/// The same snapshot with routes on these devices.
 fn routed(snapshot: Snapshot, devices: &[u32]) -> Snapshot {
     Snapshot {
         routed: devices.iter().copied().collect(),
@@ -310,7 +310,7 @@ fn routed(snapshot: Snapshot, devices: &[u32]) -> Snapshot {
 }
 
 #[test]
-fn a_route_makes_a_network_device_without_an_address_too() {
+fn a_route_makes_a_network_device_even_without_an_address() {
     let mut links = kind_of("", &["eth0", "eth1", "eth2"]);
     links.push(raw_ip(5, "tun0", "tun"));
     let mut snapshot = routed(snapshot(&links, &[], &[]), &[3, 5]);
@@ -322,7 +322,7 @@ fn a_route_makes_a_network_device_without_an_address_too() {
     snapshot.addresses.insert(4, vec![link_local]);
     let expected = [("eth1", Role::Network), ("tun0", Role::Network)];
     assert_roles(&snapshot, &DeviceOptions::default(), &expected);
-    // Asked is for no more than may change that.
+    // Only devices whose role may change are queried.
     assert_eq!(snapshot.asks_for_routes().collect::<Vec<_>>(), [2, 4]);
     assert_roles(
         &snapshot,
@@ -332,7 +332,7 @@ fn a_route_makes_a_network_device_without_an_address_too() {
 }
 
 #[test]
-fn a_pods_device_stays_one_with_addresses_and_routes() {
+fn a_pod_device_may_have_addresses_and_routes() {
     let snapshot = snapshot(&[pod_veth(2, "veth1")], &[], &[(2, "10.244.0.1")]);
     assert_roles(
         &routed(snapshot.clone(), &[2]),
@@ -343,7 +343,7 @@ fn a_pods_device_stays_one_with_addresses_and_routes() {
 }
 
 #[test]
-fn devices_that_may_lead_to_pods_of_the_node_are_not_guessed() {
+fn devices_that_may_lead_to_pods_of_the_node_get_no_automatic_role() {
     let links = [
         link(2, "antrea-gw0", "openvswitch"),
         link(3, "cilium_host", "veth"),
@@ -358,7 +358,7 @@ fn devices_that_may_lead_to_pods_of_the_node_are_not_guessed() {
 }
 
 #[test]
-fn a_bridge_without_pods_is_taken_instead_of_its_ports() {
+fn a_bridge_without_pods_is_selected_instead_of_its_ports() {
     let links = [
         link(2, "br-lan", "bridge"),
         port(link(3, "eth1", ""), 2),
@@ -372,12 +372,12 @@ fn a_bridge_without_pods_is_taken_instead_of_its_ports() {
     let snapshot = snapshot(&links, &[], &addresses);
     let expected = [("br-lan", Role::Network), ("docker0", Role::Network)];
     assert_roles(&snapshot, &DeviceOptions::default(), &expected);
-    // The bond may be of VLAN devices.
+    // The bond may have VLAN devices on top of it.
     assert_eq!(snapshot.asks_for_routes().collect::<Vec<_>>(), [7]);
 }
 
 #[test]
-fn beside_pods_at_a_bridge_that_leads_out_its_other_ports_are_taken() {
+fn other_ports_of_a_pod_bridge_that_leads_out_are_selected() {
     let links = [
         link(2, "br-lan", "bridge"),
         port(link(3, "eth1", ""), 2),
@@ -389,7 +389,7 @@ fn beside_pods_at_a_bridge_that_leads_out_its_other_ports_are_taken() {
     let leading_out = snapshot(&links, &[], &[(2, "192.168.1.2")]);
     let expected = [("eth1", Role::Network), ("veth1", Role::Pod)];
     assert_roles(&leading_out, &DeviceOptions::default(), &expected);
-    // Nobody's Pods, by what the agent was told.
+    // The options declare that these are not Pods' devices.
     let expected = [("br-lan", Role::Network)];
     assert_roles(&leading_out, &options(&[], &["cali*"], &[]), &expected);
 }
@@ -402,7 +402,7 @@ fn a_port_of_a_vrf_leads_out_by_itself() {
 }
 
 #[test]
-fn headers_that_the_programs_do_not_read() {
+fn devices_with_unreadable_headers_have_no_role() {
     let infiniband = Link {
         unreadable: true,
         ..raw_ip(2, "ib0", "")
