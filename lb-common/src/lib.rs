@@ -38,6 +38,7 @@ pub mod host;
 mod icmp;
 pub mod ingress;
 pub mod layout;
+pub mod map;
 pub mod net;
 mod open;
 pub mod packet;

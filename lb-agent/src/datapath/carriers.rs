@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::layout::{DeviceRole, device_role, map};
+use lb_common::layout::{DeviceRole, device_role};
+use lb_common::map;
 
 use super::device_maps::DeviceRows;
 use super::object::program::TC_PREFIX;
@@ -29,7 +30,7 @@ impl Carriers {
             directory: pins.links().display().to_string(),
             source,
         })?;
-        let rows: DeviceRows<DeviceRole> = DeviceRows::open(&pins.maps(), map::DEVICE_ROLES)?;
+        let rows: DeviceRows<DeviceRole> = DeviceRows::open(&pins.maps(), &map::DEVICE_ROLES)?;
         Ok(Self {
             linked: names.iter().filter_map(|name| index_of(name)).collect(),
             roles: rows.values().map(|row| (row.index, row.role)).collect(),

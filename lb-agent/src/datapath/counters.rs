@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use aya::maps::{MapData, MapError as KernelError, PerCpuArray, PerCpuValues};
-use lb_common::layout::{ServiceId, ServiceStats, map};
+use lb_common::layout::{ServiceId, ServiceStats};
+use lb_common::map;
 use lb_common::reason::Reason;
 
 use super::pinned::{kernel, open};
@@ -19,8 +20,8 @@ impl Counters {
     /// Opens the counters pinned in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
         Ok(Self {
-            services: open(directory, map::SERVICE_STATS)?,
-            reasons: open(directory, map::REASONS)?,
+            services: open(directory, &map::SERVICE_STATS)?,
+            reasons: open(directory, &map::REASONS)?,
         })
     }
 
@@ -28,7 +29,7 @@ impl Counters {
     pub fn service(&self, service: ServiceId) -> Result<ServiceStats, MapError> {
         let values = self.services.get(&service, 0).map_err(|error| {
             kernel(
-                map::SERVICE_STATS,
+                map::SERVICE_STATS.name,
                 format!("read the counters of service {service}"),
                 error,
             )
@@ -51,7 +52,7 @@ impl Counters {
             .and_then(|zeros| self.services.set(service, zeros, 0))
             .map_err(|error| {
                 kernel(
-                    map::SERVICE_STATS,
+                    map::SERVICE_STATS.name,
                     format!("reset the counters of service {service}"),
                     error,
                 )
@@ -62,7 +63,7 @@ impl Counters {
     pub fn reason(&self, reason: Reason) -> Result<u64, MapError> {
         let values = self.reasons.get(&reason.index(), 0).map_err(|error| {
             kernel(
-                map::REASONS,
+                map::REASONS.name,
                 format!("read the counter of {}", reason.name()),
                 error,
             )

@@ -7,6 +7,7 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::{Array, HashMap, MapData};
 use lb_common::layout::device_row;
+use lb_common::map::MapSpec;
 
 use super::pinned::{kernel, open};
 use crate::maps::MapError;
@@ -21,8 +22,9 @@ pub(super) struct DeviceRows<T: Pod> {
 
 impl<T: Pod + Default + PartialEq> DeviceRows<T> {
     /// Opens the map pinned in `directory`.
-    pub(super) fn open(directory: &Path, name: &'static str) -> Result<Self, MapError> {
-        let map: Array<_, T> = open(directory, name)?;
+    pub(super) fn open(directory: &Path, spec: &MapSpec<u32, T>) -> Result<Self, MapError> {
+        let name = spec.name;
+        let map: Array<_, T> = open(directory, spec)?;
         let mut rows = BTreeMap::new();
         for (row, value) in (0..).zip(map.iter()) {
             let value = value.map_err(|error| kernel(name, format!("read row {row}"), error))?;
@@ -60,8 +62,9 @@ pub(super) struct KeySet<K: Pod> {
 
 impl<K: Pod + Ord + Debug> KeySet<K> {
     /// Opens the map pinned in `directory`.
-    pub(super) fn open(directory: &Path, name: &'static str) -> Result<Self, MapError> {
-        let map: HashMap<_, K, u32> = open(directory, name)?;
+    pub(super) fn open(directory: &Path, spec: &MapSpec<K, u32>) -> Result<Self, MapError> {
+        let name = spec.name;
+        let map: HashMap<_, K, u32> = open(directory, spec)?;
         let keys = map.keys().collect::<Result<_, _>>();
         let keys = keys.map_err(|error| kernel(name, "read all keys".to_owned(), error))?;
         Ok(Self { name, map, keys })

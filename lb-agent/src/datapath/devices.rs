@@ -6,7 +6,8 @@ use std::path::Path;
 
 use aya::maps::{Array, DevMap, HashMap, MapData, MapError as KernelError};
 use lb_common::address::Address as _;
-use lb_common::layout::{Device, DeviceLinks, DeviceRole, LinkAddress, device_role, map};
+use lb_common::layout::{Device, DeviceLinks, DeviceRole, LinkAddress, device_role};
+use lb_common::map;
 use lb_common::net::{Address4, Address6};
 
 use super::device_maps::{DeviceRows, KeySet};
@@ -27,23 +28,21 @@ pub struct DeviceTable {
     node_addresses: KeySet<[u32; 4]>,
     reassembly: DevMap<MapData>,
     xdp_reassembly: Array<MapData, u32>,
-    filter: Filter,
 }
 
 impl DeviceTable {
     /// Opens the maps pinned in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
         Ok(Self {
-            devices: open(directory, map::DEVICES)?,
-            xdp_devices: DeviceRows::open(directory, map::XDP_DEVICES)?,
-            roles: DeviceRows::open(directory, map::DEVICE_ROLES)?,
-            pod_devices: DeviceRows::open(directory, map::POD_DEVICES)?,
-            device_links: DeviceRows::open(directory, map::DEVICE_LINKS)?,
-            node_links: KeySet::open(directory, map::NODE_LINKS)?,
-            node_addresses: KeySet::open(directory, map::NODE_ADDRESSES)?,
-            reassembly: open(directory, map::REASSEMBLY)?,
-            xdp_reassembly: open(directory, map::XDP_REASSEMBLY)?,
-            filter: Filter::open(directory)?,
+            devices: open(directory, &map::DEVICES)?,
+            xdp_devices: DeviceRows::open(directory, &map::XDP_DEVICES)?,
+            roles: DeviceRows::open(directory, &map::DEVICE_ROLES)?,
+            pod_devices: DeviceRows::open(directory, &map::POD_DEVICES)?,
+            device_links: DeviceRows::open(directory, &map::DEVICE_LINKS)?,
+            node_links: KeySet::open(directory, &map::NODE_LINKS)?,
+            node_addresses: KeySet::open(directory, &map::NODE_ADDRESSES)?,
+            reassembly: open(directory, &map::REASSEMBLY)?,
+            xdp_reassembly: open(directory, &map::XDP_REASSEMBLY)?,
         })
     }
 
@@ -52,37 +51,38 @@ impl DeviceTable {
         let known = match self.reassembly.get(0, 0) {
             Ok(device) => device.if_index,
             Err(KernelError::KeyNotFound) => 0,
-            Err(error) => return Err(kernel(map::REASSEMBLY, "read the device".to_owned(), error)),
+            Err(error) => return Err(kernel(map::REASSEMBLY.name, "read the device".to_owned(), error)),
         };
         if known != index {
             self.reassembly
                 .set(0, index, None, 0)
-                .map_err(|error| kernel(map::REASSEMBLY, format!("write device {index}"), error))?;
+                .map_err(|error| kernel(map::REASSEMBLY.name, format!("write device {index}"), error))?;
         }
         self.xdp_reassembly
             .set(0, index, 0)
-            .map_err(|error| kernel(map::XDP_REASSEMBLY, format!("write device {index}"), error))
+            .map_err(|error| kernel(map::XDP_REASSEMBLY.name, format!("write device {index}"), error))
     }
 
     /// Writes the rows that differ. `with_xdp` contains the devices that carry the XDP program.
-    pub fn set(&mut self, view: &View, with_xdp: &BTreeSet<u32>) -> Result<(), MapError> {
+    /// Adds the addresses that replace clients' to `filter`.
+    pub fn set(&mut self, view: &View, with_xdp: &BTreeSet<u32>, filter: &Filter) -> Result<(), MapError> {
         let wanted = rows(&view.snapshot);
-        let mut present = read_all(&self.devices, map::DEVICES)?;
+        let mut present = read_all(&self.devices, map::DEVICES.name)?;
         for (index, device) in &wanted {
             // Replies arrive at these addresses.
             for address in addresses(device) {
-                self.filter.set(address)?;
+                filter.set(address)?;
             }
             if present.remove(index).as_ref() != Some(device) {
                 self.devices
                     .insert(index, device, 0)
-                    .map_err(|error| kernel(map::DEVICES, format!("write device {index}"), error))?;
+                    .map_err(|error| kernel(map::DEVICES.name, format!("write device {index}"), error))?;
             }
         }
         for index in present.keys() {
             self.devices
                 .remove(index)
-                .map_err(|error| kernel(map::DEVICES, format!("delete device {index}"), error))?;
+                .map_err(|error| kernel(map::DEVICES.name, format!("delete device {index}"), error))?;
         }
         let itself = |index| (index, index);
         self.xdp_devices
@@ -97,8 +97,8 @@ impl DeviceTable {
 
 /// The addresses of all rows.
 pub(super) fn all_addresses(directory: &Path) -> Result<Vec<IpAddr>, MapError> {
-    let table = DeviceTable::open(directory)?;
-    let devices = read_all(&table.devices, map::DEVICES)?;
+    let devices: HashMap<_, u32, Device> = open(directory, &map::DEVICES)?;
+    let devices = read_all(&devices, map::DEVICES.name)?;
     Ok(devices.values().flat_map(addresses).collect())
 }
 

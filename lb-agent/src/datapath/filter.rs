@@ -6,7 +6,8 @@ use std::path::Path;
 
 use aya::maps::{HashMap, MapData, MapError as KernelError};
 use lb_common::filter::Position;
-use lb_common::layout::{Flow, FlowKey, hook, map};
+use lb_common::layout::{Flow, FlowKey, hook};
+use lb_common::map;
 use lb_common::net::{Address4, Address6, Port};
 use nix::errno::Errno;
 
@@ -16,19 +17,19 @@ use super::pinned::{kernel, open_batch, open_with_size};
 use crate::maps::MapError;
 
 /// The filter of destination addresses.
-pub(super) struct Filter(BatchArray<u64>);
+pub struct Filter(BatchArray<u64>);
 
 impl Filter {
     /// Opens the filter pinned in `directory`.
     pub(super) fn open(directory: &Path) -> Result<Self, MapError> {
-        open_batch(directory, map::FILTER).map(Self)
+        open_batch(directory, &map::FILTER).map(Self)
     }
 
     /// Lets the programs look up packets to an address. The bit stays until [`Self::renew`] even if
     /// no frontend uses the address any more, because flows may still use it.
-    pub(super) fn set(&mut self, address: IpAddr) -> Result<(), MapError> {
+    pub(super) fn set(&self, address: IpAddr) -> Result<(), MapError> {
         let Position { word, bit } = position(address);
-        let failed = |error| kernel(map::FILTER, format!("set the bit of {address}"), error);
+        let failed = |error| kernel(map::FILTER.name, format!("set the bit of {address}"), error);
         let old = self.0.read(word, 1).map_err(failed)?;
         match old.first() {
             Some(old) if old & bit == 0 => self.0.write(word, &[old | bit]).map_err(failed),
@@ -37,8 +38,8 @@ impl Filter {
     }
 
     /// Clears all bits except those of these addresses.
-    pub(super) fn renew(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), MapError> {
-        renew(&self.0, map::FILTER, addresses.map(position)).map(drop)
+    pub(super) fn renew(&self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), MapError> {
+        renew(&self.0, map::FILTER.name, addresses.map(position)).map(drop)
     }
 }
 
@@ -53,9 +54,9 @@ pub(super) struct ReplyFilter {
 impl ReplyFilter {
     /// Opens the filter pinned in `directory`.
     pub(super) fn open(directory: &Path) -> Result<Self, MapError> {
-        let array = open_batch(directory, map::REPLY_FILTER)?;
+        let array = open_batch(directory, &map::REPLY_FILTER)?;
         Ok(Self {
-            words: read(&array, map::REPLY_FILTER)?,
+            words: read(&array, map::REPLY_FILTER.name)?,
             array,
         })
     }
@@ -74,9 +75,13 @@ impl ReplyFilter {
             }
         }
         let (indices, words) = changed.iter().unzip();
-        self.array
-            .write_some(indices, words)
-            .map_err(|(_, error)| kernel(map::REPLY_FILTER, format!("set {} bits", changed.len()), error))?;
+        self.array.write_some(indices, words).map_err(|(_, error)| {
+            kernel(
+                map::REPLY_FILTER.name,
+                format!("set {} bits", changed.len()),
+                error,
+            )
+        })?;
         for (index, word) in changed {
             if let Some(known) = self.words.get_mut(index as usize) {
                 *known = word;
@@ -87,7 +92,7 @@ impl ReplyFilter {
 
     /// Clears all bits except those of these backends.
     pub(super) fn renew(&mut self, backends: impl Iterator<Item = SocketAddr>) -> Result<(), MapError> {
-        self.words = renew(&self.array, map::REPLY_FILTER, backends.map(reply_position))?;
+        self.words = renew(&self.array, map::REPLY_FILTER.name, backends.map(reply_position))?;
         Ok(())
     }
 }
@@ -110,7 +115,7 @@ impl Ends {
 
     fn add_flows_of<A: MapFamily>(&mut self, directory: &Path) -> Result<(), MapError> {
         let (flows, size): (HashMap<MapData, FlowKey<A>, Flow<A>>, u32) =
-            open_with_size(directory, A::FLOWS)?;
+            open_with_size(directory, &A::FLOWS)?;
         // Packets add and remove rows during the iteration, so it may never end without a limit.
         let most = 2 * size as usize;
         for key in flows.keys().take(most) {
@@ -123,7 +128,7 @@ impl Ends {
                     self.repliers.insert(replier);
                 }
                 Err(KernelError::KeyNotFound) => {}
-                Err(error) => return Err(kernel(A::FLOWS, "read all keys".to_owned(), error)),
+                Err(error) => return Err(kernel(A::FLOWS.name, "read all keys".to_owned(), error)),
             }
         }
         Ok(())

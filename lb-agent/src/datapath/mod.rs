@@ -22,7 +22,7 @@ pub(crate) mod defragmentation;
 mod device_maps;
 pub mod devices;
 mod family;
-mod filter;
+pub mod filter;
 mod filters;
 pub(crate) mod foreign;
 mod hook;
@@ -43,13 +43,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use aya::Ebpf;
-use lb_common::layout::map;
+use lb_common::map;
 
 use self::attach::Attacher;
 use self::attach::error::AttachError;
 use self::attach::options::AttachOptions;
 use self::attach::reassembly::ReassemblyHook;
 use self::devices::DeviceTable;
+use self::filter::Filter;
 use self::namespaces::NamespaceTable;
 use self::object::error::LoadError;
 use self::object::layouts::other_sizes;
@@ -83,7 +84,8 @@ impl Datapath {
     ) -> Result<Self, DatapathError> {
         // This map's device does not outlive an earlier agent. The kernel also lets a program use a
         // device map only if the program is like the first one that used it.
-        pins::remove(&pins.maps().join(map::REASSEMBLY)).map_err(|error| AttachError::pins(&pins, error))?;
+        pins::remove(&pins.maps().join(map::REASSEMBLY.name))
+            .map_err(|error| AttachError::pins(&pins, error))?;
         let ebpf = match object::load(&settings, &pins.maps()) {
             Err(error @ LoadError::Layout { .. }) => {
                 tracing::warn!("{error}: all maps are created anew");
@@ -152,10 +154,10 @@ impl Datapath {
 
     /// Attaches programs to the devices that have a role, detaches them from all others, and writes
     /// the maps about devices. The next call retries what failed.
-    pub(crate) fn set_devices(&mut self, view: &View) -> Vec<DatapathError> {
+    pub(crate) fn set_devices(&mut self, view: &View, filter: &Filter) -> Vec<DatapathError> {
         let errors = self.attacher.set_devices(&mut self.ebpf, &view.attachments);
         let mut errors: Vec<DatapathError> = errors.into_iter().map(DatapathError::from).collect();
-        if let Err(error) = self.devices.set(view, self.attacher.with_xdp()) {
+        if let Err(error) = self.devices.set(view, self.attacher.with_xdp(), filter) {
             errors.push(error.into());
         }
         // This step is last: packets return from reassembly through devices that the rows written

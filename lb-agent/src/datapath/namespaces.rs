@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use aya::maps::{HashMap, MapData};
-use lb_common::layout::{NAMESPACE_ROWS, map, namespace_role};
+use lb_common::layout::{NAMESPACE_ROWS, namespace_role};
+use lb_common::map;
 
 use super::pinned::{deleted, kernel, open, read_all, settings};
 use crate::maps::MapError;
@@ -31,8 +32,8 @@ pub struct NamespaceCounts {
 impl NamespaceTable {
     /// Opens the map pinned in `directory`.
     pub(super) fn open(directory: &Path) -> Result<Self, MapError> {
-        let map = open(directory, map::NAMESPACES)?;
-        let rows = read_all(&map, map::NAMESPACES)?;
+        let map = open(directory, &map::NAMESPACES)?;
+        let rows = read_all(&map, map::NAMESPACES.name)?;
         Ok(Self { map, rows })
     }
 
@@ -43,9 +44,9 @@ impl NamespaceTable {
         let wanted = fitting(wanted);
         for (cookie, role) in &wanted {
             if self.rows.get(cookie) != Some(role) {
-                self.map
-                    .insert(cookie, role, 0)
-                    .map_err(|error| kernel(map::NAMESPACES, format!("write namespace {cookie}"), error))?;
+                self.map.insert(cookie, role, 0).map_err(|error| {
+                    kernel(map::NAMESPACES.name, format!("write namespace {cookie}"), error)
+                })?;
                 self.rows.insert(*cookie, *role);
             }
         }
@@ -60,7 +61,7 @@ impl NamespaceTable {
         let others: Vec<u64> = others.copied().collect();
         for cookie in others {
             deleted(self.map.remove(&cookie))
-                .map_err(|error| kernel(map::NAMESPACES, format!("delete namespace {cookie}"), error))?;
+                .map_err(|error| kernel(map::NAMESPACES.name, format!("delete namespace {cookie}"), error))?;
             self.rows.remove(&cookie);
         }
         Ok(())

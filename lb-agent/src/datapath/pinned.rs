@@ -4,38 +4,45 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use aya::Pod;
-use aya::maps::{Array, HashMap, Map, MapData, MapError as KernelError};
+use aya::maps::{Array, DevMap, HashMap, LpmTrie, Map, MapData, MapError as KernelError, PerCpuArray};
 use aya::sys::SyscallError;
-use lb_common::layout::map;
+use lb_common::map::{self, MapSpec, PrefixKey};
 use lb_common::settings::LoadedSettings;
 use nix::errno::Errno;
 
 use super::batch::BatchArray;
 use crate::maps::MapError;
 
-/// Opens the map of this name that is pinned in `directory`.
-pub(super) fn open<T>(directory: &Path, name: &'static str) -> Result<T, MapError>
-where
-    T: TryFrom<Map, Error = KernelError>,
-{
-    typed(open_any(directory, name)?, name)
+/// A kind of map whose rows have keys of type `K` and values of type `V`.
+pub(super) trait MapOf<K, V>: TryFrom<Map, Error = KernelError> {}
+
+impl<V: Pod> MapOf<u32, V> for Array<MapData, V> {}
+impl<V: Pod> MapOf<u32, V> for PerCpuArray<MapData, V> {}
+impl<K: Pod, V: Pod> MapOf<K, V> for HashMap<MapData, K, V> {}
+impl<K: Pod, V: Pod> MapOf<PrefixKey<K>, V> for LpmTrie<MapData, K, V> {}
+impl MapOf<u32, [u32; 2]> for DevMap<MapData> {}
+
+/// Opens a map that is pinned in `directory`.
+pub(super) fn open<K, V, T: MapOf<K, V>>(directory: &Path, spec: &MapSpec<K, V>) -> Result<T, MapError> {
+    typed(open_any(directory, spec.name)?, spec.name)
 }
 
 /// Like [`open`]. Also returns the map's capacity in entries.
-pub(super) fn open_with_size<T>(directory: &Path, name: &'static str) -> Result<(T, u32), MapError>
-where
-    T: TryFrom<Map, Error = KernelError>,
-{
-    let map = open_any(directory, name)?;
-    let size = max_entries(&map, name)?;
-    Ok((typed(map, name)?, size))
+pub(super) fn open_with_size<K, V, T: MapOf<K, V>>(
+    directory: &Path,
+    spec: &MapSpec<K, V>,
+) -> Result<(T, u32), MapError> {
+    let map = open_any(directory, spec.name)?;
+    let size = max_entries(&map, spec.name)?;
+    Ok((typed(map, spec.name)?, size))
 }
 
 /// Like [`open`], for an array that is read and written in bulk.
 pub(super) fn open_batch<T: Pod + Default>(
     directory: &Path,
-    name: &'static str,
+    spec: &MapSpec<u32, T>,
 ) -> Result<BatchArray<T>, MapError> {
+    let name = spec.name;
     let wrong = || KernelError::InvalidMapType { map_type: 0 };
     let array = match open_any(directory, name)? {
         Map::Array(data) => BatchArray::new(data),
@@ -44,17 +51,17 @@ pub(super) fn open_batch<T: Pod + Default>(
     array.ok_or_else(|| kernel(name, "use it as the array it should be".to_owned(), wrong()))
 }
 
-/// The capacity, in entries, of the map of this name that is pinned in `directory`.
-pub(super) fn size(directory: &Path, name: &'static str) -> Result<u32, MapError> {
-    max_entries(&open_any(directory, name)?, name)
+/// The capacity, in entries, of a map that is pinned in `directory`.
+pub(super) fn size<K, V>(directory: &Path, spec: &MapSpec<K, V>) -> Result<u32, MapError> {
+    max_entries(&open_any(directory, spec.name)?, spec.name)
 }
 
 /// The settings with which the programs were loaded whose maps are pinned in `directory`.
 pub(super) fn settings(directory: &Path) -> Result<LoadedSettings, MapError> {
-    let settings: Array<_, LoadedSettings> = open(directory, map::SETTINGS)?;
+    let settings: Array<_, LoadedSettings> = open(directory, &map::SETTINGS)?;
     settings
         .get(&0, 0)
-        .map_err(|error| kernel(map::SETTINGS, "read the settings".to_owned(), error))
+        .map_err(|error| kernel(map::SETTINGS.name, "read the settings".to_owned(), error))
 }
 
 /// All rows of a map.

@@ -6,7 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use aya::maps::{HashMap, MapData};
-use lb_common::layout::{ServiceId, ServiceName, ServiceStats, map};
+use lb_common::layout::{ServiceId, ServiceName, ServiceStats};
+use lb_common::map;
 use lb_common::reason::Reason;
 
 use super::convert::text_of;
@@ -34,7 +35,7 @@ impl Readings {
         Ok(Self {
             directory: directory.to_owned(),
             counters: Counters::open(directory)?,
-            names: open(directory, map::SERVICE_NAMES)?,
+            names: open(directory, &map::SERVICE_NAMES)?,
             counted: Mutex::new(None),
         })
     }
@@ -48,7 +49,7 @@ impl Readings {
     /// The counters of every service port, under `NAMESPACE/NAME/PORT/PROTOCOL`.
     pub(crate) fn services(&self) -> Result<Vec<(String, ServiceStats)>, MapError> {
         let read = |row: Result<(ServiceId, ServiceName), aya::maps::MapError>| {
-            let (service, name) = row.map_err(unread(map::SERVICE_NAMES))?;
+            let (service, name) = row.map_err(unread(map::SERVICE_NAMES.name))?;
             Ok((text_of(&name), self.counters.service(service)?))
         };
         self.names.iter().map(read).collect()

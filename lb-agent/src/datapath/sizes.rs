@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::Pod;
 use aya::maps::{HashMap, MapData};
-use lb_common::layout::{Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Socket, SocketKey};
+use lb_common::map::MapSpec;
 use lb_common::net::{Address4, Address6};
 
 use super::family::MapFamily;
@@ -36,15 +36,15 @@ pub(crate) fn map_sizes(directory: &Path) -> Result<Vec<Size>, MapError> {
 /// The maps of one IP version.
 fn sizes_of<A: MapFamily>(directory: &Path) -> Result<[(usize, u32); 4], MapError> {
     Ok([
-        size::<FlowKey<A>, Flow<A>>(directory, A::FLOWS)?,
-        size::<SocketKey<A>, Socket<A>>(directory, A::SOCKETS)?,
-        size::<AffinityKey<A>, Affinity>(directory, A::AFFINITY)?,
-        size::<FragmentKey<A>, Fragment>(directory, A::FRAGMENTS)?,
+        size(directory, &A::FLOWS)?,
+        size(directory, &A::SOCKETS)?,
+        size(directory, &A::AFFINITY)?,
+        size(directory, &A::FRAGMENTS)?,
     ])
 }
 
-fn size<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<(usize, u32), MapError> {
-    let (map, capacity): (HashMap<MapData, K, V>, u32) = open_with_size(directory, name)?;
+fn size<K: Pod, V: Pod>(directory: &Path, spec: &MapSpec<K, V>) -> Result<(usize, u32), MapError> {
+    let (map, capacity): (HashMap<MapData, K, V>, u32) = open_with_size(directory, spec)?;
     // The iteration restarts if its current key is evicted, so it needs a limit.
     let most = usize::try_from(capacity).unwrap_or(usize::MAX);
     Ok((map.keys().take(most).count(), capacity))

@@ -110,12 +110,12 @@ impl SocketMaps {
 
 impl<A: MapFamily> FamilyMaps<A> {
     fn open(directory: &Path) -> Result<Self, MapError> {
-        let (sockets, capacity) = open_with_size(directory, A::SOCKETS)?;
+        let (sockets, capacity) = open_with_size(directory, &A::SOCKETS)?;
         Ok(Self {
             sockets,
             capacity,
-            backends: open(directory, A::BACKENDS)?,
-            frontends: open(directory, A::FRONTENDS)?,
+            backends: open(directory, &A::BACKENDS)?,
+            frontends: open(directory, &A::FRONTENDS)?,
         })
     }
 
@@ -133,7 +133,7 @@ impl<A: MapFamily> FamilyMaps<A> {
                 Ok(_) => return Ok(Served::Backend),
                 Err(KernelError::KeyNotFound) => {}
                 Err(error) => {
-                    return Err(kernel(A::FRONTENDS, format!("read {}", row.named), error));
+                    return Err(kernel(A::FRONTENDS.name, format!("read {}", row.named), error));
                 }
             }
         }
@@ -163,7 +163,7 @@ impl<A: MapFamily> FamilyMaps<A> {
         let limit = 2 * self.capacity as usize;
         let mut rows = Vec::new();
         for row in self.sockets.iter().take(limit) {
-            let (key, socket) = row.map_err(unread(A::SOCKETS))?;
+            let (key, socket) = row.map_err(unread(A::SOCKETS.name))?;
             rows.extend(row_of(&key, &socket));
         }
         Ok(rows)
@@ -178,7 +178,7 @@ impl<A: MapFamily> FamilyMaps<A> {
                     backends.insert(id, backend);
                 }
                 Err(KernelError::OutOfBounds { .. }) => {}
-                Err(error) => return Err(kernel(A::BACKENDS, format!("read backend {id}"), error)),
+                Err(error) => return Err(kernel(A::BACKENDS.name, format!("read backend {id}"), error)),
             }
         }
         Ok(backends)
@@ -191,7 +191,7 @@ impl<A: MapFamily> FamilyMaps<A> {
                     && SocketAddr::new(socket.address.into(), socket.port.get()) == row.named,
             ),
             Err(KernelError::KeyNotFound) => Ok(false),
-            Err(error) => Err(kernel(A::SOCKETS, format!("read the row of {row:?}"), error)),
+            Err(error) => Err(kernel(A::SOCKETS.name, format!("read the row of {row:?}"), error)),
         }
     }
 
@@ -200,7 +200,7 @@ impl<A: MapFamily> FamilyMaps<A> {
             return Ok(());
         }
         deleted(self.sockets.remove(&key(row, address)))
-            .map_err(|error| kernel(A::SOCKETS, format!("delete {row:?}"), error))
+            .map_err(|error| kernel(A::SOCKETS.name, format!("delete {row:?}"), error))
     }
 }
 

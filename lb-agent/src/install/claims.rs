@@ -4,7 +4,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lb_common::layout::{ServiceId, map};
+use lb_common::layout::ServiceId;
+use lb_common::map;
 
 use super::port::full_name;
 use super::{Entry, Installer, age};
@@ -115,7 +116,7 @@ impl Installer {
                     .or_else(by_frontend)
                     .or_else(|| self.tables.allocate_service())
                     .ok_or(MapError::Full {
-                        map: map::SERVICE_STATS,
+                        map: map::SERVICE_STATS.name,
                         capacity: self.tables.capacity().services,
                         flag: "--max-services",
                     })?;

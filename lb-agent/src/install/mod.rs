@@ -38,7 +38,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_common::layout::{BackendId, ServiceId, map};
+use lb_common::layout::{BackendId, ServiceId};
+use lb_common::map::{self, FamilySpecs as _};
+use lb_common::net::{Address4, Address6};
 
 use crate::desired::{DesiredPort, DesiredService, NamespacedName, PortName};
 use crate::maps::{FrontendKey, MapError, Maps};
@@ -321,8 +323,12 @@ impl Installer {
                 }
                 let fault_since = match error {
                     MapError::Full { map, .. } => {
-                        self.needs_room |=
-                            [map::BACKENDS4, map::BACKENDS6, map::SERVICE_STATS].contains(&map);
+                        self.needs_room |= [
+                            Address4::BACKENDS.name,
+                            Address6::BACKENDS.name,
+                            map::SERVICE_STATS.name,
+                        ]
+                        .contains(&map);
                         None
                     }
                     MapError::Kernel { .. } => {

@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::layout::map;
+use lb_common::map::FamilySpecs as _;
+use lb_common::net::{Address4, Address6};
 
 use super::ids::Ids;
 use crate::maps::{Capacity, MapError, MapOp, Maps};
@@ -103,8 +104,8 @@ impl RangeSets {
     fn full(&self, family: Family) -> MapError {
         MapError::Full {
             map: match family {
-                Family::V4 => map::SOURCE_RANGES4,
-                Family::V6 => map::SOURCE_RANGES6,
+                Family::V4 => Address4::SOURCE_RANGES.name,
+                Family::V6 => Address6::SOURCE_RANGES.name,
             },
             capacity: self.capacity,
             flag: "--max-source-ranges",

@@ -3,7 +3,9 @@
 
 use std::collections::HashSet;
 
-use lb_common::layout::{Region, ServiceId, map};
+use lb_common::layout::{Region, ServiceId};
+use lb_common::map::{self, FamilySpecs as _};
+use lb_common::net::{Address4, Address6};
 
 use super::plan::{FamilyDemand, FamilyPlan, RegionPlan};
 use super::tables::{Context, index};
@@ -97,8 +99,8 @@ impl Installer {
     fn full_backends(&self, family: Family) -> MapError {
         MapError::Full {
             map: match family {
-                Family::V4 => map::BACKENDS4,
-                Family::V6 => map::BACKENDS6,
+                Family::V4 => Address4::BACKENDS.name,
+                Family::V6 => Address6::BACKENDS.name,
             },
             capacity: self.tables.capacity().backends,
             flag: "--max-backends",
@@ -122,7 +124,7 @@ impl Installer {
                 }
                 let capacity = self.tables.capacity().slots;
                 return Err(MapError::Full {
-                    map: map::SLOTS,
+                    map: map::SLOTS.name,
                     capacity,
                     flag: "--max-slots",
                 });
@@ -155,8 +157,8 @@ impl Installer {
             None => Ok(()),
             Some(family) => Err(MapError::Full {
                 map: match family {
-                    Family::V4 => map::FRONTENDS4,
-                    Family::V6 => map::FRONTENDS6,
+                    Family::V4 => Address4::FRONTENDS.name,
+                    Family::V6 => Address6::FRONTENDS.name,
                 },
                 capacity: self.tables.capacity().frontends,
                 flag: "--max-frontends",

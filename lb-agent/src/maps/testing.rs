@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::cidr;
-use lb_common::layout::{Region, Slot, frontend_flags, map};
+use lb_common::layout::{Region, Slot, frontend_flags};
+use lb_common::map::{self, FamilySpecs as _};
+use lb_common::net::{Address4, Address6};
 
 use super::{Backend, Capacity, MapError, MapImage, MapOp, Maps, regions};
 use crate::network::Family;
@@ -115,8 +117,8 @@ impl FakeMaps {
                         .count(),
                 };
                 let map = match family {
-                    Family::V4 => map::FRONTENDS4,
-                    Family::V6 => map::FRONTENDS6,
+                    Family::V4 => Address4::FRONTENDS.name,
+                    Family::V6 => Address6::FRONTENDS.name,
                 };
                 (rows >= capacity as usize).then_some(MapError::Full {
                     map,
@@ -126,7 +128,7 @@ impl FakeMaps {
             }
             MapOp::SetBackend { id, .. } if *id == 0 || *id >= self.capacity.backends => {
                 Some(MapError::Full {
-                    map: map::BACKENDS4,
+                    map: Address4::BACKENDS.name,
                     capacity: self.capacity.backends,
                     flag: "--max-backends",
                 })
@@ -137,8 +139,8 @@ impl FakeMaps {
                 let capacity = self.capacity.source_ranges;
                 (rows.count() >= capacity as usize).then_some(MapError::Full {
                     map: match network.family() {
-                        Family::V4 => map::SOURCE_RANGES4,
-                        Family::V6 => map::SOURCE_RANGES6,
+                        Family::V4 => Address4::SOURCE_RANGES.name,
+                        Family::V6 => Address6::SOURCE_RANGES.name,
                     },
                     capacity,
                     flag: "--max-source-ranges",
@@ -148,7 +150,7 @@ impl FakeMaps {
                 if u64::from(*base) + slots.len() as u64 > u64::from(self.capacity.slots) =>
             {
                 Some(MapError::Full {
-                    map: map::SLOTS,
+                    map: map::SLOTS.name,
                     capacity: self.capacity.slots,
                     flag: "--max-slots",
                 })

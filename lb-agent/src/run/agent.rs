@@ -311,7 +311,7 @@ impl Agent {
         // Not marked as seen: the addresses of a view that came meanwhile are still to be followed.
         let view = self.view.borrow().clone();
         let others = self.others.take().and_then(setup::find_others);
-        let errors = self.datapath.set_devices(&view);
+        let errors = self.datapath.set_devices(&view, self.controller.maps().filter());
         for error in &errors {
             tracing::warn!("{}; trying again", describe(error));
         }

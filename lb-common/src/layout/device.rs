@@ -74,7 +74,7 @@ pub const fn device_row(index: u32) -> u32 {
     index % DEVICE_ROWS
 }
 
-/// Rows of [`super::map::NAMESPACES`]: the agent writes half as many, so that they fit beside those
+/// Rows of [`crate::map::NAMESPACES`]: the agent writes half as many, so that they fit beside those
 /// of the agent before it.
 pub const NAMESPACE_ROWS: u32 = 8_192;
 

@@ -8,7 +8,6 @@
 mod device;
 mod flow;
 mod fragment;
-pub mod map;
 mod service;
 mod socket;
 

@@ -1,59 +1,48 @@
 //! The maps that hold addresses of one family.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
-use lb_common::address::Address;
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, Flow, FlowKey, Fragment, FragmentKey, Frontend, FrontendKey, Socket,
     SocketKey, SourceRange,
 };
+use lb_common::map::FamilySpecs;
 use lb_common::net::{Address4, Address6};
 
-const FRONTENDS: u32 = 65_536;
-const BACKENDS: u32 = 262_144;
-const FLOWS: u32 = 262_144;
-const SOCKETS: u32 = 65_536;
-const AFFINITIES: u32 = 65_536;
-const SOURCE_RANGES: u32 = 65_536;
-const FRAGMENTS: u32 = 8_192;
+use super::spec::{array, hash, lru_hash, trie};
 
-/// Frontend rows are few and seldom written. Unlike preallocated ones their memory is not given to
-/// another row while a program may still read it.
 #[map]
-static FRONTENDS4: HashMap<FrontendKey<Address4>, Frontend> =
-    HashMap::with_max_entries(FRONTENDS, BPF_F_NO_PREALLOC);
+static FRONTENDS4: HashMap<FrontendKey<Address4>, Frontend> = hash(&Address4::FRONTENDS);
 #[map]
-static FRONTENDS6: HashMap<FrontendKey<Address6>, Frontend> =
-    HashMap::with_max_entries(FRONTENDS, BPF_F_NO_PREALLOC);
+static FRONTENDS6: HashMap<FrontendKey<Address6>, Frontend> = hash(&Address6::FRONTENDS);
 #[map]
-static BACKENDS4: Array<Backend<Address4>> = Array::with_max_entries(BACKENDS, 0);
+static BACKENDS4: Array<Backend<Address4>> = array(&Address4::BACKENDS);
 #[map]
-static BACKENDS6: Array<Backend<Address6>> = Array::with_max_entries(BACKENDS, 0);
+static BACKENDS6: Array<Backend<Address6>> = array(&Address6::BACKENDS);
 #[map]
-static FLOWS4: LruHashMap<FlowKey<Address4>, Flow<Address4>> = LruHashMap::with_max_entries(FLOWS, 0);
+static FLOWS4: LruHashMap<FlowKey<Address4>, Flow<Address4>> = lru_hash(&Address4::FLOWS);
 #[map]
-static FLOWS6: LruHashMap<FlowKey<Address6>, Flow<Address6>> = LruHashMap::with_max_entries(FLOWS, 0);
+static FLOWS6: LruHashMap<FlowKey<Address6>, Flow<Address6>> = lru_hash(&Address6::FLOWS);
 #[map]
-static SOCKETS4: LruHashMap<SocketKey<Address4>, Socket<Address4>> = LruHashMap::with_max_entries(SOCKETS, 0);
+static SOCKETS4: LruHashMap<SocketKey<Address4>, Socket<Address4>> = lru_hash(&Address4::SOCKETS);
 #[map]
-static SOCKETS6: LruHashMap<SocketKey<Address6>, Socket<Address6>> = LruHashMap::with_max_entries(SOCKETS, 0);
+static SOCKETS6: LruHashMap<SocketKey<Address6>, Socket<Address6>> = lru_hash(&Address6::SOCKETS);
 #[map]
-static AFFINITY4: LruHashMap<AffinityKey<Address4>, Affinity> = LruHashMap::with_max_entries(AFFINITIES, 0);
+static AFFINITY4: LruHashMap<AffinityKey<Address4>, Affinity> = lru_hash(&Address4::AFFINITY);
 #[map]
-static AFFINITY6: LruHashMap<AffinityKey<Address6>, Affinity> = LruHashMap::with_max_entries(AFFINITIES, 0);
+static AFFINITY6: LruHashMap<AffinityKey<Address6>, Affinity> = lru_hash(&Address6::AFFINITY);
 #[map]
-static SOURCE_RANGES4: LpmTrie<SourceRange<Address4>, u32> = LpmTrie::with_max_entries(SOURCE_RANGES, 0);
+static SOURCE_RANGES4: LpmTrie<SourceRange<Address4>, u32> = trie(&Address4::SOURCE_RANGES);
 #[map]
-static SOURCE_RANGES6: LpmTrie<SourceRange<Address6>, u32> = LpmTrie::with_max_entries(SOURCE_RANGES, 0);
+static SOURCE_RANGES6: LpmTrie<SourceRange<Address6>, u32> = trie(&Address6::SOURCE_RANGES);
 #[map]
-static FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment> = LruHashMap::with_max_entries(FRAGMENTS, 0);
+static FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment> = lru_hash(&Address4::FRAGMENTS);
 #[map]
-static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment> = LruHashMap::with_max_entries(FRAGMENTS, 0);
+static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment> = lru_hash(&Address6::FRAGMENTS);
 
 /// The maps that hold addresses of one family.
-pub trait FamilyMaps: Address + 'static {
+pub trait FamilyMaps: FamilySpecs + 'static {
     fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend>;
     fn backends() -> &'static Array<Backend<Self>>;
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;

@@ -1,74 +1,72 @@
-//! The maps. Capacities are the defaults of the agent, which sets its own when it loads the
-//! programs.
+//! The maps. The agent may choose other sizes when it loads the programs.
 
 mod family;
+mod spec;
 
 use core::ptr::NonNull;
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, DevMap, HashMap, PerCpuArray};
 use lb_common::address::Address;
-use lb_common::budget::{ALL_DETOURS, BUCKETS, Bucket, Limit};
+use lb_common::budget::{ALL_DETOURS, Bucket, Limit};
 use lb_common::cidr;
-use lb_common::filter::{self, Position};
+use lb_common::filter::Position;
 use lb_common::flow::FlowEntry;
 use lb_common::layout::{
-    Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, DeviceLinks, DeviceRole, FlowKey,
-    Fragment, FragmentKey, Frontend, FrontendKey, LinkAddress, NAMESPACE_ROWS, ServiceId, ServiceName,
-    ServiceStats, Slot, Socket, SocketKey, SourceRange, device_row, namespace_role,
+    Affinity, AffinityKey, Backend, BackendId, Device, DeviceLinks, DeviceRole, FlowKey, Fragment,
+    FragmentKey, Frontend, FrontendKey, LinkAddress, ServiceId, ServiceName, ServiceStats, Slot, Socket,
+    SocketKey, SourceRange, device_row, namespace_role,
 };
+use lb_common::map;
 use lb_common::net::Port;
 use lb_common::reason::Reason;
 use lb_common::settings::LoadedSettings;
 
+use self::spec::{array, device_map, hash, per_cpu_array};
+
 pub use self::family::FamilyMaps;
 
-const DEVICES_MAX: u32 = 1_024;
-const NODE_ADDRESSES_MAX: u32 = 16_384;
-
 #[map]
-static FILTER: Array<u64> = Array::with_max_entries(filter::WORDS, 0);
+static FILTER: Array<u64> = array(&map::FILTER);
 #[map]
-static REPLY_FILTER: Array<u64> = Array::with_max_entries(filter::REPLY_WORDS, 0);
+static REPLY_FILTER: Array<u64> = array(&map::REPLY_FILTER);
 #[map]
-static SERVICE_CIDRS: Array<cidr::Networks> = Array::with_max_entries(1, 0);
+static SERVICE_CIDRS: Array<cidr::Networks> = array(&map::SERVICE_CIDRS);
 #[map]
-static SLOTS: Array<Slot> = Array::with_max_entries(1_048_576, BPF_F_MMAPABLE);
+static SLOTS: Array<Slot> = array(&map::SLOTS);
 #[map]
-static REASSEMBLY: DevMap = DevMap::with_max_entries(1, 0);
+static REASSEMBLY: DevMap = device_map(&map::REASSEMBLY);
 #[map]
-static XDP_REASSEMBLY: Array<u32> = Array::with_max_entries(1, 0);
+static XDP_REASSEMBLY: Array<u32> = array(&map::XDP_REASSEMBLY);
 #[map]
-static DETOURS: Array<Bucket> = Array::with_max_entries(1, 0);
+static DETOURS: Array<Bucket> = array(&map::DETOURS);
 #[map]
-static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, BPF_F_NO_PREALLOC);
+static DEVICES: HashMap<u32, Device> = hash(&map::DEVICES);
 #[map]
-static XDP_DEVICES: Array<u32> = Array::with_max_entries(DEVICE_ROWS, 0);
+static XDP_DEVICES: Array<u32> = array(&map::XDP_DEVICES);
 #[map]
-static DEVICE_ROLES: Array<DeviceRole> = Array::with_max_entries(DEVICE_ROWS, 0);
+static DEVICE_ROLES: Array<DeviceRole> = array(&map::DEVICE_ROLES);
 #[map]
-static POD_DEVICES: Array<u32> = Array::with_max_entries(DEVICE_ROWS, 0);
+static POD_DEVICES: Array<u32> = array(&map::POD_DEVICES);
 #[map]
-static DEVICE_LINKS: Array<DeviceLinks> = Array::with_max_entries(DEVICE_ROWS, 0);
+static DEVICE_LINKS: Array<DeviceLinks> = array(&map::DEVICE_LINKS);
 #[map]
-static NODE_LINKS: HashMap<LinkAddress, u32> = HashMap::with_max_entries(DEVICES_MAX, BPF_F_NO_PREALLOC);
+static NODE_LINKS: HashMap<LinkAddress, u32> = hash(&map::NODE_LINKS);
 #[map]
-static NODE_ADDRESSES: HashMap<[u32; 4], u32> =
-    HashMap::with_max_entries(NODE_ADDRESSES_MAX, BPF_F_NO_PREALLOC);
+static NODE_ADDRESSES: HashMap<[u32; 4], u32> = hash(&map::NODE_ADDRESSES);
 #[map]
-static NAMESPACES: HashMap<u64, u32> = HashMap::with_max_entries(NAMESPACE_ROWS, BPF_F_NO_PREALLOC);
+static NAMESPACES: HashMap<u64, u32> = hash(&map::NAMESPACES);
 #[map]
-static SERVICE_NAMES: HashMap<ServiceId, ServiceName> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+static SERVICE_NAMES: HashMap<ServiceId, ServiceName> = hash(&map::SERVICE_NAMES);
 #[map]
-static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::with_max_entries(65_536, 0);
+static SERVICE_STATS: PerCpuArray<ServiceStats> = per_cpu_array(&map::SERVICE_STATS);
 #[map]
-static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
+static REASONS: PerCpuArray<u64> = per_cpu_array(&map::REASONS);
 #[map]
-static ANSWERS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(BUCKETS, 0);
+static ANSWERS: PerCpuArray<Bucket> = per_cpu_array(&map::ANSWERS);
 #[map]
-static SETTINGS: Array<LoadedSettings> = Array::with_max_entries(1, 0);
+static SETTINGS: Array<LoadedSettings> = array(&map::SETTINGS);
 
 /// Whether the bit of packets to an address is set.
 #[inline(always)]

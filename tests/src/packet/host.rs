@@ -10,7 +10,8 @@ use lb_common::address::Address;
 use lb_common::choose::Origin;
 use lb_common::decide;
 use lb_common::host::{Bytes, HostRoute, HostTables, SenderNetwork};
-use lb_common::layout::{Backend, Frontend, FrontendKey, map};
+use lb_common::layout::{Backend, Frontend, FrontendKey};
+use lb_common::map::FamilySpecs as _;
 use lb_common::net::{Address4, Address6};
 use lb_common::packet::{Hop, Route, Sender, Verdict};
 use lb_common::parse::IpHeader;
@@ -47,9 +48,9 @@ impl Host {
         let [IpAddr::V4(device4), IpAddr::V6(device6)] = surroundings.device else {
             panic!("an address of each family: {surroundings:?}");
         };
-        let maps = [map::FRONTENDS4, map::BACKENDS4];
+        let maps = [Address4::FRONTENDS.name, Address4::BACKENDS.name];
         let mut tables4 = tables::<Address4>(datapath, maps, surroundings);
-        let maps = [map::FRONTENDS6, map::BACKENDS6];
+        let maps = [Address6::FRONTENDS.name, Address6::BACKENDS.name];
         let mut tables6 = tables::<Address6>(datapath, maps, surroundings);
         (tables4.settings.node_address4, tables4.device_address) = (NODE4.into(), device4.into());
         (tables6.settings.node_address6, tables6.device_address) = (NODE6.into(), device6.into());

@@ -25,7 +25,8 @@ use lb_agent::datapath::object::settings::{DEFAULT_TABLES, Settings, TableSizes}
 use lb_agent::devices::{Link, Snapshot, View};
 use lb_agent::maps::{Backend, BackendState, Capacity, FrontendKey, MapOp, Maps as _, Protocol};
 use lb_common::budget::Limit;
-use lb_common::layout::{Flow, FlowKey, Frontend, Region, ServiceStats, Slot, map};
+use lb_common::layout::{Flow, FlowKey, Frontend, Region, ServiceStats, Slot};
+use lb_common::map::FamilySpecs as _;
 use lb_common::net::{Address4, Address6};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
@@ -158,10 +159,10 @@ impl Datapath {
         let directory = pins.path();
         let ebpf = object::prepare(&settings, directory).expect("the maps are made");
         let mut devices = DeviceTable::open(directory).expect("the maps are pinned");
-        devices
-            .set(&loopback_as_bridge(), &BTreeSet::new())
-            .expect("the maps take it");
         let maps = KernelMaps::open(directory).expect("the maps are pinned");
+        devices
+            .set(&loopback_as_bridge(), &BTreeSet::new(), maps.filter())
+            .expect("the maps take it");
         let counters = Counters::open(directory).expect("the counters are pinned");
         Self {
             settings,
@@ -259,12 +260,12 @@ impl Datapath {
 
     /// The flow table of IPv4.
     pub fn flows4(&self) -> HashMap<MapData, FlowKey<Address4>, Flow<Address4>> {
-        self.table(map::FLOWS4)
+        self.table(Address4::FLOWS.name)
     }
 
     /// The flow table of IPv6.
     pub fn flows6(&self) -> HashMap<MapData, FlowKey<Address6>, Flow<Address6>> {
-        self.table(map::FLOWS6)
+        self.table(Address6::FLOWS.name)
     }
 
     /// The number of flow entries of both families.

@@ -149,7 +149,9 @@ impl Network {
         };
         let mut table = DeviceTable::open(datapath.pins.path()).expect("the maps are pinned");
         let transmitting = transmitting.iter().copied().collect();
-        table.set(&view, &transmitting).expect("the map takes it");
+        table
+            .set(&view, &transmitting, datapath.maps.filter())
+            .expect("the map takes it");
     }
 
     /// Tells the programs what is at the other end of devices.
@@ -174,14 +176,18 @@ impl Network {
         };
         let mut table = DeviceTable::open(datapath.pins.path()).expect("the maps are pinned");
         let both = [self.front, self.back].into();
-        table.set(&view, &both).expect("the map takes it");
+        table
+            .set(&view, &both, datapath.maps.filter())
+            .expect("the map takes it");
     }
 
     /// Tells the programs of no device any more.
     pub fn forget_links(&self, datapath: &Datapath) {
         let mut table = DeviceTable::open(datapath.pins.path()).expect("the maps are pinned");
         let nothing = View::default();
-        table.set(&nothing, &BTreeSet::new()).expect("the map takes it");
+        table
+            .set(&nothing, &BTreeSet::new(), datapath.maps.filter())
+            .expect("the map takes it");
     }
 
     fn snapshot(&self) -> Snapshot {

@@ -9,7 +9,8 @@ use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use lb_agent::datapath::object::settings::Settings;
 use lb_agent::maps::{Backend, BackendState, MapOp, Maps as _};
-use lb_common::layout::{ServiceStats, Slot, map};
+use lb_common::layout::{ServiceStats, Slot};
+use lb_common::map;
 
 use super::Datapath;
 
@@ -92,8 +93,8 @@ impl Datapath {
         self.reassemble(None);
         let directory = self.directory().to_owned();
         self.maps.renew_filters(&directory).expect("the maps take it");
-        self.zero::<u64>(map::REASONS);
-        self.zero::<ServiceStats>(map::SERVICE_STATS);
+        self.zero::<u64>(map::REASONS.name);
+        self.zero::<ServiceStats>(map::SERVICE_STATS.name);
         self.backends.clear();
         self.frontends.clear();
         self.device = 0;

@@ -12,8 +12,9 @@ use lb_agent::devices::{Attachment, Role};
 use lb_agent::maps::{FrontendKey, MapOp};
 use lb_common::budget::{Bucket, Limit};
 use lb_common::layout::{
-    Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Frontend, Region, SourceRange, map,
+    Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey, Frontend, Region, SourceRange,
 };
+use lb_common::map::{self, FamilySpecs as _};
 use lb_common::net::{Address4, Address6};
 use lb_common::settings::TICK_SHIFT;
 
@@ -50,8 +51,12 @@ impl Datapath {
     /// Lets a network into a set of source ranges.
     pub fn allow(&self, set: u32, network: IpAddr, prefix: u32) {
         match network {
-            IpAddr::V4(network) => self.allow_in(map::SOURCE_RANGES4, set, Address4::from(network), prefix),
-            IpAddr::V6(network) => self.allow_in(map::SOURCE_RANGES6, set, Address6::from(network), prefix),
+            IpAddr::V4(network) => {
+                self.allow_in(Address4::SOURCE_RANGES.name, set, Address4::from(network), prefix)
+            }
+            IpAddr::V6(network) => {
+                self.allow_in(Address6::SOURCE_RANGES.name, set, Address6::from(network), prefix)
+            }
         }
     }
 
@@ -105,7 +110,9 @@ impl Datapath {
     }
 
     fn buckets(&self) -> PerCpuArray<MapData, Bucket> {
-        self.pinned(map::ANSWERS).try_into().expect("a per-CPU array")
+        self.pinned(map::ANSWERS.name)
+            .try_into()
+            .expect("a per-CPU array")
     }
 
     /// Leaves nothing in the bucket of the way to the kernel's own reassembly, until time fills it
@@ -115,7 +122,7 @@ impl Datapath {
     }
 
     fn set_detours(&self, new: impl FnOnce(Bucket) -> Bucket) {
-        let map = self.pinned(map::DETOURS);
+        let map = self.pinned(map::DETOURS.name);
         let mut buckets: Array<_, Bucket> = map.try_into().expect("an array");
         let bucket = buckets.get(&0, 0).expect("the bucket is read");
         buckets.set(0, new(bucket), 0).expect("the bucket is written");
@@ -137,7 +144,9 @@ impl Datapath {
             view.attachments.insert(LOOPBACK, attachment);
         }
         let mut devices = DeviceTable::open(self.directory()).expect("the maps are pinned");
-        devices.set(&view, &BTreeSet::new()).expect("the maps take it");
+        devices
+            .set(&view, &BTreeSet::new(), self.maps.filter())
+            .expect("the maps take it");
         let device = if role.is_some() { LOOPBACK } else { 0 };
         devices.set_reassembly(device).expect("the map takes it");
     }
@@ -160,20 +169,20 @@ impl Datapath {
 
     /// Ports of IPv4 datagrams in fragments.
     pub fn fragments4(&self) -> HashMap<MapData, FragmentKey<Address4>, Fragment> {
-        self.table(map::FRAGMENTS4)
+        self.table(Address4::FRAGMENTS.name)
     }
 
     /// Ports of IPv6 datagrams in fragments.
     pub fn fragments6(&self) -> HashMap<MapData, FragmentKey<Address6>, Fragment> {
-        self.table(map::FRAGMENTS6)
+        self.table(Address6::FRAGMENTS.name)
     }
 
     fn affinities4(&self) -> HashMap<MapData, AffinityKey<Address4>, Affinity> {
-        self.table(map::AFFINITY4)
+        self.table(Address4::AFFINITY.name)
     }
 
     fn affinities6(&self) -> HashMap<MapData, AffinityKey<Address6>, Affinity> {
-        self.table(map::AFFINITY6)
+        self.table(Address6::AFFINITY.name)
     }
 
     /// The number of datagrams in fragments that are known.

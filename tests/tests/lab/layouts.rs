@@ -11,7 +11,9 @@ use std::time::Duration;
 use aya::maps::{Array, HashMap, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use lb_agent::datapath::pins::Pins;
-use lb_common::layout::{LAYOUT_VERSION, map};
+use lb_common::layout::LAYOUT_VERSION;
+use lb_common::map::{self, FamilySpecs as _};
+use lb_common::net::Address6;
 use lb_tests::lab::cluster::{HTTP, options, vips};
 use lb_tests::lab::{
     Agent, AgentOptions, Attached, Cluster, Machine, SocketLb, Xdp, XdpPeer, require_privileges, wait_for,
@@ -244,8 +246,8 @@ fn mismatched_maps_are_treated_as_another_layout() {
     let other_values = || HashMap::<MapData, u32, u32>::create(4, 0).unwrap();
     let other_rows = || Array::<MapData, u32>::create(4, 0).unwrap();
     let misfits: [(&str, Pin<'_>); 2] = [
-        (map::FLOWS6, &|path| other_values().pin(path).unwrap()),
-        (map::XDP_DEVICES, &|path| other_rows().pin(path).unwrap()),
+        (Address6::FLOWS.name, &|path| other_values().pin(path).unwrap()),
+        (map::XDP_DEVICES.name, &|path| other_rows().pin(path).unwrap()),
     ];
     for (name, pin) in misfits {
         let (_peer, cluster) = abandoned("misfit", way);

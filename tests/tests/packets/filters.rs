@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use aya::maps::{Array, Map, MapData};
 use lb_agent::datapath::live::{LiveFamily, LiveMaps};
 use lb_agent::maps::{BackendState, MapOp};
-use lb_common::layout::map;
+use lb_common::map;
 use lb_common::net::{Address4, Address6, Port};
 use lb_tests::packet::build::{see, syn, syn_ack};
 use lb_tests::packet::world::{DEVICES, Device, World, at, keys, worlds};
@@ -96,7 +96,7 @@ fn a_new_filter_knows_the_backends_and_flows_that_there_are() {
 }
 
 fn clear(datapath: &Datapath) {
-    let pin = MapData::from_pin(datapath.directory().join(map::REPLY_FILTER)).unwrap();
+    let pin = MapData::from_pin(datapath.directory().join(map::REPLY_FILTER.name)).unwrap();
     let mut words: Array<_, u64> = Map::from_map_data(pin).unwrap().try_into().unwrap();
     for index in 0..words.len() {
         words.set(index, 0, 0).unwrap();

@@ -11,7 +11,8 @@ use aya::maps::{Array, HashMap, MapData};
 use lb_common::address::Address;
 use lb_common::cidr;
 use lb_common::filter::Position;
-use lb_common::layout::{Device, Region, ServiceId, ServiceName, Slot, map};
+use lb_common::layout::{Device, Region, ServiceId, ServiceName, Slot};
+use lb_common::map;
 use lb_common::net::{Address4, Address6, Port};
 use lb_common::parse::IpHeader;
 use lb_common::settings::LoadedSettings;
@@ -90,12 +91,12 @@ impl LiveMaps {
         Ok(Self {
             v4: LiveRows::open(directory)?,
             v6: LiveRows::open(directory)?,
-            slots: open_batch(directory, map::SLOTS)?,
-            filter: open(directory, map::FILTER)?,
-            reply_filter: open(directory, map::REPLY_FILTER)?,
-            service_cidrs: open(directory, map::SERVICE_CIDRS)?,
-            devices: open(directory, map::DEVICES)?,
-            names: open(directory, map::SERVICE_NAMES)?,
+            slots: open_batch(directory, &map::SLOTS)?,
+            filter: open(directory, &map::FILTER)?,
+            reply_filter: open(directory, &map::REPLY_FILTER)?,
+            service_cidrs: open(directory, &map::SERVICE_CIDRS)?,
+            devices: open(directory, &map::DEVICES)?,
+            names: open(directory, &map::SERVICE_NAMES)?,
             settings,
         })
     }
@@ -120,40 +121,46 @@ impl LiveMaps {
     /// # Errors
     /// If the map cannot be read. The same holds for all functions below.
     pub(crate) fn names(&self) -> Result<BTreeMap<ServiceId, String>, MapError> {
-        let names = read_all(&self.names, map::SERVICE_NAMES)?.into_iter();
+        let names = read_all(&self.names, map::SERVICE_NAMES.name)?.into_iter();
         Ok(names.map(|(service, name)| (service, text_of(&name))).collect())
     }
 
     /// The slots of a region.
     pub(crate) fn slots(&self, region: Region) -> Result<Vec<Slot>, MapError> {
         let Region { base, length } = region;
-        let failed = |error| kernel(map::SLOTS, format!("read {length} slots from {base} on"), error);
+        let failed = |error| {
+            kernel(
+                map::SLOTS.name,
+                format!("read {length} slots from {base} on"),
+                error,
+            )
+        };
         self.slots.read(base, length).map_err(failed)
     }
 
     /// Whether programs look up packets to this address.
     pub fn is_in_filter(&self, address: impl Address) -> Result<bool, MapError> {
-        is_set(&self.filter, map::FILTER, Position::of(address))
+        is_set(&self.filter, map::FILTER.name, Position::of(address))
     }
 
     /// Whether programs look up packets from this address and port as replies.
     pub fn is_in_reply_filter(&self, address: impl Address, port: Port) -> Result<bool, MapError> {
         is_set(
             &self.reply_filter,
-            map::REPLY_FILTER,
+            map::REPLY_FILTER.name,
             Position::of_replies(address, port),
         )
     }
 
     /// Whether an address may be in a Service CIDR.
     pub(crate) fn may_be_service(&self, address: impl Address) -> Result<bool, MapError> {
-        let networks = found(self.service_cidrs.get(&0, 0), map::SERVICE_CIDRS)?;
+        let networks = found(self.service_cidrs.get(&0, 0), map::SERVICE_CIDRS.name)?;
         Ok(networks.is_some_and(|networks| networks.may_hold(address)))
     }
 
     /// The row of a device.
     pub(crate) fn device(&self, index: u32) -> Result<Option<Device>, MapError> {
-        found(self.devices.get(&index, 0), map::DEVICES)
+        found(self.devices.get(&index, 0), map::DEVICES.name)
     }
 }
 

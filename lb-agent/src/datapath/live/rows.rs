@@ -31,12 +31,12 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     /// Opens the maps pinned in `directory`.
     pub(super) fn open(directory: &Path) -> Result<Self, MapError> {
         Ok(Self {
-            frontends: open(directory, A::FRONTENDS)?,
-            backends: open(directory, A::BACKENDS)?,
-            flows: open(directory, A::FLOWS)?,
-            sockets: open(directory, A::SOCKETS)?,
-            affinity: open(directory, A::AFFINITY)?,
-            source_ranges: open(directory, A::SOURCE_RANGES)?,
+            frontends: open(directory, &A::FRONTENDS)?,
+            backends: open(directory, &A::BACKENDS)?,
+            flows: open(directory, &A::FLOWS)?,
+            sockets: open(directory, &A::SOCKETS)?,
+            affinity: open(directory, &A::AFFINITY)?,
+            source_ranges: open(directory, &A::SOURCE_RANGES)?,
         })
     }
 
@@ -45,19 +45,19 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     /// # Errors
     /// If the map cannot be read. The same holds for all functions below.
     pub(crate) fn frontends(&self) -> Result<BTreeMap<FrontendKey<A>, Frontend>, MapError> {
-        read_all(&self.frontends, A::FRONTENDS)
+        read_all(&self.frontends, A::FRONTENDS.name)
     }
 
     /// The frontend row with this key.
     pub(crate) fn frontend(&self, key: &FrontendKey<A>) -> Result<Option<Frontend>, MapError> {
-        found(self.frontends.get(key, 0), A::FRONTENDS)
+        found(self.frontends.get(key, 0), A::FRONTENDS.name)
     }
 
     /// All backend rows that were ever written, by id.
     pub(crate) fn backends(&self) -> Result<BTreeMap<BackendId, Backend<A>>, MapError> {
         let mut rows = BTreeMap::new();
         for (id, row) in (0..).zip(self.backends.iter()) {
-            let failed = |error| kernel(A::BACKENDS, format!("read backend {id}"), error);
+            let failed = |error| kernel(A::BACKENDS.name, format!("read backend {id}"), error);
             let row = row.map_err(failed)?;
             if row.generation != 0 {
                 rows.insert(id, row);
@@ -70,18 +70,18 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     pub(crate) fn backend(&self, id: BackendId) -> Result<Option<Backend<A>>, MapError> {
         match self.backends.get(&id, 0) {
             Err(KernelError::OutOfBounds { .. }) => Ok(None),
-            row => found(row, A::BACKENDS),
+            row => found(row, A::BACKENDS.name),
         }
     }
 
     /// All flow entries. Entries that are added or removed meanwhile may be missing.
     pub fn flows(&self) -> Result<BTreeMap<FlowKey<A>, Flow<A>>, MapError> {
-        read_all(&self.flows, A::FLOWS)
+        read_all(&self.flows, A::FLOWS.name)
     }
 
     /// The flow entry with this key.
     pub(crate) fn flow(&self, key: &FlowKey<A>) -> Result<Option<Flow<A>>, MapError> {
-        found(self.flows.get(key, 0), A::FLOWS)
+        found(self.flows.get(key, 0), A::FLOWS.name)
     }
 
     /// The keys of flows that pass (`flow_flags::PASS`) although they are to a Service. Like
@@ -89,7 +89,7 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     pub fn passing_flows(&self) -> Result<Vec<FlowKey<A>>, MapError> {
         let mut passing = Vec::new();
         for row in self.flows.iter() {
-            let (key, flow) = row.map_err(unread(A::FLOWS))?;
+            let (key, flow) = row.map_err(unread(A::FLOWS.name))?;
             if flow.flags & flow_flags::PASS != 0 && flow.service != 0 {
                 passing.push(key);
             }
@@ -101,50 +101,50 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     pub(in crate::datapath) fn set_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), MapError> {
         let failed = |error| {
             let operation = format!("write a flow of service {}", flow.service);
-            kernel(A::FLOWS, operation, error)
+            kernel(A::FLOWS.name, operation, error)
         };
         self.flows.insert(key, flow, 0).map_err(failed)
     }
 
     /// Removes a flow entry. A missing entry is not an error.
     pub(in crate::datapath) fn remove_flow(&mut self, key: &FlowKey<A>) -> Result<(), MapError> {
-        found(deleted(self.flows.remove(key)), A::FLOWS).map(drop)
+        found(deleted(self.flows.remove(key)), A::FLOWS.name).map(drop)
     }
 
     /// All translated sockets. Like [`Self::flows`], this may miss entries that change meanwhile.
     pub fn sockets(&self) -> Result<BTreeMap<SocketKey<A>, Socket<A>>, MapError> {
-        read_all(&self.sockets, A::SOCKETS)
+        read_all(&self.sockets, A::SOCKETS.name)
     }
 
     /// All affinity rows. Like [`Self::flows`], this may miss entries that change meanwhile.
     pub fn affinities(&self) -> Result<BTreeMap<AffinityKey<A>, Affinity>, MapError> {
-        read_all(&self.affinity, A::AFFINITY)
+        read_all(&self.affinity, A::AFFINITY.name)
     }
 
     /// The backend that a client stays with.
     pub(crate) fn affinity(&self, key: &AffinityKey<A>) -> Result<Option<Affinity>, MapError> {
-        found(self.affinity.get(key, 0), A::AFFINITY)
+        found(self.affinity.get(key, 0), A::AFFINITY.name)
     }
 
     /// Sets the backend that a client stays with.
     pub(crate) fn set_affinity(&mut self, key: &AffinityKey<A>, affinity: &Affinity) -> Result<(), MapError> {
         let failed = |error| {
             let operation = format!("write the row of a client of service {}", key.service);
-            kernel(A::AFFINITY, operation, error)
+            kernel(A::AFFINITY.name, operation, error)
         };
         self.affinity.insert(key, affinity, 0).map_err(failed)
     }
 
     /// Removes the affinity of a client. A missing row is not an error.
     pub(crate) fn remove_affinity(&mut self, key: &AffinityKey<A>) -> Result<(), MapError> {
-        found(deleted(self.affinity.remove(key)), A::AFFINITY).map(drop)
+        found(deleted(self.affinity.remove(key)), A::AFFINITY.name).map(drop)
     }
 
     /// The longest matching prefix for an address in a set of source ranges.
     pub(crate) fn range_of(&self, set: u32, address: A) -> Result<Option<Network>, MapError> {
         let mut found: Option<Network> = None;
         for row in self.source_ranges.keys() {
-            let key = row.map_err(unread(A::SOURCE_RANGES))?;
+            let key = row.map_err(unread(A::SOURCE_RANGES.name))?;
             let network =
                 source_range(&key).filter(|(its, network)| *its == set && network.contains(address.into()));
             let Some((_, network)) = network else { continue };
@@ -161,7 +161,7 @@ impl<A: MapFamily + Ord> LiveRows<A> {
         let range = SourceRange { set, network: client };
         let row = found(
             self.source_ranges.get(&Key::new(bits, range), 0),
-            A::SOURCE_RANGES,
+            A::SOURCE_RANGES.name,
         );
         Ok(row?.is_some())
     }

@@ -26,9 +26,9 @@ impl<A: MapFamily> FamilyMaps<A> {
     /// Opens the maps pinned in `directory`.
     pub(super) fn open(directory: &Path) -> Result<Self, MapError> {
         Ok(Self {
-            frontends: open(directory, A::FRONTENDS)?,
-            backends: open_batch(directory, A::BACKENDS)?,
-            source_ranges: open(directory, A::SOURCE_RANGES)?,
+            frontends: open(directory, &A::FRONTENDS)?,
+            backends: open_batch(directory, &A::BACKENDS)?,
+            source_ranges: open(directory, &A::SOURCE_RANGES)?,
         })
     }
 
@@ -49,25 +49,25 @@ impl<A: MapFamily> FamilyMaps<A> {
         let result = self.frontends.insert(frontend_row(key, address), value, 0);
         result.map_err(|error| match &error {
             KernelError::SyscallError(error) if is(error, Errno::E2BIG) => MapError::Full {
-                map: A::FRONTENDS,
+                map: A::FRONTENDS.name,
                 capacity,
                 flag: "--max-frontends",
             },
-            _ => kernel(A::FRONTENDS, format!("write frontend {key}"), error),
+            _ => kernel(A::FRONTENDS.name, format!("write frontend {key}"), error),
         })
     }
 
     /// Deletes a frontend row. `address` is the address of `key`.
     pub(super) fn delete_frontend(&mut self, key: &FrontendKey, address: A) -> Result<(), MapError> {
         deleted(self.frontends.remove(&frontend_row(key, address)))
-            .map_err(|error| kernel(A::FRONTENDS, format!("delete frontend {key}"), error))
+            .map_err(|error| kernel(A::FRONTENDS.name, format!("delete frontend {key}"), error))
     }
 
     /// All frontend rows.
     pub(super) fn frontends(&self) -> Result<BTreeMap<FrontendKey, Frontend>, MapError> {
         let mut frontends = BTreeMap::new();
         for row in self.frontends.iter() {
-            let (key, value) = row.map_err(unread(A::FRONTENDS))?;
+            let (key, value) = row.map_err(unread(A::FRONTENDS.name))?;
             frontends.extend(frontend_key(key).map(|key| (key, value)));
         }
         Ok(frontends)
@@ -89,7 +89,13 @@ impl<A: MapFamily> FamilyMaps<A> {
         let mut backends = BTreeMap::new();
         for base in (0..self.backends.length()).step_by(AT_ONCE as usize) {
             let length = AT_ONCE.min(self.backends.length() - base);
-            let failed = |error| kernel(A::BACKENDS, format!("read {length} rows from {base} on"), error);
+            let failed = |error| {
+                kernel(
+                    A::BACKENDS.name,
+                    format!("read {length} rows from {base} on"),
+                    error,
+                )
+            };
             let rows = (base..).zip(self.backends.read(base, length).map_err(failed)?);
             backends.extend(rows.filter_map(|(id, row)| Some((id, backend(row)?))));
         }
@@ -108,11 +114,15 @@ impl<A: MapFamily> FamilyMaps<A> {
         let result = self.source_ranges.insert(&range_key(set, network, address), 1, 0);
         result.map_err(|error| match &error {
             KernelError::SyscallError(error) if is(error, Errno::ENOSPC) => MapError::Full {
-                map: A::SOURCE_RANGES,
+                map: A::SOURCE_RANGES.name,
                 capacity,
                 flag: "--max-source-ranges",
             },
-            _ => kernel(A::SOURCE_RANGES, format!("add {network} to set {set}"), error),
+            _ => kernel(
+                A::SOURCE_RANGES.name,
+                format!("add {network} to set {set}"),
+                error,
+            ),
         })
     }
 
@@ -123,15 +133,20 @@ impl<A: MapFamily> FamilyMaps<A> {
         network: &Network,
         address: A,
     ) -> Result<(), MapError> {
-        deleted(self.source_ranges.remove(&range_key(set, network, address)))
-            .map_err(|error| kernel(A::SOURCE_RANGES, format!("delete {network} of set {set}"), error))
+        deleted(self.source_ranges.remove(&range_key(set, network, address))).map_err(|error| {
+            kernel(
+                A::SOURCE_RANGES.name,
+                format!("delete {network} of set {set}"),
+                error,
+            )
+        })
     }
 
     /// The networks of all sets.
     pub(super) fn source_ranges(&self) -> Result<BTreeSet<(u32, Network)>, MapError> {
         let mut ranges = BTreeSet::new();
         for key in self.source_ranges.keys() {
-            ranges.extend(source_range(&key.map_err(unread(A::SOURCE_RANGES))?));
+            ranges.extend(source_range(&key.map_err(unread(A::SOURCE_RANGES.name))?));
         }
         Ok(ranges)
     }

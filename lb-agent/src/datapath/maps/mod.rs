@@ -8,7 +8,8 @@ use std::path::Path;
 
 use aya::maps::{Array, HashMap, MapData};
 use lb_common::cidr;
-use lb_common::layout::{BackendId, Frontend, Region, ServiceId, ServiceName, Slot, frontend_flags, map};
+use lb_common::layout::{BackendId, Frontend, Region, ServiceId, ServiceName, Slot, frontend_flags};
+use lb_common::map::{self, FamilySpecs as _};
 use lb_common::net::{Address4, Address6};
 
 use self::family::FamilyMaps;
@@ -16,7 +17,6 @@ use super::batch::BatchArray;
 use super::convert::{backend_row, service_name, text_of};
 use super::counters::Counters;
 use super::devices::all_addresses;
-use super::family::MapFamily as _;
 use super::filter::{Ends, Filter, ReplyFilter};
 use super::pinned::{deleted, kernel, open, open_batch, size, unread};
 use crate::maps::{Backend, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, Protocol, service_cidrs};
@@ -39,19 +39,17 @@ pub struct KernelMaps {
 impl KernelMaps {
     /// Opens the maps pinned in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
-        let slots = open_batch(directory, map::SLOTS)?;
+        let slots = open_batch(directory, &map::SLOTS)?;
         let v4 = FamilyMaps::open(directory)?;
         let v6 = FamilyMaps::open(directory)?;
         // The sizes of the two maps may differ if an agent died while it created them.
-        let smaller = |[first, second]: [&'static str; 2]| {
-            Ok::<_, MapError>(size(directory, first)?.min(size(directory, second)?))
-        };
         let capacity = Capacity {
-            frontends: smaller([map::FRONTENDS4, map::FRONTENDS6])?,
+            frontends: size(directory, &Address4::FRONTENDS)?.min(size(directory, &Address6::FRONTENDS)?),
             slots: slots.length(),
             backends: v4.backend_capacity().min(v6.backend_capacity()),
-            services: smaller([map::SERVICE_STATS, map::SERVICE_NAMES])?,
-            source_ranges: smaller([map::SOURCE_RANGES4, map::SOURCE_RANGES6])?,
+            services: size(directory, &map::SERVICE_STATS)?.min(size(directory, &map::SERVICE_NAMES)?),
+            source_ranges: size(directory, &Address4::SOURCE_RANGES)?
+                .min(size(directory, &Address6::SOURCE_RANGES)?),
         };
         Ok(Self {
             v4,
@@ -59,12 +57,17 @@ impl KernelMaps {
             filter: Filter::open(directory)?,
             reply_filter: ReplyFilter::open(directory)?,
             slots,
-            service_cidrs: open(directory, map::SERVICE_CIDRS)?,
-            names: open(directory, map::SERVICE_NAMES)?,
+            service_cidrs: open(directory, &map::SERVICE_CIDRS)?,
+            names: open(directory, &map::SERVICE_NAMES)?,
             counters: Counters::open(directory)?,
             capacity,
             changes: 0,
         })
+    }
+
+    /// The filter of destination addresses. Nothing else writes it.
+    pub fn filter(&self) -> &Filter {
+        &self.filter
     }
 
     /// The number of frontend and backend rows written since the maps were opened.
@@ -100,7 +103,7 @@ impl KernelMaps {
             .insert(service, service_name(name), 0)
             .map_err(|error| {
                 kernel(
-                    map::SERVICE_NAMES,
+                    map::SERVICE_NAMES.name,
                     format!("write the name {name} of service {service}"),
                     error,
                 )
@@ -110,7 +113,7 @@ impl KernelMaps {
     fn delete_name(&mut self, service: ServiceId) -> Result<(), MapError> {
         deleted(self.names.remove(&service)).map_err(|error| {
             kernel(
-                map::SERVICE_NAMES,
+                map::SERVICE_NAMES.name,
                 format!("delete the name of service {service}"),
                 error,
             )
@@ -121,7 +124,7 @@ impl KernelMaps {
         let operation = || format!("write {} slots from {base} on", slots.len());
         self.slots
             .write(base, slots)
-            .map_err(|error| kernel(map::SLOTS, operation(), error))
+            .map_err(|error| kernel(map::SLOTS.name, operation(), error))
     }
 
     fn set_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), MapError> {
@@ -172,7 +175,7 @@ impl KernelMaps {
                 IpAddr::V6(address) => networks.add(Address6::from(address), network.prefix()),
             };
         }
-        let failed = |error| kernel(map::SERVICE_CIDRS, "write the networks".to_owned(), error);
+        let failed = |error| kernel(map::SERVICE_CIDRS.name, "write the networks".to_owned(), error);
         self.service_cidrs.set(0, networks, 0).map_err(failed)
     }
 
@@ -247,8 +250,12 @@ impl Maps for KernelMaps {
                 (written, kernel(map, operation, error))
             }
         };
-        self.v4.set_backends(rows4).map_err(failed(Address4::BACKENDS))?;
-        self.v6.set_backends(rows6).map_err(failed(Address6::BACKENDS))?;
+        self.v4
+            .set_backends(rows4)
+            .map_err(failed(Address4::BACKENDS.name))?;
+        self.v6
+            .set_backends(rows6)
+            .map_err(failed(Address6::BACKENDS.name))?;
         self.changes += rows.len() as u64;
         Ok(())
     }
@@ -256,7 +263,7 @@ impl Maps for KernelMaps {
     fn image(&self) -> Result<MapImage, MapError> {
         let mut image = MapImage::default();
         for row in self.names.iter() {
-            let (service, name) = row.map_err(unread(map::SERVICE_NAMES))?;
+            let (service, name) = row.map_err(unread(map::SERVICE_NAMES.name))?;
             image.names.insert(service, text_of(&name));
         }
         image.frontends = self.v4.frontends()?;
@@ -269,7 +276,7 @@ impl Maps for KernelMaps {
             let slots = self
                 .slots
                 .read(base, length)
-                .map_err(|error| kernel(map::SLOTS, operation(), error))?;
+                .map_err(|error| kernel(map::SLOTS.name, operation(), error))?;
             image.slots.extend((base..).zip(slots));
         }
         image.source_ranges = self.ranges()?;

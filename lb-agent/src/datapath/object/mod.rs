@@ -10,11 +10,11 @@ use std::path::Path;
 use aya::maps::Array;
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
-use lb_common::layout::map;
+use lb_common::map;
 use lb_common::settings::LoadedSettings;
 
 use self::error::LoadError;
-use self::layouts::{MAPS, check_layouts, sizes};
+use self::layouts::{check_layouts, sizes};
 use self::settings::{Settings, loaded_settings};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
@@ -64,7 +64,7 @@ fn open(settings: &Settings, loaded: &LoadedSettings, directory: &Path) -> Resul
         source,
     })?;
     check_layouts(OBJECT, settings, directory)?;
-    for map in MAPS {
+    for map in map::ALL {
         loader.map_pin_path(map.name, directory.join(map.name));
     }
     loader
@@ -74,7 +74,7 @@ fn open(settings: &Settings, loaded: &LoadedSettings, directory: &Path) -> Resul
 
 /// Writes what the programs were loaded with, for the commands.
 fn publish(ebpf: &mut Ebpf, loaded: LoadedSettings) -> Result<(), LoadError> {
-    let Some(map) = ebpf.map_mut(map::SETTINGS) else {
+    let Some(map) = ebpf.map_mut(map::SETTINGS.name) else {
         return Ok(());
     };
     Array::try_from(map)

@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use lb_common::map::{self, FamilySpecs as _};
+use lb_common::net::Address4;
 use lb_common::settings::{Lifetimes, LoadedSettings, SourcePorts, TICK_SHIFT};
 
 use crate::datapath::clock;
@@ -73,18 +75,18 @@ impl Default for Settings {
 
 /// Default sizes of the maps.
 pub const DEFAULT_CAPACITY: Capacity = Capacity {
-    frontends: 65_536,
-    slots: 8_388_608,
-    backends: 262_144,
-    services: 65_536,
-    source_ranges: 65_536,
+    frontends: Address4::FRONTENDS.max_entries,
+    slots: map::SLOTS.max_entries,
+    backends: Address4::BACKENDS.max_entries,
+    services: map::SERVICE_STATS.max_entries,
+    source_ranges: Address4::SOURCE_RANGES.max_entries,
 };
 /// Default sizes of the maps that packets and sockets fill.
 pub const DEFAULT_TABLES: TableSizes = TableSizes {
-    flows: 262_144,
-    sockets: 65_536,
-    affinities: 65_536,
-    fragments: 8_192,
+    flows: Address4::FLOWS.max_entries,
+    sockets: Address4::SOCKETS.max_entries,
+    affinities: Address4::AFFINITY.max_entries,
+    fragments: Address4::FRAGMENTS.max_entries,
 };
 
 /// What the programs are loaded with on this kernel.

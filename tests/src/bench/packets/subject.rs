@@ -8,6 +8,7 @@ use aya::Ebpf;
 use aya::programs::ProgramFd;
 use lb_agent::datapath::counters::Counters;
 use lb_agent::datapath::devices::DeviceTable;
+use lb_agent::datapath::filter::Filter;
 use lb_agent::datapath::maps::KernelMaps;
 use lb_agent::datapath::object::settings::{DEFAULT_CAPACITY, DEFAULT_TABLES, Settings, TableSizes};
 use lb_agent::datapath::object::{self, program};
@@ -42,7 +43,7 @@ struct Way {
 }
 
 impl Way {
-    fn make(maps: &Path) -> Self {
+    fn make(maps: &Path, filter: &Filter) -> Self {
         let alone = LoneNamespace::enter("bench").expect("a network namespace");
         let namespace = alone.namespace();
         let lines = [
@@ -97,7 +98,9 @@ impl Way {
             snapshot,
             attachments: BTreeMap::new(),
         };
-        table.set(&view, &[index].into()).expect("the map takes it");
+        table
+            .set(&view, &[index].into(), filter)
+            .expect("the map takes it");
         Self { _alone: alone }
     }
 }
@@ -131,7 +134,7 @@ impl Subject {
         }
         let ends = |family| [block::REMOTE_VIP, block::REMOTE_POD].map(|last| address(family, last));
         write_service(&mut maps, SERVICES, false, ends);
-        let way = Way::make(directory);
+        let way = Way::make(directory, maps.filter());
         let counters = Counters::open(directory).expect("the counters are pinned");
         Self {
             ebpf,
