@@ -1,4 +1,4 @@
-//! Kernel helpers that need no more care than their arguments' types ask for.
+//! Kernel helpers that are safe to call with any arguments of their types.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_INGRESS;
@@ -25,19 +25,20 @@ pub fn send_out_of(device: u32) -> i32 {
     unsafe { generated::bpf_redirect(device, 0) as i32 }
 }
 
-/// The action of a TC program that lets the packet come in by a device.
+/// The action of a TC program that makes the packet come in through a device.
 #[inline(always)]
 pub fn receive_at(device: u32) -> i32 {
     // SAFETY: the kernel checks the index.
     unsafe { generated::bpf_redirect(device, BPF_F_INGRESS.into()) as i32 }
 }
 
-/// Not zero if the kernel has `bpf_set_retval` (Linux 5.18); set by the agent. Calls of helpers
-/// that a kernel does not have are fine where it can see that they are never made.
+/// Not zero if the kernel has `bpf_set_retval` (Linux 5.18). Set by the agent. A program may
+/// contain calls of helpers that the kernel does not have, if the verifier can see that they never
+/// run.
 #[unsafe(no_mangle)]
 static SETS_ERRORS: Global<u32> = Global::new(1);
 
-/// Sets the error that the system call of a cgroup program fails with: else it is EPERM.
+/// Sets the error with which the system call of a cgroup program fails. The default is EPERM.
 #[inline(always)]
 pub fn set_error(error: i32) {
     if SETS_ERRORS.load() != 0 {
@@ -46,14 +47,16 @@ pub fn set_error(error: i32) {
     }
 }
 
-/// An element of what the agent has set, by its index modulo the length, which is a power of two.
+/// An element of an array that the agent has set. The index is taken modulo the length, which is a
+/// power of two.
 #[inline(always)]
 pub fn element<const N: usize>(table: &Global<[u32; N]>, index: usize) -> u32 {
     const { assert!(N.is_power_of_two() && size_of::<u32>() == 1 << 2) };
     let mut place = index as u64;
-    // The verifier wants to see the bound of an index right before it is used: LLVM computes it in
-    // parts ("math between map_value pointer and register with unbounded min value", up to Linux
-    // 6.1). SAFETY: changes no more than the register: the index is within the mask.
+    // The verifier needs to see the bound of an index right before the index is used. LLVM computes
+    // it in parts ("math between map_value pointer and register with unbounded min value", up to
+    // Linux 6.1).
+    // SAFETY: changes only the register. The index is within the mask.
     unsafe {
         core::arch::asm!(
             "{place} &= {mask}",
@@ -65,6 +68,6 @@ pub fn element<const N: usize>(table: &Global<[u32; N]>, index: usize) -> u32 {
             options(pure, nomem, nostack, preserves_flags)
         );
     }
-    // SAFETY: an element. Volatile, as all reads of what the agent sets are.
+    // SAFETY: points to an element. The read is volatile, like all reads of what the agent sets.
     unsafe { (place as *const u32).read_volatile() }
 }

@@ -1,5 +1,5 @@
-//! The kernel programs: each asks `lb-common` for a verdict and turns it into the action of its
-//! hook.
+//! The kernel programs. Each one gets a verdict from `lb-common` and turns it into the action of
+//! its hook.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -25,7 +25,7 @@ use lb_common::parse::{self, BEHIND_ETHERNET, IpHeader, Network};
 use crate::packet::{TcPacket, XdpPacket, is_of_vlan};
 use crate::tables::KernelTables;
 
-/// A network device's packets before the stack sees them.
+/// Handles the packets of a network device before the stack.
 #[xdp]
 pub fn lb_xdp(context: XdpContext) -> u32 {
     let mut packet = XdpPacket { context };
@@ -38,35 +38,36 @@ pub fn lb_xdp(context: XdpContext) -> u32 {
     }
 }
 
-/// A network device's packets that XDP did not take.
+/// Handles the packets of a network device that XDP has passed.
 #[classifier]
 pub fn lb_tc_from_network(context: TcContext) -> i32 {
     from_device(context, Origin::Outside)
 }
 
-/// What leaves by a network device.
+/// Handles the packets that leave through a network device.
 #[classifier]
 pub fn lb_tc_to_network(context: TcContext) -> i32 {
     to_device(context, Origin::Outside)
 }
 
-/// What a Pod sends.
+/// Handles the packets that a Pod sends.
 #[classifier]
 pub fn lb_tc_from_pod(context: TcContext) -> i32 {
     from_device(context, Origin::Inside)
 }
 
-/// What a Pod receives.
+/// Handles the packets that a Pod receives.
 #[classifier]
 pub fn lb_tc_to_pod(context: TcContext) -> i32 {
     to_device(context, Origin::Inside)
 }
 
-/// What comes back from the kernel's own reassembly of datagrams: it comes in by its device again.
+/// Handles the packets that come back from the kernel's own reassembly: they come in through their
+/// device again.
 #[classifier]
 pub fn lb_tc_from_reassembly(context: TcContext) -> i32 {
-    // Nothing else is sent here.
-    TcPacket::new(context).come_in_again().unwrap_or(TC_ACT_SHOT)
+    // No other packets are sent here.
+    TcPacket::new(context).reinject().unwrap_or(TC_ACT_SHOT)
 }
 
 /// As [`lb_tc_from_network`], on a device whose packets begin with the IP header.
@@ -81,7 +82,7 @@ pub fn lb_tc_from_pod_layer3(context: TcContext) -> i32 {
     from_layer3(context, Origin::Inside)
 }
 
-/// What leaves by a device whose packets begin with the IP header.
+/// Handles the packets that leave through a device whose packets begin with the IP header.
 #[classifier]
 pub fn lb_tc_to_layer3(context: TcContext) -> i32 {
     let mut packet = TcPacket::new(context);
@@ -90,13 +91,14 @@ pub fn lb_tc_to_layer3(context: TcContext) -> i32 {
     end(&packet, verdict)
 }
 
-/// Passes every packet: the benchmark's measure of what any XDP program costs.
+/// Passes every packet. The benchmark measures with it what any XDP program costs.
 #[xdp]
 pub fn lb_empty_xdp(_context: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// Asks for the route of a packet and passes it: what a program that sends packets on cannot save.
+/// Looks up the route of a packet and passes it. This is the minimum cost of a program that
+/// forwards packets.
 #[xdp]
 pub fn lb_empty_route_xdp(context: XdpContext) -> u32 {
     let packet = XdpPacket { context };
@@ -120,19 +122,20 @@ fn route<A: IpHeader>(packet: &impl Packet, hop: &mut Hop) -> Option<()> {
     Some(())
 }
 
-/// Passes every packet: the benchmark's measure of what any TC program costs.
+/// Passes every packet. The benchmark measures with it what any TC program costs.
 #[classifier]
 pub fn lb_empty_tc(_context: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// Passes every packet and lets no other program see it: a stand-in for programs of others.
+/// Passes every packet and hides it from all further programs: a stand-in for other projects'
+/// programs.
 #[classifier]
 pub fn lb_empty_tc_pass(_context: TcContext) -> i32 {
     TC_ACT_OK
 }
 
-/// Drops every packet: a stand-in for programs of others.
+/// Drops every packet: a stand-in for other projects' programs.
 #[classifier]
 pub fn lb_empty_tc_drop(_context: TcContext) -> i32 {
     TC_ACT_SHOT
@@ -140,7 +143,8 @@ pub fn lb_empty_tc_drop(_context: TcContext) -> i32 {
 
 #[inline(always)]
 fn from_device(context: TcContext, origin: Origin) -> i32 {
-    // It belongs to the VLAN device, whose programs see it without the tag, or to nobody here.
+    // The packet belongs to the VLAN device, whose programs see it without the tag, or to no device
+    // of this node.
     if is_of_vlan(&context) {
         return TC_ACT_UNSPEC;
     }
@@ -165,7 +169,7 @@ fn begin(packet: &TcPacket, verdict: Verdict) -> i32 {
         packet.remove_priority_tag();
     }
     match verdict {
-        // Not the last word: programs of others on the same device run too.
+        // The action is not final: programs of other projects on the same device run too.
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Bounce => helpers::send_out_of(packet.device()),
         Verdict::Redirect => TC_ACT_REDIRECT,
@@ -195,7 +199,7 @@ fn end(packet: &TcPacket, verdict: Verdict) -> i32 {
     }
 }
 
-/// Decides about a packet that enters the stack, with its IP header at `offset`.
+/// Returns the verdict for a packet that enters the stack, with its IP header at `offset`.
 #[inline(always)]
 fn enter(packet: &mut impl Packet, network: Network, offset: u32, origin: Origin) -> Verdict {
     match network {
@@ -205,7 +209,7 @@ fn enter(packet: &mut impl Packet, network: Network, offset: u32, origin: Origin
     }
 }
 
-/// Decides about a packet that leaves the stack, with its IP header at `offset`.
+/// Returns the verdict for a packet that leaves the stack, with its IP header at `offset`.
 #[inline(always)]
 fn leave(packet: &mut impl Packet, network: Network, offset: u32, destination: Origin) -> Verdict {
     match network {
@@ -220,7 +224,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Lets the programs call helpers that the kernel gives to GPL-compatible code only.
+/// Lets the programs call helpers that the kernel reserves for GPL-compatible code.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

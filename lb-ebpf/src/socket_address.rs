@@ -1,4 +1,4 @@
-//! The address in a system call of a socket, and that of a socket which is closed.
+//! The address in a socket's system call, and the address of a closed socket.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
@@ -10,8 +10,8 @@ use lb_common::socket::{Call, Peer};
 
 use crate::routes::AF_INET6;
 
-/// The cookie of the node's own network namespace; set by the agent. 0 if the kernel tells it to
-/// programs only (before 5.14): then it is the initial one.
+/// The cookie of the node's own network namespace; set by the agent. 0 if the kernel provides it to
+/// programs only (before 5.14). Then the node's namespace is the initial one.
 #[unsafe(no_mangle)]
 static NODE_NAMESPACE: Global<u64> = Global::new(0);
 
@@ -19,16 +19,17 @@ static NODE_NAMESPACE: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static ONLY_NODE: Global<u32> = Global::new(0);
 
-/// Whether the agent knows network namespaces by their cookies.
+/// Returns true if the agent identifies network namespaces by their cookies.
 #[inline(always)]
-pub fn tells_namespaces() -> bool {
+pub fn has_namespace_cookies() -> bool {
     NODE_NAMESPACE.load() != 0
 }
 
 #[inline(always)]
 fn node_namespace() -> u64 {
     match NODE_NAMESPACE.load() {
-        // SAFETY: plain helper call; without context it is about the initial namespace.
+        // SAFETY: plain helper call. Without a context it returns the cookie of the initial
+        // namespace.
         0 => unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) },
         cookie => cookie,
     }
@@ -38,13 +39,13 @@ fn node_namespace() -> u64 {
 pub struct SocketAddress(*mut bpf_sock_addr);
 
 impl SocketAddress {
-    /// That of the call which the program is asked about.
+    /// The address in the call for which the program runs.
     #[inline(always)]
     pub fn of(context: &SockAddrContext) -> Self {
         Self(context.sock_addr)
     }
 
-    /// The call, if it is one that the agent translates.
+    /// The call, if the agent translates calls of its kind.
     #[inline(always)]
     pub fn call<A: Address>(&self, peer: Peer<A>) -> Option<Call<A>> {
         // SAFETY: the kernel hands the program a valid context.
@@ -88,7 +89,7 @@ impl SocketAddress {
 
     #[inline(always)]
     fn port(&self) -> Port {
-        // The field is 32 bits wide and holds the port in network byte order in its first two.
+        // The field has 32 bits. Its first two bytes hold the port in network byte order.
         // SAFETY: the kernel hands the program a valid context.
         let [a, b, ..] = unsafe { (*self.0).user_port }.to_ne_bytes();
         Port::from_bytes([a, b])
@@ -149,12 +150,12 @@ impl SocketAddress {
 #[inline(always)]
 unsafe fn address6(field: *const [u32; 4]) -> Address6 {
     // One load for each word: the kernel rewrites loads of context fields one by one.
-    // SAFETY: as the caller says.
+    // SAFETY: the caller guarantees that the field is valid.
     let word = |index: usize| unsafe { field.cast::<u32>().add(index).read_volatile() };
     Address6::from_words([word(0), word(1), word(2), word(3)])
 }
 
-/// The protocol with this number, if it is one that the agent translates.
+/// The protocol with this number, if the agent translates it.
 #[inline(always)]
 fn known_protocol(number: u32) -> Option<u8> {
     match number {
@@ -164,11 +165,11 @@ fn known_protocol(number: u32) -> Option<u8> {
     }
 }
 
-/// A socket that is closed, as the kernel shows it to the program.
+/// A closed socket, as the kernel shows it to the program.
 pub struct ClosedSocket(*mut bpf_sock);
 
 impl ClosedSocket {
-    /// That which the program is told of.
+    /// The socket for which the program runs.
     #[inline(always)]
     pub fn of(context: &SockContext) -> Self {
         Self(context.sock)
@@ -181,7 +182,7 @@ impl ClosedSocket {
         unsafe { (*self.0).family == u32::from(AF_INET6) }
     }
 
-    /// Its last system call, if it is a socket that the agent translates.
+    /// Its last system call, if the agent translates sockets of its kind.
     #[inline(always)]
     pub fn call<A: Address>(&self, peer: Peer<A>) -> Option<Call<A>> {
         // SAFETY: as above.
@@ -192,7 +193,7 @@ impl ClosedSocket {
             cookie,
             protocol,
             peer,
-            // Nothing is chosen for it any more.
+            // No backend is chosen for it any more.
             namespace: 0,
             is_node: false,
             is_bound: false,

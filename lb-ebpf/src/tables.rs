@@ -1,4 +1,4 @@
-//! The maps and helpers of the kernel as [`Tables`].
+//! The kernel's maps and helpers as [`Tables`].
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_NOEXIST;
@@ -17,7 +17,7 @@ use lb_common::tables::Tables;
 
 use crate::helpers;
 use crate::maps::{self, FamilyMaps};
-use crate::socket_address::tells_namespaces;
+use crate::socket_address::has_namespace_cookies;
 
 /// Idle lifetimes in ticks of this kernel, set by the agent.
 #[unsafe(no_mangle)]
@@ -33,23 +33,23 @@ static NODE_ADDRESS6: Global<Address6> = Global::new(Address6::from_words([0; 4]
 #[unsafe(no_mangle)]
 static JIFFIES_PER_SECOND: Global<u32> = Global::new(250);
 
-/// What the hash of outside clients begins with, set by the agent.
+/// The seed of the hash of outside clients, set by the agent.
 #[unsafe(no_mangle)]
 static HASH_SEED: Global<u64> = Global::new(0);
 
-/// Source ports that the programs give out, set by the agent.
+/// Source ports that the programs allocate, set by the agent.
 #[unsafe(no_mangle)]
 static PORTS: Global<SourcePorts> = Global::new(SourcePorts::DEFAULT);
 
-/// Not zero if connections to removed backends go on; set by the agent.
+/// Not zero if connections to removed backends continue; set by the agent.
 #[unsafe(no_mangle)]
 static KEEP_REMOVED: Global<u32> = Global::new(0);
 
-/// Not zero if packets between Pods of this node go without its stack; set by the agent.
+/// Not zero if packets between Pods of this node bypass its stack; set by the agent.
 #[unsafe(no_mangle)]
 static LOCAL_REDIRECT: Global<u32> = Global::new(0);
 
-/// A family whose maps and settings this object holds.
+/// An address family, with its maps and settings.
 pub trait Family: Address + FamilyMaps {
     fn node_address() -> Self;
 }
@@ -68,13 +68,13 @@ impl Family for Address6 {
     }
 }
 
-/// The kernel's maps, clock and chance.
+/// The kernel's maps, clock and random numbers.
 pub struct KernelTables;
 
 impl<A: Family> Tables<A> for KernelTables {
     #[inline(always)]
     fn may_be_destination(&self, destination: A) -> bool {
-        // Replies of hairpin connections come to the node's address.
+        // Replies of hairpin connections are addressed to the node.
         maps::filter(destination) || destination == A::node_address() || maps::may_be_service(destination)
     }
 
@@ -105,7 +105,7 @@ impl<A: Family> Tables<A> for KernelTables {
 
     #[inline(always)]
     fn remove_flow(&self, key: &FlowKey<A>) {
-        // A flow that is gone already is what was wanted.
+        // A flow that is already gone is not an error.
         let _ = A::flows().remove(key);
     }
 
@@ -131,7 +131,7 @@ impl<A: Family> Tables<A> for KernelTables {
 
     #[inline(always)]
     fn insert_affinity(&self, key: &AffinityKey<A>, affinity: &Affinity) {
-        // Without memory the client's next connection may get another backend.
+        // If there is no memory, the client's next connection may get another backend.
         let _ = A::affinity().insert(key, affinity, 0);
     }
 
@@ -147,7 +147,7 @@ impl<A: Family> Tables<A> for KernelTables {
 
     #[inline(always)]
     fn insert_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment) {
-        // Without memory the other fragments are lost, as on any network.
+        // If there is no memory, the other fragments are lost, as on any network.
         let _ = A::fragments().insert(key, fragment, 0);
     }
 
@@ -246,23 +246,24 @@ impl<A: Family> SocketTables<A> for KernelTables {
 
     #[inline(always)]
     fn insert_socket(&self, key: &SocketKey<A>, socket: &Socket<A>) {
-        // A full LRU map makes room; without memory the socket shows the backend as its peer.
+        // A full LRU map evicts a row. If there is no memory, the socket shows the backend as its
+        // peer.
         let _ = A::sockets().insert(key, socket, 0);
     }
 
     #[inline(always)]
     fn remove_socket(&self, key: &SocketKey<A>) {
-        // Most closed sockets have none, and looking takes no lock.
+        // Most closed sockets have no row, and a lookup takes no lock.
         if maps::socket(key).is_some() {
-            // A row that is gone already is what was wanted.
+            // A row that is already gone is not an error.
             let _ = A::sockets().remove(key);
         }
     }
 
     #[inline(always)]
     fn is_of_pod(&self, namespace: u64) -> bool {
-        // Without cookies the agent cannot tell them apart.
-        !tells_namespaces() || maps::is_of_pod(namespace)
+        // Without cookies the agent cannot tell namespaces apart.
+        !has_namespace_cookies() || maps::is_of_pod(namespace)
     }
 }
 

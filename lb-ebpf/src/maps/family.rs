@@ -18,8 +18,8 @@ const AFFINITIES: u32 = 65_536;
 const SOURCE_RANGES: u32 = 65_536;
 const FRAGMENTS: u32 = 8_192;
 
-/// Frontend rows are few and seldom written. Unlike preallocated ones their memory is not given to
-/// another row while a program may still read it.
+/// Frontend rows are few and rarely written. The map does not preallocate them, so a row's memory
+/// is not reused while a program may still read it.
 #[map]
 static FRONTENDS4: HashMap<FrontendKey<Address4>, Frontend> =
     HashMap::with_max_entries(FRONTENDS, BPF_F_NO_PREALLOC);
