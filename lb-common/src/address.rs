@@ -1,4 +1,4 @@
-//! What the decision code needs to know of an IP version.
+//! What the decision code needs to know about an IP version.
 
 use core::mem::offset_of;
 
@@ -23,27 +23,27 @@ pub trait Address: Copy + Eq + Default {
     /// Adds the address to a checksum.
     fn sum(self, sum: Sum) -> Sum;
 
-    /// Adds the difference that replacing `self` by `new` makes.
+    /// Adds to a checksum the difference that replacing `self` by `new` makes.
     fn difference(self, new: Self, sum: Sum) -> Sum;
 
-    /// The address of this IP version, of one for each.
+    /// Returns the argument of this IP version.
     fn select(v4: Address4, v6: Address6) -> Self;
 
-    /// The words of the address, those of IPv4 followed by zeros.
+    /// The address as four words in network byte order. For IPv4 the last three are zero.
     fn words(self) -> [u32; 4];
 
-    /// Whether it is one of the host's own to itself (RFC 1122 section 3.2.1.3, RFC 4291 section
-    /// 2.5.3).
+    /// Returns true for a loopback address (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3).
     fn is_loopback(self) -> bool;
 
-    /// Whether it can be one host's: neither broadcast, nor multicast, unspecified or loopback (RFC
-    /// 1122 section 3.2.1.3, RFC 4291 section 2.7). Nobody else may be answered.
+    /// Returns true if the address can belong to a single host: it is not broadcast, multicast,
+    /// unspecified or loopback (RFC 1122 section 3.2.1.3, RFC 4291 section 2.7). Only such
+    /// addresses get answers.
     fn is_host(self) -> bool;
 
     /// The first 24 bits of an IPv4 address, or the first 64 of an IPv6 address.
     fn prefix(self) -> u64;
 
-    /// The address is all zeros.
+    /// Returns true if the address is all zeros.
     #[inline(always)]
     fn is_unspecified(self) -> bool {
         self == Self::default()
@@ -84,7 +84,7 @@ impl Address for Address4 {
 
     #[inline(always)]
     fn is_host(self) -> bool {
-        // Of class D and E addresses only those of class D are assigned.
+        // From 224 on: class D is multicast, class E is reserved and contains broadcast.
         !matches!(u32::from_be(self.to_word()) >> 24, 0 | 127 | 224..)
     }
 
@@ -135,7 +135,7 @@ impl Address for Address6 {
     fn is_host(self) -> bool {
         let [a, b, c, d] = self.to_words();
         let is_multicast = u32::from_be(a) >> 24 == 0xff;
-        // Unspecified, and loopback.
+        // Unspecified or loopback.
         let is_own = a | b | c == 0 && u32::from_be(d) <= 1;
         !is_multicast && !is_own
     }

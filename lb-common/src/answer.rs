@@ -1,4 +1,4 @@
-//! Answers that a packet is turned into: TCP RST, ICMP errors.
+//! Turns a packet into the answer to it: a TCP RST or an ICMP error.
 
 use core::mem::offset_of;
 
@@ -22,8 +22,8 @@ macro_rules! sum {
     };
 }
 
-/// Swaps the two link-layer addresses, if there are any before the IP header at `network`: the
-/// packet goes back to whom it came from.
+/// Swaps the two link-layer addresses, so that the packet goes back to its sender. Does nothing if
+/// the packet has no link-layer header (`network` is 0).
 #[inline(always)]
 pub fn swap_link_addresses(packet: &mut impl Packet, network: u32) -> Option<()> {
     if network == 0 {
@@ -33,7 +33,7 @@ pub fn swap_link_addresses(packet: &mut impl Packet, network: u32) -> Option<()>
     packet.write(0, &[first, middle, last])
 }
 
-/// The twelve bytes of the link-layer addresses, as halves of words.
+/// The twelve bytes of the link-layer addresses, as 16-bit halves of words.
 struct LinkAddresses([u16; 6]);
 
 #[inline(always)]
@@ -50,7 +50,7 @@ fn link_words(packet: &impl Packet) -> Option<LinkAddresses> {
 }
 
 impl LinkAddresses {
-    /// Source first, as three words.
+    /// The swapped addresses as three words. The old source comes first.
     #[inline(always)]
     fn swapped(&self) -> [u32; 3] {
         let [a, b, c, d, e, f] = self.0;
@@ -58,18 +58,19 @@ impl LinkAddresses {
     }
 }
 
-/// Two halves that follow each other in memory as one word.
+/// Joins two halves that are adjacent in memory into one word.
 #[inline(always)]
 fn pair(first: u16, second: u16) -> u32 {
     let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
     u32::from_ne_bytes([a, b, c, d])
 }
 
-/// Turns a packet into the answer that says why it goes no further: RST for TCP that nobody takes,
-/// else an ICMP error. `mtu` is that of the route which the packet is too big for.
+/// Turns a packet into the answer that tells its sender why it is not delivered: a RST for TCP that
+/// no backend accepts, else an ICMP error. `mtu` is the MTU of the route if the packet is too big
+/// for it.
 ///
-/// What builds an answer is out of line: it is large and rare, and its stack is not added to that
-/// of every packet, nor that of one answer to that of another.
+/// The functions that build an answer are not inlined. They are large and rarely run. Their stack
+/// frames must not add up with those of every packet, nor with each other.
 #[inline(always)]
 pub fn answer<A: Address>(
     packet: &mut impl Packet,
@@ -88,37 +89,37 @@ pub fn answer<A: Address>(
         _ => [PORT_UNREACHABLE4, 0],
     };
     if is_tcp {
-        report::<A, QUOTED_TCP>(packet, parsed, &error)
+        answer_with_error::<A, QUOTED_TCP>(packet, parsed, &error)
     } else if A::IS_IPV6 && parsed.headers.part == Part::First {
-        report::<A, QUOTED_FRAGMENT>(packet, parsed, &error)
+        answer_with_error::<A, QUOTED_FRAGMENT>(packet, parsed, &error)
     } else {
-        report::<A, QUOTED_OTHER>(packet, parsed, &error)
+        answer_with_error::<A, QUOTED_OTHER>(packet, parsed, &error)
     }
 }
 
-/// Answers with an ICMP error that begins with the words `error`.
+/// Answers with an ICMP error whose header begins with the words `error`.
 #[inline(always)]
-fn report<A: Address, const QUOTED: usize>(
+fn answer_with_error<A: Address, const QUOTED: usize>(
     packet: &mut impl Packet,
     parsed: &Parsed<A>,
     error: &[u32; 2],
 ) -> Option<()> {
     let mut quotation = Sum::new();
-    quote::<A, QUOTED>(packet, parsed, &mut quotation)?;
-    error_about::<A, QUOTED>(packet, parsed, error, &quotation)
+    prepare_quotation::<A, QUOTED>(packet, parsed, &mut quotation)?;
+    build_error::<A, QUOTED>(packet, parsed, error, &quotation)
 }
 
-/// Hop limit of packets that this node makes: Linux' default.
+/// Hop limit of packets that this node creates: the default of Linux.
 pub(crate) const HOP_LIMIT: u8 = 64;
 
-/// The words of an IP header, followed by those that the checksum of the transport header covers
-/// beside it.
+/// The words of an IP header, and the sum of the pseudo header that the transport checksum also
+/// covers.
 struct IpHeader {
     words: [u32; 10],
     pseudo: Sum,
 }
 
-/// The header of an answer: source and destination of the packet swapped.
+/// Builds the IP header of an answer. Source and destination of the packet are swapped.
 #[inline(always)]
 fn ip_header<A: Address>(key: &FlowKey<A>, protocol: u8, payload_length: u32) -> IpHeader {
     let pseudo = key
@@ -218,12 +219,12 @@ fn reset<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Option<()>
 
 /// Length of the ICMP header of an error (RFC 792, RFC 4443).
 pub(crate) const ICMP_LENGTH: u32 = 8;
-/// The bytes of a transport header that an ICMP error quotes at least (RFC 792).
+/// Minimum number of bytes of a transport header that an ICMP error quotes (RFC 792).
 const QUOTED_OTHER: usize = 8;
-/// The whole TCP header is quoted: who finishes the checksum of a packet at last must find the
-/// field.
+/// The whole TCP header is quoted: the sender of the packet may still complete a partial checksum,
+/// and must find the field.
 const QUOTED_TCP: usize = TcpHdr::LEN;
-/// The same behind the header that says that an IPv6 packet is a fragment.
+/// The bytes of `QUOTED_OTHER` behind an IPv6 fragment header.
 const QUOTED_FRAGMENT: usize = QUOTED_OTHER + FRAGMENT_LENGTH as usize;
 /// Type and code of "destination unreachable, port unreachable".
 const PORT_UNREACHABLE4: u32 = (3_u32 << 24 | 3 << 16).to_be();
@@ -238,14 +239,14 @@ const HOP_LIMIT4: u32 = (11_u32 << 24).to_be();
 /// Type and code of "hop limit exceeded in transit".
 const HOP_LIMIT6: u32 = (3_u32 << 24).to_be();
 
-/// Prepares a packet for being quoted, with so many bytes (`QUOTED`) behind the IP header, and sums
-/// up what will be.
+/// Prepares a packet for being quoted with `QUOTED` bytes behind the IP header, and stores the sum
+/// of the quoted bytes in `sum`.
 ///
-/// Packets with IP options, or extension headers other than that of a fragment, are not answered:
-/// quoting them would make the program a hundred times as expensive to verify, for packets that
-/// nobody sends.
+/// Packets with IP options, or with extension headers other than a fragment header, get no answer.
+/// Quoting them would make the program a hundred times as expensive to verify, and such packets do
+/// not occur in practice.
 #[inline(never)]
-fn quote<A: Address, const QUOTED: usize>(
+fn prepare_quotation<A: Address, const QUOTED: usize>(
     packet: &mut impl Packet,
     parsed: &Parsed<A>,
     sum: &mut Sum,
@@ -267,13 +268,13 @@ fn quote<A: Address, const QUOTED: usize>(
     Some(())
 }
 
-/// Turns a packet into an ICMP error about it, whose header begins with the words `error`;
-/// `quotation` is the sum over what is quoted.
+/// Turns a packet into an ICMP error about it. `error` holds the two words with which the ICMP
+/// header begins. `quotation` is the sum of the quoted bytes.
 ///
-/// The new headers go before the packet, so the quotation is in place; the old link-layer header is
-/// overwritten.
+/// The new headers are put in front of the packet, so the quotation is already in place. The old
+/// link-layer header is overwritten.
 #[inline(never)]
-fn error_about<A: Address, const QUOTED: usize>(
+fn build_error<A: Address, const QUOTED: usize>(
     packet: &mut impl Packet,
     parsed: &Parsed<A>,
     error: &[u32; 2],
@@ -281,8 +282,8 @@ fn error_about<A: Address, const QUOTED: usize>(
 ) -> Option<()> {
     let network = parsed.headers.network;
     let quoted = A::HEADER_LENGTH + QUOTED as u32;
-    // What is behind the 14 bytes of the link-layer header, all of it if there is none, is
-    // overwritten by the IP header.
+    // Four words are written at the start: the link-layer header and two more bytes. The IP header
+    // then overwrites these two bytes, or all four words if there is no link-layer header.
     let [first, middle, last] = link_words(packet)?.swapped();
     let ethertype = packet.view::<16>(0)?.u32::<12>();
     let link = [first, middle, last, ethertype];
@@ -291,7 +292,7 @@ fn error_about<A: Address, const QUOTED: usize>(
     packet.cut(network + growth + quoted)?;
 
     let header = ip_header(&parsed.key, A::ICMP, ICMP_LENGTH + quoted);
-    // ICMP of IPv4 has no pseudo header (RFC 792), that of IPv6 has (RFC 4443 section 2.3).
+    // ICMP for IPv4 has no pseudo header (RFC 792), ICMP for IPv6 has one (RFC 4443 section 2.3).
     let pseudo = if A::IS_IPV6 { header.pseudo } else { Sum::new() };
     let checksum = quotation.join(pseudo).add(error[0]).add(error[1]).finish();
     packet.write(0, &link)?;
@@ -303,21 +304,24 @@ fn error_about<A: Address, const QUOTED: usize>(
     )
 }
 
-/// Makes finishing the checksum of a transport header that is about to be quoted change nothing.
+/// Sets the transport checksum of a packet that is about to be quoted to a value that does not
+/// change when it is completed.
 ///
-/// Whoever sends a packet with a partial checksum at last still finishes it there, in the middle of
-/// the quotation, which the checksum of the ICMP message covers: the client would drop the message.
+/// A partial checksum is completed when the packet is sent. The field is then inside the quotation,
+/// which the checksum of the ICMP message covers. A change there would make the client drop the
+/// message.
 #[inline(always)]
 fn settle_checksum<A: Address, const QUOTED: usize>(
     packet: &mut impl Packet,
     parsed: &Parsed<A>,
 ) -> Option<()> {
-    // SCTP's is none of this kind, and that of fragments is finished before there are any.
+    // SCTP checksums are never partial in this sense, and those of fragments are complete before
+    // fragmentation.
     if parsed.key.protocol == protocol::SCTP || parsed.headers.part != Part::Whole {
         return Some(());
     }
     let field = parsed.headers.checksum_offset(parsed.key.protocol);
-    // The field is the second half of UDP's second word, and the first half of TCP's fifth.
+    // The field is the second half of UDP's second word, and the first half of TCP's fifth word.
     let is_tcp = QUOTED == QUOTED_TCP;
     let offset = if is_tcp { field } else { field - 2 };
     let (first, second) = {
@@ -326,10 +330,11 @@ fn settle_checksum<A: Address, const QUOTED: usize>(
     };
     let (old, other) = if is_tcp { (first, second) } else { (second, first) };
     let all = sum_content::<QUOTED>(packet, parsed.headers.transport)?;
-    // To find out may change the field, so it is written in any case.
+    // `checksum_is_partial` may change the field, so it is written in any case.
     let checksum = if packet.checksum_is_partial(field) {
-        // What is finished is the sum over the quoted bytes. The field for which that is the field
-        // itself: x = -(x + rest), so x = -rest / 2, where half of a number is its bits rotated.
+        // Completing the checksum writes the complement of the sum over the quoted bytes. The field
+        // x must not change: x = -(x + rest), so x = -rest / 2. Halving in ones' complement is a
+        // rotation of the bits by one.
         all.replace(u32::from(old), 0).finish().rotate_right(1)
     } else {
         old
@@ -342,7 +347,7 @@ fn settle_checksum<A: Address, const QUOTED: usize>(
     packet.write(offset, &[word])
 }
 
-/// Sums a plain IP header.
+/// Sums an IP header without options.
 #[inline(always)]
 fn sum_header<A: Address>(packet: &impl Packet, offset: u32) -> Option<Sum> {
     if A::IS_IPV6 {
@@ -354,7 +359,7 @@ fn sum_header<A: Address>(packet: &impl Packet, offset: u32) -> Option<Sum> {
     }
 }
 
-/// Sums the bytes behind an IP header that are quoted.
+/// Sums the quoted bytes behind an IP header.
 #[inline(always)]
 fn sum_content<const QUOTED: usize>(packet: &impl Packet, offset: u32) -> Option<Sum> {
     if QUOTED == QUOTED_TCP {

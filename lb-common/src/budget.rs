@@ -1,9 +1,9 @@
-//! How often clients are told that their packets go no further: an answer to each packet would let
-//! a sender with a forged address aim answers at somebody else, and keep the node busy with them
-//! (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f).
+//! Rate limits for answers to clients. An answer to every packet would let a sender with a forged
+//! address direct answers at a victim, and would keep the node busy (RFC 1812 section 4.3.2.8, RFC
+//! 4443 section 2.4 f).
 //!
-//! Fragments that are handed to the kernel's own reassembly are taken from such a budget too: its
-//! memory is bounded, and a sender of later fragments without a first one would fill it.
+//! Fragments that are handed to the kernel's own reassembly are limited in the same way. Its memory
+//! is bounded, and a sender of later fragments without a first one would fill it.
 //!
 //! Each CPU has a token bucket for each source prefix and kind of answer, as the kernel has for
 //! each peer (`inet_peer_xrlim_allow`, net/ipv4/inetpeer.c).
@@ -11,46 +11,46 @@
 use crate::address::Address;
 use crate::layout::assert_layout;
 
-/// How many prefixes have buckets of their own; others share one.
+/// Number of groups of buckets. The hash of a prefix selects its group.
 const PREFIXES: u32 = 256;
-/// Kinds of answers, and detours.
+/// Number of limits: kinds of answers, and detours.
 const LIMITS: u32 = 3;
-/// How many buckets there are.
+/// Number of buckets.
 pub const BUCKETS: u32 = PREFIXES * LIMITS;
 
-/// How often a prefix is answered.
+/// What is limited for each source prefix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Limit {
-    /// ICMP errors that say that nobody is there. Linux sends one a second, and six at once, to
-    /// each peer; a prefix may have some such peers.
+    /// ICMP errors that report an unreachable port. Linux sends each peer one a second, and bursts
+    /// of up to six. A prefix may contain several such peers.
     Errors,
-    /// RSTs and ICMP errors that let a connection go on, with smaller packets: as many as Linux
-    /// sends of all ICMP errors together (`icmp_msgs_per_sec`).
+    /// Answers to TCP, and ICMP errors for packets that are too big or whose hop limit is exceeded.
+    /// The rate is that of all ICMP errors of Linux together (`icmp_msgs_per_sec`).
     Connections,
-    /// Fragments that are handed to the kernel's own reassembly. A quarter of [`ALL_DETOURS`], so
-    /// that no prefix takes the way from the others.
+    /// Fragments that are handed to the kernel's own reassembly. The rate is a quarter of
+    /// [`ALL_DETOURS`], so that one prefix cannot use up the limit of all.
     Detours,
 }
 
-/// How often something may be done.
+/// A rate limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rate {
-    /// In a second.
+    /// The sustained rate.
     pub per_second: u32,
-    /// At once, after a silence.
+    /// The burst size after an idle period.
     pub burst: u32,
 }
 
-/// Fragments that are handed to the kernel's own reassembly, of all senders together. In any second
-/// that is less than its memory holds until it gives up on them: 26,000 of 1500 bytes, for each
-/// family.
+/// Limit for fragments that are handed to the kernel's own reassembly, for all senders together.
+/// The fragments of any one second are fewer than its memory holds until they time out: 26,000
+/// fragments of 1500 bytes for each family.
 pub const ALL_DETOURS: Rate = Rate {
     per_second: 10_000,
     burst: 10_000,
 };
 
 impl Limit {
-    /// What a prefix gets.
+    /// The rate limit for one source prefix.
     #[inline(always)]
     pub const fn rate(self) -> Rate {
         let (per_second, burst) = match self {
@@ -61,8 +61,8 @@ impl Limit {
         Rate { per_second, burst }
     }
 
-    /// The bucket of a client, less than [`BUCKETS`]. Clients with a prefix of 24 bits (IPv6: 64)
-    /// in common share it.
+    /// The index of a client's bucket, less than [`BUCKETS`]. Clients that have a prefix of 24 bits
+    /// (IPv6: 64 bits) in common share a bucket.
     #[inline(always)]
     pub fn bucket(self, client: impl Address) -> u32 {
         /// An odd constant near 2^64 / golden ratio.
@@ -72,13 +72,13 @@ impl Limit {
     }
 }
 
-/// Answers that are left: value of the map of buckets.
+/// A token bucket: value of the map of buckets.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
 pub struct Bucket {
-    /// When it was last filled, in jiffies (lower half).
+    /// When the bucket was last filled, in jiffies (lower 32 bits).
     pub filled: u32,
-    /// An answer costs as many as a second has jiffies.
+    /// The tokens that are left. One answer costs as many tokens as a second has jiffies.
     pub tokens: u32,
 }
 
@@ -87,11 +87,11 @@ assert_layout! {
 }
 
 impl Bucket {
-    /// Takes an answer out of the bucket at a time in jiffies, of which a second has
-    /// `jiffies_per_second`, if there is one.
+    /// Takes the tokens for one answer out of the bucket. Returns false if there are not enough.
+    /// `now` is in jiffies, of which a second has `jiffies_per_second`.
     #[inline(always)]
     pub fn take(&mut self, now: u64, jiffies_per_second: u32, rate: Rate) -> bool {
-        // The product of it and of a rate fits.
+        // Limit of the idle time that counts, so that its product with a rate does not overflow.
         const LONG: u32 = 1 << 16;
         let Rate { per_second, burst } = rate;
         let now = now as u32;
@@ -123,7 +123,7 @@ mod tests {
 
     const LIMITS_OF_PREFIXES: [Limit; 3] = [Limit::Errors, Limit::Connections, Limit::Detours];
 
-    /// How many of these answers at this time are given.
+    /// The number of answers, of `asked`, that the bucket allows at this time.
     fn given(bucket: &mut Bucket, now: u64, jiffies: u32, rate: Rate, asked: u32) -> u32 {
         let answers = (0..asked).filter(|_| bucket.take(now, jiffies, rate));
         u32::try_from(answers.count()).unwrap()
@@ -155,9 +155,9 @@ mod tests {
         }
     }
 
-    /// The README and docs/semantics.md name them.
+    /// The README and docs/semantics.md state these numbers.
     #[test]
-    fn how_often_each_limit_allows() {
+    fn limits_match_the_documentation() {
         let rates = LIMITS_OF_PREFIXES
             .map(Limit::rate)
             .map(|rate| (rate.per_second, rate.burst));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_have_buckets() {
+    fn clients_with_a_common_prefix_share_a_bucket() {
         let v4 = |text: &str| Address4::from(text.parse::<Ipv4Addr>().unwrap());
         let v6 = |text: &str| Address6::from(text.parse::<Ipv6Addr>().unwrap());
         for limit in LIMITS_OF_PREFIXES {

@@ -1,6 +1,6 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
 //!
-//! The ones' complement sum does not depend on byte order, so words are added as they stand in
+//! The ones' complement sum does not depend on byte order, so words are added as they are in
 //! memory.
 
 /// A running ones' complement sum.
@@ -35,7 +35,7 @@ impl Sum {
         Self(self.0 + other.0)
     }
 
-    /// The sum folded to 32 bits: what `bpf_l4_csum_replace` takes.
+    /// The sum folded to 32 bits, as `bpf_l4_csum_replace` expects it.
     #[inline(always)]
     pub const fn fold32(self) -> u32 {
         let once = (self.0 & 0xffff_ffff) + (self.0 >> 32);
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn header_of_rfc_1071_style() {
+    fn the_checksum_of_a_known_ipv4_header_is_correct() {
         // An IPv4 header whose checksum field (0xb861) is known.
         let words = [
             0x4500_0073_u32,
@@ -89,7 +89,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn update_equals_computing_anew(mut words in prop::collection::vec(any::<u32>(), 1..20), at in any::<prop::sample::Index>(), new in any::<u32>()) {
+        fn an_incremental_update_equals_recomputation(mut words in prop::collection::vec(any::<u32>(), 1..20), at in any::<prop::sample::Index>(), new in any::<u32>()) {
             let before = sum(&words).finish();
             let at = at.index(words.len());
             let difference = Sum::new().replace(words[at], new);

@@ -1,4 +1,4 @@
-//! Which frontend a packet or a socket means, and which of its backends it gets.
+//! Finds the frontend for a packet or a socket, and chooses one of its backends.
 
 use crate::address::Address;
 use crate::hash;
@@ -20,7 +20,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// Where packets from there enter the node's stack: one of [`hook`].
+    /// The [`hook`] at which packets of this origin enter the node's stack.
     #[inline(always)]
     pub const fn hook(self) -> u8 {
         match self {
@@ -30,7 +30,7 @@ impl Origin {
     }
 }
 
-/// The frontend with this address, or the wildcard row of its address.
+/// Finds the frontend with this address, port and protocol, else the wildcard row of the address.
 #[inline(always)]
 pub fn find_frontend<A: Address>(
     tables: &impl Tables<A>,
@@ -51,7 +51,7 @@ pub fn find_frontend<A: Address>(
     })
 }
 
-/// Whether clients of this origin use the backends of this node only.
+/// Returns true if clients of this origin use only the backends of this node.
 #[inline(always)]
 pub fn is_local_only(frontend: &Frontend, origin: Origin) -> bool {
     let flag = match origin {
@@ -77,16 +77,16 @@ pub fn region(frontend: &Frontend, origin: Origin) -> Result<Region, Reason> {
     }
 }
 
-/// How often another slot is tried where a slot and its row disagree, which they do for an instant
-/// when backends are replaced.
+/// Maximum number of slots to try. A slot and its backend row disagree for a moment while backends
+/// are replaced.
 const ATTEMPTS: u32 = 4;
 
-/// A backend of a service's region: that at the position which `hash` names, unless it is just
-/// being replaced. 0 if there is none. A region that was read long ago may be another service's by
-/// now.
+/// Chooses a backend from a service's region: the one at the position that `hash` selects, or
+/// another one if that one is just being replaced. Returns 0 if there is none. A region that was
+/// read long ago may belong to another service by now, so the row's service is checked.
 ///
-/// Like [`affinity_backend`] it returns a number only: of an optional backend LLVM would carry the
-/// undefined half around, which the verifier refuses ("R1 !read_ok", Linux 6.18).
+/// Like [`affinity_backend`] it returns only a number. For an optional backend, LLVM would carry
+/// the undefined half around, which the verifier refuses ("R1 !read_ok", Linux 6.18).
 #[inline(never)]
 pub fn choose<A: Address>(
     tables: &impl Tables<A>,
@@ -110,12 +110,12 @@ pub fn choose<A: Address>(
     0
 }
 
-/// What [`affinity_backend`] says of a client whose affinity has ended: its next backend is a
-/// matter of chance, since the hash of its address would mostly name the same one again.
+/// Result of [`affinity_backend`] for a client whose affinity has timed out. Its next backend is
+/// chosen at random, because the hash of its address would mostly select the same one again.
 pub const ENDED: BackendId = BackendId::MAX;
 
-/// The backend that a client stays with, if it may still choose it; 0 if there is none, or
-/// [`ENDED`].
+/// The backend that a client stays with, if the client may still choose it. Returns 0 if there is
+/// none, or [`ENDED`].
 #[inline(never)]
 pub fn affinity_backend<A: Address>(
     tables: &impl Tables<A>,
@@ -148,7 +148,7 @@ pub fn affinity_backend<A: Address>(
     }
 }
 
-/// Remembers the backend that a client stays with, or that it has used it again.
+/// Records the backend that a client stays with, and the time of this use.
 #[inline(never)]
 pub fn record_affinity<A: Address>(
     tables: &impl Tables<A>,

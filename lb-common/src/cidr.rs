@@ -1,10 +1,10 @@
-//! Service CIDRs: the networks that cluster IPs are of. A packet to an address of one that no
-//! Service has is dropped, since nobody else has the address either: the node's default route would
-//! take it, and it may travel in circles.
+//! Service CIDRs: the networks from which cluster IPs are allocated. A packet to an address in a
+//! Service CIDR that no Service has is dropped. No other host has the address either: the packet
+//! would follow the node's default route and might loop.
 //!
-//! The networks are the rows of the set [`SET`] of source ranges. Most packets of a node are not
-//! for any of them, so [`Networks`] tells first, for the price of an access to an array, whether
-//! the rows are worth a look.
+//! The networks are rows of the set [`SET`] of source ranges. Most packets of a node are not for
+//! any of them. So the programs check [`Networks`] first: one array access shows whether the lookup
+//! of the rows is needed.
 
 use crate::address::Address;
 use crate::choose::{Origin, find_frontend};
@@ -16,15 +16,14 @@ use crate::reason::Reason;
 use crate::step::Step;
 use crate::tables::Tables;
 
-/// The set of source ranges that is the Service CIDRs. No frontend names it.
+/// The set of source ranges that holds the Service CIDRs. No frontend refers to it.
 pub const SET: u32 = 0;
 
-/// How many Service CIDRs of an IP version there may be: every packet is compared with all of its
+/// Maximum number of Service CIDRs of each IP version. Every packet is compared with all of its
 /// version.
 pub const MAX: usize = 8;
 
-/// Where Service CIDRs are, as the first 64 bits of an address tell: value of the map of Service
-/// CIDRs.
+/// The Service CIDRs, cut to the first 64 bits of an address: value of the map of Service CIDRs.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
 pub struct Networks {
@@ -36,7 +35,8 @@ assert_layout! {
     Networks: 256, align 8;
 }
 
-/// What the first bits of an address are compared with. A mask of 0 ends the list.
+/// A mask for the first 64 bits of an address, and the masked bits of a network. A mask of 0 ends
+/// the list.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
 struct Network {
@@ -45,7 +45,7 @@ struct Network {
 }
 
 impl Networks {
-    /// Whether an address may be of a Service CIDR.
+    /// Returns true if an address may be in a Service CIDR. Only its first 64 bits are compared.
     #[inline(always)]
     pub fn may_hold<A: Address>(&self, address: A) -> bool {
         let networks = if A::IS_IPV6 { &self.v6 } else { &self.v4 };
@@ -61,8 +61,8 @@ impl Networks {
         false
     }
 
-    /// Adds the network with this address and `prefix` leading bits; `false` if there is no room.
-    /// One without leading bits would hold all addresses, and has no place here.
+    /// Adds the network with this address and `prefix` leading bits. Returns false if the list is
+    /// full, or if `prefix` is 0: that network would contain all addresses.
     pub fn add<A: Address>(&mut self, address: A, prefix: u8) -> bool {
         let mask = mask::<A>(prefix);
         let networks = if A::IS_IPV6 { &mut self.v6 } else { &mut self.v4 };
@@ -77,13 +77,13 @@ impl Networks {
     }
 }
 
-/// The first 64 bits of an address, those of IPv4 followed by zeros.
+/// The first 64 bits of an address. For IPv4 the last 32 are zero.
 #[inline(always)]
 fn start([a, b, ..]: [u32; 4]) -> u64 {
     u64::from(a) << u32::BITS | u64::from(b)
 }
 
-/// The first bits that count.
+/// The mask for the first `prefix` bits of an address.
 fn mask<A: Address>(prefix: u8) -> u64 {
     let word = |from: u32| {
         let bits = u32::from(prefix).saturating_sub(from).min(u32::BITS);
@@ -92,27 +92,28 @@ fn mask<A: Address>(prefix: u8) -> u64 {
     start([word(0), if A::IS_IPV6 { word(u32::BITS) } else { 0 }, 0, 0])
 }
 
-/// Whether a packet to an address without a frontend is to be dropped, as far as the address tells.
+/// Returns true if a packet to an address without a frontend must be dropped, before its route is
+/// checked.
 ///
-/// Inside, only one that opens a connection is, or a datagram: another one may be an answer to a
-/// client that has such an address. From outside none is an answer to anybody but this node and its
-/// Pods ([`check_destination`]).
+/// From inside, only datagrams and packets that open a connection are dropped. Others may be
+/// answers to a client that has such an address. From outside, a packet can only be an answer to
+/// this node or its Pods ([`check_destination`]).
 #[inline(always)]
 pub(crate) fn stops<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, origin: Origin) -> bool {
     let opens = parsed.key.protocol == protocol::UDP || parsed.is_syn();
     (opens || origin == Origin::Outside) && holds(tables, parsed.key.destination)
 }
 
-/// Whether an address is of a Service CIDR.
+/// Returns true if an address is in a Service CIDR.
 ///
-/// Out of line: packets to Services do not pay for its stack.
+/// Not inlined, so that packets to Services do not pay for its stack.
 #[inline(never)]
 fn holds<A: Address>(tables: &impl Tables<A>, address: A) -> bool {
     tables.may_be_service(address) && tables.allows(SET, address)
 }
 
-/// Drops a packet without ports if its destination is of a Service CIDR, and neither a VIP nor this
-/// node's or a Pod's of it.
+/// Drops a packet without ports if its destination is in a Service CIDR, is not a VIP, and is not
+/// an address of this node or of one of its Pods.
 #[inline(never)]
 pub(crate) fn pass_or_drop<A: Address>(
     packet: &impl Packet,
@@ -129,11 +130,11 @@ pub(crate) fn pass_or_drop<A: Address>(
     Verdict::Drop
 }
 
-/// Drops a packet to an address of a Service CIDR that no frontend has, unless the address is this
-/// node's or a Pod's of it.
+/// Drops a packet to an address of a Service CIDR without a frontend, unless this node or one of
+/// its Pods has the address.
 ///
-/// In line: of an address that is handed on through two functions, Linux 7.2 takes the memory for
-/// dead ("slot poisoned by dead code elimination").
+/// Inlined: if an address is passed through two functions, Linux 7.2 treats its memory as dead
+/// ("slot poisoned by dead code elimination").
 #[inline(always)]
 pub(crate) fn check_destination<A: Address>(packet: &impl Packet, address: A) -> Step {
     match packet.sender(address) {
@@ -142,8 +143,8 @@ pub(crate) fn check_destination<A: Address>(packet: &impl Packet, address: A) ->
     }
 }
 
-/// Whether a packet that leaves the node to the network is to be dropped: a process of the node has
-/// sent it to an address of a Service CIDR that no frontend has.
+/// Returns true if a packet that leaves the node to the network must be dropped: a process of the
+/// node has sent it to an address of a Service CIDR without a frontend.
 #[inline(never)]
 pub(crate) fn stops_leaving<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>) -> bool {
     let key = &parsed.key;
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn without_networks_nothing_is_held() {
+    fn an_empty_list_contains_no_address() {
         let networks = Networks::default();
         for address in ["0.0.0.0", "10.96.0.1", "255.255.255.255"] {
             assert!(!networks.may_hold(address4(address)), "{address}");
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn of_ipv6_the_first_64_bits_count() {
+    fn only_the_first_64_bits_of_ipv6_are_compared() {
         let mut networks = Networks::default();
         assert!(networks.add(address6("fd00:10:96::"), 112));
         assert!(networks.may_hold(address6("fd00:10:96::7")));
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_so_many() {
+    fn eight_networks_of_each_family_fit() {
         let mut networks = Networks::default();
         for n in 0..8 {
             assert!(networks.add(Address4::from_bytes([10, n, 0, 0]), 16));
@@ -197,19 +198,20 @@ mod tests {
         assert!(networks.may_hold(address4("10.7.3.1")));
         assert!(!networks.may_hold(address4("10.8.3.1")));
         assert!(networks.add(address6("fd00::"), 64));
-        // It would end the list.
+        // A mask of 0 would end the list.
         assert!(!Networks::default().add(address4("0.0.0.0"), 0));
     }
 
     proptest! {
         #[test]
-        fn an_address_is_held_if_its_first_bits_are_those_of_a_network(
+        fn an_address_is_in_a_network_with_the_same_prefix(
             networks in prop::collection::vec((any::<u32>(), 1..=32_u8), 0..MAX),
             address: u32,
             near in any::<bool>(),
             flipped in 0..32_u32,
         ) {
-            // One that differs from a network in one bit is more likely to be wrong than any other.
+            // An address that differs from a network in only one bit is most likely to reveal an
+            // error.
             let first = networks.first().map_or(0, |(network, _)| network ^ 1 << flipped);
             let address = if near { first } else { address };
             let is_in = |prefix: u8, difference: u32| difference.leading_zeros() >= u32::from(prefix);

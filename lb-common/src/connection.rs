@@ -1,5 +1,5 @@
-//! What is known of a connection: whether it goes on, what its packets change of its state, and
-//! whether they are its own.
+//! The state of a connection: whether it is still alive, how its packets change it, and which
+//! packets belong to it.
 
 use crate::address::Address;
 use crate::flow::{FlowEntry, StateChange};
@@ -10,7 +10,7 @@ use crate::packet::{Packet, Part};
 use crate::parse::{Parsed, TCP_ACKNOWLEDGEMENT, TCP_SEQUENCE};
 use crate::tables::Tables;
 
-/// Whether neither direction of a connection was seen for longer than it lives.
+/// Returns true if both directions of a connection have been idle for longer than their lifetime.
 #[inline(always)]
 pub fn is_idle<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>, now: u32) -> bool {
     flow.is_expired(key.protocol, now, |protocol, state| {
@@ -18,8 +18,8 @@ pub fn is_idle<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flo
     }) && !peer_is_seen(tables, key, flow)
 }
 
-/// Whether the opposite direction of a flow was seen lately: much may be sent before anything is
-/// answered.
+/// Returns true if the opposite direction of a flow was seen recently. One side may send for a long
+/// time before the other answers.
 #[inline(never)]
 fn peer_is_seen<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
     let Some(peer) = peer(tables, key, flow) else {
@@ -37,8 +37,8 @@ pub(crate) fn has_peer<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, fl
     peer(tables, key, flow).is_some()
 }
 
-/// Whether the client of the connection that receives its replies under this key still sends,
-/// though they may be none: a datagram may be answered by nobody for hours.
+/// Returns true if the client of the connection that receives its replies under this key still
+/// sends. There may be no replies: datagrams can stay unanswered for hours.
 #[inline(never)]
 pub(crate) fn is_requested<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>) -> bool {
     let Some(entry) = tables.flow(reply_key) else {
@@ -57,7 +57,7 @@ pub(crate) fn is_requested<A: Address>(tables: &impl Tables<A>, reply_key: &Flow
     })
 }
 
-/// The entry of the opposite direction, unless another connection has taken its place.
+/// The entry of the opposite direction, unless another connection has replaced it.
 #[inline(always)]
 fn peer<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) -> Option<FlowEntry<A>> {
     tables
@@ -74,7 +74,7 @@ pub(crate) fn forget<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow
     tables.remove_flow(key);
 }
 
-/// Records what a packet says of its flow, writing only what changed.
+/// Updates a flow after a packet, and writes only what changed.
 #[inline(always)]
 pub(crate) fn record_packet<A: Address>(
     packet: &impl Packet,
@@ -95,7 +95,7 @@ pub(crate) fn record_packet<A: Address>(
     }
 }
 
-/// Records what a packet changes of the state of its flow.
+/// Updates the state of a flow after a packet.
 #[inline(never)]
 fn record_change<A: Address>(
     packet: &impl Packet,
@@ -122,7 +122,7 @@ fn record_acknowledgement<A: Address>(packet: &impl Packet, entry: &FlowEntry<A>
     }
 }
 
-/// A number in a TCP header, in host byte order.
+/// A number in a TCP header, in host byte order; 0 if it cannot be read.
 #[inline(always)]
 pub(crate) fn tcp_word<A>(packet: &impl Packet, parsed: &Parsed<A>, offset: u32) -> u32 {
     packet
@@ -141,7 +141,8 @@ fn change_state<A: Address>(
 ) {
     let mut change = change;
     if flow.flags & flow_flags::PASS != 0 {
-        // Nothing is known of its numbers; who translates it knows whether it is reset.
+        // The sequence numbers of this connection are not known. Only the proxy that translates it
+        // can tell whether it was reset.
         change.added &= !flow_state::RESET;
     }
     let entry = tables.flow(&parsed.key);
@@ -150,20 +151,21 @@ fn change_state<A: Address>(
         let sequence = tcp_word(packet, parsed, TCP_SEQUENCE);
         let acknowledged = tcp_word(packet, parsed, TCP_ACKNOWLEDGEMENT);
         if flow.state & flow_state::CONFIRMED != 0 {
-            // Who knows the connection resets it with what the other side has acknowledged (RFC
-            // 5961 section 3.2).
+            // A sender that knows the connection resets it with the number that the other side has
+            // acknowledged (RFC 5961 section 3.2).
             let is_known = peer.as_ref().is_none_or(|peer| peer.get().is_in_window(sequence));
             if !is_known {
                 change.added &= !flow_state::RESET;
             }
         } else if parsed.headers.tcp_flags & tcp_flags::RST == 0 {
-            // The answer says what the client acknowledges, and the client's SYN what is answered.
+            // The client will acknowledge the sequence number of the answer, and the answer will
+            // acknowledge that of the client's SYN.
             if (flow.is_reply() || parsed.is_syn())
                 && let Some(peer) = &peer
             {
                 peer.set_acknowledged(sequence);
             }
-            // A client with a forged address has to guess.
+            // A client with a forged address has to guess this number.
             if change.added & flow_state::CONFIRMED != 0 && !flow.is_in_window(acknowledged) {
                 change.added &= !flow_state::CONFIRMED;
             } else if !parsed.is_syn()
@@ -181,9 +183,9 @@ fn change_state<A: Address>(
     }
 }
 
-/// Whether a reply's entry translates a segment. Until the backend has answered the client's first
-/// segment, the client may have been somebody else with its address, and what the backend sends may
-/// belong to the client's own connection straight to it.
+/// Returns true if a reply's entry translates a segment. Before the backend has answered the
+/// client's first segment, that segment may have come from a forged address. What the backend sends
+/// may then belong to a connection that the client has opened directly to it.
 #[inline(always)]
 pub(crate) fn is_reply_to_flow<A: Address>(packet: &impl Packet, parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
     const REPLACED: u8 = flow_flags::HAIRPIN | flow_flags::FORWARD;
@@ -192,19 +194,19 @@ pub(crate) fn is_reply_to_flow<A: Address>(packet: &impl Packet, parsed: &Parsed
     }
     flow.state & flow_state::ANSWERED != 0
         || parsed.key.protocol != protocol::TCP
-        // A tuple that the node has made is nobody else's.
+        // This node created the tuple, so no other connection uses it.
         || flow.flags & REPLACED != 0
         || flow.destination_port != parsed.key.destination_port
         || is_first_answer(packet, parsed, flow)
 }
 
-/// Whether a segment is what a backend answers to a first one.
+/// Returns true if a segment is a backend's answer to the first segment of a connection.
 #[inline(never)]
 fn is_first_answer<A: Address>(packet: &impl Packet, parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
     let flags = parsed.headers.tcp_flags;
     if flow.flags & flow_flags::MIDSTREAM != 0 {
-        // A backend that does not know the connection resets it; one that knows another with this
-        // client does not.
+        // A backend that does not know the connection resets it. A backend that has another
+        // connection with this client does not.
         return flags & tcp_flags::RST != 0
             || (flags & tcp_flags::ACK != 0
                 && flow.is_in_window(tcp_word(packet, parsed, TCP_ACKNOWLEDGEMENT)));
@@ -217,7 +219,7 @@ fn is_first_answer<A: Address>(packet: &impl Packet, parsed: &Parsed<A>, flow: &
         || (flags & tcp_flags::RST != 0 && tcp_word(packet, parsed, TCP_SEQUENCE) == 0)
 }
 
-/// Remembers that the replies' tuple belongs to another connection of the client.
+/// Records that the tuple of the replies belongs to another connection of the client.
 #[inline(never)]
 pub(crate) fn record_clash<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, flow: &Flow<A>) {
     let change = StateChange {
@@ -232,8 +234,8 @@ pub(crate) fn record_clash<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<
     }
 }
 
-/// Whether the backend of a flow still takes its packets. One that is absent keeps connections:
-/// what it has not answered is better off elsewhere.
+/// Returns true if the backend of a flow still accepts its packets. An absent backend keeps
+/// connections. A flow that it has not answered is better served by another backend.
 #[inline(always)]
 pub fn backend_lives<A: Address>(tables: &impl Tables<A>, protocol: u8, flow: &Flow<A>) -> bool {
     let is_connection = protocol == protocol::TCP || flow.state & flow_state::ANSWERED != 0;

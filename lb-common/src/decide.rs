@@ -1,10 +1,10 @@
-//! A packet at a hook: parsed, decided about, rewritten.
+//! The verdict for a packet at a hook: parse, decide, rewrite.
 //!
-//! The usual packets are whole TCP, UDP or SCTP packets. Parsing fragments, and ICMP, have
-//! functions of their own, for whose stack the usual packets do not pay.
+//! Most packets are whole TCP, UDP or SCTP packets. Separate functions handle fragments and ICMP,
+//! so that other packets do not pay for their stack.
 #![expect(
     unsafe_code,
-    reason = "headers on the stack are not written before they are known"
+    reason = "headers on the stack stay uninitialised until they are parsed"
 )]
 
 use core::mem::MaybeUninit;
@@ -21,7 +21,8 @@ use crate::parse::{IpHeader, Parsed};
 use crate::reason::Reason;
 use crate::tables::Tables;
 
-/// Decides about a packet that enters the stack, and rewrites it. Its IP header is at `network`.
+/// Returns the verdict for a packet that enters the stack, and rewrites it. Its IP header is at
+/// `network`.
 #[inline(always)]
 pub fn enter<A: IpHeader>(
     packet: &mut impl Packet,
@@ -35,8 +36,8 @@ pub fn enter<A: IpHeader>(
     }
 }
 
-/// Decides about a packet that leaves the stack to whom `destination` says, and rewrites it. Its IP
-/// header is at `network`.
+/// Returns the verdict for a packet that leaves the stack towards `destination`, and rewrites it.
+/// Its IP header is at `network`.
 #[inline(always)]
 pub fn leave<A: IpHeader>(
     packet: &mut impl Packet,
@@ -76,10 +77,11 @@ fn leave_transport<A: IpHeader>(
     })
 }
 
-/// Parses a packet or a fragment, and lets `decide` say what becomes of it. `None`: it is neither.
-/// Beside the hook stands whether what is for an address that no Service has is dropped there.
+/// Parses a packet or a fragment and calls `decide` for it. Returns `None` if it is neither.
+/// `drops` is true if this hook drops packets to unallocated addresses of Service CIDRs.
 ///
-/// Both end up at the same place, so that the verifier walks through what follows once.
+/// Packets and fragments share the call of `decide`, so that the verifier walks through it only
+/// once.
 #[inline(always)]
 fn parsed<A: IpHeader, P: Packet>(
     packet: &mut P,
@@ -93,7 +95,7 @@ fn parsed<A: IpHeader, P: Packet>(
     } else {
         let mut parsed = MaybeUninit::uninit();
         match fragment::parse(packet, tables, network, hook, &mut parsed) {
-            // SAFETY: written, as it says.
+            // SAFETY: `fragment::parse` writes `parsed` before it returns `Parsed`.
             fragment::Kind::Parsed => unsafe { parsed.assume_init() },
             fragment::Kind::None => return None,
             fragment::Kind::Foreign => return Some(Verdict::Pass),
@@ -114,7 +116,7 @@ fn detour<A: IpHeader>(packet: &mut impl Packet, tables: &impl Tables<A>) -> Ver
     })
 }
 
-/// Decides about a fragment whose ports nobody knows.
+/// Returns the verdict for a fragment whose ports are not known.
 #[inline(never)]
 fn unknown<A: IpHeader>(packet: &impl Packet, tables: &impl Tables<A>, network: u32) -> Verdict {
     match A::read(packet, network + A::DESTINATION_OFFSET) {

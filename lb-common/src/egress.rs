@@ -1,4 +1,4 @@
-//! A packet leaves the node's stack towards a Pod or a network device: replies to clients of a
+//! Packets that leave the node's stack towards a Pod or a network device. Replies to clients of a
 //! frontend get the frontend's address as their source.
 
 use crate::address::Address;
@@ -12,7 +12,7 @@ use crate::parse::Parsed;
 use crate::reason::Reason;
 use crate::tables::Tables;
 
-/// Decides about a packet that leaves the stack, and rewrites it.
+/// Returns the verdict for a packet that leaves the stack, and rewrites it.
 #[inline(always)]
 pub(crate) fn egress<A: Address>(
     packet: &mut impl Packet,
@@ -25,7 +25,7 @@ pub(crate) fn egress<A: Address>(
     }
     let Some(entry) = tables.flow(&parsed.key) else {
         if parsed.key.protocol == protocol::UDP && !packet.is_sent_on() {
-            note_own(tables, &parsed.key, destination);
+            remember_own_datagram(tables, &parsed.key, destination);
         }
         return pass(tables, parsed, destination);
     };
@@ -39,7 +39,7 @@ pub(crate) fn egress<A: Address>(
     let now = tables.now();
     if !is_idle(tables, &parsed.key, &flow, now) {
         record_packet(packet, tables, &entry, &flow, parsed, now);
-    } else if !is_late(parsed, flow.state) {
+    } else if !is_late_reply(parsed, flow.state) {
         return Verdict::Pass;
     }
     if flow.flags & flow_flags::PASS != 0 {
@@ -52,8 +52,8 @@ pub(crate) fn egress<A: Address>(
     Verdict::Pass
 }
 
-/// Lets a packet go that is no reply, unless it leaves to the network for an address that no
-/// Service has.
+/// Passes a packet that is not a reply, unless it leaves to the network for an unallocated address
+/// of a Service CIDR.
 #[inline(always)]
 fn pass<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, destination: Origin) -> Verdict {
     let stops = destination == Origin::Outside
@@ -66,13 +66,14 @@ fn pass<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, destination: Or
     Verdict::Drop
 }
 
-/// Remembers a datagram of the node itself, or of a Pod whose address it masquerades, that leaves
-/// from a port which is a frontend's too: what comes back to that port is an answer and no request.
+/// Remembers a datagram of the node, or of a Pod whose address the node masquerades, that leaves
+/// from the address and port of a frontend. A datagram that comes back to that port is then an
+/// answer, not a request.
 ///
-/// TCP and SCTP need no such entries: only what opens a connection is a request at a node's own
-/// address.
+/// TCP and SCTP need no such entries: at a node's own address, only a packet that opens a
+/// connection is a request.
 #[inline(never)]
-fn note_own<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, destination: Origin) {
+fn remember_own_datagram<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, destination: Origin) {
     let frontend = FrontendKey {
         address: key.source,
         port: key.source_port,
@@ -102,8 +103,8 @@ fn note_own<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, destination: 
         difference: 0,
     };
     flow.set_peer_hook(hook::EGRESS);
-    // A request of a client to the frontend was there first: this is a reply to it that was
-    // translated before.
+    // If there is an entry, a client's request to the frontend came first, and this datagram is the
+    // translated reply to it.
     if !tables.add_flow(&answers, &flow) {
         return;
     }
@@ -113,15 +114,15 @@ fn note_own<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, destination: 
     flow.destination_port = key.destination_port;
     flow.flags = flow_flags::PASS;
     flow.set_peer_hook(answers.hook);
-    // Without it the next datagram comes here again.
+    // Without this entry every further datagram would run through here again.
     tables.insert_flow(key, &flow);
 }
 
-/// Whether a packet of a connection that was idle for longer than it lives is still a reply. A TCP
-/// client that has used its port for another connection since has removed the entry with its SYN;
-/// for a datagram there is no such sign.
+/// Returns true if a packet of a connection that outlived its idle lifetime is still a reply. If a
+/// TCP client has reused its port since, its SYN has removed the entry. For datagrams there is no
+/// such sign.
 #[inline(always)]
-fn is_late<A>(parsed: &Parsed<A>, state: u8) -> bool {
+fn is_late_reply<A>(parsed: &Parsed<A>, state: u8) -> bool {
     match parsed.key.protocol {
         protocol::TCP => true,
         protocol::SCTP => state & flow_state::CONFIRMED != 0,

@@ -1,4 +1,4 @@
-//! Remembered rewrites: the state of a flow, and what a packet does to it.
+//! The state of a flow, and how packets change it.
 #![expect(
     unsafe_code,
     reason = "a flow entry is a pointer into a map that programs on other CPUs write too"
@@ -14,18 +14,19 @@ use crate::settings::is_closed;
 
 /// An entry of the flow table, in place.
 ///
-/// The kernel may give the entry to another flow while a program looks at it (LRU maps, `aya`'s
-/// contract of `get`), so everything is copied out at once and only single fields are written back.
+/// The kernel may reuse the entry for another flow while a program reads it (LRU maps; see aya's
+/// contract of `get`). So the whole entry is copied immediately, and only single fields are written
+/// back.
 pub struct FlowEntry<A> {
     flow: NonNull<Flow<A>>,
 }
 
 impl<A: Copy> FlowEntry<A> {
-    /// An entry at this place.
+    /// An entry at this address.
     ///
     /// # Safety
-    /// The pointer is valid for reads and writes while the value lives: for a map value until the
-    /// program returns.
+    /// The pointer is valid for reads and writes while the returned value is used: for a map value,
+    /// until the program returns.
     #[inline(always)]
     pub const unsafe fn new(flow: NonNull<Flow<A>>) -> Self {
         Self { flow }
@@ -38,7 +39,8 @@ impl<A: Copy> FlowEntry<A> {
         let mut copy = MaybeUninit::<Flow<A>>::uninit();
         let (from, to) = (self.flow.as_ptr().cast::<u32>(), copy.as_mut_ptr().cast::<u32>());
         for word in 0..size_of::<Flow<A>>() / size_of::<u32>() {
-            // Each word is read once. Left to itself LLVM calls memcpy, which copies bytes.
+            // Each word is read once. Without `read_volatile`, LLVM would call memcpy, which copies
+            // bytes.
             // SAFETY: valid for reads by the contract of `new`; a flow consists of whole words.
             unsafe { to.add(word).write(from.add(word).read_volatile()) }
         }
@@ -46,7 +48,7 @@ impl<A: Copy> FlowEntry<A> {
         unsafe { copy.assume_init() }
     }
 
-    /// Notes when the flow was last seen.
+    /// Records when the flow was last seen.
     #[inline(always)]
     pub fn set_last_seen(&self, now: u32) {
         // SAFETY: valid for writes by the contract of `new`.
@@ -74,9 +76,9 @@ impl<A: Copy> FlowEntry<A> {
 /// What a packet changes of a flow's state: bits of [`flow_state`].
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct StateChange {
-    /// Bits that were not set.
+    /// Bits to set that are not set yet.
     pub added: u8,
-    /// Bits that were set.
+    /// Bits to clear that are set.
     pub removed: u8,
 }
 
@@ -103,15 +105,15 @@ impl<A: Copy + Eq> Flow<A> {
         }
     }
 
-    /// Says at which [`crate::layout::hook`] the opposite direction is seen.
+    /// Sets the [`crate::layout::hook`] at which the opposite direction is seen.
     #[inline(always)]
     pub fn set_peer_hook(&mut self, hook: u8) {
         const MASK: u8 = (1 << flow_flags::PEER_HOOK_SHIFT) - 1;
         self.flags = (self.flags & MASK) | hook << flow_flags::PEER_HOOK_SHIFT;
     }
 
-    /// At which [`crate::layout::hook`] replies to a request of this flow are seen: those that do
-    /// not leave through the stack are seen where they enter.
+    /// The [`crate::layout::hook`] at which replies to a request of this flow are seen. Replies
+    /// that do not leave through the stack are seen where they enter it.
     #[inline(always)]
     pub fn reply_hook(&self) -> u8 {
         match self.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD | flow_flags::LOCAL) {
@@ -121,27 +123,28 @@ impl<A: Copy + Eq> Flow<A> {
         }
     }
 
-    /// Source and destination port after the rewrite, as they follow each other in a header.
+    /// Source and destination port after the rewrite, as one word in header order.
     #[inline(always)]
     pub fn ports_word(&self) -> u32 {
         let ([a, b], [c, d]) = (self.source_port.to_bytes(), self.destination_port.to_bytes());
         u32::from_ne_bytes([a, b, c, d])
     }
 
-    /// Whether the entry rewrites what the backend sends.
+    /// Returns true if the entry rewrites what the backend sends.
     #[inline(always)]
     pub fn is_reply(&self) -> bool {
         self.flags & flow_flags::REPLY != 0
     }
 
-    /// What the new addresses add to the IPv4 header's checksum and to that of the transport
-    /// header.
+    /// The difference that the new addresses make to the checksums of the IPv4 header and the
+    /// transport header.
     #[inline(always)]
     pub fn address_difference(&self) -> Sum {
         Sum::new().add(u32::from(self.difference))
     }
 
-    /// Whether packets with this key and this flow's are the two directions of one connection.
+    /// Returns true if packets with this key and packets of this flow, after its rewrite, are the
+    /// two directions of one connection.
     #[inline(always)]
     pub fn answers(&self, key: &FlowKey<A>) -> bool {
         self.source == key.destination
@@ -150,21 +153,22 @@ impl<A: Copy + Eq> Flow<A> {
             && self.destination_port == key.source_port
     }
 
-    /// Whether the connection has ended: a SYN on the same tuple begins a new one.
+    /// Returns true if the connection has ended. A SYN on the same tuple then opens a new one.
     #[inline(always)]
     pub fn is_closed(&self) -> bool {
         is_closed(self.state)
     }
 
-    /// Whether the flow has been idle for longer than it lives, as `lifetime` says of its protocol
-    /// and state.
+    /// Returns true if the flow has been idle for longer than its lifetime. `lifetime` returns the
+    /// lifetime for a protocol and a state.
     #[inline(always)]
     pub fn is_expired(&self, protocol: u8, now: u32, lifetime: impl FnOnce(u8, u8) -> u32) -> bool {
         now.wrapping_sub(self.last_seen) > lifetime(protocol, self.state)
     }
 
-    /// Whether the connection is established and goes on: one question, which nearly all packets
-    /// answer with yes, instead of the many of [`Self::state_change`].
+    /// Returns true if the connection is established and the packet does not change its state.
+    /// Nearly all packets pass this single check and skip the many checks of
+    /// [`Self::state_change`].
     #[inline(always)]
     pub const fn is_unchanged_by(&self, tcp_flags: u8) -> bool {
         const OPEN: u8 = flow_state::ANSWERED | flow_state::CONFIRMED;
@@ -173,12 +177,13 @@ impl<A: Copy + Eq> Flow<A> {
         others | (tcp_flags & (tcp_flags::SYN | ENDS)) == 0
     }
 
-    /// What a packet changes of this flow's state. Whether a RST counts is for
-    /// [`Self::is_in_window`] to say.
+    /// The bits of this flow's state that a packet changes. [`Self::is_in_window`] decides whether
+    /// a RST is valid.
     #[inline(always)]
     pub fn state_change(&self, tcp_flags: u8) -> StateChange {
         const OPENS_OR_RESETS: u8 = tcp_flags::SYN | tcp_flags::RST;
-        // All bits that say nothing of the direction are the same in both entries.
+        // Both entries of a connection have the same state. The direction decides which bits a
+        // packet sets.
         let (answers, fin) = if self.is_reply() {
             (flow_state::ANSWERED, flow_state::FIN_REPLY)
         } else {
@@ -197,7 +202,7 @@ impl<A: Copy + Eq> Flow<A> {
         if tcp_flags & tcp_flags::RST != 0 {
             added |= flow_state::RESET;
         } else if tcp_flags & tcp_flags::SYN == 0 {
-            // Whoever goes on has not been reset, or did not reset.
+            // A sender that continues has not been reset, or did not send the RST.
             removed = flow_state::RESET;
         }
         StateChange {
@@ -206,13 +211,13 @@ impl<A: Copy + Eq> Flow<A> {
         }
     }
 
-    /// Whether a segment's number may be meant for this flow's direction, whose segments have
-    /// acknowledged about
-    /// [`Flow::acknowledged`]: a sender that cannot see the connection has to guess it.
+    /// Returns true if a segment's number is near [`Flow::acknowledged`], the number that the
+    /// segments of this flow's direction have acknowledged. A sender that cannot see the connection
+    /// has to guess such a number.
     #[inline(always)]
     pub fn is_in_window(&self, number: u32) -> bool {
-        /// Bytes behind and ahead: more than a window of Linux' default sizes (`tcp_rmem`, 6 MiB at
-        /// most) is seldom on the way, and what was recorded is up to a tick old.
+        /// Bytes behind and ahead. More than a window of Linux' default sizes (`tcp_rmem`, at most
+        /// 6 MiB) is rarely in flight, and the recorded number is up to a tick old.
         const WINDOW: u32 = 4 << 20;
         number.wrapping_sub(self.acknowledged).wrapping_add(WINDOW) <= 2 * WINDOW
     }
@@ -253,7 +258,7 @@ mod tests {
     const OPEN: u8 = flow_state::ANSWERED | flow_state::CONFIRMED;
 
     #[test]
-    fn closed_by_both_or_reset() {
+    fn flows_that_both_sides_closed_or_one_reset_are_closed() {
         for (state, closed) in [
             (0, false),
             (flow_state::ANSWERED, false),
@@ -267,7 +272,7 @@ mod tests {
         }
     }
 
-    /// docs/semantics.md and the help text name them.
+    /// docs/semantics.md and the help text state these numbers.
     #[test]
     fn how_long_flows_live_by_default() {
         let Lifetimes {
@@ -324,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_changes_only_what_is_not_so_yet() {
+    fn a_packet_changes_only_bits_that_differ() {
         const ACK: u8 = tcp_flags::ACK;
         const SYN: u8 = tcp_flags::SYN;
         const ANSWERED: u8 = flow_state::ANSWERED;
@@ -332,7 +337,7 @@ mod tests {
         let reply = flow_flags::REPLY;
         for (state, flags, tcp_flags, added, removed) in [
             (0, 0, SYN, 0, 0),
-            // Nobody has answered yet.
+            // The backend has not answered yet.
             (0, 0, ACK, 0, 0),
             (0, 0, tcp_flags::FIN | ACK, flow_state::FIN_REQUEST, 0),
             (0, 0, tcp_flags::RST, RESET, 0),
@@ -345,7 +350,7 @@ mod tests {
             (ANSWERED, reply, ACK, 0, 0),
             (ANSWERED, reply, tcp_flags::FIN, flow_state::FIN_REPLY, 0),
             (0, reply, tcp_flags::RST, ANSWERED | RESET, 0),
-            // Who was reset does not go on.
+            // A segment after a RST shows that the connection was not reset.
             (OPEN | RESET, 0, ACK, 0, RESET),
             (OPEN | RESET, reply, ACK, 0, RESET),
             (OPEN | RESET, 0, tcp_flags::RST, 0, 0),
@@ -360,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_on_changes_nothing() {
+    fn packets_of_established_connections_change_nothing() {
         let mut unchanged = 0;
         for state in 0..flow_state::COUNT {
             for flags in [0, flow_flags::REPLY] {
@@ -419,7 +424,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn peer_key_is_that_of_the_answer(source: [u8; 4], destination: [u8; 4], ports: [u16; 2]) {
+        fn the_peer_key_is_the_key_of_answers(source: [u8; 4], destination: [u8; 4], ports: [u16; 2]) {
             let flow: Flow<Address4> = Flow {
                 source: Address4::from_bytes(source),
                 destination: Address4::from_bytes(destination),

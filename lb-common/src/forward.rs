@@ -1,5 +1,5 @@
-//! Packets that are forwarded without the node's stack: those between a client outside and a
-//! backend on another node, and, with `--local-redirect`, those between Pods of this node.
+//! Packets that are forwarded without the node's stack: between a client outside and a backend on
+//! another node, and, with `--local-redirect`, between Pods of this node.
 
 use core::mem::offset_of;
 
@@ -16,19 +16,20 @@ use crate::parse::{Parsed, TCP_DATA_OFFSET};
 use crate::reason::Reason;
 use crate::step::Step;
 
-/// What becomes of a packet that is to be sent on.
+/// The decision about a packet that is to be forwarded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ForwardDecision {
     /// This hook sends it.
     Send,
-    /// It stays as it is: the next hook sends it.
+    /// It stays unchanged, and the next hook sends it.
     Leave,
     /// It cannot be sent.
     Stop(Reason),
 }
 
-/// Decides how a packet is sent on, with an IP header at `network`, whose addresses `flow` says.
-/// Nothing is changed yet.
+/// Decides how to forward a packet whose IP header is at `network`. `flow` holds its new addresses.
+/// `length` is the length of IP header and payload. Stores the next hop in `hop` and does not
+/// change the packet.
 #[inline(always)]
 pub fn decide<A: Address>(
     packet: &impl Packet,
@@ -50,10 +51,10 @@ pub fn decide<A: Address>(
     }
 }
 
-/// Rewrites a packet as its flow says and sends it on. `mtu` tells what the route takes if that is
-/// less.
+/// Rewrites a packet according to its flow and forwards it. If the packet is too big, `mtu` is set
+/// to the MTU of the route.
 ///
-/// Out of line: packets that stay on this node do not pay for its stack.
+/// Not inlined, so that packets that stay on this node do not pay for its stack.
 #[inline(never)]
 pub(crate) fn send_on<A: Address>(
     packet: &mut impl Packet,
@@ -76,11 +77,11 @@ pub(crate) fn send_on<A: Address>(
     sent_step(sent)
 }
 
-/// Rewrites a packet as its flow says and hands it over to the Pod of this node that it is for.
-/// [`Step::Leave`]: it is as it was, since the stack has more to do, or the Pod is not at the other
-/// end of a device.
+/// Rewrites a packet according to its flow and hands it to the Pod of this node that it is for.
+/// Returns [`Step::Leave`] and leaves the packet unchanged if the stack must handle it, or if the
+/// Pod is not at the other end of a device.
 ///
-/// Out of line, as [`send_on`].
+/// Not inlined, like [`send_on`].
 #[inline(never)]
 pub(crate) fn hand_over<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>, flow: &Flow<A>) -> Step {
     let network = parsed.headers.network;
@@ -97,11 +98,11 @@ pub(crate) fn hand_over<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>
     sent_step(sent)
 }
 
-/// Rewrites a packet as its flow says, one hop further.
+/// Rewrites a packet according to its flow and decrements its hop limit.
 #[inline(always)]
 fn rewrite<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>, flow: &Flow<A>) -> Option<()> {
-    // The hop limit first: its word has the IPv4 checksum, and would wait for the half that
-    // `translate` writes.
+    // The hop limit comes first, because its word also holds the IPv4 checksum. After `translate`,
+    // reading that word would stall on the half that `translate` has just written.
     decrement_hop_limit::<A>(packet, parsed.headers.network)?;
     packet.translate(&parsed.headers, &parsed.key, flow)
 }
@@ -115,7 +116,7 @@ fn sent_step(sent: Option<Verdict>) -> Step {
     }
 }
 
-/// Length of IP header and payload of the longest packet that this one is sent as.
+/// Length of IP header and payload of the longest packet that results when this one is sent.
 #[inline(always)]
 fn sent_length<A: Address>(packet: &impl Packet, parsed: &Parsed<A>) -> u32 {
     let Headers {
@@ -138,20 +139,20 @@ fn sent_length<A: Address>(packet: &impl Packet, parsed: &Parsed<A>) -> u32 {
         UdpHdr::LEN as u32
     };
     let mut before = transport - network;
-    // The kernel's own header, which tells the length of what the IPv6 header cannot, is left out
-    // of the segments (`ipv6_hopopt_jumbo_remove`, include/net/ipv6.h, Linux 6.18).
+    // The kernel adds a header for a length that the IPv6 header cannot hold. The segments do not
+    // contain it (`ipv6_hopopt_jumbo_remove`, include/net/ipv6.h, Linux 6.18).
     if A::IS_IPV6 && before == A::HEADER_LENGTH + JUMBO_LENGTH && ip_length > A::HEADER_LENGTH + LENGTH_MAX {
         before = A::HEADER_LENGTH;
     }
     before + header + segment
 }
 
-/// Length of a hop-by-hop header with nothing but a jumbo payload option (RFC 2675).
+/// Length of a hop-by-hop header that contains only a jumbo payload option (RFC 2675).
 const JUMBO_LENGTH: u32 = 8;
-/// The largest payload that an IPv6 header can tell.
+/// The largest payload length that an IPv6 header can hold.
 const LENGTH_MAX: u32 = u16::MAX as u32;
 
-/// Offset of the word with the hop limit, which is its first byte in IPv4 and its last in IPv6.
+/// Offset of the word that contains the hop limit: the first byte in IPv4, the last byte in IPv6.
 #[inline(always)]
 fn hop_limit_word<A: Address>() -> u32 {
     if A::IS_IPV6 {
@@ -171,7 +172,7 @@ fn hop_limit<A: Address>(packet: &impl Packet, network: u32) -> Option<u8> {
     })
 }
 
-/// Takes one from the hop limit.
+/// Decrements the hop limit.
 #[inline(always)]
 pub fn decrement_hop_limit<A: Address>(packet: &mut impl Packet, network: u32) -> Option<()> {
     let limit = hop_limit::<A>(packet, network)?;
@@ -216,7 +217,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ipv4_checksum_stays_right(mut header in prop::collection::vec(any::<u8>(), 20), limit in 1..=255_u8) {
+        fn the_ipv4_checksum_stays_valid(mut header in prop::collection::vec(any::<u8>(), 20), limit in 1..=255_u8) {
             header[8] = limit;
             header[10..12].fill(0);
             let checksum = !sum(&header);
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_has_no_checksum() {
+    fn in_ipv6_only_the_hop_limit_changes() {
         let mut packet = Bytes::from(vec![0x60, 0, 0, 0, 1, 0, 6, 64]);
         decrement_hop_limit::<Address6>(&mut packet, 0).unwrap();
         let expected: Vec<u8> = vec![0x60, 0, 0, 0, 1, 0, 6, 63];

@@ -1,10 +1,10 @@
-//! Datagrams that travel in fragments: only the first has ports, so they are remembered for those
-//! that follow. A fragment then is a packet like any other, but that only its IP header is
-//! rewritten if it is not the first.
+//! Datagrams that travel in fragments. Only the first fragment has ports, so they are remembered
+//! for the fragments that follow. A fragment is then handled like any other packet, except that
+//! only the IP header of a later fragment is rewritten.
 //!
-//! A later fragment that comes before the first one makes a detour: no program can hold a packet,
-//! so the kernel's own reassembly does, in a network namespace of the agent's. That is remembered
-//! too, and all other fragments of the datagram follow. They come back in order.
+//! A later fragment that arrives before the first one makes a detour. No program can hold a packet,
+//! so the kernel's own reassembly does, in a network namespace of the agent. The detour is
+//! remembered too, and all other fragments of the datagram follow. They come back in order.
 
 use core::mem::MaybeUninit;
 
@@ -17,34 +17,33 @@ use crate::reason::Reason;
 use crate::settings::TICK_SHIFT;
 use crate::tables::Tables;
 
-/// Seconds that the first fragment waits for the others, as in the kernel's own reassembly
-/// (`IP_FRAG_TIME`, include/net/ip.h, Linux 6.18).
+/// Seconds for which the ports of a first fragment are remembered, as long as the kernel's own
+/// reassembly waits (`IP_FRAG_TIME`, include/net/ip.h, Linux 6.18).
 const LIFETIME_SECONDS: u32 = 30;
-/// Seconds that the first fragment is sent after the others. The kernel's own reassembly gives up
-/// on them sooner, after one: then a new datagram may have the identification.
+/// Seconds for which the first fragment follows a detour of the others. The kernel's own reassembly
+/// gives up on them earlier, after one second. Then a new datagram may use the identification.
 const DETOUR_SECONDS: u32 = 3;
 
-/// What a packet is that is not whole.
+/// The kind of a packet that is not a whole TCP, UDP or SCTP packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    /// A fragment of ours, or one that may be.
+    /// A fragment that belongs, or may belong, to a flow or a frontend.
     Parsed,
-    /// No fragment.
+    /// Not a fragment.
     None,
-    /// A fragment of others.
+    /// A fragment that the programs pass without further checks.
     Foreign,
-    /// A fragment to a VIP whose first one was not seen: of no use to anybody.
+    /// A fragment to a VIP whose first fragment was not seen. No receiver can use it.
     Lost,
-    /// A fragment that belongs to nothing that is known, and may be for an address of a Service
-    /// CIDR.
+    /// A fragment whose ports or flow are not known. It may be for an address of a Service CIDR.
     Unknown,
     /// A fragment for the kernel's own reassembly.
     Detour,
 }
 
 /// Parses a fragment with its IP header at `network` that is seen at `hook`. With [`Kind::Parsed`],
-/// `parsed` is written: the ports are the fragment's own if it is the first, and are remembered;
-/// else they are those of the first.
+/// `parsed` is written. The ports of a first fragment are its own, and they are remembered. A later
+/// fragment gets the ports of the first one.
 #[inline(never)]
 pub(crate) fn parse<A: IpHeader>(
     packet: &impl Packet,
@@ -56,8 +55,8 @@ pub(crate) fn parse<A: IpHeader>(
     let Some(header) = A::parse_fragment(packet, network) else {
         return Kind::None;
     };
-    // One after the other: of a pair, LLVM would carry around what is undefined in the half that is
-    // not there.
+    // Read one after the other: for a pair, LLVM would carry around the undefined half of a missing
+    // address.
     let Some(source) = A::read(packet, network + A::SOURCE_OFFSET) else {
         return Kind::Foreign;
     };
@@ -93,39 +92,39 @@ pub(crate) fn parse<A: IpHeader>(
             part: header.part,
         },
     });
-    let way = if hook == hook::EGRESS {
+    let reassembly = if hook == hook::EGRESS {
         Reassembly::None
     } else {
         packet.reassembly(network)
     };
     let mut known = Fragment::default();
-    if header.part == Part::Later || way != Reassembly::None {
+    if header.part == Part::Later || reassembly != Reassembly::None {
         look_up(tables, &key, &mut known);
     }
     if known.state == fragment_state::DETOURED {
-        match way {
+        match reassembly {
             Reassembly::None => known.state = fragment_state::UNKNOWN,
             Reassembly::Next => return Kind::Foreign,
             Reassembly::Here => {}
         }
     }
     if header.part == Part::Later {
-        later(tables, &key, way, &mut known, parsed)
+        later(tables, &key, reassembly, &mut known, parsed)
     } else {
-        first(packet, tables, &key, way, &header, &mut known, parsed)
+        first(packet, tables, &key, reassembly, &header, &mut known, parsed)
     }
 }
 
-/// A fragment without ports.
+/// Decides about a fragment without ports.
 #[inline(always)]
 fn later<A: IpHeader>(
     tables: &impl Tables<A>,
     key: &FragmentKey<A>,
-    way: Reassembly,
+    reassembly: Reassembly,
     known: &mut Fragment,
     parsed: &mut Parsed<A>,
 ) -> Kind {
-    if way == Reassembly::Here
+    if reassembly == Reassembly::Here
         && matches!(known.state, fragment_state::UNKNOWN | fragment_state::DETOURED)
         && has_ports(key.protocol)
     {
@@ -142,7 +141,7 @@ fn later<A: IpHeader>(
             Kind::Parsed
         }
         fragment_state::DETOURED => Kind::Detour,
-        fragment_state::UNKNOWN if way == Reassembly::Next => Kind::Foreign,
+        fragment_state::UNKNOWN if reassembly == Reassembly::Next => Kind::Foreign,
         _ if key.hook != hook::EGRESS && is_vip(tables, key.destination) => {
             tables.count_reason(Reason::UnknownFragment);
             Kind::Lost
@@ -151,13 +150,13 @@ fn later<A: IpHeader>(
     }
 }
 
-/// The fragment with the ports.
+/// Decides about the fragment that has the ports.
 #[inline(always)]
 fn first<A: IpHeader>(
     packet: &impl Packet,
     tables: &impl Tables<A>,
     key: &FragmentKey<A>,
-    way: Reassembly,
+    reassembly: Reassembly,
     header: &FragmentHeader,
     known: &mut Fragment,
     parsed: &mut Parsed<A>,
@@ -165,15 +164,15 @@ fn first<A: IpHeader>(
     if known.state == fragment_state::DETOURED {
         return Kind::Detour;
     }
-    let is_new = known.state == fragment_state::UNKNOWN && way != Reassembly::None;
+    let is_new = known.state == fragment_state::UNKNOWN && reassembly != Reassembly::None;
     *known = Fragment {
         seen: tables.now(),
         state: fragment_state::FOREIGN,
         ..Fragment::default()
     };
     let Some(transport) = parse::transport(packet, header.content, header.protocol, header.room) else {
-        if way != Reassembly::None && has_ports(header.protocol) {
-            // Those that follow go its way, not to the reassembly, where they would wait for it.
+        if reassembly != Reassembly::None && has_ports(header.protocol) {
+            // The fragments that follow pass too. The reassembly would wait for this one in vain.
             tables.insert_fragment(key, known);
         }
         return Kind::Foreign;
@@ -182,7 +181,8 @@ fn first<A: IpHeader>(
     parsed.key.source_port = source_port;
     parsed.key.destination_port = destination_port;
     parsed.headers.tcp_flags = transport.tcp_flags;
-    // Much leaves in fragments that is not ours; what enters was asked for by its destination.
+    // Many fragments that leave belong to no flow. For those that enter, the destination was
+    // checked before.
     if key.hook == hook::EGRESS && tables.flow(&parsed.key).is_none() {
         return Kind::Unknown;
     }
@@ -193,27 +193,28 @@ fn first<A: IpHeader>(
         tables.insert_fragment(key, known);
         return Kind::Parsed;
     }
-    // A later one on another CPU may have been faster.
+    // A later fragment on another CPU may have won the race.
     match claim(tables, key, known) {
         true => Kind::Parsed,
-        false if way == Reassembly::Here => Kind::Detour,
+        false if reassembly == Reassembly::Here => Kind::Detour,
         false => Kind::Foreign,
     }
 }
 
-/// [`Tables::may_be_destination`] out of line, for the sake of the stack.
+/// [`Tables::may_be_destination`], not inlined to save stack.
 #[inline(never)]
 fn may_be_destination<A: IpHeader>(tables: &impl Tables<A>, destination: A) -> bool {
     tables.may_be_destination(destination)
 }
 
-/// Whether a transport protocol is one of those whose ports are known.
+/// Returns true for a transport protocol whose ports the programs read.
 #[inline(always)]
 fn has_ports(protocol: u8) -> bool {
     matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP)
 }
 
-/// Finds what is known of a datagram, if that is young enough: identifications are used again.
+/// Looks up what is known of a datagram. Old entries do not count, because identifications are
+/// reused.
 #[inline(always)]
 fn look_up<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &mut Fragment) -> bool {
     let Some(found) = tables.fragment(key) else {
@@ -232,8 +233,8 @@ fn look_up<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &m
     is_fresh
 }
 
-/// Remembers that a datagram makes the detour. If a fragment on another CPU was faster, `known` is
-/// what it has written.
+/// Records that a datagram makes the detour. If a fragment on another CPU won the race, `known` is
+/// the entry that it wrote.
 #[inline(never)]
 fn detour<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &mut Fragment) {
     *known = Fragment {
@@ -242,13 +243,13 @@ fn detour<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, known: &mu
         ..Fragment::default()
     };
     if !tables.add_fragment(key, known) && !look_up(tables, key, known) {
-        // What is there is old.
+        // The existing entry is too old.
         tables.insert_fragment(key, known);
     }
 }
 
-/// Remembers the ports of a first fragment. `false` if a later one on another CPU was faster and
-/// makes the detour.
+/// Records the ports of a first fragment. Returns false if a later fragment on another CPU won the
+/// race and makes the detour.
 #[inline(never)]
 fn claim<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, ports: &Fragment) -> bool {
     if tables.add_fragment(key, ports) {
@@ -263,7 +264,7 @@ fn claim<A: IpHeader>(tables: &impl Tables<A>, key: &FragmentKey<A>, ports: &Fra
     true
 }
 
-/// Whether an address has a wildcard row.
+/// Returns true if an address has a wildcard row.
 #[inline(always)]
 fn is_vip<A: IpHeader>(tables: &impl Tables<A>, address: A) -> bool {
     find_frontend(tables, address, Port::default(), 0)
@@ -299,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_fragment_follows_a_later_one_that_was_faster() {
+    fn a_first_fragment_follows_a_later_one_that_won_the_race() {
         let tables = HostTables::default();
         let mut later = Fragment::default();
         detour(&tables, &KEY, &mut later);
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_fragment_has_the_ports_of_a_first_one_that_was_faster() {
+    fn a_later_fragment_has_the_ports_of_a_first_one_that_won_the_race() {
         let tables = HostTables::default();
         assert!(claim(&tables, &KEY, &ports(&tables)));
         let mut later = Fragment::default();
@@ -319,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_old_keeps_nobody_away() {
+    fn old_entries_are_replaced() {
         let tables = HostTables::default();
         let mut later = Fragment::default();
         detour(&tables, &KEY, &mut later);

@@ -1,6 +1,7 @@
-//! Where a packet without a remembered flow goes: a number that depends on the packet only, so that
-//! every node comes to the same, and the same again when it has forgotten the flow. All nodes of a
-//! cluster have the same seed, which clients do not know: they cannot aim at one Pod.
+//! Hashes that select the backend of a packet without a remembered flow. They depend only on the
+//! packet and a seed, so every node computes the same hash, also after it has forgotten the flow.
+//! All nodes of a cluster have the same seed. Clients do not know it, so they cannot direct traffic
+//! at one Pod.
 
 use crate::address::Address;
 use crate::layout::FlowKey;
@@ -14,8 +15,8 @@ impl Hash {
         Self(seed)
     }
 
-    /// Mixes a word in, by multiplication with an odd constant near 2^64 / golden ratio (Knuth, The
-    /// Art of Computer Programming 3, section 6.4); the shift brings the well mixed upper half
+    /// Mixes in a word by multiplication with an odd constant near 2^64 / golden ratio (Knuth, The
+    /// Art of Computer Programming 3, section 6.4). The shift brings the well mixed upper half
     /// down.
     #[inline(always)]
     const fn add(self, word: u32) -> Self {
@@ -35,7 +36,7 @@ impl Hash {
 
     #[inline(always)]
     const fn finish(self) -> u32 {
-        // Once more, so that the last word reaches all bits.
+        // One more round, so that the last word affects all bits.
         self.add(0).0 as u32
     }
 }
@@ -57,7 +58,7 @@ pub fn of_client(seed: u64, address: impl Address) -> u32 {
     Hash::new(seed).add_address(address).finish()
 }
 
-/// The next hash where one led to nothing.
+/// The next hash, after one that led to no usable backend.
 #[inline(always)]
 pub fn next(hash: u32) -> u32 {
     Hash::new(0).add(hash).finish()
@@ -88,7 +89,8 @@ mod tests {
         }
     }
 
-    /// How far the fullest and the emptiest of 16 equal parts are from the mean, which is 1000.
+    /// The numbers of hashes in the emptiest and in the fullest of 16 equal parts. The mean is
+    /// 1000.
     fn spread(hashes: impl Iterator<Item = u32>) -> (u32, u32) {
         let mut parts = [0_u32; 16];
         hashes.for_each(|hash| parts[usize::try_from(hash >> 28).unwrap()] += 1);
@@ -96,9 +98,9 @@ mod tests {
     }
 
     #[test]
-    fn clients_and_ports_that_follow_each_other_are_spread() {
-        // A random function would leave all parts within four standard deviations (126) nearly
-        // always.
+    fn consecutive_clients_and_ports_are_spread_evenly() {
+        // A random function would nearly always keep all parts within four standard deviations
+        // (126).
         let bounds = |(least, most): (u32, u32)| least > 850 && most < 1150;
         assert!(bounds(spread((0..16_000).map(|n| of_client(SEED, client(n))))));
         assert!(bounds(spread(
@@ -108,8 +110,8 @@ mod tests {
     }
 
     #[test]
-    fn every_node_comes_to_the_same() {
-        // Written down, so that a change is noticed: during an upgrade nodes of both versions must
+    fn hashes_do_not_change_between_versions() {
+        // Fixed values, so that a change is noticed: during an upgrade, nodes of both versions must
         // agree.
         assert_eq!(of_client(0, client(1)), 3_310_418_408);
         assert_eq!(of_client(0, Address6::from_mapped(client(1))), 3_775_068_729);
@@ -117,8 +119,8 @@ mod tests {
     }
 
     #[test]
-    fn the_seed_decides() {
-        // Of 64 clients, two seeds send about 32 to the same half.
+    fn different_seeds_give_different_hashes() {
+        // With two different seeds, about 32 of 64 clients are in the same half.
         let half = |seed, n| of_client(seed, client(n)) >> 31;
         let connection = |seed, port| of_connection(seed, &key(client(1), port)) >> 31;
         for other in [1, SEED, u64::MAX, 1 << 63] {

@@ -1,7 +1,7 @@
-//! A packet enters the node's stack, from a Pod or from a network device: requests to frontends get
-//! the address of a backend. Replies that do not leave through the stack, those of hairpin
+//! Packets that enter the node's stack from a Pod or from a network device. Requests to frontends
+//! get the address of a backend. Replies that do not leave through the stack, those of hairpin
 //! connections and of backends on other nodes, get their frontend's address here.
-#![expect(unsafe_code, reason = "a flow on the stack is not written before it is known")]
+#![expect(unsafe_code, reason = "a stack flow is uninitialised until it is known")]
 
 use core::mem::MaybeUninit;
 
@@ -24,7 +24,7 @@ use crate::step::Step;
 use crate::tables::Tables;
 use crate::verifier::Slot;
 
-/// Decides about a packet that enters the stack, and rewrites it.
+/// Returns the verdict for a packet that enters the stack, and rewrites it.
 #[inline(always)]
 pub(crate) fn ingress<A: Address>(
     packet: &mut impl Packet,
@@ -35,7 +35,7 @@ pub(crate) fn ingress<A: Address>(
     let is_candidate =
         tables.may_be_destination(parsed.key.destination) && packet.is_for_node(parsed.headers.network);
     if !is_candidate {
-        // What a Pod answers would be looked for where it leaves the stack.
+        // The entry of a Pod's reply has the hook at which replies leave the stack.
         let may_hand_over = origin == Origin::Inside
             && tables.settings().redirects_locally != 0
             && tables.may_reply(parsed.key.source, parsed.key.source_port);
@@ -44,21 +44,21 @@ pub(crate) fn ingress<A: Address>(
         }
         parsed.key.hook = hook::EGRESS;
     }
-    // Zeroing it would cost more than the lookup of a flow: it becomes a call of memset, which
-    // counts bytes.
+    // The slot is not zeroed. That would cost more than a flow lookup: it becomes a call of memset,
+    // which loops over bytes.
     let mut slot = Slot::new();
     let mut step = remembered(packet, tables, parsed, slot.get());
     if step == Step::Open && is_candidate {
         slot.clear();
         step = open(packet, tables, parsed, origin, slot.get());
         if step == Step::Translate {
-            // SAFETY: whoever says so has written the flow.
+            // SAFETY: `open` writes the flow before it returns `Translate`.
             tables.count_connection(unsafe { slot.get().assume_init_ref() }.service);
         }
     }
     let mut mtu = 0;
     if step == Step::Translate {
-        // SAFETY: as above.
+        // SAFETY: `remembered` and `open` write the flow before they return `Translate`.
         step = apply(
             packet,
             tables,
@@ -82,7 +82,7 @@ pub(crate) fn ingress<A: Address>(
     }
 }
 
-/// Lets a packet go that is not ours.
+/// Passes a packet that the programs do not translate.
 #[inline(always)]
 fn pass<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, parsed: &Parsed<A>) -> Verdict {
     if parsed.is_syn() {
@@ -106,10 +106,10 @@ fn remembered<A: Address>(
     let flow = flow.write(entry.get());
     let now = tables.now();
     if flow.is_reply() && !is_reply_to_flow(packet, parsed, flow) {
-        // Where it leaves the stack it is looked at again.
+        // The egress program checks it again.
         return Step::Open;
     }
-    if parsed.is_syn() && begins_anew(tables, key, flow) {
+    if parsed.is_syn() && opens_another_connection(tables, key, flow) {
         return Step::Open;
     }
     if is_idle(tables, key, flow, now) && !is_resumed(tables, parsed, flow) {
@@ -123,7 +123,7 @@ fn remembered<A: Address>(
             Step::Pass
         };
     }
-    // The backend is gone: UDP and new connections get another one, TCP is told.
+    // The backend is gone. UDP and new connections get another one, and TCP gets a RST.
     forget(tables, key, flow);
     if key.protocol == protocol::TCP && !parsed.is_syn() {
         Step::Stop(Reason::BackendGone)
@@ -132,18 +132,18 @@ fn remembered<A: Address>(
     }
 }
 
-/// Whether a SYN on the tuple of a flow begins another connection: the old one has ended, or its
-/// replies belong to a connection of the client straight to the backend.
+/// Returns true if a SYN on the tuple of a flow opens another connection: the old one has ended, or
+/// its replies belong to a connection that the client has opened directly to the backend.
 #[inline(always)]
-fn begins_anew<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+fn opens_another_connection<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
     if flow.state & flow_state::ANSWERED != 0 {
         return flow.is_closed();
     }
     flow.is_closed() || flow.state & flow_state::CLASH != 0 || !has_peer(tables, key, flow)
 }
 
-/// Whether a packet goes on with a connection that was idle for longer than it lives. A SYN does
-/// not, and a datagram may belong to anybody who has the port now.
+/// Returns true if a packet continues a connection that was idle for longer than its lifetime. A
+/// SYN does not. A datagram does not either, because another process may have the port now.
 #[inline(always)]
 fn is_resumed<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
     parsed.key.protocol != protocol::UDP
@@ -152,14 +152,14 @@ fn is_resumed<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, flow: &Fl
         && has_peer(tables, &parsed.key, flow)
 }
 
-/// Whether a packet's connection to a removed backend goes on. One that is only asked for does not:
-/// nobody would answer.
+/// Returns true if a packet's connection to a removed backend continues. A connection that is only
+/// being opened does not, because the backend would not answer.
 #[inline(always)]
 fn is_kept<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>) -> bool {
     parsed.key.protocol == protocol::TCP && !parsed.is_syn() && tables.settings().keeps_removed != 0
 }
 
-/// Rewrites a packet as its flow says.
+/// Rewrites a packet according to its flow, and sends it on if the stack is not involved.
 #[inline(always)]
 fn apply<A: Address>(
     packet: &mut impl Packet,
@@ -192,11 +192,12 @@ fn apply<A: Address>(
     }
 }
 
-/// A client that connects straight to an address may use the port of a connection through a
-/// frontend that has ended, or was never established: its answers must not be taken for replies of
-/// that one.
+/// Removes the reply entry of a connection through a frontend that has ended or was never
+/// established, when the client opens a direct connection from the same port. Otherwise the answers
+/// to the direct connection would be treated as replies.
 ///
-/// The SYN of the connection itself comes by too, translated by a program before this one.
+/// The SYN of the connection through the frontend also arrives here, already translated by another
+/// program.
 #[inline(never)]
 fn forget_stale_reply<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, parsed: &Parsed<A>) {
     let key = parsed.key.reversed(hook::EGRESS);
@@ -210,7 +211,7 @@ fn forget_stale_reply<A: Address>(packet: &impl Packet, tables: &impl Tables<A>,
     let sequence = tcp_word(packet, parsed, TCP_SEQUENCE);
     let is_unconfirmed = flow.state & flow_state::CONFIRMED == 0
         && key.protocol == protocol::TCP
-        // An answer acknowledges the number behind the SYN's.
+        // The recorded number is that of the SYN, or, after an answer, the next one.
         && flow.acknowledged.wrapping_sub(sequence) > 1;
     let is_stale = flow.is_closed() || is_unconfirmed || is_idle(tables, &key, &flow, tables.now());
     if is_stale {
@@ -218,8 +219,8 @@ fn forget_stale_reply<A: Address>(packet: &impl Packet, tables: &impl Tables<A>,
     }
 }
 
-/// Ends a packet's way. Where nobody will ever answer, or the client can do better, it is told: RST
-/// for TCP, an ICMP error otherwise.
+/// Ends the path of a packet. The client is notified if no backend will ever answer or if it can
+/// react to the error: with a RST for TCP, with an ICMP error otherwise.
 #[inline(always)]
 fn stop<A: Address>(
     packet: &mut impl Packet,
@@ -228,10 +229,11 @@ fn stop<A: Address>(
     reason: Reason,
     mtu: u32,
 ) -> Step {
-    // A RST is never answered (RFC 9293 section 3.10.7.1), and of a datagram's fragments only the
-    // first is (RFC 1122 section 3.2.2), but for TCP: what RST must say is in the others.
+    // A RST is never answered (RFC 9293 section 3.10.7.1). Of a datagram's fragments only the first
+    // is answered (RFC 1122 section 3.2.2). A fragment of TCP is not, because the content of the
+    // RST depends on the other fragments.
     let is_answered = match parsed.headers.part {
-        // What would end an SCTP association must name its tag, which is not known here.
+        // A packet that ends an SCTP association must contain its tag, which is not known here.
         Part::Whole if reason == Reason::UnknownConnection => {
             parsed.key.protocol == protocol::TCP && parsed.headers.tcp_flags & tcp_flags::RST == 0
         }
@@ -286,7 +288,7 @@ mod tests {
     type End = (Address4, Port);
 
     const SYN_ACK: u8 = tcp_flags::SYN | tcp_flags::ACK;
-    /// The answer to a SYN where nobody listens.
+    /// The flags of the answer to a SYN if no process listens.
     const REFUSED: u8 = tcp_flags::RST | tcp_flags::ACK;
 
     fn end(last: u8, port: u16) -> End {
@@ -338,7 +340,7 @@ mod tests {
         tables
     }
 
-    /// A TCP segment without payload; its checksums are nobody's concern here.
+    /// A TCP segment without payload. Its checksums do not matter here.
     fn segment(source: End, destination: End, flags: u8) -> Bytes {
         let mut bytes = vec![0; 14 + 40];
         bytes[12] = 8;
@@ -358,7 +360,7 @@ mod tests {
         parse::ipv4(packet, 14, hook::INGRESS_INSIDE).unwrap().key
     }
 
-    /// Where a segment that enters comes from and goes to afterwards.
+    /// The verdict for a segment that enters, then its source and destination after translation.
     fn enter(tables: &HostTables<Address4>, source: End, destination: End, flags: u8) -> (Verdict, End, End) {
         let mut packet = segment(source, destination, flags);
         let mut parsed = parse::ipv4(&packet, 14, hook::INGRESS_INSIDE).unwrap();
@@ -371,7 +373,7 @@ mod tests {
         )
     }
 
-    /// Where a segment that leaves comes from and goes to afterwards.
+    /// Source and destination of a segment that leaves, after translation.
     fn leave(tables: &HostTables<Address4>, source: End, destination: End, flags: u8) -> (End, End) {
         let mut packet = segment(source, destination, flags);
         let parsed = parse::ipv4(&packet, 14, hook::EGRESS).unwrap();
@@ -387,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn region_follows_from_origin_and_policy() {
+    fn the_region_depends_on_origin_and_policy() {
         let (cluster, local) = (Region { base: 1, length: 2 }, Region { base: 5, length: 1 });
         let none = Region::default();
         let both = frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL;
@@ -421,7 +423,7 @@ mod tests {
         let tables = tables();
         let mut sources = vec![];
         for port in 1000..1100 {
-            // Each Pod is chosen for itself now and then.
+            // From time to time a Pod is chosen as its own backend.
             let (verdict, source, destination) = enter(&tables, end(11, port), end(1, 80), tcp_flags::SYN);
             if verdict == Verdict::Bounce {
                 assert_eq!((source.0, destination), (end(99, 0).0, end(11, 8080)));
@@ -437,8 +439,8 @@ mod tests {
         assert!(sources.len() > 10);
     }
 
-    /// A connection of a Pod to itself that is asked for and refused: the source port that its
-    /// backend sees.
+    /// Opens a connection of a Pod to itself, which the backend refuses. Returns the source port
+    /// that the backend sees.
     fn refused(tables: &HostTables<Address4>, port: u16) -> Port {
         let (verdict, source, pod) = enter(tables, end(11, port), end(1, 80), tcp_flags::SYN);
         assert_eq!(verdict, Verdict::Bounce);
@@ -453,13 +455,13 @@ mod tests {
         let (mut tables, _) = local();
         tables.settings.redirects_locally = 0;
         tables.settings.source_ports = only_ports(61_000, 64);
-        // By chance, some of them would have the same port in six of seven cases.
+        // With random ports, two of the connections would share a port in six of seven runs.
         let ports: Vec<Port> = (1..=16).map(|port| refused(&tables, port)).collect();
         let others: HashSet<u16> = ports.iter().map(|port| port.get()).collect();
         assert_eq!(others.len(), 16, "{ports:?}");
 
-        // All are used: not one that was closed just now, if one of those that are looked at has
-        // been for longer.
+        // Now all ports are used. A port that was just closed is not reused if one of those that
+        // are tried has been closed for longer.
         tables.settings.source_ports = only_ports(61_000, 8);
         let first = tables.settings.source_ports.all.first;
         let minute = (tables.settings().jiffies_per_second * 60) >> TICK_SHIFT;
@@ -468,33 +470,33 @@ mod tests {
             std::mem::replace(&mut ports[at], tables.now.get())
         };
         let mut used = [0; 8];
-        let (mut again_at_once, mut n) = (0, 0);
+        let (mut reused_early, mut n) = (0, 0);
         for port in 100..200 {
             tables.now.set(tables.now.get() + minute / 16);
             let before = last_used(&mut used, refused(&tables, port));
             if before != 0 {
                 n += 1;
-                again_at_once += u32::from(tables.now.get() - before < minute / 4);
+                reused_early += u32::from(tables.now.get() - before < minute / 4);
             }
         }
-        // By chance, it would be a third of them.
-        assert!(n > 80 && again_at_once * 10 < n, "{again_at_once} of {n}");
+        // With random ports, it would be a third of them.
+        assert!(n > 80 && reused_early * 10 < n, "{reused_early} of {n}");
     }
 
-    /// The host's next hop is a Pod's device.
+    /// Makes a Pod's device the next hop of the packet.
     fn to_pods(mut packet: Bytes) -> Bytes {
         packet.pod_devices = vec![HOP.device];
         packet.bytes[22] = 64;
         packet
     }
 
-    /// What becomes of a packet between Pods of this node.
+    /// The verdict for a packet between Pods of this node.
     fn enter_locally(tables: &HostTables<Address4>, packet: &mut Bytes) -> Verdict {
         let mut parsed = parse::ipv4(packet, 14, hook::INGRESS_INSIDE).unwrap();
         ingress(packet, tables, &mut parsed, Origin::Inside)
     }
 
-    /// A request from a Pod to a Service with only one Pod, of this node.
+    /// A request from a Pod to a Service whose only Pod is on this node.
     fn local() -> (HostTables<Address4>, Bytes) {
         let mut tables = tables();
         tables.settings.redirects_locally = 1;
@@ -537,8 +539,8 @@ mod tests {
         }
         type Change = fn(&mut HostTables<Address4>, &mut Bytes);
         let changes: [(&str, Change); 6] = [
-            ("not wanted", |tables, _| tables.settings.redirects_locally = 0),
-            ("no Pod's device", |_, packet| packet.pod_devices.clear()),
+            ("option off", |tables, _| tables.settings.redirects_locally = 0),
+            ("not a Pod's device", |_, packet| packet.pod_devices.clear()),
             ("last hop", |_, packet| packet.bytes[22] = 1),
             ("another node's backend", |tables, _| {
                 tables.backends.values_mut().for_each(|backend| backend.flags = 0);
@@ -573,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_reply_is_left_alone() {
+    fn packets_that_are_not_replies_are_not_translated() {
         let (tables, mut request) = local();
         let mut other = to_pods(segment(end(11, 8080), end(50, 1000), tcp_flags::SYN));
         let before = other.clone();
@@ -587,9 +589,9 @@ mod tests {
         assert_eq!(other, before);
     }
 
-    /// The filter knows no backend any more: what would be found is not looked for.
+    /// The filter contains no backend any more: existing entries are not looked up.
     #[test]
-    fn what_no_backend_sends_is_not_looked_up() {
+    fn packets_from_addresses_outside_the_reply_filter_are_not_looked_up() {
         let (mut tables, mut request) = local();
         assert_eq!(enter_locally(&tables, &mut request), Verdict::Redirect);
         let (client, pod) = (end(50, 1000), end(11, 8080));
@@ -600,8 +602,8 @@ mod tests {
         assert_eq!(leave(&tables, pod, client, tcp_flags::ACK), (pod, client));
         tables.backends = backends;
         assert_eq!(leave(&tables, pod, client, REFUSED), (end(1, 80), client));
-        // A connection to the Pod itself from the same port: an entry that has ended is no reply's
-        // any more.
+        // The client opens a direct connection to the Pod from the same port. The entry, which has
+        // ended, must not match its replies.
         let count = tables.flow_count();
         let backends = core::mem::take(&mut tables.backends);
         tables.filtered.push(pod.0);
@@ -612,12 +614,12 @@ mod tests {
         assert_eq!(tables.flow_count(), count - 1);
     }
 
-    /// What happens next in a random history.
+    /// An event in a random history.
     #[derive(Clone, Debug)]
     enum Event {
-        /// A client's port opens, or uses, its connection to a frontend, and is answered.
+        /// A client's port opens or uses its connection to a frontend, and gets an answer.
         Talk { port: u16, vip: u8 },
-        /// The same, and both sides close it.
+        /// The same, then both sides close the connection.
         Close { port: u16, vip: u8 },
         /// Time passes.
         Wait(u32),
@@ -640,7 +642,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn replies_come_from_the_frontend_that_was_asked(events in prop::collection::vec(event(), 1..60)) {
+        fn replies_come_from_the_frontend_that_received_the_request(events in prop::collection::vec(event(), 1..60)) {
             let mut tables = tables();
             for event in events {
                 match event {

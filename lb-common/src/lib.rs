@@ -1,18 +1,19 @@
-//! What the kernel programs and the agent share: the layout of the maps, and the code that decides
-//! about a packet.
+//! Code that the kernel programs and the agent share: the layout of the maps, and the code that
+//! decides what happens to a packet.
 //!
 //! ```text
 //! parse (headers to Parsed) -> ingress | egress (what to do) -> answer (RST, ICMP)
 //! socket (connect, send, receive)
-//! packet (trait: bytes)          tables (trait: maps, clock, chance)
+//! packet (trait: bytes)          tables (trait: maps, clock, random numbers)
 //! ```
-//! Nothing in here does I/O, asks for the time or draws a random number: what a decision needs from
-//! outside comes through the traits [`packet::Packet`] and [`tables::Tables`]. So the same code
-//! runs in the kernel (XDP, TC, cgroup), under `cargo test` ([`host`]) and in the agent.
+//! Nothing in this crate does I/O, reads a clock or draws a random number. A decision gets
+//! everything outside the packet through the traits [`packet::Packet`] and [`tables::Tables`]. So
+//! the same code runs in the kernel (XDP, TC, cgroup), under `cargo test` ([`host`]) and in the
+//! agent.
 #![no_std]
 #![expect(
     clippy::cast_possible_truncation,
-    reason = "header lengths are `usize` constants in network-types, and sums and random numbers are cut on purpose"
+    reason = "header lengths are `usize` constants in network-types, and sums and random numbers are truncated on purpose"
 )]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 

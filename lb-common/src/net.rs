@@ -169,7 +169,7 @@ pub mod tcp_flags {
     pub const SYN: u8 = 1 << 1;
     /// Reset the connection.
     pub const RST: u8 = 1 << 2;
-    /// The acknowledgement field counts.
+    /// The acknowledgement field is valid.
     pub const ACK: u8 = 1 << 4;
 }
 
@@ -215,7 +215,7 @@ mod tests {
         }
 
         #[test]
-        fn mapped_as_the_standard_library_has_it(octets: [u8; 16], zeros in 0_usize..16) {
+        fn mapped_addresses_match_the_standard_library(octets: [u8; 16], zeros in 0_usize..16) {
             let mut octets = octets;
             octets[..zeros.min(10)].fill(0);
             if zeros > 12 {

@@ -1,9 +1,9 @@
-//! New flows: which frontend, which backend, which source address and port; then the entries of
+//! Opens new flows: chooses frontend, backend, source address and port, then writes the entries of
 //! both directions.
 //!
-//! The stages are called one after the other and not by each other, because the kernel sums the
-//! stack of a call chain. What a stage decides it leaves in the flow.
-#![expect(unsafe_code, reason = "a flow on the stack is not written before it is known")]
+//! The stages are called one after the other and do not call each other, because the kernel adds up
+//! the stack of a call chain. A stage leaves its result in the flow.
+#![expect(unsafe_code, reason = "a stack flow is uninitialised until it is known")]
 
 use core::mem::MaybeUninit;
 
@@ -26,7 +26,7 @@ use crate::step::Step;
 use crate::tables::Tables;
 use crate::verifier;
 
-/// Opens a flow for a packet to a frontend. With [`Step::Translate`] the flow is written.
+/// Opens a flow for a packet to a frontend. With [`Step::Translate`], `flow` is written.
 #[inline(always)]
 pub(crate) fn open<A: Address>(
     packet: &impl Packet,
@@ -42,7 +42,7 @@ pub(crate) fn open<A: Address>(
     if selected != Step::Translate && selected != Step::TranslateAffine {
         return selected;
     }
-    // SAFETY: `select` has written it.
+    // SAFETY: `select` has written the flow.
     let flow = unsafe { flow.assume_init_mut() };
     if parsed.key.protocol == protocol::TCP {
         flow.acknowledged = tcp_word(packet, parsed, TCP_SEQUENCE);
@@ -51,7 +51,7 @@ pub(crate) fn open<A: Address>(
     if step != Step::Translate {
         return step;
     }
-    // Before what follows has more to do: the verifier walks twice through what comes before this.
+    // This check comes first because the verifier walks twice through everything before it.
     let is_genuine = origin == Origin::Outside || flow.flags & flow_flags::FORWARD == 0;
     if selected == Step::TranslateAffine && is_genuine {
         keep_backend(tables, &parsed.key, flow);
@@ -65,7 +65,7 @@ pub(crate) fn open<A: Address>(
     remember(packet, tables, &parsed.key, flow)
 }
 
-/// Under what a client outside of a socket stays with a backend.
+/// The affinity key of a client that is not translated at its socket.
 #[inline(always)]
 fn affinity_key<A: Address>(client: A, service: ServiceId) -> AffinityKey<A> {
     AffinityKey {
@@ -75,14 +75,15 @@ fn affinity_key<A: Address>(client: A, service: ServiceId) -> AffinityKey<A> {
     }
 }
 
-/// Remembers the backend that a client stays with.
+/// Records the backend that a client stays with.
 #[inline(never)]
 fn keep_backend<A: Address>(tables: &impl Tables<A>, key: &FlowKey<A>, flow: &Flow<A>) {
     let key = affinity_key(key.source, flow.service);
     record_affinity(tables, &key, flow.backend, flow.generation);
 }
 
-/// Chooses a backend; the source stays. [`Step::TranslateAffine`] where the client stays with it.
+/// Chooses a backend and keeps the source. Returns [`Step::TranslateAffine`] if the client stays
+/// with the backend.
 #[inline(never)]
 fn select<A: Address>(
     tables: &impl Tables<A>,
@@ -164,7 +165,7 @@ fn select<A: Address>(
     }
 }
 
-/// How packets get to a backend: bits of [`flow_flags`].
+/// How packets reach a backend: bits of [`flow_flags`].
 #[inline(always)]
 fn flow_flags_to<A: Address>(backend: &Backend<A>, client: A, origin: Origin, is_midstream: bool) -> u8 {
     let is_local = backend.flags & backend_flags::LOCAL != 0;
@@ -183,13 +184,13 @@ fn flow_flags_to<A: Address>(backend: &Backend<A>, client: A, origin: Origin, is
     flags
 }
 
-/// What becomes of a packet that goes on with a connection which is not known. It may go to a
-/// backend only where that is the same one for certain: from outside, where the hash of the packet
-/// decides. [`Step::Open`] says so.
+/// Decides about a packet that continues an unknown connection. It may go to a backend only if that
+/// is certainly the same one: from outside, where the hash of the packet selects it. Then the
+/// result is [`Step::Open`].
 #[inline(always)]
 fn resume<A>(parsed: &Parsed<A>, frontend: &Frontend, origin: Origin) -> Step {
     if frontend.flags & frontend_flags::NODE_ADDRESS != 0 {
-        // It may be the answer to a connection of the node itself.
+        // It may be an answer to a connection of the node itself.
         return Step::Pass;
     }
     let is_certain = origin == Origin::Outside && frontend.maglev.length != 0;
@@ -201,7 +202,7 @@ fn resume<A>(parsed: &Parsed<A>, frontend: &Frontend, origin: Origin) -> Step {
     }
 }
 
-/// Why a client may not use a frontend; [`Step::Open`] if it may.
+/// Why a client may not use a frontend. [`Step::Open`] if it may.
 #[inline(always)]
 fn refusal<A: Address>(tables: &impl Tables<A>, frontend: &Frontend, client: A) -> Step {
     if frontend.flags & frontend_flags::WILDCARD != 0 {
@@ -216,10 +217,10 @@ fn refusal<A: Address>(tables: &impl Tables<A>, frontend: &Frontend, client: A) 
     Step::Open
 }
 
-/// Looks whether the sender is who it says. From outside, what has the address of a Pod of this
-/// node, or of the node, is forged. A client behind a Pod's device that is not this Pod gets its
-/// source replaced, unless replies to it pass this node anyway; nobody knows whether it is who it
-/// says.
+/// Checks whether the source address belongs to the sender. From outside, an address of this node
+/// or of one of its Pods is forged. A client behind a Pod's device that is not this Pod gets its
+/// source replaced, unless replies to it pass this node anyway. Whether its address is forged
+/// cannot be determined.
 #[inline(never)]
 fn check_source<A: Address>(
     packet: &impl Packet,
@@ -237,8 +238,8 @@ fn check_source<A: Address>(
     let is_foreign = match sender {
         Sender::Here => false,
         Sender::Behind if flow.flags & flow_flags::HAIRPIN != 0 => false,
-        // What the router itself serves does not come back this way; nor may what another port of
-        // its bridge serves.
+        // Replies of the router itself do not come back to this node. Those of another port of its
+        // bridge may not either.
         Sender::Behind if flow.flags & flow_flags::LOCAL != 0 => {
             packet.sender(flow.destination) == Sender::Here
         }
@@ -250,7 +251,7 @@ fn check_source<A: Address>(
     Step::Translate
 }
 
-/// Replaces the client's address by one whose replies come back to this node.
+/// Replaces the client's address by one of this node, so that replies come back here.
 #[inline(never)]
 fn set_source<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, flow: &mut Flow<A>) -> Step {
     let mut source = A::default();
@@ -258,7 +259,8 @@ fn set_source<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, flow: &
         let mut hop = Hop::default();
         match packet.route(source, flow.destination, 0, &mut hop) {
             Route::Ready | Route::Unresolved | Route::TooBig => source = tables.device_address(hop.device),
-            // The backend is a process of this node after all: its stack takes the packet as it is.
+            // The backend is a process of this node. The stack accepts the packet without another
+            // source.
             Route::Local => {
                 flow.flags &= !flow_flags::FORWARD;
                 return Step::Translate;
@@ -276,8 +278,9 @@ fn set_source<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, flow: &
     Step::Translate
 }
 
-/// Finds a source port whose replies are nobody else's, and writes the entries of both directions,
-/// that of the request last: a packet that finds it finds the reply's too.
+/// Finds a source port that no other connection's replies use, and writes the entries of both
+/// directions. The request's entry is written last: a packet that finds it also finds the reply's
+/// entry.
 #[inline(never)]
 fn remember<A: Address>(
     packet: &impl Packet,
@@ -291,7 +294,7 @@ fn remember<A: Address>(
     flow.set_peer_hook(reply_hook);
     let mut reply_key = flow.peer_key(key.protocol);
     flow.set_peer_hook(key.hook);
-    // In place, for the sake of the stack: the reply's key has what is written over.
+    // Changed in place to save stack. The reply's key holds what is overwritten.
     flow.source = key.destination;
     flow.source_port = key.destination_port;
     flow.destination = key.source;
@@ -312,7 +315,7 @@ fn remember<A: Address>(
     step
 }
 
-/// Writes the reply's entry, under a key with another source port if it must be replaced or is
+/// Writes the reply's entry. Its key gets another source port if the port must be replaced or is
 /// taken.
 #[inline(always)]
 fn add_reply<A: Address>(
@@ -322,10 +325,10 @@ fn add_reply<A: Address>(
     key: &FlowKey<A>,
     flow: &Flow<A>,
 ) -> Step {
-    // A new port in an SCTP packet would need a new checksum over all of it.
+    // An SCTP packet with another port would need a new checksum over the whole packet.
     let is_fixed = key.protocol == protocol::SCTP;
     let is_own = is_fixed || flow.flags & (flow_flags::HAIRPIN | flow_flags::FORWARD) == 0;
-    // Nearly always there is no entry, and looking for one first would be one lookup more.
+    // Nearly always there is no entry, so a lookup before would only cost time.
     if is_own && tables.add_flow(reply_key, flow) {
         return Step::Translate;
     }

@@ -1,7 +1,7 @@
-//! What aya may read from maps and write to them.
+//! Types that aya may read from maps and write to them.
 #![expect(
     unsafe_code,
-    reason = "aya asks for the promise that these types are plain bytes"
+    reason = "aya requires the promise that these types are plain bytes"
 )]
 
 use crate::address::Address;
@@ -14,29 +14,30 @@ use crate::layout::{
 use crate::net::{Address4, Address6};
 use crate::settings::LoadedSettings;
 
-/// An address that rows are generic over, so that whoever reads maps may be generic too.
+/// An address type that rows are generic over, so that code that reads maps can be generic too.
 ///
 /// # Safety
-/// The rows listed below have no padding with this address: it consists of whole, aligned words.
+/// The rows listed below have no padding with this address type: it consists of whole, aligned
+/// words.
 pub unsafe trait PlainAddress: Address + aya::Pod {}
 
-// SAFETY: the sizes asserted above leave no room for padding.
+// SAFETY: the sizes asserted in `layout` leave no room for padding.
 unsafe impl PlainAddress for Address4 {}
 // SAFETY: as above.
 unsafe impl PlainAddress for Address6 {}
 
 macro_rules! plain {
     ($($type:ty),* $(,)?) => {
-        // SAFETY: `repr(C)` structs of integers; the sizes asserted above leave no room for
-        // padding.
+        // SAFETY: `repr(C)` structs of integers. The sizes asserted in their modules leave no room
+        // for padding.
         $(unsafe impl aya::Pod for $type {})*
     };
 }
 
 macro_rules! plain_of {
     ($($row:ident),* $(,)?) => {
-        // SAFETY: `repr(C)` structs of integers and of an address that promises to leave no room
-        // for padding.
+        // SAFETY: `repr(C)` structs of integers and an address, which by its contract causes no
+        // padding.
         $(unsafe impl<A: PlainAddress> aya::Pod for $row<A> {})*
     };
 }

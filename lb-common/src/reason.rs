@@ -1,6 +1,6 @@
-//! Why a packet was not simply translated: one numbered list, used by the kernel programs, the
-//! counters and the command line alike. Numbers are appended, never changed: a number is the index
-//! of its counter.
+//! Why a packet was not simply translated: one numbered list for the kernel programs, the counters
+//! and the command line. Numbers are appended and never changed, because a number is the index of
+//! its counter.
 
 /// Why a packet was rejected or dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,12 +14,12 @@ pub enum Reason {
     UnknownPort = 2,
     /// Answered with RST: the connection's backend is gone.
     BackendGone = 3,
-    /// Dropped: the slots named backends that were just replaced; a repeated packet finds the new
+    /// Dropped: the slots named backends that were just replaced. A retransmission finds the new
     /// ones.
     StaleSlots = 4,
     /// Dropped: no free source port was found for the connection.
     NoSourcePort = 5,
-    /// Dropped: the flow table did not take the connection.
+    /// Dropped: the flow table did not accept the connection.
     FlowTableFull = 6,
     /// Dropped: the packet could not be rewritten completely.
     RewriteFailed = 7,
@@ -33,20 +33,19 @@ pub enum Reason {
     /// Answered with ICMP: the packet does not fit into the link towards the backend on another
     /// node.
     TooBig = 11,
-    /// Answered with ICMP: the packet's hop limit ends at this node.
+    /// Answered with ICMP: the packet's hop limit is exceeded at this node.
     HopLimit = 12,
     /// Dropped: a fragment to a VIP whose first fragment was not seen.
     UnknownFragment = 13,
-    /// Answered with RST: a TCP segment that is no SYN, of a connection that is not known and whose
-    /// backend cannot be told.
+    /// Answered with RST: a TCP segment, not a SYN, of an unknown connection whose backend cannot
+    /// be determined.
     UnknownConnection = 14,
-    /// Dropped without an answer: its sender, or others with the same prefix, have been answered
-    /// often enough.
+    /// Dropped without an answer: the rate limit of answers to the sender's prefix is exceeded.
     AnswerLimit = 15,
-    /// Dropped: a packet from a network device has the address of a Pod of this node, or of the
-    /// node itself.
+    /// Dropped: a packet from a network device has a source address of this node or of one of its
+    /// Pods.
     ForgedSource = 16,
-    /// Dropped: the address is of a Service CIDR, and no Service has it.
+    /// Dropped: the address is in a Service CIDR, and no Service has it.
     UnallocatedAddress = 17,
 }
 
@@ -97,7 +96,7 @@ impl Reason {
         }
     }
 
-    /// Whether the sender of such a packet is told.
+    /// Returns true if the sender of such a packet gets an answer.
     #[inline(always)]
     pub const fn is_answered(self) -> bool {
         match self {

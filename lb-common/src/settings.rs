@@ -1,4 +1,5 @@
-//! What the programs are loaded with: lifetimes of flows, source ports, addresses of the node.
+//! Settings with which the programs are loaded: lifetimes of flows, source ports, addresses of the
+//! node.
 
 use crate::address::Address;
 use crate::layout::{assert_layout, flow_state};
@@ -80,37 +81,36 @@ impl LoadedSettings {
     }
 }
 
-/// A tick is `jiffies >> TICK_SHIFT`: 2.56 s at 100 Hz, 1.02 s at 250 Hz, 0.26 s at 1000 Hz.
-/// Coarse, so that the entry of a busy flow is written about once a second and not with each
-/// packet.
+/// A tick is `jiffies >> TICK_SHIFT`: 2.56 s at 100 Hz, 1.02 s at 250 Hz, 0.26 s at 1000 Hz. It is
+/// coarse, so that the entry of a busy flow is written about once a second and not for each packet.
 pub const TICK_SHIFT: u32 = 8;
 
-/// Ports that follow each other, in host byte order.
+/// A range of consecutive ports, in host byte order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct PortRange {
-    /// The first.
+    /// The first port.
     pub first: u16,
-    /// How many.
+    /// The number of ports.
     pub count: u16,
 }
 
 impl PortRange {
-    /// Whether a port (host byte order) is one of them.
+    /// Returns true if the range contains a port (host byte order).
     pub fn contains(&self, port: u16) -> bool {
         port.checked_sub(self.first)
             .is_some_and(|offset| offset < self.count)
     }
 }
 
-/// Source ports that the datapath gives out where it must replace a client's.
+/// Source ports with which the datapath replaces a client's port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct SourcePorts {
-    /// All of them.
+    /// All source ports.
     pub all: PortRange,
-    /// Those of them that the kernel gives to sockets of the node. They are given out when others
-    /// are hard to find. Empty if all of them are.
+    /// Ports in the kernel's ephemeral range. They are used only when a free port outside it is
+    /// hard to find. Empty if all source ports are in that range.
     pub local: PortRange,
 }
 
@@ -127,7 +127,7 @@ impl SourcePorts {
         },
     };
 
-    /// One of the local ports, or of the others, by chance.
+    /// Picks a random port in the ephemeral range, or outside it. `chance` is a random number.
     #[inline(always)]
     pub fn pick(&self, chance: u32, is_local: bool) -> Port {
         let count = if is_local {
@@ -140,14 +140,14 @@ impl SourcePorts {
             return Port::new(self.local.first.wrapping_add(offset));
         }
         let port = self.all.first.wrapping_add(offset);
-        // Without a branch: the verifier would walk twice through what follows, in each round of a
-        // loop.
+        // Branchless: after a branch the verifier would walk twice through what follows, in each
+        // round of a loop.
         let is_below = u32::from(port).wrapping_sub(u32::from(self.local.first)) >> 31;
         Port::new(port.wrapping_add(self.local.count.wrapping_mul(1 - is_below as u16)))
     }
 }
 
-/// How long idle flows live, in ticks (or in seconds, before they are given to the programs).
+/// Idle lifetimes of flows, in ticks (or in seconds, before they are passed to the programs).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Lifetimes {
@@ -169,10 +169,10 @@ pub struct Lifetimes {
 
 impl Lifetimes {
     /// The defaults of Linux conntrack in seconds (sysctls
-    /// `net.netfilter.nf_conntrack_*_timeout*`), but for a shorter established time and longer
-    /// times of UDP (conntrack: 120 and 30). Half-closed connections live as long as kube-proxy
-    /// lets them (its option `--conntrack-tcp-timeout-close-wait`), and closed ones as long as
-    /// conntrack's longest closing state (TIME_WAIT).
+    /// `net.netfilter.nf_conntrack_*_timeout*`), except for a shorter established time and longer
+    /// times of UDP (conntrack: 120 and 30). Half-closed connections live as long as with
+    /// kube-proxy (its option `--conntrack-tcp-timeout-close-wait`). Closed connections live as
+    /// long as in conntrack's longest closing state (TIME_WAIT).
     pub const DEFAULT_SECONDS: Self = Self {
         tcp_established: (2 * 60 + 13) * 60,
         tcp_opening: 60,
@@ -183,7 +183,7 @@ impl Lifetimes {
         udp_unanswered: 60,
     };
 
-    /// How long a flow in a state (bits of [`flow_state`]) lives.
+    /// The lifetime of a flow in a state (bits of [`flow_state`]).
     #[inline(always)]
     pub const fn of(&self, protocol: u8, state: u8) -> u32 {
         const FIN: u8 = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
@@ -201,7 +201,7 @@ impl Lifetimes {
         }
     }
 
-    /// Those of all protocols and states, each where [`lifetime_row`] says.
+    /// The lifetimes of all protocols and states. [`lifetime_row`] returns the index.
     #[must_use]
     pub const fn rows(&self) -> [u32; LIFETIME_ROWS] {
         let mut rows = [0; LIFETIME_ROWS];
@@ -214,7 +214,7 @@ impl Lifetimes {
         rows
     }
 
-    /// From seconds to ticks of this rate.
+    /// Converts seconds to ticks of this rate.
     #[must_use]
     pub const fn to_ticks(self, ticks_per_1000_seconds: u32) -> Self {
         const fn ticks(seconds: u32, rate: u32) -> u32 {
@@ -233,25 +233,25 @@ impl Lifetimes {
     }
 }
 
-/// How many rows [`Lifetimes::rows`] has.
+/// Number of rows of [`Lifetimes::rows`].
 pub const LIFETIME_ROWS: usize = 2 * flow_state::COUNT as usize;
 
-/// Where the lifetime of a protocol's flows in a state stands in [`Lifetimes::rows`].
+/// The index in [`Lifetimes::rows`] of the lifetime of a protocol's flows in a state.
 ///
-/// Programs look there instead of asking one question after the other: the verifier walks through
-/// each answer.
+/// Programs read this table instead of checking one condition after the other, because the verifier
+/// walks through each branch.
 #[inline(always)]
 pub const fn lifetime_row(protocol: u8, state: u8) -> usize {
-    // What tells UDP's number from the others.
+    // The bit that distinguishes UDP's number from the others.
     const ODD: u8 = 1;
     const { assert!(protocol::UDP & ODD != 0 && (protocol::TCP | protocol::SCTP) & ODD == 0) };
     (state % flow_state::COUNT) as usize | ((protocol & ODD) * flow_state::COUNT) as usize
 }
 
-/// Whether a flow in this state has ended.
+/// Returns true if a flow in this state has ended.
 #[inline(always)]
 pub(crate) const fn is_closed(state: u8) -> bool {
-    /// A bit for each state: one question instead of two.
+    /// A bit for each state, so that one check is enough.
     const CLOSED: u64 = {
         const FIN_BOTH: u8 = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
         let mut closed = 0;

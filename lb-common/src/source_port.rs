@@ -1,5 +1,5 @@
-//! Source ports of connections whose client's port must be replaced, or is taken: the address
-//! behind it is one that others use too, the node's own.
+//! Source ports for connections whose client port must be replaced or is taken. Their replies go to
+//! the node's own address, which others use too.
 
 use crate::address::Address;
 use crate::connection::is_requested;
@@ -10,15 +10,15 @@ use crate::reason::Reason;
 use crate::step::Step;
 use crate::tables::Tables;
 
-/// How many source ports are tried in one round where the client's must be replaced, or is taken.
+/// Number of source ports that are tried in one round.
 const PORTS: u32 = 8;
 
-/// How many rounds there are. Where 95 of 100 ports are taken (91 of 100 local ones, once the
-/// others are), no port is found for one of 200 connections.
+/// Number of rounds. If 95 of 100 ports are taken (91 of 100 local ones, once the others are), no
+/// port is found for one of 200 connections.
 const ROUNDS: u32 = 8;
 
-/// Finds a port for a reply's key. [`Step::Translate`] if its entry is written, [`Step::Open`] if
-/// it is to replace one.
+/// Finds a port for a reply's key. Returns [`Step::Translate`] if the entry was written,
+/// [`Step::Open`] if the caller must replace an existing entry.
 #[inline(always)]
 pub(crate) fn find_port<A: Address>(
     packet: &impl Packet,
@@ -28,7 +28,7 @@ pub(crate) fn find_port<A: Address>(
     flow: &Flow<A>,
 ) -> Step {
     reply_key.destination_port = tables.settings().source_ports.pick(tables.random(), false);
-    if !is_others(packet, tables, reply_key) && tables.add_flow(reply_key, flow) {
+    if !is_taken(packet, tables, reply_key) && tables.add_flow(reply_key, flow) {
         return Step::Translate;
     }
     longest_free(tables, reply_key, key.protocol);
@@ -37,8 +37,8 @@ pub(crate) fn find_port<A: Address>(
             next_free(tables, reply_key, key.protocol);
         }
         let free_for = free_for(tables, reply_key, key);
-        if free_for != 0 && !is_others(packet, tables, reply_key) {
-            // Another processor may have taken it since.
+        if free_for != 0 && !is_taken(packet, tables, reply_key) {
+            // Another CPU may have taken it in the meantime.
             return match free_for {
                 UNKNOWN if tables.add_flow(reply_key, flow) => Step::Translate,
                 UNKNOWN => Step::Stop(Reason::NoSourcePort),
@@ -49,14 +49,15 @@ pub(crate) fn find_port<A: Address>(
     Step::Stop(Reason::NoSourcePort)
 }
 
-/// Tries ports that the node's sockets do not get, and puts the best into the key: one that was
-/// never used, else that which has been idle for the longest time. A backend's stack remembers a
-/// TCP connection that it has closed for a minute (`TCP_TIMEWAIT_LEN`, include/net/tcp.h): it may
-/// refuse a new one from the same port, which the client notices as a second of waiting.
+/// Tries ports outside the kernel's ephemeral range, and puts the best one into the key: one that
+/// was never used, else the one that has been idle for the longest time. A backend's stack
+/// remembers a TCP connection that it has closed for a minute (`TCP_TIMEWAIT_LEN`,
+/// include/net/tcp.h). In that time it may refuse a new one from the same port, and the client
+/// waits for a second.
 #[inline(never)]
 fn longest_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, protocol: u8) {
-    // As little as possible in the loop: the verifier walks through each round once for each way
-    // through the one before.
+    // The loop does as little as possible: the verifier walks through each round once for each path
+    // through the previous one.
     let mut best = 0;
     for _ in 0..PORTS {
         let chance = tables.random();
@@ -73,15 +74,15 @@ fn longest_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>,
     reply_key.destination_port = Port::new(best as u16);
 }
 
-/// The greater of two numbers below 2^63, without a branch.
+/// The greater of two numbers below 2^63, branchless.
 #[inline(always)]
 fn max(a: u64, b: u64) -> u64 {
     let less = (a.wrapping_sub(b).cast_signed() >> 63).cast_unsigned();
     a ^ (a ^ b) & less
 }
 
-/// Tries ports that the node's sockets get as well, up to the first that seems to be free, and puts
-/// it into the key.
+/// Tries ports in the kernel's ephemeral range, up to the first that seems to be free, and puts it
+/// into the key.
 #[inline(never)]
 fn next_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, protocol: u8) {
     for _ in 0..PORTS {
@@ -94,8 +95,8 @@ fn next_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, pr
     }
 }
 
-/// For how many ticks the connection that receives its replies under this key has been closed or
-/// expired, at least 1; [`UNKNOWN`] if there is none, 0 if it lives.
+/// Ticks since the last packet of the closed or expired connection that receives its replies under
+/// this key, at least 1. [`UNKNOWN`] if there is none, 0 if it is alive.
 #[inline(always)]
 fn idle_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, protocol: u8) -> u32 {
     let Some(entry) = tables.flow(reply_key) else {
@@ -110,10 +111,10 @@ fn idle_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, protoco
     }
 }
 
-/// Whether packets with these addresses and ports are for somebody who has no entry: a NodePort, or
-/// a socket of the node.
+/// Returns true if packets with these addresses and ports belong to a NodePort or to a socket of
+/// the node. Neither has a flow entry.
 #[inline(never)]
-fn is_others<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, reply_key: &FlowKey<A>) -> bool {
+fn is_taken<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, reply_key: &FlowKey<A>) -> bool {
     let frontend = FrontendKey {
         address: reply_key.destination,
         port: reply_key.destination_port,
@@ -123,14 +124,14 @@ fn is_others<A: Address>(packet: &impl Packet, tables: &impl Tables<A>, reply_ke
     tables.frontend(&frontend).is_some() || packet.has_socket(reply_key)
 }
 
-/// What [`free_for`] says of keys without an entry.
+/// Result of [`free_for`] for keys without an entry.
 const UNKNOWN: u32 = u32::MAX;
-/// What it says of keys that nobody else has.
+/// Result of [`free_for`] for a key whose entry belongs to the same connection.
 const OWN: u32 = UNKNOWN - 1;
 
-/// For how many ticks no other live connection has received its replies under this key, at least 1;
-/// 0 if one does, or its client still sends: one client port may talk to two frontends that share a
-/// backend.
+/// Ticks for which no other live connection has received its replies under this key, at least 1. 0
+/// if one does, or if its client still sends: one client port may talk to two frontends that share
+/// a backend.
 #[inline(never)]
 pub(crate) fn free_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, key: &FlowKey<A>) -> u32 {
     let Some(entry) = tables.flow(reply_key) else {
@@ -141,11 +142,10 @@ pub(crate) fn free_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<
     if reply.answers(key) && !is_clash {
         return OWN;
     }
-    // Before the call of `now`, for the sake of the stack: only little of the entry is needed after
-    // it.
+    // Called before `now` to save stack: only a small part of the entry is needed after it.
     let is_closed = reply.is_closed();
     let now = tables.now();
-    // At least 1, without a branch; a tick more or less makes no difference.
+    // At least 1, branchless. A tick more or less makes no difference.
     let idle = now.wrapping_sub(reply.last_seen) | 1;
     if is_closed {
         return idle;
@@ -177,7 +177,7 @@ mod tests {
     const BACKEND: Address4 = Address4::from_bytes([10, 0, 0, 11]);
     const NODE: Address4 = Address4::from_bytes([10, 0, 0, 99]);
 
-    /// Source ports: first and number of all of them, then of the local ones.
+    /// Source ports: first port and number of all of them, then of the local ones.
     fn source_ports(all: (u16, u16), local: (u16, u16)) -> SourcePorts {
         let [all, local] = [all, local].map(|(first, count)| PortRange { first, count });
         SourcePorts { all, local }
@@ -189,7 +189,7 @@ mod tests {
         tables
     }
 
-    /// Opens a client's connection to the backend: the port that it gets.
+    /// Opens a client's connection to the backend. Returns the source port that it gets.
     fn opened(tables: &HostTables<Address4>, packet: &Bytes, client: u16) -> Result<u16, Step> {
         let client_address = Address4::from_word(u32::from(client).to_be() | 10);
         let frontend = (Address4::from_bytes([10, 0, 0, 1]), Port::new(80));
@@ -241,7 +241,7 @@ mod tests {
             let given: HashSet<u16> = (0..900)
                 .map(|client| opened(&tables, &packet, client).unwrap())
                 .collect();
-            assert_eq!(given.len(), 900, "each is another");
+            assert_eq!(given.len(), 900, "each port is different");
             assert!(given.iter().all(|port| ports.all.contains(*port)));
         }
     }
@@ -271,7 +271,7 @@ mod tests {
         ports.sort_unstable();
         assert_eq!(ports, [61_001, 61_002]);
         assert_eq!(opened(&tables, &packet, 2), Err(Step::Stop(Reason::NoSourcePort)));
-        // The same port of another protocol, or of another address, is nobody else's.
+        // The same port of another protocol or another address does not conflict.
         tables.frontends.clear();
         for key in [
             FrontendKey {
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_of_idle_connections_are_found_in_both_ranges() {
+    fn ports_of_idle_connections_are_reused_in_both_ranges() {
         for local in [0, 16] {
             let ports = source_ports((61_000, 16 + local), (61_000, local));
             let (tables, packet) = (tables(ports), Bytes::from(vec![]));

@@ -1,24 +1,24 @@
-//! What is to be done with a packet.
+//! The next step for a packet.
 
 use crate::reason::Reason;
 
-/// What is to be done with a packet. One number: LLVM would carry the undefined half of a larger
-/// enum around, which the verifier refuses.
+/// The next step for a packet. It fits into one word: LLVM would carry the undefined half of a
+/// larger enum around, which the verifier refuses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Step {
-    /// Rewrite it as its flow says.
+    /// Rewrite it according to its flow.
     Translate,
     /// The same, for a flow whose client stays with its backend.
     TranslateAffine,
-    /// Look whether it belongs to a new flow, or go on looking for one.
+    /// Check whether it opens a new flow, or continue that check.
     Open,
-    /// It is not ours.
+    /// Pass it: it needs no translation.
     Pass,
-    /// It is ours, and the next hook handles it.
+    /// Leave it to the next hook, which handles it.
     Leave,
     /// It has been sent back.
     Bounce,
-    /// It has been sent on.
+    /// It has been forwarded.
     Redirect,
     /// It does not reach a backend.
     Stop(Reason),

@@ -1,15 +1,15 @@
-//! What the verifier must not know. It walks through code once more for each state that differs in
-//! what it knows of a number, if a later branch depends on that number.
+//! Hides facts from the verifier. If a later branch depends on a number, the verifier walks through
+//! the code once more for each state in which it knows something different about that number.
 
 use core::mem::{MaybeUninit, size_of};
 use core::ptr;
 
-/// A value on the stack, in whole words of it.
+/// A value on the stack that occupies whole words.
 #[repr(align(8))]
 pub(crate) struct Slot<T>(MaybeUninit<T>);
 
 impl<T> Slot<T> {
-    /// Memory that nothing has been written to.
+    /// Uninitialised memory.
     #[inline(always)]
     pub(crate) fn new() -> Self {
         Self(MaybeUninit::uninit())
@@ -21,35 +21,36 @@ impl<T> Slot<T> {
         &mut self.0
     }
 
-    /// Makes states one that differ in what was written before. Fields that are written one by one
-    /// do not: the verifier takes only a whole word for overwritten.
+    /// Overwrites the value, so that states that differ only in earlier writes become one. Writes
+    /// of single fields do not have this effect: the verifier treats only a whole word as
+    /// overwritten.
     #[inline(always)]
-    #[expect(unsafe_code, reason = "a call of memset is what it must not become")]
+    #[expect(unsafe_code, reason = "the loop must not become a call of memset")]
     pub(crate) fn clear(&mut self) {
         let words = ptr::from_mut(self).cast::<u64>();
         for index in 0..size_of::<Self>() / size_of::<u64>() {
-            // SAFETY: aligned to words and as long as that many of them. Any bytes are a
+            // SAFETY: `Self` is aligned to words and consists of that many. Any bytes are a valid
             // `MaybeUninit`.
             unsafe { words.add(index).write_volatile(0) };
         }
     }
 }
 
-/// `value`, of which the verifier knows nothing any more. `unknown` is any number of which it knows
-/// nothing.
+/// Returns `value`, about which the verifier then knows nothing. `unknown` is any number about
+/// which it knows nothing.
 #[inline(always)]
 pub(crate) fn hide(value: u32, unknown: u32) -> u32 {
     value | zero(unknown)
 }
 
-/// The verifier does not see that a number exclusive-or itself is zero.
+/// Returns 0. The verifier does not see that a number exclusive-or itself is zero.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
-#[expect(unsafe_code, reason = "LLVM would see it")]
+#[expect(unsafe_code, reason = "without assembly LLVM would see it")]
 fn zero(unknown: u32) -> u32 {
     let unknown = u64::from(unknown);
     let mut zero = unknown;
-    // SAFETY: changes no more than the register.
+    // SAFETY: changes only the register.
     unsafe {
         core::arch::asm!(
             "{zero} ^= {unknown}",

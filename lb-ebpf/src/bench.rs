@@ -4,10 +4,10 @@
 //! programs against them, and the lab attaches them as programs of others. The rest is the packet
 //! generator.
 //!
-//! `BPF_PROG_TEST_RUN` repeats a program on one and the same packet, which translation changes: the
-//! second run would find another packet. These programs write the addresses and ports of the next
-//! flow into the packet and then go on as the program that is measured, which stays as it is. The
-//! empty program is measured the same way, so what the generator costs is in both.
+//! `BPF_PROG_TEST_RUN` repeats a program on the same packet. Translation changes the packet, so the
+//! second run would see another one. These programs write the addresses and ports of the next flow
+//! into the packet and then tail-call the measured program, which stays unchanged. The empty
+//! program is measured in the same way, so both results contain the cost of the generator.
 #![no_std]
 #![no_main]
 
@@ -24,13 +24,13 @@ use crate::plan::{End, EndAt, Plan};
 
 #[map]
 static PLAN: Array<Plan> = Array::with_max_entries(1, 0);
-/// The measured program; programs of two types cannot share an array.
+/// The measured program. Programs of two types cannot share an array.
 #[map]
 static XDP_TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map]
 static TC_TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
-/// Makes the next packet, then is the XDP program in `XDP_TARGET`.
+/// Writes the next packet, then tail-calls the XDP program in `XDP_TARGET`.
 #[xdp]
 pub fn lb_bench_xdp(context: XdpContext) -> u32 {
     if prepare(context.data(), context.data_end()).is_some() {
@@ -40,7 +40,7 @@ pub fn lb_bench_xdp(context: XdpContext) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
-/// Makes the next packet, then is the TC program in `TC_TARGET`.
+/// Writes the next packet, then tail-calls the TC program in `TC_TARGET`.
 #[classifier]
 pub fn lb_bench_tc(context: TcContext) -> i32 {
     if prepare(context.data(), context.data_end()).is_some() {
@@ -127,8 +127,8 @@ fn prepare(data: usize, data_end: usize) -> Option<()> {
     set(data, data_end, plan.service_at, plan.service())
 }
 
-/// Writes whole fields, not bytes: the measured program reads them at once, and would wait for
-/// bytes to be joined.
+/// Writes whole fields, not bytes: the measured program reads them immediately, and would stall
+/// until the bytes are joined.
 #[inline(always)]
 fn set(data: usize, data_end: usize, at: EndAt, end: End) -> Option<()> {
     field::<4>(data, data_end, at.address)?.set_u32::<0>(end.address.to_be());
@@ -138,13 +138,13 @@ fn set(data: usize, data_end: usize, at: EndAt, end: End) -> Option<()> {
 
 #[inline(always)]
 fn field<const N: usize>(data: usize, data_end: usize, offset: u32) -> Option<ViewMut<'static, N>> {
-    /// The fields of plain headers are before this offset; the verifier wants a bound.
+    /// The fields of plain headers are before this offset. The verifier needs a bound.
     const OFFSET_MAX: u32 = 0x7f;
     let start = data + (offset & OFFSET_MAX) as usize;
     if start + N > data_end {
         return None;
     }
-    // SAFETY: N bytes are there, as just checked; no helper is called that moves them.
+    // SAFETY: N bytes are available, as just checked. No helper that moves them is called.
     Some(unsafe { ViewMut::new(start as *mut u8) })
 }
 
@@ -153,7 +153,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// As that of the programs it becomes.
+/// The license of the programs that it calls.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

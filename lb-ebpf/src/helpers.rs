@@ -1,4 +1,4 @@
-//! Kernel helpers that need no more care than their arguments' types ask for.
+//! Kernel helpers that are safe to call with any arguments of their types.
 
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::generated;
@@ -26,14 +26,14 @@ pub fn send_out_of(device: u32) -> i32 {
     unsafe { generated::bpf_redirect(device, 0) as i32 }
 }
 
-/// The action of a TC program that lets the packet come in by a device.
+/// The action of a TC program that makes the packet come in through a device.
 #[inline(always)]
 pub fn receive_at(device: u32) -> i32 {
     // SAFETY: the kernel checks the index.
     unsafe { generated::bpf_redirect(device, BPF_F_INGRESS.into()) as i32 }
 }
 
-/// Sets the error that the system call of a cgroup program fails with: else it is EPERM.
+/// Sets the error with which the system call of a cgroup program fails. The default is EPERM.
 #[inline(always)]
 pub fn set_error(error: i32) {
     if settings().sets_errors != 0 {

@@ -1,5 +1,5 @@
-//! The kernel programs: each asks `lb-common` for a verdict and turns it into the action of its
-//! hook.
+//! The kernel programs. Each one gets a verdict from `lb-common` and turns it into the action of
+//! its hook.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -26,7 +26,7 @@ use lb_common::parse::{self, BEHIND_ETHERNET, Network};
 use crate::packet::{TcPacket, XdpPacket, is_of_vlan};
 use crate::tables::KernelTables;
 
-/// A network device's packets before the stack sees them.
+/// Handles the packets of a network device before the stack.
 #[xdp]
 pub fn lb_xdp(context: XdpContext) -> u32 {
     let mut packet = XdpPacket { context };
@@ -39,35 +39,36 @@ pub fn lb_xdp(context: XdpContext) -> u32 {
     }
 }
 
-/// A network device's packets that XDP did not take.
+/// Handles the packets of a network device that XDP has passed.
 #[classifier]
 pub fn lb_tc_from_network(context: TcContext) -> i32 {
     from_device(context, Origin::Outside)
 }
 
-/// What leaves by a network device.
+/// Handles the packets that leave through a network device.
 #[classifier]
 pub fn lb_tc_to_network(context: TcContext) -> i32 {
     to_device(context, Origin::Outside)
 }
 
-/// What a Pod sends.
+/// Handles the packets that a Pod sends.
 #[classifier]
 pub fn lb_tc_from_pod(context: TcContext) -> i32 {
     from_device(context, Origin::Inside)
 }
 
-/// What a Pod receives.
+/// Handles the packets that a Pod receives.
 #[classifier]
 pub fn lb_tc_to_pod(context: TcContext) -> i32 {
     to_device(context, Origin::Inside)
 }
 
-/// What comes back from the kernel's own reassembly of datagrams: it comes in by its device again.
+/// Handles the packets that come back from the kernel's own reassembly: they come in through their
+/// device again.
 #[classifier]
 pub fn lb_tc_from_reassembly(context: TcContext) -> i32 {
-    // Nothing else is sent here.
-    TcPacket::new(context).come_in_again().unwrap_or(TC_ACT_SHOT)
+    // No other packets are sent here.
+    TcPacket::new(context).reinject().unwrap_or(TC_ACT_SHOT)
 }
 
 /// As [`lb_tc_from_network`], on a device whose packets begin with the IP header.
@@ -82,7 +83,7 @@ pub fn lb_tc_from_pod_layer3(context: TcContext) -> i32 {
     from_layer3(context, Origin::Inside)
 }
 
-/// What leaves by a device whose packets begin with the IP header.
+/// Handles the packets that leave through a device whose packets begin with the IP header.
 #[classifier]
 pub fn lb_tc_to_layer3(context: TcContext) -> i32 {
     let mut packet = TcPacket::new(context);
@@ -93,7 +94,8 @@ pub fn lb_tc_to_layer3(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn from_device(context: TcContext, origin: Origin) -> i32 {
-    // It belongs to the VLAN device, whose programs see it without the tag, or to nobody here.
+    // The packet belongs to the VLAN device, whose programs see it without the tag, or to no device
+    // of this node.
     if is_of_vlan(&context) {
         return TC_ACT_UNSPEC;
     }
@@ -118,7 +120,7 @@ fn begin(packet: &TcPacket, verdict: Verdict) -> i32 {
         packet.remove_priority_tag();
     }
     match verdict {
-        // Not the last word: programs of others on the same device run too.
+        // The action is not final: programs of other projects on the same device run too.
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Bounce => helpers::send_out_of(packet.device()),
         Verdict::Redirect => TC_ACT_REDIRECT,
@@ -148,7 +150,7 @@ fn end(packet: &TcPacket, verdict: Verdict) -> i32 {
     }
 }
 
-/// Decides about a packet that enters the stack, with its IP header at `offset`.
+/// Returns the verdict for a packet that enters the stack, with its IP header at `offset`.
 #[inline(always)]
 fn enter(packet: &mut impl Packet, network: Network, offset: u32, origin: Origin) -> Verdict {
     match network {
@@ -158,7 +160,7 @@ fn enter(packet: &mut impl Packet, network: Network, offset: u32, origin: Origin
     }
 }
 
-/// Decides about a packet that leaves the stack, with its IP header at `offset`.
+/// Returns the verdict for a packet that leaves the stack, with its IP header at `offset`.
 #[inline(always)]
 fn leave(packet: &mut impl Packet, network: Network, offset: u32, destination: Origin) -> Verdict {
     match network {
@@ -173,7 +175,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Lets the programs call helpers that the kernel gives to GPL-compatible code only.
+/// Lets the programs call helpers that the kernel reserves for GPL-compatible code.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

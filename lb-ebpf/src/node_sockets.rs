@@ -1,4 +1,4 @@
-//! The node's sockets.
+//! Lookup of the node's sockets.
 
 use core::mem::offset_of;
 use core::ptr;
@@ -10,14 +10,13 @@ use lb_common::address::Address;
 use lb_common::layout::FlowKey;
 use lb_common::net::{Address4, Address6, protocol};
 
-/// In the network namespace of the packet's device (`BPF_F_CURRENT_NETNS`).
+/// The network namespace of the packet's device (`BPF_F_CURRENT_NETNS`).
 const CURRENT_NAMESPACE: u64 = u64::MAX;
 
-/// Whether a socket of the node receives packets with these addresses and ports.
+/// Returns true if a socket of the node receives packets with these addresses and ports.
 #[inline(never)]
 pub fn has<A: Address>(context: *mut c_void, key: &FlowKey<A>) -> bool {
-    // What a key begins with is what the kernel asks for: addresses and ports, in network byte
-    // order.
+    // The kernel expects addresses and ports in network byte order. A key begins with these fields.
     const {
         assert!(offset_of!(FlowKey<A>, source) == 0 && offset_of!(FlowKey<A>, destination) == size_of::<A>());
         assert!(
@@ -29,7 +28,7 @@ pub fn has<A: Address>(context: *mut c_void, key: &FlowKey<A>) -> bool {
     let length = 2 * size_of::<A>() as u32 + 4;
     let tuple: *mut bpf_sock_tuple = ptr::from_ref(key).cast_mut().cast();
     // SAFETY: the helpers read `length` bytes of the key and write none (ARG_PTR_TO_MEM |
-    // MEM_RDONLY, net/core/filter.c), and what they return is released once.
+    // MEM_RDONLY, net/core/filter.c). The socket that they return is released once.
     unsafe {
         let socket: *mut c_void = if key.protocol == protocol::UDP {
             bpf_sk_lookup_udp(context, tuple, length, CURRENT_NAMESPACE, 0).cast()

@@ -1,40 +1,40 @@
-//! Which packets a measurement sends: the part of the benchmark that kernel and user space share.
-//! The tests include this file by its path.
+//! Which packets a measurement sends: code that the kernel programs and user space share. The tests
+//! include this file by its path.
 
-/// What the packet generator is told, and its state.
+/// Configuration and state of the packet generator.
 ///
-/// The packet of a flow has a client's end and a service's end; either may be the sender. Numbers
-/// are in host byte order, offsets count from the first byte of the frame.
+/// The packet of a flow has a client end and a service end. Either may be the sender. Numbers are
+/// in host byte order, and offsets count from the first byte of the frame.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Plan {
-    /// Where the generator stands.
+    /// The number of the current flow.
     pub state: u32,
     /// The order of the flows.
     pub order: Order,
-    /// The number of flows less one; the number is a power of two.
+    /// The number of flows minus one. The number is a power of two.
     pub flow_mask: u32,
-    /// The number of addresses on the service's end less one; the number is a power of two.
+    /// The number of addresses at the service end minus one. The number is a power of two.
     pub service_mask: u32,
     /// The last word of the first client's address.
     pub client: u32,
-    /// The last word of the first address on the service's end.
+    /// The last word of the first address at the service end.
     pub service: u32,
-    /// The port on the service's end.
+    /// The port at the service end.
     pub service_port: u16,
-    /// The two bytes that hold the hop limit and the protocol, as they stand in memory: the
-    /// programs count hops.
+    /// The two bytes with hop limit and protocol, in memory order. They are written again because
+    /// the programs decrement the hop limit.
     pub hops: u16,
-    /// Where they are.
+    /// Offset of `hops`.
     pub hops_at: u32,
-    /// Where the fields of the client's end are.
+    /// Offsets of the fields of the client end.
     pub client_at: EndAt,
-    /// Where the fields of the service's end are.
+    /// Offsets of the fields of the service end.
     pub service_at: EndAt,
 }
 
-/// Constants of a linear congruential generator whose low bits have the full period: it visits each
-/// flow once before it comes back to the first.
+/// Constants of a linear congruential generator whose low bits have the full period. It visits each
+/// flow once before it returns to the first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Order {
@@ -54,7 +54,7 @@ pub struct EndAt {
     pub port: u32,
 }
 
-/// Last word of an address, and port.
+/// The last word of an address, and a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct End {
     /// The last word of the address.
@@ -63,13 +63,13 @@ pub struct End {
     pub port: u16,
 }
 
-/// Client ports of one client address, as a power of two.
+/// Client ports for each client address, as a power of two.
 const PORT_BITS: u32 = 4;
 /// The first client port.
 const FIRST_PORT: u16 = 40_000;
 
 impl Plan {
-    /// Goes on to the next flow.
+    /// Advances to the next flow.
     #[inline(always)]
     pub fn advance(&mut self) {
         let Order {
@@ -79,7 +79,7 @@ impl Plan {
         self.state = self.state.wrapping_mul(multiplier).wrapping_add(increment) & self.flow_mask;
     }
 
-    /// The client's end of the present flow.
+    /// The client end of the current flow.
     #[inline(always)]
     pub fn client(&self) -> End {
         End {
@@ -88,7 +88,7 @@ impl Plan {
         }
     }
 
-    /// The service's end of the present flow.
+    /// The service end of the current flow.
     #[inline(always)]
     pub fn service(&self) -> End {
         End {

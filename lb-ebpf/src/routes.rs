@@ -1,4 +1,4 @@
-//! The node's routing tables.
+//! FIB lookups.
 
 use core::mem::size_of;
 
@@ -19,18 +19,17 @@ use crate::settings::settings;
 const AF_INET: u8 = 2;
 pub const AF_INET6: u8 = 10;
 
-/// What is asked of the routing tables.
+/// The input of a FIB lookup.
 pub struct Query<A> {
     /// Index of the device that the packet came in on.
     pub device: u32,
     pub source: A,
     pub destination: A,
-    /// Length of IP header and payload; 0 if any will do.
+    /// Length of IP header and payload; 0 for any length.
     pub length: u32,
 }
 
-/// Asks the routing tables, with these flags of `bpf_fib_lookup`. The result is one of
-/// `BPF_FIB_LKUP_RET_*`.
+/// Calls `bpf_fib_lookup` with these flags. The result is one of `BPF_FIB_LKUP_RET_*`.
 #[inline(always)]
 fn ask<A: Address>(
     context: *mut c_void,
@@ -48,9 +47,9 @@ fn ask<A: Address>(
     unsafe { generated::bpf_fib_lookup(context, parameters, length, flags) as u32 }
 }
 
-/// Looks for the route of a packet.
+/// Looks up the route of a packet.
 ///
-/// Out of line: packets that are not sent on do not pay for its stack.
+/// Not inlined, so that packets that are not forwarded do not pay for its stack.
 #[inline(never)]
 pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop) -> Route {
     // SAFETY: all zeros are a valid value: numbers only.
@@ -75,20 +74,21 @@ pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop
     }
 }
 
-/// Whether what was asked for and has no route is an address of the node: "not forwarded" is said
-/// of both, and "forwarding is disabled" of every address (`bpf_ipv4_fib_lookup`,
+/// Returns true if a destination without a route is an address of the node. The kernel returns "not
+/// forwarded" for both, and "forwarding is disabled" for every address (`bpf_ipv4_fib_lookup`,
 /// `bpf_ipv6_fib_lookup`, net/core/filter.c, Linux 6.18).
 #[inline(always)]
 fn is_of_node(parameters: &bpf_fib_lookup) -> bool {
-    // SAFETY: any bytes are numbers, and the kernel has left them as they were.
+    // SAFETY: any bytes are numbers. The kernel has not changed the address.
     maps::is_node_address(unsafe { &parameters.__bindgen_anon_4.ipv6_dst })
 }
 
-/// Whether the next hop of a route is the destination itself, not a router.
+/// Returns true if the next hop of a route is the destination itself and not a router.
 #[inline(always)]
 fn next_hop_is<A: Address>(parameters: &bpf_fib_lookup, destination: A) -> bool {
     let [a, b, c, d] = destination.words();
-    // Only what the kernel has written: reading more at once than was written waits for it.
+    // Reads only what the kernel has written: a read that is wider than the last write stalls on
+    // it.
     // SAFETY: any bytes are numbers.
     unsafe {
         if A::IS_IPV6 {
@@ -100,7 +100,7 @@ fn next_hop_is<A: Address>(parameters: &bpf_fib_lookup, destination: A) -> bool 
     }
 }
 
-/// Where the sender of a packet is that came in by a device.
+/// A flow that is already gone is not an error.
 #[inline(never)]
 pub fn sender<A: Address>(context: *mut c_void, device: u32, source: A) -> Sender {
     let query = Query {

@@ -1,4 +1,4 @@
-//! The address in a system call of a socket, and that of a socket which is closed.
+//! The address in a socket's system call, and the address of a closed socket.
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
@@ -10,16 +10,17 @@ use lb_common::socket::{Call, Peer};
 use crate::routes::AF_INET6;
 use crate::settings::settings;
 
-/// Whether the agent knows network namespaces by their cookies.
+/// Returns true if the agent identifies network namespaces by their cookies.
 #[inline(always)]
-pub fn tells_namespaces() -> bool {
+pub fn has_namespace_cookies() -> bool {
     settings().node_namespace != 0
 }
 
 #[inline(always)]
 fn node_namespace() -> u64 {
     match settings().node_namespace {
-        // SAFETY: plain helper call; without context it is about the initial namespace.
+        // SAFETY: plain helper call. Without a context it returns the cookie of the initial
+        // namespace.
         0 => unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) },
         cookie => cookie,
     }
@@ -29,13 +30,13 @@ fn node_namespace() -> u64 {
 pub struct SocketAddress(*mut bpf_sock_addr);
 
 impl SocketAddress {
-    /// That of the call which the program is asked about.
+    /// The address in the call for which the program runs.
     #[inline(always)]
     pub fn of(context: &SockAddrContext) -> Self {
         Self(context.sock_addr)
     }
 
-    /// The call, if it is one that the agent translates.
+    /// The call, if the agent translates calls of its kind.
     #[inline(always)]
     pub fn call<A: Address>(&self, peer: Peer<A>) -> Option<Call<A>> {
         // SAFETY: the kernel hands the program a valid context.
@@ -79,7 +80,7 @@ impl SocketAddress {
 
     #[inline(always)]
     fn port(&self) -> Port {
-        // The field is 32 bits wide and holds the port in network byte order in its first two.
+        // The field has 32 bits. Its first two bytes hold the port in network byte order.
         // SAFETY: the kernel hands the program a valid context.
         let [a, b, ..] = unsafe { (*self.0).user_port }.to_ne_bytes();
         Port::from_bytes([a, b])
@@ -140,12 +141,12 @@ impl SocketAddress {
 #[inline(always)]
 unsafe fn address6(field: *const [u32; 4]) -> Address6 {
     // One load for each word: the kernel rewrites loads of context fields one by one.
-    // SAFETY: as the caller says.
+    // SAFETY: the caller guarantees that the field is valid.
     let word = |index: usize| unsafe { field.cast::<u32>().add(index).read_volatile() };
     Address6::from_words([word(0), word(1), word(2), word(3)])
 }
 
-/// The protocol with this number, if it is one that the agent translates.
+/// The protocol with this number, if the agent translates it.
 #[inline(always)]
 fn known_protocol(number: u32) -> Option<u8> {
     match number {
@@ -155,11 +156,11 @@ fn known_protocol(number: u32) -> Option<u8> {
     }
 }
 
-/// A socket that is closed, as the kernel shows it to the program.
+/// A closed socket, as the kernel shows it to the program.
 pub struct ClosedSocket(*mut bpf_sock);
 
 impl ClosedSocket {
-    /// That which the program is told of.
+    /// The socket for which the program runs.
     #[inline(always)]
     pub fn of(context: &SockContext) -> Self {
         Self(context.sock)
@@ -172,7 +173,7 @@ impl ClosedSocket {
         unsafe { (*self.0).family == u32::from(AF_INET6) }
     }
 
-    /// Its last system call, if it is a socket that the agent translates.
+    /// Its last system call, if the agent translates sockets of its kind.
     #[inline(always)]
     pub fn call<A: Address>(&self, peer: Peer<A>) -> Option<Call<A>> {
         // SAFETY: as above.
@@ -183,7 +184,7 @@ impl ClosedSocket {
             cookie,
             protocol,
             peer,
-            // Nothing is chosen for it any more.
+            // No backend is chosen for it any more.
             namespace: 0,
             is_node: false,
             is_bound: false,

@@ -1,5 +1,5 @@
-//! The cgroup programs: translation at `connect`, `sendmsg`, `recvmsg` and `getpeername`;
-//! forgetting at `close`.
+//! The cgroup programs. They translate at `connect`, `sendmsg`, `recvmsg` and `getpeername`, and
+//! remove the rows of a socket at `close`.
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
@@ -11,7 +11,7 @@ use crate::helpers;
 use crate::socket_address::{ClosedSocket, SocketAddress};
 use crate::tables::KernelTables;
 
-/// The system call goes on.
+/// The system call continues.
 const ALLOW: i32 = 1;
 /// The system call fails.
 const DENY: i32 = 0;
@@ -82,7 +82,7 @@ fn release(socket: &ClosedSocket) -> Option<()> {
         socket::release(&KernelTables, &socket.call(socket.peer4())?);
         return Some(());
     }
-    // Whatever its peer is now, it may have used both families.
+    // The socket may have used both families, whatever its peer is now.
     let peer = socket.peer6();
     socket::release(&KernelTables, &socket.call(peer)?);
     let peer4 = Peer {

@@ -1,4 +1,4 @@
-//! The maps and helpers of the kernel as [`Tables`].
+//! The kernel's maps and helpers as [`Tables`].
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use lb_common::budget::Limit;
@@ -16,15 +16,15 @@ use lb_common::tables::Tables;
 use crate::helpers;
 use crate::maps::{self, FamilyMaps};
 use crate::settings::settings;
-use crate::socket_address::tells_namespaces;
+use crate::socket_address::has_namespace_cookies;
 
-/// The kernel's maps, clock and chance.
+/// The kernel's maps, clock and random numbers.
 pub struct KernelTables;
 
 impl<A: FamilyMaps> Tables<A> for KernelTables {
     #[inline(always)]
     fn may_be_destination(&self, destination: A) -> bool {
-        // Replies of hairpin connections come to the node's address.
+        // Replies of hairpin connections are addressed to the node.
         maps::filter(destination)
             || destination == settings().node_address()
             || maps::may_be_service(destination)
@@ -57,7 +57,7 @@ impl<A: FamilyMaps> Tables<A> for KernelTables {
 
     #[inline(always)]
     fn remove_flow(&self, key: &FlowKey<A>) {
-        // A flow that is gone already is what was wanted.
+        // A flow that is already gone is not an error.
         let _ = A::flows().remove(key);
     }
 
@@ -83,7 +83,7 @@ impl<A: FamilyMaps> Tables<A> for KernelTables {
 
     #[inline(always)]
     fn insert_affinity(&self, key: &AffinityKey<A>, affinity: &Affinity) {
-        // Without memory the client's next connection may get another backend.
+        // If there is no memory, the client's next connection may get another backend.
         let _ = A::affinity().insert(key, affinity, 0);
     }
 
@@ -99,7 +99,7 @@ impl<A: FamilyMaps> Tables<A> for KernelTables {
 
     #[inline(always)]
     fn insert_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment) {
-        // Without memory the other fragments are lost, as on any network.
+        // If there is no memory, the other fragments are lost, as on any network.
         let _ = A::fragments().insert(key, fragment, 0);
     }
 
@@ -168,23 +168,24 @@ impl<A: FamilyMaps> SocketTables<A> for KernelTables {
 
     #[inline(always)]
     fn insert_socket(&self, key: &SocketKey<A>, socket: &Socket<A>) {
-        // A full LRU map makes room; without memory the socket shows the backend as its peer.
+        // A full LRU map evicts a row. If there is no memory, the socket shows the backend as its
+        // peer.
         let _ = A::sockets().insert(key, socket, 0);
     }
 
     #[inline(always)]
     fn remove_socket(&self, key: &SocketKey<A>) {
-        // Most closed sockets have none, and looking takes no lock.
+        // Most closed sockets have no row, and a lookup takes no lock.
         if maps::socket(key).is_some() {
-            // A row that is gone already is what was wanted.
+            // A row that is already gone is not an error.
             let _ = A::sockets().remove(key);
         }
     }
 
     #[inline(always)]
     fn is_of_pod(&self, namespace: u64) -> bool {
-        // Without cookies the agent cannot tell them apart.
-        !tells_namespaces() || maps::is_of_pod(namespace)
+        // Without cookies the agent cannot tell namespaces apart.
+        !has_namespace_cookies() || maps::is_of_pod(namespace)
     }
 }
 

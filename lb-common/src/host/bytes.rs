@@ -17,16 +17,17 @@ use crate::parse::BEHIND_ETHERNET;
 pub struct Bytes {
     /// The bytes.
     pub bytes: Vec<u8>,
-    /// Routes to single addresses; all others have [`HOP`].
+    /// Routes to single addresses. All other addresses use [`HOP`].
     pub routes: Vec<HostRoute>,
-    /// Whether it can be sent to a next hop whose link-layer address is not known yet.
+    /// Whether the packet can be sent to a next hop whose link-layer address is not known yet.
     pub asks_neighbours: bool,
     /// Devices whose other end is in a Pod.
     pub pod_devices: Vec<u32>,
-    /// Where senders are: what the first network says that one is in. All others are here.
+    /// Where senders are: the first network that contains an address decides. Addresses in no
+    /// network are [`Sender::Here`].
     pub senders: Vec<SenderNetwork>,
-    /// Payload bytes of each packet that this one is cut into when it is sent; 0 if it is sent as
-    /// it is.
+    /// Payload bytes of each segment into which this packet is cut when it is sent; 0 if it is sent
+    /// as it is.
     pub segment_size: u32,
     /// Whether the frame is for another machine.
     pub is_for_other: bool,
@@ -36,18 +37,18 @@ pub struct Bytes {
     pub sockets: Vec<Port>,
 }
 
-/// What the routing tables say of a destination.
+/// The route to a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostRoute {
     /// The words of the destination's address ([`Address::words`]).
     pub destination: [u32; 4],
-    /// What they say of packets that are not too big.
+    /// The result for packets that are not too big.
     pub route: Route,
-    /// The next hop. Packets of more bytes than its MTU are too big, unless that is 0.
+    /// The next hop. Packets larger than its MTU are too big, unless the MTU is 0.
     pub hop: Hop,
 }
 
-/// Where the senders of a network are.
+/// Where the senders in a network are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SenderNetwork {
     /// The words of the network's address ([`Address::words`]).
@@ -157,7 +158,7 @@ impl Packet for Bytes {
 
     fn send(&mut self, network: u32, hop: &Hop) -> Option<Verdict> {
         if network == 0 {
-            // The next hop's link has Ethernet headers.
+            // The link of the next hop has Ethernet headers.
             self.grow_head(network, BEHIND_ETHERNET)?;
         }
         self.write(0, &hop.link)?;
@@ -201,7 +202,7 @@ impl Packet for Bytes {
     }
 }
 
-/// The next hop where no other is set.
+/// The next hop of addresses without another one.
 pub const HOP: Hop = Hop {
     device: 1,
     mtu: 0,

@@ -1,4 +1,4 @@
-//! The decision code's surroundings on the host: packets of plain bytes and tables of plain maps.
+//! The decision code's environment on the host: packets of plain bytes and tables of plain maps.
 
 mod bytes;
 mod tables;

@@ -22,7 +22,7 @@ use crate::settings::{LoadedSettings, PortRange, SourcePorts, TICK_SHIFT};
 use crate::socket::SocketTables;
 use crate::tables::Tables;
 
-/// Source ports of which none is the node's own.
+/// Source ports without the kernel's ephemeral range.
 pub const fn only_ports(first: u16, count: u16) -> SourcePorts {
     SourcePorts {
         all: PortRange { first, count },
@@ -46,7 +46,7 @@ pub struct HostTables<A> {
     pub backends: HashMap<BackendId, Backend<A>>,
     /// The clock.
     pub now: Cell<u32>,
-    /// The next random numbers: each is the one before, times a constant, plus one.
+    /// The last random number: the next one is a multiple of it plus a constant.
     pub random: Cell<u32>,
     /// Connections and rejected packets by service.
     pub stats: RefCell<HashMap<ServiceId, ServiceStats>>,
@@ -54,22 +54,21 @@ pub struct HostTables<A> {
     pub reasons: RefCell<HashMap<u32, u64>>,
     /// Which client stays with which backend.
     pub affinities: RefCell<HashMap<AffinityKey<A>, Affinity>>,
-    /// Where Service CIDRs are. Their addresses are also among [`Self::allowed`], in the set
-    /// [`cidr::SET`].
+    /// Service CIDRs. Their addresses are also in [`Self::allowed`], in the set [`cidr::SET`].
     pub service_cidrs: cidr::Networks,
-    /// Clients that a set of source ranges holds.
+    /// Members of sets of source ranges: number of the set, and address.
     pub allowed: Vec<(u32, A)>,
     /// Ports of datagrams in fragments.
     pub fragments: RefCell<HashMap<FragmentKey<A>, Fragment>>,
-    /// Replaces the client's address in packets that are sent on.
+    /// Replaces the client's address in forwarded packets.
     pub device_address: A,
-    /// Addresses without a bit in the filter.
+    /// Addresses whose bit in the filter is not set.
     pub filtered: Vec<A>,
-    /// Answers that are left.
+    /// Token buckets of answers.
     pub budgets: RefCell<HashMap<u32, Bucket>>,
     /// Translated sockets.
     pub sockets: RefCell<HashMap<SocketKey<A>, Socket<A>>>,
-    /// Cookies of network namespaces that are Pods'.
+    /// Cookies of the network namespaces of Pods.
     pub pod_namespaces: Vec<u64>,
     flows: RefCell<HashMap<FlowKey<A>, Box<Flow<A>>>>,
 }
@@ -103,7 +102,7 @@ impl<A: Address + Hash> Default for HostTables<A> {
 }
 
 impl<A: Address + Hash> HostTables<A> {
-    /// Forgets everything that was remembered of packets.
+    /// Forgets all flows, fragments and affinities.
     pub fn forget(&self) {
         self.flows.borrow_mut().clear();
         self.fragments.borrow_mut().clear();
@@ -152,8 +151,8 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
     fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry<A>> {
         let mut flows = self.flows.borrow_mut();
         let flow = flows.get_mut(key)?;
-        // SAFETY: the box keeps its place until the flow is removed; the decision code does not use
-        // an entry after removing or replacing its flow.
+        // SAFETY: the box stays in its place until the flow is removed. The decision code uses no
+        // entry after it has removed or replaced the flow.
         Some(unsafe { FlowEntry::new(NonNull::from(flow.as_mut())) })
     }
 
@@ -231,7 +230,8 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
     }
 
     fn random(&self) -> u32 {
-        // Constants of Numerical Recipes' generator: the whole period, and the high bits vary.
+        // Constants of the generator in Numerical Recipes: it has the full period, and the high
+        // bits vary.
         self.random.set(
             self.random
                 .get()

@@ -1,4 +1,4 @@
-//! VIPs answer echo requests.
+//! Answers echo requests to VIPs.
 
 use super::message::{Message, type4, type6};
 use super::{ICMP_CHECKSUM, patch};
@@ -61,7 +61,7 @@ fn reply<A: IpHeader>(packet: &mut impl Packet, message: &Message<A>) -> Option<
     packet.write_half(icmp, new_kind)?;
     let difference = Sum::new().replace(u32::from(kind), u32::from(new_kind));
     patch(packet, icmp + ICMP_CHECKSUM, difference, 0)?;
-    // The addresses change places, which changes no checksum.
+    // The addresses are swapped, which changes no checksum.
     message.destination.write(packet, network + A::SOURCE_OFFSET)?;
     message.source.write(packet, network + A::DESTINATION_OFFSET)?;
     forward::set_hop_limit::<A>(packet, network, HOP_LIMIT)?;

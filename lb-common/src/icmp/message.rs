@@ -18,7 +18,7 @@ pub(super) mod type4 {
     pub(super) const PARAMETER_PROBLEM: u8 = 12;
 }
 
-/// Types of ICMP for IPv6 (RFC 4443). Below 128 all are errors.
+/// Types of ICMP for IPv6 (RFC 4443). All types below 128 are errors.
 pub(super) mod type6 {
     pub(super) const UNREACHABLE: u8 = 1;
     pub(super) const PARAMETER_PROBLEM: u8 = 4;
@@ -26,7 +26,7 @@ pub(super) mod type6 {
     pub(in crate::icmp) const ECHO_REPLY: u8 = 129;
 }
 
-/// An ICMP message behind a plain IP header.
+/// An ICMP message behind an IP header without options.
 #[derive(Clone, Copy)]
 pub(super) struct Message<A> {
     /// Offset of the IP header.

@@ -1,9 +1,9 @@
-//! ICMP: errors about packets that were rewritten find their way to who sent the packet, and VIPs
-//! answer echo requests.
+//! ICMP: errors about rewritten packets are delivered to the senders of the packets, and echo
+//! requests to VIPs are answered.
 //!
-//! An error quotes the packet that it is about. It travels the other way, so the flow of the
-//! opposite direction says what to make of it: outside and inside the quotation the addresses
-//! become those that the receiver knows.
+//! An error quotes the packet that it is about, and travels in the opposite direction. So the flow
+//! of that direction determines its rewrite: outside and inside the quotation, the addresses become
+//! those that the receiver knows.
 
 mod echo;
 mod message;
@@ -28,8 +28,8 @@ use self::echo::echo;
 use self::message::Message;
 use self::quotation::{Quotation, rewrite_quotation};
 
-/// Decides about an ICMP message at `network` that enters or leaves the stack (`hook`), and
-/// rewrites it. `drops`: unless it leaves to a Pod.
+/// Returns the verdict for an ICMP message at `network` that enters or leaves the stack (`hook`),
+/// and rewrites it. `drops` is true unless the message leaves to a Pod.
 #[inline(always)]
 pub(crate) fn icmp<A: IpHeader>(
     packet: &mut impl Packet,
@@ -41,7 +41,8 @@ pub(crate) fn icmp<A: IpHeader>(
     let Some(message) = Message::parse(packet, network) else {
         return other(packet, tables, network, hook);
     };
-    // What leaves towards another node's backend has a destination that is in nobody's filter.
+    // An error that leaves towards a backend on another node has a destination that is not in the
+    // filter.
     let is_error = message.is_error();
     let may_be_ours = (is_error && hook == hook::EGRESS)
         || (tables.may_be_destination(message.destination)
@@ -58,8 +59,8 @@ pub(crate) fn icmp<A: IpHeader>(
     }
 }
 
-/// Decides about a packet of another protocol, or that cannot be read: from outside to an address
-/// that no Service has it is dropped, as any other one.
+/// Returns the verdict for a packet of another protocol, or one that cannot be parsed. From outside
+/// to an unallocated address of a Service CIDR it is dropped, like any other packet.
 #[inline(always)]
 fn other<A: IpHeader>(packet: &impl Packet, tables: &impl Tables<A>, network: u32, hook: u8) -> Verdict {
     if hook != hook::INGRESS_OUTSIDE {
@@ -77,8 +78,8 @@ fn other<A: IpHeader>(packet: &impl Packet, tables: &impl Tables<A>, network: u3
     cidr::pass_or_drop(packet, tables, destination)
 }
 
-/// Whether a packet that is no message with a plain IP header may be one with options or extension
-/// headers: an error is never dropped.
+/// Returns true if a packet without a plain ICMP header may be an ICMP message with options or
+/// extension headers. Errors are never dropped.
 #[inline(always)]
 fn may_be_icmp<A: IpHeader>(packet: &impl Packet, network: u32) -> bool {
     let offset = if A::IS_IPV6 {
@@ -93,7 +94,7 @@ fn may_be_icmp<A: IpHeader>(packet: &impl Packet, network: u32) -> bool {
     protocol == A::ICMP || (A::IS_IPV6 && extension::is_one(protocol))
 }
 
-/// Delivers an error about a packet of ours.
+/// Delivers an error about a translated packet.
 #[inline(always)]
 fn error<A: IpHeader>(
     packet: &mut impl Packet,
@@ -104,7 +105,7 @@ fn error<A: IpHeader>(
     let Some(quotation) = Quotation::parse(packet, message, hook) else {
         return Verdict::Pass;
     };
-    // Whoever sent the quoted packet receives the error.
+    // The sender of the quoted packet receives the error.
     if quotation.key.destination != message.destination {
         return Verdict::Pass;
     }
@@ -139,7 +140,7 @@ fn error<A: IpHeader>(
     }
 }
 
-/// Rewrites an error about a packet of a flow and sends it where its receiver is.
+/// Rewrites an error about a packet of a flow and sends it to its receiver.
 #[inline(always)]
 fn deliver<A: IpHeader>(
     packet: &mut impl Packet,
@@ -162,7 +163,7 @@ fn deliver<A: IpHeader>(
 
 /// Gives an error the addresses that its receiver knows.
 ///
-/// Out of line: with what it needs, the functions that are called besides would not fit on the
+/// Not inlined: together with its frame, the functions that are called besides would not fit on the
 /// stack (kernels before 6.4 count each frame in steps of 32 bytes).
 #[inline(never)]
 fn rewrite<A: IpHeader>(
@@ -171,8 +172,8 @@ fn rewrite<A: IpHeader>(
     quotation: &Quotation<A>,
     flow: &Flow<A>,
 ) -> Option<()> {
-    // A router on the way tells of itself, unless the receiver of a sent-on packet would not
-    // believe it to be on the way at all.
+    // A router on the path keeps its own address as source. The exception is a forwarded packet,
+    // whose receiver would not expect that router on the path.
     let is_from_peer = message.source == quotation.key.source;
     let source = if is_from_peer || flow.flags & flow_flags::FORWARD != 0 {
         &flow.source
@@ -201,9 +202,9 @@ fn rewrite<A: IpHeader>(
     Some(())
 }
 
-/// Patches a checksum after what it covers has changed; `zero` is what is written if it becomes 0,
-/// which in UDP means that there is none. Returns the difference that its own change makes to a
-/// checksum over it.
+/// Patches a checksum after what it covers has changed. `zero` is written if the result is 0, which
+/// in UDP means that there is no checksum. Returns the difference that this makes to a checksum
+/// over the field.
 #[inline(always)]
 fn patch(packet: &mut impl Packet, offset: u32, difference: Sum, zero: u16) -> Option<Sum> {
     let old = packet.view::<2>(offset)?.u16::<0>();

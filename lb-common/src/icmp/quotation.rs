@@ -12,13 +12,14 @@ use crate::net::{Port, protocol};
 use crate::packet::Packet;
 use crate::parse::{self, FRAGMENT_LENGTH, FRAGMENT6_OFFSET, IpHeader, PLAIN_IPV4, extension};
 
-/// The bytes of a transport header that an error quotes at least (RFC 792).
+/// Minimum number of bytes of a transport header that an error quotes (RFC 792).
 const QUOTED: u32 = 8;
 
-/// The packet that an error is about.
+/// The packet that an error quotes.
 #[derive(Clone, Copy)]
 pub(super) struct Quotation<A> {
-    /// The key of packets that travel as the error does: the quoted addresses and ports reversed.
+    /// The key of packets that travel in the direction of the error: the quoted addresses and ports
+    /// reversed.
     pub(super) key: FlowKey<A>,
     /// Offset of the quoted transport header.
     pub(super) transport: u32,
@@ -54,7 +55,7 @@ impl<A: IpHeader> Quotation<A> {
         if !matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP) {
             return None;
         }
-        // What stands behind the message pads the frame.
+        // Bytes behind the message are padding of the frame.
         if transport + QUOTED > message.end() {
             return None;
         }
@@ -81,8 +82,8 @@ const UDP_CHECKSUM: u32 = 6;
 
 const TCP_CHECKSUM: u32 = 16;
 
-/// Gives a quoted packet the addresses and ports that its sender gave it. Returns the difference
-/// that it makes to the checksum over it.
+/// Gives a quoted packet the addresses and ports that its sender used. Returns the difference that
+/// this makes to the checksum over the quotation.
 #[inline(always)]
 pub(super) fn rewrite_quotation<A: IpHeader>(
     packet: &mut impl Packet,
@@ -96,9 +97,9 @@ pub(super) fn rewrite_quotation<A: IpHeader>(
     let old_ports = key.reversed(key.hook).ports_word();
     let new_ports = flow.peer_key(key.protocol).ports_word();
     let mut difference = addresses.replace(old_ports, new_ports);
-    // The quoted packet's own checksums make up for what they cover. That of the transport header
-    // may not be quoted (padding of the frame may stand in its place), and a UDP packet may have
-    // none.
+    // The quoted packet's own checksums compensate for the fields that they cover. The transport
+    // checksum may not be quoted (padding of the frame may be in its place), and a UDP packet may
+    // have none.
     let transport_checksum = match key.protocol {
         protocol::TCP => Some(transport + TCP_CHECKSUM),
         protocol::UDP => Some(transport + UDP_CHECKSUM),

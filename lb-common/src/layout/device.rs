@@ -2,25 +2,25 @@
 
 use crate::net::{Address4, Address6};
 
-/// A device that packets to Pods of other nodes leave by: value of the devices map.
+/// A device through which packets to Pods of other nodes leave: value of the devices map.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct Device {
-    /// The address that replaces a client's in IPv4; unspecified if the device has none and the
-    /// node's is used.
+    /// The address that replaces a client's in IPv4. If it is unspecified, the device has none, and
+    /// the node's address is used.
     pub address4: Address4,
-    /// The address that replaces a client's in IPv6; unspecified if the device has none and the
-    /// node's is used.
+    /// The address that replaces a client's in IPv6. If it is unspecified, the device has none, and
+    /// the node's address is used.
     pub address6: Address6,
 }
 
-/// A link-layer address: key of the map of the node's.
+/// A link-layer address: key of the map of the node's link-layer addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct LinkAddress {
-    /// Its first four bytes as they follow each other in memory.
+    /// The first four bytes, in memory order.
     pub start: u32,
-    /// The other two, and two of zero.
+    /// The last two bytes, then two zero bytes.
     pub end: u32,
 }
 
@@ -33,13 +33,14 @@ impl From<[u8; 6]> for LinkAddress {
     }
 }
 
-/// Where frames go that are this node's: value of the map of devices' link-layer addresses.
+/// The addresses of frames that a device receives for the node: value of the map of devices'
+/// link-layer addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct DeviceLinks {
-    /// Index of the device; 0 in a row of none.
+    /// Index of the device; 0 in an unused row.
     pub index: u32,
-    /// The device's own address, and that of the bridge or bond that it is a port of; the same
+    /// The device's own address, then that of the bridge or bond that it is a port of, or its own
     /// again without one.
     pub addresses: [LinkAddress; 2],
 }
@@ -48,11 +49,11 @@ pub struct DeviceLinks {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct DeviceRole {
-    /// Index of the device; 0 in a row of none.
+    /// Index of the device; 0 in an unused row.
     pub index: u32,
     /// One of [`device_role`].
     pub role: u32,
-    /// Index of the bridge or bond that it is a port of; else its own.
+    /// Index of the bridge or bond that the device is a port of, else its own index.
     pub master: u32,
 }
 
@@ -64,24 +65,24 @@ pub mod device_role {
     pub const NETWORK: u32 = 2;
 }
 
-/// Rows of the maps that say which devices have a quality.
+/// Number of rows of the maps that describe devices.
 pub const DEVICE_ROWS: u32 = 1_024;
 
-/// The row of a device in such a map. Where two devices share one, the other goes without: its
-/// packets take the longer way.
+/// The row of a device in such a map. If two devices share a row, one of them is missing: its
+/// packets take the slower path.
 #[inline(always)]
 pub const fn device_row(index: u32) -> u32 {
     index % DEVICE_ROWS
 }
 
-/// Rows of [`crate::map::NAMESPACES`]: the agent writes half as many, so that they fit beside those
-/// of the agent before it.
+/// Rows of [`crate::map::NAMESPACES`]. The agent writes half as many, so that they fit next to those
+/// of the previous agent.
 pub const NAMESPACE_ROWS: u32 = 8_192;
 
-/// Whose a network namespace is that is not the node's own.
+/// Owners of network namespaces other than the node's own.
 pub mod namespace_role {
-    /// A Pod's.
+    /// A Pod.
     pub const POD: u32 = 1;
-    /// That of something else on this node. Without a row nothing is known of it yet.
+    /// Something else on this node. The owner of a namespace without a row is not known yet.
     pub const OTHER: u32 = 2;
 }

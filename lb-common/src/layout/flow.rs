@@ -1,7 +1,7 @@
-//! Flows: what is remembered of connections.
+//! Flows: the remembered state of connections.
 #![expect(
     unsafe_code,
-    reason = "the key of a flow is written in other parts than it is read in"
+    reason = "the key of a flow is built from words, not from its fields"
 )]
 
 use core::mem::offset_of;
@@ -9,8 +9,8 @@ use core::mem::offset_of;
 use super::service::{BackendId, ServiceId};
 use crate::net::Port;
 
-/// A packet's addresses and ports as seen on the wire, and the side on which it is seen: key of the
-/// flows maps.
+/// A packet's addresses and ports on the wire, and the hook at which it is seen: key of the flows
+/// maps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct FlowKey<A> {
@@ -36,8 +36,8 @@ pub mod hook {
     pub const INGRESS_INSIDE: u8 = 0;
     /// The packet leaves the node's stack towards a Pod or a network device.
     pub const EGRESS: u8 = 1;
-    /// The packet enters the node's stack from a network device. A packet from there with a Pod's
-    /// address is not the Pod's, so it does not find the Pod's flows.
+    /// The packet enters the node's stack from a network device. It does not find the flows of a
+    /// Pod, even if its source is the Pod's address.
     pub const INGRESS_OUTSIDE: u8 = 2;
 }
 
@@ -61,16 +61,15 @@ pub struct Flow<A> {
     pub generation: u32,
     /// When a packet was last seen, in ticks (see [`crate::tables::Tables::now`]).
     pub last_seen: u32,
-    /// The acknowledgement number of this direction's TCP segments, about a tick old; before the
-    /// first one of a reply, the sequence number of the segment that opened the flow. Host byte
+    /// The acknowledgement number of this direction's TCP segments, about a tick old. Before the
+    /// first segment of a reply, the sequence number of the segment that opened the flow. Host byte
     /// order.
     pub acknowledged: u32,
     /// Bits of [`flow_state`].
     pub state: u8,
     /// Bits of [`flow_flags`].
     pub flags: u8,
-    /// The ones' complement difference that the new addresses make to checksums, as it stands in
-    /// memory.
+    /// The ones' complement difference that the new addresses make to checksums, in memory order.
     pub difference: u16,
 }
 
@@ -84,14 +83,14 @@ pub mod flow_state {
     pub const FIN_REPLY: u8 = 1 << 2;
     /// Either side has sent RST.
     pub const RESET: u8 = 1 << 3;
-    /// The client has sent another packet after the backend's answer. Only that makes a TCP
-    /// connection established: a client with a forged address does not receive the answer.
+    /// The client has sent another packet after the backend's answer. Only then is a TCP connection
+    /// established: a client with a forged address does not receive the answer.
     pub const CONFIRMED: u8 = 1 << 4;
-    /// The backend has answered the SYN as if the connection were open already: the client has
-    /// another connection from the same port straight to the backend. What the backend sends
+    /// The backend has answered the SYN as if the connection were already open: the client has
+    /// another connection from the same port directly to the backend. What the backend sends
     /// belongs to that one.
     pub const CLASH: u8 = 1 << 5;
-    /// How many combinations there are.
+    /// Number of combinations.
     pub const COUNT: u8 = 1 << 6;
 }
 
@@ -101,27 +100,28 @@ pub mod flow_flags {
     pub const REPLY: u8 = 1;
     /// The client is the chosen backend: the packet goes back out of the device it came in on.
     pub const HAIRPIN: u8 = 1 << 1;
-    /// The client's address is replaced by one of this node, and the packet is sent on without the
-    /// node's stack.
+    /// The client's address is replaced by one of this node, and the packet is forwarded without
+    /// the node's stack.
     pub const FORWARD: u8 = 1 << 2;
-    /// Client and backend are on this node: the packet may be handed over to the Pod without the
-    /// node's stack.
+    /// Client and backend are on this node: the packet may be handed to the Pod without the node's
+    /// stack.
     pub const LOCAL: u8 = 1 << 3;
-    /// A TCP segment that was no SYN opened the flow: its connection began elsewhere, or its entry
+    /// A TCP segment other than a SYN opened the flow: its connection began elsewhere, or its entry
     /// was lost.
     pub const MIDSTREAM: u8 = 1 << 4;
-    /// Nothing is rewritten: the connection is the node's own, from a port that is a frontend's
-    /// too.
+    /// Nothing is rewritten: the connection is the node's own from a port that is also a
+    /// frontend's, or another service proxy translates it.
     pub const PASS: u8 = 1 << 5;
-    /// Shift of the bits that say at which [`super::hook`] the opposite direction is seen.
+    /// Shift of the bits that hold the [`super::hook`] at which the opposite direction is seen.
     pub const PEER_HOOK_SHIFT: u8 = 6;
 }
 
 impl<A: Copy> FlowKey<A> {
-    /// A key, of ports as they follow each other in a header.
+    /// Builds a key. `ports` holds source and destination port in header order.
     ///
-    /// The ports are written as one word, as the kernel reads them when it hashes the key: a
-    /// processor reads a word that was written in parts only when the parts have reached the cache.
+    /// The ports are written as one word because the kernel reads them as one when it hashes the
+    /// key. A CPU can read a word that was written in parts only when the parts have reached the
+    /// cache.
     #[inline(always)]
     pub fn new(source: A, destination: A, ports: u32, protocol: u8, hook: u8) -> Self {
         #[derive(Clone, Copy)]
@@ -143,12 +143,12 @@ impl<A: Copy> FlowKey<A> {
             ports,
             rest: [protocol, hook, 0, 0],
         };
-        // SAFETY: both have the addresses, then eight bytes of numbers; the assertions compare the
-        // places.
+        // SAFETY: both types have the addresses, then eight bytes of numbers. The assertions
+        // compare the offsets.
         unsafe { core::mem::transmute_copy(&words) }
     }
 
-    /// Source and destination port as they follow each other in a header.
+    /// Source and destination port as one word in header order.
     #[inline(always)]
     pub fn ports_word(&self) -> u32 {
         let ([a, b], [c, d]) = (self.source_port.to_bytes(), self.destination_port.to_bytes());

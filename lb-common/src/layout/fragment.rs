@@ -10,7 +10,7 @@ pub struct FragmentKey<A> {
     pub source: A,
     /// Destination address.
     pub destination: A,
-    /// The identification of the datagram as it stands in the header; that of IPv4 has 16 bits.
+    /// The identification of the datagram in header byte order. In IPv4 it has 16 bits.
     pub identification: u32,
     /// One of [`crate::net::protocol`].
     pub protocol: u8,
@@ -28,7 +28,7 @@ pub struct Fragment {
     pub source_port: Port,
     /// Destination port; 0 unless [`fragment_state::PORTS`].
     pub destination_port: Port,
-    /// When the fragment was seen that the row was written for, in ticks (see
+    /// When the fragment for which the row was written was seen, in ticks (see
     /// [`crate::tables::Tables::now`]).
     pub seen: u32,
     /// One of [`fragment_state`].
@@ -37,16 +37,17 @@ pub struct Fragment {
 
 /// Values of [`Fragment::state`].
 pub mod fragment_state {
-    /// Nothing is known of the datagram; never in a row.
+    /// Nothing is known of the datagram. No row has this state.
     pub const UNKNOWN: u32 = 0;
-    /// Its first fragment was seen, and these are its ports.
+    /// The first fragment was seen, and the row has its ports.
     pub const PORTS: u32 = 1;
-    /// A later fragment came first: all are handed to the kernel's own reassembly.
+    /// A later fragment came first: all fragments are handed to the kernel's own reassembly.
     pub const DETOURED: u32 = 2;
-    /// Its first fragment was seen and has no ports that can be read.
+    /// The first fragment was seen, and its ports cannot be read.
     pub const FOREIGN: u32 = 3;
 }
 
 /// The first bytes of the link-layer address that a fragment has on its way to the kernel's own
-/// reassembly and back; the index of the device that it came in by follows, in network byte order.
+/// reassembly and back. The index of the device through which it came in follows, in network byte
+/// order.
 pub const DETOUR_LINK: [u8; 2] = [0x02, 0xfa];

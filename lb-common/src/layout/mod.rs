@@ -1,9 +1,9 @@
 //! Keys and values of the BPF maps.
 //!
-//! Every type is `repr(C)`, has no hidden bytes (padding is a named field that is zero) and a size
-//! asserted below, because the kernel compares keys byte by byte and the agent reads what another
-//! version of it wrote. Addresses and ports are in network byte order, everything else is in host
-//! byte order.
+//! Every type is `repr(C)`, has no hidden bytes (padding is a named field that is zero), and has a
+//! size that is asserted below. The kernel compares keys byte by byte, and the agent reads what
+//! another version of it wrote. Addresses and ports are in network byte order, everything else is
+//! in host byte order.
 
 mod device;
 mod flow;
@@ -19,11 +19,11 @@ pub use socket::*;
 
 use crate::net::{Address4, Address6};
 
-/// The version of these layouts: part of the pin path, so that an agent never reads maps of another
-/// layout.
+/// The version of these layouts. It is part of the pin path, so that an agent never reads maps of
+/// another layout.
 pub const LAYOUT_VERSION: u32 = 6;
 
-/// Fails to compile where a type has another size or alignment.
+/// Fails to compile if a type has another size or alignment.
 macro_rules! assert_layout {
     ($($type:ty: $size:literal, align $align:literal;)*) => {
         $(const _: () = assert!(size_of::<$type>() == $size && align_of::<$type>() == $align);)*

@@ -2,15 +2,15 @@
 
 use crate::net::Port;
 
-/// Small number of a service port; indexes the counters. 0 is never valid.
+/// Small number that identifies a service port. It is the index of its counters. 0 is never valid.
 pub type ServiceId = u32;
 /// Index of a row in the backends array of its family. 0 is never valid.
 pub type BackendId = u32;
 
 /// What clients connect to: key of the frontends map.
 ///
-/// Port 0 is the wildcard row of an address: it says that the address is a VIP, and what becomes of
-/// packets to it that are for no port of a Service.
+/// Port 0 is the wildcard row of an address. It marks the address as a VIP, and determines what
+/// happens to packets to ports that no Service uses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct FrontendKey<A> {
@@ -34,7 +34,8 @@ pub struct Region {
     pub length: u32,
 }
 
-/// What a packet to a frontend finds: value of the frontends map. Writing it publishes the Service.
+/// The row that a packet to a frontend finds: value of the frontends map. Writing it publishes the
+/// Service.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct Frontend {
@@ -46,10 +47,10 @@ pub struct Frontend {
     pub cluster: Region,
     /// Backends of this node.
     pub local: Region,
-    /// The Maglev table of the backends that clients outside choose from; empty if they use a list
-    /// like the others.
+    /// The Maglev table of the backends that clients outside choose from. It is empty if they use a
+    /// list, as clients inside do.
     pub maglev: Region,
-    /// The set of [`SourceRange`] rows that clients must be in; 0 if all may come.
+    /// The set of [`SourceRange`] rows that clients must be in; 0 if all clients are allowed.
     pub source_ranges: u32,
     /// Seconds that a client stays with its backend; 0 without session affinity.
     pub affinity_seconds: u32,
@@ -63,12 +64,11 @@ pub mod frontend_flags {
     pub const OUTSIDE_LOCAL: u32 = 1 << 1;
     /// The wildcard row of a VIP.
     pub const WILDCARD: u32 = 1 << 2;
-    /// In a wildcard row: ports that have no row of their own are not rejected but left to the
-    /// node.
+    /// In a wildcard row: packets to ports without a row are not rejected but left to the node.
     pub const PASS_UNKNOWN: u32 = 1 << 3;
     /// In a wildcard row: ICMP echo requests are answered.
     pub const ECHO: u32 = 1 << 4;
-    /// In a row with source ranges: processes of the node itself may come, as one of its addresses
+    /// In a row with source ranges: processes of the node are allowed, because one of its addresses
     /// is in a range.
     pub const NODE_ALLOWED: u32 = 1 << 5;
     /// The address is one of the node's own: packets to it may be answers to the node's own
@@ -78,8 +78,8 @@ pub mod frontend_flags {
 
 /// Clients that may use an address with `loadBalancerSourceRanges`: key of the source ranges maps.
 ///
-/// They find the longest prefix; the length of a key's prefix is [`SourceRange::SET_BITS`] and that
-/// of the network's.
+/// The maps find the longest prefix. The prefix length of a key is [`SourceRange::SET_BITS`] plus
+/// that of the network.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct SourceRange<A> {
@@ -107,7 +107,7 @@ pub struct Slot {
 /// An endpoint that the datapath may choose: value of the backends arrays.
 ///
 /// A row belongs to one service port. `generation` grows each time the row is given to another
-/// endpoint, so whoever remembers a backend (slots, flows, sockets) notices that it is gone.
+/// endpoint. So slots, flows and sockets that name the row can tell that their backend is gone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct Backend<A> {
@@ -127,14 +127,14 @@ pub struct Backend<A> {
 
 /// Values of [`Backend::state`].
 pub mod backend_state {
-    /// No endpoint: flows to it end. The value of a row that was never written.
+    /// No endpoint: flows to it end. A row that was never written has this value.
     pub const GONE: u8 = 0;
     /// Takes new flows.
     pub const ACTIVE: u8 = 1;
     /// Keeps the flows it has.
     pub const DRAINING: u8 = 2;
-    /// Keeps the connections it has for a while: the endpoint is missing, and may come back as the
-    /// same.
+    /// Keeps the connections it has for a while: the endpoint is missing, and may come back
+    /// unchanged.
     pub const ABSENT: u8 = 3;
 }
 
@@ -148,8 +148,8 @@ pub mod backend_flags {
     pub const IN_LOCAL: u8 = 1 << 2;
 }
 
-/// The name of a service port: value of the service names map. No program reads it; it tells
-/// people, and the next agent, what a service id stands for.
+/// The name of a service port: value of the service names map. The programs do not read it. It
+/// tells people, and the next agent, what a service id means.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct ServiceName {

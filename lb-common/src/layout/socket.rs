@@ -1,17 +1,17 @@
-//! Translated sockets, and clients that stay with a backend.
+//! Translated sockets, and session affinity.
 
 use super::service::{BackendId, ServiceId};
 use crate::net::Port;
 
-/// A socket and an address it knows its peer by: key of the sockets maps.
+/// A socket and an address of its peer: key of the sockets maps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct SocketKey<A> {
     /// The kernel's socket cookie, low and high half (a `u64` would force padding for IPv4).
     pub cookie: [u32; 2],
-    /// The backend's address; a frontend's or the unspecified one for a UDP socket.
+    /// The backend's address. For a UDP socket also a frontend's or the unspecified address.
     pub address: A,
-    /// The port beside `address`.
+    /// The port that belongs to `address`.
     pub port: Port,
     /// One of [`crate::net::protocol`].
     pub protocol: u8,
@@ -21,10 +21,11 @@ pub struct SocketKey<A> {
 
 /// The other side of a translation at a socket: value of the sockets maps.
 ///
-/// Under a backend's address stands the frontend; under a frontend's address the backend that was
-/// chosen for a UDP socket. Under the unspecified address and a small number as port stands a
-/// frontend that a UDP socket has asked for. A UDP socket that was connected to a frontend without
-/// a backend has an address and a port of the node for one, and 0 as [`Self::backend`].
+/// The row of a backend's address holds the frontend. The row of a frontend's address holds the
+/// backend that was chosen for a UDP socket. The row of the unspecified address, with a small
+/// number as port, holds a frontend that a UDP socket has used. A UDP socket that was connected to
+/// a frontend without a backend has an address and a port of the node as its backend, and 0 as
+/// [`Self::backend`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct Socket<A> {
@@ -42,21 +43,21 @@ pub struct Socket<A> {
     pub generation: u32,
 }
 
-/// What [`Socket::address`] is.
+/// Kinds of [`Socket::address`].
 pub mod socket_names {
-    /// A frontend's.
+    /// The address of a frontend.
     pub const FRONTEND: u16 = 0;
-    /// A backend's.
+    /// The address of a backend.
     pub const BACKEND: u16 = 1;
 }
 
-/// A cookie of the kernel as keys hold it: low and high half.
+/// Splits a cookie of the kernel into low and high half, as keys hold it.
 #[inline(always)]
 pub const fn halves(cookie: u64) -> [u32; 2] {
     [cookie as u32, (cookie >> 32) as u32]
 }
 
-/// A cookie of the kernel from its halves.
+/// Joins the halves of a cookie of the kernel.
 pub const fn cookie(halves: [u32; 2]) -> u64 {
     halves[0] as u64 | (halves[1] as u64) << 32
 }
@@ -65,10 +66,10 @@ pub const fn cookie(halves: [u32; 2]) -> u64 {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct AffinityKey<A> {
-    /// The client's address; unspecified if it is known by `namespace`.
+    /// The client's address; unspecified if `namespace` identifies the client.
     pub client: A,
-    /// The cookie of the client's network namespace, low and high half, if it was translated at its
-    /// socket, where its address is not known; 0 otherwise.
+    /// The cookie of the client's network namespace, low and high half, if the client was
+    /// translated at its socket, where its address is not known; 0 otherwise.
     pub namespace: [u32; 2],
     /// The service port.
     pub service: ServiceId,

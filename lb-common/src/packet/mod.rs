@@ -1,4 +1,4 @@
-//! Access to a packet, and what becomes of it.
+//! Access to a packet, and the verdict for it.
 
 mod translate;
 mod view;
@@ -15,16 +15,16 @@ use crate::net::protocol;
 pub use translate::translate_directly;
 pub use view::{View, ViewMut};
 
-/// Where the headers of a packet lie.
+/// The offsets and properties of a packet's headers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Headers {
     /// Offset of the IP header: the length of the Ethernet header, if there is one.
     pub network: u32,
     /// Offset of the TCP or UDP header.
     pub transport: u32,
-    /// Length of IP header and payload in bytes, as the IP header says.
+    /// Length of IP header and payload in bytes, according to the IP header.
     pub ip_length: u32,
-    /// [`crate::net::tcp_flags`]; for SCTP those that mean the same, for UDP 0.
+    /// [`crate::net::tcp_flags`]. SCTP has those with the same meaning, UDP has 0.
     pub tcp_flags: u8,
     /// Which part of a datagram the packet is.
     pub part: Part,
@@ -42,9 +42,9 @@ pub enum Part {
 }
 
 impl Headers {
-    /// Whether ports and a checksum that covers addresses are in the packet: SCTP's covers none
-    /// (RFC 9260 section 6.8), and its ports stay, because it would have to be computed anew over
-    /// the whole packet.
+    /// Returns true if the packet contains ports that can be rewritten and a checksum that covers
+    /// addresses. SCTP's checksum does not cover them (RFC 9260 section 6.8). Its ports stay,
+    /// because the checksum would have to be computed again over the whole packet.
     #[inline(always)]
     pub fn is_transport_rewritten(&self, protocol: u8) -> bool {
         protocol != protocol::SCTP && self.part != Part::Later
@@ -61,12 +61,12 @@ impl Headers {
     }
 }
 
-/// A packet, from its first header byte on. All offsets count from there.
+/// A packet. All offsets count from its first header byte.
 pub trait Packet {
-    /// The number of bytes, those outside the linear part included.
+    /// The number of bytes, including those outside the linear part.
     fn length(&self) -> u32;
 
-    /// `N` bytes at `offset`, or `None` if the packet ends before.
+    /// `N` bytes at `offset`, or `None` if the packet is shorter.
     fn view<const N: usize>(&self, offset: u32) -> Option<View<'_, N>>;
 
     /// Writes whole words (in packet byte order) at `offset`, leaving all checksums to the caller.
@@ -78,116 +78,119 @@ pub trait Packet {
     /// Replaces addresses and ports and patches the checksums that cover them (IPv4 header, TCP,
     /// UDP).
     ///
-    /// If it fails the packet may be half rewritten and must be dropped.
+    /// If it fails, the packet may be partly rewritten and must be dropped.
     fn translate<A: Address>(&mut self, headers: &Headers, old: &FlowKey<A>, new: &Flow<A>) -> Option<()>;
 
-    /// Makes the packet longer by `by` bytes in front of the IP header at `network`. All before the
-    /// old IP header may be of any content then.
+    /// Inserts `by` bytes in front of the IP header at `network`. Afterwards the content of
+    /// everything before the old IP header is unspecified.
     fn grow_head(&mut self, network: u32, by: u32) -> Option<()>;
 
-    /// Cuts the packet to `length` bytes.
+    /// Truncates the packet to `length` bytes.
     fn cut(&mut self, length: u32) -> Option<()>;
 
-    /// Whether the frame with an IP header at `network` is for this node: neither for another one,
-    /// whose frames come in by a switch that floods them or are listened to, nor for many at once
-    /// (RFC 1122 section 3.2.2). A hook that cannot tell says no and leaves it to the next one.
+    /// Returns true if the frame with an IP header at `network` is for this node only. Frames for
+    /// other nodes arrive if a switch floods them or if the device is promiscuous. Broadcast and
+    /// multicast frames are for many nodes (RFC 1122 section 3.2.2). A hook that cannot tell
+    /// returns false and leaves the frame to the next one.
     fn is_for_node(&self, network: u32) -> bool;
 
-    /// Payload bytes of each packet that this one is cut into when it is sent; 0 if it is sent as
-    /// it is.
+    /// Payload bytes of each segment into which this packet is cut when it is sent; 0 if it is sent
+    /// as it is.
     fn segment_size(&self) -> u32;
 
-    /// Asks the node's routing tables for the way of a packet from `source` to `destination` of so
-    /// many bytes (IP header and payload; 0 if any length will do), and says it in `hop` as far as
-    /// it is known.
+    /// Looks up the route of a packet from `source` to `destination` with `length` bytes (IP header
+    /// and payload; 0 for any length). Stores what is known of the next hop in `hop`.
     fn route<A: Address>(&self, source: A, destination: A, length: u32, hop: &mut Hop) -> Route;
 
-    /// Whether this hook can send the packet along a route that is [`Route::Ready`] or
-    /// [`Route::Unresolved`]. One that cannot leaves the packet to the next hook.
+    /// Returns true if this hook can send the packet along a route that is [`Route::Ready`] or
+    /// [`Route::Unresolved`]. A hook that cannot leaves the packet to the next one.
     fn can_send(&self, route: Route, hop: &Hop) -> bool;
 
     /// Sends the packet, whose IP header is at `network`, to its next hop.
     fn send(&mut self, network: u32, hop: &Hop) -> Option<Verdict>;
 
-    /// Where the routing tables say that the sender of a packet is which came in here.
+    /// Where the sender of a packet that came in here is, according to the routing tables.
     fn sender<A: Address>(&self, source: A) -> Sender;
 
-    /// Whether a socket of the node receives packets with these addresses and ports, which come in
-    /// from a device. The kernel finds connected, listening and UDP sockets, but no TCP socket that
-    /// is bound and nothing else.
+    /// Returns true if a socket of the node receives packets with these addresses and ports that
+    /// come in from a device. The kernel finds connected, listening and UDP sockets, but no TCP
+    /// socket that is only bound.
     fn has_socket<A: Address>(&self, key: &FlowKey<A>) -> bool;
 
-    /// Whether a program of ours has sent the packet to the device that it leaves by.
+    /// Returns true if one of the agent's programs has sent the packet to the device through which
+    /// it leaves.
     fn is_sent_on(&self) -> bool;
 
-    /// Whether this hook can hand the packet, whose IP header is at `network`, over to the Pod
+    /// Returns true if this hook can hand the packet, whose IP header is at `network`, to the Pod
     /// behind a device.
     fn can_hand_over(&self, network: u32, hop: &Hop) -> bool;
 
-    /// Hands the packet over to the Pod behind a device: the Pod receives it at once.
+    /// Hands the packet to the Pod behind a device. The Pod receives it immediately.
     fn hand_over(&mut self, hop: &Hop) -> Option<Verdict>;
 
-    /// Whether the transport checksum at `offset` is still to be completed by the device
-    /// (`CHECKSUM_PARTIAL`), so that the field holds the folded sum of the pseudo header only.
+    /// Returns true if the device still has to complete the transport checksum at `offset`
+    /// (`CHECKSUM_PARTIAL`). The field then holds only the folded sum of the pseudo header. The
+    /// call may change the field.
     fn checksum_is_partial(&mut self, offset: u32) -> bool;
 
-    /// Where a fragment with its IP header at `network` is handed to the kernel's own reassembly,
-    /// if it must be.
+    /// The hook that hands a fragment with its IP header at `network` to the kernel's own
+    /// reassembly, if it must be handed there.
     fn reassembly(&self, network: u32) -> Reassembly;
 
-    /// Hands the packet to the kernel's own reassembly, where [`Self::reassembly`] says
+    /// Hands the packet to the kernel's own reassembly, if [`Self::reassembly`] returns
     /// [`Reassembly::Here`].
     fn detour(&mut self) -> Option<Verdict>;
 }
 
-/// Where fragments are handed to the kernel's own reassembly.
+/// The hook that hands fragments to the kernel's own reassembly.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Reassembly {
-    /// Nowhere.
+    /// No hook.
     None,
-    /// By the next hook.
+    /// The next hook.
     Next,
-    /// By this hook.
+    /// This hook.
     Here,
 }
 
 /// What to do with a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// Goes on, translated or untouched.
+    /// The packet passes, translated or unchanged.
     Pass,
-    /// Turns back: goes out of the device it came in on, or comes in by the one it was to leave by.
+    /// The packet turns back: it goes out of the device that it came in on, or comes in through the
+    /// device by which it was to leave.
     Bounce,
-    /// Goes where [`Packet::send`] or [`Packet::hand_over`] has sent it.
+    /// The packet goes where [`Packet::send`], [`Packet::hand_over`] or [`Packet::detour`] has sent
+    /// it.
     Redirect,
-    /// Ends here.
+    /// The packet is dropped.
     Drop,
 }
 
 /// The next hop of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Hop {
-    /// Index of the device that leads to it; 0 if there is none.
+    /// Index of the device that leads to the next hop; 0 if there is none.
     pub device: u32,
-    /// The largest packet that the route takes, in bytes, if [`Route::TooBig`].
+    /// The MTU of the route in bytes, with [`Route::TooBig`].
     pub mtu: u32,
-    /// Destination and source address of the link layer, if [`Route::Ready`], as they follow each
-    /// other in memory.
+    /// Destination and source link-layer address in memory order, with [`Route::Ready`].
     pub link: [u32; 3],
 }
 
-/// Where a source address belongs, as the way to it says.
+/// Where a source address belongs, according to the route to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Sender {
-    /// It may be what sends here: the way leads to the device that the packet came by, or by a
-    /// device that is neither a Pod's nor one to the network (a bridge, a CNI's own device), or
-    /// there is none.
+    /// It may belong to what sends here. The route leads through the device that the packet came in
+    /// on, or through a device that is neither a Pod's nor one to the network (a bridge, a CNI's
+    /// own device), or there is no route.
     Here,
-    /// Behind a router which is at the other end of the device that the packet came by.
+    /// Behind a router at the other end of the device that the packet came in on.
     Behind,
-    /// Outside.
+    /// In the network outside.
     Network,
     /// Another Pod of this node.
     Pod,
@@ -195,7 +198,7 @@ pub enum Sender {
     Node,
 }
 
-/// What the routing tables say of a packet.
+/// The result of a route lookup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Route {
@@ -203,16 +206,17 @@ pub enum Route {
     Ready,
     /// The next hop's link-layer address is not known yet.
     Unresolved,
-    /// The packet is larger than the route takes.
+    /// The packet is larger than the MTU of the route.
     TooBig,
     /// The destination is the node itself.
     Local,
-    /// There is no way.
+    /// There is no route.
     None,
 }
 
-/// A packet whose bytes are written directly and whose checksums are complete: XDP, plain bytes.
+/// A packet whose bytes are written directly and whose checksums are complete: in XDP, and plain
+/// bytes.
 pub trait DirectPacket: Packet {
-    /// `N` bytes at `offset` for writing, or `None` if the packet ends before.
+    /// `N` writable bytes at `offset`, or `None` if the packet is shorter.
     fn view_mut<const N: usize>(&mut self, offset: u32) -> Option<ViewMut<'_, N>>;
 }

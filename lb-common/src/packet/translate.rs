@@ -1,4 +1,4 @@
-//! The rewrite of packets that are written directly.
+//! Rewrites packets whose bytes are written directly.
 
 use core::mem::offset_of;
 
@@ -74,7 +74,7 @@ fn set_tcp<A: Address>(header: &mut ViewMut<'_, { TcpHdr::LEN }>, new: &Flow<A>,
 fn set_udp<A: Address>(header: &mut ViewMut<'_, { UdpHdr::LEN }>, new: &Flow<A>, difference: Sum) {
     const CHECKSUM: usize = offset_of!(UdpHdr, check);
     header.set_u32::<0>(new.ports_word());
-    // 0 means "no checksum" (RFC 768), and a computed 0 is sent as its other form.
+    // 0 means "no checksum" (RFC 768). A computed 0 is sent as 0xffff.
     match header.as_view().u16::<CHECKSUM>() {
         0 => {}
         checksum => {

@@ -5,7 +5,7 @@
 //! call that moves the packet's data.
 #![expect(
     unsafe_code,
-    reason = "reads packet bytes behind a bounds check that the constructor's caller has made"
+    reason = "accesses packet bytes after a bounds check by the constructor's caller"
 )]
 
 use core::marker::PhantomData;
@@ -23,13 +23,13 @@ macro_rules! load {
         #[inline(always)]
         pub fn $name<const AT: usize>(&self) -> $type {
             const { assert!(AT + size_of::<$type>() <= N) };
-            // LLVM's BPF back end splits an unaligned read into single bytes; the kernel's verifier
-            // allows it whole.
+            // LLVM's BPF backend splits an unaligned read into single bytes. The kernel's verifier
+            // allows the whole read.
             #[cfg(target_arch = "bpf")]
             {
                 let value: u64;
                 // SAFETY: the constant assertion keeps the read inside the N bytes that `new`
-                // vouches for.
+                // guarantees.
                 unsafe {
                     core::arch::asm!(
                         concat!("{value} = *(", $size, " *)({start} + {at})"),
@@ -44,7 +44,7 @@ macro_rules! load {
             #[cfg(not(target_arch = "bpf"))]
             {
                 // SAFETY: the constant assertion keeps the read inside the N bytes that `new`
-                // vouches for.
+                // guarantees.
                 unsafe { self.start.add(AT).cast::<$type>().read_unaligned() }
             }
         }
@@ -82,8 +82,8 @@ macro_rules! store {
         pub fn $name<const AT: usize>(&mut self, value: $type) {
             const { assert!(AT + size_of::<$type>() <= N) };
             #[cfg(target_arch = "bpf")]
-            // SAFETY: the constant assertion keeps the write inside the N bytes that `new` vouches
-            // for.
+            // SAFETY: the constant assertion keeps the write inside the N bytes that `new`
+            // guarantees.
             unsafe {
                 core::arch::asm!(
                     concat!("*(", $size, " *)({start} + {at}) = {value}"),
@@ -94,8 +94,8 @@ macro_rules! store {
                 );
             }
             #[cfg(not(target_arch = "bpf"))]
-            // SAFETY: the constant assertion keeps the write inside the N bytes that `new` vouches
-            // for.
+            // SAFETY: the constant assertion keeps the write inside the N bytes that `new`
+            // guarantees.
             unsafe {
                 self.start.add(AT).cast::<$type>().write_unaligned(value);
             }

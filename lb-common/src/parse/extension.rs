@@ -1,4 +1,4 @@
-//! IPv6 extension headers that may stand before TCP or UDP (RFC 8200 section 4; AH: RFC 4302).
+//! IPv6 extension headers that may precede a transport header (RFC 8200 section 4; AH: RFC 4302).
 
 use crate::net::protocol;
 use crate::packet::Packet;
@@ -8,10 +8,10 @@ const ROUTING: u8 = 43;
 pub(crate) const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
-/// More than RFC 8200 expects in any packet (section 4.1 lists six, fragments among them).
+/// As many of these headers as RFC 8200 section 4.1 lists for one packet, without fragment headers.
 const MAX_DEPTH: u32 = 5;
 
-/// Whether another header follows one of this number.
+/// Returns true if a header with this number is followed by another header.
 #[inline(always)]
 pub(crate) const fn is_one(number: u8) -> bool {
     matches!(
@@ -20,8 +20,8 @@ pub(crate) const fn is_one(number: u8) -> bool {
     )
 }
 
-/// What stands behind extension headers, in one number: a function of its own returns no more to
-/// the verifier.
+/// The length of the extension headers and the protocol behind them, in one number: the verifier
+/// accepts no larger result of a function that is not inlined.
 #[derive(Clone, Copy)]
 pub(super) struct Behind(u32);
 
@@ -43,7 +43,7 @@ impl Behind {
 /// Offset of the number of segments left in a routing header (RFC 8200 section 4.4).
 const SEGMENTS_LEFT: usize = 3;
 
-/// Walks over extension headers. A fragment header ends the search.
+/// Skips extension headers. A fragment header ends the search without a result.
 #[inline(never)]
 pub(super) fn skip_extensions(packet: &impl Packet, offset: u32, first: u8) -> Behind {
     let mut next = first;
@@ -57,13 +57,13 @@ pub(super) fn skip_extensions(packet: &impl Packet, offset: u32, first: u8) -> B
         let Some(header) = packet.view::<4>(offset + length) else {
             return Behind::NOTHING;
         };
-        // Before the last segment the IPv6 header does not name the destination that checksums
-        // cover (RFC 8200 section 8.1).
+        // If segments are left, the IPv6 header does not contain the final destination, which
+        // checksums cover (RFC 8200 section 8.1).
         if next == ROUTING && header.u8::<SEGMENTS_LEFT>() != 0 {
             return Behind::NOTHING;
         }
         next = header.u8::<0>();
-        // An authentication header counts words less 2, the others count 8 bytes less 1.
+        // An authentication header counts words minus 2, the others count units of 8 bytes minus 1.
         length += u32::from(header.u8::<1>()) * unit + 8;
     }
     match next {

@@ -13,11 +13,11 @@ const FRAGMENT_BITS: u16 = 0x3fff_u16.to_be();
 /// A fragment of a datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FragmentHeader {
-    /// What the fragments of a datagram have in common, as it stands in the header.
+    /// The identification that all fragments of a datagram share, in header byte order.
     pub identification: u32,
     /// Protocol of the datagram.
     pub protocol: u8,
-    /// Which fragment.
+    /// Whether it is the first fragment.
     pub part: Part,
     /// Offset of the fragment's content.
     pub content: u32,
@@ -27,10 +27,10 @@ pub struct FragmentHeader {
     pub ip_length: u32,
 }
 
-/// Bits of an IPv4 header's fragment field that say how much of the datagram goes before.
+/// Bits of an IPv4 header's fragment field that hold the offset in the datagram.
 const FRAGMENT_OFFSET: u16 = 0x1fff_u16.to_be();
 
-/// The fragment in an IPv4 packet at `offset`. Those with options are not parsed.
+/// Parses the fragment in an IPv4 packet at `offset`. Packets with options are not parsed.
 #[inline(always)]
 pub fn fragment4(packet: &impl Packet, offset: u32) -> Option<FragmentHeader> {
     const LENGTH: u32 = Ipv4Hdr::LEN as u32;
@@ -53,8 +53,8 @@ pub fn fragment4(packet: &impl Packet, offset: u32) -> Option<FragmentHeader> {
     })
 }
 
-/// The fragment in an IPv6 packet at `offset`. Those with other extension headers before that of
-/// the fragment are not parsed.
+/// Parses the fragment in an IPv6 packet at `offset`. Packets with other extension headers before
+/// the fragment header are not parsed.
 #[inline(always)]
 pub fn fragment6(packet: &impl Packet, offset: u32) -> Option<FragmentHeader> {
     const LENGTH: u32 = Ipv6Hdr::LEN as u32;
@@ -84,16 +84,16 @@ pub(crate) const PLAIN_IPV4: u8 = 0x45;
 /// Length of an IPv6 fragment header (RFC 8200 section 4.5).
 pub(crate) const FRAGMENT_LENGTH: u32 = 8;
 
-/// Bits of an IPv6 fragment header that say how much of the datagram goes before.
+/// Bits of an IPv6 fragment header that hold the offset in the datagram.
 pub(crate) const FRAGMENT6_OFFSET: u16 = 0xfff8_u16.to_be();
 
-/// Whether the fragment field of an IPv4 header is that of a fragment.
+/// Returns true if the fragment field of an IPv4 header is that of a fragment.
 #[inline(always)]
 pub(crate) fn is_fragment4(field: u16) -> bool {
     field & FRAGMENT_BITS != 0
 }
 
-/// Whether the fragment field of an IPv4 header is that of a fragment other than the first.
+/// Returns true if the fragment field of an IPv4 header is that of a later fragment.
 #[inline(always)]
 pub(crate) fn is_later_fragment4(field: u16) -> bool {
     field & FRAGMENT_OFFSET != 0

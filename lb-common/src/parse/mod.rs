@@ -1,7 +1,7 @@
-//! From the first bytes of a frame to addresses, ports and offsets.
+//! Parses the first bytes of a frame into addresses, ports and offsets.
 //!
-//! What is not TCP, UDP or SCTP over IP, is truncated or malformed is not parsed: it is not ours.
-//! Fragments have a parser of their own, for the sake of the packets that are none.
+//! Packets that are not TCP, UDP or SCTP over IP, or that are truncated or malformed, are not
+//! parsed. Fragments have a separate parser, so that other packets do not pay for it.
 pub(crate) mod extension;
 mod fragment;
 mod transport;
@@ -33,7 +33,7 @@ pub struct Parsed<A> {
 }
 
 impl<A> Parsed<A> {
-    /// Whether the packet asks for a new TCP connection.
+    /// Returns true if the packet requests a new connection.
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
         self.headers.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
@@ -51,7 +51,7 @@ pub enum Network {
     Other,
 }
 
-/// Where the IP header is in packets with an Ethernet header.
+/// Offset of the IP header in packets with an Ethernet header.
 pub const BEHIND_ETHERNET: u32 = EthHdr::LEN as u32;
 
 /// The network layer of an ethertype in network byte order.
@@ -68,9 +68,9 @@ pub fn network_of(ethertype: u16) -> Network {
 
 /// The network layer behind an Ethernet header.
 ///
-/// Packets with VLAN tags are none of ours: they belong to a VLAN device, whose programs see them
-/// without the tags. XDP leaves a tag that is of no VLAN to TC, before which the kernel takes the
-/// tag out of the frame.
+/// Packets with VLAN tags are not parsed: they belong to a VLAN device, whose programs see them
+/// without the tags. XDP leaves a tag that belongs to no VLAN to TC. Before TC, the kernel removes
+/// the tag from the frame.
 #[inline(always)]
 pub fn network(packet: &impl Packet) -> Network {
     packet
@@ -80,18 +80,18 @@ pub fn network(packet: &impl Packet) -> Network {
         })
 }
 
-/// The number of bytes from `offset` on that a length field (network byte order) tells.
+/// The number of bytes after `offset`, according to a length field (network byte order).
 ///
-/// In a packet that is cut into segments when it is sent, 0 stands for more than the field can hold
-/// ("BIG TCP", `iph_totlen` in include/linux/ip.h, Linux 6.18): what is told ends with the packet.
-/// In IPv6, Linux 6.18 puts a hop-by-hop header with a jumbo payload option (RFC 2675) behind,
-/// which is skipped as any other.
+/// In a packet that is cut into segments when it is sent, 0 means more than the field can hold
+/// ("BIG TCP", `iph_totlen` in include/linux/ip.h, Linux 6.18). The length then ends with the
+/// packet. In IPv6, Linux 6.18 adds a hop-by-hop header with a jumbo payload option (RFC 2675),
+/// which is skipped like any other.
 #[inline(always)]
-fn length_behind(packet: &impl Packet, offset: u32, told: u16) -> u32 {
-    if told == 0 && packet.segment_size() != 0 {
+fn length_after(packet: &impl Packet, offset: u32, length_field: u16) -> u32 {
+    if length_field == 0 && packet.segment_size() != 0 {
         packet.length().saturating_sub(offset)
     } else {
-        u32::from(u16::from_be(told))
+        u32::from(u16::from_be(length_field))
     }
 }
 
@@ -108,8 +108,8 @@ pub fn ipv4(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
     if is_fragment4(header.u16::<{ offset_of!(Ipv4Hdr, frags) }>()) {
         return None;
     }
-    let told = header.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>();
-    let ip_length = length_behind(packet, offset, told);
+    let length_field = header.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>();
+    let ip_length = length_after(packet, offset, length_field);
     if offset + ip_length > packet.length() {
         return None;
     }
@@ -134,8 +134,8 @@ pub fn ipv4(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
     })
 }
 
-/// Parses a transport header over IPv6 at `offset`, behind extension headers if there are any, of a
-/// packet seen at `hook`.
+/// Parses a transport header over IPv6 at `offset`, behind any extension headers, of a packet seen
+/// at `hook`.
 #[inline(always)]
 pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Address6>> {
     let header = packet.view::<{ Ipv6Hdr::LEN }>(offset)?;
@@ -143,8 +143,8 @@ pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
         return None;
     }
     let payload = offset + Ipv6Hdr::LEN as u32;
-    let told = header.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>();
-    let payload_length = length_behind(packet, payload, told);
+    let length_field = header.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>();
+    let payload_length = length_after(packet, payload, length_field);
     if payload + payload_length > packet.length() {
         return None;
     }
@@ -184,7 +184,7 @@ pub fn ipv6(packet: &impl Packet, offset: u32, hook: u8) -> Option<Parsed<Addres
     })
 }
 
-/// An IP version's headers in packets.
+/// Parses and writes the headers of one IP version.
 pub trait IpHeader: Address {
     /// Parses a whole packet with its IP header at `network`, seen at `hook` (see
     /// [`crate::layout::hook`]).
@@ -261,7 +261,8 @@ mod tests {
     use crate::net::{Address4, Address6, Port, protocol};
     use proptest::prelude::*;
 
-    /// Behind a header: ports 1 and 2, a TCP header of five words with SYN, and four bytes.
+    /// The payload of an IP header: ports 1 and 2, a TCP header of five words with SYN, and four
+    /// bytes.
     const TCP: [u8; 24] = [
         0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9,
     ];
@@ -293,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn tcp_over_ipv4() {
+    fn tcp_over_ipv4_is_parsed() {
         let parsed = parse4(&packet4(&TCP, protocol::TCP)).unwrap();
         let key = FlowKey {
             source: Address4::from_bytes([10, 0, 0, 1]),
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn udp_over_ipv6() {
+    fn udp_over_ipv6_is_parsed() {
         let parsed = parse6(&packet6(&TCP[..8], protocol::UDP)).unwrap();
         assert_eq!(
             parsed.key.source,
@@ -330,15 +331,15 @@ mod tests {
     }
 
     #[test]
-    fn syn_with_ack_asks_for_no_connection() {
+    fn a_syn_with_ack_requests_no_connection() {
         let mut bytes = packet4(&TCP, protocol::TCP);
         bytes[33] = tcp_flags::SYN | tcp_flags::ACK;
         assert!(!parse4(&bytes).unwrap().is_syn());
     }
 
-    /// BIG TCP: only the packet itself says how long it is, if it is cut into segments.
+    /// BIG TCP: the length of a packet that is cut into segments is that of the packet itself.
     #[test]
-    fn length_0_of_segments_is_that_of_the_packet() {
+    fn a_packet_of_segments_with_length_0_is_parsed_to_its_end() {
         let segments = |bytes: Vec<u8>, size| Bytes {
             segment_size: size,
             ..Bytes::from(bytes)
@@ -379,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_packets_only() {
+    fn truncated_packets_are_not_parsed() {
         for bytes in [packet4(&TCP, protocol::TCP), packet4(&TCP[..8], protocol::UDP)] {
             assert!(parse4(&bytes).is_some());
             for length in 0..bytes.len() {
@@ -395,9 +396,9 @@ mod tests {
     }
 
     #[test]
-    fn malformed_ipv4() {
-        // Byte and a value that makes the packet none of ours: version, header length, total
-        // length, fragment offset, more fragments, protocol, TCP header length.
+    fn malformed_ipv4_packets_are_not_parsed() {
+        // Byte and a value that makes the packet invalid: version, header length, total length,
+        // fragment offset, more fragments, protocol, TCP header length.
         let cases = [
             (0, 0x65),
             (0, 0x44),
@@ -419,14 +420,14 @@ mod tests {
     }
 
     #[test]
-    fn do_not_fragment_is_no_fragment() {
+    fn a_packet_with_the_do_not_fragment_flag_is_parsed() {
         let mut bytes = packet4(&TCP, protocol::TCP);
         bytes[6] = 0x40;
         assert!(parse4(&bytes).is_some());
     }
 
     #[test]
-    fn malformed_ipv6() {
+    fn malformed_ipv6_packets_are_not_parsed() {
         for (at, value) in [
             (0, 0x40),
             (4, 1),
@@ -442,7 +443,7 @@ mod tests {
         }
     }
 
-    /// Extension headers of eight bytes, each with the number of the next, before a TCP header.
+    /// Extension headers of eight bytes before a TCP header, each with the number of the next one.
     fn extended(numbers: &[u8]) -> Vec<u8> {
         let mut payload = Vec::new();
         for next in numbers.iter().skip(1).chain([&protocol::TCP]) {
@@ -453,23 +454,23 @@ mod tests {
     }
 
     #[test]
-    fn extension_headers() {
+    fn up_to_five_extension_headers_are_skipped() {
         for numbers in [&[0][..], &[43], &[60], &[0, 60, 43, 60, 60]] {
             let headers = parse6(&extended(numbers)).unwrap().headers;
             assert_eq!(headers.transport, 40 + 8 * u32::try_from(numbers.len()).unwrap());
         }
-        // Too many, a fragment, encrypted, nothing behind.
+        // Too many headers, a fragment, encryption, no next header.
         for numbers in [&[60; 6][..], &[0, 44], &[50], &[59]] {
             assert_eq!(parse6(&extended(numbers)), None, "{numbers:?}");
         }
     }
 
     #[test]
-    fn routing_header_with_segments_left_is_passed() {
+    fn a_routing_header_with_segments_left_is_not_parsed() {
         let mut bytes = extended(&[43]);
         bytes[43] = 1;
         assert_eq!(parse6(&bytes), None);
-        // The same byte of destination options is content.
+        // In destination options the same byte is content.
         bytes[6] = 60;
         assert!(parse6(&bytes).is_some());
     }
@@ -483,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn network_layer() {
+    fn the_network_layer_follows_from_the_ethertype() {
         let frame = |ethertype: u16| Bytes::from([vec![0; 12], ethertype.to_be_bytes().to_vec()].concat());
         assert_eq!(network(&frame(0x0800)), Network::V4);
         assert_eq!(network(&frame(0x86dd)), Network::V6);
@@ -495,7 +496,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_parsed_lies_inside(bytes in prop::collection::vec(any::<u8>(), 0..120), version in prop::sample::select(vec![0x45_u8, 0x46, 0x60]), next in prop::sample::select(vec![0_u8, 6, 17, 43, 60])) {
+        fn parsed_headers_are_inside_the_packet(bytes in prop::collection::vec(any::<u8>(), 0..120), version in prop::sample::select(vec![0x45_u8, 0x46, 0x60]), next in prop::sample::select(vec![0_u8, 6, 17, 43, 60])) {
             let mut bytes = bytes;
             for (at, value) in [(0, version), (2, 0), (4, 0), (6, if version == 0x60 { next } else { 0 }), (9, next)] {
                 if let Some(byte) = bytes.get_mut(at) {

@@ -10,7 +10,7 @@ use crate::packet::Packet;
 
 /// Ports and flags of a transport header.
 pub(crate) struct Transport {
-    /// Source and destination port as they follow each other.
+    /// Source and destination port as one word in header order.
     pub(crate) ports: u32,
     pub(crate) tcp_flags: u8,
 }
@@ -54,7 +54,7 @@ pub(crate) fn transport(packet: &impl Packet, offset: u32, protocol: u8, room: u
     Some(Transport { ports, tcp_flags })
 }
 
-/// Length of the SCTP header and of the first chunk's (RFC 9260 section 3).
+/// Length of the SCTP header and of the header of the first chunk (RFC 9260 section 3).
 const SCTP_LENGTH: u32 = 12 + 4;
 
 /// Offset of the first chunk's type.

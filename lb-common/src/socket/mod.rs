@@ -1,10 +1,10 @@
-//! Translation at the socket: a process connects or sends to a frontend, and its socket gets a
+//! Translation at the socket: when a process connects or sends to a frontend, its socket gets a
 //! backend's address before there is a packet.
 
-mod nowhere;
+mod refusing_peer;
 mod rows;
 
-use self::nowhere::{frontend_row, lead_nowhere, leave_nowhere};
+use self::refusing_peer::{frontend_row, insert_refusing_peer, remove_refusing_peer};
 pub use self::rows::release;
 use self::rows::{Remembered, is_usable, keep, remembered};
 use crate::address::Address;
@@ -17,20 +17,21 @@ use crate::net::{Port, protocol};
 use crate::reason::Reason;
 use crate::tables::Tables;
 
-/// What sockets are remembered by, beside [`Tables`].
+/// The rows of translated sockets, in addition to [`Tables`].
 pub trait SocketTables<A: Address>: Tables<A> {
     /// The row with this key.
     fn socket(&self, key: &SocketKey<A>) -> Option<Socket<A>>;
-    /// Adds or replaces a row. Without it the socket works, but shows the backend's address as its
-    /// peer.
+    /// Adds or replaces a row. If the map does not accept it, the socket works, but shows the
+    /// backend's address as its peer.
     fn insert_socket(&self, key: &SocketKey<A>, socket: &Socket<A>);
-    /// Removes a row, if it is there.
+    /// Removes a row if it exists.
     fn remove_socket(&self, key: &SocketKey<A>);
-    /// Whether the network namespace with this cookie is known to be one of the cluster's Pods.
+    /// Returns true if the network namespace with this cookie is known to be that of a Pod of the
+    /// cluster.
     fn is_of_pod(&self, namespace: u64) -> bool;
 }
 
-/// An address that a socket uses for its peer.
+/// The address and port of a socket's peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Peer<A> {
     /// The address.
@@ -48,13 +49,13 @@ pub struct Call<A> {
     pub protocol: u8,
     /// The peer that the call names.
     pub peer: Peer<A>,
-    /// The cookie of the socket's network namespace; 0 if the kernel does not say.
+    /// The cookie of the socket's network namespace; 0 if the kernel does not provide it.
     pub namespace: u64,
-    /// Whether that is the node's own.
+    /// Whether that namespace is the node's own.
     pub is_node: bool,
-    /// Whether the socket has a port of its own already, which the process may have chosen.
+    /// Whether the socket already has a local port, which the process may have chosen.
     pub is_bound: bool,
-    /// Whether the socket has a peer already.
+    /// Whether the socket already has a peer.
     pub is_connected: bool,
 }
 
@@ -70,8 +71,8 @@ impl<A: Address> Call<A> {
         }
     }
 
-    /// Where the frontends stand that a UDP socket has asked for: in rows for the unspecified
-    /// address and the ports from 0 on.
+    /// The key under which a frontend that a UDP socket has used is recorded: the unspecified
+    /// address, and `index` as port.
     #[inline(always)]
     fn frontend_key(&self, index: u16) -> SocketKey<A> {
         self.key(Peer {
@@ -81,35 +82,36 @@ impl<A: Address> Call<A> {
     }
 }
 
-/// `connect`: the peer to connect to instead, `None` to leave the call alone, or why it fails.
+/// `connect`: returns the peer to connect to instead, `None` to leave the call unchanged, or the
+/// reason why it fails.
 ///
-/// That of a UDP socket tells nobody and so always succeeds: programs do it to learn an address of
-/// their own. Without a backend the socket gets a peer that refuses its datagrams.
+/// `connect` of a UDP socket sends no packet and always succeeds: programs use it to learn their
+/// own address. Without a backend the socket gets a peer that refuses its datagrams.
 #[inline(always)]
 pub fn connect<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result<Option<Peer<A>>, Reason> {
-    // Whatever the socket was connected to, it is no longer.
+    // The call ends any earlier connection of the socket.
     let is_datagrams = call.protocol == protocol::UDP;
     if is_datagrams && call.is_node {
-        leave_nowhere(tables, call);
+        remove_refusing_peer(tables, call);
     }
     match find_backend(tables, call, false) {
         Ok(to) => Ok(to),
         Err(_) if is_datagrams => {
             let mut to = call.peer;
-            Ok(lead_nowhere(tables, call, &mut to).then_some(to))
+            Ok(insert_refusing_peer(tables, call, &mut to).then_some(to))
         }
         Err(refusal) => Err(refusal.counted(tables)),
     }
 }
 
-/// `sendmsg` of a UDP socket with an address.
+/// `sendmsg` of a UDP socket with an address. Returns the same as [`connect`].
 #[inline(always)]
 pub fn send<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result<Option<Peer<A>>, Reason> {
     find_backend(tables, call, call.is_connected).map_err(|refusal| refusal.counted(tables))
 }
 
-/// Where a socket's packets to a frontend go; those of a UDP socket to the same backend as before
-/// while it lives.
+/// Finds the destination of a socket's packets to a frontend. A UDP socket keeps its backend while
+/// that is alive.
 #[inline(always)]
 fn find_backend<A: Address>(
     tables: &impl SocketTables<A>,
@@ -119,8 +121,8 @@ fn find_backend<A: Address>(
     let mut known = call.peer;
     let mut remembered = Remembered::Nothing;
     if call.protocol == protocol::UDP {
-        // Those of Pods are translated at their devices, which can tell two frontends apart that
-        // share a backend, and lead a connected socket to another backend.
+        // Datagrams of Pods are translated at their devices. There, two frontends that share a
+        // backend can be told apart, and a connected socket can get another backend.
         if !call.is_node {
             return Ok(None);
         }
@@ -132,8 +134,9 @@ fn find_backend<A: Address>(
     let to = translate(tables, call)?;
     match to {
         Some(to) if call.protocol == protocol::UDP => keep(tables, call, &to),
-        // The backend itself is asked, and answers with its own address. The kernel names it for a
-        // connected IPv6 socket whose peer is an IPv4-mapped address, too.
+        // The socket sends directly to the backend, which answers with its own address. The kernel
+        // also reports the backend for a connected IPv6 socket whose peer is an IPv4-mapped
+        // address; that socket keeps its row.
         None if remembered == Remembered::Frontend && !is_connected => {
             tables.remove_socket(&call.key(call.peer));
         }
@@ -145,12 +148,12 @@ fn find_backend<A: Address>(
 /// Why a frontend has no backend for a socket.
 struct Refusal {
     reason: Reason,
-    /// The service port; 0 if none is meant.
+    /// The service port; 0 if there is none.
     service: ServiceId,
 }
 
 impl Refusal {
-    /// The reason, after it was counted.
+    /// Counts the reason and returns it.
     #[inline(always)]
     fn counted<A: Address>(self, tables: &impl Tables<A>) -> Reason {
         tables.count_reason(self.reason);
@@ -161,11 +164,11 @@ impl Refusal {
     }
 }
 
-/// Chooses a backend for a socket, and remembers which frontend it is for; `None` if the call is
-/// not the agent's.
+/// Chooses a backend for a socket, and records the frontend that it stands for. Returns `None` if
+/// the call needs no translation.
 #[inline(always)]
 fn translate<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result<Option<Peer<A>>, Refusal> {
-    // A Pod that talks to itself does not mean the node's NodePorts.
+    // In a Pod a loopback address is the Pod's own, not that of the node's NodePorts.
     if call.peer.address.is_loopback() && !call.is_node {
         return Ok(None);
     }
@@ -194,27 +197,28 @@ fn translate<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Resul
     Ok(Some(to))
 }
 
-/// Whether a connection is left to the device that its packets leave the network namespace by, if
-/// they do.
+/// Returns true if the socket programs leave the connection to the TC programs of the device
+/// through which its packets leave the namespace.
 #[inline(always)]
 fn is_for_device<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, frontend: &Frontend) -> bool {
     if call.is_node {
         return false;
     }
-    // Two Services may share a Pod, and the kernel has no second connection from one port to it:
-    // there, the port of one is replaced. And only there the Pod's address is known, which source
-    // ranges and affinity ask for.
-    let asks_for_address = frontend.source_ranges != 0 || frontend.affinity_seconds != 0;
-    // In a namespace that is not the cluster's the address may be another one's, whose packets
-    // never leave it: those of a cluster inside of a container. What does leave it meets the
-    // programs of the device, as that of a new Pod does.
-    call.is_bound || asks_for_address || !tables.is_of_pod(call.namespace)
+    // Two Services may share a Pod, and the kernel cannot open a second connection from one port to
+    // it. At the device, the port of one of them is replaced. Source ranges and affinity need the
+    // Pod's address, which is known only there.
+    let needs_address = frontend.source_ranges != 0 || frontend.affinity_seconds != 0;
+    // In a namespace that is not a Pod's, the address may belong to something else, such as a
+    // cluster inside a container. Its packets never leave the namespace. Packets that do leave it
+    // meet the programs of the device, as those of a new Pod do.
+    call.is_bound || needs_address || !tables.is_of_pod(call.namespace)
 }
 
-/// `recvmsg` and `getpeername`: the frontend that the program sees instead of the backend.
+/// `recvmsg` and `getpeername`: returns the frontend that the process sees instead of the backend.
 ///
-/// What another program of ours has restored already stays, while one follows the other; so does a
-/// frontend under which an agent before this one has written a backend without saying so.
+/// An address that another program of the agent has already restored stays, while one program
+/// replaces the other. The row of a frontend in which an older agent recorded a backend without
+/// setting [`Socket::names`] is ignored too.
 #[inline(always)]
 pub fn restore<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Option<Peer<A>> {
     let row = tables.socket(&call.key(call.peer))?;
@@ -265,7 +269,7 @@ fn backend_for<A: Address>(
 mod tests {
     use std::vec::Vec;
 
-    use super::nowhere::NOBODY;
+    use super::refusing_peer::REFUSING_PORT;
     use super::rows::FRONTENDS;
     use super::{Call, Peer, connect, release, restore, send};
     use crate::host::HostTables;
@@ -289,7 +293,7 @@ mod tests {
         peer(1, 53)
     }
 
-    /// A Service of two backends, 10.0.0.11 and 10.0.0.12, and the wildcard row of its address.
+    /// A Service with two backends, 10.0.0.11 and 10.0.0.12, and the wildcard row of its address.
     fn tables() -> HostTables<Address4> {
         let mut tables = HostTables::<Address4>::default();
         for id in [1, 2] {
@@ -356,7 +360,7 @@ mod tests {
         }
     }
 
-    /// Publishes the Service's port for TCP, too.
+    /// Publishes the Service's port for TCP as well.
     fn publish_tcp(tables: &mut HostTables<Address4>, change: impl FnOnce(&mut Frontend)) {
         let row = tables.frontends.values().find(|row| row.service == SERVICE);
         let mut row = *row.unwrap();
@@ -394,7 +398,7 @@ mod tests {
                 assert_eq!(send(&tables, &call).unwrap().is_some(), is_translated, "{call:?}");
             }
         }
-        // Who is asked from which address is known there.
+        // The device knows the client's address, which source ranges and affinity need.
         let changes: [fn(&mut Frontend); 2] = [|row| row.affinity_seconds = 9, |row| row.source_ranges = 1];
         for change in changes {
             publish_tcp(&mut tables, change);
@@ -407,7 +411,7 @@ mod tests {
         }
     }
 
-    /// Whether it knows the namespace for another's or does not know it yet.
+    /// The namespace may belong to something else, or not be known yet.
     #[test]
     fn what_is_no_pods_is_left_alone() {
         let mut tables = tables();
@@ -429,18 +433,18 @@ mod tests {
         for peer in [vip(), unknown] {
             assert_eq!(connect(&tables, &of(9, false, peer)), Ok(None));
         }
-        // Nor is it refused what nobody serves.
+        // Its calls are not refused either if a Service has no endpoints.
         publish_tcp(&mut tables, |row| row.cluster.length = 0);
         assert_eq!(connect(&tables, &of(8, false, vip())), Err(Reason::NoEndpoint));
         assert_eq!(connect(&tables, &of(9, false, vip())), Ok(None));
         assert_eq!(tables.sockets.borrow().len(), rows);
-        // The node's own needs no row.
+        // The node's own namespace needs no row.
         publish_tcp(&mut tables, |row| row.cluster.length = 2);
         assert!(connect(&tables, &of(9, true, vip())).unwrap().is_some());
     }
 
-    /// What was translated before is shown as it was named, also once nothing is known of its
-    /// namespace any more.
+    /// A translated socket still shows the frontend when nothing is known of its namespace any
+    /// more.
     #[test]
     fn names_of_translated_sockets_outlive_the_row_of_their_namespace() {
         let mut tables = tables();
@@ -464,7 +468,7 @@ mod tests {
         let to = connect(&tables, &call(7, vip())).unwrap().unwrap();
         assert!([peer(11, 5353), peer(12, 5353)].contains(&to));
         assert_eq!(restore(&tables, &call(7, to)), Some(vip()));
-        // Another socket talks to the Pod itself.
+        // Another socket talks to the Pod directly.
         assert_eq!(restore(&tables, &call(8, to)), None);
         assert_eq!(restore(&tables, &call(7 + (1 << 32), to)), None);
         let counted = tables.stats.borrow()[&SERVICE];
@@ -495,11 +499,11 @@ mod tests {
         assert_eq!(tables.stats.borrow()[&SERVICE].connections, 1);
         assert_eq!(restore(&tables, &call(7, to.unwrap())), Some(vip()));
 
-        // Draining keeps what it has.
+        // A draining backend keeps its flows.
         let id = if to == Some(peer(11, 5353)) { 1 } else { 2 };
         tables.backends.get_mut(&id).unwrap().state = backend_state::DRAINING;
         assert_eq!(send(&tables, &call(7, vip())), Ok(to));
-        // Gone does not.
+        // A removed backend does not.
         tables.backends.get_mut(&id).unwrap().state = backend_state::GONE;
         tables.slots.insert(
             id,
@@ -513,7 +517,7 @@ mod tests {
         assert_eq!(send(&tables, &call(7, vip())), Ok(other));
     }
 
-    /// A call when the socket is closed.
+    /// The call for a socket that is closed.
     fn closed(peer: Peer<Address4>) -> Call<Address4> {
         call(7, peer)
     }
@@ -532,13 +536,13 @@ mod tests {
         release(&tables, &closed(to));
         assert_eq!(restore(&tables, &call(7, to)), None);
         assert_eq!(restore(&tables, &call(8, other)), Some(vip()));
-        // It may never have been translated.
+        // The socket may never have been translated.
         release(&tables, &closed(peer(99, 53)));
         release(&tables, &closed(NO_PEER));
         assert_eq!(tables.sockets.borrow().len(), rows);
     }
 
-    /// Makes the first `count` ports of the VIP frontends of the Service.
+    /// Makes `count` ports of the VIP frontends of the Service.
     fn publish_ports(tables: &mut HostTables<Address4>, count: u16) -> Vec<Peer<Address4>> {
         let known = *tables
             .frontends
@@ -593,7 +597,7 @@ mod tests {
         let [first, second] = publish_ports(&mut tables, 2)[..] else {
             unreachable!()
         };
-        // Both have one backend for the socket.
+        // Both lead the socket to the same backend.
         let lead = |tables: &mut HostTables<Address4>| {
             for slot in tables.slots.values_mut() {
                 slot.backend = 1;
@@ -612,7 +616,7 @@ mod tests {
         assert_eq!(restore(&tables, &call(7, backend)), None);
         assert_eq!(ask(first), Some(backend));
         assert_eq!(restore(&tables, &call(7, backend)), Some(first));
-        // As the kernel names the peer of a connected IPv6 socket.
+        // This is how the kernel reports the peer of a connected IPv6 socket.
         let connected = Call {
             is_connected: true,
             ..call(7, backend)
@@ -639,12 +643,12 @@ mod tests {
         let tables = tables();
         let to = send(&tables, &call(7, vip())).unwrap().unwrap();
         let name = restore(&tables, &call(7, to)).unwrap();
-        // While two programs follow each other, both are asked.
+        // While one program replaces another, both run.
         assert_eq!(restore(&tables, &call(7, name)), None);
     }
 
     #[test]
-    fn a_frontend_stays_one_where_the_row_does_not_say_what_it_names() {
+    fn a_frontend_row_without_names_is_not_restored() {
         let tables = tables();
         let to = send(&tables, &call(7, vip())).unwrap().unwrap();
         for row in tables.sockets.borrow_mut().values_mut() {
@@ -655,7 +659,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_refuses_is_forgotten_with_its_socket() {
+    fn the_refusing_peer_is_removed_with_its_socket() {
         let mut tables = tables();
         tables.settings.node_address4 = Address4::from_bytes([192, 0, 2, 1]);
         publish(&mut tables, 0, 0);
@@ -688,9 +692,9 @@ mod tests {
     fn connect_of_a_udp_socket_succeeds_without_a_backend() {
         let mut tables = tables();
         tables.settings.node_address4 = Address4::from_bytes([192, 0, 2, 1]);
-        let nowhere = Peer {
+        let refusing_peer = Peer {
             address: tables.settings.node_address4,
-            port: NOBODY,
+            port: REFUSING_PORT,
         };
         publish(&mut tables, 0, 0);
         let unknown = Peer {
@@ -698,21 +702,21 @@ mod tests {
             ..vip()
         };
         for frontend in [vip(), unknown] {
-            assert_eq!(connect(&tables, &call(7, frontend)), Ok(Some(nowhere)));
-            assert_eq!(restore(&tables, &call(7, nowhere)), Some(frontend));
+            assert_eq!(connect(&tables, &call(7, frontend)), Ok(Some(refusing_peer)));
+            assert_eq!(restore(&tables, &call(7, refusing_peer)), Some(frontend));
         }
-        // Nobody was refused anything yet.
+        // No datagram was refused yet.
         assert!(tables.stats.borrow().is_empty());
         assert_eq!(tables.reason_count(Reason::UnknownPort), 0);
-        // It finds the first backend when it is connected again.
+        // The socket finds the first backend when it is connected again.
         publish(&mut tables, 2, 0);
         let to = connect(&tables, &call(7, vip())).unwrap().unwrap();
-        assert_ne!(to, nowhere);
+        assert_ne!(to, refusing_peer);
         assert_eq!(restore(&tables, &call(7, to)), Some(vip()));
-        assert_eq!(restore(&tables, &call(7, nowhere)), None);
+        assert_eq!(restore(&tables, &call(7, refusing_peer)), None);
         publish(&mut tables, 0, 0);
         connect(&tables, &call(8, vip())).unwrap();
-        release(&tables, &call(8, nowhere));
+        release(&tables, &call(8, refusing_peer));
         release(&tables, &call(7, to));
         assert!(tables.sockets.borrow().is_empty());
     }
@@ -746,7 +750,7 @@ mod tests {
     }
 
     #[test]
-    fn row_of_a_backend_given_to_another_endpoint_is_noticed() {
+    fn a_row_of_an_earlier_generation_is_not_used() {
         let mut tables = tables();
         let to = send(&tables, &call(7, vip())).unwrap();
         for id in [1, 2] {
@@ -789,7 +793,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_port_belongs_to_no_service() {
+    fn an_unknown_port_is_counted_for_no_service() {
         let tables = tables();
         let unknown = Peer {
             port: Port::new(9),

@@ -1,30 +1,30 @@
-//! What is remembered of sockets.
+//! Rows of translated sockets.
 
-use super::nowhere::{frontend_row, leave_nowhere};
+use super::refusing_peer::{frontend_row, remove_refusing_peer};
 use super::{Call, Peer, SocketTables};
 use crate::address::Address;
 use crate::layout::{Socket, backend_state, socket_names};
 use crate::net::protocol;
 use crate::tables::Tables;
 
-/// How many frontends are noted of a UDP socket. The rows of others stay behind when it is closed,
-/// until the map needs their room.
+/// Number of frontends that are recorded for a UDP socket. The rows of further frontends stay when
+/// it is closed, until the map evicts them.
 pub(super) const FRONTENDS: u16 = 4;
 
-/// What is remembered of a socket and an address.
+/// What the row of a socket and an address contains.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Remembered {
-    /// Nothing that holds.
+    /// Nothing that is valid.
     Nothing,
-    /// The frontend that the address stands for.
+    /// The frontend that stands behind the address.
     Frontend,
-    /// The backend that it leads to.
+    /// The backend of the address.
     Backend,
 }
 
-/// Looks for a row, and for the backend that it names.
-// Out of line: of an optional row LLVM would carry the undefined half around.
+/// Looks up a row, and the backend that it names.
+// Not inlined: for an optional row, LLVM would carry the undefined half around.
 #[inline(never)]
 pub(super) fn remembered<A: Address>(
     tables: &impl SocketTables<A>,
@@ -49,7 +49,7 @@ pub(super) fn remembered<A: Address>(
     }
 }
 
-/// Remembers the backend that was chosen for a frontend.
+/// Records the backend that was chosen for a frontend.
 #[inline(never)]
 pub(super) fn keep<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, to: &Peer<A>) {
     let Some(reverse) = tables.socket(&call.key(*to)) else {
@@ -65,7 +65,7 @@ pub(super) fn keep<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, to
     record_frontend(tables, call);
 }
 
-/// Makes sure that answers of a backend bear the name of the frontend that was asked last.
+/// Ensures that answers of a backend show the frontend that was used last.
 #[inline(always)]
 pub(super) fn name<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, backend: &Socket<A>) {
     let key = call.key(Peer {
@@ -86,7 +86,7 @@ pub(super) fn name<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, ba
     }
 }
 
-/// Notes a frontend that a UDP socket has asked for, for [`release`].
+/// Records a frontend that a UDP socket has used, for [`release`].
 #[inline(never)]
 pub(super) fn record_frontend<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
     for index in 0..FRONTENDS {
@@ -102,19 +102,19 @@ pub(super) fn record_frontend<A: Address>(tables: &impl SocketTables<A>, call: &
     }
 }
 
-/// A socket is closed, whose peer is now as the call says: nobody needs its rows any more. One of
-/// IPv6 may have rows of both families.
+/// Removes the rows of a socket that is closed. `call` has its current peer. An IPv6 socket may
+/// have rows of both families.
 ///
-/// The kernel forgets the peer of a TCP connection that was refused while `connect` waited: that
-/// row stays.
+/// The kernel forgets the peer of a TCP connection that was refused while `connect` waited. The row
+/// of that peer stays.
 #[inline(always)]
 pub fn release<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) {
     if call.peer.port.get() != 0 {
         tables.remove_socket(&call.key(call.peer));
     }
     if call.protocol == protocol::UDP {
-        // It may have lost that peer since.
-        leave_nowhere(tables, call);
+        // The socket may have lost the refusing peer since.
+        remove_refusing_peer(tables, call);
         forget_frontends(tables, call);
     }
 }
@@ -141,9 +141,9 @@ pub(super) fn forget_frontends<A: Address>(tables: &impl SocketTables<A>, call: 
     }
 }
 
-/// Whether a row names a backend that lives. One that names a frontend does not: it is for
-/// [`super::restore`].
-// Out of line: of an optional backend LLVM would carry the undefined half around.
+/// Returns true if a row names a backend that is alive. A row that names a frontend does not: it is
+/// for [`super::restore`].
+// Not inlined: for an optional backend, LLVM would carry the undefined half around.
 #[inline(never)]
 pub(super) fn is_usable<A: Address>(tables: &impl Tables<A>, known: &Socket<A>) -> bool {
     let Some(backend) = tables.backend(known.backend) else {

@@ -68,19 +68,19 @@ static ANSWERS: PerCpuArray<Bucket> = per_cpu_array(&map::ANSWERS);
 #[map]
 static SETTINGS: Array<LoadedSettings> = array(&map::SETTINGS);
 
-/// Whether the bit of packets to an address is set.
+/// Returns true if the bit for packets to an address is set.
 #[inline(always)]
 pub fn filter(address: impl Address) -> bool {
     is_set(&FILTER, Position::of(address))
 }
 
-/// Whether the bit of replies from an address and port is set.
+/// Returns true if the bit for replies from an address and port is set.
 #[inline(always)]
 pub fn reply_filter(address: impl Address, port: Port) -> bool {
     is_set(&REPLY_FILTER, Position::of_replies(address, port))
 }
 
-/// Whether an address may be of a Service CIDR.
+/// Returns true if an address may be in a Service CIDR.
 #[inline(always)]
 pub fn may_be_service(address: impl Address) -> bool {
     SERVICE_CIDRS
@@ -124,23 +124,23 @@ pub fn backend<A: FamilyMaps>(id: BackendId) -> Option<Backend<A>> {
     A::backends().get(id).copied()
 }
 
-/// What is remembered of a socket.
+/// The row of a socket and an address.
 #[inline(always)]
 pub fn socket<A: FamilyMaps>(key: &SocketKey<A>) -> Option<Socket<A>> {
-    // SAFETY: copied at once; another program may give the row to another socket meanwhile, which
-    // `generation` and the next system call of that socket put right.
+    // SAFETY: copied immediately. If another program gives the row to another socket meanwhile,
+    // `generation` and the next system call of that socket correct the result.
     unsafe { A::sockets().get(key) }.copied()
 }
 
 /// The backend that a client stays with.
 #[inline(always)]
 pub fn affinity<A: FamilyMaps>(key: &AffinityKey<A>) -> Option<Affinity> {
-    // SAFETY: copied at once; if the row goes to another client meanwhile, this one gets that
-    // client's backend once.
+    // SAFETY: copied immediately. If the row goes to another client meanwhile, this client uses the
+    // other one's backend once.
     unsafe { A::affinity().get(key) }.copied()
 }
 
-/// Whether a set of source ranges holds an address.
+/// Returns true if a set of source ranges contains an address.
 #[inline(always)]
 pub fn allows<A: FamilyMaps>(set: u32, address: A) -> bool {
     let bits = SourceRange::<A>::SET_BITS + 8 * size_of::<A>() as u32;
@@ -151,15 +151,15 @@ pub fn allows<A: FamilyMaps>(set: u32, address: A) -> bool {
     A::source_ranges().get(Key::new(bits, range)).is_some()
 }
 
-/// The ports of a datagram in fragments.
+/// What is known of a datagram in fragments.
 #[inline(always)]
 pub fn fragment<A: FamilyMaps>(key: &FragmentKey<A>) -> Option<Fragment> {
-    // SAFETY: copied at once; if the row goes to another datagram meanwhile, this fragment has its
-    // ports: the receiver's reassembly drops it.
+    // SAFETY: copied immediately. If the row goes to another datagram meanwhile, this fragment gets
+    // the wrong ports, and the receiver's reassembly drops it.
     unsafe { A::fragments().get(key) }.copied()
 }
 
-/// What is known of a device.
+/// The row of a device.
 #[inline(always)]
 pub fn device(index: u32) -> Option<Device> {
     // SAFETY: the map does not preallocate, so a row's memory is not reused before the program
@@ -167,10 +167,10 @@ pub fn device(index: u32) -> Option<Device> {
     unsafe { DEVICES.get(&index) }.copied()
 }
 
-/// Whether XDP programs of other devices can send through a device.
+/// Returns true if XDP programs of other devices can send through a device.
 #[inline(always)]
 pub fn transmits(index: u32) -> bool {
-    is_among(&XDP_DEVICES, index)
+    contains_device(&XDP_DEVICES, index)
 }
 
 /// What is at the other end of a device: one of [`lb_common::layout::device_role`], or 0.
@@ -181,7 +181,7 @@ pub fn role_of(index: u32) -> u32 {
         .map_or(0, |row| if row.index == index { row.role } else { 0 })
 }
 
-/// The bridge or bond that a device is a port of; else the device.
+/// The bridge or bond that a device is a port of, else the device itself.
 #[inline(always)]
 pub fn master_of(index: u32) -> u32 {
     DEVICE_ROLES
@@ -189,14 +189,14 @@ pub fn master_of(index: u32) -> u32 {
         .map_or(index, |row| if row.index == index { row.master } else { index })
 }
 
-/// Whether the other end of a device is in a Pod.
+/// Returns true if the other end of a device is in a Pod.
 #[inline(always)]
 pub fn leads_to_pod(index: u32) -> bool {
-    is_among(&POD_DEVICES, index)
+    contains_device(&POD_DEVICES, index)
 }
 
-/// Whether a frame to this address that came in by a device is the device's own, or for the bridge
-/// or bond that it is a port of.
+/// Returns true if a frame with this destination that came in through a device is for the device
+/// itself, or for the bridge or bond that it is a port of.
 #[inline(always)]
 pub fn is_link_of(index: u32, address: LinkAddress) -> bool {
     DEVICE_LINKS
@@ -204,19 +204,20 @@ pub fn is_link_of(index: u32, address: LinkAddress) -> bool {
         .is_some_and(|row| row.index == index && (row.addresses[0] == address || row.addresses[1] == address))
 }
 
-/// Whether the address is that of a device which takes frames that come in by others.
+/// Returns true if the address belongs to a device that accepts frames which come in through other
+/// devices.
 #[inline(always)]
 pub fn is_node_link(address: &LinkAddress) -> bool {
     NODE_LINKS.get_ptr(address).is_some()
 }
 
-/// Whether a device of the node has an IP address, of which these are the words.
+/// Returns true if a device of the node has the IP address with these words.
 #[inline(always)]
 pub fn is_node_address(words: &[u32; 4]) -> bool {
     NODE_ADDRESSES.get_ptr(words).is_some()
 }
 
-/// Whether a network namespace is known to be one of the cluster's Pods.
+/// Returns true if a network namespace is known to be that of a Pod of the cluster.
 #[inline(always)]
 pub fn is_of_pod(cookie: u64) -> bool {
     // SAFETY: the map does not preallocate, so a row's memory is not reused before the program
@@ -225,7 +226,7 @@ pub fn is_of_pod(cookie: u64) -> bool {
 }
 
 #[inline(always)]
-fn is_among(devices: &Array<u32>, index: u32) -> bool {
+fn contains_device(devices: &Array<u32>, index: u32) -> bool {
     devices
         .get(device_row(index))
         .is_some_and(|known| *known == index)
@@ -249,7 +250,7 @@ pub fn count_rejected(service: ServiceId) {
     }
 }
 
-/// Takes an answer to a client out of its bucket.
+/// Takes an answer to a client out of its bucket. Returns false if the bucket is empty.
 #[inline(always)]
 pub fn take_answer(client: impl Address, limit: Limit, now: u64, jiffies_per_second: u32) -> bool {
     let Some(bucket) = ANSWERS.get_ptr_mut(limit.bucket(client)) else {
@@ -265,32 +266,32 @@ pub fn reassembly_device() -> u32 {
     REASSEMBLY.get_ifindex(0).unwrap_or(0)
 }
 
-/// As [`reassembly_device`], for XDP. It may be gone.
+/// As [`reassembly_device`], for XDP. The device may no longer exist.
 #[inline(always)]
 pub fn xdp_reassembly_device() -> u32 {
     XDP_REASSEMBLY.get(0).map_or(0, |index| *index)
 }
 
-/// Takes a fragment on the way to the kernel's own reassembly out of the bucket that all senders
-/// share.
+/// Takes a fragment for the kernel's own reassembly out of the bucket that all senders share.
+/// Returns false if the bucket is empty.
 #[inline(always)]
 pub fn take_detour(now: u64, jiffies_per_second: u32) -> bool {
     let Some(bucket) = DETOURS.get_ptr_mut(0) else {
         return false;
     };
-    // SAFETY: numbers, of which another CPU may write some meanwhile: the count is a little off
-    // then.
+    // SAFETY: the value consists of numbers. If another CPU writes some of them meanwhile, the
+    // count is slightly wrong.
     unsafe { (*bucket).take(now, jiffies_per_second, ALL_DETOURS) }
 }
 
-/// The link-layer address of frames that a device receives for the node.
+/// The link-layer address of the frames that a device receives for the node.
 #[inline(always)]
 pub fn link_of(index: u32) -> Option<LinkAddress> {
     let row = DEVICE_LINKS.get(device_row(index))?;
     (row.index == index).then_some(row.addresses[1])
 }
 
-/// Counts a packet by what kept it from being translated.
+/// Counts a packet by the reason why it was not translated.
 #[inline(always)]
 pub fn count_reason(reason: Reason) {
     if let Some(count) = REASONS.get_ptr_mut(reason.index()) {

@@ -1,6 +1,7 @@
 //! Writes to packets in TC programs.
 //!
-//! All go through helpers that know of partial and mirrored checksums.
+//! All writes go through helpers that handle partial and complete checksums (`CHECKSUM_PARTIAL`,
+//! `CHECKSUM_COMPLETE`).
 
 use core::mem::offset_of;
 
@@ -23,7 +24,7 @@ impl TcPacket {
         ok(unsafe { bpf_skb_store_bytes(skb, offset, value.cast(), size_of::<T>() as u32, flags.into()) })
     }
 
-    /// Writes the first `length` bytes of a flow, which are no more than it has.
+    /// Writes the first `length` bytes of a flow. `length` is at most the size of the flow.
     #[inline(always)]
     pub(super) fn store_start<A>(&mut self, offset: u32, flow: &Flow<A>, length: u32) -> Option<()> {
         let skb = self.context.skb.skb;
@@ -59,7 +60,7 @@ impl TcPacket {
         let (source, destination, ports) = (new.source.words(), new.destination.words(), new.ports_word());
         let is_plain = with_ports && headers.transport - headers.network == A::HEADER_LENGTH;
         if A::IS_IPV6 {
-            // Addresses and ports follow each other in a flow as they do in the headers.
+            // Addresses and ports are adjacent in a flow, as in the headers.
             const SOURCE: u32 = offset_of!(Ipv6Hdr, src_addr) as u32;
             const ADDRESSES: u32 = 2 * size_of::<Address6>() as u32;
             const PORTS: u32 = 2 * size_of::<Port>() as u32;
@@ -100,7 +101,7 @@ struct Ipv4Fields {
     rest: [u16; 6],
 }
 
-/// The halves of a word in the order of memory.
+/// The halves of a word in memory order.
 #[inline(always)]
 fn halves(word: u32) -> [u16; 2] {
     let [a, b, c, d] = word.to_ne_bytes();

@@ -21,15 +21,16 @@ use crate::maps;
 use crate::node_sockets;
 use crate::routes::{self, Query};
 
-/// A packet in a TC program. Its checksums may be partial or mirrored in the kernel's books
-/// (`CHECKSUM_COMPLETE`), so all writes go through helpers that know; direct writes would also make
-/// the kernel copy every shared packet, ours or not, before the program starts.
+/// A packet in a TC program. Its checksums may be partial, and the kernel may hold the sum of the
+/// packet (`CHECKSUM_COMPLETE`). So all writes go through helpers that update both. Direct writes
+/// would also make the kernel copy every shared packet before the program starts, even one that the
+/// program does not change.
 pub struct TcPacket {
     pub context: TcContext,
 }
 
-/// Whether a packet is of a VLAN: the kernel has put its tag beside the frame. Tag 0 is of none
-/// (IEEE 802.1Q section 9.6): it tells a priority.
+/// Returns true if a packet belongs to a VLAN: the kernel has moved its tag from the frame into the
+/// metadata. Tag 0 belongs to no VLAN (IEEE 802.1Q section 9.6): it only holds a priority.
 #[inline(always)]
 pub fn is_of_vlan(context: &TcContext) -> bool {
     const VLAN: u32 = 0xfff;
@@ -39,22 +40,22 @@ pub fn is_of_vlan(context: &TcContext) -> bool {
 }
 
 impl TcPacket {
-    /// A packet whose headers are in the linear part, as far as the packet goes.
+    /// A packet whose headers are in the linear part, unless the packet ends before.
     #[inline(always)]
     pub fn new(context: TcContext) -> Self {
-        /// An error of ICMPv6 that quotes a TCP segment's first fragment; more than the largest
-        /// IPv4 header and TCP.
+        /// The headers of an ICMPv6 error that quotes a TCP segment's first fragment. This is more
+        /// than the largest IPv4 header and TCP.
         const HEADERS_MAX: u32 = 14 + 40 + 8 + 40 + 8 + 20;
         let linear = distance(context.data(), context.data_end());
         if linear < HEADERS_MAX && linear < context.len() {
-            // If it fails (no memory) the packet parses as truncated.
+            // If it fails (no memory), the packet parses as truncated.
             // SAFETY: plain helper call; nothing borrows the packet yet.
             unsafe { bpf_skb_pull_data(context.skb.skb, HEADERS_MAX.min(context.len())) };
         }
         Self { context }
     }
 
-    /// The network layer, as the kernel tells.
+    /// The network layer, according to the kernel.
     #[inline(always)]
     pub fn network(&self) -> Network {
         // SAFETY: the kernel hands the program a valid context. The field holds an ethertype in
@@ -63,30 +64,30 @@ impl TcPacket {
         parse::network_of(ethertype as u16)
     }
 
-    /// Takes the tag of a packet away that is of no VLAN, before it goes another way than the
-    /// stack's: the stack does that itself.
+    /// Removes a tag that belongs to no VLAN, before the packet bypasses the stack, which would
+    /// remove it.
     #[inline(always)]
     pub fn remove_priority_tag(&self) {
         // SAFETY: the kernel hands the program a valid context, and nothing borrows the packet any
         // more.
         unsafe {
             if (*self.context.skb.skb).vlan_present != 0 {
-                // If it fails, the tag says a priority and nothing else.
+                // If it fails, the tag still holds only a priority.
                 bpf_skb_vlan_pop(self.context.skb.skb);
             }
         }
     }
 
-    /// The index of the device that the packet came in on or leaves by.
+    /// The index of the device through which the packet came in or leaves.
     #[inline(always)]
     pub fn device(&self) -> u32 {
         // SAFETY: the kernel hands the program a valid context.
         unsafe { (*self.context.skb.skb).ifindex }
     }
 
-    /// Whether the packet comes in again, after the kernel's own reassembly.
+    /// Returns true if the packet comes in again, after the kernel's own reassembly.
     ///
-    /// A Pod that may load programs of its own can set the mark: its fragments then make no detour.
+    /// A Pod that may load its own programs can set the mark. Its fragments then make no detour.
     #[inline(always)]
     fn is_returned(&self) -> bool {
         // SAFETY: the kernel hands the program a valid context.
@@ -94,25 +95,25 @@ impl TcPacket {
     }
 }
 
-/// For everybody (include/uapi/linux/if_packet.h).
+/// A broadcast frame (include/uapi/linux/if_packet.h).
 const PACKET_BROADCAST: u32 = 1;
 
-/// For a group.
+/// A multicast frame.
 const PACKET_MULTICAST: u32 = 2;
 
-/// For another device.
+/// A frame for another link-layer address.
 const PACKET_OTHERHOST: u32 = 3;
 
 /// Flag of `bpf_l4_csum_replace` since Linux 6.16 (include/uapi/linux/bpf.h); not in aya's bindings
 /// yet.
 const BPF_F_IPV6: u32 = 1 << 7;
 
-/// What the program of the device that a packet leaves by sees in `tc_index`, which the kernel
-/// leaves to classifiers.
+/// Value of `tc_index` in a packet that a program has forwarded, for the program of the device
+/// through which it leaves. The kernel leaves the field to classifiers.
 const SENT_ON: u32 = 0x4c42;
 
-/// What the program of the device that a packet came in by sees in `tc_index` when it comes in
-/// again.
+/// Value of `tc_index` in a packet that comes in again, for the program of the device through which
+/// it came in.
 const RETURNED: u32 = 0x4c43;
 
 /// `EINVAL`
@@ -127,7 +128,8 @@ impl Packet for TcPacket {
     #[inline(always)]
     fn view<const N: usize>(&self, offset: u32) -> Option<View<'_, N>> {
         let start = part(self.context.data(), self.context.data_end(), offset, N)?;
-        // SAFETY: `part` checks that N bytes are there; `&self` keeps helpers that move data away.
+        // SAFETY: `part` checks that N bytes are available. Helpers that move data need
+        // `&mut self`.
         Some(unsafe { View::new(start as *const u8) })
     }
 
@@ -145,7 +147,7 @@ impl Packet for TcPacket {
         if !is_rewritten {
             return Some(());
         }
-        // A UDP checksum of 0 means none and stays; a computed 0 is sent as 0xffff.
+        // A UDP checksum of 0 means that there is none, and stays. A computed 0 is sent as 0xffff.
         let udp = if old.protocol == protocol::UDP {
             BPF_F_MARK_MANGLED_0
         } else {
@@ -159,8 +161,8 @@ impl Packet for TcPacket {
         // Addresses are part of the pseudo header, which a partial checksum covers.
         let flags = udp | BPF_F_PSEUDO_HDR;
         if A::IS_IPV6 {
-            // Without this flag CHECKSUM_COMPLETE goes wrong, as IPv6 has no header checksum that
-            // balances the addresses; kernels before 6.16 do not know it.
+            // Without this flag CHECKSUM_COMPLETE becomes wrong, because IPv6 has no header
+            // checksum that balances the addresses. Kernels before 6.16 do not have the flag.
             match self.patch_checksum(checksum, addresses, flags | BPF_F_IPV6) {
                 INVALID => ok(self.patch_checksum(checksum, addresses, flags)),
                 result => ok(result),
@@ -173,8 +175,8 @@ impl Packet for TcPacket {
     #[inline(always)]
     fn grow_head(&mut self, network: u32, by: u32) -> Option<()> {
         let skb = self.context.skb.skb;
-        // Without a link layer, what was put in front of the network header would be cut off when
-        // the packet is sent. Where there is one, the helper that works for all packets is used.
+        // Without a link layer, the kernel would cut off bytes in front of the network header when
+        // it sends the packet. With one, the helper that works for all packets is used.
         // SAFETY: plain helper calls.
         ok(if network == 0 {
             unsafe { bpf_skb_adjust_room(skb, by as i32, BPF_ADJ_ROOM_MAC, 0) }
@@ -197,14 +199,14 @@ impl Packet for TcPacket {
     #[inline(always)]
     fn is_for_node(&self, network: u32) -> bool {
         if network == 0 {
-            // Nothing says whom the packet is for on the link.
+            // Without a link-layer header there is no destination address to check.
             return true;
         }
         // SAFETY: the kernel hands the program a valid context.
         match unsafe { (*self.context.skb.skb).pkt_type } {
             PACKET_BROADCAST | PACKET_MULTICAST => false,
-            // To the device's own address it is not: it may be for the bridge that the device is a
-            // port of.
+            // The frame is not for the device's own address, but it may be for the bridge that the
+            // device is a port of.
             PACKET_OTHERHOST => {
                 let Some(frame) = self.view(0) else {
                     return false;
@@ -246,12 +248,13 @@ impl Packet for TcPacket {
         // SAFETY: the kernel hands the program a valid context.
         unsafe { (*self.context.skb.skb).tc_index = SENT_ON };
         if network == 0 {
-            // The next call takes packets with an Ethernet header only, whatever stands in it.
+            // The next call accepts only packets with an Ethernet header, whatever it contains.
             // SAFETY: plain helper call.
             ok(unsafe { bpf_skb_change_head(self.context.skb.skb, EthHdr::LEN as u32, 0) })?;
         }
-        // The kernel asks for the neighbour's address if it does not know it, and keeps the packet
-        // meanwhile. SAFETY: plain helper call.
+        // If the kernel does not know the neighbour's address, it resolves it and keeps the packet
+        // meanwhile.
+        // SAFETY: plain helper call.
         let action = unsafe { bpf_redirect_neigh(hop.device, core::ptr::null_mut(), 0, 0) };
         (action == TC_ACT_REDIRECT.into()).then_some(Verdict::Redirect)
     }
@@ -290,7 +293,7 @@ impl Packet for TcPacket {
         let Some(before) = self.view::<2>(offset).map(|field| field.u16::<0>()) else {
             return false;
         };
-        // A change of the data patches a complete checksum and leaves a partial one alone.
+        // A change of the data patches a complete checksum and leaves a partial one unchanged.
         self.patch_checksum(offset, Sum::new().add(1), 0);
         self.view::<2>(offset)
             .is_some_and(|field| field.u16::<0>() == before)
@@ -302,7 +305,7 @@ impl Packet for TcPacket {
             return Reassembly::None;
         }
         let device = self.device();
-        // The way back leads over both.
+        // The way back from the reassembly needs both the role and the link-layer address.
         if maps::role_of(device) == 0 || maps::link_of(device).is_none() || self.is_returned() {
             return Reassembly::None;
         }
@@ -325,11 +328,11 @@ impl Packet for TcPacket {
 }
 
 impl TcPacket {
-    /// Gives a packet back the link-layer address that it had before the detour, or one that leads
-    /// to the same place, and lets it come in by its device again. `None` if it made no detour, or
-    /// if that device is no longer ours.
+    /// Restores the link-layer address that a packet had before the detour, or one that leads to
+    /// the same place, and makes the packet come in through its device again. Returns `None` if it
+    /// made no detour, or if the agent's programs no longer handle that device.
     #[inline(always)]
-    pub fn come_in_again(&mut self) -> Option<i32> {
+    pub fn reinject(&mut self) -> Option<i32> {
         let frame = self.view::<6>(0)?;
         if frame.u16::<0>() != u16::from_ne_bytes(DETOUR_LINK) {
             return None;

@@ -14,20 +14,20 @@ use crate::maps;
 use crate::node_sockets;
 use crate::routes::{self, Query};
 
-/// A packet in an XDP program: every checksum in it is complete, unless the device is a veth.
+/// A packet in an XDP program. All its checksums are complete, unless the device is a veth.
 pub struct XdpPacket {
     pub context: XdpContext,
 }
 
 impl XdpPacket {
-    /// The index of the device that the packet came in on.
+    /// The index of the device through which the packet came in.
     #[inline(always)]
     fn device(&self) -> u32 {
         // SAFETY: the kernel hands the program a valid context.
         unsafe { (*self.context.ctx).ingress_ifindex }
     }
 
-    /// The start of `length` bytes at `offset`, if they are there.
+    /// The start of `length` bytes at `offset`, if they are available.
     #[inline(always)]
     fn part(&self, offset: u32, length: usize) -> Option<usize> {
         part(self.context.data(), self.context.data_end(), offset, length)
@@ -42,7 +42,8 @@ impl Packet for XdpPacket {
 
     #[inline(always)]
     fn view<const N: usize>(&self, offset: u32) -> Option<View<'_, N>> {
-        // SAFETY: `part` checks that N bytes are there; `&self` keeps helpers that move data away.
+        // SAFETY: `part` checks that N bytes are available. Helpers that move data need
+        // `&mut self`.
         self.part(offset, N)
             .map(|start| unsafe { View::new(start as *const u8) })
     }
@@ -160,7 +161,7 @@ impl Packet for XdpPacket {
 
     #[inline(always)]
     fn reassembly(&self, _network: u32) -> Reassembly {
-        // Not from here: XDP sends through few devices.
+        // TC hands the fragment over: XDP can send through few devices only.
         if maps::xdp_reassembly_device() == 0 {
             Reassembly::None
         } else {
@@ -177,8 +178,8 @@ impl Packet for XdpPacket {
 impl DirectPacket for XdpPacket {
     #[inline(always)]
     fn view_mut<const N: usize>(&mut self, offset: u32) -> Option<ViewMut<'_, N>> {
-        // SAFETY: `part` checks that N bytes are there; `&mut self` keeps helpers that move data
-        // away.
+        // SAFETY: `part` checks that N bytes are available. Helpers that move data need
+        // `&mut self`.
         self.part(offset, N)
             .map(|start| unsafe { ViewMut::new(start as *mut u8) })
     }
