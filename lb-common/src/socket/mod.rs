@@ -769,7 +769,7 @@ mod tests {
     }
 
     #[test]
-    fn no_endpoint() {
+    fn a_service_without_endpoints_refuses_calls() {
         let mut tables = tables();
         publish(&mut tables, 0, 0);
         publish_tcp(&mut tables, |_| {});
