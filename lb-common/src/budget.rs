@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_and_then_a_rate() {
+    fn a_bucket_allows_a_burst_and_then_its_rate() {
         for limit in LIMITS_OF_PREFIXES
             .map(Limit::rate)
             .into_iter()

@@ -274,7 +274,7 @@ mod tests {
 
     /// docs/semantics.md and the help text state these numbers.
     #[test]
-    fn how_long_flows_live_by_default() {
+    fn default_lifetimes_match_the_documentation() {
         let Lifetimes {
             tcp_established,
             tcp_opening,
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn lifetime_follows_from_state() {
+    fn the_lifetime_depends_on_protocol_and_state() {
         for (protocol, state, lifetime) in [
             (protocol::TCP, 0, 40),
             (protocol::TCP, flow_state::ANSWERED, 40),
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_count_where_the_window_may_be() {
+    fn only_numbers_near_the_acknowledged_one_are_in_the_window() {
         const MIB: u32 = 1 << 20;
         for acknowledged in [0, 1000, u32::MAX - 1000, 1 << 31] {
             let flow = Flow {

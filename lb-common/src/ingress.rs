@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_a_backend_may_remember_are_used_again_last() {
+    fn recently_closed_source_ports_are_reused_last() {
         let (mut tables, _) = local();
         tables.settings.redirects_locally = 0;
         tables.settings.source_ports = only_ports(61_000, 64);
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_of_a_node_are_handed_over_one_hop_further() {
+    fn packets_between_local_pods_are_handed_over_with_a_lower_hop_limit() {
         let (tables, mut request) = local();
         assert_eq!(enter_locally(&tables, &mut request), Verdict::Redirect);
         let at = key(&request);
@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stack_gets_what_it_must_answer_or_ask_for() {
+    fn packets_that_cannot_be_handed_over_go_through_the_stack() {
         fn route_to(route: Route, mtu: u32) -> HostRoute {
             HostRoute {
                 destination: end(11, 0).0.words(),

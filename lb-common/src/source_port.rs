@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn nine_of_ten_ports_are_found() {
+    fn nine_of_ten_ports_can_be_allocated() {
         let two_ranges = source_ports((20_000, 1000), (20_300, 500));
         for ports in [only_ports(20_000, 1000), two_ranges] {
             let (tables, packet) = (tables(ports), Bytes::from(vec![]));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_of_sockets_come_last() {
+    fn ephemeral_ports_are_used_last() {
         let ports = source_ports((20_000, 1000), (20_000, 500));
         let (tables, packet) = (tables(ports), Bytes::from(vec![]));
         let is_local = |client| ports.local.contains(opened(&tables, &packet, client).unwrap());
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_others_have_are_given_to_nobody() {
+    fn ports_of_sockets_and_frontends_are_not_allocated() {
         let (mut tables, mut packet) = (tables(only_ports(61_000, 4)), Bytes::from(vec![]));
         packet.sockets = vec![Port::new(61_000)];
         let node_port = FrontendKey {

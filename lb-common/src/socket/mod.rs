@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_to_the_devices_of_pods() {
+    fn calls_of_pods_that_need_the_device_are_left_to_it() {
         let mut tables = tables();
         publish_tcp(&mut tables, |_| {});
         tables.pod_namespaces.push(call(7, vip()).namespace);
@@ -413,7 +413,7 @@ mod tests {
 
     /// The namespace may belong to something else, or not be known yet.
     #[test]
-    fn what_is_no_pods_is_left_alone() {
+    fn calls_of_other_namespaces_than_pods_are_not_translated() {
         let mut tables = tables();
         let unknown = Peer {
             port: Port::new(9),
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn connect_and_restore() {
+    fn restore_returns_the_frontend_of_a_connected_socket() {
         let tables = tables();
         let to = connect(&tables, &call(7, vip())).unwrap().unwrap();
         assert!([peer(11, 5353), peer(12, 5353)].contains(&to));
@@ -592,7 +592,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_bear_the_name_of_whom_was_asked_last() {
+    fn answers_show_the_frontend_that_was_used_last() {
         let mut tables = tables();
         let [first, second] = publish_ports(&mut tables, 2)[..] else {
             unreachable!()
@@ -626,7 +626,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_had_no_room_any_more_is_written_again() {
+    fn an_evicted_name_is_written_again() {
         let tables = tables();
         let to = send(&tables, &call(7, vip())).unwrap().unwrap();
         tables
@@ -784,7 +784,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_are_inside() {
+    fn sockets_use_the_region_of_inside_clients() {
         let mut tables = tables();
         publish(&mut tables, 2, frontend_flags::OUTSIDE_LOCAL);
         assert!(connect(&tables, &call(7, vip())).unwrap().is_some());
