@@ -1,17 +1,15 @@
 //! FIB lookups.
 
-use core::mem::size_of;
-
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
 };
 use aya_ebpf::cty::c_void;
-use aya_ebpf::helpers::generated;
 use lb_common::address::Address;
 use lb_common::layout::device_role;
 use lb_common::packet::{Hop, Route, Sender};
 
+use crate::helpers::FibLookup;
 use crate::maps;
 use crate::settings::settings;
 
@@ -29,22 +27,12 @@ pub struct Query<A> {
     pub length: u32,
 }
 
-/// Calls `bpf_fib_lookup` with these flags. The result is one of `BPF_FIB_LKUP_RET_*`.
+/// The lookup that a query describes.
 #[inline(always)]
-fn ask<A: Address>(
-    context: *mut c_void,
-    query: &Query<A>,
-    flags: u32,
-    parameters: &mut bpf_fib_lookup,
-) -> u32 {
-    parameters.family = if A::IS_IPV6 { AF_INET6 } else { AF_INET };
-    parameters.ifindex = query.device;
-    parameters.__bindgen_anon_1.tot_len = query.length as u16;
-    parameters.__bindgen_anon_3.ipv6_src = query.source.words();
-    parameters.__bindgen_anon_4.ipv6_dst = query.destination.words();
-    let length = size_of::<bpf_fib_lookup>() as i32;
-    // SAFETY: the pointer and length are those of one value.
-    unsafe { generated::bpf_fib_lookup(context, parameters, length, flags) as u32 }
+fn lookup<A: Address>(query: &Query<A>) -> FibLookup {
+    let family = if A::IS_IPV6 { AF_INET6 } else { AF_INET };
+    let (source, destination) = (query.source.words(), query.destination.words());
+    FibLookup::new(family, query.device, query.length as u16, source, destination)
 }
 
 /// Looks up the route of a packet.
@@ -52,24 +40,21 @@ fn ask<A: Address>(
 /// Not inlined, so that packets that are not forwarded do not pay for its stack.
 #[inline(never)]
 pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop) -> Route {
-    // SAFETY: all zeros are a valid value: numbers only.
-    let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    let result = ask(context, query, 0, &mut parameters);
-    hop.device = parameters.ifindex;
+    let mut lookup = lookup(query);
+    let result = lookup.run(context, 0);
+    hop.device = lookup.device();
     match result {
         BPF_FIB_LKUP_RET_SUCCESS => {
-            let [a, b, c, d, e, f] = parameters.dmac;
-            let [g, h, i, j, k, l] = parameters.smac;
+            let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = lookup.links();
             hop.link = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
             Route::Ready
         }
         BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved,
         BPF_FIB_LKUP_RET_FRAG_NEEDED => {
-            // SAFETY: any bytes are a number.
-            hop.mtu = u32::from(unsafe { parameters.__bindgen_anon_1.mtu_result });
+            hop.mtu = u32::from(lookup.mtu());
             Route::TooBig
         }
-        BPF_FIB_LKUP_RET_NOT_FWDED | BPF_FIB_LKUP_RET_FWD_DISABLED if is_of_node(&parameters) => Route::Local,
+        BPF_FIB_LKUP_RET_NOT_FWDED | BPF_FIB_LKUP_RET_FWD_DISABLED if is_of_node(&lookup) => Route::Local,
         _ => Route::None,
     }
 }
@@ -78,29 +63,26 @@ pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop
 /// forwarded" for both, and "forwarding is disabled" for every address (`bpf_ipv4_fib_lookup`,
 /// `bpf_ipv6_fib_lookup`, net/core/filter.c, Linux 6.18).
 #[inline(always)]
-fn is_of_node(parameters: &bpf_fib_lookup) -> bool {
-    // SAFETY: any bytes are numbers. The kernel has not changed the address.
-    maps::is_node_address(unsafe { &parameters.__bindgen_anon_4.ipv6_dst })
+fn is_of_node(lookup: &FibLookup) -> bool {
+    // The kernel has not changed the address.
+    maps::is_node_address(lookup.next_hop6())
 }
 
 /// Returns true if the next hop of a route is the destination itself and not a router.
 #[inline(always)]
-fn next_hop_is<A: Address>(parameters: &bpf_fib_lookup, destination: A) -> bool {
+fn next_hop_is<A: Address>(lookup: &FibLookup, destination: A) -> bool {
     let [a, b, c, d] = destination.words();
     // Reads only what the kernel has written: a read that is wider than the last write stalls on
     // it.
-    // SAFETY: any bytes are numbers.
-    unsafe {
-        if A::IS_IPV6 {
-            let next = parameters.__bindgen_anon_4.ipv6_dst;
-            (next[0] ^ a) | (next[1] ^ b) | (next[2] ^ c) | (next[3] ^ d) == 0
-        } else {
-            parameters.__bindgen_anon_4.ipv4_dst == a
-        }
+    if A::IS_IPV6 {
+        let next = lookup.next_hop6();
+        (next[0] ^ a) | (next[1] ^ b) | (next[2] ^ c) | (next[3] ^ d) == 0
+    } else {
+        lookup.next_hop4() == a
     }
 }
 
-/// A flow that is already gone is not an error.
+/// Where the sender of a packet that came in through a device is, according to the route to it.
 #[inline(never)]
 pub fn sender<A: Address>(context: *mut c_void, device: u32, source: A) -> Sender {
     let query = Query {
@@ -109,18 +91,17 @@ pub fn sender<A: Address>(context: *mut c_void, device: u32, source: A) -> Sende
         destination: source,
         length: 0,
     };
-    // SAFETY: all zeros are a valid value: numbers only.
-    let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    match ask(context, &query, settings().skip_neighbour, &mut parameters) {
+    let mut lookup = lookup(&query);
+    match lookup.run(context, settings().skip_neighbour) {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {}
-        BPF_FIB_LKUP_RET_NOT_FWDED | BPF_FIB_LKUP_RET_FWD_DISABLED if is_of_node(&parameters) => {
+        BPF_FIB_LKUP_RET_NOT_FWDED | BPF_FIB_LKUP_RET_FWD_DISABLED if is_of_node(&lookup) => {
             return Sender::Node;
         }
         _ => return Sender::Here,
     }
-    let device_of_route = parameters.ifindex;
+    let device_of_route = lookup.device();
     if device_of_route == device || device_of_route == maps::master_of(device) {
-        return if next_hop_is(&parameters, source) {
+        return if next_hop_is(&lookup, source) {
             Sender::Here
         } else {
             Sender::Behind

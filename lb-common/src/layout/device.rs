@@ -75,8 +75,8 @@ pub const fn device_row(index: u32) -> u32 {
     index % DEVICE_ROWS
 }
 
-/// Rows of [`crate::map::NAMESPACES`]. The agent writes half as many, so that they fit next to those
-/// of the previous agent.
+/// Rows of [`crate::map::NAMESPACES`]. The agent writes half as many, so that they fit next to
+/// those of the previous agent.
 pub const NAMESPACE_ROWS: u32 = 8_192;
 
 /// Owners of network namespaces other than the node's own.

@@ -56,12 +56,6 @@ fn part(data: usize, data_end: usize, offset: u32, length: usize) -> Option<usiz
     (start + length <= data_end).then_some(start)
 }
 
-/// Returns `Some` if a helper succeeded.
-#[inline(always)]
-fn ok(result: i64) -> Option<()> {
-    (result == 0).then_some(())
-}
-
 /// The destination link-layer address of a frame.
 #[inline(always)]
 fn destination_link(frame: &View<'_, 6>) -> LinkAddress {

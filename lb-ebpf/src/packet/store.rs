@@ -5,7 +5,6 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_store_bytes};
 use lb_common::address::Address;
 use lb_common::checksum::Sum;
 use lb_common::layout::Flow;
@@ -13,41 +12,10 @@ use lb_common::net::{Address6, Port};
 use lb_common::packet::{Headers, Packet as _};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use super::{TcPacket, ok};
+use super::TcPacket;
+use crate::helpers::Skb as _;
 
 impl TcPacket {
-    #[inline(always)]
-    pub(super) fn store<T>(&mut self, offset: u32, value: &T, flags: u32) -> Option<()> {
-        let skb = self.context.skb.skb;
-        let value: *const T = value;
-        // SAFETY: the pointer and length are those of one readable value.
-        ok(unsafe { bpf_skb_store_bytes(skb, offset, value.cast(), size_of::<T>() as u32, flags.into()) })
-    }
-
-    /// Writes the first `length` bytes of a flow. `length` is at most the size of the flow.
-    #[inline(always)]
-    pub(super) fn store_start<A>(&mut self, offset: u32, flow: &Flow<A>, length: u32) -> Option<()> {
-        let skb = self.context.skb.skb;
-        let flow: *const Flow<A> = flow;
-        // SAFETY: the pointer is that of a readable value; the verifier checks the length.
-        ok(unsafe { bpf_skb_store_bytes(skb, offset, flow.cast(), length, 0) })
-    }
-
-    /// Patches the transport checksum at `offset`.
-    #[inline(always)]
-    pub(super) fn patch_checksum(&mut self, offset: u32, difference: Sum, flags: u32) -> i64 {
-        // SAFETY: plain helper call.
-        unsafe {
-            bpf_l4_csum_replace(
-                self.context.skb.skb,
-                offset,
-                0,
-                difference.fold32().into(),
-                flags.into(),
-            )
-        }
-    }
-
     /// Writes addresses, ports if they are rewritten, and the checksum of an IPv4 header.
     #[inline(always)]
     pub(super) fn write_fields<A: Address>(
@@ -66,9 +34,9 @@ impl TcPacket {
             const PORTS: u32 = 2 * size_of::<Port>() as u32;
             let offset = headers.network + SOURCE;
             if is_plain {
-                return self.store_start(offset, new, ADDRESSES + PORTS);
+                return self.context.write_start(offset, new, ADDRESSES + PORTS);
             }
-            self.store_start(offset, new, ADDRESSES)?;
+            self.context.write_start(offset, new, ADDRESSES)?;
         } else {
             const CHECKSUM: usize = offset_of!(Ipv4Hdr, check);
             let checksum = self.view::<{ Ipv4Hdr::LEN }>(headers.network)?.u16::<CHECKSUM>();
@@ -76,7 +44,7 @@ impl TcPacket {
             let [[a, b], [c, d], [e, f]] = [halves(source[0]), halves(destination[0]), halves(ports)];
             let offset = headers.network + CHECKSUM as u32;
             if is_plain {
-                return self.store(
+                return self.context.write(
                     offset,
                     &Ipv4Fields {
                         checksum,
@@ -85,10 +53,10 @@ impl TcPacket {
                     0,
                 );
             }
-            self.store(offset, &[checksum, a, b, c, d], 0)?;
+            self.context.write(offset, &[checksum, a, b, c, d], 0)?;
         }
         if with_ports {
-            self.store(headers.transport, &ports, 0)?;
+            self.context.write(headers.transport, &ports, 0)?;
         }
         Some(())
     }

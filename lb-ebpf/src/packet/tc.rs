@@ -1,11 +1,6 @@
 //! Packets in TC programs.
 
-use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_REDIRECT};
-use aya_ebpf::helpers::generated::{
-    bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_head,
-    bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_vlan_pop,
-};
 use aya_ebpf::programs::TcContext;
 use lb_common::address::Address;
 use lb_common::checksum::Sum;
@@ -15,8 +10,8 @@ use lb_common::packet::{Headers, Hop, Packet, Reassembly, Route, Sender, Verdict
 use lb_common::parse::{self, Network};
 use network_types::eth::EthHdr;
 
-use super::{destination_link, distance, ok, part};
-use crate::helpers;
+use super::{destination_link, distance, part};
+use crate::helpers::{self, Skb as _, ok};
 use crate::maps;
 use crate::node_sockets;
 use crate::routes::{self, Query};
@@ -34,23 +29,20 @@ pub struct TcPacket {
 #[inline(always)]
 pub fn is_of_vlan(context: &TcContext) -> bool {
     const VLAN: u32 = 0xfff;
-    // SAFETY: the kernel hands the program a valid context.
-    let packet = unsafe { &*context.skb.skb };
-    packet.vlan_present != 0 && packet.vlan_tci & VLAN != 0
+    context.vlan_tag().is_some_and(|tag| tag & VLAN != 0)
 }
 
 impl TcPacket {
     /// A packet whose headers are in the linear part, unless the packet ends before.
     #[inline(always)]
-    pub fn new(context: TcContext) -> Self {
+    pub fn new(mut context: TcContext) -> Self {
         /// The headers of an ICMPv6 error that quotes a TCP segment's first fragment. This is more
         /// than the largest IPv4 header and TCP.
         const HEADERS_MAX: u32 = 14 + 40 + 8 + 40 + 8 + 20;
         let linear = distance(context.data(), context.data_end());
         if linear < HEADERS_MAX && linear < context.len() {
             // If it fails (no memory), the packet parses as truncated.
-            // SAFETY: plain helper call; nothing borrows the packet yet.
-            unsafe { bpf_skb_pull_data(context.skb.skb, HEADERS_MAX.min(context.len())) };
+            context.pull(HEADERS_MAX.min(context.len()));
         }
         Self { context }
     }
@@ -58,31 +50,23 @@ impl TcPacket {
     /// The network layer, according to the kernel.
     #[inline(always)]
     pub fn network(&self) -> Network {
-        // SAFETY: the kernel hands the program a valid context. The field holds an ethertype in
-        // network byte order.
-        let ethertype = unsafe { (*self.context.skb.skb).protocol };
-        parse::network_of(ethertype as u16)
+        parse::network_of(self.context.ethertype())
     }
 
     /// Removes a tag that belongs to no VLAN, before the packet bypasses the stack, which would
     /// remove it.
     #[inline(always)]
     pub fn remove_priority_tag(&self) {
-        // SAFETY: the kernel hands the program a valid context, and nothing borrows the packet any
-        // more.
-        unsafe {
-            if (*self.context.skb.skb).vlan_present != 0 {
-                // If it fails, the tag still holds only a priority.
-                bpf_skb_vlan_pop(self.context.skb.skb);
-            }
+        if self.context.vlan_tag().is_some() {
+            // If it fails, the tag still holds only a priority.
+            self.context.pop_vlan();
         }
     }
 
     /// The index of the device through which the packet came in or leaves.
     #[inline(always)]
     pub fn device(&self) -> u32 {
-        // SAFETY: the kernel hands the program a valid context.
-        unsafe { (*self.context.skb.skb).ifindex }
+        self.context.device()
     }
 
     /// Returns true if the packet comes in again, after the kernel's own reassembly.
@@ -90,8 +74,7 @@ impl TcPacket {
     /// A Pod that may load its own programs can set the mark. Its fragments then make no detour.
     #[inline(always)]
     fn is_returned(&self) -> bool {
-        // SAFETY: the kernel hands the program a valid context.
-        unsafe { (*self.context.skb.skb).tc_index == RETURNED }
+        self.context.tc_index() == RETURNED
     }
 }
 
@@ -135,7 +118,7 @@ impl Packet for TcPacket {
 
     #[inline(always)]
     fn write<const N: usize>(&mut self, offset: u32, words: &[u32; N]) -> Option<()> {
-        self.store(offset, words, BPF_F_RECOMPUTE_CSUM)
+        self.context.write(offset, words, BPF_F_RECOMPUTE_CSUM)
     }
 
     #[inline(always)]
@@ -156,44 +139,44 @@ impl Packet for TcPacket {
         // Ports are part of the data: a partial checksum does not cover them yet.
         if old.ports_word() != new.ports_word() {
             let ports = Sum::new().replace(old.ports_word(), new.ports_word());
-            ok(self.patch_checksum(checksum, ports, udp))?;
+            ok(self.context.patch_checksum(checksum, ports.fold32(), udp))?;
         }
         // Addresses are part of the pseudo header, which a partial checksum covers.
         let flags = udp | BPF_F_PSEUDO_HDR;
         if A::IS_IPV6 {
             // Without this flag CHECKSUM_COMPLETE becomes wrong, because IPv6 has no header
             // checksum that balances the addresses. Kernels before 6.16 do not have the flag.
-            match self.patch_checksum(checksum, addresses, flags | BPF_F_IPV6) {
-                INVALID => ok(self.patch_checksum(checksum, addresses, flags)),
+            match self
+                .context
+                .patch_checksum(checksum, addresses.fold32(), flags | BPF_F_IPV6)
+            {
+                INVALID => ok(self.context.patch_checksum(checksum, addresses.fold32(), flags)),
                 result => ok(result),
             }
         } else {
-            ok(self.patch_checksum(checksum, addresses, flags))
+            ok(self.context.patch_checksum(checksum, addresses.fold32(), flags))
         }
     }
 
     #[inline(always)]
     fn grow_head(&mut self, network: u32, by: u32) -> Option<()> {
-        let skb = self.context.skb.skb;
         // Without a link layer, the kernel would cut off bytes in front of the network header when
         // it sends the packet. With one, the helper that works for all packets is used.
-        // SAFETY: plain helper calls.
-        ok(if network == 0 {
-            unsafe { bpf_skb_adjust_room(skb, by as i32, BPF_ADJ_ROOM_MAC, 0) }
+        if network == 0 {
+            self.context.grow_behind_link(by)
         } else {
-            unsafe { bpf_skb_change_head(skb, by, 0) }
-        })
+            self.context.change_head(by)
+        }
     }
 
     #[inline(always)]
     fn cut(&mut self, length: u32) -> Option<()> {
-        // SAFETY: plain helper call.
-        ok(unsafe { bpf_skb_change_tail(self.context.skb.skb, length, 0) })
+        self.context.change_tail(length)
     }
 
     #[inline(always)]
     fn write_half(&mut self, offset: u32, half: u16) -> Option<()> {
-        self.store(offset, &half, BPF_F_RECOMPUTE_CSUM)
+        self.context.write(offset, &half, BPF_F_RECOMPUTE_CSUM)
     }
 
     #[inline(always)]
@@ -202,8 +185,7 @@ impl Packet for TcPacket {
             // Without a link-layer header there is no destination address to check.
             return true;
         }
-        // SAFETY: the kernel hands the program a valid context.
-        match unsafe { (*self.context.skb.skb).pkt_type } {
+        match self.context.packet_type() {
             PACKET_BROADCAST | PACKET_MULTICAST => false,
             // The frame is not for the device's own address, but it may be for the bridge that the
             // device is a port of.
@@ -219,15 +201,14 @@ impl Packet for TcPacket {
 
     #[inline(always)]
     fn segment_size(&self) -> u32 {
-        // SAFETY: the kernel hands the program a valid context.
-        unsafe { (*self.context.skb.skb).gso_size }
+        self.context.segment_size()
     }
 
     #[inline(always)]
     fn route<A: Address>(&self, source: A, destination: A, length: u32, hop: &mut Hop) -> Route {
         let device = self.device();
         routes::look_up(
-            self.context.skb.skb.cast(),
+            self.context.as_context(),
             &Query {
                 device,
                 source,
@@ -245,34 +226,28 @@ impl Packet for TcPacket {
 
     #[inline(always)]
     fn send(&mut self, network: u32, hop: &Hop) -> Option<Verdict> {
-        // SAFETY: the kernel hands the program a valid context.
-        unsafe { (*self.context.skb.skb).tc_index = SENT_ON };
+        self.context.set_tc_index(SENT_ON);
         if network == 0 {
             // The next call accepts only packets with an Ethernet header, whatever it contains.
-            // SAFETY: plain helper call.
-            ok(unsafe { bpf_skb_change_head(self.context.skb.skb, EthHdr::LEN as u32, 0) })?;
+            self.context.change_head(EthHdr::LEN as u32)?;
         }
-        // If the kernel does not know the neighbour's address, it resolves it and keeps the packet
-        // meanwhile.
-        // SAFETY: plain helper call.
-        let action = unsafe { bpf_redirect_neigh(hop.device, core::ptr::null_mut(), 0, 0) };
+        let action = helpers::redirect_to_neighbour(hop.device);
         (action == TC_ACT_REDIRECT.into()).then_some(Verdict::Redirect)
     }
 
     #[inline(always)]
     fn sender<A: Address>(&self, source: A) -> Sender {
-        routes::sender(self.context.skb.skb.cast(), self.device(), source)
+        routes::sender(self.context.as_context(), self.device(), source)
     }
 
     #[inline(always)]
     fn has_socket<A: Address>(&self, key: &FlowKey<A>) -> bool {
-        node_sockets::has(self.context.skb.skb.cast(), key)
+        node_sockets::has(self.context.as_context(), key)
     }
 
     #[inline(always)]
     fn is_sent_on(&self) -> bool {
-        // SAFETY: the kernel hands the program a valid context.
-        unsafe { (*self.context.skb.skb).tc_index == SENT_ON }
+        self.context.tc_index() == SENT_ON
     }
 
     #[inline(always)]
@@ -282,9 +257,8 @@ impl Packet for TcPacket {
 
     #[inline(always)]
     fn hand_over(&mut self, hop: &Hop) -> Option<Verdict> {
-        self.store(0, &hop.link, 0)?;
-        // SAFETY: plain helper call.
-        let action = unsafe { bpf_redirect_peer(hop.device, 0) };
+        self.context.write(0, &hop.link, 0)?;
+        let action = helpers::redirect_to_peer(hop.device);
         (action == TC_ACT_REDIRECT.into()).then_some(Verdict::Redirect)
     }
 
@@ -294,7 +268,7 @@ impl Packet for TcPacket {
             return false;
         };
         // A change of the data patches a complete checksum and leaves a partial one unchanged.
-        self.patch_checksum(offset, Sum::new().add(1), 0);
+        self.context.patch_checksum(offset, Sum::new().add(1).fold32(), 0);
         self.view::<2>(offset)
             .is_some_and(|field| field.u16::<0>() == before)
     }
@@ -320,9 +294,9 @@ impl Packet for TcPacket {
         }
         let [a, b, c, d] = self.device().to_be_bytes();
         let [first, second] = DETOUR_LINK;
-        self.store(0, &[first, second, a, b, c, d], BPF_F_RECOMPUTE_CSUM)?;
-        // SAFETY: plain helper call.
-        let action = unsafe { bpf_redirect(reassembly, 0) };
+        self.context
+            .write(0, &[first, second, a, b, c, d], BPF_F_RECOMPUTE_CSUM)?;
+        let action = helpers::redirect(reassembly);
         (action == TC_ACT_REDIRECT.into()).then_some(Verdict::Redirect)
     }
 }
@@ -345,9 +319,8 @@ impl TcPacket {
         let link = maps::link_of(device)?;
         let [a, b, c, d] = link.start.to_ne_bytes();
         let [e, f, ..] = link.end.to_ne_bytes();
-        self.store(0, &[a, b, c, d, e, f], BPF_F_RECOMPUTE_CSUM)?;
-        // SAFETY: the kernel hands the program a valid context.
-        unsafe { (*self.context.skb.skb).tc_index = RETURNED };
+        self.context.write(0, &[a, b, c, d, e, f], BPF_F_RECOMPUTE_CSUM)?;
+        self.context.set_tc_index(RETURNED);
         Some(helpers::receive_at(device))
     }
 }

@@ -1,7 +1,6 @@
 //! Packets in XDP programs.
 
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::helpers::generated::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
 use lb_common::address::Address;
 use lb_common::layout::{Flow, FlowKey};
@@ -9,7 +8,8 @@ use lb_common::packet::{
     DirectPacket, Headers, Hop, Packet, Reassembly, Route, Sender, Verdict, View, ViewMut, translate_directly,
 };
 
-use super::{destination_link, distance, ok, part};
+use super::{destination_link, distance, part};
+use crate::helpers::{self, Xdp as _};
 use crate::maps;
 use crate::node_sockets;
 use crate::routes::{self, Query};
@@ -23,8 +23,7 @@ impl XdpPacket {
     /// The index of the device through which the packet came in.
     #[inline(always)]
     fn device(&self) -> u32 {
-        // SAFETY: the kernel hands the program a valid context.
-        unsafe { (*self.context.ctx).ingress_ifindex }
+        self.context.device()
     }
 
     /// The start of `length` bytes at `offset`, if they are available.
@@ -66,15 +65,13 @@ impl Packet for XdpPacket {
 
     #[inline(always)]
     fn grow_head(&mut self, _network: u32, by: u32) -> Option<()> {
-        // SAFETY: plain helper call.
-        ok(unsafe { bpf_xdp_adjust_head(self.context.ctx, -(by as i32)) }.into())
+        self.context.grow_head(by)
     }
 
     #[inline(always)]
     fn cut(&mut self, length: u32) -> Option<()> {
         let by = length as i32 - self.length() as i32;
-        // SAFETY: plain helper call.
-        ok(unsafe { bpf_xdp_adjust_tail(self.context.ctx, by) }.into())
+        self.context.adjust_tail(by)
     }
 
     #[inline(always)]
@@ -102,7 +99,7 @@ impl Packet for XdpPacket {
     fn route<A: Address>(&self, source: A, destination: A, length: u32, hop: &mut Hop) -> Route {
         let device = self.device();
         routes::look_up(
-            self.context.ctx.cast(),
+            self.context.as_context(),
             &Query {
                 device,
                 source,
@@ -124,19 +121,18 @@ impl Packet for XdpPacket {
         if hop.device == self.device() {
             return Some(Verdict::Bounce);
         }
-        // SAFETY: plain helper call.
-        let action = unsafe { bpf_redirect(hop.device, 0) };
+        let action = helpers::redirect(hop.device);
         (action == xdp_action::XDP_REDIRECT.into()).then_some(Verdict::Redirect)
     }
 
     #[inline(always)]
     fn sender<A: Address>(&self, source: A) -> Sender {
-        routes::sender(self.context.ctx.cast(), self.device(), source)
+        routes::sender(self.context.as_context(), self.device(), source)
     }
 
     #[inline(always)]
     fn has_socket<A: Address>(&self, key: &FlowKey<A>) -> bool {
-        node_sockets::has(self.context.ctx.cast(), key)
+        node_sockets::has(self.context.as_context(), key)
     }
 
     #[inline(always)]
