@@ -67,7 +67,8 @@ pub fn cgroup2(mounts: &[Mount]) -> Option<&Path> {
 /// # Errors
 /// If the directory's metadata cannot be read.
 pub fn partial_cgroup2(point: &Path) -> io::Result<Option<String>> {
-    /// The inode number of a hierarchy's root directory (`cgroup_root`, kernel/cgroup/cgroup.c).
+    /// The inode number of a hierarchy's root directory (`cgroup_root`,
+    /// <https://github.com/torvalds/linux/blob/v6.18/kernel/cgroup/cgroup.c>).
     const ROOT_INODE: u64 = 1;
     let shown = point.display();
     Ok((fs::metadata(point)?.ino() != ROOT_INODE).then(|| {

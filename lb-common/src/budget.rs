@@ -6,7 +6,8 @@
 //! is bounded, and a sender of later fragments without a first one would fill it.
 //!
 //! Each CPU has a token bucket for each source prefix and kind of answer, as the kernel has for
-//! each peer (`inet_peer_xrlim_allow`, net/ipv4/inetpeer.c).
+//! each peer (`inet_peer_xrlim_allow`,
+//! <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/inetpeer.c>).
 
 use crate::address::Address;
 use crate::layout::assert_layout;

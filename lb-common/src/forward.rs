@@ -140,7 +140,8 @@ fn sent_length<A: Address>(packet: &impl Packet, parsed: &Parsed<A>) -> u32 {
     };
     let mut before = transport - network;
     // The kernel adds a header for a length that the IPv6 header cannot hold. The segments do not
-    // contain it (`ipv6_hopopt_jumbo_remove`, include/net/ipv6.h, Linux 6.18).
+    // contain it (`ipv6_hopopt_jumbo_remove`,
+    // <https://github.com/torvalds/linux/blob/v6.18/include/net/ipv6.h>).
     if A::IS_IPV6 && before == A::HEADER_LENGTH + JUMBO_LENGTH && ip_length > A::HEADER_LENGTH + LENGTH_MAX {
         before = A::HEADER_LENGTH;
     }

@@ -18,7 +18,8 @@ use crate::settings::TICK_SHIFT;
 use crate::tables::Tables;
 
 /// Seconds for which the ports of a first fragment are remembered, as long as the kernel's own
-/// reassembly waits (`IP_FRAG_TIME`, include/net/ip.h, Linux 6.18).
+/// reassembly waits (`IP_FRAG_TIME`,
+/// <https://github.com/torvalds/linux/blob/v6.18/include/net/ip.h>).
 const LIFETIME_SECONDS: u32 = 30;
 /// Seconds for which the first fragment follows a detour of the others. The kernel's own reassembly
 /// gives up on them earlier, after one second. Then a new datagram may use the identification.

@@ -16,10 +16,10 @@ use crate::reason::Reason;
 use crate::settings::LoadedSettings;
 
 /// Flag of hash maps and tries: a row's memory is allocated when the row is inserted
-/// (include/uapi/linux/bpf.h, Linux 6.18).
+/// (<https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/bpf.h>).
 const BPF_F_NO_PREALLOC: u32 = 1;
-/// Flag of arrays: user space can map the array into its memory (include/uapi/linux/bpf.h, Linux
-/// 6.18).
+/// Flag of arrays: user space can map the array into its memory
+/// (<https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/bpf.h>).
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// A map: keys of type `K`, values of type `V`.

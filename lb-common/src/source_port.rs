@@ -52,8 +52,8 @@ pub(crate) fn find_port<A: Address>(
 /// Tries ports outside the kernel's ephemeral range, and puts the best one into the key: one that
 /// was never used, else the one that has been idle for the longest time. A backend's stack
 /// remembers a TCP connection that it has closed for a minute (`TCP_TIMEWAIT_LEN`,
-/// include/net/tcp.h). In that time it may refuse a new one from the same port, and the client
-/// waits for a second.
+/// <https://github.com/torvalds/linux/blob/v6.18/include/net/tcp.h>). In that time it may refuse a
+/// new one from the same port, and the client waits for a second.
 #[inline(never)]
 fn longest_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, protocol: u8) {
     // The loop does as little as possible: the verifier walks through each round once for each path

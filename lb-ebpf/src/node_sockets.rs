@@ -28,7 +28,8 @@ pub fn has<A: Address>(context: *mut c_void, key: &FlowKey<A>) -> bool {
     let length = 2 * size_of::<A>() as u32 + 4;
     let tuple: *mut bpf_sock_tuple = ptr::from_ref(key).cast_mut().cast();
     // SAFETY: the helpers read `length` bytes of the key and write none (ARG_PTR_TO_MEM |
-    // MEM_RDONLY, net/core/filter.c). The socket that they return is released once.
+    // MEM_RDONLY, <https://github.com/torvalds/linux/blob/v6.18/net/core/filter.c>). The socket
+    // that they return is released once.
     unsafe {
         let socket: *mut c_void = if key.protocol == protocol::UDP {
             bpf_sk_lookup_udp(context, tuple, length, CURRENT_NAMESPACE, 0).cast()

@@ -61,7 +61,7 @@ pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop
 
 /// Returns true if a destination without a route is an address of the node. The kernel returns "not
 /// forwarded" for both, and "forwarding is disabled" for every address (`bpf_ipv4_fib_lookup`,
-/// `bpf_ipv6_fib_lookup`, net/core/filter.c, Linux 6.18).
+/// `bpf_ipv6_fib_lookup`, <https://github.com/torvalds/linux/blob/v6.18/net/core/filter.c>).
 #[inline(always)]
 fn is_of_node(lookup: &FibLookup) -> bool {
     // The kernel has not changed the address.

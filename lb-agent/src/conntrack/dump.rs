@@ -63,8 +63,9 @@ fn of_entry(attributes: &[ConntrackAttribute]) -> Option<Translated> {
 }
 
 /// Whether a TCP connection in this state has been answered and has not been closed by both sides
-/// (`enum tcp_conntrack`, include/uapi/linux/netfilter/nf_conntrack_tcp.h): SYN_RECV, ESTABLISHED,
-/// FIN_WAIT, CLOSE_WAIT and LAST_ACK.
+/// (`enum tcp_conntrack`,
+/// <https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/netfilter/nf_conntrack_tcp.h>):
+/// SYN_RECV, ESTABLISHED, FIN_WAIT, CLOSE_WAIT and LAST_ACK.
 fn is_open(state: u8) -> bool {
     (2..=6).contains(&state)
 }

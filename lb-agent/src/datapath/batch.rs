@@ -21,11 +21,12 @@ use super::bpf::{Command, address, bpf};
 /// some microseconds.
 const MAPPED: usize = 64;
 
-/// The flag of arrays that can be mapped into memory (include/uapi/linux/bpf.h, Linux 5.5).
+/// The flag of arrays that can be mapped into memory
+/// (<https://github.com/torvalds/linux/blob/v5.5/include/uapi/linux/bpf.h>).
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// The kernel rounds the size of elements up to a multiple of this (`array_map_alloc`,
-/// kernel/bpf/arraymap.c).
+/// <https://github.com/torvalds/linux/blob/v6.18/kernel/bpf/arraymap.c>).
 const ALIGNMENT: usize = 8;
 
 /// An array map of elements of one type.

@@ -7,7 +7,8 @@ use std::os::fd::{FromRawFd as _, OwnedFd};
 use nix::errno::Errno;
 use nix::libc;
 
-/// Commands of bpf(2) (`enum bpf_cmd`, include/uapi/linux/bpf.h).
+/// Commands of bpf(2) (`enum bpf_cmd`,
+/// <https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/bpf.h>).
 #[derive(Clone, Copy)]
 pub(super) enum Command {
     ProgramLoad = 5,

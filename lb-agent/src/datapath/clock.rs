@@ -2,10 +2,11 @@
 //! read.
 //!
 //! The kernel's `jiffies_64` starts at `INITIAL_JIFFIES`, which is `-300 * HZ` as an unsigned
-//! 32-bit number (include/linux/jiffies.h, Linux 6.18). It advances with `CLOCK_MONOTONIC`
-//! (`tick_do_update_jiffies64`, kernel/time/tick-sched.c). Both start at boot, and both stop during
-//! suspend. They may diverge slightly until the kernel has selected its final clock source. The
-//! result is therefore accurate to about one second, which is one tick.
+//! 32-bit number (<https://github.com/torvalds/linux/blob/v6.18/include/linux/jiffies.h>). It
+//! advances with `CLOCK_MONOTONIC` (`tick_do_update_jiffies64`,
+//! <https://github.com/torvalds/linux/blob/v6.18/kernel/time/tick-sched.c>). Both start at boot,
+//! and both stop during suspend. They may diverge slightly until the kernel has selected its final
+//! clock source. The result is therefore accurate to about one second, which is one tick.
 
 use std::time::Duration;
 

@@ -93,7 +93,8 @@ fn xdp_program(link: &LinkMessage) -> Option<(Option<XdpMode>, u32)> {
     Some((mode, program))
 }
 
-/// `TCA_KIND` and so on (include/uapi/linux/rtnetlink.h).
+/// `TCA_KIND` and so on
+/// (<https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/rtnetlink.h>).
 mod attribute {
     pub(super) const KIND: u16 = 1;
     pub(super) const OPTIONS: u16 = 2;

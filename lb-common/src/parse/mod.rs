@@ -83,9 +83,9 @@ pub fn network(packet: &impl Packet) -> Network {
 /// The number of bytes after `offset`, according to a length field (network byte order).
 ///
 /// In a packet that is cut into segments when it is sent, 0 means more than the field can hold
-/// ("BIG TCP", `iph_totlen` in include/linux/ip.h, Linux 6.18). The length then ends with the
-/// packet. In IPv6, Linux 6.18 adds a hop-by-hop header with a jumbo payload option (RFC 2675),
-/// which is skipped like any other.
+/// ("BIG TCP", `iph_totlen` in <https://github.com/torvalds/linux/blob/v6.18/include/linux/ip.h>).
+/// The length then ends with the packet. In IPv6, Linux 6.18 adds a hop-by-hop header with a jumbo
+/// payload option (RFC 2675), which is skipped like any other.
 #[inline(always)]
 fn length_after(packet: &impl Packet, offset: u32, length_field: u16) -> u32 {
     if length_field == 0 && packet.segment_size() != 0 {

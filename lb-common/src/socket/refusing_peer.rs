@@ -7,7 +7,7 @@ use crate::net::Port;
 use crate::tables::Tables;
 
 /// A UDP port without a listener: it is assigned to a protocol of TCP (`tcpmux`). A peer cannot
-/// have port 0 (`inet_getname`, net/ipv4/af_inet.c, Linux 6.18).
+/// have port 0 (`inet_getname`, <https://github.com/torvalds/linux/blob/v6.18/net/ipv4/af_inet.c>).
 pub(super) const REFUSING_PORT: Port = Port::new(1);
 
 /// A peer that refuses all datagrams. Its address is unspecified if the node has none.

@@ -11,7 +11,8 @@ use lb_common::layout::Flow;
 
 use super::ok;
 
-/// Fields and helpers of `struct __sk_buff` (include/uapi/linux/bpf.h, Linux 6.18).
+/// Fields and helpers of `struct __sk_buff`
+/// (<https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/bpf.h>).
 ///
 /// Helpers that change the packet take `&mut self`: no view of the packet may be alive.
 pub trait Skb {
@@ -23,7 +24,7 @@ pub trait Skb {
     fn ethertype(&self) -> u16;
     /// The VLAN tag that the kernel has moved out of the frame.
     fn vlan_tag(&self) -> Option<u32>;
-    /// `PACKET_*` (include/uapi/linux/if_packet.h).
+    /// `PACKET_*` (<https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/if_packet.h>).
     fn packet_type(&self) -> u32;
     /// Length of the segments into which the packet is split, in bytes; 0 if it is not split.
     fn segment_size(&self) -> u32;

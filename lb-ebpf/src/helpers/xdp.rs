@@ -6,7 +6,8 @@ use aya_ebpf::programs::XdpContext;
 
 use super::ok;
 
-/// Fields and helpers of `struct xdp_md` (include/uapi/linux/bpf.h, Linux 6.18).
+/// Fields and helpers of `struct xdp_md`
+/// (<https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/bpf.h>).
 ///
 /// Helpers that change the packet take `&mut self`: no view of the packet may be alive.
 pub trait Xdp {

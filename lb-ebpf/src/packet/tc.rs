@@ -78,7 +78,8 @@ impl TcPacket {
     }
 }
 
-/// A broadcast frame (include/uapi/linux/if_packet.h).
+/// A broadcast frame
+/// (<https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/if_packet.h>).
 const PACKET_BROADCAST: u32 = 1;
 
 /// A multicast frame.
@@ -87,7 +88,8 @@ const PACKET_MULTICAST: u32 = 2;
 /// A frame for another link-layer address.
 const PACKET_OTHERHOST: u32 = 3;
 
-/// Flag of `bpf_l4_csum_replace` since Linux 6.16 (include/uapi/linux/bpf.h); not in aya's bindings
+/// Flag of `bpf_l4_csum_replace` since Linux 6.16
+/// (<https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/bpf.h>); not in aya's bindings
 /// yet.
 const BPF_F_IPV6: u32 = 1 << 7;
 

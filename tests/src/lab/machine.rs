@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use super::address::Addresses;
 use super::namespace::Namespace;
 
-/// A state of a TCP socket (include/net/tcp_states.h).
+/// A state of a TCP socket
+/// (<https://github.com/torvalds/linux/blob/v6.18/include/net/tcp_states.h>).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum TcpState {

@@ -28,8 +28,8 @@ fn cluster(server: usize) -> Option<Cluster> {
 
 /// Leaves 8 bytes free in each packet. The kernel inserts a hop-by-hop header into a large IPv6
 /// segment; when it forwards the segment, it counts that header as a part of each packet
-/// (`skb_gso_network_seglen`, net/core/gso.c, Linux 6.18). Without the free bytes even a stream
-/// without a Service becomes slow.
+/// (`skb_gso_network_seglen`, <https://github.com/torvalds/linux/blob/v6.18/net/core/gso.c>).
+/// Without the free bytes even a stream without a Service becomes slow.
 fn leave_room(cluster: &Cluster) {
     for machine in [&cluster.client, &cluster.outside, &cluster.servers[0].pod] {
         machine.namespace().ip(&["link set eth0 mtu 1492"]).unwrap();

@@ -15,7 +15,8 @@ use super::steps::{find, pin};
 use crate::datapath::links::{Link, Place};
 use crate::datapath::object::program;
 
-/// The programs and their cgroup hooks (`enum bpf_attach_type`, include/uapi/linux/bpf.h).
+/// The programs and their cgroup hooks (`enum bpf_attach_type`,
+/// <https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/bpf.h>).
 pub(super) const PROGRAMS: [(&str, u32); 9] = {
     let [
         connect4,

@@ -84,8 +84,8 @@ mod tests {
 
     /// Counts the memory that the kernel allocates in advance, for arrays and LRU maps. Frontends
     /// and names are allocated on demand. An element of a hash has a header of 48 bytes
-    /// (`struct htab_elem`, kernel/bpf/hashtab.c, Linux 6.18) and a 16-byte bucket. Values are
-    /// rounded up to 8 bytes.
+    /// (`struct htab_elem`, <https://github.com/torvalds/linux/blob/v6.18/kernel/bpf/hashtab.c>)
+    /// and a 16-byte bucket. Values are rounded up to 8 bytes.
     #[test]
     fn maps_of_default_size_take_as_much_memory_as_the_readme_says() {
         // Hash maps that are not preallocated grow as they are used.

@@ -10,7 +10,8 @@ use crate::datapath::clock;
 use crate::datapath::probe::{self, Helper};
 use crate::maps::Capacity;
 
-/// Flag of `bpf_fib_lookup` (include/uapi/linux/bpf.h, Linux 6.3).
+/// Flag of `bpf_fib_lookup`
+/// (<https://github.com/torvalds/linux/blob/v6.3/include/uapi/linux/bpf.h>).
 const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 4;
 
 /// What is fixed when the programs are loaded.
