@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::layout::frontend_flags;
 
 use crate::maps::{FrontendKey, Protocol};
-use crate::network::{Family, Network};
+use crate::network::{Cidr, Family};
 
 /// Namespace and name of an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -144,7 +144,7 @@ pub struct SourceRanges {
     /// allowed.
     pub filtered: BTreeSet<Family>,
     /// The networks of these families.
-    pub networks: BTreeSet<Network>,
+    pub networks: BTreeSet<Cidr>,
     /// Families in which a network contains an address of the node. The node's own processes are
     /// allowed.
     pub node_allowed: BTreeSet<Family>,

@@ -59,7 +59,7 @@ fn parse_decimal(text: &str) -> Option<u8> {
 
 /// All addresses with the same leading bits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Network {
+pub struct Cidr {
     /// The lowest address: the bits after the prefix are zero.
     address: IpAddr,
     prefix: u8,
@@ -68,9 +68,9 @@ pub struct Network {
 /// A text is not a network.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("not a network: write an address, a slash and the number of its leading bits, as in 10.0.0.0/8")]
-pub struct NetworkError;
+pub struct CidrError;
 
-impl Network {
+impl Cidr {
     /// Returns the network of this address; `None` if the prefix is longer than an address.
     pub fn new(address: IpAddr, prefix: u8) -> Option<Self> {
         let host_bits = bits(address).checked_sub(u32::from(prefix))?;
@@ -134,19 +134,19 @@ fn clear(address: IpAddr, host_bits: u32) -> IpAddr {
     }
 }
 
-impl FromStr for Network {
-    type Err = NetworkError;
+impl FromStr for Cidr {
+    type Err = CidrError;
 
-    fn from_str(text: &str) -> Result<Self, NetworkError> {
+    fn from_str(text: &str) -> Result<Self, CidrError> {
         let parse = || {
             let (address, prefix) = text.split_once('/')?;
             Self::new(parse_address(address)?, parse_decimal(prefix)?)
         };
-        parse().ok_or(NetworkError)
+        parse().ok_or(CidrError)
     }
 }
 
-impl fmt::Display for Network {
+impl fmt::Display for Cidr {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}/{}", self.address, self.prefix)
     }
@@ -200,14 +200,14 @@ mod tests {
             ("10.0.0.0/8 ", None),
             ("/8", None),
         ] {
-            let found = text.parse::<Network>().map(|network| network.to_string());
+            let found = text.parse::<Cidr>().map(|network| network.to_string());
             assert_eq!(found.ok().as_deref(), network, "{text}");
         }
     }
 
     #[test]
     fn families_do_not_contain_each_other() {
-        let all: Network = "0.0.0.0/0".parse().unwrap();
+        let all: Cidr = "0.0.0.0/0".parse().unwrap();
         assert!(all.contains("10.0.0.1".parse().unwrap()));
         assert!(!all.contains("::".parse().unwrap()));
     }
@@ -216,8 +216,8 @@ mod tests {
         #[test]
         fn an_address_is_in_a_network_if_their_first_bits_are_equal(network: u32, address: u32, prefix in 0..=32_u8) {
             let (of_v4, of_v6) = (
-                Network::new(IpAddr::V4(network.into()), prefix).unwrap(),
-                Network::new(IpAddr::V6((u128::from(network) << 96).into()), prefix).unwrap(),
+                Cidr::new(IpAddr::V4(network.into()), prefix).unwrap(),
+                Cidr::new(IpAddr::V6((u128::from(network) << 96).into()), prefix).unwrap(),
             );
             let equal_bits = (network ^ address).leading_zeros();
             let expected = equal_bits >= u32::from(prefix);
@@ -227,7 +227,7 @@ mod tests {
 
         #[test]
         fn the_text_of_a_network_is_parsed_back(address: std::net::Ipv6Addr, prefix in 0..=128_u8) {
-            let network = Network::new(IpAddr::V6(address), prefix).unwrap();
+            let network = Cidr::new(IpAddr::V6(address), prefix).unwrap();
             // An IPv4-mapped IPv6 address is parsed as IPv4.
             prop_assume!(!network.address().to_canonical().is_ipv4());
             prop_assert_eq!(network.to_string().parse(), Ok(network));

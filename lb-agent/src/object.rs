@@ -10,7 +10,7 @@ use kube::ResourceExt;
 
 /// The kinds of objects that the agent reads.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Kind {
+pub enum ObjectKind {
     /// `v1/Service`
     Service,
     /// `discovery.k8s.io/v1/EndpointSlice`
@@ -24,7 +24,7 @@ pub enum Kind {
     Pod,
 }
 
-impl Kind {
+impl ObjectKind {
     /// All kinds.
     pub const ALL: [Self; 5] = [
         Self::Node,
@@ -35,7 +35,7 @@ impl Kind {
     ];
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ObjectKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Service => "Service",
@@ -51,7 +51,7 @@ impl fmt::Display for Kind {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ObjectReference {
     /// The object's kind.
-    pub kind: Kind,
+    pub kind: ObjectKind,
     /// The object's namespace; empty if its kind has none.
     pub namespace: String,
     /// The object's name.
@@ -87,11 +87,11 @@ impl Object {
     /// `default`.
     pub fn reference(&self) -> ObjectReference {
         let (kind, namespace, name) = match self {
-            Self::Service(object) => (Kind::Service, object.namespace(), object.name_any()),
-            Self::EndpointSlice(object) => (Kind::EndpointSlice, object.namespace(), object.name_any()),
-            Self::Node(object) => (Kind::Node, Some(String::new()), object.name_any()),
-            Self::ServiceCidr(object) => (Kind::ServiceCidr, Some(String::new()), object.name_any()),
-            Self::Pod(object) => (Kind::Pod, object.namespace(), object.name_any()),
+            Self::Service(object) => (ObjectKind::Service, object.namespace(), object.name_any()),
+            Self::EndpointSlice(object) => (ObjectKind::EndpointSlice, object.namespace(), object.name_any()),
+            Self::Node(object) => (ObjectKind::Node, Some(String::new()), object.name_any()),
+            Self::ServiceCidr(object) => (ObjectKind::ServiceCidr, Some(String::new()), object.name_any()),
+            Self::Pod(object) => (ObjectKind::Pod, object.namespace(), object.name_any()),
         };
         ObjectReference {
             kind,
@@ -152,7 +152,7 @@ pub enum Change {
     /// had one.
     Replace {
         /// The kind.
-        kind: Kind,
+        kind: ObjectKind,
         /// All objects of the kind.
         objects: Vec<Object>,
     },

@@ -4,21 +4,21 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use crate::network::{Family, Network, NetworkError, parse_address};
+use crate::network::{Cidr, CidrError, Family, parse_address};
 
 /// A network of cluster IPs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct ServiceCidr(Network);
+pub struct ServiceCidr(Cidr);
 
 /// Why a text is not a valid network of cluster IPs.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ServiceCidrError {
     /// It is not a network.
     #[error(transparent)]
-    Network(#[from] NetworkError),
+    Cidr(#[from] CidrError),
     /// It is an address with a prefix, not the network's first address.
     #[error("it is an address of the network {0}: write the network")]
-    Host(Network),
+    Host(Cidr),
     /// It contains no allocatable address.
     #[error("it contains no allocatable address: use a shorter prefix")]
     Small,
@@ -35,7 +35,7 @@ pub enum ServiceCidrError {
 
 impl ServiceCidr {
     /// The network.
-    pub fn network(&self) -> Network {
+    pub fn network(&self) -> Cidr {
         self.0
     }
 
@@ -104,7 +104,7 @@ impl FromStr for ServiceCidr {
     type Err = ServiceCidrError;
 
     fn from_str(text: &str) -> Result<Self, ServiceCidrError> {
-        let network: Network = text.parse()?;
+        let network: Cidr = text.parse()?;
         let written = text
             .split_once('/')
             .and_then(|(address, _)| parse_address(address));

@@ -19,7 +19,7 @@ use lb_agent::maps::testing::FakeMaps;
 use lb_agent::maps::{BackendState, Capacity, FrontendKey, MapImage, Maps as _, Protocol, dump};
 use lb_agent::model::{NodeConfig, NodePortAddresses, UnknownPort};
 use lb_agent::network::Family;
-use lb_agent::object::{Change, Kind};
+use lb_agent::object::{Change, ObjectKind};
 use lb_common::choose::{Origin, region};
 use lb_common::layout::{Frontend, Region, frontend_flags};
 
@@ -157,7 +157,7 @@ fn rows(yaml: &str, unknown_port: UnknownPort) -> MapImage {
         unknown_port,
         ..NodeConfig::default()
     };
-    let kinds = [Kind::Service, Kind::EndpointSlice];
+    let kinds = [ObjectKind::Service, ObjectKind::EndpointSlice];
     let mut controller = Controller::new(FakeMaps::new(capacity), node, kinds, Duration::ZERO).unwrap();
     for kind in kinds {
         let of_kind = |object: &lb_agent::object::Object| object.reference().kind == kind;

@@ -18,9 +18,9 @@ use lb_agent::controller::Controller;
 use lb_agent::maps::testing::{FakeMaps, FaultyMaps};
 use lb_agent::maps::{Capacity, Maps, dump};
 use lb_agent::model::{NodeConfig, NodePortAddresses, UnknownPort};
-use lb_agent::object::{Change, Kind, Object, ObjectReference};
+use lb_agent::object::{Change, Object, ObjectKind, ObjectReference};
 
-const KINDS: [Kind; 5] = Kind::ALL;
+const KINDS: [ObjectKind; 5] = ObjectKind::ALL;
 const CAPACITY: Capacity = Capacity {
     frontends: 200,
     slots: 20_000,

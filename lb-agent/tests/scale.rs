@@ -11,7 +11,7 @@ use lb_agent::controller::Controller;
 use lb_agent::maps::Capacity;
 use lb_agent::maps::testing::FakeMaps;
 use lb_agent::model::NodeConfig;
-use lb_agent::object::{Change, Kind, Object};
+use lb_agent::object::{Change, Object, ObjectKind};
 
 const N_ENDPOINTS: u32 = 10;
 const CAPACITY: Capacity = Capacity {
@@ -80,16 +80,16 @@ fn load(maps: FakeMaps, n_services: u32) -> Controller<FakeMaps> {
     let mut controller = Controller::new(
         maps,
         NodeConfig::default(),
-        [Kind::Service, Kind::EndpointSlice],
+        [ObjectKind::Service, ObjectKind::EndpointSlice],
         Duration::ZERO,
     )
     .unwrap();
     controller.change(Change::Replace {
-        kind: Kind::Service,
+        kind: ObjectKind::Service,
         objects: (0..n_services).map(service).collect(),
     });
     controller.change(Change::Replace {
-        kind: Kind::EndpointSlice,
+        kind: ObjectKind::EndpointSlice,
         objects: (0..n_services).map(|number| slice(number, N_ENDPOINTS)).collect(),
     });
     controller.tick(Instant::now());

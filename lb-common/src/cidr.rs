@@ -3,7 +3,7 @@
 //! would follow the node's default route and might loop.
 //!
 //! The networks are rows of the set [`SET`] of source ranges. Most packets of a node are not for
-//! any of them. So the programs check [`Networks`] first: one array access shows whether the lookup
+//! any of them. So the programs check [`ServiceCidrs`] first: one array access shows whether the lookup
 //! of the rows is needed.
 
 use crate::address::Address;
@@ -26,25 +26,25 @@ pub const MAX: usize = 8;
 /// The Service CIDRs, cut to the first 64 bits of an address: value of the map of Service CIDRs.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
-pub struct Networks {
-    v4: [Network; MAX],
-    v6: [Network; MAX],
+pub struct ServiceCidrs {
+    v4: [Prefix; MAX],
+    v6: [Prefix; MAX],
 }
 
 assert_layout! {
-    Networks: 256, align 8;
+    ServiceCidrs: 256, align 8;
 }
 
 /// A mask for the first 64 bits of an address, and the masked bits of a network. A mask of 0 ends
 /// the list.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
-struct Network {
+struct Prefix {
     mask: u64,
     bits: u64,
 }
 
-impl Networks {
+impl ServiceCidrs {
     /// Returns true if an address may be in a Service CIDR. Only its first 64 bits are compared.
     #[inline(always)]
     pub fn may_hold<A: Address>(&self, address: A) -> bool {
@@ -69,7 +69,7 @@ impl Networks {
         let Some(free) = networks.iter_mut().find(|network| network.mask == 0) else {
             return false;
         };
-        *free = Network {
+        *free = Prefix {
             mask,
             bits: start(address.words()) & mask,
         };
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn an_empty_list_contains_no_address() {
-        let networks = Networks::default();
+        let networks = ServiceCidrs::default();
         for address in ["0.0.0.0", "10.96.0.1", "255.255.255.255"] {
             assert!(!networks.may_hold(address4(address)), "{address}");
         }
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn only_the_first_64_bits_of_ipv6_are_compared() {
-        let mut networks = Networks::default();
+        let mut networks = ServiceCidrs::default();
         assert!(networks.add(address6("fd00:10:96::"), 112));
         assert!(networks.may_hold(address6("fd00:10:96::7")));
         assert!(networks.may_hold(address6("fd00:10:96::1:7")));
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn eight_networks_of_each_family_fit() {
-        let mut networks = Networks::default();
+        let mut networks = ServiceCidrs::default();
         for n in 0..8 {
             assert!(networks.add(Address4::from_bytes([10, n, 0, 0]), 16));
         }
@@ -199,7 +199,7 @@ mod tests {
         assert!(!networks.may_hold(address4("10.8.3.1")));
         assert!(networks.add(address6("fd00::"), 64));
         // A mask of 0 would end the list.
-        assert!(!Networks::default().add(address4("0.0.0.0"), 0));
+        assert!(!ServiceCidrs::default().add(address4("0.0.0.0"), 0));
     }
 
     proptest! {
@@ -215,7 +215,7 @@ mod tests {
             let first = networks.first().map_or(0, |(network, _)| network ^ 1 << flipped);
             let address = if near { first } else { address };
             let is_in = |prefix: u8, difference: u32| difference.leading_zeros() >= u32::from(prefix);
-            let (mut v4, mut v6) = (Networks::default(), Networks::default());
+            let (mut v4, mut v6) = (ServiceCidrs::default(), ServiceCidrs::default());
             for (network, prefix) in &networks {
                 prop_assert!(v4.add(Address4::from(Ipv4Addr::from_bits(*network)), *prefix));
                 let network = u128::from(*network) << 64;

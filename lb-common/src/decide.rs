@@ -13,6 +13,7 @@ use crate::choose::Origin;
 use crate::cidr;
 use crate::egress::egress;
 use crate::fragment;
+use crate::fragment::FragmentKind;
 use crate::icmp::icmp;
 use crate::ingress::ingress;
 use crate::layout::hook;
@@ -96,13 +97,13 @@ fn parsed<A: IpHeader, P: Packet>(
         let mut parsed = MaybeUninit::uninit();
         match fragment::parse(packet, tables, network, hook, &mut parsed) {
             // SAFETY: `fragment::parse` writes `parsed` before it returns `Parsed`.
-            fragment::Kind::Parsed => unsafe { parsed.assume_init() },
-            fragment::Kind::None => return None,
-            fragment::Kind::Foreign => return Some(Verdict::Pass),
-            fragment::Kind::Lost => return Some(Verdict::Drop),
-            fragment::Kind::Unknown if drops => return Some(unknown(packet, tables, network)),
-            fragment::Kind::Unknown => return Some(Verdict::Pass),
-            fragment::Kind::Detour => return Some(detour(packet, tables)),
+            FragmentKind::Parsed => unsafe { parsed.assume_init() },
+            FragmentKind::None => return None,
+            FragmentKind::Foreign => return Some(Verdict::Pass),
+            FragmentKind::Lost => return Some(Verdict::Drop),
+            FragmentKind::Unknown if drops => return Some(unknown(packet, tables, network)),
+            FragmentKind::Unknown => return Some(Verdict::Pass),
+            FragmentKind::Detour => return Some(detour(packet, tables)),
         }
     };
     Some(decide(packet, &mut parsed))

@@ -27,7 +27,7 @@ const DETOUR_SECONDS: u32 = 3;
 
 /// The kind of a packet that is not a whole TCP, UDP or SCTP packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Kind {
+pub(crate) enum FragmentKind {
     /// A fragment that belongs, or may belong, to a flow or a frontend.
     Parsed,
     /// Not a fragment.
@@ -42,7 +42,7 @@ pub(crate) enum Kind {
     Detour,
 }
 
-/// Parses a fragment with its IP header at `network` that is seen at `hook`. With [`Kind::Parsed`],
+/// Parses a fragment with its IP header at `network` that is seen at `hook`. With [`FragmentKind::Parsed`],
 /// `parsed` is written. The ports of a first fragment are its own, and they are remembered. A later
 /// fragment gets the ports of the first one.
 #[inline(never)]
@@ -52,20 +52,20 @@ pub(crate) fn parse<A: IpHeader>(
     network: u32,
     hook: u8,
     parsed: &mut MaybeUninit<Parsed<A>>,
-) -> Kind {
+) -> FragmentKind {
     let Some(header) = A::parse_fragment(packet, network) else {
-        return Kind::None;
+        return FragmentKind::None;
     };
     // Read one after the other: for a pair, LLVM would carry around the undefined half of a missing
     // address.
     let Some(source) = A::read(packet, network + A::SOURCE_OFFSET) else {
-        return Kind::Foreign;
+        return FragmentKind::Foreign;
     };
     let Some(destination) = A::read(packet, network + A::DESTINATION_OFFSET) else {
-        return Kind::Foreign;
+        return FragmentKind::Foreign;
     };
     if hook != hook::EGRESS && !(may_be_destination(tables, destination) && packet.is_for_node(network)) {
-        return Kind::Foreign;
+        return FragmentKind::Foreign;
     }
     let key = FragmentKey {
         source,
@@ -105,7 +105,7 @@ pub(crate) fn parse<A: IpHeader>(
     if known.state == fragment_state::DETOURED {
         match reassembly {
             Reassembly::None => known.state = fragment_state::UNKNOWN,
-            Reassembly::Next => return Kind::Foreign,
+            Reassembly::Next => return FragmentKind::Foreign,
             Reassembly::Here => {}
         }
     }
@@ -124,7 +124,7 @@ fn later<A: IpHeader>(
     reassembly: Reassembly,
     known: &mut Fragment,
     parsed: &mut Parsed<A>,
-) -> Kind {
+) -> FragmentKind {
     if reassembly == Reassembly::Here
         && matches!(known.state, fragment_state::UNKNOWN | fragment_state::DETOURED)
         && has_ports(key.protocol)
@@ -139,15 +139,15 @@ fn later<A: IpHeader>(
         fragment_state::PORTS => {
             parsed.key.source_port = known.source_port;
             parsed.key.destination_port = known.destination_port;
-            Kind::Parsed
+            FragmentKind::Parsed
         }
-        fragment_state::DETOURED => Kind::Detour,
-        fragment_state::UNKNOWN if reassembly == Reassembly::Next => Kind::Foreign,
+        fragment_state::DETOURED => FragmentKind::Detour,
+        fragment_state::UNKNOWN if reassembly == Reassembly::Next => FragmentKind::Foreign,
         _ if key.hook != hook::EGRESS && is_vip(tables, key.destination) => {
             tables.count_reason(Reason::UnknownFragment);
-            Kind::Lost
+            FragmentKind::Lost
         }
-        _ => Kind::Unknown,
+        _ => FragmentKind::Unknown,
     }
 }
 
@@ -161,9 +161,9 @@ fn first<A: IpHeader>(
     header: &FragmentHeader,
     known: &mut Fragment,
     parsed: &mut Parsed<A>,
-) -> Kind {
+) -> FragmentKind {
     if known.state == fragment_state::DETOURED {
-        return Kind::Detour;
+        return FragmentKind::Detour;
     }
     let is_new = known.state == fragment_state::UNKNOWN && reassembly != Reassembly::None;
     *known = Fragment {
@@ -176,7 +176,7 @@ fn first<A: IpHeader>(
             // The fragments that follow pass too. The reassembly would wait for this one in vain.
             tables.insert_fragment(key, known);
         }
-        return Kind::Foreign;
+        return FragmentKind::Foreign;
     };
     let [source_port, destination_port] = transport.ports();
     parsed.key.source_port = source_port;
@@ -185,20 +185,20 @@ fn first<A: IpHeader>(
     // Many fragments that leave belong to no flow. For those that enter, the destination was
     // checked before.
     if key.hook == hook::EGRESS && tables.flow(&parsed.key).is_none() {
-        return Kind::Unknown;
+        return FragmentKind::Unknown;
     }
     known.source_port = source_port;
     known.destination_port = destination_port;
     known.state = fragment_state::PORTS;
     if !is_new {
         tables.insert_fragment(key, known);
-        return Kind::Parsed;
+        return FragmentKind::Parsed;
     }
     // A later fragment on another CPU may have won the race.
     match claim(tables, key, known) {
-        true => Kind::Parsed,
-        false if reassembly == Reassembly::Here => Kind::Detour,
-        false => Kind::Foreign,
+        true => FragmentKind::Parsed,
+        false if reassembly == Reassembly::Here => FragmentKind::Detour,
+        false => FragmentKind::Foreign,
     }
 }
 

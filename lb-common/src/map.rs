@@ -4,7 +4,7 @@ use core::marker::PhantomData;
 
 use crate::address::Address;
 use crate::budget::{BUCKETS, Bucket};
-use crate::cidr::Networks;
+use crate::cidr::ServiceCidrs;
 use crate::filter;
 use crate::layout::{
     Affinity, AffinityKey, Backend, BackendId, DEVICE_ROWS, Device, DeviceLinks, DeviceRole, Flow, FlowKey,
@@ -130,7 +130,7 @@ pub const FILTER: MapSpec<u32, u64> = MapSpec::new("FILTER", filter::WORDS);
 /// Which sources' packets to look up as replies: words of [`crate::filter`].
 pub const REPLY_FILTER: MapSpec<u32, u64> = MapSpec::new("REPLY_FILTER", filter::REPLY_WORDS);
 /// Where Service CIDRs are: one row.
-pub const SERVICE_CIDRS: MapSpec<u32, Networks> = MapSpec::new("SERVICE_CIDRS", 1);
+pub const SERVICE_CIDRS: MapSpec<u32, ServiceCidrs> = MapSpec::new("SERVICE_CIDRS", 1);
 /// Slots by index.
 pub const SLOTS: MapSpec<u32, Slot> = MapSpec::with_flags("SLOTS", 8_388_608, BPF_F_MMAPABLE);
 /// The device that leads to the kernel's own reassembly: one row. The kernel removes a device that

@@ -6,7 +6,7 @@
 
 use crate::address::Address;
 use crate::budget::Bucket;
-use crate::cidr::Networks;
+use crate::cidr::ServiceCidrs;
 use crate::layout::{
     Affinity, AffinityKey, Backend, Device, DeviceLinks, DeviceRole, Flow, FlowKey, Fragment, FragmentKey,
     Frontend, FrontendKey, LinkAddress, ServiceName, ServiceStats, Slot, Socket, SocketKey, SourceRange,
@@ -57,7 +57,7 @@ plain!(
     ServiceStats,
     LoadedSettings,
     Bucket,
-    Networks,
+    ServiceCidrs,
 );
 plain_of!(
     FrontendKey,

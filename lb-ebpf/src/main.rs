@@ -21,7 +21,7 @@ use lb_common::choose::Origin;
 use lb_common::decide;
 use lb_common::net::{Address4, Address6};
 use lb_common::packet::{Packet, Verdict};
-use lb_common::parse::{self, BEHIND_ETHERNET, Network};
+use lb_common::parse::{self, BEHIND_ETHERNET, NetworkHeader};
 
 use crate::packet::{TcPacket, XdpPacket, is_of_vlan};
 use crate::tables::KernelTables;
@@ -152,21 +152,21 @@ fn end(packet: &TcPacket, verdict: Verdict) -> i32 {
 
 /// Returns the verdict for a packet that enters the stack, with its IP header at `offset`.
 #[inline(always)]
-fn enter(packet: &mut impl Packet, network: Network, offset: u32, origin: Origin) -> Verdict {
+fn enter(packet: &mut impl Packet, network: NetworkHeader, offset: u32, origin: Origin) -> Verdict {
     match network {
-        Network::V4 => decide::enter::<Address4>(packet, &KernelTables, offset, origin),
-        Network::V6 => decide::enter::<Address6>(packet, &KernelTables, offset, origin),
-        Network::Other => Verdict::Pass,
+        NetworkHeader::V4 => decide::enter::<Address4>(packet, &KernelTables, offset, origin),
+        NetworkHeader::V6 => decide::enter::<Address6>(packet, &KernelTables, offset, origin),
+        NetworkHeader::Other => Verdict::Pass,
     }
 }
 
 /// Returns the verdict for a packet that leaves the stack, with its IP header at `offset`.
 #[inline(always)]
-fn leave(packet: &mut impl Packet, network: Network, offset: u32, destination: Origin) -> Verdict {
+fn leave(packet: &mut impl Packet, network: NetworkHeader, offset: u32, destination: Origin) -> Verdict {
     match network {
-        Network::V4 => decide::leave::<Address4>(packet, &KernelTables, offset, destination),
-        Network::V6 => decide::leave::<Address6>(packet, &KernelTables, offset, destination),
-        Network::Other => Verdict::Pass,
+        NetworkHeader::V4 => decide::leave::<Address4>(packet, &KernelTables, offset, destination),
+        NetworkHeader::V6 => decide::leave::<Address6>(packet, &KernelTables, offset, destination),
+        NetworkHeader::Other => Verdict::Pass,
     }
 }
 

@@ -10,14 +10,14 @@ use crate::desired::{DesiredPort, NamespacedName, ServiceType};
 use crate::install::{InstalledService, Installer, Repaired};
 use crate::maps::{MapError, Maps, Protocol};
 use crate::model::{self, NodeConfig, Problem};
-use crate::object::{Change, Kind, ObjectReference};
-use crate::state::{Observed, State, Trigger};
+use crate::object::{Change, ObjectKind, ObjectReference};
+use crate::state::{ClusterState, Observed, Trigger};
 
 /// Keeps the maps in line with the objects. It is synchronous: the caller supplies changes and the
 /// time.
 #[derive(Debug)]
 pub struct Controller<M> {
-    state: State,
+    state: ClusterState,
     installer: Installer,
     maps: M,
     is_synced: bool,
@@ -92,12 +92,12 @@ impl<M: Maps> Controller<M> {
     pub fn new(
         maps: M,
         node: NodeConfig,
-        kinds: impl IntoIterator<Item = Kind>,
+        kinds: impl IntoIterator<Item = ObjectKind>,
         grace: Duration,
     ) -> Result<Self, MapError> {
         Ok(Self {
             installer: Installer::restore(&maps.image()?, maps.capacity(), grace),
-            state: State::new(node, kinds),
+            state: ClusterState::new(node, kinds),
             maps,
             is_synced: false,
             has_news: true,
@@ -272,7 +272,7 @@ impl<M: Maps> Controller<M> {
 
 fn service_problem(name: &NamespacedName, message: String) -> Problem {
     let object = ObjectReference {
-        kind: Kind::Service,
+        kind: ObjectKind::Service,
         namespace: name.namespace.clone(),
         name: name.name.clone(),
     };

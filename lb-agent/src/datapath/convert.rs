@@ -8,7 +8,7 @@ use lb_common::net::{Port, protocol};
 use lb_common::pod::PlainAddress;
 
 use crate::maps::{Backend, BackendState, FrontendKey, Protocol};
-use crate::network::Network;
+use crate::network::Cidr;
 
 /// The key of a frontend row. `address` is the address of `key`.
 pub(super) fn frontend_row<A>(key: &FrontendKey, address: A) -> layout::FrontendKey<A> {
@@ -37,7 +37,7 @@ pub(super) fn frontend_key<A: Into<IpAddr>>(key: layout::FrontendKey<A>) -> Opti
 }
 
 /// The key of a network in a set. `address` is the address of `network`.
-pub(super) fn range_key<A: PlainAddress>(set: u32, network: &Network, address: A) -> Key<SourceRange<A>> {
+pub(super) fn range_key<A: PlainAddress>(set: u32, network: &Cidr, address: A) -> Key<SourceRange<A>> {
     let prefix = SourceRange::<A>::SET_BITS + u32::from(network.prefix());
     Key::new(
         prefix,
@@ -49,12 +49,10 @@ pub(super) fn range_key<A: PlainAddress>(set: u32, network: &Network, address: A
 }
 
 /// The set and the network of a row. `None` if this agent does not write such rows.
-pub(super) fn source_range<A: PlainAddress + Into<IpAddr>>(
-    key: &Key<SourceRange<A>>,
-) -> Option<(u32, Network)> {
+pub(super) fn source_range<A: PlainAddress + Into<IpAddr>>(key: &Key<SourceRange<A>>) -> Option<(u32, Cidr)> {
     let SourceRange { set, network } = key.data();
     let prefix = key.prefix_len().checked_sub(SourceRange::<A>::SET_BITS)?;
-    Some((set, Network::new(network.into(), u8::try_from(prefix).ok()?)?))
+    Some((set, Cidr::new(network.into(), u8::try_from(prefix).ok()?)?))
 }
 
 /// The row of a name. A name that is too long is truncated, but Kubernetes does not allow such

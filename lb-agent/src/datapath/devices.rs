@@ -13,7 +13,7 @@ use lb_common::net::{Address4, Address6};
 use super::device_maps::{DeviceRows, KeySet};
 use super::filter::Filter;
 use super::pinned::{kernel, open, read_all};
-use crate::devices::{Link, Role, Snapshot, View, first_global_address};
+use crate::devices::{DeviceView, Link, Role, Snapshot, first_global_address};
 use crate::maps::MapError;
 use crate::network::Family;
 
@@ -65,7 +65,12 @@ impl DeviceTable {
 
     /// Writes the rows that differ. `with_xdp` contains the devices that carry the XDP program.
     /// Adds the addresses that replace clients' to `filter`.
-    pub fn set(&mut self, view: &View, with_xdp: &BTreeSet<u32>, filter: &Filter) -> Result<(), MapError> {
+    pub fn set(
+        &mut self,
+        view: &DeviceView,
+        with_xdp: &BTreeSet<u32>,
+        filter: &Filter,
+    ) -> Result<(), MapError> {
         let wanted = rows(&view.snapshot);
         let mut present = read_all(&self.devices, map::DEVICES.name)?;
         for (index, device) in &wanted {
@@ -124,7 +129,7 @@ fn usable_with_xdp(snapshot: &Snapshot, with_xdp: &BTreeSet<u32>) -> impl Iterat
 /// The veth devices whose peer is in a Pod, so that programs can redirect a packet to the peer.
 /// Other kinds of device have no peer. If the peer is in this network namespace, the packet would
 /// be lost.
-fn to_pods(view: &View) -> impl Iterator<Item = u32> {
+fn to_pods(view: &DeviceView) -> impl Iterator<Item = u32> {
     let is_pod = |link: &Link| {
         let attachment = view.attachments.get(&link.index);
         attachment.is_some_and(|attachment| attachment.role == Role::Pod)
@@ -135,7 +140,7 @@ fn to_pods(view: &View) -> impl Iterator<Item = u32> {
 }
 
 /// The roles of the devices that carry programs, and of the bridges whose ports are Pods' devices.
-fn roles(view: &View) -> BTreeMap<u32, DeviceRole> {
+fn roles(view: &DeviceView) -> BTreeMap<u32, DeviceRole> {
     let master = |index: &u32| view.snapshot.links.get(index)?.master;
     let mut roles = BTreeMap::new();
     for (index, attachment) in &view.attachments {
@@ -279,7 +284,7 @@ mod tests {
             role: role(index),
             ethernet: true,
         };
-        let view = View {
+        let view = DeviceView {
             snapshot: Snapshot {
                 links: links.map(|link| (link.index, link)).into(),
                 ..Snapshot::default()
@@ -315,7 +320,7 @@ mod tests {
             (index, attachment)
         };
         let attachments = [(2, Role::Network), (3, Role::Pod), (4, Role::Pod)];
-        let view = View {
+        let view = DeviceView {
             snapshot: Snapshot {
                 links: links.map(|link| (link.index, link)).into(),
                 ..Snapshot::default()

@@ -56,7 +56,7 @@ use self::object::error::LoadError;
 use self::object::layouts::other_sizes;
 use self::object::settings::Settings;
 use self::pins::Pins;
-use crate::devices::View;
+use crate::devices::DeviceView;
 use crate::maps::MapError;
 
 /// The loaded programs, their attachments and the maps about devices and namespaces.
@@ -154,7 +154,7 @@ impl Datapath {
 
     /// Attaches programs to the devices that have a role, detaches them from all others, and writes
     /// the maps about devices. The next call retries what failed.
-    pub(crate) fn set_devices(&mut self, view: &View, filter: &Filter) -> Vec<DatapathError> {
+    pub(crate) fn set_devices(&mut self, view: &DeviceView, filter: &Filter) -> Vec<DatapathError> {
         let errors = self.attacher.set_devices(&mut self.ebpf, &view.attachments);
         let mut errors: Vec<DatapathError> = errors.into_iter().map(DatapathError::from).collect();
         if let Err(error) = self.devices.set(view, self.attacher.with_xdp(), filter) {

@@ -19,7 +19,7 @@ pub use classify::{Attachment, DeviceArguments, DeviceOptions, REASSEMBLY_DEVICE
 pub(crate) use snapshot::first_global_address;
 use snapshot::is_link_local;
 pub use snapshot::{Address, DefaultRoute, Link, Snapshot, device_addresses, primary_addresses};
-pub use watch::{View, look, look_without_default_routes, watch};
+pub use watch::{DeviceView, look, look_without_default_routes, watch};
 
 /// Why the devices of this node cannot be determined.
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,7 @@ const LONGEST_ROUTES_PAUSE: Duration = Duration::from_secs(10);
 
 /// The devices of this node and the programs that they must carry.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct View {
+pub struct DeviceView {
     /// The state of the devices.
     pub snapshot: Snapshot,
     /// The resulting attachments, by index of the device.
@@ -32,7 +32,9 @@ pub struct View {
 /// the options change.
 ///
 /// The runtime's blocking threads must be in the same namespace.
-pub async fn watch(options: watch::Receiver<DeviceOptions>) -> Result<watch::Receiver<View>, DeviceError> {
+pub async fn watch(
+    options: watch::Receiver<DeviceOptions>,
+) -> Result<watch::Receiver<DeviceView>, DeviceError> {
     let mut watcher = Watcher {
         netlink: Netlink::open()?,
         options,
@@ -124,7 +126,7 @@ impl PendingRoutes {
 }
 
 impl Watcher {
-    async fn run(mut self, publisher: watch::Sender<View>) {
+    async fn run(mut self, publisher: watch::Sender<DeviceView>) {
         loop {
             tokio::select! {
                 () = publisher.closed() => return,
@@ -262,9 +264,9 @@ impl Watcher {
         Ok(())
     }
 
-    fn view(&mut self) -> View {
+    fn view(&mut self) -> DeviceView {
         let options = self.options.borrow_and_update();
-        View {
+        DeviceView {
             snapshot: self.snapshot.clone(),
             attachments: classify(&self.snapshot, &options),
         }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use lb_common::layout::ServiceId;
 
-use super::port::Port;
+use super::port::InstalledPort;
 use super::tables::{Context, index};
 use super::{Entry, Installer};
 use crate::desired::NamespacedName;
@@ -40,7 +40,7 @@ impl Installer {
             return;
         };
         let ports = entry.ports.iter().filter_map(|(_, id)| self.ports.get(id));
-        let until = ports.filter_map(Port::absent_until).min();
+        let until = ports.filter_map(InstalledPort::absent_until).min();
         let until = until.filter(|_| entry.failure.is_none());
         if until != entry.absent_until {
             if let Some(old) = std::mem::replace(&mut entry.absent_until, until) {
@@ -94,7 +94,7 @@ impl Installer {
                 installer.end_absences_of_port(id, now, context)?;
                 let mut ports = entry.desired.iter().flat_map(|desired| &desired.ports);
                 let is_wanted = ports.any(|port| port.port == port_name);
-                let is_empty = installer.ports.get(&id).is_none_or(Port::is_empty);
+                let is_empty = installer.ports.get(&id).is_none_or(InstalledPort::is_empty);
                 if !is_wanted && is_empty && installer.remove_port(id, context)? {
                     entry.ports.retain(|(_, other)| *other != id);
                 }

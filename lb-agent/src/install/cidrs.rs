@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::tables::Context;
 use super::{Installer, pause};
 use crate::maps::{MapError, Maps};
-use crate::network::Network;
+use crate::network::Cidr;
 
 /// Why the last attempt failed, and when the next one is scheduled.
 #[derive(Debug)]
@@ -19,8 +19,8 @@ pub(super) struct CidrFailure {
 
 impl Installer {
     /// Removes the Service CIDRs that are not in `wanted`.
-    pub fn end_cidrs(&mut self, wanted: &BTreeSet<Network>, maps: &mut dyn Maps, now: Instant) {
-        let ended: Vec<Network> = self.tables.cidrs().difference(wanted).copied().collect();
+    pub fn end_cidrs(&mut self, wanted: &BTreeSet<Cidr>, maps: &mut dyn Maps, now: Instant) {
+        let ended: Vec<Cidr> = self.tables.cidrs().difference(wanted).copied().collect();
         self.change_cidrs(ended, maps, now, |installer, cidr, context| {
             installer.tables.delete_cidr(context, cidr)
         });
@@ -28,8 +28,8 @@ impl Installer {
 
     /// Adds these Service CIDRs, unless the row of a Service that another proxy serves could not be
     /// written.
-    pub fn begin_cidrs(&mut self, wanted: &BTreeSet<Network>, maps: &mut dyn Maps, now: Instant) {
-        let new: Vec<Network> = wanted.difference(self.tables.cidrs()).copied().collect();
+    pub fn begin_cidrs(&mut self, wanted: &BTreeSet<Cidr>, maps: &mut dyn Maps, now: Instant) {
+        let new: Vec<Cidr> = wanted.difference(self.tables.cidrs()).copied().collect();
         if !new.is_empty() && self.lacks_rows_of_held_services() {
             return;
         }
@@ -39,7 +39,7 @@ impl Installer {
     }
 
     /// The Service CIDRs in effect.
-    pub fn cidrs(&self) -> &BTreeSet<Network> {
+    pub fn cidrs(&self) -> &BTreeSet<Cidr> {
         self.tables.cidrs()
     }
 
@@ -58,10 +58,10 @@ impl Installer {
 
     fn change_cidrs(
         &mut self,
-        cidrs: Vec<Network>,
+        cidrs: Vec<Cidr>,
         maps: &mut dyn Maps,
         now: Instant,
-        change: impl Fn(&mut Self, Network, &mut Context<'_>) -> Result<(), MapError>,
+        change: impl Fn(&mut Self, Cidr, &mut Context<'_>) -> Result<(), MapError>,
     ) {
         if cidrs.is_empty()
             || self
@@ -75,7 +75,7 @@ impl Installer {
         let result = cidrs.into_iter().try_for_each(|cidr| change(self, cidr, context));
         let before = self.cidr_failure.take();
         let Err(error) = result else {
-            let cidrs: Vec<String> = self.tables.cidrs().iter().map(Network::to_string).collect();
+            let cidrs: Vec<String> = self.tables.cidrs().iter().map(Cidr::to_string).collect();
             tracing::info!(
                 cidrs = cidrs.join(","),
                 "packets to addresses in Service CIDRs that belong to no Service are dropped"

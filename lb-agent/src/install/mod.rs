@@ -46,10 +46,10 @@ use crate::desired::{DesiredPort, DesiredService, NamespacedName, PortName};
 use crate::maps::{FrontendKey, MapError, Maps};
 use crate::network::Family;
 use cidrs::CidrFailure;
-use port::Port;
+use port::InstalledPort;
 use ranges::SetId;
 pub use repair::Repaired;
-use tables::{Context, Tables};
+use tables::{Context, MapMirror};
 pub use usage::Usage;
 
 /// The delay before the first retry of a failed Service. It doubles with each failure.
@@ -60,9 +60,9 @@ const RETRY_LAST: Duration = Duration::from_secs(10);
 /// Tracks the contents of the maps and changes them.
 #[derive(Debug)]
 pub struct Installer {
-    tables: Tables,
+    tables: MapMirror,
     services: HashMap<NamespacedName, Entry>,
-    ports: HashMap<ServiceId, Port>,
+    ports: HashMap<ServiceId, InstalledPort>,
     /// The port that holds each frontend.
     claims: HashMap<FrontendKey, ServiceId>,
     /// Other Services that want a frontend, oldest first.

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use lb_common::layout::{BackendId, Region, ServiceId, Slot};
 
-use super::port::{Member, PortFamily};
-use super::tables::Tables;
+use super::port::{InstalledFamily, Member};
+use super::tables::MapMirror;
 use crate::desired::{DesiredBackend, DesiredPort, TrafficPolicy};
 use crate::maglev;
 use crate::maps::FrontendKey;
@@ -86,9 +86,9 @@ impl<'a> FamilyDemand<'a> {
     }
 }
 
-impl PortFamily {
+impl InstalledFamily {
     /// Plans the reservation for a demand.
-    pub(super) fn plan(&self, tables: &Tables, family: Family, order: &FamilyDemand<'_>) -> FamilyPlan {
+    pub(super) fn plan(&self, tables: &MapMirror, family: Family, order: &FamilyDemand<'_>) -> FamilyPlan {
         let backends = order.backends;
         let added = self.with_ids(backends).filter(|(_, id)| id.is_none()).count();
         let slots = |policy| self.slots(tables, family, order, policy);
@@ -115,7 +115,7 @@ impl PortFamily {
     /// The slots of the backends for clients with this policy. `None` for backends without a row.
     fn slots(
         &self,
-        tables: &Tables,
+        tables: &MapMirror,
         family: Family,
         order: &FamilyDemand<'_>,
         policy: Option<TrafficPolicy>,
@@ -129,7 +129,7 @@ impl PortFamily {
     /// prevents.
     pub(super) fn reserve(
         &mut self,
-        tables: &mut Tables,
+        tables: &mut MapMirror,
         order: &FamilyDemand<'_>,
         (family, plan): (Family, &FamilyPlan),
         now: Instant,
@@ -182,7 +182,7 @@ impl PortFamily {
 }
 
 /// Decides how `region` changes if it must contain `slots`.
-fn plan_region(tables: &Tables, region: Region, slots: &[Option<Slot>]) -> RegionPlan {
+fn plan_region(tables: &MapMirror, region: Region, slots: &[Option<Slot>]) -> RegionPlan {
     let held = tables.regions().slots(region).iter().map(|slot| Some(*slot));
     if held.eq(slots.iter().copied()) {
         RegionPlan::Keep
@@ -192,7 +192,7 @@ fn plan_region(tables: &Tables, region: Region, slots: &[Option<Slot>]) -> Regio
 }
 
 /// Sets the contents of `region`. All rows are already reserved.
-fn fill(tables: &mut Tables, region: Region, slots: &[Option<Slot>]) -> Region {
+fn fill(tables: &mut MapMirror, region: Region, slots: &[Option<Slot>]) -> Region {
     tables
         .regions_mut()
         .fill(region, slots.iter().copied().flatten().collect());
@@ -205,7 +205,7 @@ fn entries(table: &[u32], slots: &[Option<Slot>]) -> Vec<Option<Slot>> {
     table.iter().map(entry).collect()
 }
 
-fn slot(tables: &Tables, family: Family, id: BackendId) -> Slot {
+fn slot(tables: &MapMirror, family: Family, id: BackendId) -> Slot {
     Slot {
         backend: id,
         generation: tables.backends(family).generation(id),

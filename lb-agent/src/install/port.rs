@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use lb_common::layout::{BackendId, Region, ServiceId};
 
-use super::tables::{Context, Tables, index};
+use super::tables::{Context, MapMirror, index};
 use crate::desired::{DesiredBackend, DesiredPort, NamespacedName, PortName};
 use crate::maps::{Backend, BackendState, FrontendKey, MapError};
 use crate::network::Family;
@@ -14,13 +14,13 @@ use crate::network::Family;
 /// The rows, ids and regions of a port. The port belongs to a Service, or was found in the maps
 /// after a start.
 #[derive(Debug, Default)]
-pub(super) struct Port {
+pub(super) struct InstalledPort {
     /// The Service that owns the port.
     pub(super) owner: Option<NamespacedName>,
     /// Frontend rows that it wrote. Another port of the Service may have overwritten one since.
     pub(super) frontends: Vec<FrontendKey>,
     /// The parts of each family.
-    pub(super) families: [PortFamily; 2],
+    pub(super) families: [InstalledFamily; 2],
 }
 
 /// A backend of a port.
@@ -39,7 +39,7 @@ pub(super) struct Member {
 
 /// The part of a port for one family.
 #[derive(Debug, Default)]
-pub(super) struct PortFamily {
+pub(super) struct InstalledFamily {
     /// Its backends, sorted by address. Absent ones are included.
     pub(super) members: Vec<Member>,
     /// Regions for its next frontend rows. The port counts as a user of each.
@@ -56,7 +56,7 @@ pub(super) fn full_name(service: &NamespacedName, port: &PortName) -> String {
     format!("{service}/{name}/{protocol}")
 }
 
-impl PortFamily {
+impl InstalledFamily {
     /// Returns backends, sorted by address, with their ids. `None` for backends without a row.
     pub(super) fn with_ids<'a, B: IntoIterator<Item = &'a DesiredBackend>>(
         &self,
@@ -88,7 +88,7 @@ impl PortFamily {
     /// they are new or may accept flows now.
     pub(super) fn write(
         &self,
-        tables: &mut Tables,
+        tables: &mut MapMirror,
         context: &mut Context<'_>,
         (family, service): (Family, ServiceId),
         backends: &[DesiredBackend],
@@ -132,7 +132,7 @@ impl PortFamily {
     /// is over, marks them as gone. Marks backends that must not accept new flows as draining.
     pub(super) fn clear(
         &mut self,
-        tables: &mut Tables,
+        tables: &mut MapMirror,
         context: &mut Context<'_>,
         (family, service): (Family, ServiceId),
         backends: &[DesiredBackend],
@@ -173,7 +173,7 @@ impl PortFamily {
     /// Removes backends whose grace period ended by `now`. `None` removes all absent ones.
     pub(super) fn end_absences(
         &mut self,
-        tables: &mut Tables,
+        tables: &mut MapMirror,
         context: &mut Context<'_>,
         family: Family,
         now: Option<Instant>,
@@ -219,7 +219,7 @@ impl Member {
     }
 }
 
-fn row(tables: &Tables, service: ServiceId, id: BackendId, backend: &DesiredBackend) -> Backend {
+fn row(tables: &MapMirror, service: ServiceId, id: BackendId, backend: &DesiredBackend) -> Backend {
     Backend {
         address: backend.address.ip(),
         port: backend.address.port(),
@@ -246,10 +246,13 @@ fn absent(row: Backend) -> Backend {
     }
 }
 
-impl Port {
+impl InstalledPort {
     /// When the first absence of a backend ends.
     pub(super) fn absent_until(&self) -> Option<Instant> {
-        self.families.iter().filter_map(PortFamily::absent_until).min()
+        self.families
+            .iter()
+            .filter_map(InstalledFamily::absent_until)
+            .min()
     }
 
     /// Whether it has neither frontends nor backends.
@@ -258,7 +261,7 @@ impl Port {
     }
 
     /// The part for one family.
-    pub(super) fn family(&self, family: Family) -> &PortFamily {
+    pub(super) fn family(&self, family: Family) -> &InstalledFamily {
         &self.families[index(family)]
     }
 }

@@ -8,7 +8,7 @@ use lb_common::net::{Address4, Address6};
 
 use super::ids::Ids;
 use crate::maps::{Capacity, MapError, MapOp, Maps};
-use crate::network::{Family, Network};
+use crate::network::{Cidr, Family};
 
 /// The number of a set. 0 means no set.
 pub(super) type SetId = u32;
@@ -17,9 +17,9 @@ pub(super) type SetId = u32;
 #[derive(Debug)]
 struct RangeSet {
     /// The networks that it should contain.
-    networks: BTreeSet<Network>,
+    networks: BTreeSet<Cidr>,
     /// The networks that it contains.
-    written: BTreeSet<Network>,
+    written: BTreeSet<Cidr>,
     /// Number of users: frontend rows, and Services that keep the set for their next rows.
     users: u32,
 }
@@ -38,11 +38,11 @@ pub(super) struct RangeSets {
 impl RangeSets {
     /// Restores the sets from the maps: `rows`, and the sets `named` by frontends.
     pub(super) fn restore(
-        rows: &BTreeSet<(SetId, Network)>,
+        rows: &BTreeSet<(SetId, Cidr)>,
         named: impl Iterator<Item = SetId>,
         capacity: Capacity,
     ) -> Self {
-        let mut written: BTreeMap<SetId, BTreeSet<Network>> = BTreeMap::new();
+        let mut written: BTreeMap<SetId, BTreeSet<Cidr>> = BTreeMap::new();
         for id in named.filter(|id| *id != 0) {
             // A set that allows no client has no rows.
             written.entry(id).or_default();
@@ -52,7 +52,7 @@ impl RangeSets {
         }
         // A Service may have two sets while its rows change from one to the other.
         let ids = Ids::new(capacity.services.saturating_mul(2), written.keys().copied());
-        let set = |(id, networks): (SetId, BTreeSet<Network>)| {
+        let set = |(id, networks): (SetId, BTreeSet<Cidr>)| {
             let set = RangeSet {
                 written: networks.clone(),
                 networks,
@@ -69,7 +69,7 @@ impl RangeSets {
     }
 
     /// The networks that a set should contain. `None` if there is no such set.
-    pub(super) fn networks(&self, id: SetId) -> Option<&BTreeSet<Network>> {
+    pub(super) fn networks(&self, id: SetId) -> Option<&BTreeSet<Cidr>> {
         self.sets.get(&id).map(|set| &set.networks)
     }
 
@@ -79,9 +79,9 @@ impl RangeSets {
     }
 
     /// Allocates a set. The caller becomes its first user.
-    pub(super) fn allocate(&mut self, networks: BTreeSet<Network>) -> Result<SetId, MapError> {
+    pub(super) fn allocate(&mut self, networks: BTreeSet<Cidr>) -> Result<SetId, MapError> {
         for family in Family::ALL {
-            let of_family = |networks: &BTreeSet<Network>| {
+            let of_family = |networks: &BTreeSet<Cidr>| {
                 let networks = networks.iter();
                 networks.filter(|network| network.family() == family).count()
             };
@@ -169,7 +169,7 @@ impl RangeSets {
     }
 
     /// All written rows.
-    pub(super) fn written(&self) -> impl Iterator<Item = (SetId, Network)> {
+    pub(super) fn written(&self) -> impl Iterator<Item = (SetId, Cidr)> {
         let sets = self.sets.iter();
         sets.flat_map(|(id, set)| set.written.iter().map(|network| (*id, *network)))
     }

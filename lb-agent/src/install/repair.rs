@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Installer;
-use super::tables::Tables;
+use super::tables::MapMirror;
 use crate::maps::{Backend, BackendState, MapImage, MapOp, Maps};
 use crate::network::Family;
 
@@ -69,7 +69,7 @@ impl Installer {
 }
 
 /// Rows that this agent never wrote, in the form that repairs them.
-fn foreign_backends(tables: &Tables, image: &MapImage) -> Vec<(Family, u32, Backend)> {
+fn foreign_backends(tables: &MapMirror, image: &MapImage) -> Vec<(Family, u32, Backend)> {
     let of_family = |family| {
         let rows = image.backends(family).iter();
         let foreign = rows.filter(move |(id, _)| tables.backends(family).row(**id).is_none());
@@ -87,7 +87,7 @@ fn foreign_backends(tables: &Tables, image: &MapImage) -> Vec<(Family, u32, Back
     Family::ALL.into_iter().flat_map(of_family).collect()
 }
 
-fn name_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
+fn name_operations(tables: &MapMirror, image: &MapImage) -> Vec<MapOp> {
     let ours = tables.names();
     let wrong = ours.iter().filter(|(id, name)| image.names.get(id) != Some(name));
     let set = wrong.map(|(id, name)| MapOp::SetName {
@@ -99,7 +99,7 @@ fn name_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
         .collect()
 }
 
-fn backend_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
+fn backend_operations(tables: &MapMirror, image: &MapImage) -> Vec<MapOp> {
     let of_family = |family| {
         let rows = tables.backends(family).iter();
         let wrong = rows.filter(move |(id, backend)| image.backends(family).get(id) != Some(backend));
@@ -113,7 +113,7 @@ fn backend_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
 
 /// The image contains only slots that some frontend names. A region whose rows are missing may be
 /// rewritten without need.
-fn region_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
+fn region_operations(tables: &MapMirror, image: &MapImage) -> Vec<MapOp> {
     let wrong = tables.regions().written().filter(|(base, slots)| {
         let found = (*base..).zip(slots.iter());
         !found
@@ -128,7 +128,7 @@ fn region_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
         .collect()
 }
 
-fn range_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
+fn range_operations(tables: &MapMirror, image: &MapImage) -> Vec<MapOp> {
     let ours: BTreeSet<_> = tables.written_ranges().collect();
     let missing = ours.difference(&image.source_ranges);
     let add = missing.map(|(set, network)| MapOp::AddSourceRange {
@@ -143,7 +143,7 @@ fn range_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
     add.chain(delete).collect()
 }
 
-fn frontend_operations(tables: &Tables, image: &MapImage) -> Vec<MapOp> {
+fn frontend_operations(tables: &MapMirror, image: &MapImage) -> Vec<MapOp> {
     let ours = tables.frontends();
     let wrong = ours
         .iter()

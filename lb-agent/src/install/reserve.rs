@@ -88,7 +88,7 @@ impl Installer {
     }
 
     fn plan(&self, id: ServiceId, port: &DesiredPort) -> PortPlan {
-        let empty = super::Port::default();
+        let empty = super::InstalledPort::default();
         let state = self.ports.get(&id).unwrap_or(&empty);
         Family::ALL.map(|family| {
             let order = FamilyDemand::of(&self.claims, id, port, family);

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use lb_common::layout::ServiceId;
 
-use super::port::{Member, Port, full_name};
-use super::tables::{Context, Tables, index};
+use super::port::{InstalledPort, Member, full_name};
+use super::tables::{Context, MapMirror, index};
 use super::{Installer, pause};
 use crate::desired::{DesiredService, NamespacedName};
 use crate::maps::{BackendState, Capacity, FrontendKey, MapError, MapImage, regions};
@@ -29,9 +29,9 @@ impl Installer {
             .chain(image.names.keys().copied())
             .collect();
         let mut installer = Self {
-            tables: Tables::restore(image, capacity, ids.iter().copied()),
+            tables: MapMirror::restore(image, capacity, ids.iter().copied()),
             services: HashMap::new(),
-            ports: ids.iter().map(|id| (*id, Port::default())).collect(),
+            ports: ids.iter().map(|id| (*id, InstalledPort::default())).collect(),
             claims: HashMap::new(),
             waiting: HashMap::new(),
             vips: HashMap::new(),
@@ -168,7 +168,7 @@ impl Installer {
         self.prune_retry = match self.try_prune(context) {
             Ok(()) => {
                 let ports = self.orphans.iter().filter_map(|id| self.ports.get(id));
-                let absent_until = ports.filter_map(Port::absent_until).min();
+                let absent_until = ports.filter_map(InstalledPort::absent_until).min();
                 absent_until.map(|until| (0, until))
             }
             Err(_) => Some((attempts, context.now + pause(attempts))),

@@ -13,7 +13,7 @@ use super::regions::Regions;
 use crate::maps::{
     Backend, BackendState, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, regions, service_cidrs,
 };
-use crate::network::{Family, Network};
+use crate::network::{Cidr, Family};
 
 /// How long an id or region stays unused before it is reused. Packets that were in processing when
 /// it was released are finished by then.
@@ -36,7 +36,7 @@ enum Retired {
 
 /// The mirror of the maps.
 #[derive(Debug)]
-pub(super) struct Tables {
+pub(super) struct MapMirror {
     capacity: Capacity,
     frontends: HashMap<FrontendKey, Frontend>,
     /// Number of rows of each family.
@@ -45,7 +45,7 @@ pub(super) struct Tables {
     backends: [BackendTable; 2],
     ranges: RangeSets,
     /// Service CIDRs in effect.
-    cidrs: BTreeSet<Network>,
+    cidrs: BTreeSet<Cidr>,
     service_ids: Ids,
     /// The names of service ids.
     names: BTreeMap<ServiceId, String>,
@@ -60,7 +60,7 @@ pub(super) fn index(family: Family) -> usize {
     }
 }
 
-impl Tables {
+impl MapMirror {
     /// Restores the tables from the maps. `service_ids` (ascending) are in use.
     pub(super) fn restore(
         image: &MapImage,
@@ -245,22 +245,18 @@ impl Tables {
     // Service CIDRs.
 
     /// The Service CIDRs in effect.
-    pub(super) fn cidrs(&self) -> &BTreeSet<Network> {
+    pub(super) fn cidrs(&self) -> &BTreeSet<Cidr> {
         &self.cidrs
     }
 
-    pub(super) fn add_cidr(&mut self, context: &mut Context<'_>, network: Network) -> Result<(), MapError> {
+    pub(super) fn add_cidr(&mut self, context: &mut Context<'_>, network: Cidr) -> Result<(), MapError> {
         let set = cidr::SET;
         context.maps.apply(&MapOp::AddSourceRange { set, network })?;
         self.cidrs.insert(network);
         Ok(())
     }
 
-    pub(super) fn delete_cidr(
-        &mut self,
-        context: &mut Context<'_>,
-        network: Network,
-    ) -> Result<(), MapError> {
+    pub(super) fn delete_cidr(&mut self, context: &mut Context<'_>, network: Cidr) -> Result<(), MapError> {
         let set = cidr::SET;
         context.maps.apply(&MapOp::DeleteSourceRange { set, network })?;
         self.cidrs.remove(&network);
@@ -268,7 +264,7 @@ impl Tables {
     }
 
     /// All written rows of source ranges, including Service CIDRs.
-    pub(super) fn written_ranges(&self) -> impl Iterator<Item = (SetId, Network)> {
+    pub(super) fn written_ranges(&self) -> impl Iterator<Item = (SetId, Cidr)> {
         let cidrs = self.cidrs.iter().map(|network| (cidr::SET, *network));
         self.ranges.written().chain(cidrs)
     }

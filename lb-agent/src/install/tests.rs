@@ -14,7 +14,7 @@ use crate::desired::{
 use crate::maglev;
 use crate::maps::testing::{FakeMaps, FaultyMaps};
 use crate::maps::{Backend, BackendState, Capacity, MapImage, MapOp, Protocol, dump};
-use crate::network::Network;
+use crate::network::Cidr;
 
 const CAPACITY: Capacity = Capacity {
     frontends: 100,
@@ -125,10 +125,10 @@ fn service(ports: Vec<RandomPort>, created: i64) -> DesiredService {
 /// A random subset of four networks.
 fn source_ranges(networks: &BTreeSet<u8>, node_allowed: bool) -> SourceRanges {
     let all = ["10.0.0.0/8", "172.16.0.0/12", "fd00::/8", "2001:db8::/32"];
-    let networks: BTreeSet<Network> = (networks.iter())
+    let networks: BTreeSet<Cidr> = (networks.iter())
         .map(|index| all[usize::from(*index)].parse().unwrap())
         .collect();
-    let filtered: BTreeSet<Family> = networks.iter().map(Network::family).collect();
+    let filtered: BTreeSet<Family> = networks.iter().map(Cidr::family).collect();
     SourceRanges {
         node_allowed: if node_allowed {
             filtered.clone()
@@ -409,7 +409,7 @@ fn check_ranges(image: &MapImage, ranges: &SourceRanges, frontend: &DesiredFront
 }
 
 /// The networks of the set that a row names.
-fn ranges_of(image: &MapImage, row: &Frontend) -> BTreeSet<Network> {
+fn ranges_of(image: &MapImage, row: &Frontend) -> BTreeSet<Cidr> {
     let ranges = image.source_ranges.iter();
     let named = ranges.filter(|(set, _)| *set == row.source_ranges);
     named.map(|(_, network)| *network).collect()

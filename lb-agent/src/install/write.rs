@@ -3,7 +3,7 @@
 use lb_common::layout::{Frontend, Region, ServiceId};
 
 use super::plan::FamilyDemand;
-use super::port::{PortFamily, full_name};
+use super::port::{InstalledFamily, full_name};
 use super::ranges::SetId;
 use super::tables::{Context, index};
 use super::{Entry, Installer};
@@ -189,7 +189,7 @@ impl Installer {
     pub(super) fn remove_port(&mut self, id: ServiceId, context: &mut Context<'_>) -> Result<bool, MapError> {
         self.clear_backends(id, &[FamilyDemand::default(); 2], context)?;
         if let Some(state) = self.ports.get_mut(&id) {
-            for region in state.families.iter_mut().flat_map(PortFamily::take_regions) {
+            for region in state.families.iter_mut().flat_map(InstalledFamily::take_regions) {
                 self.tables.release_region(region, context.now);
             }
             if !state.is_empty() {

@@ -8,7 +8,7 @@ use lb_common::cidr;
 use lb_common::layout::{BackendId, Region, Slot, frontend_flags};
 
 use super::{Backend, BackendState, FrontendKey, MapImage, service_cidrs};
-use crate::network::{Family, Network};
+use crate::network::{Cidr, Family};
 
 /// Returns one line for each row, sorted. Regions are shown as the backends that they name, so the
 /// text does not depend on their position. Rows without an endpoint are omitted. A `!` marks
@@ -102,7 +102,7 @@ fn source_ranges(image: &MapImage, family: Family, set: u32) -> String {
     if set == 0 {
         return String::new();
     }
-    let of_family = |(other, network): &&(u32, Network)| *other == set && network.family() == family;
+    let of_family = |(other, network): &&(u32, Cidr)| *other == set && network.family() == family;
     let networks = image.source_ranges.iter().filter(of_family);
     let networks: Vec<String> = networks.map(|(_, network)| network.to_string()).collect();
     format!(" source-ranges=[{}]", networks.join(" "))

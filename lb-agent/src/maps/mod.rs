@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::cidr;
 use lb_common::layout::{BackendId, Frontend, Region, ServiceId, Slot};
 
-use crate::network::{Family, Network};
+use crate::network::{Cidr, Family};
 
 /// A transport protocol that a Service port may have.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
@@ -172,14 +172,14 @@ pub enum MapOp {
         /// The set. [`cidr::SET`] contains the Service CIDRs.
         set: u32,
         /// The network.
-        network: Network,
+        network: Cidr,
     },
     /// Removes a network from a set. A missing network is not an error.
     DeleteSourceRange {
         /// The set.
         set: u32,
         /// The network.
-        network: Network,
+        network: Cidr,
     },
     /// Deletes one frontend row. A missing row is not an error.
     DeleteFrontend {
@@ -189,7 +189,7 @@ pub enum MapOp {
 }
 
 /// The Service CIDRs among the rows of source ranges.
-pub fn service_cidrs(ranges: &BTreeSet<(u32, Network)>) -> impl Iterator<Item = Network> {
+pub fn service_cidrs(ranges: &BTreeSet<(u32, Cidr)>) -> impl Iterator<Item = Cidr> {
     let cidrs = ranges.iter().filter(|(set, _)| *set == cidr::SET);
     cidrs.map(|(_, network)| *network)
 }
@@ -217,7 +217,7 @@ pub struct MapImage {
     /// All frontend rows.
     pub frontends: BTreeMap<FrontendKey, Frontend>,
     /// The networks of each set of source ranges, including the Service CIDRs ([`service_cidrs`]).
-    pub source_ranges: BTreeSet<(u32, Network)>,
+    pub source_ranges: BTreeSet<(u32, Cidr)>,
     /// The slots of every region that a frontend row points to, by index.
     pub slots: BTreeMap<u32, Slot>,
     /// All backend rows of IPv4 that were ever written (generation not 0), by id.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::ports::{Port, SCTP_REMEDY};
+use super::ports::{PortSpec, SCTP_REMEDY};
 use super::slice::Endpoint;
 use super::values::quoted;
 use super::{NodeConfig, Problem, Slices};
@@ -82,7 +82,7 @@ impl<'a> Endpoints<'a> {
     /// if a frontend uses only the endpoints of this node.
     pub(super) fn select(
         &self,
-        port: &Port,
+        port: &PortSpec,
         uses_local: bool,
         node: &NodeConfig,
         problems: &mut Vec<Problem>,

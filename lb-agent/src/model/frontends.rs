@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use lb_common::layout::frontend_flags;
 
-use super::ports::Port;
+use super::ports::PortSpec;
 use super::values::{quoted, unicast_address};
 use super::{NodeConfig, Problems, UnknownPort};
 use crate::desired::{
@@ -86,7 +86,7 @@ impl Addresses {
     }
 
     /// Returns the frontends of one port. Each key occurs once.
-    pub(super) fn frontends(&self, port: &Port, node: &NodeConfig) -> Vec<DesiredFrontend> {
+    pub(super) fn frontends(&self, port: &PortSpec, node: &NodeConfig) -> Vec<DesiredFrontend> {
         let number = Some(port.number);
         let node_port = port
             .node_port

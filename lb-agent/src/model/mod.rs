@@ -22,7 +22,7 @@ use crate::desired::{
     DesiredPort, DesiredService, DesiredVip, FrontendKind, ServiceHealth, ServiceType, SourceRanges,
 };
 use crate::network::parse_address;
-use crate::object::{Kind, ObjectReference};
+use crate::object::{ObjectKind, ObjectReference};
 
 pub use node::{NodeConfig, NodePortAddresses, UnknownPort};
 pub use slice::Slice;
@@ -50,7 +50,7 @@ pub struct Slices<'a> {
     /// The slices and their names.
     pub slices: Vec<(&'a str, Cow<'a, Slice>)>,
     /// The kind of the objects: `Pod` if the slices were derived from the Pods with these names.
-    pub origin: Kind,
+    pub origin: ObjectKind,
 }
 
 /// Returns the desired rows for `service`, or `None` if there are none, and the parts of it and its
@@ -193,7 +193,7 @@ struct Problems {
 impl Problems {
     fn of(service: &Service) -> Self {
         let object = ObjectReference {
-            kind: Kind::Service,
+            kind: ObjectKind::Service,
             namespace: service.namespace().unwrap_or_else(|| "default".to_owned()),
             name: service.name_any(),
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use crate::network::{Family, Network};
+use crate::network::{Cidr, Family};
 
 /// The node's properties and the agent's options.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -21,7 +21,7 @@ pub struct NodeConfig {
     /// Addresses of the cluster's other Nodes.
     pub other_nodes: BTreeSet<IpAddr>,
     /// Service CIDRs. Packets to their addresses that no Service has are dropped.
-    pub service_cidrs: BTreeSet<Network>,
+    pub service_cidrs: BTreeSet<Cidr>,
     /// Which addresses accept NodePorts.
     pub node_port_addresses: Vec<NodePortAddresses>,
     /// The verdict for packets to unknown ports.
@@ -52,7 +52,7 @@ pub enum NodePortAddresses {
     /// 127.0.0.1 and ::1, for processes of the node itself.
     Localhost,
     /// The addresses in a network.
-    Network(Network),
+    Cidr(Cidr),
 }
 
 /// Loopback addresses.
@@ -82,7 +82,7 @@ impl NodeConfig {
             NodePortAddresses::Primary => self.addresses.iter().copied().collect(),
             NodePortAddresses::All => own.collect(),
             NodePortAddresses::Localhost => LOCALHOST.into(),
-            NodePortAddresses::Network(network) => {
+            NodePortAddresses::Cidr(network) => {
                 let all = own.chain(LOCALHOST);
                 all.filter(|address| network.contains(*address)).collect()
             }
@@ -115,7 +115,7 @@ impl NodePortAddresses {
     fn concerns(&self, family: Family) -> bool {
         match self {
             Self::Primary | Self::All | Self::Localhost => true,
-            Self::Network(network) => network.family() == family,
+            Self::Cidr(network) => network.family() == family,
         }
     }
 }
@@ -130,7 +130,7 @@ impl FromStr for NodePortAddresses {
             "localhost" => Ok(Self::Localhost),
             _ => text
                 .parse()
-                .map(Self::Network)
+                .map(Self::Cidr)
                 .map_err(|_| "use primary, all, localhost or a network such as 192.0.2.0/24".to_owned()),
         }
     }

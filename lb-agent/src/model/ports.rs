@@ -16,7 +16,7 @@ pub(super) const SCTP_REMEDY: &str = "SCTP needs equal ports: set port and targe
 
 /// A port of a Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Port {
+pub(super) struct PortSpec {
     /// Its name and protocol.
     pub(super) name: PortName,
     /// The number at cluster IPs, load balancer addresses and external IPs.
@@ -26,7 +26,7 @@ pub(super) struct Port {
 }
 
 /// The usable ports of a Service.
-pub(super) fn ports(service: &Service, problems: &mut Problems) -> Vec<Port> {
+pub(super) fn ports(service: &Service, problems: &mut Problems) -> Vec<PortSpec> {
     let ports = service
         .spec
         .as_ref()
@@ -40,7 +40,7 @@ pub(super) fn ports(service: &Service, problems: &mut Problems) -> Vec<Port> {
     for port in ports {
         match check_port(port) {
             Ok(mut port) => {
-                let Port { name, number, .. } = &port;
+                let PortSpec { name, number, .. } = &port;
                 if let Some(other) = by_name.insert(name.clone(), *number) {
                     problems.add(format!(
                         "port {number}: port {other} has the same name {}: give each port its own name",
@@ -60,8 +60,8 @@ pub(super) fn ports(service: &Service, problems: &mut Problems) -> Vec<Port> {
     usable
 }
 
-fn refuse_node_port_of_sctp(port: &mut Port, problems: &mut Problems) {
-    let Port { name, number, .. } = &*port;
+fn refuse_node_port_of_sctp(port: &mut PortSpec, problems: &mut Problems) {
+    let PortSpec { name, number, .. } = &*port;
     if let Some(node_port) = port.node_port
         && name.protocol == Protocol::Sctp
         && node_port != *number
@@ -75,7 +75,7 @@ fn refuse_node_port_of_sctp(port: &mut Port, problems: &mut Problems) {
     }
 }
 
-fn check_port(port: &ServicePort) -> Result<Port, String> {
+fn check_port(port: &ServicePort) -> Result<PortSpec, String> {
     let name = port.name.clone().unwrap_or_default();
     if !name.is_empty() && !is_dns_label(&name) {
         return Err(
@@ -102,7 +102,7 @@ fn check_port(port: &ServicePort) -> Result<Port, String> {
         }
         _ => {}
     }
-    Ok(Port {
+    Ok(PortSpec {
         name: PortName { name, protocol },
         number,
         node_port,

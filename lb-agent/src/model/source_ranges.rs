@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use super::values::quoted;
 use super::{NodeConfig, Problems};
 use crate::desired::SourceRanges;
-use crate::network::{Family, Network};
+use crate::network::{Cidr, Family};
 
 /// Returns the source ranges of these addresses, from `spec.loadBalancerSourceRanges`.
 ///
@@ -33,7 +33,7 @@ pub(super) fn source_ranges(
         .map(|text| text.trim())
         .filter(|text| !text.is_empty())
     {
-        match text.parse::<Network>() {
+        match text.parse::<Cidr>() {
             Ok(network) => {
                 given.insert(network);
             }
@@ -63,7 +63,7 @@ pub(super) fn source_ranges(
             // If the node itself has such an address, packets from the node to it may also have it
             // as their source.
             ranges.node_allowed.insert(family);
-            ranges.networks.extend(addresses().map(Network::host));
+            ranges.networks.extend(addresses().map(Cidr::host));
         }
     }
     ranges

@@ -23,7 +23,9 @@ use crate::datapath::object::settings::Settings;
 use crate::datapath::pins::Pins;
 use crate::datapath::readings::Readings;
 use crate::describe;
-use crate::devices::{self, Bare, DeviceOptions, Role, Snapshot, View, device_addresses, primary_addresses};
+use crate::devices::{
+    self, Bare, DeviceOptions, DeviceView, Role, Snapshot, device_addresses, primary_addresses,
+};
 use crate::model::NodeConfig;
 use crate::network::Family;
 use crate::object::Change;
@@ -88,7 +90,7 @@ struct Agent {
     cgroup: Option<PathBuf>,
     changes: mpsc::Receiver<Change>,
     source: JoinHandle<anyhow::Result<()>>,
-    view: watch::Receiver<View>,
+    view: watch::Receiver<DeviceView>,
     device_options: watch::Sender<DeviceOptions>,
     /// Whether the programs are attached: not before the first sync, so that no packet meets empty
     /// maps.
@@ -345,7 +347,7 @@ impl Agent {
     }
 
     /// Logs which devices carry no programs, once for each reason.
-    fn tell_bare(&mut self, view: &View) {
+    fn tell_bare(&mut self, view: &DeviceView) {
         let bare = devices::bare(&view.snapshot, |index| view.attachments.contains_key(&index));
         for found in bare.difference(&self.bare) {
             let why = found.why.text();

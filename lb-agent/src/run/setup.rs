@@ -19,7 +19,7 @@ use crate::datapath::readings::Readings;
 use crate::health::{self, Health, HealthArguments, Served};
 use crate::maps::Capacity;
 use crate::metrics::Metrics;
-use crate::object::{Change, Kind};
+use crate::object::{Change, ObjectKind};
 use crate::source::kube;
 use crate::source::manifests::{AllocationOptions, Manifests};
 use crate::{describe, mounts, namespace, ports};
@@ -130,7 +130,7 @@ pub(super) fn first_ipv6(addresses: &BTreeSet<IpAddr>) -> Option<std::net::Ipv6A
 /// A source that runs.
 pub(super) struct Source {
     /// The kinds that it delivers.
-    pub(super) kinds: Vec<Kind>,
+    pub(super) kinds: Vec<ObjectKind>,
     /// What it runs as.
     pub(super) task: JoinHandle<anyhow::Result<()>>,
     /// The cluster's UID, once the API has answered; nothing inside if it refuses. Without a
@@ -147,7 +147,7 @@ pub(super) async fn start_source(
     if let Some(directory) = &arguments.manifests {
         let manifests = Manifests::open(directory, allocation)?;
         return Ok(Source {
-            kinds: Kind::ALL.into(),
+            kinds: ObjectKind::ALL.into(),
             task: tokio::spawn(async move { Ok(manifests.run(changes).await?) }),
             cluster: None,
         });
@@ -157,7 +157,12 @@ pub(super) async fn start_source(
         bail!("name a source of Services: --manifests DIR, or --kube for the Kubernetes API");
     }
     let config = kube::infer_config().await?;
-    let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
+    let kinds = vec![
+        ObjectKind::Service,
+        ObjectKind::EndpointSlice,
+        ObjectKind::Node,
+        ObjectKind::ServiceCidr,
+    ];
     let (answer, cluster) = watch::channel(None);
     let asked = config.clone();
     tokio::spawn(async move { answer.send_replace(Some(kube::cluster_uid(asked).await)) });

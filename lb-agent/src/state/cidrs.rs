@@ -8,8 +8,8 @@ use lb_common::cidr::MAX;
 
 use super::nodes::pod_networks;
 use crate::model::{Problem, quoted};
-use crate::network::{Family, Network};
-use crate::object::{Kind, ObjectReference};
+use crate::network::{Cidr, Family};
+use crate::object::{ObjectKind, ObjectReference};
 use crate::service_cidr::ServiceCidr;
 
 /// The sources of Service CIDRs, and the Pod networks that conflict with them.
@@ -19,7 +19,7 @@ pub(super) struct ServiceCidrs {
     /// contains addresses of Services, so it stays until it is removed.
     objects: BTreeMap<String, Vec<String>>,
     /// The networks of each Node's Pods.
-    pod_networks: BTreeMap<String, Vec<Network>>,
+    pod_networks: BTreeMap<String, Vec<Cidr>>,
     problems: Vec<Problem>,
 }
 
@@ -40,7 +40,7 @@ impl ServiceCidrs {
 
     /// Records a Node; `None` means that it is deleted. Returns true if its Pod networks changed.
     pub(super) fn set_node(&mut self, name: &str, node: Option<&Node>) -> bool {
-        let new: Vec<Network> = node.into_iter().flat_map(pod_networks).collect();
+        let new: Vec<Cidr> = node.into_iter().flat_map(pod_networks).collect();
         let old = match new.is_empty() {
             true => self.pod_networks.remove(name),
             false => self.pod_networks.insert(name.to_owned(), new.clone()),
@@ -55,13 +55,13 @@ impl ServiceCidrs {
 
     /// Returns the networks in force: those of the option and those of all objects. Packets to
     /// their addresses that no Service has are dropped.
-    pub(super) fn in_force(&mut self, named: &BTreeSet<Network>) -> BTreeSet<Network> {
+    pub(super) fn in_force(&mut self, named: &BTreeSet<Cidr>) -> BTreeSet<Cidr> {
         let mut problems = Vec::new();
         let mut cidrs = BTreeSet::new();
-        let mut add = |cidr: Network, problems: &mut Vec<Problem>| {
+        let mut add = |cidr: Cidr, problems: &mut Vec<Problem>| {
             let others = cidrs
                 .iter()
-                .filter(|other: &&Network| other.family() == cidr.family());
+                .filter(|other: &&Cidr| other.family() == cidr.family());
             if let Some(overlap) = self.pods_in(cidr) {
                 problems.push(overlap);
             } else if !cidrs.contains(&cidr) && others.count() == MAX {
@@ -82,7 +82,7 @@ impl ServiceCidrs {
                     Err(error) => Some(error.to_string()),
                 };
                 let message = |fault| format!("spec.cidrs: {}: {fault}; it is left out", quoted(text));
-                problems.extend(fault.map(|fault| problem(Kind::ServiceCidr, name, message(fault))));
+                problems.extend(fault.map(|fault| problem(ObjectKind::ServiceCidr, name, message(fault))));
             }
         }
         problems.sort();
@@ -96,7 +96,7 @@ impl ServiceCidrs {
 
     /// Returns a problem if Pods may have addresses of a network. In that case it is unknown which
     /// of its addresses are unused.
-    fn pods_in(&self, cidr: Network) -> Option<Problem> {
+    fn pods_in(&self, cidr: Cidr) -> Option<Problem> {
         let nodes = self.pod_networks.iter();
         let mut pairs = nodes.flat_map(|(node, networks)| networks.iter().map(move |pods| (node, pods)));
         let (node, pods) = pairs.find(|(_, pods)| pods.overlaps(&cidr))?;
@@ -104,11 +104,11 @@ impl ServiceCidrs {
             "its Pod network {pods} and the Service CIDR {cidr} overlap: packets to addresses that no Service has are not \
              dropped; give Pods or Services another network"
         );
-        Some(problem(Kind::Node, node, message))
+        Some(problem(ObjectKind::Node, node, message))
     }
 }
 
-fn problem(kind: Kind, name: &str, message: String) -> Problem {
+fn problem(kind: ObjectKind, name: &str, message: String) -> Problem {
     let object = ObjectReference {
         kind,
         namespace: String::new(),
@@ -138,15 +138,15 @@ mod tests {
         serde_norway::from_str(&format!("{{metadata: {{name: n}}, spec: {text}}}")).unwrap()
     }
 
-    fn texts(cidrs: &BTreeSet<Network>) -> Vec<String> {
-        cidrs.iter().map(Network::to_string).collect()
+    fn texts(cidrs: &BTreeSet<Cidr>) -> Vec<String> {
+        cidrs.iter().map(Cidr::to_string).collect()
     }
 
     fn messages(cidrs: &ServiceCidrs) -> Vec<String> {
         cidrs.problems().iter().map(Problem::to_string).collect()
     }
 
-    fn named(texts: &[&str]) -> BTreeSet<Network> {
+    fn named(texts: &[&str]) -> BTreeSet<Cidr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 

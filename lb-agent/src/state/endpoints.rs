@@ -4,12 +4,12 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::observed::{Trigger, trigger_time};
-use super::{SERVICE_NAME_LABEL, State, labels, pods};
+use super::{ClusterState, SERVICE_NAME_LABEL, labels, pods};
 use crate::desired::NamespacedName;
 use crate::model::Slice;
 use crate::network::Family;
 
-impl State {
+impl ClusterState {
     pub(super) fn set_service(&mut self, name: NamespacedName, service: Option<Service>) {
         if self.service(&name) == service.as_ref() {
             return;

@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 
 use crate::desired::NamespacedName;
 use crate::model::{NodeConfig, Problem, Slice, Slices, is_of_this_proxy};
-use crate::object::{Change, Kind, Object, ObjectReference, trim_node};
+use crate::object::{Change, Object, ObjectKind, ObjectReference, trim_node};
 use cidrs::ServiceCidrs;
 use labels::LabelIndex;
 use nodes::{AddressIndex, OtherNodes};
@@ -30,13 +30,13 @@ const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// All objects, indexed by Service.
 #[derive(Debug)]
-pub struct State {
+pub struct ClusterState {
     /// The node as the command line and the machine describe it.
     configured: NodeConfig,
     /// The same, with the data of the Node object.
     node: NodeConfig,
     /// Kinds that have not been listed yet.
-    pending: BTreeSet<Kind>,
+    pending: BTreeSet<ObjectKind>,
     // The values are boxed, because hash maps reserve space for more entries than they contain, and
     // B-tree nodes for eleven.
     services: HashMap<NamespacedName, Box<Service>>,
@@ -61,9 +61,9 @@ pub struct State {
     observed: Observed,
 }
 
-impl State {
+impl ClusterState {
     /// Creates a state without objects. The source delivers `kinds`.
-    pub fn new(node: NodeConfig, kinds: impl IntoIterator<Item = Kind>) -> Self {
+    pub fn new(node: NodeConfig, kinds: impl IntoIterator<Item = ObjectKind>) -> Self {
         Self {
             configured: node.clone(),
             node,
@@ -91,7 +91,7 @@ impl State {
     }
 
     /// The kinds that have not been listed yet.
-    pub fn pending(&self) -> impl Iterator<Item = Kind> {
+    pub fn pending(&self) -> impl Iterator<Item = ObjectKind> {
         self.pending.iter().copied()
     }
 
@@ -181,7 +181,7 @@ impl State {
             return (
                 Slices {
                     slices,
-                    origin: Kind::EndpointSlice,
+                    origin: ObjectKind::EndpointSlice,
                 },
                 Vec::new(),
             );
@@ -209,7 +209,7 @@ impl State {
         (
             Slices {
                 slices,
-                origin: Kind::Pod,
+                origin: ObjectKind::Pod,
             },
             problems,
         )
@@ -221,7 +221,7 @@ impl State {
         let mut problems: Vec<Problem> = unlabelled
             .map(|(name, _)| Problem {
                 object: ObjectReference {
-                    kind: Kind::EndpointSlice,
+                    kind: ObjectKind::EndpointSlice,
                     namespace: name.namespace.clone(),
                     name: name.name.clone(),
                 },
@@ -233,21 +233,21 @@ impl State {
         problems
     }
 
-    fn names(&self, kind: Kind) -> BTreeSet<NamespacedName> {
+    fn names(&self, kind: ObjectKind) -> BTreeSet<NamespacedName> {
         let name = |name: &String| NamespacedName {
             namespace: String::new(),
             name: name.clone(),
         };
         match kind {
-            Kind::Service => self.services.keys().cloned().collect(),
-            Kind::EndpointSlice => self.slice_owners.keys().cloned().collect(),
-            Kind::Pod => self.pods.keys().cloned().collect(),
-            Kind::Node => {
+            ObjectKind::Service => self.services.keys().cloned().collect(),
+            ObjectKind::EndpointSlice => self.slice_owners.keys().cloned().collect(),
+            ObjectKind::Pod => self.pods.keys().cloned().collect(),
+            ObjectKind::Node => {
                 let own = self.node_object.iter().map(|_| &self.configured.name);
                 let names = own.chain(self.other_nodes.names());
                 names.map(name).collect()
             }
-            Kind::ServiceCidr => self.cidrs.names().map(name).collect(),
+            ObjectKind::ServiceCidr => self.cidrs.names().map(name).collect(),
         }
     }
 
@@ -284,22 +284,22 @@ impl State {
             name: reference.name.clone(),
         };
         match reference.kind {
-            Kind::Service => self.set_service(name, None),
-            Kind::EndpointSlice => self.set_slice(name, None),
-            Kind::Pod => self.set_pod(name, None),
-            Kind::ServiceCidr => {
+            ObjectKind::Service => self.set_service(name, None),
+            ObjectKind::EndpointSlice => self.set_slice(name, None),
+            ObjectKind::Pod => self.set_pod(name, None),
+            ObjectKind::ServiceCidr => {
                 if self.cidrs.set(name.name, None) {
                     self.cidrs_changed();
                 }
             }
-            Kind::Node if name.name == self.configured.name => {
+            ObjectKind::Node if name.name == self.configured.name => {
                 // `node_is_leaving` stays unchanged: an autoscaler deletes the object before the
                 // machine is off.
                 self.node_object = None;
                 self.node_changed();
                 self.set_pod_networks(&name.name, None);
             }
-            Kind::Node => self.set_other_node(&name.name, None),
+            ObjectKind::Node => self.set_other_node(&name.name, None),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Node, NodeAddress, Service};
 
 use crate::desired::NamespacedName;
-use crate::network::{Network, parse_address};
+use crate::network::{Cidr, parse_address};
 
 /// The addresses of the other Nodes.
 #[derive(Debug, Default)]
@@ -69,7 +69,7 @@ pub(super) fn typed(node: &Node, type_: &'static str) -> impl Iterator<Item = Ip
 
 /// The Pod networks of a Node. Texts that are not networks are skipped; the API server rejects
 /// them.
-pub(super) fn pod_networks(node: &Node) -> impl Iterator<Item = Network> {
+pub(super) fn pod_networks(node: &Node) -> impl Iterator<Item = Cidr> {
     let spec = node.spec.iter();
     let texts = spec.flat_map(|spec| match &spec.pod_cidrs {
         Some(cidrs) if !cidrs.is_empty() => cidrs.as_slice(),

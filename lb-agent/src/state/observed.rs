@@ -24,7 +24,7 @@ pub struct Observed {
     pub endpoint_changes: Changes,
     /// Whether the Node is being deleted.
     pub node_is_leaving: bool,
-    /// Slices that changed since the last call of [`super::State::take_triggers`].
+    /// Slices that changed since the last call of [`super::ClusterState::take_triggers`].
     pub(super) triggers: Vec<Trigger>,
 }
 

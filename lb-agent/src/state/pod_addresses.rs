@@ -6,14 +6,14 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::Node;
 
 use super::nodes::pod_networks;
-use crate::network::Network;
+use crate::network::Cidr;
 
 /// The addresses of endpoints and Pods, and the node's Pod networks.
 #[derive(Debug, Default)]
 pub(super) struct PodAddresses {
     /// How many objects contain each address.
     named: HashMap<IpAddr, usize>,
-    networks: Vec<Network>,
+    networks: Vec<Cidr>,
 }
 
 impl PodAddresses {

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::model::{Problem, protocol, quoted};
 use crate::network::{Family, parse_address};
-use crate::object::{Kind, ObjectReference};
+use crate::object::{ObjectKind, ObjectReference};
 
 /// Returns the slices of one Pod for a Service, one for each family. It does what the EndpointSlice
 /// controller does, with one exception: a Pod without a `Ready` condition is ready, since manifests
@@ -20,7 +20,7 @@ pub(super) fn slices(service: &Service, pod: &Pod, problems: &mut Vec<Problem>) 
         return Vec::new();
     }
     let object = ObjectReference {
-        kind: Kind::Pod,
+        kind: ObjectKind::Pod,
         namespace: pod
             .metadata
             .namespace

@@ -2,13 +2,13 @@
 
 use k8s_openapi::api::core::v1::Node;
 
-use super::{State, nodes, trim};
+use super::{ClusterState, nodes, trim};
 use crate::model::{NodeConfig, Slice, is_of_this_proxy};
 
 /// The label that contains the zone of a Node.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
-impl State {
+impl ClusterState {
     /// Records another Node. Marks the Services with an address that a Node gained or lost as
     /// changed.
     pub(super) fn set_other_node(&mut self, name: &str, node: Option<&Node>) {

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectM
 use super::*;
 use crate::network::Family;
 
-const KINDS: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
+const KINDS: [ObjectKind; 2] = [ObjectKind::Service, ObjectKind::EndpointSlice];
 
 fn metadata(name: &str) -> ObjectMeta {
     ObjectMeta {
@@ -41,21 +41,21 @@ fn slice(name: &str, service: Option<&str>) -> EndpointSlice {
     }
 }
 
-fn apply_service(state: &mut State, service: Service) {
+fn apply_service(state: &mut ClusterState, service: Service) {
     state.apply(Change::Apply(Object::Service(Box::new(service))));
 }
 
-fn apply_slice(state: &mut State, slice: EndpointSlice) {
+fn apply_slice(state: &mut ClusterState, slice: EndpointSlice) {
     state.apply(Change::Apply(Object::EndpointSlice(Box::new(slice))));
 }
 
-fn dirty(state: &mut State) -> Vec<String> {
+fn dirty(state: &mut ClusterState) -> Vec<String> {
     state.take_dirty().into_iter().map(|name| name.name).collect()
 }
 
 #[test]
 fn irrelevant_fields_are_not_a_change() {
-    let mut state = State::new(NodeConfig::default(), KINDS);
+    let mut state = ClusterState::new(NodeConfig::default(), KINDS);
     apply_service(&mut state, service("web"));
     assert_eq!(dirty(&mut state), ["web"]);
 
@@ -76,7 +76,7 @@ fn irrelevant_fields_are_not_a_change() {
 
 #[test]
 fn a_slice_that_moves_to_another_service_affects_both() {
-    let mut state = State::new(NodeConfig::default(), KINDS);
+    let mut state = ClusterState::new(NodeConfig::default(), KINDS);
     apply_slice(&mut state, slice("one", Some("web")));
     apply_slice(&mut state, slice("one", Some("web")));
     assert_eq!(dirty(&mut state), ["web"]);
@@ -86,7 +86,7 @@ fn a_slice_that_moves_to_another_service_affects_both() {
     assert_eq!(dirty(&mut state), ["api"]);
     assert_eq!(state.problems().len(), 1);
     let reference = ObjectReference {
-        kind: Kind::EndpointSlice,
+        kind: ObjectKind::EndpointSlice,
         namespace: "default".to_owned(),
         name: "one".to_owned(),
     };
@@ -98,7 +98,7 @@ fn a_slice_that_moves_to_another_service_affects_both() {
 
 #[test]
 fn a_complete_list_removes_missing_objects() {
-    let mut state = State::new(NodeConfig::default(), KINDS);
+    let mut state = ClusterState::new(NodeConfig::default(), KINDS);
     apply_service(&mut state, service("old"));
     apply_service(&mut state, service("kept"));
     dirty(&mut state);
@@ -106,13 +106,13 @@ fn a_complete_list_removes_missing_objects() {
         .map(|name| Object::Service(Box::new(service(name))))
         .into();
     state.apply(Change::Replace {
-        kind: Kind::Service,
+        kind: ObjectKind::Service,
         objects,
     });
     assert_eq!(dirty(&mut state), ["new", "old"]);
     assert!(!state.ready());
     state.apply(Change::Replace {
-        kind: Kind::EndpointSlice,
+        kind: ObjectKind::EndpointSlice,
         objects: Vec::new(),
     });
     assert!(state.ready());
@@ -130,7 +130,7 @@ fn triggered(name: &str, family: &str, time: &str) -> EndpointSlice {
 
 #[test]
 fn pending_changes_are_counted_until_they_are_taken() {
-    let mut state = State::new(NodeConfig::default(), KINDS);
+    let mut state = ClusterState::new(NodeConfig::default(), KINDS);
     apply_service(&mut state, service("web"));
     apply_service(&mut state, service("web"));
     apply_slice(&mut state, slice("one", Some("web")));
@@ -146,7 +146,7 @@ fn pending_changes_are_counted_until_they_are_taken() {
 
 #[test]
 fn a_changed_slice_reports_the_time_of_its_cause() {
-    let mut state = State::new(NodeConfig::default(), KINDS);
+    let mut state = ClusterState::new(NodeConfig::default(), KINDS);
     apply_slice(&mut state, triggered("one", "IPv4", TRIGGER));
     apply_slice(&mut state, triggered("two", "IPv6", TRIGGER));
     apply_slice(&mut state, triggered("names", "FQDN", TRIGGER));
@@ -173,7 +173,7 @@ fn a_deleted_or_tainted_node_is_leaving() {
         name: "node-a".to_owned(),
         ..NodeConfig::default()
     };
-    let mut state = State::new(config, KINDS);
+    let mut state = ClusterState::new(config, KINDS);
     let node = |name: &str, taint: Option<&str>| Node {
         metadata: metadata(name),
         spec: Some(NodeSpec {
@@ -208,7 +208,7 @@ fn a_deleted_or_tainted_node_is_leaving() {
 
 #[test]
 fn new_node_addresses_affect_services_that_may_have_them() {
-    let mut state = State::new(NodeConfig::default(), KINDS);
+    let mut state = ClusterState::new(NodeConfig::default(), KINDS);
     let typed = |name: &str, type_: &str| {
         let mut service = service(name);
         service.spec.as_mut().unwrap().type_ = Some(type_.to_owned());
@@ -237,7 +237,7 @@ fn new_node_addresses_affect_services_that_may_have_them() {
 
 #[test]
 fn node_addresses_affect_services_with_endpoints_at_them() {
-    let mut state = State::new(NodeConfig::default(), KINDS);
+    let mut state = ClusterState::new(NodeConfig::default(), KINDS);
     for name in ["web", "other"] {
         apply_service(&mut state, service(name));
     }
@@ -309,7 +309,7 @@ fn addresses_of_other_nodes_affect_services_that_have_them() {
         name: "node-a".to_owned(),
         ..NodeConfig::default()
     };
-    let mut state = State::new(config, KINDS);
+    let mut state = ClusterState::new(config, KINDS);
     for service in services_at(&[
         ("balanced4", "192.0.2.2"),
         ("external4", "192.0.2.2"),
@@ -319,7 +319,7 @@ fn addresses_of_other_nodes_affect_services_that_have_them() {
         apply_service(&mut state, service);
     }
     dirty(&mut state);
-    let known = |state: &State| {
+    let known = |state: &ClusterState| {
         let addresses = state.node().other_nodes.iter();
         addresses.map(ToString::to_string).collect::<Vec<_>>()
     };
@@ -355,7 +355,7 @@ fn addresses_of_other_nodes_affect_services_that_have_them() {
 
     let delete = |name: &str| {
         Change::Delete(ObjectReference {
-            kind: Kind::Node,
+            kind: ObjectKind::Node,
             namespace: String::new(),
             name: name.to_owned(),
         })
@@ -372,7 +372,7 @@ fn addresses_of_other_nodes_affect_services_that_have_them() {
     apply_service(&mut state, moved.next().unwrap());
     dirty(&mut state);
     state.apply(Change::Replace {
-        kind: Kind::Node,
+        kind: ObjectKind::Node,
         objects: vec![node_at("node-a", &[("InternalIP", "192.0.2.1")])],
     });
     assert_eq!(dirty(&mut state), ["balanced4", "external6"]);
@@ -385,8 +385,8 @@ fn addresses_of_local_pods_are_known_while_an_object_contains_them() {
         name: "here".to_owned(),
         ..NodeConfig::default()
     };
-    let mut state = State::new(node, KINDS);
-    let is_known = |state: &State, text: &str| state.is_pod_address(text.parse().unwrap());
+    let mut state = ClusterState::new(node, KINDS);
+    let is_known = |state: &ClusterState, text: &str| state.is_pod_address(text.parse().unwrap());
     let endpoint = |address: &str, node: Option<&str>| Endpoint {
         addresses: vec![address.to_owned()],
         node_name: node.map(str::to_owned),
@@ -417,14 +417,14 @@ fn addresses_of_local_pods_are_known_while_an_object_contains_them() {
         namespace: "default".to_owned(),
         name: name.to_owned(),
     };
-    state.apply(Change::Delete(reference(Kind::EndpointSlice, "two")));
+    state.apply(Change::Delete(reference(ObjectKind::EndpointSlice, "two")));
     assert!(!is_known(&state, first) && is_known(&state, second));
     // The slice belongs to another Service now.
     let mut moved = with("one", vec![endpoint(first, Some("here"))]);
     moved.metadata.labels = Some([(SERVICE_NAME_LABEL.to_owned(), "api".to_owned())].into());
     apply_slice(&mut state, moved);
     assert!(is_known(&state, first) && !is_known(&state, second));
-    state.apply(Change::Delete(reference(Kind::EndpointSlice, "one")));
+    state.apply(Change::Delete(reference(ObjectKind::EndpointSlice, "one")));
     assert!(!is_known(&state, first));
 
     for (node, is_here) in [("here", true), ("elsewhere", false)] {
@@ -436,7 +436,7 @@ fn addresses_of_local_pods_are_known_while_an_object_contains_them() {
         state.apply(Change::Apply(Object::Pod(Box::new(pod))));
         assert_eq!(is_known(&state, first), is_here);
         assert_eq!(is_known(&state, "fd00::1"), is_here);
-        state.apply(Change::Delete(reference(Kind::Pod, "p")));
+        state.apply(Change::Delete(reference(ObjectKind::Pod, "p")));
         assert!(!is_known(&state, first) && !is_known(&state, "fd00::1"));
     }
 }
@@ -447,8 +447,8 @@ fn addresses_in_the_nodes_pod_cidrs_are_pod_addresses() {
         name: "here".to_owned(),
         ..NodeConfig::default()
     };
-    let mut state = State::new(node, KINDS);
-    let is_known = |state: &State, text: &str| state.is_pod_address(text.parse().unwrap());
+    let mut state = ClusterState::new(node, KINDS);
+    let is_known = |state: &ClusterState, text: &str| state.is_pod_address(text.parse().unwrap());
     for name in ["elsewhere", "here"] {
         assert!(!is_known(&state, "10.244.1.9"));
         let object: Node = serde_norway::from_str(&format!(
@@ -460,7 +460,7 @@ fn addresses_in_the_nodes_pod_cidrs_are_pod_addresses() {
     assert!(is_known(&state, "10.244.1.9") && is_known(&state, "fd00:1::9"));
     assert!(!is_known(&state, "10.244.2.9") && !is_known(&state, "fd00:2::9"));
     state.apply(Change::Delete(ObjectReference {
-        kind: Kind::Node,
+        kind: ObjectKind::Node,
         namespace: String::new(),
         name: "here".to_owned(),
     }));

@@ -55,7 +55,7 @@ pub struct HostTables<A> {
     /// Which client stays with which backend.
     pub affinities: RefCell<HashMap<AffinityKey<A>, Affinity>>,
     /// Service CIDRs. Their addresses are also in [`Self::allowed`], in the set [`cidr::SET`].
-    pub service_cidrs: cidr::Networks,
+    pub service_cidrs: cidr::ServiceCidrs,
     /// Members of sets of source ranges: number of the set, and address.
     pub allowed: Vec<(u32, A)>,
     /// Ports of datagrams in fragments.
@@ -88,7 +88,7 @@ impl<A: Address + Hash> Default for HostTables<A> {
             stats: RefCell::default(),
             reasons: RefCell::default(),
             affinities: RefCell::default(),
-            service_cidrs: cidr::Networks::default(),
+            service_cidrs: cidr::ServiceCidrs::default(),
             allowed: Vec::new(),
             fragments: RefCell::default(),
             device_address: A::default(),

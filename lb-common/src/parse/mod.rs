@@ -42,7 +42,7 @@ impl<A> Parsed<A> {
 
 /// What follows the Ethernet header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Network {
+pub enum NetworkHeader {
     /// An IPv4 header.
     V4,
     /// An IPv6 header.
@@ -56,13 +56,13 @@ pub const BEHIND_ETHERNET: u32 = EthHdr::LEN as u32;
 
 /// The network layer of an ethertype in network byte order.
 #[inline(always)]
-pub fn network_of(ethertype: u16) -> Network {
+pub fn network_of(ethertype: u16) -> NetworkHeader {
     const IPV4: u16 = EtherType::Ipv4 as u16;
     const IPV6: u16 = EtherType::Ipv6 as u16;
     match ethertype {
-        IPV4 => Network::V4,
-        IPV6 => Network::V6,
-        _ => Network::Other,
+        IPV4 => NetworkHeader::V4,
+        IPV6 => NetworkHeader::V6,
+        _ => NetworkHeader::Other,
     }
 }
 
@@ -72,10 +72,10 @@ pub fn network_of(ethertype: u16) -> Network {
 /// without the tags. XDP leaves a tag that belongs to no VLAN to TC. Before TC, the kernel removes
 /// the tag from the frame.
 #[inline(always)]
-pub fn network(packet: &impl Packet) -> Network {
+pub fn network(packet: &impl Packet) -> NetworkHeader {
     packet
         .view::<{ EthHdr::LEN }>(0)
-        .map_or(Network::Other, |ethernet| {
+        .map_or(NetworkHeader::Other, |ethernet| {
             network_of(ethernet.u16::<{ offset_of!(EthHdr, ether_type) }>())
         })
 }
@@ -255,7 +255,7 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
-    use super::{Network, Parsed, ipv4, ipv6, network, tcp_flags};
+    use super::{NetworkHeader, Parsed, ipv4, ipv6, network, tcp_flags};
     use crate::host::Bytes;
     use crate::layout::{FlowKey, hook};
     use crate::net::{Address4, Address6, Port, protocol};
@@ -486,12 +486,12 @@ mod tests {
     #[test]
     fn the_network_layer_follows_from_the_ethertype() {
         let frame = |ethertype: u16| Bytes::from([vec![0; 12], ethertype.to_be_bytes().to_vec()].concat());
-        assert_eq!(network(&frame(0x0800)), Network::V4);
-        assert_eq!(network(&frame(0x86dd)), Network::V6);
+        assert_eq!(network(&frame(0x0800)), NetworkHeader::V4);
+        assert_eq!(network(&frame(0x86dd)), NetworkHeader::V6);
         for other in [0x0806, 0x8100, 0x88a8] {
-            assert_eq!(network(&frame(other)), Network::Other);
+            assert_eq!(network(&frame(other)), NetworkHeader::Other);
         }
-        assert_eq!(network(&Bytes::from(vec![0; 13])), Network::Other);
+        assert_eq!(network(&Bytes::from(vec![0; 13])), NetworkHeader::Other);
     }
 
     proptest! {

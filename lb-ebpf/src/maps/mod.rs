@@ -32,7 +32,7 @@ static FILTER: Array<u64> = array(&map::FILTER);
 #[map]
 static REPLY_FILTER: Array<u64> = array(&map::REPLY_FILTER);
 #[map]
-static SERVICE_CIDRS: Array<cidr::Networks> = array(&map::SERVICE_CIDRS);
+static SERVICE_CIDRS: Array<cidr::ServiceCidrs> = array(&map::SERVICE_CIDRS);
 #[map]
 static SLOTS: Array<Slot> = array(&map::SLOTS);
 #[map]

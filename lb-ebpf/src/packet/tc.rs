@@ -7,7 +7,7 @@ use lb_common::checksum::Sum;
 use lb_common::layout::{DETOUR_LINK, Flow, FlowKey};
 use lb_common::net::protocol;
 use lb_common::packet::{Headers, Hop, Packet, Reassembly, Route, Sender, Verdict, View};
-use lb_common::parse::{self, Network};
+use lb_common::parse::{self, NetworkHeader};
 use network_types::eth::EthHdr;
 
 use super::{destination_link, distance, part};
@@ -49,7 +49,7 @@ impl TcPacket {
 
     /// The network layer, according to the kernel.
     #[inline(always)]
-    pub fn network(&self) -> Network {
+    pub fn network(&self) -> NetworkHeader {
         parse::network_of(self.context.ethertype())
     }
 

@@ -15,7 +15,7 @@ use lb_common::map::FamilySpecs as _;
 use lb_common::net::{Address4, Address6};
 use lb_common::packet::{Hop, Route, Sender, Verdict};
 use lb_common::parse::IpHeader;
-use lb_common::parse::{self, BEHIND_ETHERNET, Network};
+use lb_common::parse::{self, BEHIND_ETHERNET, NetworkHeader};
 use lb_common::settings::Lifetimes;
 use lb_common::settings::SourcePorts;
 
@@ -138,14 +138,14 @@ impl Host {
         self.tables4.budgets.borrow_mut().clear();
         self.tables6.budgets.borrow_mut().clear();
         bytes.senders = match network {
-            Network::V4 => self.senders4.clone(),
-            Network::V6 => self.senders6.clone(),
-            Network::Other => Vec::new(),
+            NetworkHeader::V4 => self.senders4.clone(),
+            NetworkHeader::V6 => self.senders6.clone(),
+            NetworkHeader::Other => Vec::new(),
         };
         let verdict = match network {
-            Network::V4 => decide(&mut bytes, &self.tables4, program),
-            Network::V6 => decide(&mut bytes, &self.tables6, program),
-            Network::Other => Verdict::Pass,
+            NetworkHeader::V4 => decide(&mut bytes, &self.tables4, program),
+            NetworkHeader::V6 => decide(&mut bytes, &self.tables6, program),
+            NetworkHeader::Other => Verdict::Pass,
         };
         (verdict, bytes.bytes)
     }
@@ -157,10 +157,10 @@ fn is_layer3(program: &str) -> bool {
 }
 
 /// What a test run tells a program of a packet: what would be the ethertype in an Ethernet frame.
-fn network_as_told(packet: &[u8]) -> Network {
+fn network_as_told(packet: &[u8]) -> NetworkHeader {
     match packet.get(LINK..LINK + 2) {
         Some(&[first, second]) => parse::network_of(u16::from_ne_bytes([first, second])),
-        _ => Network::Other,
+        _ => NetworkHeader::Other,
     }
 }
 

@@ -22,7 +22,7 @@ use lb_agent::datapath::devices::DeviceTable;
 use lb_agent::datapath::maps::KernelMaps;
 use lb_agent::datapath::object;
 use lb_agent::datapath::object::settings::{DEFAULT_TABLES, Settings, TableSizes};
-use lb_agent::devices::{Link, Snapshot, View};
+use lb_agent::devices::{DeviceView, Link, Snapshot};
 use lb_agent::maps::{Backend, BackendState, Capacity, FrontendKey, MapOp, Maps as _, Protocol};
 use lb_common::budget::Limit;
 use lb_common::layout::{Flow, FlowKey, Frontend, Region, ServiceStats, Slot};
@@ -80,7 +80,7 @@ pub const NODE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 /// The loopback device, which packets come in on if no other is set, as a port of a bridge with the
 /// node's link-layer address: else no program would take a packet that is for it.
-fn loopback_as_bridge() -> View {
+fn loopback_as_bridge() -> DeviceView {
     const LOOPBACK: u32 = 1;
     let bridge = Link {
         index: LOOPBACK,
@@ -90,7 +90,7 @@ fn loopback_as_bridge() -> View {
         address: Some(build::NODE),
         ..Link::default()
     };
-    View {
+    DeviceView {
         snapshot: Snapshot {
             links: [(LOOPBACK, bridge)].into(),
             ..Snapshot::default()

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::datapath::devices::DeviceTable;
-use lb_agent::devices::{Address, Attachment, Link as Device, Role, Snapshot, View};
+use lb_agent::devices::{Address, Attachment, DeviceView, Link as Device, Role, Snapshot};
 use nix::net::if_::if_nametoindex;
 
 use super::Datapath;
@@ -143,7 +143,7 @@ impl Network {
 
     /// Tells the programs of the devices, of which these can send for XDP programs of others.
     pub fn tell(&self, datapath: &Datapath, transmitting: &[u32]) {
-        let view = View {
+        let view = DeviceView {
             snapshot: self.snapshot(),
             attachments: BTreeMap::new(),
         };
@@ -167,7 +167,7 @@ impl Network {
             role,
             ethernet: true,
         };
-        let view = View {
+        let view = DeviceView {
             snapshot,
             attachments: roles
                 .iter()
@@ -184,7 +184,7 @@ impl Network {
     /// Tells the programs of no device any more.
     pub fn forget_links(&self, datapath: &Datapath) {
         let mut table = DeviceTable::open(datapath.pins.path()).expect("the maps are pinned");
-        let nothing = View::default();
+        let nothing = DeviceView::default();
         table
             .set(&nothing, &BTreeSet::new(), datapath.maps.filter())
             .expect("the map takes it");

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use lb_agent::devices::{DeviceArguments, DeviceOptions, Role, View, primary_addresses, watch};
+use lb_agent::devices::{DeviceArguments, DeviceOptions, DeviceView, Role, primary_addresses, watch};
 use lb_agent::network::Family;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
@@ -64,7 +64,7 @@ fn ip(arguments: &str) {
 }
 
 struct Watched {
-    view: Receiver<View>,
+    view: Receiver<DeviceView>,
     options: Sender<DeviceOptions>,
 }
 
@@ -76,7 +76,7 @@ impl Watched {
     }
 
     #[track_caller]
-    fn until(&mut self, what: &str, met: impl FnMut(&View) -> bool) -> impl Future<Output = ()> {
+    fn until(&mut self, what: &str, met: impl FnMut(&DeviceView) -> bool) -> impl Future<Output = ()> {
         let caller = std::panic::Location::caller();
         async move {
             let waited = tokio::time::timeout(TIMEOUT, self.view.wait_for(met)).await;
@@ -91,14 +91,14 @@ impl Watched {
     }
 }
 
-fn role(view: &View, name: &str) -> Option<Role> {
+fn role(view: &DeviceView, name: &str) -> Option<Role> {
     let mut attachments = view.attachments.values();
     attachments
         .find(|found| found.name == name)
         .map(|found| found.role)
 }
 
-fn index(view: &View, name: &str) -> Option<u32> {
+fn index(view: &DeviceView, name: &str) -> Option<u32> {
     let mut links = view.snapshot.links.values();
     links.find(|link| link.name == name).map(|link| link.index)
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use lb_agent::maps::testing::FakeMaps;
 use lb_agent::maps::{Backend, BackendState, FrontendKey, MapOp, Maps as _, Protocol};
-use lb_agent::network::Network;
+use lb_agent::network::Cidr;
 use lb_common::layout::{Frontend, Region, Slot, frontend_flags};
 use lb_tests::packet::datapath;
 
@@ -87,7 +87,7 @@ fn source_ranges_that_do_not_fit_name_the_option() {
     let capacity = datapath.maps.capacity().source_ranges;
     let mut add = |number: u32| {
         let address = IpAddr::V4((0x0a00_0000 + number).into());
-        let network = Network::host(address);
+        let network = Cidr::host(address);
         datapath.maps.apply(&MapOp::AddSourceRange { set: 1, network })
     };
     for number in 0..capacity {

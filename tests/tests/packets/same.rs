@@ -11,7 +11,7 @@ use lb_common::layout::{Backend, Frontend, FrontendKey, Region, Slot, backend_fl
 use lb_common::net::{Address4, Address6, Port, protocol};
 use lb_common::packet::Verdict;
 use lb_common::parse::IpHeader;
-use lb_common::parse::{self, BEHIND_ETHERNET, Network};
+use lb_common::parse::{self, BEHIND_ETHERNET, NetworkHeader};
 use lb_tests::packet::build::{Build, ack, syn, tcp, udp};
 use lb_tests::packet::world::{DEVICES, World, at, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
@@ -44,9 +44,9 @@ impl Host {
     fn run(&self, hook: u8, packet: &[u8]) -> (Verdict, Vec<u8>) {
         let mut bytes = Bytes::from(packet.to_vec());
         let verdict = match parse::network(&bytes) {
-            Network::V4 => decide(&mut bytes, &self.tables4, hook),
-            Network::V6 => decide(&mut bytes, &self.tables6, hook),
-            Network::Other => Verdict::Pass,
+            NetworkHeader::V4 => decide(&mut bytes, &self.tables4, hook),
+            NetworkHeader::V6 => decide(&mut bytes, &self.tables6, hook),
+            NetworkHeader::Other => Verdict::Pass,
         };
         (verdict, bytes.bytes)
     }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::devices::Role;
 use lb_agent::maps::{FrontendKey, MapOp, Protocol};
-use lb_agent::network::Network as Range;
+use lb_agent::network::Cidr;
 use lb_common::cidr;
 use lb_common::layout::{Frontend, frontend_flags};
 use lb_common::reason::Reason;
@@ -28,7 +28,7 @@ fn programs() -> impl Iterator<Item = &'static str> {
 const CIDRS: [&str; 3] = ["10.97.0.0/16", "10.96.0.0/16", "fd00:96::/112"];
 
 fn set(datapath: &mut Datapath, cidr: &str, in_force: bool) {
-    let network: Range = cidr.parse().expect("a network");
+    let network: Cidr = cidr.parse().expect("a network");
     let set = cidr::SET;
     datapath.apply(&match in_force {
         true => MapOp::AddSourceRange { set, network },

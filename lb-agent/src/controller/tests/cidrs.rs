@@ -92,7 +92,7 @@ impl Fixture {
         }
     }
 
-    fn list(&mut self, kind: Kind, objects: Vec<Object>) {
+    fn list(&mut self, kind: ObjectKind, objects: Vec<Object>) {
         self.change(Change::Replace { kind, objects });
     }
 
@@ -121,14 +121,14 @@ impl Fixture {
 fn synced() -> Fixture {
     let mut fixture = Fixture::new(FakeMaps::new(CAPACITY));
     fixture.list(
-        Kind::ServiceCidr,
+        ObjectKind::ServiceCidr,
         vec![cidr("kubernetes", "10.96.0.0/16, 'fd00:96::/112'")],
     );
-    fixture.list(Kind::EndpointSlice, Vec::new());
-    fixture.list(Kind::Node, Vec::new());
-    fixture.list(Kind::Pod, Vec::new());
+    fixture.list(ObjectKind::EndpointSlice, Vec::new());
+    fixture.list(ObjectKind::Node, Vec::new());
+    fixture.list(ObjectKind::Pod, Vec::new());
     assert_eq!(fixture.in_force(), [""; 0], "before all is listed");
-    fixture.list(Kind::Service, vec![held_service("other")]);
+    fixture.list(ObjectKind::Service, vec![held_service("other")]);
     fixture
 }
 
@@ -173,8 +173,8 @@ fn a_new_agent_changes_service_cidrs_after_everything_is_listed() {
     let fixture = synced();
     let maps = fixture.controller.maps().maps.clone();
     let mut next = Fixture::new(maps);
-    next.list(Kind::Service, vec![held_service("other")]);
-    for kind in [Kind::Node, Kind::EndpointSlice, Kind::Pod] {
+    next.list(ObjectKind::Service, vec![held_service("other")]);
+    for kind in [ObjectKind::Node, ObjectKind::EndpointSlice, ObjectKind::Pod] {
         next.list(kind, Vec::new());
     }
     assert_eq!(
@@ -182,7 +182,7 @@ fn a_new_agent_changes_service_cidrs_after_everything_is_listed() {
         ["10.96.0.0/16", "fd00:96::/112"],
         "Service CIDRs stay until everything is listed"
     );
-    next.list(Kind::ServiceCidr, vec![cidr("kubernetes", "10.98.0.0/16")]);
+    next.list(ObjectKind::ServiceCidr, vec![cidr("kubernetes", "10.98.0.0/16")]);
     assert_eq!(next.in_force(), ["10.98.0.0/16"]);
 }
 

@@ -21,7 +21,7 @@ const CAPACITY: Capacity = Capacity {
 const GRACE: Duration = Duration::from_secs(5);
 /// A duration below the grace period.
 const MOMENT: Duration = Duration::from_millis(300);
-const KINDS: [Kind; 5] = Kind::ALL;
+const KINDS: [ObjectKind; 5] = ObjectKind::ALL;
 
 /// A controller and its clock.
 struct Bench {

@@ -31,7 +31,7 @@ pub struct LiveMaps {
     slots: BatchArray<Slot>,
     filter: Array<MapData, u64>,
     reply_filter: Array<MapData, u64>,
-    service_cidrs: Array<MapData, cidr::Networks>,
+    service_cidrs: Array<MapData, cidr::ServiceCidrs>,
     devices: HashMap<MapData, u32, Device>,
     names: HashMap<MapData, ServiceId, ServiceName>,
     settings: LoadedSettings,

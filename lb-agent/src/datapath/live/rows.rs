@@ -15,7 +15,7 @@ use crate::datapath::convert::source_range;
 use crate::datapath::family::MapFamily;
 use crate::datapath::pinned::{deleted, kernel, open, read_all, unread};
 use crate::maps::MapError;
-use crate::network::Network;
+use crate::network::Cidr;
 
 /// The maps of one IP version.
 pub struct LiveRows<A: MapFamily> {
@@ -141,8 +141,8 @@ impl<A: MapFamily + Ord> LiveRows<A> {
     }
 
     /// The longest matching prefix for an address in a set of source ranges.
-    pub(crate) fn range_of(&self, set: u32, address: A) -> Result<Option<Network>, MapError> {
-        let mut found: Option<Network> = None;
+    pub(crate) fn range_of(&self, set: u32, address: A) -> Result<Option<Cidr>, MapError> {
+        let mut found: Option<Cidr> = None;
         for row in self.source_ranges.keys() {
             let key = row.map_err(unread(A::SOURCE_RANGES.name))?;
             let network =

@@ -13,7 +13,7 @@ use crate::datapath::convert::{backend, frontend_key, frontend_row, range_key, s
 use crate::datapath::family::MapFamily;
 use crate::datapath::pinned::{deleted, is, kernel, open, open_batch, unread};
 use crate::maps::{Backend, FrontendKey, MapError};
-use crate::network::Network;
+use crate::network::Cidr;
 
 /// The maps of one IP version.
 pub(super) struct FamilyMaps<A: MapFamily> {
@@ -107,7 +107,7 @@ impl<A: MapFamily> FamilyMaps<A> {
     pub(super) fn add_source_range(
         &mut self,
         set: u32,
-        network: &Network,
+        network: &Cidr,
         address: A,
         capacity: u32,
     ) -> Result<(), MapError> {
@@ -130,7 +130,7 @@ impl<A: MapFamily> FamilyMaps<A> {
     pub(super) fn delete_source_range(
         &mut self,
         set: u32,
-        network: &Network,
+        network: &Cidr,
         address: A,
     ) -> Result<(), MapError> {
         deleted(self.source_ranges.remove(&range_key(set, network, address))).map_err(|error| {
@@ -143,7 +143,7 @@ impl<A: MapFamily> FamilyMaps<A> {
     }
 
     /// The networks of all sets.
-    pub(super) fn source_ranges(&self) -> Result<BTreeSet<(u32, Network)>, MapError> {
+    pub(super) fn source_ranges(&self) -> Result<BTreeSet<(u32, Cidr)>, MapError> {
         let mut ranges = BTreeSet::new();
         for key in self.source_ranges.keys() {
             ranges.extend(source_range(&key.map_err(unread(A::SOURCE_RANGES.name))?));

@@ -20,7 +20,7 @@ use super::devices::all_addresses;
 use super::filter::{Ends, Filter, ReplyFilter};
 use super::pinned::{deleted, kernel, open, open_batch, size, unread};
 use crate::maps::{Backend, Capacity, FrontendKey, MapError, MapImage, MapOp, Maps, Protocol, service_cidrs};
-use crate::network::Network;
+use crate::network::Cidr;
 
 /// The maps that hold Services.
 pub struct KernelMaps {
@@ -29,7 +29,7 @@ pub struct KernelMaps {
     filter: Filter,
     reply_filter: ReplyFilter,
     slots: BatchArray<Slot>,
-    service_cidrs: Array<MapData, cidr::Networks>,
+    service_cidrs: Array<MapData, cidr::ServiceCidrs>,
     names: HashMap<MapData, ServiceId, ServiceName>,
     counters: Counters,
     capacity: Capacity,
@@ -149,7 +149,7 @@ impl KernelMaps {
         }
     }
 
-    fn add_source_range(&mut self, set: u32, network: &Network) -> Result<(), MapError> {
+    fn add_source_range(&mut self, set: u32, network: &Cidr) -> Result<(), MapError> {
         let capacity = self.capacity.source_ranges;
         match network.address() {
             IpAddr::V4(address) => self.v4.add_source_range(set, network, address.into(), capacity),
@@ -157,7 +157,7 @@ impl KernelMaps {
         }
     }
 
-    fn delete_source_range(&mut self, set: u32, network: &Network) -> Result<(), MapError> {
+    fn delete_source_range(&mut self, set: u32, network: &Cidr) -> Result<(), MapError> {
         match network.address() {
             IpAddr::V4(address) => self.v4.delete_source_range(set, network, address.into()),
             IpAddr::V6(address) => self.v6.delete_source_range(set, network, address.into()),
@@ -167,8 +167,8 @@ impl KernelMaps {
     /// Writes the Service CIDRs, so that programs check only addresses that may be in one. There is
     /// room for [`cidr::MAX`] networks of each family. Packets to addresses in further networks
     /// pass.
-    fn publish_cidrs(&mut self, cidrs: impl Iterator<Item = Network>) -> Result<(), MapError> {
-        let mut networks = cidr::Networks::default();
+    fn publish_cidrs(&mut self, cidrs: impl Iterator<Item = Cidr>) -> Result<(), MapError> {
+        let mut networks = cidr::ServiceCidrs::default();
         for network in cidrs {
             match network.address() {
                 IpAddr::V4(address) => networks.add(Address4::from(address), network.prefix()),
@@ -181,13 +181,13 @@ impl KernelMaps {
 
     /// Adds a Service CIDR: first the source range that makes it one, then the network that the
     /// programs check first.
-    fn add_cidr(&mut self, network: &Network) -> Result<(), MapError> {
+    fn add_cidr(&mut self, network: &Cidr) -> Result<(), MapError> {
         self.add_source_range(cidr::SET, network)?;
         let cidrs = self.ranges()?;
         self.publish_cidrs(service_cidrs(&cidrs))
     }
 
-    fn delete_cidr(&mut self, network: &Network) -> Result<(), MapError> {
+    fn delete_cidr(&mut self, network: &Cidr) -> Result<(), MapError> {
         let mut cidrs = self.ranges()?;
         cidrs.remove(&(cidr::SET, *network));
         self.publish_cidrs(service_cidrs(&cidrs))?;
@@ -195,7 +195,7 @@ impl KernelMaps {
     }
 
     /// All rows of the sets of source ranges.
-    fn ranges(&self) -> Result<BTreeSet<(u32, Network)>, MapError> {
+    fn ranges(&self) -> Result<BTreeSet<(u32, Cidr)>, MapError> {
         let mut ranges = self.v4.source_ranges()?;
         ranges.extend(self.v6.source_ranges()?);
         Ok(ranges)

@@ -117,7 +117,7 @@ fn desired_on(
     let read = |slice: &EndpointSlice| ("slice", Cow::Owned(Slice::read(slice, &node.name)));
     let slices = Slices {
         slices: slices.iter().map(read).collect(),
-        origin: Kind::EndpointSlice,
+        origin: ObjectKind::EndpointSlice,
     };
     desired(service, &slices, node)
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::maps::Capacity;
 use crate::maps::testing::{FakeMaps, FaultyMaps};
 use crate::model::{NodeConfig, NodePortAddresses};
-use crate::object::{Change, Kind, Object};
+use crate::object::{Change, Object, ObjectKind};
 
 const CAPACITY: Capacity = Capacity {
     frontends: 16,
@@ -35,7 +35,7 @@ impl<M: Maps> Bench<M> {
         let health = Arc::new(Health::new(now, STARTED.parse().unwrap()));
         let metrics = Arc::new(Metrics::new().unwrap());
         Self {
-            controller: Controller::new(maps, node, [Kind::Service], Duration::ZERO).unwrap(),
+            controller: Controller::new(maps, node, [ObjectKind::Service], Duration::ZERO).unwrap(),
             monitor: Monitor::new(health, metrics, now, STARTED.parse().unwrap()),
             now,
         }
@@ -44,7 +44,7 @@ impl<M: Maps> Bench<M> {
     /// The first list, with nothing in it.
     fn listed(mut self) -> Self {
         self.change(Change::Replace {
-            kind: Kind::Service,
+            kind: ObjectKind::Service,
             objects: Vec::new(),
         });
         self

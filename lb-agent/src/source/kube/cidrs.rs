@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::watch::{Watch, Watched};
-use crate::object::{Change, Kind, Object};
+use crate::object::{Change, Object, ObjectKind};
 
 /// A version of the API.
 trait Version: Clone + Debug + Send + 'static {
@@ -86,7 +86,7 @@ impl<V: Version> Resource for CidrObject<V> {
 }
 
 impl<V: Version> Watched for CidrObject<V> {
-    const KIND: Kind = Kind::ServiceCidr;
+    const KIND: ObjectKind = ObjectKind::ServiceCidr;
 
     fn into_object(self) -> Object {
         let cidrs = Some(self.spec.cidrs);
@@ -124,7 +124,7 @@ pub(super) async fn run(
         known = Some(refusal.code);
         if !has_listed {
             has_listed = true;
-            let kind = Kind::ServiceCidr;
+            let kind = ObjectKind::ServiceCidr;
             let objects = Vec::new();
             // If the receiver is closed, the source ends.
             let _ = changes.send(Change::Replace { kind, objects }).await;

@@ -1,11 +1,11 @@
 //! What the agent logs about a watch.
 
 use super::root_cause;
-use crate::object::Kind;
+use crate::object::ObjectKind;
 
 /// Logs once when the API server becomes unusable for a watch, and once when it recovers.
 pub(super) struct Report {
-    kind: Kind,
+    kind: ObjectKind,
     place: String,
     /// The current error; an error with the same cause is not logged again. `None` if there is no
     /// error.
@@ -14,7 +14,7 @@ pub(super) struct Report {
 
 impl Report {
     /// Starts without an error.
-    pub(super) fn new(kind: Kind, place: String) -> Self {
+    pub(super) fn new(kind: ObjectKind, place: String) -> Self {
         Self {
             kind,
             place,

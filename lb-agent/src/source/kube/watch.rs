@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::pace::{End, Pace};
 use super::report::Report;
-use crate::object::{Change, Kind, Object, ObjectReference, trim_endpoints, trim_node};
+use crate::object::{Change, Object, ObjectKind, ObjectReference, trim_endpoints, trim_node};
 
 /// The page size of a list.
 const PAGE: u32 = 500;
@@ -33,14 +33,14 @@ pub(super) trait Watched:
     Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static
 {
     /// The kind.
-    const KIND: Kind;
+    const KIND: ObjectKind;
 
     /// Converts the object.
     fn into_object(self) -> Object;
 }
 
 impl Watched for Service {
-    const KIND: Kind = Kind::Service;
+    const KIND: ObjectKind = ObjectKind::Service;
 
     fn into_object(self) -> Object {
         Object::Service(Box::new(self))
@@ -48,7 +48,7 @@ impl Watched for Service {
 }
 
 impl Watched for EndpointSlice {
-    const KIND: Kind = Kind::EndpointSlice;
+    const KIND: ObjectKind = ObjectKind::EndpointSlice;
 
     fn into_object(mut self) -> Object {
         trim_endpoints(&mut self);
@@ -57,7 +57,7 @@ impl Watched for EndpointSlice {
 }
 
 impl Watched for Node {
-    const KIND: Kind = Kind::Node;
+    const KIND: ObjectKind = ObjectKind::Node;
 
     fn into_object(mut self) -> Object {
         trim_node(&mut self);

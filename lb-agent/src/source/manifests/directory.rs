@@ -14,7 +14,7 @@ use super::allocate::{Allocator, Objects};
 use super::decode::Syntax;
 use super::document::{self, Entry, Parsed};
 use super::fault::Fault;
-use crate::object::{Change, Kind, Object, ObjectReference};
+use crate::object::{Change, Object, ObjectKind, ObjectReference};
 
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -266,7 +266,7 @@ fn replace_all(objects: &Objects) -> Vec<Change> {
             .map(|(_, object)| Object::clone(object))
             .collect(),
     };
-    Kind::ALL.map(replace).into()
+    ObjectKind::ALL.map(replace).into()
 }
 
 fn difference(old: &Objects, new: &Objects) -> Vec<Change> {

@@ -1,6 +1,6 @@
 //! The errors of the documents of a file.
 
-use crate::object::Kind;
+use crate::object::ObjectKind;
 
 /// The maximum number of broken documents. The rest of the file is not read: it is probably not a
 /// manifest.
@@ -25,10 +25,10 @@ pub(super) enum Reason {
     #[error("not a Kubernetes object: {0} is missing")]
     Missing(&'static str),
     #[error("{0} without metadata.name: give it a name")]
-    Unnamed(Kind),
+    Unnamed(ObjectKind),
     #[error("{kind} with the {what} {name:?}: it {fault}")]
     Name {
-        kind: Kind,
+        kind: ObjectKind,
         what: &'static str,
         name: String,
         fault: &'static str,

@@ -6,7 +6,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde::Deserialize;
 
-use crate::object::Kind;
+use crate::object::ObjectKind;
 
 use super::fault::Reason;
 
@@ -36,9 +36,9 @@ pub(super) struct ListHeader {
 /// The content of a document.
 pub(super) enum Content {
     /// One object.
-    Object(Kind),
+    Object(ObjectKind),
     /// A list of objects. If the list is typed, all have this kind.
-    List(Option<Kind>),
+    List(Option<ObjectKind>),
     /// An object that the agent does not use.
     Unknown(Reason),
 }
@@ -64,7 +64,7 @@ impl Header {
     }
 
     /// Sets the apiVersion and kind of an item of a typed list, unless the item has them.
-    pub(super) fn set_kind(&mut self, kind: Kind) {
+    pub(super) fn set_kind(&mut self, kind: ObjectKind) {
         self.api_version
             .get_or_insert_with(|| api_version(kind).to_owned());
         self.kind.get_or_insert_with(|| kind.to_string());
@@ -83,18 +83,18 @@ impl Header {
     }
 }
 
-fn api_version(kind: Kind) -> &'static str {
+fn api_version(kind: ObjectKind) -> &'static str {
     match kind {
-        Kind::Service => Service::API_VERSION,
-        Kind::EndpointSlice => EndpointSlice::API_VERSION,
-        Kind::Node => Node::API_VERSION,
-        Kind::ServiceCidr => ServiceCIDR::API_VERSION,
-        Kind::Pod => Pod::API_VERSION,
+        ObjectKind::Service => Service::API_VERSION,
+        ObjectKind::EndpointSlice => EndpointSlice::API_VERSION,
+        ObjectKind::Node => Node::API_VERSION,
+        ObjectKind::ServiceCidr => ServiceCIDR::API_VERSION,
+        ObjectKind::Pod => Pod::API_VERSION,
     }
 }
 
-fn find(version: &str, name: &str) -> Option<Kind> {
-    Kind::ALL
+fn find(version: &str, name: &str) -> Option<ObjectKind> {
+    ObjectKind::ALL
         .into_iter()
         .find(|&kind| api_version(kind) == version && kind.to_string() == name)
 }

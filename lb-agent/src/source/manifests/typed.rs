@@ -8,22 +8,24 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::object::{Kind, Object};
+use crate::object::{Object, ObjectKind};
 
 /// Deserializes one object of this kind.
 #[derive(Clone, Copy)]
-pub(super) struct Typed(pub(super) Kind);
+pub(super) struct Typed(pub(super) ObjectKind);
 
 impl<'de> DeserializeSeed<'de> for Typed {
     type Value = Object;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Object, D::Error> {
         Ok(match self.0 {
-            Kind::Service => Object::Service(Box::new(Service::deserialize(deserializer)?)),
-            Kind::EndpointSlice => Object::EndpointSlice(Box::new(EndpointSlice::deserialize(deserializer)?)),
-            Kind::Node => Object::Node(Box::new(Node::deserialize(deserializer)?)),
-            Kind::ServiceCidr => Object::ServiceCidr(Box::new(ServiceCIDR::deserialize(deserializer)?)),
-            Kind::Pod => Object::Pod(Box::new(Pod::deserialize(deserializer)?)),
+            ObjectKind::Service => Object::Service(Box::new(Service::deserialize(deserializer)?)),
+            ObjectKind::EndpointSlice => {
+                Object::EndpointSlice(Box::new(EndpointSlice::deserialize(deserializer)?))
+            }
+            ObjectKind::Node => Object::Node(Box::new(Node::deserialize(deserializer)?)),
+            ObjectKind::ServiceCidr => Object::ServiceCidr(Box::new(ServiceCIDR::deserialize(deserializer)?)),
+            ObjectKind::Pod => Object::Pod(Box::new(Pod::deserialize(deserializer)?)),
         })
     }
 }
@@ -33,7 +35,7 @@ impl<'de> DeserializeSeed<'de> for Typed {
 #[derive(Clone, Copy)]
 pub(super) struct TypedList<'a> {
     /// The items' kinds.
-    pub(super) kinds: &'a [Option<Kind>],
+    pub(super) kinds: &'a [Option<ObjectKind>],
     /// The index of the current item. It tells which item an error is about.
     pub(super) position: &'a Cell<usize>,
 }

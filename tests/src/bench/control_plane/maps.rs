@@ -8,7 +8,7 @@ use lb_agent::datapath::maps::KernelMaps;
 use lb_agent::datapath::object;
 use lb_agent::datapath::object::settings::Settings;
 use lb_agent::model::NodeConfig;
-use lb_agent::object::{Change, Kind, Object};
+use lb_agent::object::{Change, Object, ObjectKind};
 
 use super::{CHANGES_PER_SECOND, Effort, Times};
 use crate::bench::objects::Shape;
@@ -31,8 +31,12 @@ pub(super) fn measure(shape: Shape, effort: &Effort, stop: &Stop) -> Result<Time
             name: "node-1".to_owned(),
             ..NodeConfig::default()
         };
-        let mut controller =
-            Controller::new(maps, node, [Kind::Service, Kind::EndpointSlice], Duration::ZERO)?;
+        let mut controller = Controller::new(
+            maps,
+            node,
+            [ObjectKind::Service, ObjectKind::EndpointSlice],
+            Duration::ZERO,
+        )?;
         let start = Instant::now();
         for list in lists {
             controller.change(list);
@@ -54,11 +58,11 @@ fn lists(shape: Shape) -> [Change; 2] {
     let slices = slices.map(|slice| Object::EndpointSlice(Box::new(slice)));
     [
         Change::Replace {
-            kind: Kind::Service,
+            kind: ObjectKind::Service,
             objects: services.collect(),
         },
         Change::Replace {
-            kind: Kind::EndpointSlice,
+            kind: ObjectKind::EndpointSlice,
             objects: slices.collect(),
         },
     ]

@@ -12,7 +12,7 @@ use lb_agent::datapath::filter::Filter;
 use lb_agent::datapath::maps::KernelMaps;
 use lb_agent::datapath::object::settings::{DEFAULT_CAPACITY, DEFAULT_TABLES, Settings, TableSizes};
 use lb_agent::datapath::object::{self, program};
-use lb_agent::devices::{Address, Link, Snapshot, View};
+use lb_agent::devices::{Address, DeviceView, Link, Snapshot};
 use lb_agent::maps::{Backend, BackendState, FrontendKey, MapOp, Maps as _, Protocol};
 use lb_agent::network::Family;
 use lb_common::host::only_ports;
@@ -94,7 +94,7 @@ impl Way {
             ..Snapshot::default()
         };
         let mut table = DeviceTable::open(maps).expect("the maps are pinned");
-        let view = View {
+        let view = DeviceView {
             snapshot,
             attachments: BTreeMap::new(),
         };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::options::AllocationOptions;
 use super::range::ServiceCidrs;
-use super::state::State;
+use super::state::AllocationState;
 use super::store::Store;
 use super::{Note, Objects, allocate};
 
@@ -15,7 +15,7 @@ const NAMED_MAX: usize = 20;
 /// Allocates what an API server allocates for Services.
 pub(in super::super) struct Allocator {
     cidrs: ServiceCidrs,
-    state: State,
+    state: AllocationState,
     store: Store,
     /// Why the state is not saved.
     unsaved: Option<String>,

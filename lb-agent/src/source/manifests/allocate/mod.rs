@@ -26,10 +26,10 @@ use self::asked::Asked;
 pub use self::options::{AllocationOptions, ServiceCidrArguments};
 use self::pool::{Lost, Pool, Value};
 pub use self::range::ServiceCidrs;
-use self::state::{Given, State, Wish};
+use self::state::{AllocationState, Given, Wish};
 use crate::desired::PerFamily;
 use crate::network::Family;
-use crate::object::{Kind, Object, ObjectReference};
+use crate::object::{Object, ObjectKind, ObjectReference};
 
 /// Objects by their names.
 pub(super) type Objects = BTreeMap<ObjectReference, Arc<Object>>;
@@ -39,7 +39,7 @@ pub(super) type Objects = BTreeMap<ObjectReference, Arc<Object>>;
 struct Allocation {
     /// The Services that got a value, with the values filled in.
     filled: Objects,
-    state: State,
+    state: AllocationState,
     /// Values that are new.
     new: Vec<Note>,
     /// Values that a Service does not keep.
@@ -52,7 +52,7 @@ struct Allocation {
 type Note = (ObjectReference, String);
 
 /// Allocates what the Services among `objects` request.
-fn allocate(previous: &State, objects: &Objects, cidrs: &ServiceCidrs) -> Allocation {
+fn allocate(previous: &AllocationState, objects: &Objects, cidrs: &ServiceCidrs) -> Allocation {
     let mut pools = Pools::new(cidrs);
     let mut applicants: Vec<_> = objects
         .iter()
@@ -78,13 +78,13 @@ fn allocate(previous: &State, objects: &Objects, cidrs: &ServiceCidrs) -> Alloca
         applicant.give(&mut pools, &mut allocation);
     }
     gone.retain(|(_, given)| given.values().all(|value| pools.is_free(value)));
-    gone.drain(..gone.len().saturating_sub(State::GONE_MAX));
+    gone.drain(..gone.len().saturating_sub(AllocationState::GONE_MAX));
     allocation.state.gone = gone;
     allocation
 }
 
 /// Returns the values of Services that do not exist, longest absent first.
-fn gone(previous: &State, present: &BTreeSet<String>) -> Vec<(String, Given)> {
+fn gone(previous: &AllocationState, present: &BTreeSet<String>) -> Vec<(String, Given)> {
     let still = previous.gone.iter().cloned();
     let now = previous.services.clone().into_iter();
     let mut gone: Vec<_> = still.chain(now).collect();
@@ -93,7 +93,7 @@ fn gone(previous: &State, present: &BTreeSet<String>) -> Vec<(String, Given)> {
 }
 
 fn is_service(reference: &&ObjectReference) -> bool {
-    reference.kind == Kind::Service
+    reference.kind == ObjectKind::Service
 }
 
 /// The key of a Service in the state.

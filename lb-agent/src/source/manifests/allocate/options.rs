@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::range::ServiceCidrs;
-use crate::network::Network;
+use crate::network::Cidr;
 use crate::service_cidr::{ServiceCidr, ServiceCidrError};
 
 /// The networks if `--service-cidr` is not set.
@@ -39,7 +39,7 @@ impl ServiceCidrArguments {
     }
 
     /// The networks from the command line. Only these certainly belong to the cluster.
-    pub fn named(&self) -> BTreeSet<Network> {
+    pub fn named(&self) -> BTreeSet<Cidr> {
         self.service_cidr.iter().map(ServiceCidr::network).collect()
     }
 }

@@ -56,7 +56,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::network::Network;
+    use crate::network::Cidr;
 
     fn cidr(text: &str) -> ServiceCidr {
         text.parse().unwrap()
@@ -100,7 +100,7 @@ mod tests {
     proptest! {
         #[test]
         fn address_numbers_convert_back(network in 0x0a00_0000..0x0b00_0000_u32, prefix in 8..=30_u8, index: u32) {
-            let network = Network::new(IpAddr::V4(network.into()), prefix).unwrap();
+            let network = Cidr::new(IpAddr::V4(network.into()), prefix).unwrap();
             let cidr = cidr(&network.to_string());
             let index = u64::from(index) % cidr.span().size;
             prop_assert_eq!(cidr.index(cidr.address(index)), Some(index));

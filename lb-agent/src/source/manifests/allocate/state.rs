@@ -113,7 +113,7 @@ impl Given {
 /// The values of all Services, including deleted ones.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct State {
+pub(super) struct AllocationState {
     /// By `NAMESPACE/NAME`.
     pub(super) services: BTreeMap<String, Given>,
     /// Services whose manifest is missing, in the order in which they disappeared. A manifest may
@@ -121,7 +121,7 @@ pub(super) struct State {
     pub(super) gone: Vec<(String, Given)>,
 }
 
-impl State {
+impl AllocationState {
     /// The maximum number of missing Services.
     pub(super) const GONE_MAX: usize = 10_000;
 

@@ -14,7 +14,7 @@ use super::name;
 use super::strict::{self, CollectingUnknown};
 use super::typed::{Typed, TypedList};
 use crate::model::HEADLESS_LABEL;
-use crate::object::{Kind, Object, ObjectReference};
+use crate::object::{Object, ObjectKind, ObjectReference};
 
 /// One object of a file.
 #[derive(Clone, Debug)]
@@ -161,7 +161,7 @@ impl Document<'_> {
     fn read_list(
         &self,
         source: &Source<'_>,
-        item_kind: Option<Kind>,
+        item_kind: Option<ObjectKind>,
         parsed: &mut Parsed,
     ) -> Result<(), Fault> {
         let mut headers = self
@@ -258,7 +258,7 @@ impl Document<'_> {
 
     /// Returns an object of the document; `None` for objects that the API source does not watch
     /// either.
-    fn entry(&self, kind: Kind, mut object: Object) -> Result<Option<Entry>, Fault> {
+    fn entry(&self, kind: ObjectKind, mut object: Object) -> Result<Option<Entry>, Fault> {
         let metadata = metadata(&mut object);
         complete(kind, metadata).map_err(|reason| self.fault(reason))?;
         let has_label = |label| {
@@ -267,7 +267,7 @@ impl Document<'_> {
                 .as_ref()
                 .is_some_and(|labels| labels.contains_key(label))
         };
-        if kind == Kind::EndpointSlice && has_label(HEADLESS_LABEL) {
+        if kind == ObjectKind::EndpointSlice && has_label(HEADLESS_LABEL) {
             return Ok(None);
         }
         Ok(Some(Entry {
@@ -318,11 +318,13 @@ fn item_of(field: &str) -> Option<usize> {
 }
 
 /// Checks the names, and sets the default namespace if there is none.
-fn complete(kind: Kind, metadata: &mut ObjectMeta) -> Result<(), Reason> {
+fn complete(kind: ObjectKind, metadata: &mut ObjectMeta) -> Result<(), Reason> {
     let name = metadata.name.clone().ok_or(Reason::Unnamed(kind))?;
     let fault = match kind {
-        Kind::Service => name::label_fault(&name),
-        Kind::EndpointSlice | Kind::Node | Kind::ServiceCidr | Kind::Pod => name::subdomain_fault(&name),
+        ObjectKind::Service => name::label_fault(&name),
+        ObjectKind::EndpointSlice | ObjectKind::Node | ObjectKind::ServiceCidr | ObjectKind::Pod => {
+            name::subdomain_fault(&name)
+        }
     };
     let bad = |what, name, fault| Reason::Name {
         kind,
@@ -333,7 +335,7 @@ fn complete(kind: Kind, metadata: &mut ObjectMeta) -> Result<(), Reason> {
     if let Some(fault) = fault {
         return Err(bad("name", name, fault));
     }
-    if matches!(kind, Kind::Node | Kind::ServiceCidr) {
+    if matches!(kind, ObjectKind::Node | ObjectKind::ServiceCidr) {
         metadata.namespace = None;
         return Ok(());
     }

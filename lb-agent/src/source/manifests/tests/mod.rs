@@ -10,7 +10,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
 use super::*;
-use crate::object::{Kind, Object};
+use crate::object::{Object, ObjectKind};
 
 /// A timeout that only expires on failure.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -47,7 +47,7 @@ impl Source {
             _directory: directory,
         };
         let mut loaded = Vec::new();
-        for _ in Kind::ALL {
+        for _ in ObjectKind::ALL {
             loaded.push(source.next().await);
         }
         (source, loaded)
@@ -426,7 +426,10 @@ async fn the_source_ends_when_its_receiver_closes() {
     );
     assert!(matches!(
         changes.recv().await,
-        Some(Change::Replace { kind: Kind::Node, .. })
+        Some(Change::Replace {
+            kind: ObjectKind::Node,
+            ..
+        })
     ));
     drop(changes);
     timeout(TIMEOUT, task).await.unwrap().unwrap().unwrap();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::super::directory::{FileError, read};
-use super::state::State;
+use super::state::AllocationState;
 
 /// The version of the file's format.
 const VERSION: u32 = 1;
@@ -21,13 +21,13 @@ const LOCK: &str = "allocations.lock";
 #[derive(Serialize)]
 struct Content<'a> {
     version: u32,
-    state: &'a State,
+    state: &'a AllocationState,
 }
 
 /// The same for reading.
 #[derive(Deserialize)]
 struct OwnedContent {
-    state: State,
+    state: AllocationState,
 }
 
 /// The part that all versions of the file have.
@@ -69,14 +69,14 @@ pub(super) struct Store {
     /// Held from the first write on.
     lock: Option<File>,
     /// The file's content; `None` if it is not known.
-    saved: Option<State>,
+    saved: Option<AllocationState>,
     /// Whether there is a file that the agent cannot read.
     is_unusable: bool,
 }
 
 impl Store {
     /// Reads the saved allocations.
-    pub(super) fn open(directory: &Path) -> (Self, State) {
+    pub(super) fn open(directory: &Path) -> (Self, AllocationState) {
         let mut store = Self {
             directory: directory.to_owned(),
             lock: None,
@@ -96,7 +96,7 @@ impl Store {
                 );
             }
         }
-        (store, State::default())
+        (store, AllocationState::default())
     }
 
     /// The path of the file.
@@ -105,7 +105,7 @@ impl Store {
     }
 
     /// Writes the state, unless the file already contains it.
-    pub(super) fn save(&mut self, state: &State) -> Result<(), SaveError> {
+    pub(super) fn save(&mut self, state: &AllocationState) -> Result<(), SaveError> {
         if self.saved.as_ref() == Some(state) {
             return Ok(());
         }
@@ -144,9 +144,11 @@ impl Store {
     }
 }
 
-fn load(path: &Path) -> Result<State, LoadError> {
+fn load(path: &Path) -> Result<AllocationState, LoadError> {
     let text = match read(path, SIZE_LIMIT) {
-        Err(FileError::Read(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(State::default()),
+        Err(FileError::Read(error)) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(AllocationState::default());
+        }
         text => text?,
     };
     let Header { version } = serde_json::from_str(&text)?;
@@ -157,7 +159,7 @@ fn load(path: &Path) -> Result<State, LoadError> {
     Ok(state)
 }
 
-fn encode(state: &State) -> io::Result<Vec<u8>> {
+fn encode(state: &AllocationState) -> io::Result<Vec<u8>> {
     let content = Content {
         version: VERSION,
         state,

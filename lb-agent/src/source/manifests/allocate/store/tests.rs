@@ -9,19 +9,19 @@ use super::super::state::{Given, Wish};
 use super::*;
 use crate::network::Family;
 
-fn state(address: &str) -> State {
+fn state(address: &str) -> AllocationState {
     let mut given = Given::default();
     let address = address.parse().unwrap();
     given.set(Wish::Address(Family::of(address)), Value::Address(address));
     given.set(Wish::NodePort(80), Value::Port(30_100));
     given.set(Wish::HealthCheck, Value::Port(30_101));
-    State {
+    AllocationState {
         services: [("default/web".to_owned(), given.clone())].into(),
         gone: vec![("default/old".to_owned(), given)],
     }
 }
 
-fn open(directory: &TempDir) -> (Store, State) {
+fn open(directory: &TempDir) -> (Store, AllocationState) {
     Store::open(&directory.path().join("state"))
 }
 
@@ -33,9 +33,9 @@ fn file(directory: &TempDir) -> PathBuf {
 fn a_saved_state_is_read_again() {
     let directory = tempfile::tempdir().unwrap();
     let (mut store, found) = open(&directory);
-    assert_eq!(found, State::default());
+    assert_eq!(found, AllocationState::default());
     // An empty state creates no file.
-    store.save(&State::default()).unwrap();
+    store.save(&AllocationState::default()).unwrap();
     assert!(!directory.path().join("state").exists());
     for address in ["10.96.7.8", "fd00::7"] {
         store.save(&state(address)).unwrap();
@@ -89,7 +89,7 @@ fn an_unreadable_file_is_moved_aside() {
         fs::create_dir(directory.path().join("state")).unwrap();
         fs::write(file(&directory), text).unwrap();
         let (mut store, found) = open(&directory);
-        assert_eq!(found, State::default(), "{text}");
+        assert_eq!(found, AllocationState::default(), "{text}");
         assert_eq!(fs::read_to_string(file(&directory)).unwrap(), text);
         store.save(&state("10.96.7.9")).unwrap();
         assert_eq!(open(&directory).1, state("10.96.7.9"), "{text}");
@@ -110,7 +110,7 @@ fn a_directory_or_a_too_large_file_is_moved_aside_too() {
         fs::create_dir(directory.path().join("state")).unwrap();
         make(&file(&directory));
         let (mut store, found) = open(&directory);
-        assert_eq!(found, State::default());
+        assert_eq!(found, AllocationState::default());
         store.save(&state("10.96.7.9")).unwrap();
         assert_eq!(open(&directory).1, state("10.96.7.9"));
     }

@@ -23,7 +23,7 @@ fn clash() -> (String, String, String) {
 fn allocated_values_stay_when_services_are_added() {
     let (early, late, address) = clash();
     let cidrs = cidrs(SMALL);
-    let alone = allocate(&State::default(), &objects(&[(&late, PLAIN)]), &cidrs);
+    let alone = allocate(&AllocationState::default(), &objects(&[(&late, PLAIN)]), &cidrs);
     assert_eq!(cluster_ip(&alone, &late), address);
     let both = allocate(&alone.state, &objects(&[(&early, PLAIN), (&late, PLAIN)]), &cidrs);
     assert_eq!(cluster_ip(&both, &late), address);
@@ -38,7 +38,7 @@ fn allocated_values_stay_when_services_are_added() {
 fn a_service_that_returns_gets_its_values_back() {
     let (early, late, address) = clash();
     let cidrs = cidrs(SMALL);
-    let alone = allocate(&State::default(), &objects(&[(&late, PLAIN)]), &cidrs);
+    let alone = allocate(&AllocationState::default(), &objects(&[(&late, PLAIN)]), &cidrs);
     // The Service is deleted, and another one whose hash chooses the same address is added.
     let other = allocate(&alone.state, &objects(&[(&early, PLAIN)]), &cidrs);
     assert_ne!(cluster_ip(&other, &early), address);
@@ -52,7 +52,7 @@ fn values_of_deleted_services_are_allocated_last() {
     let names: Vec<String> = (10..38).map(|number| format!("s{number}")).collect();
     let services: Vec<_> = names.iter().map(|name| (name.as_str(), PLAIN)).collect();
     let cidrs = cidrs(SMALL);
-    let old = allocate(&State::default(), &objects(&services[..14]), &cidrs);
+    let old = allocate(&AllocationState::default(), &objects(&services[..14]), &cidrs);
     let new = allocate(&old.state, &objects(&services[14..]), &cidrs);
     assert_eq!(
         (new.faults.len(), new.state.services.len(), new.state.gone.len()),
@@ -62,20 +62,24 @@ fn values_of_deleted_services_are_allocated_last() {
 
 #[test]
 fn the_number_of_remembered_deleted_services_is_limited() {
-    let names: Vec<String> = (0..=State::GONE_MAX)
+    let names: Vec<String> = (0..=AllocationState::GONE_MAX)
         .map(|number| format!("s{number:05}"))
         .collect();
     let services: Vec<_> = names.iter().map(|name| (name.as_str(), PLAIN)).collect();
     let all = first(&services, DEFAULT);
     let none = allocate(&all.state, &Objects::new(), &cidrs(DEFAULT));
-    assert_eq!(none.state.gone.len(), State::GONE_MAX);
+    assert_eq!(none.state.gone.len(), AllocationState::GONE_MAX);
     assert_eq!(none.state.gone[0].0, "default/s00001");
 }
 
 #[test]
 fn a_value_in_a_manifest_is_taken_from_another_service() {
     let cidrs = cidrs(DEFAULT);
-    let before = allocate(&State::default(), &objects(&[("web", NODE_PORT)]), &cidrs);
+    let before = allocate(
+        &AllocationState::default(),
+        &objects(&[("web", NODE_PORT)]),
+        &cidrs,
+    );
     let (address, port) = (cluster_ip(&before, "web"), node_ports(&before, "web")[0].unwrap());
     let claim = format!("{{type: NodePort, clusterIP: {address}, ports: [{{port: 1, nodePort: {port}}}]}}");
     let after = allocate(
@@ -120,10 +124,14 @@ fn a_new_network_moves_addresses_outside_of_it() {
 #[test]
 fn values_that_are_no_longer_requested_are_free() {
     let cidrs = cidrs(DEFAULT);
-    let before = allocate(&State::default(), &objects(&[("web", NODE_PORT)]), &cidrs);
+    let before = allocate(
+        &AllocationState::default(),
+        &objects(&[("web", NODE_PORT)]),
+        &cidrs,
+    );
     let headless = "{clusterIP: None, ports: [{port: 80}]}";
     let after = allocate(&before.state, &objects(&[("web", headless)]), &cidrs);
-    assert_eq!(after.state, State::default());
+    assert_eq!(after.state, AllocationState::default());
     let plain = allocate(&before.state, &objects(&[("web", PLAIN)]), &cidrs);
     assert_eq!(cluster_ip(&plain, "web"), cluster_ip(&before, "web"));
     assert_eq!(node_ports(&plain, "web"), [None]);
@@ -169,7 +177,7 @@ proptest! {
     #[test]
     fn random_changes_keep_values_unique_and_stable(history in histories()) {
         let cidrs = cidrs(SMALL);
-        let mut state = State::default();
+        let mut state = AllocationState::default();
         let mut before = Objects::new();
         for services in history {
             let services = of_numbers(&services);
@@ -193,7 +201,7 @@ proptest! {
             // An unchanged Service keeps its values, unless a manifest names them.
             for (service, given) in &state.services {
                 let (namespace, name) = service.split_once('/').unwrap();
-                let reference = ObjectReference { kind: Kind::Service, namespace: namespace.into(), name: name.into() };
+                let reference = ObjectReference { kind: ObjectKind::Service, namespace: namespace.into(), name: name.into() };
                 let is_same = services.get(&reference) == before.get(&reference);
                 let is_moved = allocation.moved.iter().any(|(moved, _)| *moved == reference);
                 if is_same && !is_moved {

@@ -33,7 +33,7 @@ const PLAIN: &str = "{selector: {app: web}, ports: [{port: 80}]}";
 const NODE_PORT: &str = "{type: NodePort, selector: {app: web}, ports: [{port: 80}]}";
 
 fn first(services: &[(&str, &str)], networks: &str) -> Allocation {
-    allocate(&State::default(), &objects(services), &cidrs(networks))
+    allocate(&AllocationState::default(), &objects(services), &cidrs(networks))
 }
 
 /// The specification of a Service after the allocation.
@@ -176,7 +176,7 @@ fn headless_and_addressed_services_get_no_address() {
     ] {
         let allocation = first(&[("web", fields)], DEFAULT);
         assert!(allocation.filled.is_empty(), "{fields}: {allocation:?}");
-        assert_eq!(allocation.state, State::default(), "{fields}");
+        assert_eq!(allocation.state, AllocationState::default(), "{fields}");
     }
     // A selector is not necessary.
     assert_eq!(
@@ -350,7 +350,7 @@ fn ten_thousand_services_exhaust_a_small_network() {
     let names: Vec<String> = (0..10_000).map(|number| format!("s{number:05}")).collect();
     let services: Vec<_> = names.iter().map(|name| (name.as_str(), NODE_PORT)).collect();
     let objects = objects(&services);
-    let allocation = allocate(&State::default(), &objects, &cidrs(SMALL));
+    let allocation = allocate(&AllocationState::default(), &objects, &cidrs(SMALL));
     assert_eq!(allocation.faults.len(), 10_000 - 14 + 10_000 - 2768);
     assert_eq!(allocation.state.services.len(), 2768);
     let again = allocate(&allocation.state, &objects, &cidrs(SMALL));
