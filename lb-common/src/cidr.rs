@@ -3,8 +3,8 @@
 //! would follow the node's default route and might loop.
 //!
 //! The networks are rows of the set [`SET`] of source ranges. Most packets of a node are not for
-//! any of them. So the programs check [`ServiceCidrs`] first: one array access shows whether the lookup
-//! of the rows is needed.
+//! any of them. So the programs check [`ServiceCidrs`] first: one array access shows whether the
+//! lookup of the rows is needed.
 
 use crate::address::Address;
 use crate::choose::{Origin, find_frontend};

@@ -42,9 +42,9 @@ pub(crate) enum FragmentKind {
     Detour,
 }
 
-/// Parses a fragment with its IP header at `network` that is seen at `hook`. With [`FragmentKind::Parsed`],
-/// `parsed` is written. The ports of a first fragment are its own, and they are remembered. A later
-/// fragment gets the ports of the first one.
+/// Parses a fragment with its IP header at `network` that is seen at `hook`. With
+/// [`FragmentKind::Parsed`], `parsed` is written. The ports of a first fragment are its own, and
+/// they are remembered. A later fragment gets the ports of the first one.
 #[inline(never)]
 pub(crate) fn parse<A: IpHeader>(
     packet: &impl Packet,
