@@ -1,4 +1,4 @@
-//! Rows that Services have beside their frontends, and those that the programs write themselves.
+//! Other rows of Services than frontends, and rows that the programs write.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +20,8 @@ use lb_common::settings::TICK_SHIFT;
 use super::Datapath;
 
 impl Datapath {
-    /// The row that [`Datapath::service`] writes for a Service with so many backends.
+    /// The frontend row that [`Datapath::service`] writes for a Service with this number of
+    /// backends.
     pub fn row(service: u32, backends: u32) -> Frontend {
         let region = Region {
             base: service * 100,
@@ -47,7 +48,7 @@ impl Datapath {
         self.frontend(key, value);
     }
 
-    /// Lets a network into a set of source ranges.
+    /// Adds a network to a set of source ranges.
     pub fn allow(&self, set: u32, network: IpAddr, prefix: u32) {
         match network {
             IpAddr::V4(network) => self.allow_in(map::SOURCE_RANGES4, set, Address4::from(network), prefix),
@@ -73,19 +74,18 @@ impl Datapath {
         HashMap::try_from(self.pinned(name)).expect("a hash map")
     }
 
-    /// Makes all flows look as if they had been seen that many ticks earlier.
+    /// Makes all flows older by this number of ticks.
     pub fn age(&self, ticks: u32) {
         self.age_if(ticks, |_, _| true);
     }
 
-    /// Makes the flows between some sources and destinations look as if they had been seen that
-    /// many ticks earlier.
+    /// Makes the flows between matching sources and destinations older by this number of ticks.
     pub fn age_if(&self, ticks: u32, which: impl Fn(SocketAddr, SocketAddr) -> bool) {
         age(self.flows4(), ticks, &which);
         age(self.flows6(), ticks, &which);
     }
 
-    /// Lets every client be answered as if none had been for a long time.
+    /// Refills the buckets of all rate limits.
     pub fn forget_answers(&mut self) {
         self.answers = 0;
         let mut buckets = self.buckets();
@@ -95,7 +95,7 @@ impl Datapath {
         self.set_detours(|_| Bucket::default());
     }
 
-    /// Leaves nothing in a client's bucket, until time fills it again.
+    /// Empties a client's bucket.
     pub fn drain(&self, limit: Limit, client: IpAddr) {
         let index = match client {
             IpAddr::V4(client) => limit.bucket(Address4::from(client)),
@@ -108,8 +108,7 @@ impl Datapath {
         self.pinned(map::ANSWERS).try_into().expect("a per-CPU array")
     }
 
-    /// Leaves nothing in the bucket of the way to the kernel's own reassembly, until time fills it
-    /// again.
+    /// Empties the common bucket of detours through the kernel's reassembly.
     pub fn drain_detours(&self) {
         self.set_detours(|bucket| Bucket { tokens: 0, ..bucket });
     }
@@ -121,8 +120,8 @@ impl Datapath {
         buckets.set(0, new(bucket), 0).expect("the bucket is written");
     }
 
-    /// Lets the programs send fragments to the kernel's own reassembly through the device that
-    /// packets come in on if no other is set, whose role that is; or not.
+    /// Lets the programs send fragments to the kernel's reassembly through the loopback device,
+    /// which gets this role. `None` disables the detour.
     pub fn reassemble(&mut self, role: Option<Role>) {
         const LOOPBACK: u32 = 1;
         let mut view = super::loopback_as_bridge();
@@ -142,7 +141,7 @@ impl Datapath {
         devices.set_reassembly(device).expect("the map takes it");
     }
 
-    /// Makes what is known of datagrams in fragments that many seconds older.
+    /// Makes the fragment rows older by this number of seconds.
     pub fn age_fragments(&self, seconds: u32) {
         let ticks = (seconds * clock::jiffies_per_second()) >> TICK_SHIFT;
         let older = |row: &mut Fragment| row.seen = row.seen.wrapping_sub(ticks);
@@ -150,7 +149,7 @@ impl Datapath {
         update(&mut self.fragments6(), older);
     }
 
-    /// Makes what is known of clients' backends that many seconds older.
+    /// Makes the affinity rows older by this number of seconds.
     pub fn age_affinities(&self, seconds: u32) {
         let jiffies = u64::from(seconds) * u64::from(clock::jiffies_per_second());
         let older = |row: &mut Affinity| row.last_used -= jiffies;
@@ -158,12 +157,12 @@ impl Datapath {
         update(&mut self.affinities6(), older);
     }
 
-    /// Ports of IPv4 datagrams in fragments.
+    /// The fragment table of IPv4.
     pub fn fragments4(&self) -> HashMap<MapData, FragmentKey<Address4>, Fragment> {
         self.table(map::FRAGMENTS4)
     }
 
-    /// Ports of IPv6 datagrams in fragments.
+    /// The fragment table of IPv6.
     pub fn fragments6(&self) -> HashMap<MapData, FragmentKey<Address6>, Fragment> {
         self.table(map::FRAGMENTS6)
     }
@@ -176,17 +175,17 @@ impl Datapath {
         self.table(map::AFFINITY6)
     }
 
-    /// The number of datagrams in fragments that are known.
+    /// The number of fragment rows of both families.
     pub fn fragment_count(&self) -> usize {
         self.fragments4().keys().count() + self.fragments6().keys().count()
     }
 
-    /// The number of clients whose backends are known.
+    /// The number of affinity rows of both families.
     pub fn affinity_count(&self) -> usize {
         self.affinities4().keys().count() + self.affinities6().keys().count()
     }
 
-    /// Forgets everything that the programs remember of packets.
+    /// Deletes all flow, fragment and affinity rows.
     pub fn forget(&self) {
         clear(&mut self.flows4());
         clear(&mut self.flows6());
@@ -197,7 +196,7 @@ impl Datapath {
     }
 }
 
-/// Changes a bucket on every processor, if that makes a difference.
+/// Changes a bucket on every CPU. Writes it only if its value differs.
 fn change_buckets(buckets: &mut PerCpuArray<MapData, Bucket>, index: u32, change: impl Fn(&mut Bucket)) {
     let old = buckets.get(&index, 0).expect("a bucket is read");
     let mut new = old.to_vec();

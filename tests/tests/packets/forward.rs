@@ -12,7 +12,7 @@ use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, FRONT_LINK, NARROW_MTU, 
 use lb_tests::packet::world::{PROTOCOLS, World, answer, data, first, is_given_out, worlds};
 use lb_tests::packet::{Datapath, datapath, datapath_with};
 
-/// The programs that see clients outside.
+/// The programs that see packets of clients outside.
 const FROM_NETWORK: [&str; 2] = ["lb_xdp", "lb_tc_from_network"];
 
 /// Runs a check for both families and both programs, with a backend at `place`.

@@ -12,7 +12,7 @@ use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Network, Place};
 use lb_tests::packet::world::{DEVICES, Device, POD_DEVICE, World, at, data, first, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
-/// Type and code of errors, of both IP versions.
+/// Type and code of ICMP errors, for IPv4 and IPv6.
 const ERRORS: [[[u8; 2]; 2]; 5] = [
     [[3, 3], [1, 4]],
     [[3, 1], [1, 0]],

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use lb_tests::packet::network::Place;
 use lb_tests::packet::world::{World, worlds};
 
-/// The programs of devices without Ethernet.
+/// The programs of devices without Ethernet headers.
 pub(crate) const LAYER3: [&str; 3] = [
     "lb_tc_from_network_layer3",
     "lb_tc_from_pod_layer3",

@@ -10,7 +10,7 @@ use lb_tests::packet::world::{World, chunk, data, first};
 use super::disguise::{everyone, like};
 use super::services::{ALL, Behind, PORTS, SERVICES, backends, with_port};
 
-/// What opens the flows that other packets belong to.
+/// Packets that open the flows to which other packets belong.
 pub(crate) fn openers() -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     for world in everyone() {
