@@ -129,7 +129,10 @@ impl Chart {
 }
 
 /// Formats a number at an axis.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the crate requires this signature")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the crate requires this signature"
+)]
 fn number(value: &f64) -> String {
     match value {
         ..0.095 => format!("{value:.3}"),

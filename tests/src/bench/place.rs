@@ -19,7 +19,8 @@ pub struct Place {
 impl Place {
     /// The current machine and time.
     pub fn here() -> Self {
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release is readable");
+        let kernel =
+            fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release is readable");
         Self {
             machine: machine(),
             kernel: kernel.trim_end().to_owned(),

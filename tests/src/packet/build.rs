@@ -202,11 +202,11 @@ impl Build {
             Transport::Tcp(header) => {
                 let mut header = header.as_ref().clone();
                 header.checksum = self.tcp_checksum(&header);
-                header.write(&mut transport).expect("a vector takes it");
+                header.write(&mut transport).expect("a vector accepts it");
             }
             Transport::Udp { checksum } => {
                 let header = self.udp_header(*checksum);
-                header.write(&mut transport).expect("a vector takes it");
+                header.write(&mut transport).expect("a vector accepts it");
             }
             Transport::Sctp { chunk } => transport = self.sctp_header(*chunk),
             Transport::Icmp { kind, code, rest } => transport = self.icmp_header([*kind, *code], *rest),
@@ -216,7 +216,7 @@ impl Build {
         let network = bytes.len();
         self.network(transport.len())
             .write(&mut bytes)
-            .expect("a vector takes it");
+            .expect("a vector accepts it");
         self.add_extensions(&mut bytes, network);
         bytes.extend_from_slice(&transport);
         if self.without_length {
@@ -278,7 +278,7 @@ impl Build {
             destination: self.link.destination,
             ether_type: outer,
         };
-        header.write(&mut bytes).expect("a vector takes it");
+        header.write(&mut bytes).expect("a vector accepts it");
         for (depth, vlan) in self.vlans.iter().enumerate() {
             let last = depth + 1 == self.vlans.len();
             let header = etherparse::SingleVlanHeader {
@@ -290,7 +290,7 @@ impl Build {
                 },
                 ..Default::default()
             };
-            header.write(&mut bytes).expect("a vector takes it");
+            header.write(&mut bytes).expect("a vector accepts it");
         }
         bytes
     }

@@ -160,7 +160,7 @@ impl Datapath {
         let mut devices = DeviceTable::open(directory).expect("the maps are pinned");
         devices
             .set(&loopback_as_bridge(), &BTreeSet::new())
-            .expect("the maps take it");
+            .expect("the maps accept it");
         let maps = KernelMaps::open(directory).expect("the maps are pinned");
         let counters = Counters::open(directory).expect("the counters are pinned");
         Self {
@@ -294,7 +294,7 @@ impl Datapath {
 
     /// Executes a map operation.
     pub fn apply(&mut self, operation: &MapOp) {
-        self.maps.apply(operation).expect("the map takes it");
+        self.maps.apply(operation).expect("the map accepts it");
     }
 
     /// Runs a program on a packet.

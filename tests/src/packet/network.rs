@@ -150,7 +150,7 @@ impl Network {
         };
         let mut table = DeviceTable::open(datapath.pins.path()).expect("the maps are pinned");
         let transmitting = transmitting.iter().copied().collect();
-        table.set(&view, &transmitting).expect("the map takes it");
+        table.set(&view, &transmitting).expect("the map accepts it");
     }
 
     /// Writes the roles of devices into the programs' maps.
@@ -175,14 +175,14 @@ impl Network {
         };
         let mut table = DeviceTable::open(datapath.pins.path()).expect("the maps are pinned");
         let both = [self.front, self.back].into();
-        table.set(&view, &both).expect("the map takes it");
+        table.set(&view, &both).expect("the map accepts it");
     }
 
     /// Removes all devices from the programs' maps.
     pub fn forget_links(&self, datapath: &Datapath) {
         let mut table = DeviceTable::open(datapath.pins.path()).expect("the maps are pinned");
         let nothing = View::default();
-        table.set(&nothing, &BTreeSet::new()).expect("the map takes it");
+        table.set(&nothing, &BTreeSet::new()).expect("the map accepts it");
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -233,7 +233,7 @@ impl Network {
 
     /// Runs lines of `ip` commands.
     pub fn ip(&self, lines: &[&str]) {
-        self.alone.namespace().ip(lines).expect("the kernel takes them");
+        self.alone.namespace().ip(lines).expect("the kernel accepts them");
     }
 
     /// Sets variables below `/proc/sys/net`.
@@ -241,7 +241,7 @@ impl Network {
         self.alone
             .namespace()
             .sysctl(settings)
-            .expect("the kernel takes them");
+            .expect("the kernel accepts them");
     }
 }
 

@@ -90,7 +90,7 @@ impl Datapath {
         // This comes before the filters, which contain the devices' addresses.
         self.reassemble(None);
         let directory = self.directory().to_owned();
-        self.maps.renew_filters(&directory).expect("the maps take it");
+        self.maps.renew_filters(&directory).expect("the maps accept it");
         self.zero::<u64>(map::REASONS);
         self.zero::<ServiceStats>(map::SERVICE_STATS);
         self.backends.clear();
@@ -108,7 +108,7 @@ impl Datapath {
             let zeros = PerCpuValues::try_from(vec![V::default(); processors]);
             counters
                 .set(index, zeros.expect("a value for each processor"), 0)
-                .expect("the map takes it");
+                .expect("the map accepts it");
         }
     }
 }

@@ -62,7 +62,7 @@ impl Datapath {
     {
         let mut trie: LpmTrie<MapData, SourceRange<A>, u32> = self.pinned(name).try_into().expect("a trie");
         let key = Key::new(SourceRange::<A>::SET_BITS + prefix, SourceRange { set, network });
-        trie.insert(&key, 1, 0).expect("the map takes it");
+        trie.insert(&key, 1, 0).expect("the map accepts it");
     }
 
     pub(super) fn pinned(&self, name: &str) -> Map {
@@ -136,9 +136,9 @@ impl Datapath {
             view.attachments.insert(LOOPBACK, attachment);
         }
         let mut devices = DeviceTable::open(self.directory()).expect("the maps are pinned");
-        devices.set(&view, &BTreeSet::new()).expect("the maps take it");
+        devices.set(&view, &BTreeSet::new()).expect("the maps accept it");
         let device = if role.is_some() { LOOPBACK } else { 0 };
-        devices.set_reassembly(device).expect("the map takes it");
+        devices.set_reassembly(device).expect("the map accepts it");
     }
 
     /// Makes the fragment rows older by this number of seconds.
@@ -218,7 +218,7 @@ fn update<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, change: impl Fn(&mut
     let rows: Vec<(K, V)> = map.iter().map(|row| row.expect("a row")).collect();
     for (key, mut value) in rows {
         change(&mut value);
-        map.insert(key, value, 0).expect("the map takes it");
+        map.insert(key, value, 0).expect("the map accepts it");
     }
 }
 
@@ -236,7 +236,7 @@ fn age<A: Pod + Into<IpAddr>>(
         let destination = SocketAddr::new(key.destination.into(), key.destination_port.get());
         if which(source, destination) {
             flow.last_seen = flow.last_seen.wrapping_sub(ticks);
-            flows.insert(key, flow, 0).expect("the map takes it");
+            flows.insert(key, flow, 0).expect("the map accepts it");
         }
     }
 }

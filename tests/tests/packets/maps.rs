@@ -158,13 +158,13 @@ fn writing_slots_does_not_change_their_neighbours() {
             let mut write = |base, slots: &[Slot]| {
                 let slots = slots.to_vec();
                 let operation = MapOp::SetSlots { base, slots };
-                datapath.maps.apply(&operation).expect("the kernel takes it");
+                datapath.maps.apply(&operation).expect("the kernel accepts it");
             };
             write(around.base, &expected);
             write(base, &slots(length));
             expected[1..=length as usize].copy_from_slice(&slots(length));
             let row = frontend(0, around, Region::default());
-            datapath.maps.apply(&row).expect("the kernel takes it");
+            datapath.maps.apply(&row).expect("the kernel accepts it");
             let image = datapath.maps.image().expect("the maps can be read");
             let found: Vec<Slot> = image.slots.into_values().collect();
             assert_eq!(found, expected, "{length} slots from {base} on");
@@ -196,7 +196,7 @@ fn writes_beyond_the_last_slot_are_rejected() {
     for (number, length) in [(0, 2), (1, u32::MAX)] {
         let damaged = Region { base, length };
         let operation = frontend(number, damaged, damaged);
-        datapath.maps.apply(&operation).expect("the kernel takes it");
+        datapath.maps.apply(&operation).expect("the kernel accepts it");
     }
     let image = datapath.maps.image().expect("the maps can be read");
     assert_eq!(image.slots.into_iter().collect::<Vec<_>>(), [(base, slots(1)[0])]);

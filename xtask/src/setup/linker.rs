@@ -1,9 +1,9 @@
-//! bpf-linker: which one to use, and how to build it.
+//! Finds and builds bpf-linker.
 //!
-//! It must be linked with the LLVM that the compiler uses, and Debian moves its compiler on with
-//! security updates. A bpf-linker that the user has installed is used if it fits, and never
-//! replaced: ours goes into a directory of its own under cargo's, named by both versions, where all
-//! checkouts find it.
+//! It must be linked with the LLVM of the compiler, which Debian updates with security updates. A
+//! bpf-linker that the user installed is used if it fits, and never replaced. This task installs
+//! its own into a separate directory below cargo's. The directory name contains both versions, and
+//! all checkouts share it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,10 +15,10 @@ use object::read::elf::{Dyn, ElfFile64, FileHeader, SectionHeader};
 
 use crate::command;
 
-/// The version that is used.
+/// The required version.
 pub(crate) const VERSION: &str = "0.13.0";
 
-/// The packages whose libraries it is linked with.
+/// The packages with the libraries that it is linked with.
 pub(crate) fn debian_packages(llvm: u32) -> [String; 3] {
     [
         format!("llvm-{llvm}-dev"),
@@ -27,7 +27,7 @@ pub(crate) fn debian_packages(llvm: u32) -> [String; 3] {
     ]
 }
 
-/// A bpf-linker of the right version and LLVM.
+/// Finds a bpf-linker with the required version and LLVM.
 pub(crate) fn find(llvm: u32) -> Option<PathBuf> {
     let ours = install_root(llvm).ok()?.join("bin/bpf-linker");
     let mut candidates = command::in_path("bpf-linker");
@@ -35,7 +35,7 @@ pub(crate) fn find(llvm: u32) -> Option<PathBuf> {
     candidates.into_iter().find(|file| fits(file, llvm))
 }
 
-/// Builds bpf-linker with Debian's LLVM, into our directory.
+/// Builds bpf-linker with Debian's LLVM and installs it.
 pub(crate) fn install(llvm: u32) -> Result<()> {
     let mut cargo = command::clean("cargo");
     cargo
@@ -88,7 +88,7 @@ fn llvm_of(binary: &[u8]) -> Option<u32> {
         .find_map(|name| llvm_library(std::str::from_utf8(name).ok()?))
 }
 
-/// The major version in the name of LLVM's shared library, as of LLVM 18.
+/// The major version in the name of LLVM's shared library, since LLVM 18.
 fn llvm_library(name: &str) -> Option<u32> {
     name.strip_prefix("libLLVM.so.")?.split('.').next()?.parse().ok()
 }
@@ -98,15 +98,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_library_name_tells_the_llvm() {
+    fn the_library_name_contains_the_llvm_version() {
         assert_eq!(llvm_library("libLLVM.so.22.1"), Some(22));
         assert_eq!(llvm_library("libLLVM-14.so.1"), None);
         assert_eq!(llvm_library("libc.so.6"), None);
     }
 
     #[test]
-    fn what_is_not_linked_with_llvm_has_none() {
-        assert_eq!(llvm_of(b"no program"), None);
+    fn other_files_have_no_llvm_version() {
+        assert_eq!(llvm_of(b"not a program"), None);
         let this = fs::read(env::current_exe().expect("path of this test")).expect("this test's file");
         assert_eq!(llvm_of(&this), None);
     }

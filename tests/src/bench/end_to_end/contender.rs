@@ -10,15 +10,15 @@ use crate::lab::{SocketLb, Xdp};
 pub struct Contender {
     /// Its name.
     pub name: &'static str,
-    /// What translates.
+    /// The means of translation.
     pub(super) means: Means,
-    /// Who asks.
+    /// The places of the clients.
     pub(super) views: &'static [View],
     /// Limit of the time to open a connection from a Pod, in percent of that to the bare Pod.
     pub(super) connect_limit: Option<u32>,
 }
 
-/// What translates.
+/// The means of translation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Means {
     /// Rules as kube-proxy writes them.
@@ -124,7 +124,7 @@ impl View {
 pub struct Subject {
     /// The contender.
     pub way: &'static Contender,
-    /// Who asks.
+    /// The place of the client.
     pub view: View,
     /// The number of Services.
     pub services: u32,

@@ -358,8 +358,8 @@ impl Case {
         }
     }
 
-    /// The empty program's name: what is sent on is measured beside one that asks for the route
-    /// too.
+    /// The empty program's name. Forwarded packets are compared with one that also does a FIB
+    /// lookup.
     pub(super) fn empty(&self) -> &'static str {
         match self.traffic {
             Traffic::SentOn | Traffic::SentBack => EMPTY_ROUTE,
@@ -367,7 +367,7 @@ impl Case {
         }
     }
 
-    /// Where hop limit and protocol are, and what stands there.
+    /// Offset and value of the word with the hop limit and the protocol.
     fn hops(&self) -> (u32, u16) {
         const HOPS: u8 = 64;
         let protocol = self.protocol.number();

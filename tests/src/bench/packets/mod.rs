@@ -37,14 +37,14 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// Half a minute on an idle machine.
+    /// A full run: half a minute on an idle machine.
     pub const FULL: Self = Self {
         protocols: &[Protocol::Tcp, Protocol::Udp],
         rounds: 7,
         packets: 1 << 16,
         openings: 1 << 14,
     };
-    /// A quarter of a minute.
+    /// A short run: a quarter of a minute.
     pub const QUICK: Self = Self {
         protocols: &[Protocol::Tcp],
         rounds: 5,

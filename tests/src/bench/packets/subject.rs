@@ -98,7 +98,7 @@ impl Way {
             snapshot,
             attachments: BTreeMap::new(),
         };
-        table.set(&view, &[index].into()).expect("the map takes it");
+        table.set(&view, &[index].into()).expect("the map accepts it");
         Self { _alone: alone }
     }
 }
@@ -182,7 +182,7 @@ fn load(ebpf: &mut Ebpf, name: &str) {
 /// Writes the rows of a Service in both families, as the agent would. `ends` are its VIP and its
 /// Pod. `local` means that the Pod is on this node.
 fn write_service(maps: &mut KernelMaps, service: u32, local: bool, ends: impl Fn(Family) -> [IpAddr; 2]) {
-    let mut apply = |operation| maps.apply(&operation).expect("the map takes it");
+    let mut apply = |operation| maps.apply(&operation).expect("the map accepts it");
     // Id 0 is never valid.
     let id = service + 1;
     apply(MapOp::SetSlots {
