@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: how fast it is.
+//! `cargo xtask bench`: runs the benchmarks.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,8 +10,8 @@ use crate::{build_ebpf, command, test, workspace};
 /// Arguments of the task.
 #[derive(clap::Args)]
 pub(crate) struct BenchArguments {
-    /// What is measured; without it everything is, and docs/benchmarks.md is written anew: three
-    /// quarters of an hour
+    /// The benchmark; by default all run and rewrite docs/benchmarks.md, in three quarters of an
+    /// hour
     #[command(subcommand)]
     what: Option<Bench>,
 }
@@ -19,31 +19,33 @@ pub(crate) struct BenchArguments {
 /// What is measured.
 #[derive(clap::Subcommand)]
 enum Bench {
-    /// What a packet costs at each kernel program, beside an empty program (`--quick`: TCP only)
+    /// The cost of a packet at each kernel program, compared with an empty one (`--quick`: TCP
+    /// only)
     Packets(Arguments),
-    /// What it takes to follow the control plane, beside the rules of packet filters
+    /// The cost of following the control plane, compared with rules of packet filters
     ControlPlane(Arguments),
-    /// What connections to Services notice, beside the rules of packet filters and beside bare Pods
+    /// The performance of connections to Services, compared with rules of packet filters and bare
+    /// Pods
     EndToEnd(Arguments),
-    /// How long the tables take that outside clients' backends are chosen by
+    /// The time to compute Maglev tables
     Maglev,
 }
 
-/// How a benchmark is called.
+/// Arguments of a benchmark.
 #[derive(clap::Args)]
 struct Arguments {
     /// How to print the result: `table` or `json`
     #[arg(short, long, value_name = "FORMAT", value_parser = ["table", "json"], default_value = "table")]
     output: String,
-    /// Less, and in fewer and shorter rounds: for a first look
+    /// Measure less, in fewer and shorter rounds
     #[arg(long)]
     quick: bool,
-    /// A page to write the result to as well, as docs/benchmarks.md is written
+    /// A page to update with the result, like docs/benchmarks.md
     #[arg(long, value_name = "FILE")]
     page: Option<PathBuf>,
 }
 
-/// Builds what is needed and measures.
+/// Builds the required programs and runs the benchmarks.
 pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
     match &arguments.what {
         Some(Bench::Packets(arguments)) => packets(arguments),
@@ -75,8 +77,8 @@ fn maglev() -> Result<()> {
     )
 }
 
-/// The kernel takes the time, of programs that are always built for speed: the caller of the kernel
-/// need not be, and so is the one that the tests have built.
+/// The kernel measures the time, and the kernel programs are always optimized. So the calling
+/// program uses the profile of the tests, whose build exists already.
 fn packets(arguments: &Arguments) -> Result<()> {
     const BINARY: &str = "bench-packets";
     prepare()?;
@@ -85,7 +87,7 @@ fn packets(arguments: &Arguments) -> Result<()> {
     measure(bench, arguments)
 }
 
-/// The agent as it is delivered, with the peers beside it.
+/// Runs the optimized agent.
 fn control_plane(arguments: &Arguments) -> Result<()> {
     const BINARY: &str = "bench-control-plane";
     let built = build_for_speed(&["lb-agent", "lab-tool", BINARY])?;
@@ -94,14 +96,14 @@ fn control_plane(arguments: &Arguments) -> Result<()> {
     measure(bench, arguments)
 }
 
-/// The same in the lab, under load.
+/// Runs the optimized agent in the lab, under load.
 fn end_to_end(arguments: &Arguments) -> Result<()> {
     const BINARY: &str = "bench-end-to-end";
     let built = build_for_speed(&["lb-agent", "lab-tool", BINARY])?;
     measure(command::clean(built.join(BINARY)), arguments)
 }
 
-/// Builds programs as they are delivered; where they are.
+/// Builds optimized programs. Returns their directory.
 fn build_for_speed(programs: &[&str]) -> Result<PathBuf> {
     prepare()?;
     let programs = programs.iter().map(|name| format!("--bin={name}"));

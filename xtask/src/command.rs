@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Variables with which cargo's user says how crates are fetched. All others of cargo and rustup
-/// are meant for the build that started us, and would change this one.
+/// Variables that configure how cargo fetches crates. All other variables of cargo and rustup
+/// belong to the build that started this program, and would change the builds that it starts.
 const KEPT: [&str; 5] = [
     "CARGO_HOME",
     "CARGO_HTTP_",
@@ -17,7 +17,7 @@ const KEPT: [&str; 5] = [
     "CARGO_SOURCE_",
 ];
 
-/// A command without what the cargo that started us, or rustup, has put into the environment.
+/// A command without the variables that the calling cargo or rustup has set.
 pub(crate) fn clean(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in env::vars_os() {
@@ -42,7 +42,7 @@ fn is_inherited(name: &str) -> bool {
         || name.starts_with("CARGO_") && !KEPT.iter().any(|kept| name.starts_with(kept))
 }
 
-/// Runs a command with its output on the terminal; its failure is an error.
+/// Runs a command with its output on the terminal. Fails if the command fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command
         .stdin(Stdio::null())
@@ -54,13 +54,14 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The text that a command writes to its standard output; its failure is an error with what it
-/// wrote to standard error.
+/// Runs a command and returns its standard output as text. Fails with its standard error if the
+/// command fails.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes(command)?).into_owned())
 }
 
-/// The same for a command that writes no text.
+/// Runs a command and returns its standard output as bytes. Fails with its standard error if the
+/// command fails.
 pub(crate) fn bytes(command: &mut Command) -> Result<Vec<u8>> {
     let output = command
         .stdin(Stdio::null())
@@ -78,12 +79,12 @@ pub(crate) fn bytes(command: &mut Command) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// Whether a command runs and succeeds; nothing is shown.
+/// Whether a command runs and succeeds. Shows no output.
 pub(crate) fn succeeds(command: &mut Command) -> bool {
     output(command).is_ok()
 }
 
-/// The programs of this name in `PATH`, first the one that a shell would run.
+/// The programs of this name in `PATH`. The first one is the one that a shell would run.
 pub(crate) fn in_path(name: &str) -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -92,12 +93,12 @@ pub(crate) fn in_path(name: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Whether this process is root's.
+/// Whether this process runs as root.
 pub(crate) fn is_root() -> Result<bool> {
     Ok(output(Command::new("id").arg("-u"))?.trim() == "0")
 }
 
-/// A command as one would type it.
+/// A command as a line of text, for messages.
 fn show(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words
@@ -111,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_how_crates_are_fetched_is_inherited() {
+    fn only_the_configuration_of_crate_sources_is_inherited() {
         for name in [
             "CARGO_HOME",
             "CARGO_HTTP_CAINFO",

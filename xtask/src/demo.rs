@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: builds what the demo needs, then becomes the demo.
+//! `cargo xtask demo`: builds what the demo needs, then executes it.
 
 use std::env;
 use std::os::unix::process::CommandExt;
@@ -8,21 +8,21 @@ use anyhow::{Context, Result, bail};
 
 use crate::{build_ebpf, command, setup, workspace};
 
-/// What is built, beside each other, in the profile that the tests use too: its build is the
-/// quicker one.
+/// The programs to build, into one directory. They use the profile of the tests, which builds
+/// faster.
 const PROGRAMS: [&str; 3] = ["lb-agent", "lab-tool", "lb-demo"];
 
-/// How `demo` is called.
+/// Arguments of `demo`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Leave the lab for exploring until Enter is pressed, and say how
+    /// Leave the lab running until Enter is pressed, and print commands to explore it
     #[arg(long)]
     keep: bool,
 }
 
-/// Returns only if the demo cannot be started; else its exit code is ours.
+/// Returns only if the demo cannot be started; otherwise this process becomes the demo.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    // First: a long build that ends with this would be in vain.
+    // This check comes first, so that it does not fail after a long build.
     let mut demo = as_root()?;
     println!("=== tools");
     setup::run()?;
@@ -32,12 +32,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     // All crates are named, so that the tests find the dependencies built with the same features.
     command::run(workspace::cargo().args(["build", "--workspace"]).args(programs))?;
     println!("\n=== demo (about a minute)");
-    // Where cargo put this program, it puts the others too.
+    // Cargo puts the other programs into the directory of this one.
     demo.arg(env::current_exe()?.with_file_name("lb-demo"));
     if arguments.keep {
         demo.arg("--keep");
     }
-    // In our place, so that Ctrl-C ends the demo alone and its cleaning up is waited for.
+    // The demo replaces this process, so that Ctrl-C reaches only the demo and the shell waits for
+    // its cleanup.
     let error = demo.exec();
     Err(error).context("cannot start the demo")
 }
@@ -53,7 +54,7 @@ fn as_root() -> Result<Command> {
         return Ok(sudo);
     }
     bail!(
-        "the demo needs root: it makes network namespaces and loads programs into the kernel.\n\
+        "the demo needs root: it creates network namespaces and loads programs into the kernel.\n\
          Run it as root, or after `sudo --validate`, so that sudo asks for nothing"
     )
 }

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Everything that is done with this checkout, from installing its tools to running its tests.
+/// Tasks of this checkout, from installing its tools to running its tests
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
@@ -25,21 +25,21 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what the other tasks need; what is there already is left alone
+    /// Install what the other tasks need; installed tools are left unchanged
     Setup,
     /// Build the kernel programs, check the object and list its programs and maps
     BuildEbpf(build_ebpf::Arguments),
     /// Build the agent with the kernel programs inside
     Build,
-    /// Show Services at work between network namespaces of this machine, without a cluster
+    /// Show working Services between network namespaces of this machine, without a cluster
     Demo(demo::Arguments),
-    /// Check format, house rules, clippy's and the compiler's warnings, and the documentation
+    /// Check the format, house rules, warnings of clippy and the compiler, and the documentation
     Lint,
     /// Run the tests, stage by stage
     Test(test::Arguments),
-    /// Run the packet tests and the lab's on other kernels, in virtual machines
+    /// Run packet tests and lab tests on other kernels, in virtual machines
     VmTest(vm_test::Arguments),
-    /// Measure how fast it is
+    /// Run the benchmarks
     Bench(bench::BenchArguments),
 }
 
@@ -57,8 +57,8 @@ fn main() -> ExitCode {
     exit_code(done)
 }
 
-/// Without a backtrace, which `RUST_BACKTRACE` would add: the message says what to do, not where we
-/// noticed.
+/// Prints the error without the backtrace that `RUST_BACKTRACE` would add: users need the message,
+/// not the place in the code.
 fn exit_code(done: anyhow::Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! Where this checkout's parts are.
+//! Paths of this checkout.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +14,7 @@ pub(crate) fn ebpf() -> PathBuf {
     root().join("lb-ebpf")
 }
 
-/// The object file with the kernel programs: `lb-agent/build.rs` takes it from there.
+/// The object file with the kernel programs, which `lb-agent/build.rs` reads.
 pub(crate) fn ebpf_object() -> PathBuf {
     ebpf_release().join("lb-ebpf")
 }
@@ -40,8 +40,8 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Whether cargo has set this variable for the program that it started: build scripts that look at
-/// it would run again whenever a task follows a plain cargo command.
+/// Whether cargo has set this variable for the program that it started. Build scripts that depend
+/// on it would run again whenever a task follows a plain cargo command.
 fn is_of_this_program(name: &str) -> bool {
     name == "CARGO"
         || ["CARGO_MANIFEST_", "CARGO_PKG_"]

@@ -1,4 +1,4 @@
-//! Pictures of figures.
+//! Charts of figures.
 
 use anyhow::{Result, anyhow};
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
@@ -9,7 +9,7 @@ use super::statistics::Quartiles;
 /// Width and height in pixels.
 const SIZE: (u32, u32) = (760, 420);
 
-/// Of the lines, in their order.
+/// Colors of the lines, in order.
 const COLORS: [RGBColor; 6] = [
     RGBColor(31, 119, 180),
     RGBColor(214, 39, 40),
@@ -19,14 +19,14 @@ const COLORS: [RGBColor; 6] = [
     RGBColor(90, 90, 90),
 ];
 
-/// Lines over a number of things.
+/// A line chart.
 #[derive(Clone, Debug)]
 pub struct Chart {
-    /// What is shown.
+    /// The title.
     pub(super) title: String,
-    /// What is counted from left to right: on a logarithmic axis.
+    /// The name of the horizontal axis, which is logarithmic.
     pub(super) x: &'static str,
-    /// What is counted upwards.
+    /// The name of the vertical axis.
     pub(super) y: String,
     /// How.
     pub(super) scale: Scale,
@@ -34,33 +34,33 @@ pub struct Chart {
     pub(super) series: Vec<Series>,
 }
 
-/// How an axis counts.
+/// The scale of an axis.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Scale {
-    /// From zero.
+    /// Linear, from zero.
     Linear,
-    /// Each step ten times the one before.
+    /// Logarithmic, in powers of ten.
     Logarithmic,
 }
 
 /// A line, with the quartiles at its points.
 #[derive(Clone, Debug)]
 pub(super) struct Series {
-    /// Whose it is.
+    /// The name of the line.
     pub(super) name: String,
     /// Its points, from left to right.
     pub(super) points: Vec<(f64, Quartiles)>,
 }
 
 impl Chart {
-    /// The picture. There is at least one point.
+    /// Draws the chart as SVG. There must be at least one point.
     pub(super) fn svg(&self) -> Result<String> {
         let points = || self.series.iter().flat_map(|series| &series.points);
         let values = points().flat_map(|(_, value)| value.quartiles);
         let least = values.clone().fold(f64::INFINITY, f64::min);
         let greatest = values.fold(f64::NEG_INFINITY, f64::max);
         match self.scale {
-            // With room for the names above the lines.
+            // There is room for the legend above the lines.
             Scale::Linear => self.draw(0.0..greatest * 1.45),
             Scale::Logarithmic => {
                 let room = (greatest / least).powf(0.3).max(1.3);
@@ -128,8 +128,11 @@ impl Chart {
     }
 }
 
-/// At an axis.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as the crate calls it")]
+/// Formats a number at an axis.
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the crate requires this signature"
+)]
 fn number(value: &f64) -> String {
     match value {
         ..0.095 => format!("{value:.3}"),

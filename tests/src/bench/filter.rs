@@ -1,4 +1,4 @@
-//! The kernel's packet filters, which kube-proxy translates Services with.
+//! The kernel's packet filters that kube-proxy uses to translate Services.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::objects::Made;
 use super::rules;
 
-/// Which packet filter.
+/// A packet filter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
@@ -33,7 +33,7 @@ impl Filter {
     /// Both.
     pub(super) const ALL: [Self; 2] = [Self::Nftables, Self::Iptables];
 
-    /// Loads rules into the network namespace of the calling thread, and says how long that takes.
+    /// Loads rules into the network namespace of the calling thread. Returns the time that it took.
     pub(super) fn load(self, rules: &str) -> Result<Duration> {
         let [program, arguments @ ..] = self.command() else {
             unreachable!("every filter has a program")
@@ -44,7 +44,7 @@ impl Filter {
             .stdin(Stdio::piped())
             .spawn()
             .with_context(|| format!("start {program}"))?;
-        // Dropping it ends the input.
+        // The input ends when this is dropped.
         let written = child
             .stdin
             .take()
@@ -55,7 +55,7 @@ impl Filter {
         Ok(start.elapsed())
     }
 
-    /// The program that loads rules from its input.
+    /// The command that loads rules from its input.
     fn command(self) -> &'static [&'static str] {
         match self {
             Self::Nftables => &["nft", "-f", "-"],
@@ -63,7 +63,7 @@ impl Filter {
         }
     }
 
-    /// What is loaded once, before [`Self::all`].
+    /// The rules that are loaded once, before [`Self::all`].
     pub(super) fn base(self) -> String {
         match self {
             Self::Nftables => rules::nftables_base(),
@@ -71,7 +71,7 @@ impl Filter {
         }
     }
 
-    /// All Services.
+    /// The rules of all Services.
     pub(super) fn all(self, services: &[Made]) -> String {
         match self {
             Self::Nftables => services
@@ -82,7 +82,7 @@ impl Filter {
         }
     }
 
-    /// One of these Services after one of its endpoints was replaced; `before` is what it was.
+    /// The rules that change one of these Services after one of its endpoints was replaced.
     pub(super) fn change(self, services: &[Made], before: &Made, after: &Made) -> String {
         match self {
             Self::Nftables => rules::nftables_service(after, false),

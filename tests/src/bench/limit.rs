@@ -1,4 +1,4 @@
-//! What figures are to be, and whether they are.
+//! Limits of figures, and whether the figures meet them.
 
 use std::fmt;
 
@@ -7,34 +7,34 @@ use serde::Serialize;
 
 use super::statistics::Quartiles;
 
-/// How far from 1 the ratio of two equal things may be.
+/// The distance from 1 that the ratio of two equal things may have.
 const NOISE: f64 = 0.02;
 
-/// A limit and how it was kept.
+/// A limit and its result.
 #[derive(Debug, Serialize)]
 pub struct Limit {
     /// What is compared.
     pub what: String,
-    /// With how many Services.
+    /// The number of Services.
     pub services: String,
-    /// What was measured.
+    /// The measured value.
     pub value: Quartiles,
-    /// What it may be.
+    /// The allowed range.
     pub bound: Bound,
-    /// Whether it is.
+    /// The result.
     pub verdict: Verdict,
 }
 
-/// What a figure is, held against its bound.
+/// The result of comparing a figure with its bound.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Within the bound.
     Met,
-    /// The median is beyond it, the nearer quartile is not: these rounds do not tell. Noise alone
-    /// gets here, so it is not counted as met.
+    /// The median is beyond the bound, but the nearer quartile is not. Noise alone can cause this,
+    /// so it does not count as met.
     Unclear,
-    /// Beyond it.
+    /// Beyond the bound.
     Missed,
 }
 
@@ -48,17 +48,17 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// What a figure may be.
+/// A bound of a figure.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
-    /// The median is no greater.
+    /// The median is at most this value.
     AtMost(f64),
-    /// The median is no less.
+    /// The median is at least this value.
     AtLeast(f64),
-    /// A ratio whose median is no greater than 1, or hardly.
+    /// A ratio whose median is at most 1, except for noise.
     NoMore,
-    /// The same from the other side.
+    /// A ratio whose median is at least 1, except for noise.
     NoLess,
 }
 
@@ -101,7 +101,7 @@ impl Limit {
         }
     }
 
-    /// Several as a table.
+    /// Limits as a table.
     pub(super) fn table(limits: &[Self]) -> Table {
         let mut table = Table::new(&["limit", "Services", "is", "quartiles", "", ""]);
         for limit in limits {
@@ -118,7 +118,7 @@ impl Limit {
     }
 }
 
-/// Three digits or all before the point; two behind it at most.
+/// Formats a number with at least three digits, at most two of them behind the point.
 pub(super) fn number(value: f64) -> String {
     match value {
         ..10.0 => format!("{value:.2}"),
@@ -127,7 +127,7 @@ pub(super) fn number(value: f64) -> String {
     }
 }
 
-/// From one to the other.
+/// Formats a range.
 pub(super) fn range([from, to]: [String; 2]) -> String {
     format!("{from}..{to}")
 }

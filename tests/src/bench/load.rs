@@ -1,4 +1,4 @@
-//! What the load generator (`lab-tool load`) is told and what it tells: a line of JSON each.
+//! The input and output of the load generator (`lab-tool load`): a line of JSON each.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::lab::{Machine, Process};
 
-/// What is done again and again.
+/// The operation that the load generator repeats.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// A TCP connection is opened, which the server closes; only the opening counts as latency.
+    /// Opens a TCP connection, which the server closes. Only the opening counts as latency.
     Connect,
-    /// A request on a lasting TCP connection, and the answer.
+    /// A request on a persistent TCP connection, and the answer.
     Request,
-    /// A UDP datagram and its echo, all of one flow, with many under way.
+    /// A UDP datagram of a single flow and its echo, many in flight.
     Datagram,
-    /// A UDP datagram and its echo, each of a flow of its own.
+    /// A UDP datagram and its echo, each with a new flow.
     NewFlow,
     /// [`CHUNK`] bytes of a TCP stream.
     Stream,
@@ -38,7 +38,7 @@ impl Mode {
         Self::Stream,
     ];
 
-    /// What the server has to do.
+    /// The role of the server.
     pub fn role(self) -> Role {
         match self {
             Self::Connect => Role::Close,
@@ -54,7 +54,7 @@ impl Mode {
 pub enum Role {
     /// Closes TCP connections.
     Close,
-    /// Sends back what comes on TCP connections.
+    /// Sends back data of TCP connections.
     Echo,
     /// Reads TCP connections to their end.
     Sink,
@@ -66,7 +66,7 @@ impl Role {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Close, Self::Echo, Self::Sink, Self::Datagram];
 
-    /// Where it comes in a row of all, from 0.
+    /// Its index, from 0.
     pub(super) fn index(self) -> u8 {
         match self {
             Self::Close => 0,
@@ -84,55 +84,54 @@ impl Role {
         }
     }
 
-    /// The port at which the server expects connections that were made to a Service.
+    /// The port of the server for connections to a Service.
     pub fn target_port(self) -> u16 {
         8080 + u16::from(self.index())
     }
 
-    /// The port at which it expects those that were made to the Pod. It is another one: the server
-    /// remembers closed connections for a minute, and one with the same ports but another clock of
-    /// the client's (which the kernel starts for each address that it connects to) would be
-    /// refused.
+    /// The port of the server for direct connections to the Pod. It differs from
+    /// [`Self::target_port`] because the server remembers closed connections for a minute. It would
+    /// reject a connection with the same ports but other TCP timestamps, whose offset depends on
+    /// the destination address.
     pub fn bare_port(self) -> u16 {
         9080 + u16::from(self.index())
     }
 }
 
-/// What the load generator is to do.
+/// An order to the load generator.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Order {
     /// The operation.
     pub mode: Mode,
-    /// Whom to; in turn if there are several.
+    /// The destinations, used in turn.
     pub to: Vec<SocketAddr>,
-    /// How many threads do it at the same time.
+    /// The number of concurrent threads.
     pub threads: u32,
-    /// For how long.
+    /// The duration.
     pub milliseconds: u32,
-    /// The control groups whose CPU time counts.
+    /// The control groups whose CPU time is measured.
     pub cgroups: Vec<PathBuf>,
 }
 
-/// What it did.
+/// The result of an order.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct Sample {
     /// Operations that succeeded.
     pub operations: u64,
-    /// Those that did not.
+    /// Operations that failed.
     pub failures: u64,
-    /// The first of these.
+    /// The first failure.
     pub failure: Option<String>,
-    /// How long all took together, in nanoseconds.
+    /// Total time, in nanoseconds.
     pub elapsed: u64,
     /// Median latency in nanoseconds.
     pub p50: u64,
-    /// Latency that 99 of 100 do not exceed, in nanoseconds.
+    /// 99th percentile of the latency, in nanoseconds.
     pub p99: u64,
-    /// CPU time of the client, in nanoseconds: what the kernel did in its name included
-    /// (getrusage(2)).
+    /// CPU time of the client, in nanoseconds, including system time (getrusage(2)).
     pub client_cpu: u64,
-    /// CPU time of all processes of the control groups and of the kernel's threads for deferred
-    /// packets, in nanoseconds.
+    /// CPU time of all processes of the control groups and of the kernel's softirq threads, in
+    /// nanoseconds.
     pub lab_cpu: u64,
     /// CPU time of the whole machine, in nanoseconds, to a hundredth of a second.
     pub machine_cpu: u64,
@@ -149,7 +148,7 @@ pub fn serve(machine: &Machine) -> Result<Process> {
     Ok(process)
 }
 
-/// A load generator at work in some place.
+/// A running load generator.
 #[derive(Debug)]
 pub struct LoadGenerator {
     process: Process,
@@ -157,7 +156,7 @@ pub struct LoadGenerator {
 }
 
 impl LoadGenerator {
-    /// Starts one, which waits for orders.
+    /// Starts a load generator, which waits for orders.
     ///
     /// # Errors
     ///
@@ -169,14 +168,14 @@ impl LoadGenerator {
         })
     }
 
-    /// Does it and waits for the result.
+    /// Executes an order and waits for the result.
     ///
     /// # Errors
     ///
     /// If nothing succeeds, or the load generator fails.
     pub fn measure(&mut self, order: &Order) -> Result<Sample> {
         self.process.write_line(&serde_json::to_string(order)?)?;
-        // Looking for the result all the time would take part of the CPU time.
+        // Polling for the result would use CPU time.
         std::thread::sleep(Duration::from_millis(order.milliseconds.into()));
         let done = self.done;
         let line = self.process.wait_until("its result", |process| {

@@ -1,5 +1,5 @@
-//! The benchmarks: what a packet costs at each program, what the agent needs to follow the API, and
-//! what connections notice of all that.
+//! The benchmarks: the cost of a packet at each program, the agent's cost of following the API, and
+//! the performance of connections.
 
 pub mod chart;
 pub mod control_plane;

@@ -1,4 +1,4 @@
-//! The Services and endpoints of a cluster that a benchmark makes up.
+//! The generated Services and endpoints of a benchmark.
 
 use std::net::Ipv4Addr;
 
@@ -7,17 +7,16 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// The port of all Services, and that of their Pods if nothing else is said.
+/// The port of all Services.
 pub(super) const PORT: u16 = 80;
 const TARGET_PORT: u16 = 8080;
 
-/// How many endpoints the control plane puts into a slice (`--max-endpoints-per-slice` of
-/// kube-controller-manager).
+/// Endpoints per slice (`--max-endpoints-per-slice` of kube-controller-manager).
 const SLICE: u32 = 100;
-/// How many nodes the Pods are on.
+/// The number of nodes that run the Pods.
 const NODES: u32 = 100;
 
-/// How many Services with how many endpoints each.
+/// A number of Services with a number of endpoints each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Shape {
     /// Services.
@@ -32,14 +31,14 @@ impl std::fmt::Display for Shape {
     }
 }
 
-/// A Service that was made up: its number, and the addresses of its Pods.
+/// A generated Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Made {
     pub(super) number: u32,
     pub(super) endpoints: Vec<Ipv4Addr>,
     /// `TCP` or `UDP`
     pub(super) protocol: &'static str,
-    /// Where its Pods listen.
+    /// The port of its Pods.
     pub(super) target_port: u16,
     /// The node of its Pods; `None` spreads them over many.
     pub(super) node: Option<String>,
@@ -80,8 +79,7 @@ impl Made {
         (u32::from(Ipv4Addr::new(10, 96, 0, 10)) + self.number).into()
     }
 
-    /// The same with another Pod instead of the last one, of which there are as many as `turn` has
-    /// values.
+    /// Replaces the last Pod with another one. Each `turn` gives another Pod.
     pub(super) fn with_other_endpoint(mut self, turn: u16) -> Self {
         let other = u32::from(Ipv4Addr::new(10, 224, 0, 1)) + self.number % 16 * 0x1_0000 + u32::from(turn);
         if let Some(last) = self.endpoints.last_mut() {
@@ -90,7 +88,7 @@ impl Made {
         self
     }
 
-    /// The object as the API shows it.
+    /// The Service object of the API.
     pub(super) fn service(&self) -> Service {
         let (protocol, target_port) = (self.protocol, self.target_port);
         let service_type = match self.ingress {
@@ -108,7 +106,7 @@ impl Made {
         }))
     }
 
-    /// Its slices.
+    /// Its EndpointSlices.
     pub(super) fn slices(&self) -> Vec<EndpointSlice> {
         let parts = self.endpoints.chunks(SLICE as usize);
         (0..)
@@ -123,7 +121,7 @@ impl Made {
         self.slice(last, &self.endpoints[last * SLICE as usize..])
     }
 
-    /// Its name among the nodes' packet filters: `tcp` or `udp`.
+    /// Its protocol in packet filter rules: `tcp` or `udp`.
     pub(super) fn protocol_in_rules(&self) -> String {
         self.protocol.to_lowercase()
     }
@@ -157,7 +155,7 @@ mod tests {
     use super::Shape;
 
     #[test]
-    fn slices_hold_all_endpoints() {
+    fn slices_contain_all_endpoints() {
         let shape = Shape {
             services: 2,
             endpoints: 250,

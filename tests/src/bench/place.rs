@@ -1,4 +1,4 @@
-//! Where and when figures were taken.
+//! Place and time of a measurement.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 /// The machine, its kernel, and the date.
 #[derive(Clone, Debug, Serialize)]
 pub struct Place {
-    /// The processor and how many of it.
+    /// Model and number of the processors.
     pub machine: String,
     /// Release of the kernel.
     pub kernel: String,
@@ -17,9 +17,10 @@ pub struct Place {
 }
 
 impl Place {
-    /// Here and now.
+    /// The current machine and time.
     pub fn here() -> Self {
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").expect("Linux tells its release");
+        let kernel =
+            fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release is readable");
         Self {
             machine: machine(),
             kernel: kernel.trim_end().to_owned(),

@@ -1,4 +1,4 @@
-//! What a benchmark leaves behind: figures for people and for programs, and a page for readers.
+//! The output of a benchmark: text, JSON, and a section of a page.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use serde::Serialize;
 
 use super::chart::Chart;
 
-/// The results of a benchmark. As a value they are what programs read.
+/// The results of a benchmark. They are serialized as JSON.
 pub trait Results: Serialize {
-    /// What the benchmark is called.
+    /// The name of the benchmark.
     const NAME: &str;
 
-    /// Where, when and how it was measured, and what matters most.
+    /// The place, time and method of the measurement, and the main figures.
     fn summary(&self) -> String;
 
     /// All other figures.
@@ -22,13 +22,13 @@ pub trait Results: Serialize {
         None
     }
 
-    /// The figures as pictures.
+    /// The figures as charts.
     fn charts(&self) -> Vec<Chart> {
         Vec::new()
     }
 }
 
-/// What becomes of the results of a benchmark.
+/// Options for the output of a benchmark.
 #[derive(clap::Args)]
 #[expect(missing_debug_implementations, reason = "arguments of a program")]
 pub struct Delivery {
@@ -36,12 +36,12 @@ pub struct Delivery {
     #[arg(short, long, value_enum, default_value_t)]
     output: OutputFormat,
     /// A page to write the result to, between the lines that name the benchmark; charts and figures
-    /// go to a directory beside it
+    /// go to a directory next to it
     #[arg(long, value_name = "FILE", value_parser = existing)]
     page: Option<PathBuf>,
 }
 
-/// Looked for at once: not after all has been measured.
+/// Checks that the page exists, before the measurements begin.
 fn existing(path: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(path);
     match path.is_file() {
@@ -51,7 +51,7 @@ fn existing(path: &str) -> Result<PathBuf, String> {
 }
 
 impl Delivery {
-    /// Prints results, and writes the page if one is asked for.
+    /// Prints the results, and writes the page if the option is set.
     pub fn deliver(&self, results: &impl Results) -> Result<()> {
         match self.output {
             OutputFormat::Table => {
@@ -115,7 +115,7 @@ fn end(name: &str) -> String {
     format!("<!-- {name}: end -->\n")
 }
 
-/// The text with another section of this name; `None` if it has none.
+/// Replaces the section of this name. Returns `None` if the text has no such section.
 fn with_section(text: &str, name: &str, section: &str) -> Option<String> {
     let (before, rest) = text.split_once(&begin(name))?;
     let (_, after) = rest.split_once(&end(name))?;
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_keeps_what_is_around_its_section() {
+    fn a_page_keeps_the_text_around_its_section() {
         let directory = tempfile::tempdir().unwrap();
         let page = directory.path().join("page.md");
         fs::write(

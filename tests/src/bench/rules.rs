@@ -1,5 +1,4 @@
-//! The same Services as rules of the kernel's packet filters, in the form in which kube-proxy
-//! writes them.
+//! The same Services as rules of the kernel's packet filters, as kube-proxy writes them.
 //!
 //! Chains, rules and their order follow kube-proxy 1.36
 //! (`pkg/proxy/{iptables,nftables}/proxier.go`), for Services with a cluster IP and one port. Names
@@ -10,12 +9,12 @@ use std::net::Ipv4Addr;
 
 use super::objects::{Made, PORT};
 
-/// Addresses of the cluster's Pods: packets of others are masqueraded.
+/// Addresses of the cluster's Pods. Packets from other addresses are masqueraded.
 const POD_CIDR: &str = "10.128.0.0/9";
 const SERVICE_CIDR: &str = "10.96.0.0/12";
 /// kube-proxy's table in nftables.
 const TABLE: &str = "ip kube-proxy";
-/// kube-proxy leaves comments out from so many endpoints on.
+/// With more endpoints than this, kube-proxy omits comments.
 const MANY_ENDPOINTS: usize = 1000;
 
 pub(super) fn nftables_base() -> String {
@@ -79,7 +78,7 @@ pub(super) fn nftables_base() -> String {
     base
 }
 
-/// Since 1.36 a Service is one chain, with a map of its endpoints.
+/// The rules of a Service. Since 1.36 it has one chain, with a map of its endpoints.
 pub(super) fn nftables_service(made: &Made, is_new: bool) -> String {
     let (vip, protocol) = (made.vip(), made.protocol_in_rules());
     let chain = format!("service-{}/{}/{protocol}/http", made.namespace(), made.name());
@@ -166,7 +165,8 @@ pub(super) fn endpoint_chain(made: &Made, address: Ipv4Addr) -> String {
     format!("KUBE-SEP-{:08X}{:08X}", made.number, u32::from(address))
 }
 
-/// `KUBE-SERVICES` is written whole each time, the chains of a Service only if it changed.
+/// The rules of changed Services. `KUBE-SERVICES` is always written completely, the chains of a
+/// Service only if it changed.
 pub(super) fn iptables(services: &[Made], changed: &[Made], stale: &[String]) -> String {
     let mut rules = IPTABLES_FILTER.to_owned();
     let endpoints: usize = services.iter().map(|made| made.endpoints.len()).sum();

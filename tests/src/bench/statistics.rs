@@ -1,4 +1,4 @@
-//! Orders of many measurements.
+//! Order statistics of measurements.
 
 use serde::Serialize;
 
@@ -18,7 +18,7 @@ impl<T: PartialOrd + Copy> Sorted<T> {
         self.percentile(50)
     }
 
-    /// The value that so many of a hundred do not exceed.
+    /// The value that this percentage of the measurements does not exceed.
     pub(super) fn percentile(&self, percent: usize) -> T {
         let last = self.0.len() - 1;
         self.0[(self.0.len() * percent / 100).min(last)]
@@ -33,7 +33,7 @@ impl<T: PartialOrd + Copy> Sorted<T> {
     }
 }
 
-/// The median of all rounds, and between what half of them are.
+/// The median and the quartiles of all rounds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Quartiles {
     /// The median.
@@ -43,7 +43,7 @@ pub struct Quartiles {
 }
 
 impl Quartiles {
-    /// Those of a single measurement.
+    /// The quartiles of a single measurement.
     pub(super) const fn single(value: f64) -> Self {
         Self {
             median: value,
@@ -51,7 +51,7 @@ impl Quartiles {
         }
     }
 
-    /// Those of many measurements.
+    /// The quartiles of many measurements.
     pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let sorted = Sorted::new(values);
         Self {
@@ -66,7 +66,7 @@ mod tests {
     use super::Sorted;
 
     #[test]
-    fn percentiles() {
+    fn percentiles_are_values_of_the_measurements() {
         let sorted = Sorted::new((0..1000).rev());
         assert_eq!(
             (

@@ -1,4 +1,4 @@
-//! Packets from a sentence (who sends what to whom), and back again with every checksum verified.
+//! Builds packets from short descriptions, and parses packets with all checksums verified.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,7 +8,7 @@ use etherparse::{
     PayloadSlice, TcpHeader, TransportHeader, UdpHeader, VlanId,
 };
 
-/// Link-layer address of whoever sends the packet.
+/// Link-layer address of the packets' sender.
 pub const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// Link-layer address of the node.
 pub const NODE: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -32,9 +32,9 @@ pub struct Build {
 /// Link-layer addresses of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Link {
-    /// Whom it is for.
+    /// Destination address.
     pub destination: [u8; 6],
-    /// Who sends it.
+    /// Source address.
     pub source: [u8; 6],
 }
 
@@ -52,7 +52,7 @@ pub fn tcp(source: SocketAddr, destination: SocketAddr) -> Build {
     Build::new(source, destination, Transport::Tcp(Box::new(header)))
 }
 
-/// A TCP segment that asks for a connection.
+/// A TCP segment that requests a connection.
 pub fn syn(source: SocketAddr, destination: SocketAddr) -> Build {
     tcp(source, destination).flags(|header| header.syn = true)
 }
@@ -70,7 +70,7 @@ pub fn syn_ack(source: SocketAddr, destination: SocketAddr) -> Build {
     ack(source, destination).flags(|header| header.syn = true)
 }
 
-/// A TCP segment that ends a connection at once.
+/// A TCP segment that ends a connection immediately.
 pub fn rst(source: SocketAddr, destination: SocketAddr) -> Build {
     tcp(source, destination).flags(|header| header.rst = true)
 }
@@ -85,8 +85,8 @@ pub fn sctp(source: SocketAddr, destination: SocketAddr, chunk: u8) -> Build {
     Build::new(source, destination, Transport::Sctp { chunk }).payload(b"some more words.")
 }
 
-/// An ICMP message of this type and code with these four bytes behind the checksum; the ports mean
-/// nothing.
+/// An ICMP message of this type and code with these four bytes behind the checksum. Its ports are
+/// ignored.
 pub fn icmp(source: IpAddr, destination: IpAddr, [kind, code]: [u8; 2], rest: u32) -> Build {
     let [source, destination] = [source, destination].map(|address| SocketAddr::new(address, 0));
     Build::new(source, destination, Transport::Icmp { kind, code, rest })
@@ -122,7 +122,7 @@ impl Build {
         self
     }
 
-    /// Sends a UDP datagram without checksum.
+    /// Makes the packet a UDP datagram without a checksum.
     #[must_use]
     pub fn without_checksum(mut self) -> Self {
         self.transport = Transport::Udp { checksum: false };
@@ -136,7 +136,7 @@ impl Build {
         self
     }
 
-    /// Puts VLAN tags before the IP header, the outer one first.
+    /// Adds VLAN tags before the IP header, the outer one first.
     #[must_use]
     pub fn vlans(mut self, vlans: &[u16]) -> Self {
         self.vlans = vlans.to_vec();
@@ -181,14 +181,14 @@ impl Build {
         self
     }
 
-    /// Makes it a fragment at this offset (in units of 8 bytes).
+    /// Makes the packet a fragment at this offset, in units of 8 bytes.
     #[must_use]
     pub fn fragment(mut self, offset: u16, more: bool) -> Self {
         self.fragment = Some((offset, more));
         self
     }
 
-    /// Lets the IP header say a length of 0, as the kernel does where the field cannot hold it.
+    /// Sets the length in the IP header to 0, as the kernel does if the field is too small.
     #[must_use]
     pub fn without_length(mut self) -> Self {
         self.without_length = true;
@@ -202,11 +202,11 @@ impl Build {
             Transport::Tcp(header) => {
                 let mut header = header.as_ref().clone();
                 header.checksum = self.tcp_checksum(&header);
-                header.write(&mut transport).expect("a vector takes it");
+                header.write(&mut transport).expect("a vector accepts it");
             }
             Transport::Udp { checksum } => {
                 let header = self.udp_header(*checksum);
-                header.write(&mut transport).expect("a vector takes it");
+                header.write(&mut transport).expect("a vector accepts it");
             }
             Transport::Sctp { chunk } => transport = self.sctp_header(*chunk),
             Transport::Icmp { kind, code, rest } => transport = self.icmp_header([*kind, *code], *rest),
@@ -216,7 +216,7 @@ impl Build {
         let network = bytes.len();
         self.network(transport.len())
             .write(&mut bytes)
-            .expect("a vector takes it");
+            .expect("a vector accepts it");
         self.add_extensions(&mut bytes, network);
         bytes.extend_from_slice(&transport);
         if self.without_length {
@@ -225,7 +225,7 @@ impl Build {
         bytes
     }
 
-    /// Writes 0 to the length field of the IP header that `packet` begins with.
+    /// Sets the length field of the IP header at the start of `packet` to 0.
     fn remove_length(&self, packet: &mut [u8]) {
         if self.source.is_ipv6() {
             packet[4..6].fill(0);
@@ -246,7 +246,8 @@ impl Build {
         for (number, content) in &self.extensions {
             let next = std::mem::replace(&mut bytes[link], *number);
             link = bytes.len();
-            // An authentication header counts words less 2, the others 8 bytes less 1.
+            // The length field of an authentication header counts 4-byte words minus 2; that of the
+            // others counts 8-byte units minus 1.
             let length = match *number {
                 51 => (content.len() + 2) / 4 - 2,
                 _ => (content.len() + 2) / 8 - 1,
@@ -277,7 +278,7 @@ impl Build {
             destination: self.link.destination,
             ether_type: outer,
         };
-        header.write(&mut bytes).expect("a vector takes it");
+        header.write(&mut bytes).expect("a vector accepts it");
         for (depth, vlan) in self.vlans.iter().enumerate() {
             let last = depth + 1 == self.vlans.len();
             let header = etherparse::SingleVlanHeader {
@@ -289,7 +290,7 @@ impl Build {
                 },
                 ..Default::default()
             };
-            header.write(&mut bytes).expect("a vector takes it");
+            header.write(&mut bytes).expect("a vector accepts it");
         }
         bytes
     }
@@ -348,8 +349,8 @@ impl Build {
         }
     }
 
-    /// The common header and the header of a chunk that is the rest of the packet (RFC 9260 section
-    /// 3).
+    /// The common header, and the header of a chunk that fills the rest of the packet (RFC 9260
+    /// section 3).
     fn sctp_header(&self, chunk: u8) -> Vec<u8> {
         const CHECKSUM: std::ops::Range<usize> = 8..12;
         let mut header = Vec::new();
@@ -447,7 +448,7 @@ fn udp_checksum(header: &UdpHeader, source: IpAddr, destination: IpAddr, payload
     .expect("fits")
 }
 
-/// A packet taken apart. Its checksums are right.
+/// A parsed packet. Its checksums were valid.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Seen {
     /// Link-layer source.
@@ -462,7 +463,7 @@ pub struct Seen {
     pub destination: SocketAddr,
     /// The transport header.
     pub transport: TransportHeader,
-    /// What is behind it.
+    /// The payload behind the transport header.
     pub payload: Vec<u8>,
 }
 
@@ -486,7 +487,7 @@ impl Seen {
     }
 }
 
-/// Takes a packet apart and verifies its checksums; panics with the bytes if one is wrong.
+/// Parses a packet and verifies its checksums. Panics with the bytes if one is wrong.
 pub fn see(bytes: &[u8]) -> Seen {
     let packet =
         PacketHeaders::from_ethernet_slice(bytes).unwrap_or_else(|error| panic!("{error}: {bytes:02x?}"));
@@ -587,16 +588,16 @@ fn verify(
 mod tests {
     use super::{checksum, crc32c};
 
-    /// RFC 9260 appendix A uses the CRC whose check value is known (RFC 3720 section B.4: 32 bytes
-    /// of zeros).
+    /// RFC 9260 appendix A uses the CRC of RFC 3720, whose section B.4 has the value for 32 bytes
+    /// of zeros.
     #[test]
-    fn crc() {
+    fn crc32c_of_known_data_is_correct() {
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     }
 
     #[test]
-    fn internet_checksum_of_rfc_1071() {
+    fn the_internet_checksum_of_known_data_is_correct() {
         assert_eq!(
             checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]),
             !0xddf2

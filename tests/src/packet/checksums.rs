@@ -1,24 +1,24 @@
-//! Every checksum of a packet, whatever is wrong with it.
+//! Finds all checksums of a packet, even if the packet is damaged.
 
 use std::ops::Range;
 
 /// A checksum in a packet.
 #[derive(Clone, Debug)]
 struct Checksum {
-    /// What it is the checksum of.
+    /// Name of the header or protocol.
     name: &'static str,
-    /// Where it stands.
+    /// Place of the checksum field.
     field: Range<usize>,
-    /// What it covers in the packet, itself included.
+    /// The parts of the packet that it covers, including the field itself.
     covered: [Range<usize>; 2],
-    /// The sum of what it covers beside that.
+    /// The sum of the covered values that are not in the packet (pseudo-header).
     beside: u32,
-    /// Whether 0 means that there is none.
+    /// Whether a value of 0 means that there is no checksum.
     is_optional: bool,
 }
 
-/// Names of the checksums that are wrong in an Ethernet frame and in what an ICMP error in it
-/// quotes.
+/// Names of the wrong checksums in an Ethernet frame, including those in the quotation of an ICMP
+/// error.
 pub fn faults(bytes: &[u8]) -> Vec<&'static str> {
     let wrong = checksums(bytes).into_iter().filter(|checksum| {
         let is_absent = checksum.is_optional && bytes[checksum.field.clone()] == [0, 0];
@@ -27,7 +27,7 @@ pub fn faults(bytes: &[u8]) -> Vec<&'static str> {
     wrong.map(|checksum| checksum.name).collect()
 }
 
-/// Makes all checksums right, inner ones first.
+/// Corrects all checksums, inner ones first.
 pub fn repair(bytes: &mut [u8]) {
     for checksum in checksums(bytes).iter().rev() {
         if checksum.is_optional && bytes[checksum.field.clone()] == [0, 0] {
@@ -47,7 +47,7 @@ impl Checksum {
     }
 }
 
-/// The sum of big-endian halves of words.
+/// The sum of big-endian 16-bit words.
 fn sum(bytes: &[u8]) -> u32 {
     let halves = bytes.chunks(2);
     halves
@@ -77,7 +77,7 @@ fn half(bytes: &[u8], at: usize) -> Option<usize> {
     ])))
 }
 
-/// Adds those of an IPv4 packet at `network`. `None`: there are no more.
+/// Adds the checksums of an IPv4 packet at `network`. Returns `None` if there are no more.
 fn ipv4(bytes: &[u8], network: usize, is_quoted: bool, found: &mut Vec<Checksum>) -> Option<()> {
     let header = usize::from(*bytes.get(network)? & 0xf) * 4;
     if bytes[network] >> 4 != 4 || header < 20 || network + header > bytes.len() {
@@ -106,7 +106,7 @@ fn ipv4(bytes: &[u8], network: usize, is_quoted: bool, found: &mut Vec<Checksum>
     )
 }
 
-/// Adds those of an IPv6 packet at `network`. `None`: there are no more.
+/// Adds the checksums of an IPv6 packet at `network`. Returns `None` if there are no more.
 fn ipv6(bytes: &[u8], network: usize, is_quoted: bool, found: &mut Vec<Checksum>) -> Option<()> {
     if bytes.get(network)? >> 4 != 6 {
         return None;
@@ -160,7 +160,7 @@ fn transport(
         beside,
         is_optional: protocol == 17,
     });
-    // Errors quote the packet that they are about; the frame may have more bytes than the message.
+    // ICMP errors quote a packet. The frame may be longer than the message.
     let message = bytes.get(..content.end)?;
     match (protocol, bytes[start], is_quoted) {
         (1, 3 | 11 | 12, false) => ipv4(message, start + 8, true, found),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_changed_is_found_and_repaired() {
+    fn wrong_checksums_are_found_and_repaired() {
         for packet in packets()
             .iter()
             .filter(|packet| !format!("{packet:?}").contains("checksum: false"))

@@ -1,14 +1,14 @@
-//! Packets in pieces.
+//! Splits packets into fragments.
 
 use etherparse::IpNumber;
 
 use super::build::{Build, checksum};
 
-/// Where the IP header is.
+/// Offset of the IP header.
 const NETWORK: usize = 14;
 
 impl Build {
-    /// The fragments of the packet, which has neither VLAN tags nor IP options: all but the last
+    /// The fragments of the packet, which has neither VLAN tags nor IP options. All but the last
     /// have `length` bytes of its content, a multiple of 8.
     pub fn split(&self, identification: u16, length: usize) -> Vec<Vec<u8>> {
         let bytes = self.bytes();

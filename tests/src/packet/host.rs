@@ -1,4 +1,4 @@
-//! The same decision code compiled for the host, on copies of the kernel's tables.
+//! The programs' decision code compiled for the host, with copies of the kernel's tables.
 
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -31,19 +31,19 @@ pub struct Host {
     senders6: Vec<SenderNetwork>,
 }
 
-/// What the host build assumes.
+/// The surroundings that the host build assumes.
 #[derive(Clone, Copy, Debug)]
 pub struct Surroundings {
-    /// Source ports to give out.
+    /// Source ports that may be allocated.
     pub source_ports: SourcePorts,
-    /// How long idle flows live, in seconds.
+    /// Lifetimes of idle flows, in seconds.
     pub lifetimes: Lifetimes,
-    /// Addresses of the device by which packets are sent on.
+    /// Addresses of the device through which packets are forwarded.
     pub device: [IpAddr; 2],
 }
 
 impl Host {
-    /// On copies of a datapath's frontend, slot and backend rows.
+    /// Copies a datapath's frontend, slot and backend rows.
     pub fn new(datapath: &Datapath, surroundings: &Surroundings) -> Self {
         let [IpAddr::V4(device4), IpAddr::V6(device6)] = surroundings.device else {
             panic!("an address of each family: {surroundings:?}");
@@ -63,7 +63,7 @@ impl Host {
         }
     }
 
-    /// Says where the senders of a network are, of those that no network before has.
+    /// Sets the place of the senders in a network. Networks that were added before take precedence.
     pub fn senders(&mut self, address: IpAddr, prefix: u32, sender: Sender) {
         let words = |bits: u128| {
             let bytes = bits.to_be_bytes();
@@ -84,7 +84,7 @@ impl Host {
         });
     }
 
-    /// Lets a client into a set of source ranges.
+    /// Adds a client to a set of source ranges.
     pub fn allow(&mut self, set: u32, client: IpAddr) {
         match client {
             IpAddr::V4(client) => self.tables4.allowed.push((set, client.into())),
@@ -92,8 +92,8 @@ impl Host {
         }
     }
 
-    /// Says how to reach a destination: with these link-layer addresses, if they are known; with
-    /// this MTU, if not 0.
+    /// Adds a route to a destination, with these link-layer addresses if they are known. An MTU of
+    /// 0 means no limit.
     pub fn way(&mut self, destination: IpAddr, route: Route, link: Link, mtu: u32) {
         let link = [link.destination, link.source].concat();
         let words = link.chunks_exact(4);
@@ -115,13 +115,13 @@ impl Host {
         });
     }
 
-    /// Forgets everything that it remembers of packets.
+    /// Removes all flows and other state of earlier packets.
     pub fn forget(&self) {
         self.tables4.forget();
         self.tables6.forget();
     }
 
-    /// What a program does to a packet.
+    /// The verdict of a program for a packet, and the packet afterwards.
     pub fn run(&self, program: &str, packet: &[u8]) -> (Verdict, Vec<u8>) {
         let mut bytes = Bytes {
             routes: self.routes.clone(),
@@ -130,11 +130,11 @@ impl Host {
             ..Bytes::from(packet.to_vec())
         };
         let network = if is_layer3(program) {
-            network_as_told(packet)
+            network_in_context(packet)
         } else {
             parse::network(&bytes)
         };
-        // As in the kernel, where every answer is the first one for a long time.
+        // As in the kernel, where the tests refill the buckets of answers.
         self.tables4.budgets.borrow_mut().clear();
         self.tables6.budgets.borrow_mut().clear();
         bytes.senders = match network {
@@ -151,13 +151,14 @@ impl Host {
     }
 }
 
-/// Whether a program sees packets that begin with the IP header.
+/// Whether a program sees packets without an Ethernet header.
 fn is_layer3(program: &str) -> bool {
     program.ends_with("_layer3")
 }
 
-/// What a test run tells a program of a packet: what would be the ethertype in an Ethernet frame.
-fn network_as_told(packet: &[u8]) -> NetworkHeader {
+/// The IP version that a test run puts into a program's context: the ethertype, if the packet were
+/// an Ethernet frame.
+fn network_in_context(packet: &[u8]) -> NetworkHeader {
     match packet.get(LINK..LINK + 2) {
         Some(&[first, second]) => parse::network_of(u16::from_ne_bytes([first, second])),
         _ => NetworkHeader::Other,

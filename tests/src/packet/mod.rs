@@ -34,8 +34,8 @@ use lb_common::reason::Reason;
 pub use self::pool::Borrowed;
 use crate::lab::PinDirectory;
 
-/// The programs with maps of their own. Each program is loaded when it is run for the first time:
-/// what the verifier does to all of them takes longer than everything else in a test.
+/// The programs with separate maps. Each program is loaded when it runs for the first time:
+/// verifying all of them takes longer than everything else in a test.
 pub struct Datapath {
     settings: Settings,
     ebpf: Ebpf,
@@ -47,39 +47,39 @@ pub struct Datapath {
     backends: BTreeMap<u32, Backend>,
     frontends: BTreeMap<FrontendKey, Frontend>,
     pins: PinDirectory,
-    /// Index of the device that packets come in on or leave by, in the network namespace of the
-    /// thread that runs the programs; 0 for that namespace's loopback device.
+    /// Index of the device at which packets arrive or leave, in the network namespace of the thread
+    /// that runs the programs. 0 means the loopback device of that namespace.
     pub device: u32,
     /// Packets that may have been answered since all buckets were full.
     answers: u32,
-    /// Whether answers are limited; else every answer is the first one for a long time.
+    /// Whether answers are rate-limited. Otherwise the buckets are refilled before they are empty.
     pub limits_answers: bool,
-    /// Payload of each packet that a TC program's packet is to be sent as, if the sender leaves
-    /// that to the kernel or its device (GSO); else 0.
+    /// Payload length of each segment if a TC program's packet is a GSO packet; otherwise 0.
     pub segment_size: u32,
 }
 
-/// What became of a packet.
+/// The result of running a program on a packet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Outcome {
-    /// What the program returned.
+    /// The return value of the program.
     pub action: u32,
     /// The packet after the program.
     pub bytes: Vec<u8>,
-    /// Time of one run.
+    /// Duration of one run.
     pub duration: Duration,
 }
 
 /// Length of the link-layer addresses.
 pub const LINK: usize = 12;
 
-/// The node's addresses in packet tests: they replace the client's in hairpin connections.
+/// The node's IPv4 address in packet tests. It replaces the client's address in hairpin
+/// connections.
 pub const NODE4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-/// See [`NODE4`].
+/// The node's IPv6 address in packet tests.
 pub const NODE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
-/// The loopback device, which packets come in on if no other is set, as a port of a bridge with the
-/// node's link-layer address: else no program would take a packet that is for it.
+/// The loopback device as a port of a bridge with the node's link-layer address. Packets arrive at
+/// it by default, and the programs ignore packets for other link-layer addresses.
 fn loopback_as_bridge() -> DeviceView {
     const LOOPBACK: u32 = 1;
     let bridge = Link {
@@ -102,12 +102,12 @@ fn loopback_as_bridge() -> DeviceView {
 /// Entries of each flow table.
 const FLOWS: u32 = 1024;
 
-/// The programs with small tables, or `None` where the kernel would not let this process load them.
+/// The programs with small tables, or `None` if this process may not load programs.
 pub fn datapath() -> Option<Borrowed> {
     datapath_with(|_| {})
 }
 
-/// As [`datapath`], on a node that has no addresses.
+/// As [`datapath`], on a node without addresses.
 pub fn datapath_without_address() -> Option<Borrowed> {
     datapath_with(|settings| (settings.node_address4, settings.node_address6) = (None, None))
 }
@@ -154,7 +154,7 @@ impl Datapath {
     }
 
     fn with_settings(settings: Settings) -> Self {
-        // Before anything can fail: pinned maps of a dead test keep their memory.
+        // Created before anything can fail, because pinned maps of a dead test keep their memory.
         let pins = PinDirectory::new("packets").expect("a bpf file system");
         let directory = pins.path();
         let ebpf = object::prepare(&settings, directory).expect("the maps are made");
@@ -162,7 +162,7 @@ impl Datapath {
         let maps = KernelMaps::open(directory).expect("the maps are pinned");
         devices
             .set(&loopback_as_bridge(), &BTreeSet::new(), maps.filter())
-            .expect("the maps take it");
+            .expect("the maps accept it");
         let counters = Counters::open(directory).expect("the counters are pinned");
         Self {
             settings,
@@ -182,7 +182,7 @@ impl Datapath {
 
     /// Writes a Service: its frontend rows and one backend row for each address.
     ///
-    /// Ids follow from `service`: backends and slots have the numbers from `service * 100` on.
+    /// Backends and slots have the numbers from `service * 100` on.
     pub fn service(&mut self, service: u32, keys: &[FrontendKey], backends: &[(IpAddr, u16)]) {
         let base = service * 100;
         let mut slots = Vec::new();
@@ -230,12 +230,12 @@ impl Datapath {
         self.set_backend(id, backend);
     }
 
-    /// Gives a backend row another state.
+    /// Sets the state of a backend row.
     pub fn set_state(&mut self, id: u32, state: BackendState) {
         self.change_backend(id, |backend| backend.state = state);
     }
 
-    /// Gives a backend row to another endpoint, leaving the slots behind.
+    /// Reuses a backend row for another endpoint. The slots still name the previous generation.
     pub fn replace(&mut self, id: u32, address: IpAddr) {
         self.change_backend(id, |backend| {
             backend.address = address;
@@ -243,7 +243,7 @@ impl Datapath {
         });
     }
 
-    /// Lets the slots from `base` on name these backend rows.
+    /// Makes the slots from `base` on name these backend rows.
     pub fn set_slots(&mut self, base: u32, ids: &[u32]) {
         let slots = ids.iter().map(|id| Slot {
             backend: *id,
@@ -253,7 +253,7 @@ impl Datapath {
         self.apply(&MapOp::SetSlots { base, slots });
     }
 
-    /// Where the maps are pinned.
+    /// The directory where the maps are pinned.
     pub fn directory(&self) -> &Path {
         self.pins.path()
     }
@@ -295,7 +295,7 @@ impl Datapath {
 
     /// Executes a map operation.
     pub fn apply(&mut self, operation: &MapOp) {
-        self.maps.apply(operation).expect("the map takes it");
+        self.maps.apply(operation).expect("the map accepts it");
     }
 
     /// Runs a program on a packet.
@@ -303,8 +303,7 @@ impl Datapath {
         self.repeat(program, packet, 1)
     }
 
-    /// Runs a program on a packet and reads its action as a verdict; panics for an action that
-    /// means none.
+    /// Runs a program on a packet and returns its action as a verdict. Panics for other actions.
     pub fn verdict(&mut self, program: &str, packet: &[u8]) -> (Verdict, Vec<u8>) {
         let outcome = self.run(program, packet);
         let verdict = match (program, outcome.action) {
@@ -316,7 +315,7 @@ impl Datapath {
             // linux/pkt_cls.h: TC_ACT_UNSPEC (-1), TC_ACT_SHOT, TC_ACT_REDIRECT.
             (_, u32::MAX) => Verdict::Pass,
             (_, 2) => Verdict::Drop,
-            // The kernel gives a packet that is sent on its link-layer addresses after the program.
+            // The kernel sets the link-layer addresses of a forwarded packet after the program.
             (_, 7) if outcome.bytes.get(..LINK) == packet.get(..LINK) => Verdict::Redirect,
             (_, 7) => Verdict::Bounce,
             (_, action) => panic!("{program} returned {action}: {:02x?}", outcome.bytes),
@@ -331,14 +330,14 @@ impl Datapath {
         (verdict, outcome.bytes)
     }
 
-    /// Runs a program on a packet that it passes; returns the packet after it.
+    /// Asserts that a program passes a packet; returns the packet after the program.
     pub fn pass(&mut self, program: &str, packet: &[u8]) -> Vec<u8> {
         let (verdict, bytes) = self.verdict(program, packet);
         assert_eq!(verdict, Verdict::Pass, "{program}: {packet:02x?} -> {bytes:02x?}");
         bytes
     }
 
-    /// Runs a program on a packet that it sends back; returns the packet after it.
+    /// Asserts that a program sends a packet back; returns the packet after the program.
     pub fn bounce(&mut self, program: &str, packet: &[u8]) -> Vec<u8> {
         let (verdict, bytes) = self.verdict(program, packet);
         assert_eq!(
@@ -349,27 +348,26 @@ impl Datapath {
         bytes
     }
 
-    /// Runs a program on a packet that it drops.
+    /// Asserts that a program drops a packet.
     pub fn dropped(&mut self, program: &str, packet: &[u8]) {
         let (verdict, bytes) = self.verdict(program, packet);
         assert_eq!(verdict, Verdict::Drop, "{program}: {packet:02x?} -> {bytes:02x?}");
     }
 
-    /// Runs a program on a packet that it leaves alone.
+    /// Asserts that a program passes a packet unchanged.
     pub fn untouched(&mut self, program: &str, packet: &[u8]) {
         let bytes = self.pass(program, packet);
         assert_eq!(bytes, packet, "{program}: {packet:02x?} -> {bytes:02x?}");
     }
 
-    /// Runs a program on the same packet again and again; `duration` is that of one run.
+    /// Runs a program `repeat` times on the same packet. `duration` is that of one run.
     pub fn repeat(&mut self, program: &str, packet: &[u8], repeat: u32) -> Outcome {
         self.try_repeat(program, packet, repeat)
             .unwrap_or_else(|error| panic!("{program}: {error}: {packet:02x?}"))
     }
 
-    /// Runs a program on a packet that may be too short: `None` if the kernel does not take it for
-    /// a test run (`BPF_PROG_TEST_RUN` wants an Ethernet header, and for TC that of the IP version
-    /// in it).
+    /// Runs a program on a packet that may be too short. Returns `None` if the kernel rejects it:
+    /// `BPF_PROG_TEST_RUN` needs an Ethernet header, and for TC also a whole IP header.
     pub fn try_run(&mut self, program: &str, packet: &[u8]) -> Option<Outcome> {
         match self.try_repeat(program, packet, 1) {
             Ok(outcome) => Some(outcome),
@@ -402,8 +400,8 @@ impl Datapath {
         })
     }
 
-    /// What tells the kernel which device a packet is to come in on, and how it is to be sent;
-    /// nothing for a packet as it is on the loopback device.
+    /// The context of a test run: the ingress device and the segment size. `None` for a packet
+    /// without GSO on the loopback device.
     fn context(&self, program: &str, packet: &[u8]) -> Option<Vec<u8>> {
         if (self.device, self.segment_size) == (0, 0) {
             return None;
@@ -424,7 +422,7 @@ impl Datapath {
         Some(words.into_iter().flat_map(u32::to_ne_bytes).collect())
     }
 
-    /// Loads all programs. Returns what is wrong with those that the kernel refuses.
+    /// Loads all programs. Returns an error for each program that the kernel rejects.
     pub fn load_all(&mut self) -> Vec<String> {
         let mut refused = Vec::new();
         for (name, program) in self.ebpf.programs_mut() {

@@ -1,5 +1,5 @@
-//! The node's routes in packet tests: the programs run in a network namespace with two devices,
-//! `front` towards clients and `back` towards other nodes. Neighbours do not change, and nobody
+//! The node's routes in packet tests. The programs run in a network namespace with two devices:
+//! `front` towards clients and `back` towards other nodes. All neighbours are static, and nothing
 //! answers.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,22 +15,22 @@ use super::world::{World, at, keys, worlds};
 use crate::kernel;
 use crate::lab::LoneNamespace;
 
-/// The network, with the thread that made it inside.
+/// The network. The thread that created it is inside until it is dropped.
 #[derive(Debug)]
 pub struct Network {
     alone: LoneNamespace,
-    /// Index of the device towards clients, whose addresses are the node's.
+    /// Index of the device towards clients. It has the node's addresses.
     pub front: u32,
     /// Index of the device towards other nodes.
     pub back: u32,
 }
 
-/// Where a backend is that is not on this node.
+/// The place of a backend that is not marked as local.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
     /// Behind the device `back`.
     Back,
-    /// Behind the device `front`, on which its clients' packets come in.
+    /// Behind the device `front`, at which packets of clients arrive.
     Front,
     /// Behind `back`, along a route with an MTU of [`NARROW_MTU`].
     Narrow,
@@ -38,12 +38,12 @@ pub enum Place {
     Unresolved,
     /// On the node itself.
     Node,
-    /// Where no packets may go.
+    /// Behind an unreachable route.
     Unreachable,
 }
 
-/// Gives both families a Service whose only backend is at `place`, which the EndpointSlices do not
-/// say to be this node. Its id is 1 for the first of [`worlds`], 2 for the second.
+/// Writes a Service for each family whose only backend is at `place` and not marked as local. Its
+/// id is 1 for the first of [`worlds`], 2 for the second.
 pub fn serve_from(datapath: &mut Datapath, place: Place) {
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.backend_at(place))]);
@@ -54,7 +54,7 @@ pub fn serve_from(datapath: &mut Datapath, place: Place) {
 /// MTU of the route to [`Place::Narrow`].
 pub const NARROW_MTU: u32 = 1300;
 
-/// Link-layer addresses of packets that leave by `back`.
+/// Link-layer addresses of packets that leave through `back`.
 pub const BACK_LINK: Link = Link {
     destination: [2, 0, 0, 0, 0, 4],
     source: [2, 0, 0, 0, 0, 3],
@@ -73,14 +73,14 @@ pub const FRONT_LINK: Link = Link {
 /// Index of the loopback device of each namespace.
 const LOOPBACK: u32 = 1;
 
-/// Addresses of [`Place::Node`] that the programs are told of, whether the node has them or not: a
-/// test may add the last two.
+/// Addresses of [`Place::Node`] in the programs' maps. The node has the first two; a test may add
+/// the last two.
 const NODE_ADDRESSES: [&str; 4] = ["10.3.0.5", "fd00:3::5", "8.0.3.5", "fd00:3:86dd::5"];
 
-/// Index of a bridge that the programs are told of.
+/// Index of a bridge that exists only in the programs' maps.
 const BRIDGE: u32 = 1 << 20;
 
-/// Lines of `ip` that make it.
+/// Commands of `ip` that create the network.
 const LINES: [&str; 31] = [
     "link add front address 02:00:00:00:00:02 type veth peer name front-end",
     "link add back address 02:00:00:00:00:03 type veth peer name back-end",
@@ -89,7 +89,7 @@ const LINES: [&str; 31] = [
     "link set front-end up",
     "link set back up",
     "link set back-end up",
-    // The node's (`NODE4`, `NODE6`).
+    // The node's addresses (`NODE4`, `NODE6`).
     "addr add 192.0.2.1/24 dev front",
     "addr add 2001:db8::1/64 dev front nodad",
     "addr add 172.16.0.1/24 dev back",
@@ -119,9 +119,9 @@ const LINES: [&str; 31] = [
 const SYSCTLS: [(&str, &str); 2] = [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
 
 impl Network {
-    /// Makes the network and moves the calling thread into it, until it is dropped. The programs
-    /// learn of its devices; packets come in on `front`. XDP programs can send by `back` too.
-    /// `None` on kernels on which that cannot be tested.
+    /// Creates the network and moves the calling thread into it, until it is dropped. The programs'
+    /// maps get its devices, and packets arrive at `front`. XDP programs can also send through
+    /// `back`. Returns `None` on kernels that cannot run these tests.
     pub fn enter(datapath: &mut Datapath) -> Option<Self> {
         if !kernel::needs("5.14", "devices in test runs of XDP programs") {
             return None;
@@ -141,7 +141,8 @@ impl Network {
         Some(network)
     }
 
-    /// Tells the programs of the devices, of which these can send for XDP programs of others.
+    /// Writes the devices into the programs' maps. XDP programs of other devices can send through
+    /// those in `transmitting`.
     pub fn tell(&self, datapath: &Datapath, transmitting: &[u32]) {
         let view = DeviceView {
             snapshot: self.snapshot(),
@@ -151,10 +152,10 @@ impl Network {
         let transmitting = transmitting.iter().copied().collect();
         table
             .set(&view, &transmitting, datapath.maps.filter())
-            .expect("the map takes it");
+            .expect("the map accepts it");
     }
 
-    /// Tells the programs what is at the other end of devices.
+    /// Writes the roles of devices into the programs' maps.
     pub fn attach(&self, datapath: &Datapath, roles: &[(u32, Role)]) {
         let mut snapshot = self.snapshot();
         for link in snapshot.links.values_mut() {
@@ -178,16 +179,16 @@ impl Network {
         let both = [self.front, self.back].into();
         table
             .set(&view, &both, datapath.maps.filter())
-            .expect("the map takes it");
+            .expect("the map accepts it");
     }
 
-    /// Tells the programs of no device any more.
+    /// Removes all devices from the programs' maps.
     pub fn forget_links(&self, datapath: &Datapath) {
         let mut table = DeviceTable::open(datapath.pins.path()).expect("the maps are pinned");
         let nothing = DeviceView::default();
         table
             .set(&nothing, &BTreeSet::new(), datapath.maps.filter())
-            .expect("the map takes it");
+            .expect("the map accepts it");
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -199,7 +200,7 @@ impl Network {
             master: Some(BRIDGE),
             ..Device::default()
         };
-        // Packets of the tests are for this address, whichever device they come in on.
+        // The tests' packets have this destination address at every device.
         let bridge = Device {
             index: BRIDGE,
             kind: "bridge".to_owned(),
@@ -219,7 +220,7 @@ impl Network {
             global: true,
             stable: true,
         };
-        // `front` has none of its own: the node's are used.
+        // `front` has no addresses in the maps, so the programs use the node's.
         let node = NODE_ADDRESSES.map(address).to_vec();
         let back = vec![address("172.16.0.1"), address("fd00:172::1")];
         Snapshot {
@@ -238,7 +239,7 @@ impl Network {
 
     /// Runs lines of `ip` commands.
     pub fn ip(&self, lines: &[&str]) {
-        self.alone.namespace().ip(lines).expect("the kernel takes them");
+        self.alone.namespace().ip(lines).expect("the kernel accepts them");
     }
 
     /// Sets variables below `/proc/sys/net`.
@@ -246,12 +247,12 @@ impl Network {
         self.alone
             .namespace()
             .sysctl(settings)
-            .expect("the kernel takes them");
+            .expect("the kernel accepts them");
     }
 }
 
 impl World {
-    /// A backend that is not on this node, or is not said to be.
+    /// A backend that is not marked as local.
     pub fn backend_at(&self, place: Place) -> SocketAddr {
         let is_ipv4 = self.vip.is_ipv4();
         let (v4, v6) = match place {
@@ -266,7 +267,7 @@ impl World {
         SocketAddr::new(address, self.pod.port())
     }
 
-    /// A client at the other end of `front`, as a Pod is at that of its device.
+    /// A client at the other end of `front`, as a Pod is at the other end of its device.
     pub fn neighbour(&self) -> SocketAddr {
         let text = if self.vip.is_ipv4() {
             "192.0.2.77"
@@ -276,7 +277,7 @@ impl World {
         SocketAddr::new(text.parse().expect("an address"), self.client.port())
     }
 
-    /// The address that replaces a client's in packets that leave by `back`.
+    /// The address to which clients are masqueraded in packets that leave through `back`.
     pub fn back_address(&self) -> IpAddr {
         let text = if self.vip.is_ipv4() {
             "172.16.0.1"

@@ -1,5 +1,4 @@
-//! Loaded programs that are used again: what the verifier does takes longer than everything else in
-//! a test.
+//! A pool of loaded programs: the verifier takes longer than everything else in a test.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
@@ -14,14 +13,14 @@ use lb_common::map;
 
 use super::Datapath;
 
-/// Those that no test uses, as they are after loading.
+/// Programs that no test uses. Their maps are as after loading.
 static IDLE: Mutex<Vec<Datapath>> = Mutex::new(Vec::new());
 
-/// Programs that are left to another test afterwards, unless this one fails.
+/// Programs that return to the pool when they are dropped, unless the test fails.
 pub struct Borrowed(Option<Datapath>);
 
 impl Borrowed {
-    /// Programs with these settings.
+    /// Takes programs with these settings from the pool, or loads them.
     pub(super) fn take(settings: Settings) -> Self {
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
         let position = idle.iter().position(|datapath| datapath.settings == settings);
@@ -50,7 +49,7 @@ impl Drop for Borrowed {
         let Some(mut datapath) = self.0.take() else {
             return;
         };
-        // A failed test may have left anything.
+        // A failed test may have left the maps in any state.
         if thread::panicking() {
             return;
         }
@@ -60,7 +59,7 @@ impl Drop for Borrowed {
 }
 
 impl Datapath {
-    /// Leaves the maps, as far as programs look at them, as they are after loading.
+    /// Restores the state after loading of all maps that the programs read.
     fn clear(&mut self) {
         let image = self.maps.image().expect("the maps are read");
         for key in image.frontends.into_keys() {
@@ -89,10 +88,10 @@ impl Datapath {
         }
         self.forget();
         self.forget_answers();
-        // Before the filters, which know the devices' addresses.
+        // This comes before the filters, which contain the devices' addresses.
         self.reassemble(None);
         let directory = self.directory().to_owned();
-        self.maps.renew_filters(&directory).expect("the maps take it");
+        self.maps.renew_filters(&directory).expect("the maps accept it");
         self.zero::<u64>(map::REASONS.name);
         self.zero::<ServiceStats>(map::SERVICE_STATS.name);
         self.backends.clear();
@@ -110,7 +109,7 @@ impl Datapath {
             let zeros = PerCpuValues::try_from(vec![V::default(); processors]);
             counters
                 .set(index, zeros.expect("a value for each processor"), 0)
-                .expect("the map takes it");
+                .expect("the map accepts it");
         }
     }
 }

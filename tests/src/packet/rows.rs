@@ -1,4 +1,4 @@
-//! Rows that Services have beside their frontends, and those that the programs write themselves.
+//! Other rows of Services than frontends, and rows that the programs write.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -21,7 +21,8 @@ use lb_common::settings::TICK_SHIFT;
 use super::Datapath;
 
 impl Datapath {
-    /// The row that [`Datapath::service`] writes for a Service with so many backends.
+    /// The frontend row that [`Datapath::service`] writes for a Service with this number of
+    /// backends.
     pub fn row(service: u32, backends: u32) -> Frontend {
         let region = Region {
             base: service * 100,
@@ -48,7 +49,7 @@ impl Datapath {
         self.frontend(key, value);
     }
 
-    /// Lets a network into a set of source ranges.
+    /// Adds a network to a set of source ranges.
     pub fn allow(&self, set: u32, network: IpAddr, prefix: u32) {
         match network {
             IpAddr::V4(network) => {
@@ -66,7 +67,7 @@ impl Datapath {
     {
         let mut trie: LpmTrie<MapData, SourceRange<A>, u32> = self.pinned(name).try_into().expect("a trie");
         let key = Key::new(SourceRange::<A>::SET_BITS + prefix, SourceRange { set, network });
-        trie.insert(&key, 1, 0).expect("the map takes it");
+        trie.insert(&key, 1, 0).expect("the map accepts it");
     }
 
     pub(super) fn pinned(&self, name: &str) -> Map {
@@ -78,19 +79,18 @@ impl Datapath {
         HashMap::try_from(self.pinned(name)).expect("a hash map")
     }
 
-    /// Makes all flows look as if they had been seen that many ticks earlier.
+    /// Makes all flows older by this number of ticks.
     pub fn age(&self, ticks: u32) {
         self.age_if(ticks, |_, _| true);
     }
 
-    /// Makes the flows between some sources and destinations look as if they had been seen that
-    /// many ticks earlier.
+    /// Makes the flows between matching sources and destinations older by this number of ticks.
     pub fn age_if(&self, ticks: u32, which: impl Fn(SocketAddr, SocketAddr) -> bool) {
         age(self.flows4(), ticks, &which);
         age(self.flows6(), ticks, &which);
     }
 
-    /// Lets every client be answered as if none had been for a long time.
+    /// Refills the buckets of all rate limits.
     pub fn forget_answers(&mut self) {
         self.answers = 0;
         let mut buckets = self.buckets();
@@ -100,7 +100,7 @@ impl Datapath {
         self.set_detours(|_| Bucket::default());
     }
 
-    /// Leaves nothing in a client's bucket, until time fills it again.
+    /// Empties a client's bucket.
     pub fn drain(&self, limit: Limit, client: IpAddr) {
         let index = match client {
             IpAddr::V4(client) => limit.bucket(Address4::from(client)),
@@ -115,8 +115,7 @@ impl Datapath {
             .expect("a per-CPU array")
     }
 
-    /// Leaves nothing in the bucket of the way to the kernel's own reassembly, until time fills it
-    /// again.
+    /// Empties the common bucket of detours through the kernel's reassembly.
     pub fn drain_detours(&self) {
         self.set_detours(|bucket| Bucket { tokens: 0, ..bucket });
     }
@@ -128,8 +127,8 @@ impl Datapath {
         buckets.set(0, new(bucket), 0).expect("the bucket is written");
     }
 
-    /// Lets the programs send fragments to the kernel's own reassembly through the device that
-    /// packets come in on if no other is set, whose role that is; or not.
+    /// Lets the programs send fragments to the kernel's reassembly through the loopback device,
+    /// which gets this role. `None` disables the detour.
     pub fn reassemble(&mut self, role: Option<Role>) {
         const LOOPBACK: u32 = 1;
         let mut view = super::loopback_as_bridge();
@@ -146,12 +145,12 @@ impl Datapath {
         let mut devices = DeviceTable::open(self.directory()).expect("the maps are pinned");
         devices
             .set(&view, &BTreeSet::new(), self.maps.filter())
-            .expect("the maps take it");
+            .expect("the maps accept it");
         let device = if role.is_some() { LOOPBACK } else { 0 };
-        devices.set_reassembly(device).expect("the map takes it");
+        devices.set_reassembly(device).expect("the map accepts it");
     }
 
-    /// Makes what is known of datagrams in fragments that many seconds older.
+    /// Makes the fragment rows older by this number of seconds.
     pub fn age_fragments(&self, seconds: u32) {
         let ticks = (seconds * clock::jiffies_per_second()) >> TICK_SHIFT;
         let older = |row: &mut Fragment| row.seen = row.seen.wrapping_sub(ticks);
@@ -159,7 +158,7 @@ impl Datapath {
         update(&mut self.fragments6(), older);
     }
 
-    /// Makes what is known of clients' backends that many seconds older.
+    /// Makes the affinity rows older by this number of seconds.
     pub fn age_affinities(&self, seconds: u32) {
         let jiffies = u64::from(seconds) * u64::from(clock::jiffies_per_second());
         let older = |row: &mut Affinity| row.last_used -= jiffies;
@@ -167,12 +166,12 @@ impl Datapath {
         update(&mut self.affinities6(), older);
     }
 
-    /// Ports of IPv4 datagrams in fragments.
+    /// The fragment table of IPv4.
     pub fn fragments4(&self) -> HashMap<MapData, FragmentKey<Address4>, Fragment> {
         self.table(Address4::FRAGMENTS.name)
     }
 
-    /// Ports of IPv6 datagrams in fragments.
+    /// The fragment table of IPv6.
     pub fn fragments6(&self) -> HashMap<MapData, FragmentKey<Address6>, Fragment> {
         self.table(Address6::FRAGMENTS.name)
     }
@@ -185,17 +184,17 @@ impl Datapath {
         self.table(Address6::AFFINITY.name)
     }
 
-    /// The number of datagrams in fragments that are known.
+    /// The number of fragment rows of both families.
     pub fn fragment_count(&self) -> usize {
         self.fragments4().keys().count() + self.fragments6().keys().count()
     }
 
-    /// The number of clients whose backends are known.
+    /// The number of affinity rows of both families.
     pub fn affinity_count(&self) -> usize {
         self.affinities4().keys().count() + self.affinities6().keys().count()
     }
 
-    /// Forgets everything that the programs remember of packets.
+    /// Deletes all flow, fragment and affinity rows.
     pub fn forget(&self) {
         clear(&mut self.flows4());
         clear(&mut self.flows6());
@@ -206,7 +205,7 @@ impl Datapath {
     }
 }
 
-/// Changes a bucket on every processor, if that makes a difference.
+/// Changes a bucket on every CPU. Writes it only if its value differs.
 fn change_buckets(buckets: &mut PerCpuArray<MapData, Bucket>, index: u32, change: impl Fn(&mut Bucket)) {
     let old = buckets.get(&index, 0).expect("a bucket is read");
     let mut new = old.to_vec();
@@ -228,7 +227,7 @@ fn update<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, change: impl Fn(&mut
     let rows: Vec<(K, V)> = map.iter().map(|row| row.expect("a row")).collect();
     for (key, mut value) in rows {
         change(&mut value);
-        map.insert(key, value, 0).expect("the map takes it");
+        map.insert(key, value, 0).expect("the map accepts it");
     }
 }
 
@@ -246,7 +245,7 @@ fn age<A: Pod + Into<IpAddr>>(
         let destination = SocketAddr::new(key.destination.into(), key.destination_port.get());
         if which(source, destination) {
             flow.last_seen = flow.last_seen.wrapping_sub(ticks);
-            flows.insert(key, flow, 0).expect("the map takes it");
+            flows.insert(key, flow, 0).expect("the map accepts it");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Who talks to whom in packet tests, and which programs see it.
+//! Addresses of clients, frontends and Pods in packet tests, and the programs of each kind of
+//! device.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,16 +9,16 @@ use lb_common::settings::SourcePorts;
 use super::build::{self, Build};
 use super::{NODE4, NODE6};
 
-/// The programs at both ends of the node's stack for one kind of device.
+/// The ingress and egress programs of one kind of device.
 #[derive(Clone, Copy, Debug)]
 pub struct Device {
-    /// Sees what enters the stack.
+    /// Sees packets that enter the stack.
     pub ingress: &'static str,
-    /// Sees what leaves the stack.
+    /// Sees packets that leave the stack.
     pub egress: &'static str,
 }
 
-/// A network device with XDP, one without, a Pod's device.
+/// A network device with XDP, a network device without XDP, and a Pod's device.
 pub const DEVICES: [Device; 3] = [
     Device {
         ingress: "lb_xdp",
@@ -86,13 +87,13 @@ pub fn worlds() -> [World; 2] {
 }
 
 impl World {
-    /// The client from another port.
+    /// The client with another port.
     pub fn client_at(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.client.ip(), port)
     }
 }
 
-/// Both protocols.
+/// TCP and UDP.
 pub const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
 /// The frontend keys of an address for both protocols.
@@ -100,7 +101,7 @@ pub fn keys(address: SocketAddr) -> [FrontendKey; 2] {
     PROTOCOLS.map(|protocol| FrontendKey::Port(address.ip(), address.port(), protocol))
 }
 
-/// A backend's address as [`super::Datapath::service`] takes it.
+/// A backend's address in the form that [`super::Datapath::service`] needs.
 pub fn at(address: SocketAddr) -> (IpAddr, u16) {
     (address.ip(), address.port())
 }
@@ -109,11 +110,11 @@ pub fn at(address: SocketAddr) -> (IpAddr, u16) {
 pub mod chunk {
     /// Payload.
     pub const DATA: u8 = 0;
-    /// Asks for an association.
+    /// Requests an association.
     pub const INIT: u8 = 1;
-    /// The answer to that.
+    /// The answer to [`INIT`].
     pub const INIT_ACK: u8 = 2;
-    /// Ends an association at once.
+    /// Ends an association immediately.
     pub const ABORT: u8 = 6;
     /// The last chunk of an association.
     pub const SHUTDOWN_COMPLETE: u8 = 14;
@@ -128,7 +129,7 @@ pub fn first(protocol: Protocol, source: SocketAddr, destination: SocketAddr) ->
     }
 }
 
-/// What a backend answers to the first packet of a connection.
+/// A backend's answer to the first packet of a connection.
 pub fn answer(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Build {
     match protocol {
         Protocol::Tcp => build::syn_ack(source, destination),
@@ -146,7 +147,7 @@ pub fn data(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> 
     }
 }
 
-/// Whether a source port is one of those that the datapath gives out first.
+/// Whether the datapath allocates a source port before those of the ephemeral range.
 pub fn is_given_out(port: u16) -> bool {
     let SourcePorts { all, local } = SourcePorts::DEFAULT;
     all.contains(port) && !local.contains(port)

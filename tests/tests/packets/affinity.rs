@@ -1,4 +1,4 @@
-//! Choices that do not depend on chance: `ClientIP` session affinity, and hashes.
+//! Deterministic backend choices: `ClientIP` session affinity, and hashes.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -9,12 +9,12 @@ use lb_tests::packet::build::see;
 use lb_tests::packet::world::{DEVICES, PROTOCOLS, World, first, keys, worlds};
 use lb_tests::packet::{Borrowed, Datapath, datapath};
 
-/// Seconds that a client stays.
+/// Affinity timeout in seconds.
 const SECONDS: u32 = 100;
-/// Backends of a Service.
+/// Number of backends of each Service.
 const BACKENDS: u32 = 8;
 
-/// The address so many places behind another.
+/// The address that follows another at this distance.
 fn behind(address: IpAddr, places: u32) -> IpAddr {
     match address {
         IpAddr::V4(address) => IpAddr::V4((u32::from(address) + places).into()),
@@ -28,7 +28,7 @@ fn pods(world: &World) -> Vec<(IpAddr, u16)> {
     (0..BACKENDS).map(pod).collect()
 }
 
-/// A number of clients.
+/// The addresses of `count` clients.
 fn clients(world: &World, count: u32) -> Vec<IpAddr> {
     (0..count).map(|n| behind(world.client.ip(), n)).collect()
 }
@@ -44,19 +44,19 @@ fn row(service: u32, world: &World, pod: SocketAddr) -> u32 {
     rows(service)[at.expect("a Pod of the Service")]
 }
 
-/// Lets all slots of a Service name these backend rows.
+/// Lets all slots of a Service name this backend row.
 fn lead_to(datapath: &mut Datapath, service: u32, row: u32) {
     datapath.set_slots(service * 100, &[row; BACKENDS as usize]);
 }
 
-/// Writes the rows of a Service.
+/// Writes the frontend rows of a Service.
 fn serve(datapath: &mut Datapath, vip: SocketAddr, value: Frontend) {
     for key in keys(vip) {
         datapath.frontend(key, value);
     }
 }
 
-/// The row of a Service with affinity.
+/// The frontend row of a Service with affinity.
 fn sticky(service: u32) -> Frontend {
     Frontend {
         affinity_seconds: SECONDS,
@@ -74,11 +74,11 @@ fn prepared() -> Option<Borrowed> {
     Some(datapath)
 }
 
-/// Opens connections, each from a port of its own.
+/// Opens connections, each from a different port.
 struct Opener(u16);
 
 impl Opener {
-    /// Where a client's next connection goes.
+    /// Opens a client's next connection and returns its backend.
     fn open(
         &mut self,
         datapath: &mut Datapath,
@@ -93,7 +93,7 @@ impl Opener {
     }
 }
 
-/// Runs a check for each family and device, with nothing remembered.
+/// Runs a check for each family and device, without any flows or affinity entries.
 fn everywhere(mut check: impl FnMut(&mut Datapath, &World, u32, &'static str, &mut Opener)) {
     let Some(mut datapath) = prepared() else { return };
     let mut opener = Opener(1000);
@@ -140,21 +140,21 @@ fn it_stays_where_others_do_not_go_until_it_was_idle() {
         };
         lead_to(datapath, service, other);
         for _ in 0..3 {
-            // Each connection counts.
+            // Each connection restarts the timeout.
             datapath.age_affinities(SECONDS * 2 / 3);
             assert_eq!(open(datapath), pod);
         }
         datapath.age_affinities(SECONDS + 1);
         let new = open(datapath);
         assert_eq!(row(service, world, new), other);
-        // It is remembered.
+        // The new backend is remembered.
         datapath.set_slots(base, &rows(service));
         assert_eq!(open(datapath), new);
         assert_eq!(datapath.affinity_count(), 1);
     });
 }
 
-/// As often as a backend may be drawn again before something is wrong: once in 8^30 times.
+/// Number of random choices. All of them give the same backend with a probability of 1 in 8^30.
 const DRAWS: u32 = 30;
 
 #[test]
@@ -169,10 +169,10 @@ fn a_client_whose_affinity_has_ended_draws_by_chance() {
             })
             .find(|drawn| *drawn != pod)
             .expect("another Pod");
-        // It is remembered until it ends in its turn.
+        // The new backend is remembered until its affinity ends.
         assert_eq!(open(datapath), other);
         assert_eq!(datapath.affinity_count(), 1);
-        // Whom nobody knows goes by its address, so all nodes agree.
+        // Without an affinity entry, the hash of the client's address decides, so all nodes agree.
         datapath.forget();
         assert_eq!(open(datapath), pod);
     });
@@ -191,7 +191,7 @@ fn it_leaves_a_backend_that_takes_no_new_connections() {
                 1 => datapath.set_state(left, BackendState::Gone),
                 _ => datapath.replace(left, pod.ip()),
             }
-            // The slots follow, as the agent has it.
+            // The slots change too, as the agent changes them.
             lead_to(datapath, service, base + (left + 1 - base) % BACKENDS);
             let new = open(datapath);
             assert_ne!(new, pod);
@@ -212,7 +212,7 @@ fn with_policy_local_it_leaves_backends_of_other_nodes() {
         let base = service * 100;
         let stays = if left == base { base + 1 } else { base };
         datapath.change_backend(left, |backend| backend.in_local = false);
-        // Without the policy it may stay.
+        // Without the policy, the client may stay.
         assert_eq!(open(datapath), pod);
         let value = Frontend {
             flags: frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL,
@@ -251,10 +251,10 @@ fn ports_of_a_service_are_independent() {
     assert_eq!(datapath.affinity_count(), 4);
 }
 
-/// Size of the tables that clients outside choose from here.
+/// Size of the Maglev tables of these tests.
 const TABLE: u32 = 61;
 
-/// Gives a Service of each family such a table.
+/// A Service with a Maglev table for each family.
 fn with_table(affinity_seconds: u32) -> Option<Borrowed> {
     let mut datapath = datapath()?;
     for (service, world) in (1..).zip(worlds()) {
@@ -272,8 +272,8 @@ fn with_table(affinity_seconds: u32) -> Option<Borrowed> {
     Some(datapath)
 }
 
-/// Nodes with equal tables choose alike, so a client stays when another node takes its packets
-/// over.
+/// Nodes with equal tables make the same choices, so a client keeps its backend when another node
+/// takes over its packets.
 #[test]
 fn every_node_chooses_the_same_for_a_client() {
     let (Some(mut one), Some(mut other)) = (with_table(SECONDS), with_table(SECONDS)) else {
@@ -295,7 +295,7 @@ fn every_node_chooses_the_same_for_a_client() {
     }
 }
 
-/// Without affinity it is the connection that counts, from outside.
+/// Without affinity, the hash of the connection decides for clients outside.
 #[test]
 fn every_node_chooses_the_same_for_a_connection() {
     let (Some(mut one), Some(mut other)) = (with_table(0), with_table(0)) else {
@@ -307,7 +307,7 @@ fn every_node_chooses_the_same_for_a_connection() {
             let packet = first(Protocol::Tcp, world.client_at(port), world.vip).bytes();
             let pod = see(&one.pass("lb_xdp", &packet)).destination;
             assert_eq!(see(&other.pass("lb_tc_from_network", &packet)).destination, pod);
-            // Forgotten, it goes there again.
+            // Without a flow, the packet goes to the same backend again.
             one.forget();
             assert_eq!(see(&one.pass("lb_xdp", &packet)).destination, pod);
             chosen.insert(pod);

@@ -1,5 +1,4 @@
-//! What the commands read from the maps, and write to them, agrees with what the kernel programs
-//! do.
+//! The commands and the kernel programs read and write the maps consistently.
 
 use lb_agent::datapath::clock::Clock;
 use lb_agent::datapath::live::LiveMaps;
@@ -11,7 +10,7 @@ use lb_tests::packet::build::{see, syn};
 use lb_tests::packet::world::{World, at, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
-/// A Service with two Pods whose clients stay with theirs.
+/// A Service with two Pods and session affinity.
 fn affine_service(datapath: &mut Datapath, world: &World, service: u32) {
     let pods = [at(world.pod), at(world.pod2)];
     datapath.service(service, &keys(world.vip), &pods);
@@ -27,7 +26,7 @@ fn affine_service(datapath: &mut Datapath, world: &World, service: u32) {
 }
 
 #[test]
-fn the_clock_is_that_of_the_programs() {
+fn commands_and_programs_use_the_same_clock() {
     let Some(mut datapath) = datapath() else { return };
     let [world, _] = worlds();
     affine_service(&mut datapath, &world, 1);
@@ -51,7 +50,7 @@ fn the_clock_is_that_of_the_programs() {
 }
 
 #[test]
-fn a_pinned_client_goes_where_it_was_told() {
+fn a_pinned_client_gets_the_pinned_pod() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         affine_service(&mut datapath, &world, service);
@@ -70,7 +69,7 @@ fn a_pinned_client_goes_where_it_was_told() {
                 assert_eq!((row.backend, row.usable), (Some(pod), true), "{row:?}");
                 assert_eq!(row.client, Client::Address(client.ip()));
                 assert!(row.left_seconds > 95, "{row:?}");
-                // The next connection is another one.
+                // The old flow expires, so the next packet opens a new connection.
                 datapath.age(1_000_000);
             }
         }

@@ -1,4 +1,4 @@
-//! What `lb-agent explain` says of a packet is what the kernel programs do with it.
+//! The result of `lb-agent explain` for a packet matches what the kernel programs do with it.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::cell::Cell;
@@ -22,7 +22,7 @@ use lb_tests::packet::network::{Network, Place, serve_from};
 use lb_tests::packet::world::{PROTOCOLS, World, at, data, first, is_given_out, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
-/// Programs at ingress, and where their senders are.
+/// The ingress programs, each with the origin of its packets.
 const HOOKS: [(&str, From); 3] = [
     ("lb_tc_from_pod", From::Pod),
     ("lb_tc_from_network", From::Outside),
@@ -61,7 +61,8 @@ fn ask(
     explain(&maps, &surroundings, question, from).unwrap()
 }
 
-/// Asks, lets the kernel's program decide, and compares; returns what was said.
+/// Explains a packet, runs the kernel program on it, compares both results, and returns the
+/// explanation.
 #[track_caller]
 fn agree(datapath: &mut Datapath, hook: (&str, From), protocol: Protocol, packet: &Build) -> Explanation {
     agree_along(datapath, &NoRoutes, hook, protocol, packet)
@@ -85,7 +86,7 @@ fn agree_along(
     let reasons = datapath.reasons();
     let (verdict, bytes) = datapath.verdict(program, &packet.bytes());
     let reasons: Vec<Reason> = new_reasons(&reasons, &datapath.reasons());
-    let context = format!("{program} {protocol}: {verdict:?} {reasons:?}, said {said:#?}");
+    let context = format!("{program} {protocol}: {verdict:?} {reasons:?}, explained {said:#?}");
     let names: Vec<&str> = reasons.iter().map(|reason| reason.name()).collect();
     assert_eq!(said.reason.into_iter().collect::<Vec<_>>(), names, "{context}");
     match said.verdict {
@@ -110,7 +111,7 @@ fn agree_along(
     said
 }
 
-/// Whether the addresses and ports are those that were said.
+/// Asserts that the packet has the explained addresses and ports.
 #[track_caller]
 fn assert_rewritten(said: &Explanation, seen: &Seen, context: &str) {
     let source = said.new_source.unwrap();
@@ -142,15 +143,15 @@ fn new_reasons(before: &[(Reason, u64)], after: &[(Reason, u64)]) -> Vec<Reason>
     new.map(|(reason, _)| *reason).collect()
 }
 
-/// Runs a check at every hook, for both families and protocols, each on a Service with two Pods
-/// that is published as `row` says.
+/// Runs a check at every hook, for both families and all protocols, each on a Service with two
+/// Pods. `row` changes the frontend row.
 fn with_service(
     row: impl Fn(Frontend) -> Frontend,
     mut check: impl FnMut(&mut Datapath, &World, (&str, From), Protocol),
 ) {
     let Some(mut datapath) = datapath() else { return };
     for hook in HOOKS {
-        // What the hook before has left.
+        // Flows from the previous hook.
         datapath.forget();
         for (service, world) in (1..).zip(worlds()) {
             datapath.service(service, &keys(world.vip), &[at(world.pod), at(world.pod2)]);
@@ -166,7 +167,7 @@ fn with_service(
 }
 
 #[test]
-fn plain_services_and_open_connections() {
+fn first_packets_and_open_connections_are_explained() {
     with_service(
         |row| row,
         |datapath, world, hook, protocol| {
@@ -185,7 +186,7 @@ fn plain_services_and_open_connections() {
 }
 
 #[test]
-fn clients_with_affinity() {
+fn session_affinity_is_explained() {
     with_service(
         |row| Frontend {
             affinity_seconds: 100,
@@ -202,7 +203,7 @@ fn clients_with_affinity() {
 }
 
 #[test]
-fn policy_local_without_endpoints_here() {
+fn a_local_policy_without_local_endpoints_is_explained() {
     let local = frontend_flags::INSIDE_LOCAL | frontend_flags::OUTSIDE_LOCAL;
     with_service(
         |row| Frontend {
@@ -222,7 +223,7 @@ fn policy_local_without_endpoints_here() {
 }
 
 #[test]
-fn no_endpoints() {
+fn a_service_without_endpoints_is_explained() {
     with_service(
         |row| Frontend {
             cluster: Region::default(),
@@ -238,7 +239,7 @@ fn no_endpoints() {
 }
 
 #[test]
-fn other_ports_and_addresses() {
+fn unknown_ports_and_addresses_are_explained() {
     for (flags, expected) in [(0, Fate::Rejected), (frontend_flags::PASS_UNKNOWN, Fate::Passed)] {
         with_service(
             |row| row,
@@ -265,8 +266,8 @@ fn other_ports_and_addresses() {
 }
 
 #[test]
-fn clients_in_and_out_of_source_ranges() {
-    // A set for each case, because there is one of each family and protocol.
+fn source_ranges_are_explained() {
+    // Each combination of family and protocol needs a new, empty set.
     let sets = Cell::new(0);
     with_service(
         |row| row,
@@ -291,7 +292,7 @@ fn clients_in_and_out_of_source_ranges() {
 }
 
 #[test]
-fn connections_whose_backend_is_gone() {
+fn connections_to_removed_backends_are_explained() {
     with_service(
         |row| row,
         |datapath, world, hook, protocol| {
@@ -318,7 +319,7 @@ fn connections_whose_backend_is_gone() {
 }
 
 #[test]
-fn idle_connections_begin_anew() {
+fn idle_connections_are_explained_as_new_ones() {
     with_service(
         |row| row,
         |datapath, world, hook, protocol| {
@@ -341,7 +342,7 @@ fn idle_connections_begin_anew() {
 }
 
 #[test]
-fn connections_of_another_service_proxy() {
+fn connections_of_another_service_proxy_are_explained_as_passed() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);
@@ -361,7 +362,7 @@ fn connections_of_another_service_proxy() {
 }
 
 #[test]
-fn a_client_that_is_the_backend() {
+fn hairpin_connections_are_explained() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);
@@ -370,7 +371,7 @@ fn a_client_that_is_the_backend() {
             let client = SocketAddr::new(world.pod.ip(), 40_000);
             let said = agree(&mut datapath, hook, protocol, &first(protocol, client, world.vip));
             assert_eq!(said.verdict, Fate::Hairpin);
-            // Now exactly, as it is remembered; and the reply.
+            // The flow exists now, so the explanation is exact, also for the reply.
             let packet = data(protocol, client, world.vip);
             agree(&mut datapath, hook, protocol, &packet);
             let request = see(&datapath.bounce(hook.0, &packet.bytes()));
@@ -386,7 +387,7 @@ fn a_client_that_is_the_backend() {
 }
 
 #[test]
-fn a_closed_connection_begins_anew_with_syn_only() {
+fn a_syn_on_a_closed_connection_is_explained_as_a_new_one() {
     let Some(mut datapath) = datapath() else { return };
     let [world, _] = worlds();
     datapath.service(1, &keys(world.vip), &[at(world.pod)]);
@@ -486,7 +487,7 @@ fn clients_outside_of_backends_on_other_nodes() {
                     "{place:?}"
                 );
                 if verdict == Fate::Forwarded {
-                    // Now that it is open.
+                    // The connection is open now.
                     let packet = data(protocol, world.client, world.vip);
                     let said = agree_along(&mut datapath, &routes, HOOKS[1], protocol, &packet);
                     assert_eq!((said.verdict, said.source_port_by_chance), (verdict, false));

@@ -1,4 +1,4 @@
-//! The filters that say which packets are looked up at all.
+//! The filters that decide which packets are looked up in the maps.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::SocketAddr;
@@ -19,19 +19,19 @@ fn open(datapath: &mut Datapath, world: &World, service: u32, device: Device) {
     assert_eq!(see(&request).destination, world.pod);
 }
 
-/// Where a reply comes from.
+/// Sends a reply of the Pod and returns its source after the program.
 fn source_of_reply(datapath: &mut Datapath, world: &World, device: Device) -> SocketAddr {
     let reply = syn_ack(world.pod, world.client).bytes();
     see(&datapath.pass(device.egress, &reply)).source
 }
 
-/// What an agent does when it starts.
+/// Renews the filters as the agent does when it starts.
 fn renew(datapath: &mut Datapath) {
     let directory = datapath.directory().to_owned();
     datapath.maps.renew_filters(&directory).unwrap();
 }
 
-/// Removes what [`open`] has written, but for what is remembered of packets.
+/// Removes what [`open`] wrote, except for the flows.
 fn remove(datapath: &mut Datapath, world: &World, service: u32) {
     for key in keys(world.vip) {
         datapath.apply(&MapOp::DeleteFrontend { key });
@@ -40,7 +40,7 @@ fn remove(datapath: &mut Datapath, world: &World, service: u32) {
     datapath.replace(service * 100, world.node);
 }
 
-/// Whether packets to the Service, and its Pod's replies, are looked up.
+/// Whether the filters contain the Service and the replies of its Pod.
 fn looks_up(datapath: &Datapath, world: &World) -> (bool, bool) {
     fn both<A: LiveFamily>(maps: &LiveMaps, world: &World) -> (bool, bool) {
         let [vip, pod] = [world.vip, world.pod].map(|end| A::of(end.ip()).unwrap());
@@ -55,7 +55,7 @@ fn looks_up(datapath: &Datapath, world: &World) -> (bool, bool) {
 }
 
 #[test]
-fn replies_are_looked_up_while_there_is_their_backend_or_their_flow() {
+fn replies_are_looked_up_while_their_backend_or_flow_exists() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         for device in DEVICES {
@@ -74,9 +74,9 @@ fn replies_are_looked_up_while_there_is_their_backend_or_their_flow() {
     }
 }
 
-/// An agent without this filter has left the maps, and connections.
+/// An older agent, without this filter, left the maps and open connections.
 #[test]
-fn a_new_filter_knows_the_backends_and_flows_that_there_are() {
+fn a_new_filter_contains_existing_backends_and_flows() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         for device in DEVICES {

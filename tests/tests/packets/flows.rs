@@ -31,13 +31,13 @@ fn two(world: &World) -> Vec<SocketAddr> {
     vec![world.pod, world.pod2]
 }
 
-/// Where a request goes.
+/// Sends a request of a Pod and returns its new destination.
 fn destination(datapath: &mut Datapath, packet: &Build) -> SocketAddr {
     see(&datapath.pass("lb_tc_from_pod", &packet.bytes())).destination
 }
 
-/// Opens a connection of a Service with two Pods, ends new ones at the Pod that it did not get, and
-/// returns the row that it got and the other Pod.
+/// Opens a connection to a Service with two Pods, then makes all slots name the other Pod. Returns
+/// the row of the connection's backend, and the other Pod.
 fn open_and_move(datapath: &mut Datapath, world: &World, service: u32, packet: &Build) -> (u32, SocketAddr) {
     open_and_move_at("lb_tc_from_pod", datapath, world, service, packet)
 }
@@ -61,7 +61,7 @@ fn open_and_move_at(
     (row, pod)
 }
 
-/// The backend accepts a connection of a Pod's client, and the client acknowledges that.
+/// The backend accepts a connection of a Pod, and the client acknowledges.
 fn accept(datapath: &mut Datapath, client: SocketAddr, vip: SocketAddr, pod: SocketAddr) {
     let reply = datapath.pass("lb_tc_to_pod", &syn_ack(pod, client).bytes());
     assert_eq!(see(&reply).source, vip);
@@ -144,7 +144,7 @@ fn tcp_to_a_backend_that_is_gone_is_reset() {
             assert_eq!(header.sequence_number, 2000, "{answer:02x?}");
             assert_eq!(datapath.flow_count(), flows);
             datapath.set_state(row, BackendState::Active);
-            // Whoever tries again gets the other one.
+            // The next attempt gets the other backend.
             let again = datapath.pass(device.ingress, &packet.bytes());
             assert_eq!(see(&again).destination, other);
         }
@@ -169,7 +169,7 @@ fn flows_of_a_gone_backend_get_another_if_they_can() {
             for packet in [udp, syn].map(|build| build(world.client_at(port), world.vip)) {
                 let (row, other) = open_and_move(datapath, world, service, &packet);
                 if replaced {
-                    // Even by an endpoint with the same address.
+                    // Even an endpoint with the same address counts as another one.
                     let pod = if other == world.pod { world.pod2 } else { world.pod };
                     datapath.replace(row, pod.ip());
                 } else {
@@ -235,7 +235,7 @@ fn absent_backend_keeps_what_it_has_answered_and_tcp() {
 }
 
 #[test]
-fn slots_of_a_draining_or_absent_backend_are_not_chosen() {
+fn draining_and_absent_backends_are_not_chosen() {
     with_pods(one, |datapath, world, service| {
         for state in [BackendState::Draining, BackendState::Absent] {
             datapath.set_state(service * 100, state);
@@ -244,7 +244,7 @@ fn slots_of_a_draining_or_absent_backend_are_not_chosen() {
     });
 }
 
-/// Flags of the last segments of a connection.
+/// A FIN segment, one of the last of a connection.
 fn fin(source: SocketAddr, destination: SocketAddr) -> Build {
     ack(source, destination).flags(|header| header.fin = true)
 }
@@ -272,7 +272,7 @@ fn syn_on_a_closed_connection_chooses_anew() {
                     assert_eq!(see(&reply).source, world.vip);
                 }
             }
-            // The last acknowledgements still go their way. Whoever was reset sends none.
+            // The last acknowledgements are still translated. After a RST there are none.
             if close.len() > 1 {
                 assert_eq!(destination(datapath, &ack(client, world.vip)), pod);
             }
@@ -292,7 +292,7 @@ fn one_side_closing_is_not_the_end() {
 }
 
 #[test]
-fn state_is_kept_at_both_directions() {
+fn both_directions_have_the_same_state() {
     let Some(mut datapath) = datapath() else { return };
     let [world, _] = worlds();
     datapath.service(1, &keys(world.vip), &[at(world.pod)]);
@@ -309,9 +309,10 @@ fn state_is_kept_at_both_directions() {
     assert_eq!(states, [expected; 2]);
 }
 
-/// Ticks of half an hour at 250 Hz: more than UDP lives, less than an open TCP connection.
+/// Ticks: half an hour at 250 Hz. More than the lifetime of UDP flows, less than that of open TCP
+/// connections.
 const HALF_AN_HOUR: u32 = 1800;
-/// Longer than any flow lives.
+/// Ticks: more than any lifetime.
 const LONG: u32 = 1 << 20;
 
 #[test]
@@ -361,7 +362,7 @@ fn one_direction_keeps_the_other_alive() {
             assert_ne!(pod, other);
             let reply = answer(protocol, pod, client).bytes();
             datapath.age(LONG);
-            // Too late, unless the client has been sending all the time.
+            // Both entries are expired, except that the client has just sent a packet.
             touch(datapath, client, world.vip);
             assert_eq!(see(&datapath.pass("lb_tc_to_pod", &reply)).source, world.vip);
             datapath.age(LONG);
@@ -371,7 +372,7 @@ fn one_direction_keeps_the_other_alive() {
     });
 }
 
-/// Makes one direction of a flow look as if it had just been seen.
+/// Undoes the ageing of one direction of a flow, as if it had just been used.
 fn touch(datapath: &Datapath, source: SocketAddr, destination: SocketAddr) {
     datapath.age_if(LONG.wrapping_neg(), |from, to| {
         (from, to) == (source, destination)
@@ -439,7 +440,7 @@ fn late_packets_of_a_closed_connection_do_not_touch_its_successor() {
         accept(&mut datapath, client, world.vip, world.pod);
         destination(&mut datapath, &fin(client, world.vip));
         datapath.pass("lb_tc_to_pod", &fin(world.pod, client).bytes());
-        // The port is free again and the Pod the same: the reply's entry goes to the new
+        // The port is free again and the Pod is the same, so the reply entry now belongs to the new
         // connection.
         let request = see(&datapath.pass("lb_tc_from_pod", &syn(client, world.vip2).bytes()));
         assert_eq!(request.source, client);
@@ -447,7 +448,7 @@ fn late_packets_of_a_closed_connection_do_not_touch_its_successor() {
         destination(&mut datapath, &rst(client, world.vip));
         datapath.set_state(service * 100, BackendState::Gone);
         datapath.bounce("lb_tc_from_pod", &ack(client, world.vip).bytes());
-        // Half an hour is too long for a connection that was reset.
+        // A reset connection would not live for half an hour.
         datapath.pass("lb_tc_to_pod", &ack(world.pod, client).bytes());
         datapath.age(HALF_AN_HOUR);
         let reply = see(&datapath.pass("lb_tc_to_pod", &ack(world.pod, client).bytes()));

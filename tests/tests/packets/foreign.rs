@@ -1,4 +1,4 @@
-//! What is not ours passes every program byte for byte; whatever comes, nothing is corrupted.
+//! Packets that do not belong to Services pass every program unchanged, and no packet is corrupted.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -24,15 +24,14 @@ fn prepared() -> Option<Borrowed> {
     Some(datapath)
 }
 
-/// Runs every packet program on a packet that none of them may touch.
+/// Asserts that no program changes a packet.
 fn untouched(datapath: &mut Datapath, packet: &[u8]) {
     for program in PROGRAMS {
         datapath.untouched(program, packet);
     }
 }
 
-/// A request to a frontend and the reply to it, which would be rewritten if nothing were wrong with
-/// them.
+/// Requests to a frontend and replies. The programs rewrite them if they are valid.
 fn ours(world: &World) -> [Build; 4] {
     [
         syn(world.client, world.vip),
@@ -42,7 +41,7 @@ fn ours(world: &World) -> [Build; 4] {
     ]
 }
 
-/// The programs that see what enters the stack.
+/// The ingress programs.
 const FROM_DEVICES: [&str; 3] = ["lb_xdp", "lb_tc_from_network", "lb_tc_from_pod"];
 
 /// Offset of the IP header.
@@ -64,7 +63,7 @@ fn other_protocols() {
 }
 
 #[test]
-fn other_ethertypes() {
+fn frames_of_other_ethertypes_pass() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for packet in ours(&world) {
@@ -78,22 +77,22 @@ fn other_ethertypes() {
     }
 }
 
-/// A switch floods them, or the device is promiscuous.
+/// Such frames arrive if a switch floods them or the device is promiscuous.
 #[test]
 fn frames_for_other_machines() {
     const ADDRESSES: [[u8; 6]; 6] = [
         [2, 0, 0, 0, 0, 9],
-        // Of the node's, one byte differs.
+        // One byte differs from the node's address.
         [2, 0, 0, 0, 1, 2],
         [2, 0, 0, 0, 0, 3],
-        // For everybody, and for groups (RFC 1112 section 6.4, RFC 2464 section 7).
+        // Broadcast and multicast (RFC 1112 section 6.4, RFC 2464 section 7).
         [0xff; 6],
         [1, 0, 0x5e, 0, 0, 1],
         [0x33, 0x33, 0, 0, 0, 1],
     ];
     let Some(mut datapath) = prepared() else { return };
     for (service, world) in (11..).zip(worlds()) {
-        // Its connections are refused.
+        // Connections to this Service are refused.
         datapath.service(service, &keys(world.vip2), &[]);
         let unknown = SocketAddr::new(world.client.ip(), 999);
         let mut packets = ours(&world).to_vec();
@@ -117,7 +116,7 @@ fn frames_for_other_machines() {
             }
         }
         assert_eq!(datapath.flow_count(), flows);
-        // The same for the node are taken.
+        // The same packets with the node's link-layer address are translated.
         for program in FROM_DEVICES {
             let bytes = packets[0].bytes();
             assert_ne!(datapath.pass(program, &bytes), bytes, "{program}");
@@ -126,7 +125,7 @@ fn frames_for_other_machines() {
     assert_eq!(datapath.reasons(), []);
 }
 
-/// What XDP does not know is left to TC.
+/// XDP passes packets to TC if it does not know the device's link-layer address.
 #[test]
 fn devices_that_xdp_does_not_know() {
     let Some(mut datapath) = prepared() else { return };
@@ -142,7 +141,7 @@ fn devices_that_xdp_does_not_know() {
         let bytes = ack(world.client, world.vip).bytes();
         datapath.untouched("lb_xdp", &bytes);
         assert_ne!(datapath.pass("lb_tc_from_network", &bytes), bytes);
-        // On the other device they are for somebody else.
+        // On the other device, the link-layer destination is not the node's.
         datapath.device = network.back;
         datapath.untouched("lb_xdp", &bytes);
         datapath.untouched("lb_tc_from_network", &bytes);
@@ -150,7 +149,7 @@ fn devices_that_xdp_does_not_know() {
     }
 }
 
-/// They belong to a VLAN device, whose programs see them without the tags.
+/// Tagged frames belong to a VLAN device, whose programs see them without the tags.
 #[test]
 fn vlan_tags() {
     let Some(mut datapath) = prepared() else { return };
@@ -164,7 +163,7 @@ fn vlan_tags() {
 }
 
 #[test]
-fn fragments_without_the_first() {
+fn later_fragments_without_a_first_one_pass() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for packet in ours(&world) {
@@ -190,7 +189,7 @@ fn truncated_anywhere() {
                 let bytes = packet.bytes();
                 // The kernel runs no program on less than an Ethernet header.
                 for length in NETWORK..bytes.len() {
-                    // Nor a TC program on less than an IP header behind it.
+                    // It runs no TC program without a whole IP header behind that.
                     for program in PROGRAMS {
                         if let Some(outcome) = datapath.try_run(program, &bytes[..length]) {
                             assert_eq!(outcome.bytes, bytes[..length], "{program} {:02x?}", outcome.bytes);
@@ -206,7 +205,7 @@ fn truncated_anywhere() {
 }
 
 #[test]
-fn nonsense_in_the_ipv4_header() {
+fn invalid_ipv4_headers_pass_unchanged() {
     let Some(mut datapath) = prepared() else { return };
     let [world, _] = worlds();
     for packet in ours(&world) {
@@ -226,7 +225,7 @@ fn nonsense_in_the_ipv4_header() {
 }
 
 #[test]
-fn nonsense_in_the_ipv6_header() {
+fn invalid_ipv6_headers_pass_unchanged() {
     let Some(mut datapath) = prepared() else { return };
     let [_, world] = worlds();
     for packet in ours(&world) {
@@ -246,11 +245,12 @@ fn nonsense_in_the_ipv6_header() {
 }
 
 #[test]
-fn nonsense_in_the_tcp_header() {
+fn invalid_tcp_headers_pass_unchanged() {
     let Some(mut datapath) = prepared() else { return };
     for (world, transport) in worlds().into_iter().zip([NETWORK + 20, NETWORK + 40]) {
         for packet in [syn(world.client, world.vip), ack(world.pod, world.client)] {
-            // 20 bytes of header and 7 of payload: no room for two more words.
+            // The segment has 20 bytes of header and 7 of payload, so a header of 28 bytes does not
+            // fit.
             for words in [0, 1, 4, 7, 15] {
                 let mut bytes = packet.bytes();
                 bytes[transport + 12] = words << 4;
@@ -279,7 +279,7 @@ fn other_addresses_and_ports() {
 }
 
 #[test]
-fn requests_at_egress_and_replies_at_ingress() {
+fn requests_at_egress_and_replies_at_ingress_pass() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for device in DEVICES {
@@ -291,7 +291,7 @@ fn requests_at_egress_and_replies_at_ingress() {
     }
 }
 
-/// A packet of ours with bytes changed and the end cut off or padded.
+/// A translatable packet with changed bytes, truncated or padded.
 fn damaged() -> impl Strategy<Value = Vec<u8>> {
     let packets: Vec<_> = worlds()
         .iter()
@@ -311,7 +311,7 @@ fn damaged() -> impl Strategy<Value = Vec<u8>> {
             bytes[at] = value;
         }
         match length {
-            // Mostly whole: what is cut is not parsed at all.
+            // Most packets stay whole, because truncated ones are not parsed.
             ..20 => bytes.truncate(NETWORK.max(bytes.len() - length)),
             20..40 => bytes.resize(bytes.len() + length, 0xa5),
             _ => {}
@@ -320,7 +320,7 @@ fn damaged() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Frames of random bytes behind the ethertypes that are looked at.
+/// Frames of random bytes behind the ethertypes that the programs parse.
 fn random() -> impl Strategy<Value = Vec<u8>> {
     let ethertype = prop::sample::select(vec![0x0800_u16, 0x86dd, 0x8100, 0x88a8]);
     (ethertype, prop::collection::vec(any::<u8>(), 0..200)).prop_map(|(ethertype, rest)| {
@@ -350,8 +350,8 @@ fn nothing_is_corrupted() {
                 "lb_xdp" => (2, 1, 3),
                 _ => (u32::MAX, 2, 7),
             };
-            // A flag more or less makes a segment of an unknown connection of a SYN, which is
-            // reset, or a RST.
+            // A changed flag may turn a SYN into a segment of an unknown connection, which is
+            // reset, or into a RST.
             if outcome.action == answered {
                 let faults = faults(&outcome.bytes);
                 prop_assert!(faults.is_empty(), "{}: {:02x?}: {:?}", program, &packet, faults);
@@ -393,9 +393,9 @@ fn a_later_fragment_of_a_remembered_datagram_is_not_corrupted() {
     assert_ne!(residuals(fragment)[1], residuals(&translated)[1]);
 }
 
-/// By how much the checksums of a packet are wrong: that of the IPv4 header, and the sum of the
-/// addresses and all that follows the IP header, whose other parts no program changes. Right stays
-/// right, and wrong as wrong as it was.
+/// The errors of a packet's checksums: of the IPv4 header, and of the addresses with everything
+/// behind the IP header. Programs must not change these errors: valid checksums stay valid, and
+/// wrong ones stay wrong by the same amount.
 fn residuals(bytes: &[u8]) -> [u32; 2] {
     let mut network = NETWORK;
     while matches!(bytes.get(network - 2..network), Some([0x81, 0x00] | [0x88, 0xa8])) {
@@ -421,17 +421,17 @@ fn residuals(bytes: &[u8]) -> [u32; 2] {
         _ => part(protocol, protocol + 1) == Some(&[44]) && offset(part(42, 44), 0xfff8),
     };
     let rest = match part(header + 6, header + 8) {
-        // The checksum that covers the addresses is in the first fragment, which may be that of
-        // an earlier packet.
+        // The checksum that covers the addresses is in the first fragment. An earlier packet of
+        // this test may be that fragment.
         _ if is_later => sum(part(header, bytes.len())),
-        // A UDP checksum of 0 is none.
+        // A UDP checksum of 0 means no checksum.
         Some([0, 0]) if is_udp => 0,
         _ => sum(part(addresses, bytes.len())),
     };
     [sum(part(0, checksummed)), rest]
 }
 
-/// The ones' complement sum of big-endian halves of words.
+/// The ones' complement sum of big-endian 16-bit words.
 fn sum(bytes: Option<&[u8]>) -> u32 {
     let halves = bytes.unwrap_or_default().chunks(2);
     let sum: u32 = halves

@@ -1,5 +1,5 @@
-//! Clients outside and backends on other nodes: requests and replies are rewritten and sent on by
-//! the node.
+//! Clients outside and backends on other nodes: the node rewrites and forwards requests and
+//! replies.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, FRONT_LINK, NARROW_MTU, 
 use lb_tests::packet::world::{PROTOCOLS, World, answer, data, first, is_given_out, worlds};
 use lb_tests::packet::{Datapath, datapath, datapath_with};
 
-/// The programs that see clients outside.
+/// The programs that see packets of clients outside.
 const FROM_NETWORK: [&str; 2] = ["lb_xdp", "lb_tc_from_network"];
 
 /// Runs a check for both families and both programs, with a backend at `place`.
@@ -30,7 +30,8 @@ fn with_backend(place: Place, mut check: impl FnMut(&mut Datapath, &Network, &Wo
     }
 }
 
-/// Sends a packet on, with these link-layer addresses if the program writes them.
+/// Runs a program that forwards a packet, and returns the bytes. XDP returns `verdict`; TC always
+/// redirects.
 fn sent(datapath: &mut Datapath, program: &str, packet: &Build, verdict: Verdict) -> Vec<u8> {
     let packet = packet.bytes();
     let (found, bytes) = datapath.verdict(program, &packet);
@@ -43,8 +44,9 @@ fn sent(datapath: &mut Datapath, program: &str, packet: &Build, verdict: Verdict
     bytes
 }
 
-/// What a packet that is sent on looks like.
-fn on_its_way(packet: Build, program: &str, link: Link) -> Vec<u8> {
+/// The bytes of a packet after forwarding, with these link-layer addresses if the program writes
+/// them.
+fn forwarded(packet: Build, program: &str, link: Link) -> Vec<u8> {
     let packet = packet.hop_limit(63);
     if program == "lb_xdp" {
         packet.link(link)
@@ -54,7 +56,7 @@ fn on_its_way(packet: Build, program: &str, link: Link) -> Vec<u8> {
     .bytes()
 }
 
-/// Sends a request and its reply on, each built by `build`, and compares all bytes; returns the
+/// Forwards a request and its reply, both built by `build`, and compares all bytes. Returns the
 /// source that the backend sees.
 fn there_and_back(
     datapath: &mut Datapath,
@@ -71,14 +73,14 @@ fn there_and_back(
     assert!(is_given_out(source.port()), "{request:02x?}");
     assert_eq!(
         request,
-        on_its_way(build(source, pod), program, BACK_LINK),
+        forwarded(build(source, pod), program, BACK_LINK),
         "request {program}: {request:02x?}"
     );
     datapath.device = network.back;
     let reply = sent(datapath, program, &build(pod, source), Verdict::Redirect);
     assert_eq!(
         reply,
-        on_its_way(build(world.vip, client), program, CLIENT_LINK),
+        forwarded(build(world.vip, client), program, CLIENT_LINK),
         "reply {program}: {reply:02x?}"
     );
     source
@@ -127,12 +129,12 @@ fn what_comes_back_out_of_its_device_is_bounced_by_xdp() {
             assert_eq!(source.ip(), world.node);
             assert_eq!(
                 request,
-                on_its_way(first(protocol, source, pod), program, FRONT_LINK)
+                forwarded(first(protocol, source, pod), program, FRONT_LINK)
             );
             let reply = sent(datapath, program, &data(protocol, pod, source), Verdict::Bounce);
             assert_eq!(
                 reply,
-                on_its_way(data(protocol, world.vip, world.client), program, CLIENT_LINK)
+                forwarded(data(protocol, world.vip, world.client), program, CLIENT_LINK)
             );
         }
     });
@@ -254,7 +256,7 @@ fn a_node_that_does_not_forward_drops() {
     });
 }
 
-/// The second word of an ICMP header.
+/// The second 32-bit word of an ICMP header.
 fn rest(bytes: &[u8]) -> u32 {
     let offset = 14 + if bytes[14] >> 4 == 4 { 20 } else { 40 } + 4;
     u32::from_be_bytes(bytes[offset..offset + 4].try_into().expect("four bytes"))
@@ -283,7 +285,7 @@ fn answered(datapath: &mut Datapath, program: &str, packet: &Build, [kind4, kind
     rest(&bytes)
 }
 
-/// A packet whose IP header and payload have this length.
+/// A packet whose IP header and payload together have this length.
 fn of_length(protocol: Protocol, world: &World, length: u32) -> Build {
     let headers = match (world.vip.is_ipv4(), protocol) {
         (true, Protocol::Tcp) => 40,
@@ -342,8 +344,8 @@ fn reset_is_not_answered() {
     });
 }
 
-/// A route that is gone for a while: what was to go there is dropped, and no flow remembers that
-/// there was none.
+/// While a route is missing, packets are dropped. They leave no flow, so they are forwarded when
+/// the route returns.
 #[test]
 fn a_route_comes_back() {
     const AWAY: [&str; 4] = [
@@ -371,7 +373,7 @@ fn a_route_comes_back() {
             there_and_back(datapath, network, world, program, |from, to| {
                 first(protocol, from, to)
             });
-            // Open connections wait for it.
+            // Open connections continue after the route returns.
             datapath.device = network.front;
             network.ip(&AWAY);
             let data = data(protocol, world.client, world.vip);
@@ -398,7 +400,7 @@ fn connections_that_share_a_backend_have_source_ports_of_their_own() {
         for protocol in PROTOCOLS {
             let mut ports = Vec::new();
             let mut client = 40_000;
-            // A client that meets no free port by chance tries again.
+            // The random search may not find a free port; then the client tries again.
             for _ in 0..50 {
                 let packet = first(protocol, world.client_at(client), world.vip).bytes();
                 let (verdict, bytes) = datapath.verdict("lb_xdp", &packet);
@@ -413,7 +415,7 @@ fn connections_that_share_a_backend_have_source_ports_of_their_own() {
             let packet = first(protocol, world.client_at(client), world.vip).bytes();
             datapath.dropped("lb_xdp", &packet);
             assert_eq!(datapath.reason(Reason::NoSourcePort), before + 1);
-            // Ports of idle connections are given out again.
+            // Ports of idle connections are reused.
             datapath.age(1_000_000);
             assert_eq!(datapath.verdict("lb_xdp", &packet).0, Verdict::Redirect);
         }

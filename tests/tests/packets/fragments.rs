@@ -1,4 +1,4 @@
-//! Datagrams in fragments: those that follow the first go where it went.
+//! Fragmented datagrams: later fragments get the same translation as the first one.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -30,18 +30,18 @@ fn prepared() -> Option<Borrowed> {
     Some(datapath)
 }
 
-/// A packet of several fragments.
+/// A packet that is large enough for several fragments.
 fn large(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Build {
     data(protocol, source, destination).payload(&[0x5a; 61])
 }
 
-/// Opens the connection that packets belong to.
+/// Opens a connection.
 fn open(datapath: &mut Datapath, device: Device, protocol: Protocol, world: &World) {
     datapath.pass(device.ingress, &first(protocol, world.client, world.vip).bytes());
     datapath.pass(device.egress, &answer(protocol, world.pod, world.client).bytes());
 }
 
-/// The first fragment and one that follows.
+/// Splits a packet into two fragments.
 fn two(packet: &Build, identification: u16) -> [Vec<u8>; 2] {
     packet
         .split(identification, 64)
@@ -49,8 +49,8 @@ fn two(packet: &Build, identification: u16) -> [Vec<u8>; 2] {
         .expect("two fragments")
 }
 
-/// Runs a program on fragments of a packet, which become those of `expected`.
-fn become_those(datapath: &mut Datapath, program: &str, packets: &[Vec<u8>], expected: &[Vec<u8>]) {
+/// Asserts that a program turns the fragments in `packets` into those in `expected`.
+fn assert_translated(datapath: &mut Datapath, program: &str, packets: &[Vec<u8>], expected: &[Vec<u8>]) {
     assert_eq!(packets.len(), expected.len());
     for (packet, expected) in packets.iter().zip(expected) {
         let bytes = datapath.pass(program, packet);
@@ -58,9 +58,9 @@ fn become_those(datapath: &mut Datapath, program: &str, packets: &[Vec<u8>], exp
     }
 }
 
-/// Much leaves a node in fragments: the table is for datagrams of ours.
+/// Many unrelated datagrams leave a node in fragments; they must not fill the table.
 #[test]
-fn what_leaves_without_a_flow_is_not_remembered() {
+fn fragments_that_leave_without_a_flow_add_no_rows() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for device in DEVICES {
@@ -81,11 +81,12 @@ fn request_and_reply() {
             for protocol in PROTOCOLS {
                 datapath.forget();
                 open(&mut datapath, device, protocol, &world);
-                // All of it in one is an "atomic fragment" of IPv6 (RFC 6946).
+                // A length of 1000 makes a single fragment, in IPv6 an "atomic fragment" (RFC
+                // 6946).
                 for (identification, length) in [(1, LENGTH), (2, 32), (0xfffe, 72), (3, 1000)] {
                     let packet = large(protocol, world.client, world.vip);
                     let expected = packet.clone().between(world.client, world.pod);
-                    become_those(
+                    assert_translated(
                         &mut datapath,
                         device.ingress,
                         &packet.split(identification, length),
@@ -93,14 +94,14 @@ fn request_and_reply() {
                     );
                     let packet = large(protocol, world.pod, world.client);
                     let expected = packet.clone().between(world.vip, world.client);
-                    become_those(
+                    assert_translated(
                         &mut datapath,
                         device.egress,
                         &packet.split(identification, length),
                         &expected.split(identification, length),
                     );
                 }
-                // They are one connection.
+                // All packets belong to one connection.
                 assert_eq!(datapath.flow_count(), 2);
             }
         }
@@ -109,13 +110,13 @@ fn request_and_reply() {
 }
 
 #[test]
-fn datagram_without_checksum() {
+fn fragments_without_a_checksum_are_translated() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for device in DEVICES {
             let packet = large(Protocol::Udp, world.client, world.vip).without_checksum();
             let expected = packet.clone().between(world.client, world.pod);
-            become_those(
+            assert_translated(
                 &mut datapath,
                 device.ingress,
                 &packet.split(5, LENGTH),
@@ -125,7 +126,7 @@ fn datagram_without_checksum() {
     }
 }
 
-/// The source of a packet of TCP or UDP, also if it is the first fragment.
+/// The source of a TCP or UDP packet, which may be a first fragment.
 fn source(bytes: &[u8]) -> SocketAddr {
     let (address, ports): (IpAddr, usize) = if bytes[14] >> 4 == 4 {
         let octets: [u8; 4] = bytes[26..30].try_into().expect("four bytes");
@@ -140,7 +141,7 @@ fn source(bytes: &[u8]) -> SocketAddr {
     SocketAddr::new(address, u16::from_be_bytes([bytes[ports], bytes[ports + 1]]))
 }
 
-/// Runs a program on fragments, each of which it sends as `verdict` says; returns them.
+/// Runs a program on fragments, asserts its verdict for each, and returns their bytes.
 fn sent(datapath: &mut Datapath, program: &str, packets: &[Vec<u8>], verdict: Verdict) -> Vec<Vec<u8>> {
     let outcomes = packets.iter().map(|packet| {
         let (found, bytes) = datapath.verdict(program, packet);
@@ -228,7 +229,7 @@ fn hairpin() {
 }
 
 #[test]
-fn without_the_first_they_are_dropped() {
+fn later_fragments_without_the_first_are_dropped() {
     let Some(mut datapath) = prepared() else { return };
     let mut count = 0;
     for world in worlds() {
@@ -240,9 +241,9 @@ fn without_the_first_they_are_dropped() {
                 let [first, later] = two(&packet, 1);
                 datapath.dropped(device.ingress, &later);
                 count += 1;
-                // With it they are not.
+                // After the first fragment, the later one is translated.
                 let expected = two(&packet.between(world.client, world.pod), 1);
-                become_those(&mut datapath, device.ingress, &[first, later], &expected);
+                assert_translated(&mut datapath, device.ingress, &[first, later], &expected);
             }
         }
     }
@@ -250,7 +251,7 @@ fn without_the_first_they_are_dropped() {
 }
 
 #[test]
-fn those_of_others_are_left_alone() {
+fn fragments_for_other_addresses_pass() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for device in DEVICES {
@@ -260,7 +261,7 @@ fn those_of_others_are_left_alone() {
                         datapath.untouched(device.ingress, &fragment);
                     }
                 }
-                // What leaves is no request, even if it goes to a frontend.
+                // Packets that leave are not requests, even if they are for a frontend.
                 let packet = large(protocol, world.client, world.vip);
                 for fragment in packet.split(1, LENGTH).iter().rev() {
                     datapath.untouched(device.egress, fragment);
@@ -297,7 +298,7 @@ fn the_first_is_waited_upon_for_half_a_minute() {
 }
 
 #[test]
-fn identifications_are_of_source_destination_and_protocol() {
+fn identifications_belong_to_addresses_and_protocol() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         let other: IpAddr = match world.vip.is_ipv4() {
@@ -325,24 +326,24 @@ fn identifications_are_of_source_destination_and_protocol() {
 }
 
 #[test]
-fn the_last_first_fragment_counts() {
+fn a_reused_identification_follows_its_latest_first_fragment() {
     let Some(mut datapath) = prepared() else { return };
     for (service, world) in (3..).zip(worlds()) {
-        // Another port of the same address leads to another Pod.
+        // Another port of the same address has another backend.
         let vip = SocketAddr::new(world.vip.ip(), 5353);
         datapath.service(service, &keys(vip), &[at(world.pod2)]);
         for device in DEVICES {
             for (destination, pod) in [(world.vip, world.pod), (vip, world.pod2), (world.vip, world.pod)] {
                 let packet = large(Protocol::Udp, world.client, destination);
                 let expected = two(&packet.clone().between(world.client, pod), 1);
-                become_those(&mut datapath, device.ingress, &two(&packet, 1), &expected);
+                assert_translated(&mut datapath, device.ingress, &two(&packet, 1), &expected);
             }
         }
     }
 }
 
-/// What the answer to a TCP segment must say is in its other fragments, and an error quotes a first
-/// fragment only.
+/// A RST needs values that are in later fragments of a TCP segment, and an ICMP error quotes only a
+/// first fragment.
 #[test]
 fn without_endpoints_the_first_of_a_datagram_is_answered() {
     let Some(mut datapath) = prepared() else { return };
@@ -362,8 +363,8 @@ fn without_endpoints_the_first_of_a_datagram_is_answered() {
                 (seen.source.ip(), seen.destination.ip()),
                 (world.vip2.ip(), world.client.ip())
             );
-            // Ethernet, IP and ICMP header; then what is quoted: the IP header, that of fragments,
-            // eight bytes.
+            // The Ethernet, IP and ICMP headers are followed by the quotation: the IP header, the
+            // fragment header, and eight bytes.
             let (header, quoted) = if is_ipv4 { (20, 20 + 8) } else { (40, 40 + 8 + 8) };
             assert_eq!(answer[14 + header + 8..], first[14..14 + quoted], "{answer:02x?}");
             datapath.dropped(device.ingress, &second);
@@ -374,7 +375,7 @@ fn without_endpoints_the_first_of_a_datagram_is_answered() {
 }
 
 #[test]
-fn a_first_without_its_whole_transport_header_is_none() {
+fn first_fragments_with_a_cut_transport_header_pass() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for device in DEVICES {

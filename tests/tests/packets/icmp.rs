@@ -1,5 +1,5 @@
-//! ICMP errors about packets that were rewritten, and echo requests to VIPs. The expected message
-//! is the same one built with the addresses and the quotation that its receiver knows.
+//! ICMP errors about rewritten packets, and echo requests to VIPs. The expected message is the same
+//! one, built with the addresses and the quotation that its receiver knows.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,7 +12,7 @@ use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Network, Place};
 use lb_tests::packet::world::{DEVICES, Device, POD_DEVICE, World, at, data, first, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
-/// Type and code of errors, of both IP versions.
+/// Type and code of ICMP errors, for IPv4 and IPv6.
 const ERRORS: [[[u8; 2]; 2]; 5] = [
     [[3, 3], [1, 4]],
     [[3, 1], [1, 0]],
@@ -20,7 +20,7 @@ const ERRORS: [[[u8; 2]; 2]; 5] = [
     [[11, 0], [3, 0]],
     [[12, 0], [4, 1]],
 ];
-/// What stands behind the checksum: an MTU, mostly.
+/// The 32-bit word behind the checksum, usually an MTU.
 const REST: u32 = 1280;
 
 /// All protocols.
@@ -40,7 +40,7 @@ fn serve(datapath: &mut Datapath, pod: impl Fn(&World) -> SocketAddr) {
     }
 }
 
-/// A router somewhere.
+/// The address of a router on the path.
 fn router(world: &World) -> IpAddr {
     let text = if world.vip.is_ipv4() {
         "203.0.113.9"
@@ -50,7 +50,8 @@ fn router(world: &World) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// An error that quotes so many bytes of a packet behind its IP header, after `hops` routers.
+/// An error that quotes `bytes` bytes of a packet behind its IP header. The quoted packet has this
+/// hop limit.
 #[derive(Clone, Copy, Debug)]
 struct Quoting {
     error: [[u8; 2]; 2],
@@ -72,8 +73,8 @@ impl Quoting {
     }
 }
 
-/// Errors of all kinds, and quotations of all lengths: without TCP's checksum and with it; the
-/// whole packet.
+/// Errors of all kinds, and quotations of different lengths: without and with the TCP checksum, and
+/// of the whole packet.
 fn quotings() -> Vec<Quoting> {
     let kinds = ERRORS.map(|error| (error, 64));
     let lengths = [8, 12, 16, 18, 20, 28].map(|bytes| (ERRORS[0], bytes));
@@ -141,7 +142,7 @@ fn about_requests() {
         let (client, vip) = (world.client, vip(world));
         for quoting in quotings() {
             for packet in packets(client, world.pod) {
-                // Pods speak as the VIP, routers for themselves.
+                // Errors of Pods get the VIP as their source, those of routers keep theirs.
                 for (source, seen) in [(world.pod.ip(), vip.ip()), (router(world), router(world))] {
                     let message = quoting.message(source, client.ip(), &packet);
                     let about = packet.clone().between(client, vip);
@@ -154,9 +155,9 @@ fn about_requests() {
     });
 }
 
-/// A UDP checksum of 0 means that there is none.
+/// A UDP checksum of 0 means no checksum, so 0xffff is used instead.
 #[test]
-fn a_quoted_checksum_that_becomes_zero_takes_its_other_form() {
+fn a_quoted_checksum_that_becomes_zero_is_sent_as_ffff() {
     with_flows(|datapath, device, world| {
         let (client, vip) = (world.client, vip(world));
         let checksum_at = if vip.is_ipv4() { 14 + 20 + 6 } else { 14 + 40 + 6 };
@@ -173,7 +174,7 @@ fn a_quoted_checksum_that_becomes_zero_takes_its_other_form() {
 }
 
 #[test]
-fn about_requests_of_a_pod_to_itself() {
+fn errors_about_hairpin_requests_are_translated() {
     let Some(mut datapath) = datapath() else { return };
     serve(&mut datapath, |world| world.pod);
     for world in worlds() {
@@ -215,8 +216,7 @@ fn about_packets_that_were_sent_on() {
                 let port = u16::from_be_bytes([request[ports], request[ports + 1]]);
                 let source = SocketAddr::new(world.back_address(), port);
 
-                // About requests: everybody behind the node speaks as the VIP, which the client
-                // knows.
+                // Errors about requests: their source becomes the VIP, which the client knows.
                 datapath.device = network.back;
                 for speaker in [pod.ip(), router(&world)] {
                     let packet = data(protocol, source, pod);
@@ -229,7 +229,7 @@ fn about_packets_that_were_sent_on() {
                         CLIENT_LINK,
                     );
                 }
-                // About replies: everybody before the node speaks as the client that the backend
+                // Errors about replies: their source becomes the client address that the backend
                 // sees.
                 datapath.device = network.front;
                 for speaker in [client.ip(), router(&world)] {
@@ -249,7 +249,7 @@ fn about_packets_that_were_sent_on() {
     assert_eq!(datapath.reasons(), []);
 }
 
-/// Sends errors of all kinds on and compares them.
+/// Forwards errors of all kinds and compares them.
 fn sent_on(
     datapath: &mut Datapath,
     program: &str,
@@ -291,7 +291,7 @@ fn sent_on_errors_are_not_answered() {
 }
 
 #[test]
-fn what_stands_behind_the_message_is_not_part_of_it() {
+fn padding_is_not_a_part_of_the_quotation() {
     with_flows(|datapath, device, world| {
         let (client, vip) = (world.client, vip(world));
         let padding = vec![0xa5; 33];
@@ -309,7 +309,7 @@ fn what_stands_behind_the_message_is_not_part_of_it() {
                 );
             }
         }
-        // Too little is quoted, and what is missing pads the frame.
+        // The quotation is too short; the missing bytes are only in the frame's padding.
         let packet = udp(vip, client);
         let whole = Quoting {
             bytes: 8,
@@ -330,7 +330,7 @@ fn what_stands_behind_the_message_is_not_part_of_it() {
 }
 
 #[test]
-fn about_the_first_fragment() {
+fn only_errors_about_first_fragments_are_translated() {
     with_flows(|datapath, device, world| {
         let (client, vip) = (world.client, vip(world));
         let [error4, error6] = ERRORS[3];
@@ -344,13 +344,13 @@ fn about_the_first_fragment() {
         let (about, expected) = (large(vip, client), large(world.pod, client));
         let bytes = datapath.pass(device.ingress, &message(vip, &about[0]));
         assert_eq!(bytes, message(world.pod, &expected[0]));
-        // Others do not say what they belong to.
+        // Later fragments have no ports.
         datapath.untouched(device.ingress, &message(vip, &about[1]));
     });
 }
 
 #[test]
-fn of_others() {
+fn errors_about_other_packets_pass() {
     with_flows(|datapath, device, world| {
         let (client, vip) = (world.client, vip(world));
         let other = world.client_at(39_999);
@@ -361,10 +361,10 @@ fn of_others() {
                 (device.ingress, udp(world.vip, client), vip),
                 (device.egress, udp(other, world.pod), client),
                 (device.egress, udp(client, world.pod2), client),
-                // The wrong side of the stack.
+                // The wrong hook for this direction.
                 (device.egress, udp(vip, client), vip),
                 (device.ingress, udp(client, world.pod), client),
-                // To somebody who has not sent the packet.
+                // The receiver did not send the quoted packet.
                 (device.ingress, udp(vip, client), world.vip2),
                 (device.egress, udp(client, world.pod), world.vip2),
             ] {
@@ -376,7 +376,7 @@ fn of_others() {
 }
 
 #[test]
-fn of_other_types() {
+fn icmp_messages_of_other_types_pass() {
     with_flows(|datapath, device, world| {
         let (client, vip) = (world.client, vip(world));
         // Echo replies, source quench, redirects, timestamps; neighbour discovery and the like.
@@ -411,7 +411,7 @@ fn behind_ip_options() {
 }
 
 #[test]
-fn about_idle_flows() {
+fn errors_about_idle_flows_pass() {
     with_flows(|datapath, device, world| {
         let (client, vip) = (world.client, vip(world));
         datapath.age(1_000_000);
@@ -422,7 +422,7 @@ fn about_idle_flows() {
     });
 }
 
-/// Type and code of an echo request and its reply.
+/// An echo request or its reply.
 fn echo(source: IpAddr, destination: IpAddr, is_reply: bool) -> Build {
     let kind = match (source.is_ipv4(), is_reply) {
         (true, false) => 8,
@@ -433,7 +433,7 @@ fn echo(source: IpAddr, destination: IpAddr, is_reply: bool) -> Build {
     icmp(source, destination, [kind, 0], 0x1234_0001)
 }
 
-/// The programs that answer echo requests: a process of the node asks where packets leave.
+/// The programs that answer echo requests. Those of the node's processes arrive at egress programs.
 fn hooks() -> impl Iterator<Item = &'static str> {
     DEVICES
         .into_iter()
@@ -467,7 +467,7 @@ fn echo_requests_are_answered() {
                 let answer = datapath.bounce(program, &request.clone().hop_limit(3).bytes());
                 assert_eq!(answer, reply.bytes());
             }
-            // Neither their replies, nor to other addresses, nor with IP options.
+            // Echo replies, requests to other addresses, and requests with IP options pass.
             let (client, vip) = (world.client.ip(), world.vip.ip());
             datapath.untouched(program, &echo(client, vip, true).bytes());
             datapath.untouched(program, &echo(client, world.vip2.ip(), false).bytes());

@@ -1,4 +1,4 @@
-//! `--on-removed-backend=forward`: TCP connections to a backend that is gone go on.
+//! `--on-removed-backend=forward`: TCP connections to a removed backend continue.
 
 use std::net::SocketAddr;
 
@@ -8,8 +8,8 @@ use lb_tests::packet::build::{Build, ack, see, syn, udp};
 use lb_tests::packet::world::{DEVICES, World, at, keys, worlds};
 use lb_tests::packet::{Datapath, datapath_with};
 
-/// Runs a check for each family and device: with a Service of two Pods, of which the first is
-/// chosen by now, with its backend row.
+/// Runs a check for each family and device, with a Service of two Pods. All slots name the first
+/// Pod, whose backend row is passed to the check.
 fn everywhere(mut check: impl FnMut(&mut Datapath, &World, &'static str, u32)) {
     let Some(mut datapath) = datapath_with(|settings| settings.keeps_removed = true) else {
         return;
@@ -45,7 +45,7 @@ fn open_connections_go_on() {
 }
 
 #[test]
-fn also_when_the_row_has_another_endpoint() {
+fn open_connections_continue_after_their_row_is_reused() {
     everywhere(|datapath, world, program, row| {
         let (client, vip) = (world.client, world.vip);
         assert_eq!(destination(datapath, program, &syn(client, vip)), world.pod);
@@ -66,7 +66,7 @@ fn new_connections_and_datagrams_get_another_backend() {
         let other = syn(world.client_at(40_001), vip);
         assert_eq!(destination(datapath, program, &other), world.pod2);
         assert_eq!(destination(datapath, program, &udp(client, vip)), world.pod2);
-        // Nobody answered the first one's SYN, and nobody will.
+        // The first backend did not answer the SYN and will not answer it any more.
         assert_eq!(destination(datapath, program, &syn(client, vip)), world.pod2);
         assert_eq!(destination(datapath, program, &ack(client, vip)), world.pod2);
         assert_eq!(datapath.reason(Reason::BackendGone), 0);

@@ -1,4 +1,4 @@
-//! Answers are limited, and some senders get none.
+//! Answers are limited, and senders with an invalid source address get no answer.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +10,7 @@ use lb_tests::packet::build::{ack, icmp, syn, udp};
 use lb_tests::packet::world::{DEVICES, World, at, keys, worlds};
 use lb_tests::packet::{Borrowed, Datapath, datapath, datapath_with};
 
-/// A VIP of each family whose other ports are rejected, and that answers pings.
+/// A VIP of each family that answers pings. Packets to its unknown ports are rejected.
 fn prepared() -> Option<Borrowed> {
     let mut datapath = datapath()?;
     for (service, world) in (1..).zip(worlds()) {
@@ -38,7 +38,7 @@ fn elsewhere(world: &World, n: u8) -> SocketAddr {
     SocketAddr::new(ip, world.client.port())
 }
 
-/// How many of these packets are answered; the others are dropped.
+/// Returns the number of answered packets; asserts that the others are dropped.
 fn answered(datapath: &mut Datapath, program: &str, packet: &[u8], times: usize) -> usize {
     let outcomes = (0..times).map(|_| datapath.verdict(program, packet).0);
     let outcomes: Vec<Verdict> = outcomes.collect();
@@ -61,12 +61,12 @@ fn errors_to_a_prefix_are_limited() {
             datapath.forget_answers();
             let packet = udp(world.client, unknown(&world)).bytes();
             let count = answered(&mut datapath, device.ingress, &packet, 2000);
-            // On each of a few processors a burst of 50, and 10 in each second that this takes.
+            // Each CPU allows a burst of 50, and 10 in each second that this loop takes.
             assert!((50..1000).contains(&count), "{count}");
-            // Others are told.
+            // Other prefixes still get errors.
             let packet = udp(elsewhere(&world, 1), unknown(&world)).bytes();
             assert_eq!(answered(&mut datapath, device.ingress, &packet, 1), 1);
-            // And so are this client's connections.
+            // Connections of this client are still reset.
             let packet = syn(world.client, unknown(&world)).bytes();
             assert_eq!(answered(&mut datapath, device.ingress, &packet, 500), 500);
             assert!(datapath.reason(Reason::AnswerLimit) > 0);
@@ -74,7 +74,7 @@ fn errors_to_a_prefix_are_limited() {
     }
 }
 
-/// More would have to be faster than the bucket fills.
+/// A test of the limit itself would have to be faster than the bucket fills.
 #[test]
 fn a_thousand_resets_at_once_are_sent() {
     let Some(mut datapath) = prepared() else { return };
@@ -147,6 +147,6 @@ fn the_seed_decides_which_backend_clients_outside_get() {
         .zip(&other)
         .filter(|(one, other)| one == other)
         .count();
-    // About half of 128; chance is less than 1 in 10^9 beyond these.
+    // About half of 128. The probability of a value outside this range is less than 1 in 10^9.
     assert!((30..98).contains(&same), "{same}");
 }

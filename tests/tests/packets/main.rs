@@ -1,5 +1,5 @@
-//! The kernel programs, packet by packet. One test program for all: what the verifier does to the
-//! programs takes longer than the tests, and so it is done once.
+//! Tests of the kernel programs with single packets. All tests share one test binary: verifying the
+//! programs takes longer than the tests, so it is done once.
 
 mod affinity;
 mod commands;

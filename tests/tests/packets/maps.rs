@@ -1,4 +1,4 @@
-//! The kernel's maps hold what the tests' maps hold after the same writes.
+//! After the same writes, the kernel's maps and the fake maps have the same contents.
 
 use std::net::IpAddr;
 
@@ -73,7 +73,7 @@ fn source_ranges() -> Vec<MapOp> {
         let add = move |network| MapOp::AddSourceRange { set, network };
         networks.into_iter().map(add)
     });
-    // Twice, as after an error.
+    // One range is deleted twice, as after an error.
     let delete = [1, 3, 5, 1].map(|index| MapOp::DeleteSourceRange {
         set: 2,
         network: networks[index],
@@ -82,7 +82,7 @@ fn source_ranges() -> Vec<MapOp> {
 }
 
 #[test]
-fn source_ranges_that_do_not_fit_name_the_option() {
+fn a_full_source_range_map_names_its_option() {
     let Some(mut datapath) = datapath() else { return };
     let capacity = datapath.maps.capacity().source_ranges;
     let mut add = |number: u32| {
@@ -103,7 +103,7 @@ fn writes_are_read_back() {
     let capacity = datapath.maps.capacity();
     let mut fake = FakeMaps::new(capacity);
     let region = |base, length| Region { base, length };
-    // At the start, at the end and in between; named by several rows; never written.
+    // Regions at the start, at the end and in between; shared by several rows; never written.
     let (first, table) = (region(0, 5), region(5, 32_749));
     let (last, unwritten) = (region(capacity.slots - 3, 3), region(40_000, 3));
     let mut operations = vec![
@@ -132,8 +132,8 @@ fn writes_are_read_back() {
     operations.extend((1..200).map(backend));
     operations.extend(source_ranges());
     for operation in &operations {
-        datapath.maps.apply(operation).expect("the kernel takes it");
-        fake.apply(operation).expect("the test takes it");
+        datapath.maps.apply(operation).expect("the kernel accepts it");
+        fake.apply(operation).expect("the fake accepts it");
     }
     assert_eq!(
         datapath.maps.image().expect("the maps can be read"),
@@ -141,9 +141,10 @@ fn writes_are_read_back() {
     );
 }
 
-/// Few slots are written by system calls, many as memory: none of either touches its neighbours.
+/// Few slots are written by system calls, many through mapped memory. Neither changes the
+/// neighbouring slots.
 #[test]
-fn slots_of_any_number_at_any_place() {
+fn writing_slots_does_not_change_their_neighbours() {
     let Some(mut datapath) = datapath() else { return };
     let size = datapath.maps.capacity().slots;
     for length in [1, 63, 64, 65, 511, 512, 513, 2000] {
@@ -157,13 +158,13 @@ fn slots_of_any_number_at_any_place() {
             let mut write = |base, slots: &[Slot]| {
                 let slots = slots.to_vec();
                 let operation = MapOp::SetSlots { base, slots };
-                datapath.maps.apply(&operation).expect("the kernel takes it");
+                datapath.maps.apply(&operation).expect("the kernel accepts it");
             };
             write(around.base, &expected);
             write(base, &slots(length));
             expected[1..=length as usize].copy_from_slice(&slots(length));
             let row = frontend(0, around, Region::default());
-            datapath.maps.apply(&row).expect("the kernel takes it");
+            datapath.maps.apply(&row).expect("the kernel accepts it");
             let image = datapath.maps.image().expect("the maps can be read");
             let found: Vec<Slot> = image.slots.into_values().collect();
             assert_eq!(found, expected, "{length} slots from {base} on");
@@ -172,7 +173,7 @@ fn slots_of_any_number_at_any_place() {
 }
 
 #[test]
-fn slots_that_do_not_exist() {
+fn writes_beyond_the_last_slot_are_rejected() {
     let Some(mut datapath) = datapath() else { return };
     let size = datapath.maps.capacity().slots;
     for (base, length) in [(size - 1, 2), (size - 99, 100), (u32::MAX - 50, 100), (size, 64)] {
@@ -191,11 +192,11 @@ fn slots_that_do_not_exist() {
         );
     }
     let base = size - 1;
-    // A damaged row does not keep the rest from being read.
+    // A damaged row does not prevent the rest from being read.
     for (number, length) in [(0, 2), (1, u32::MAX)] {
         let damaged = Region { base, length };
         let operation = frontend(number, damaged, damaged);
-        datapath.maps.apply(&operation).expect("the kernel takes it");
+        datapath.maps.apply(&operation).expect("the kernel accepts it");
     }
     let image = datapath.maps.image().expect("the maps can be read");
     assert_eq!(image.slots.into_iter().collect::<Vec<_>>(), [(base, slots(1)[0])]);

@@ -1,4 +1,5 @@
-//! The node's own connections from ports that are NodePorts: their answers are no requests.
+//! Connections of the node from a port that is also a NodePort: their replies are not requests to
+//! the Service.
 
 use std::net::SocketAddr;
 
@@ -13,7 +14,7 @@ fn node_port(world: &World) -> SocketAddr {
     SocketAddr::new(world.node, 30_053)
 }
 
-/// The error that `from` sends to `to` about its packet: nobody is at the port.
+/// The "port unreachable" error that `from` sends to `to` about its packet.
 fn unreachable(from: SocketAddr, to: SocketAddr, packet: &[u8]) -> Vec<u8> {
     let kind = if to.is_ipv4() { [3, 3] } else { [1, 4] };
     icmp(from.ip(), to.ip(), kind, 0).payload(&packet[14..]).bytes()
@@ -48,7 +49,7 @@ fn an_answer_to_a_datagram_of_the_node_is_its_own() {
             datapath.untouched(device.ingress, &answer);
         }
         assert_eq!(datapath.flow_count(), 2);
-        // Whoever the node did not ask is a client.
+        // Other senders are clients.
         let stranger = world.client_at(1000);
         let request = datapath.pass(device.ingress, &udp(stranger, own).bytes());
         assert_eq!(request, udp(stranger, world.pod).bytes());
@@ -56,7 +57,7 @@ fn an_answer_to_a_datagram_of_the_node_is_its_own() {
 }
 
 #[test]
-fn after_a_silence_it_is_a_request_again() {
+fn after_the_timeout_datagrams_are_requests_again() {
     everywhere(|datapath, device, world| {
         let (own, other) = (node_port(world), world.client);
         datapath.untouched(device.egress, &udp(own, other).bytes());
@@ -83,7 +84,7 @@ fn a_clients_connection_to_the_port_stays_one() {
         for _ in 0..3 {
             let request = datapath.pass(device.ingress, &udp(client, port).bytes());
             assert_eq!(request, udp(client, world.pod).bytes());
-            // The reply, as a device sees it that is reached after the one which has translated it.
+            // The translated reply at a second device, behind the one whose program translated it.
             datapath.untouched(device.egress, &udp(port, client).bytes());
         }
         assert_eq!(datapath.flow_count(), 2);
@@ -114,7 +115,7 @@ fn connections_of_tcp_and_sctp_need_no_entries() {
 }
 
 #[test]
-fn other_ports_and_addresses_leave_nothing_behind() {
+fn datagrams_from_other_ports_and_addresses_add_no_entries() {
     everywhere(|datapath, device, world| {
         let (own, other) = (node_port(world), world.client);
         for from in [

@@ -1,4 +1,4 @@
-//! Connections to Services that another service proxy has begun: their packets pass.
+//! Packets of connections that another service proxy translates pass unchanged.
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::net::SocketAddr;
@@ -11,11 +11,11 @@ use lb_tests::packet::build::rst;
 use lb_tests::packet::world::{PROTOCOLS, World, at, data, first, keys, worlds};
 use lb_tests::packet::{Borrowed, Datapath, datapath};
 
-/// The programs that requests enter by.
+/// The ingress programs.
 const INGRESS: [&str; 3] = ["lb_xdp", "lb_tc_from_network", "lb_tc_from_pod"];
 
-/// Longer than connections live that were reset, and less than others: at any rate of the kernel's
-/// clock.
+/// Ticks: longer than the lifetime of reset flows, shorter than that of others, at any tick rate of
+/// the kernel.
 const MINUTES: u32 = 1800;
 
 /// A Service of each family with two Pods.
@@ -40,7 +40,7 @@ fn passing(datapath: &Datapath) -> PassingFlows {
     PassingFlows::open(datapath.directory()).unwrap()
 }
 
-/// The same backend for both families and all protocols.
+/// A connection of each family and protocol to the first Pod.
 fn all() -> Vec<Translated> {
     let of = |world: &World| PROTOCOLS.map(|protocol| translated(world, protocol, world.pod));
     worlds().iter().flat_map(of).collect()
@@ -56,7 +56,8 @@ fn packets_of_the_connection_pass_until_it_has_ended() {
             for protocol in PROTOCOLS {
                 let packet = data(protocol, world.client, world.vip).bytes();
                 datapath.untouched(program, &packet);
-                // Also what seems to begin another one: its owner knows better.
+                // A first packet of the same connection passes too: only the other proxy knows its
+                // state.
                 datapath.untouched(program, &first(protocol, world.client, world.vip).bytes());
                 datapath.untouched(program, &packet);
             }
@@ -64,7 +65,7 @@ fn packets_of_the_connection_pass_until_it_has_ended() {
     }
     assert_eq!(datapath.reasons(), []);
 
-    // Another agent goes on.
+    // Another agent continues with the same maps.
     let mut flows = passing(&datapath);
     flows.recall().unwrap();
     assert_eq!(flows.set(&[], Clock::read().unwrap()).unwrap(), 0);
@@ -95,7 +96,7 @@ fn a_reset_says_nothing() {
 }
 
 #[test]
-fn only_connections_to_services_and_datagrams_to_pods_that_serve() {
+fn only_connections_to_services_and_serving_pods_pass() {
     let Some(mut datapath) = prepared() else { return };
     let mut flows = passing(&datapath);
     let clock = Clock::read().unwrap();
@@ -110,7 +111,7 @@ fn only_connections_to_services_and_datagrams_to_pods_that_serve() {
             assert_eq!(flows.set(&[gone], clock).unwrap(), expected, "{protocol}");
         }
         flows.set(&[], clock).unwrap();
-        // These programs have it already.
+        // The programs already translate this connection.
         datapath.pass(
             "lb_tc_from_pod",
             &first(Protocol::Tcp, world.client, world.vip).bytes(),
@@ -119,7 +120,7 @@ fn only_connections_to_services_and_datagrams_to_pods_that_serve() {
         assert_eq!(
             flows.set(&[served], clock).unwrap(),
             1,
-            "outside it is another one's"
+            "the connection from outside passes"
         );
         let packet = data(Protocol::Tcp, world.client, world.vip).bytes();
         assert_ne!(datapath.pass("lb_tc_from_pod", &packet), packet);

@@ -1,4 +1,4 @@
-//! The kernel takes every program.
+//! The kernel loads every program.
 
 use lb_tests::packet::datapath;
 

@@ -1,5 +1,5 @@
-//! Fragments that come before the first one of their datagram make a detour through the kernel's
-//! own reassembly.
+//! Later fragments that arrive before the first one of their datagram take a detour through the
+//! kernel's reassembly.
 
 use std::net::SocketAddr;
 
@@ -13,19 +13,20 @@ use lb_tests::packet::build::{Build, Link, NODE, SENDER};
 use lb_tests::packet::world::{PROTOCOLS, World, at, data, keys, worlds};
 use lb_tests::packet::{Borrowed, Datapath, datapath};
 
-/// TC programs of devices with Ethernet headers, and what their devices lead to.
+/// TC programs of devices with Ethernet headers, and the roles of the devices.
 const INGRESS: [(&str, Role); 2] = [
     ("lb_tc_from_network", Role::Network),
     ("lb_tc_from_pod", Role::Pod),
 ];
 const FROM_REASSEMBLY: &str = "lb_tc_from_reassembly";
-/// Content of all fragments but the last: a TCP header fits.
+/// Payload length of all fragments but the last: a TCP header fits.
 const LENGTH: usize = 24;
 /// `TC_ACT_REDIRECT` (linux/pkt_cls.h)
 const REDIRECT: u32 = 7;
 /// `TC_ACT_SHOT`
 const DROP: u32 = 2;
-/// Where a fragment goes that makes the detour: the index of the loopback device stands in it.
+/// Link-layer destination of a fragment on its detour. It contains the index of the loopback
+/// device.
 const DETOUR: [u8; 6] = [DETOUR_LINK[0], DETOUR_LINK[1], 0, 0, 0, 1];
 
 /// A Service of one Pod for each family, at an address with a wildcard row.
@@ -55,7 +56,7 @@ fn detour(packet: &Build) -> Build {
     })
 }
 
-/// Runs a program on a packet that it sends elsewhere, and which looks like this then.
+/// Asserts that a program redirects a packet with the expected bytes.
 #[track_caller]
 fn redirected(datapath: &mut Datapath, program: &str, packet: &[u8], expected: &[u8]) {
     let outcome = datapath.run(program, packet);
@@ -63,7 +64,7 @@ fn redirected(datapath: &mut Datapath, program: &str, packet: &[u8], expected: &
     assert_eq!(outcome.bytes, expected, "{program}");
 }
 
-/// What is known of datagrams in fragments.
+/// The states of all fragment rows.
 fn states(datapath: &Datapath) -> Vec<u32> {
     let (v4, v6) = (datapath.fragments4(), datapath.fragments6());
     let v4 = v4.iter().map(|row| row.expect("a row").1);
@@ -91,7 +92,8 @@ fn a_later_fragment_that_comes_first_is_sent_there_and_all_others_follow() {
                     );
                 }
                 assert_eq!(states(&datapath), [fragment_state::DETOURED]);
-                // Another datagram of the same client that comes in order does not.
+                // Another datagram of the same client, whose fragments arrive in order, takes no
+                // detour.
                 for fragment in packet.split(2, LENGTH) {
                     datapath.pass(program, &fragment);
                 }
@@ -102,7 +104,7 @@ fn a_later_fragment_that_comes_first_is_sent_there_and_all_others_follow() {
 }
 
 #[test]
-fn xdp_leaves_them_to_tc() {
+fn xdp_leaves_fragments_on_a_detour_to_tc() {
     let Some(mut datapath) = prepared(Some(Role::Network)) else {
         return;
     };
@@ -125,9 +127,9 @@ fn xdp_leaves_them_to_tc() {
     assert_eq!(datapath.reasons(), []);
 }
 
-/// What its program does then, `lab::fragments` shows: a test run cannot set the mark.
+/// `lab::fragments` tests what the device's program does with it: a test run cannot set the mark.
 #[test]
-fn what_comes_back_comes_in_by_its_device() {
+fn reassembled_packets_reenter_through_their_device() {
     for (_, role) in INGRESS {
         let Some(mut datapath) = prepared(Some(role)) else {
             return;
@@ -146,9 +148,9 @@ fn what_comes_back_comes_in_by_its_device() {
     }
 }
 
-/// As what came back does, but for the mark.
+/// Reassembled packets take the same path; only their mark differs.
 #[test]
-fn without_the_device_what_follows_goes_the_usual_way() {
+fn without_the_reassembly_device_fragments_take_no_detour() {
     for (program, role) in INGRESS {
         let Some(mut datapath) = prepared(Some(role)) else {
             return;
@@ -181,7 +183,7 @@ fn without_the_device_what_follows_goes_the_usual_way() {
 }
 
 #[test]
-fn only_what_made_the_detour_comes_back() {
+fn only_detoured_fragments_are_reinjected() {
     let Some(mut datapath) = prepared(Some(Role::Network)) else {
         return;
     };
@@ -200,7 +202,7 @@ fn only_what_made_the_detour_comes_back() {
 }
 
 #[test]
-fn what_leaves_and_what_is_for_others_makes_none() {
+fn egress_and_other_destinations_take_no_detour() {
     let Some(mut datapath) = prepared(Some(Role::Pod)) else {
         return;
     };
@@ -213,8 +215,8 @@ fn what_leaves_and_what_is_for_others_makes_none() {
     assert_eq!(datapath.fragment_count(), 0);
 }
 
-/// Runs a program on a fragment after a bucket that it has taken from was emptied; again if time
-/// has filled that meanwhile.
+/// Asserts that a program drops a fragment whose bucket is empty. `drain` empties it; retries if
+/// the bucket has filled in the meantime.
 fn refused(datapath: &mut Datapath, program: &str, fragment: &[u8], drain: impl Fn(&Datapath)) {
     let before = datapath.reason(Reason::UnknownFragment);
     let is_refused = |_| {
@@ -231,7 +233,7 @@ fn refused(datapath: &mut Datapath, program: &str, fragment: &[u8], drain: impl 
     assert!((0..1000).any(is_refused), "{program}");
 }
 
-/// The second fragment of a datagram from another prefix.
+/// The second fragment of a datagram from another prefix, before and after the redirect.
 fn from_elsewhere(world: &World) -> (Vec<u8>, Vec<u8>) {
     let other = match world.client {
         SocketAddr::V4(_) => "203.0.113.7:40000".parse(),
@@ -253,7 +255,7 @@ fn detours_of_a_prefix_have_a_budget() {
             datapath.forget_answers();
             let packet = datagram(&world, world.vip);
             let (fragment, expected) = (&packet.split(1, LENGTH)[1], &detour(&packet).split(1, LENGTH)[1]);
-            // More than ICMP errors at once.
+            // The burst is larger than that of ICMP errors.
             for _ in 0..200 {
                 redirected(&mut datapath, program, fragment, expected);
             }
@@ -286,7 +288,7 @@ fn detours_of_all_senders_have_a_budget() {
 }
 
 #[test]
-fn a_first_without_ports_takes_the_others_along() {
+fn first_fragments_without_ports_start_no_detour() {
     let Some(mut datapath) = prepared(Some(Role::Network)) else {
         return;
     };
@@ -306,7 +308,7 @@ fn a_first_without_ports_takes_the_others_along() {
 }
 
 #[test]
-fn a_detour_is_remembered_for_some_seconds() {
+fn a_detour_is_remembered_for_a_few_seconds() {
     let Some(mut datapath) = prepared(Some(Role::Network)) else {
         return;
     };
@@ -319,7 +321,7 @@ fn a_detour_is_remembered_for_some_seconds() {
         datapath.age_fragments(1);
         redirected(&mut datapath, program, &fragments[0], &expected[0]);
         datapath.age_fragments(6);
-        // Another datagram with the same identification.
+        // Now the fragments belong to another datagram with the same identification.
         let expected = packet.between(world.client, world.pod).split(1, LENGTH);
         for (fragment, expected) in fragments.iter().zip(expected) {
             let (verdict, bytes) = datapath.verdict(program, fragment);

@@ -1,4 +1,4 @@
-//! Packets that reach no backend: answered with RST or port unreachable, or dropped, and counted.
+//! Packets without a backend are answered with RST or port unreachable, or dropped, and counted.
 
 use std::net::SocketAddr;
 
@@ -44,8 +44,8 @@ fn unreachable(datapath: &mut Datapath, program: &str, packet: &Build) {
     assert_eq!(answer.payload, packet[network..quoted], "{bytes:02x?}");
 }
 
-/// Runs a check with a Service without backends, for every device and family; all packets are
-/// counted as `reason`.
+/// Runs a check with a Service without backends, for every device and family. The check returns its
+/// number of packets, all of which must be counted as `reason`.
 fn without_backends(reason: Reason, mut check: impl FnMut(&mut Datapath, &str, &World) -> u64) {
     let Some(mut datapath) = datapath() else { return };
     let mut total = 0;
@@ -78,8 +78,8 @@ fn syn_is_acknowledged_and_reset() {
     without_backends(Reason::NoEndpoint, |datapath, program, world| {
         let packet = syn(world.client, world.vip).payload(&[]);
         let header = reset(datapath, program, &packet);
-        // RFC 9293 section 3.10.7.1: without ACK, sequence number 0, acknowledging what was sent;
-        // SYN counts one.
+        // RFC 9293 section 3.10.7.1: the answer to a segment without ACK has sequence number 0 and
+        // acknowledges the segment, in which SYN counts as one.
         assert!(header.ack);
         assert_eq!((header.sequence_number, header.acknowledgment_number), (0, 1001));
         1
@@ -87,7 +87,7 @@ fn syn_is_acknowledged_and_reset() {
 }
 
 #[test]
-fn segment_with_ack_is_reset_where_it_expects_it() {
+fn a_reset_has_the_acknowledged_sequence_number() {
     without_backends(Reason::NoEndpoint, |datapath, program, world| {
         let header = reset(datapath, program, &ack(world.client, world.vip));
         assert!(!header.ack);
@@ -97,7 +97,7 @@ fn segment_with_ack_is_reset_where_it_expects_it() {
 }
 
 #[test]
-fn all_that_counts_is_acknowledged() {
+fn a_reset_acknowledges_payload_syn_and_fin() {
     without_backends(Reason::NoEndpoint, |datapath, program, world| {
         let segment = || tcp(world.client, world.vip);
         let cases = [
@@ -142,7 +142,7 @@ fn padding_is_not_acknowledged() {
 }
 
 #[test]
-fn ip_options_and_extension_headers_are_left_out_of_the_reset() {
+fn a_reset_has_no_ip_options_or_extension_headers() {
     without_backends(Reason::NoEndpoint, |datapath, program, world| {
         let packet = syn(world.client, world.vip).payload(&[7; 3]);
         let packet = if world.vip.is_ipv4() {
@@ -219,7 +219,7 @@ fn unknown_port_is_rejected() {
 }
 
 #[test]
-fn unknown_port_of_an_address_without_wildcard_is_passed() {
+fn unknown_ports_without_a_wildcard_row_pass() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[]);
@@ -267,7 +267,7 @@ fn traffic_policies_choose_the_region() {
                 ("lb_tc_from_pod", flags & inside),
             ] {
                 let pod = if local == 0 { world.pod } else { world.pod2 };
-                // A source of its own: the programs share the flows.
+                // Each program needs another source, because the programs share the flows.
                 let client = world.client_at(port + u16::try_from(program.len() % 10).expect("few"));
                 for protocol in PROTOCOLS {
                     let bytes = datapath.pass(program, &first(protocol, client, world.vip).bytes());
@@ -287,7 +287,7 @@ fn without_local_endpoint_packets_are_dropped() {
             let packet = first(protocol, world.client, world.vip).bytes();
             datapath.dropped("lb_xdp", &packet);
             datapath.dropped("lb_tc_from_network", &packet);
-            // Short-circuit: who is inside reaches the whole cluster.
+            // Clients inside reach all endpoints of the cluster.
             assert_eq!(
                 see(&datapath.pass("lb_tc_from_pod", &packet)).destination,
                 world.pod
@@ -299,11 +299,11 @@ fn without_local_endpoint_packets_are_dropped() {
 }
 
 #[test]
-fn backends_that_were_replaced_are_not_chosen() {
+fn replaced_backends_are_not_chosen() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod), at(world.pod2)]);
-        // The slots still name the endpoint that the row held before.
+        // The slots still name the previous endpoint of the row.
         datapath.replace(service * 100, world.node);
         let mut passed: u64 = 0;
         let before = datapath.reason(Reason::StaleSlots);
@@ -313,7 +313,7 @@ fn backends_that_were_replaced_are_not_chosen() {
             if verdict == lb_common::packet::Verdict::Pass {
                 passed += 1;
                 assert_eq!(see(&bytes).destination, world.pod2);
-                // Nobody has taken it: a stale slot is no reason to give the client another port.
+                // The client keeps its port: a stale slot does not mean that the port is in use.
                 assert_eq!(see(&bytes).source, world.client_at(1000 + port));
             } else {
                 unchanged(&bytes, &packet);
@@ -321,7 +321,7 @@ fn backends_that_were_replaced_are_not_chosen() {
         }
         let dropped = datapath.reason(Reason::StaleSlots) - before;
         assert_eq!(passed + dropped, 100);
-        // Four throws that all meet the stale slot: 1 in 16.
+        // All four attempts meet the stale slot with a probability of 1 in 16.
         assert!(dropped < 50, "{dropped}");
         assert_eq!(datapath.stats(service), (passed, 0));
     }
@@ -332,7 +332,7 @@ fn unchanged(bytes: &[u8], packet: &[u8]) {
 }
 
 #[test]
-fn without_any_valid_slot_packets_are_dropped() {
+fn packets_without_a_valid_slot_are_dropped() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);

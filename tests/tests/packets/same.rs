@@ -1,4 +1,4 @@
-//! One core, every hook: XDP, TC and the host build make the same bytes of the same packet.
+//! XDP, TC and the host build produce the same bytes from the same packet.
 
 use std::hash::Hash;
 use std::net::SocketAddr;
@@ -16,14 +16,14 @@ use lb_tests::packet::build::{Build, ack, syn, tcp, udp};
 use lb_tests::packet::world::{DEVICES, World, at, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
-/// The host build of both families.
+/// Tables of the host build for both families.
 struct Host {
     tables4: HostTables<Address4>,
     tables6: HostTables<Address6>,
 }
 
 impl Host {
-    /// A Service of one Pod at `vip`, and one without at `vip2`, for each family.
+    /// For each family, a Service with one Pod at `vip` and one without endpoints at `vip2`.
     fn new() -> Self {
         let [world4, world6] = worlds();
         let ip4 = |socket: SocketAddr| match socket {
@@ -40,7 +40,7 @@ impl Host {
         }
     }
 
-    /// What happens to a packet at a hook.
+    /// The verdict for a packet at a hook, and its bytes afterwards.
     fn run(&self, hook: u8, packet: &[u8]) -> (Verdict, Vec<u8>) {
         let mut bytes = Bytes::from(packet.to_vec());
         let verdict = match parse::network(&bytes) {
@@ -107,7 +107,7 @@ fn kernel(datapath: &mut Datapath) {
     }
 }
 
-/// A packet with what may stand around it.
+/// Variants of a packet: with VLAN tags, options, padding, and other payloads.
 fn variants(packet: &Build, is_ipv4: bool) -> Vec<Vec<u8>> {
     let optional = packet.clone().vlans(&[5]);
     let optional = if is_ipv4 {
@@ -164,7 +164,7 @@ fn every_hook_makes_the_same_bytes() {
                     };
                     let (in_kernel, kernel_bytes) = datapath.verdict(program, &packet);
                     assert_eq!(in_kernel, verdict, "{program}: {packet:02x?}");
-                    // A dropped packet's bytes are nobody's.
+                    // The bytes of a dropped packet do not matter.
                     if verdict != Verdict::Drop {
                         assert_eq!(
                             kernel_bytes, bytes,

@@ -1,4 +1,4 @@
-//! SCTP: addresses are rewritten, ports and the CRC stay, since it covers no addresses.
+//! SCTP: addresses are rewritten. Ports stay, and so does the CRC, which does not cover addresses.
 
 use std::net::SocketAddr;
 
@@ -34,9 +34,9 @@ fn one(world: &World) -> Vec<SocketAddr> {
     vec![world.pod]
 }
 
-/// Ports stay, and the CRC is over the whole packet: fragments only change their addresses.
+/// Ports stay, and the CRC covers the whole packet, so only the addresses of fragments change.
 #[test]
-fn fragments_of_requests_and_replies() {
+fn sctp_fragments_are_translated() {
     let Some(mut datapath) = prepared(one) else { return };
     for world in worlds() {
         for device in DEVICES {
@@ -113,7 +113,7 @@ fn an_association_ends_with_abort_or_shutdown_complete() {
                 (device.egress, sctp(pod, client, chunk::SHUTDOWN_COMPLETE)),
             ];
             for (program, end) in ends {
-                // One association, however often it is asked for and used.
+                // Repeated INIT and DATA chunks belong to the same association.
                 datapath.pass(device.ingress, &init);
                 connections += 1;
                 datapath.pass(device.egress, &sctp(pod, client, chunk::INIT_ACK).bytes());
@@ -142,8 +142,8 @@ fn a_new_association_may_get_another_backend() {
         assert_eq!(datapath.pass("lb_xdp", &init), to(world.pod, chunk::INIT));
         datapath.pass("lb_xdp", &sctp(client, vip, chunk::ABORT).bytes());
         assert_eq!(datapath.pass("lb_xdp", &init), to(world.pod2, chunk::INIT));
-        // Data to a backend that is gone goes to another one, which says that it knows of no
-        // association.
+        // Data for a removed backend goes to another one, which answers that the association does
+        // not exist.
         datapath.set_slots(row, &[row, row]);
         datapath.set_state(row + 1, BackendState::Gone);
         let data = sctp(client, vip, chunk::DATA).bytes();
@@ -200,7 +200,7 @@ fn sent_on_with_its_source_port() {
     assert_eq!(datapath.reasons(), [(Reason::NoSourcePort, dropped)]);
 }
 
-/// Link-layer addresses of what goes back to its sender.
+/// Link-layer addresses of packets that are bounced to their sender.
 const BACK: Link = Link {
     destination: SENDER,
     source: NODE,
@@ -248,12 +248,12 @@ fn without_endpoints_it_is_answered_with_port_unreachable() {
                         .link(BACK)
                         .bytes();
                     let answer = datapath.bounce(device.ingress, &packet);
-                    // But for "don't fragment" and the checksum that covers it.
+                    // The "don't fragment" flag and the checksum over it may differ.
                     let addresses = 14 + if destination.is_ipv4() { 12 } else { 0 };
                     assert_eq!(answer[addresses..], expected[addresses..]);
                     assert_eq!(answer[..14], expected[..14]);
                 }
-                // Who gives up wants no answer.
+                // An ABORT is not answered.
                 let packet = sctp(world.client, destination, chunk::ABORT).bytes();
                 datapath.dropped(device.ingress, &packet);
             }
@@ -266,7 +266,7 @@ fn without_endpoints_it_is_answered_with_port_unreachable() {
 }
 
 #[test]
-fn without_a_chunk_it_is_left_alone() {
+fn sctp_without_a_complete_chunk_is_not_translated() {
     let Some(mut datapath) = prepared(one) else { return };
     for world in worlds() {
         for device in DEVICES {
@@ -274,7 +274,7 @@ fn without_a_chunk_it_is_left_alone() {
             datapath.pass(device.ingress, &init);
             let mut bytes = sctp(world.client, vip(&world), chunk::DATA).payload(&[]).bytes();
             datapath.pass(device.ingress, &bytes);
-            // Too long for the frame, and too short for a chunk.
+            // First the length exceeds the frame, then the packet is too short for a chunk.
             bytes.truncate(bytes.len() - 1);
             datapath.untouched(device.ingress, &bytes);
             let field = if world.vip.is_ipv4() { 17 } else { 19 };

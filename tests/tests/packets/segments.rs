@@ -1,5 +1,4 @@
-//! Packets that their sender leaves to be cut into segments (GSO): what counts against the MTU of a
-//! route is the segment, not the packet.
+//! GSO packets: the route's MTU limits the segments, not the whole packet.
 
 use std::net::SocketAddr;
 
@@ -12,9 +11,9 @@ use lb_tests::packet::world::{PROGRAMS, PROTOCOLS, World, answer, at, data, firs
 use lb_tests::packet::{Datapath, datapath};
 
 const PROGRAM: &str = "lb_tc_from_network";
-/// Payload of the packets: more than the route takes at once.
+/// Payload length of the packets: more than the MTU of the route.
 const PAYLOAD: usize = 3000;
-/// Of the TCP header: no operation, no operation, timestamps.
+/// TCP options: two no-operation options, then timestamps.
 const OPTIONS: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
 
 /// Length of the headers of each segment.
@@ -36,7 +35,8 @@ fn large(world: &World, protocol: Protocol) -> Build {
     }
 }
 
-/// Runs a check for both families and protocols, with a backend behind a narrow route.
+/// Runs a check for both families and all protocols, with a backend behind a route with a small
+/// MTU.
 fn with_narrow_route(mut check: impl FnMut(&mut Datapath, &World, Protocol)) {
     let Some(mut datapath) = datapath() else { return };
     let Some(_network) = Network::enter(&mut datapath) else {
@@ -55,7 +55,7 @@ fn segments_that_fit_the_route_are_sent_on() {
     with_narrow_route(|datapath, world, protocol| {
         let packet = large(world, protocol);
         datapath.segment_size = NARROW_MTU - headers(world, protocol);
-        // The first opens a flow, the second has one.
+        // The first packet opens a flow, the second uses it.
         for _ in 0..2 {
             let (verdict, bytes) = datapath.verdict(PROGRAM, &packet.bytes());
             assert_eq!(verdict, Verdict::Redirect, "{protocol}: {bytes:02x?}");
@@ -84,7 +84,7 @@ fn the_sender_of_segments_that_are_too_big_is_told() {
     });
 }
 
-/// BIG TCP: the IP header says a length of 0 where the field cannot hold it. In IPv6 there may be a
+/// BIG TCP: the length in the IP header is 0 because the field is too small. In IPv6 there may be a
 /// hop-by-hop header with a jumbo payload option.
 fn without_length(world: &World) -> Vec<Build> {
     const JUMBO_PAYLOAD: [u8; 6] = [0xc2, 4, 0, 1, 0x11, 0x88];
@@ -96,7 +96,7 @@ fn without_length(world: &World) -> Vec<Build> {
     }
 }
 
-/// The source port of a TCP segment behind so many bytes of extension headers.
+/// The source port of a TCP segment behind this many bytes of extension headers.
 fn source_port(frame: &[u8], extensions: usize) -> u16 {
     let network = if frame[14] >> 4 == 4 { 20 } else { 40 };
     let transport = 14 + network + extensions;
@@ -127,7 +127,7 @@ fn segments_without_length_are_translated_and_back() {
             }
         }
         datapath.segment_size = 0;
-        // Not of the kernel's making.
+        // Without GSO, a length of 0 is invalid.
         for packet in without_length(&world) {
             for program in PROGRAMS {
                 datapath.untouched(program, &packet.bytes());
@@ -138,7 +138,7 @@ fn segments_without_length_are_translated_and_back() {
 }
 
 #[test]
-fn segments_without_length_are_sent_on_if_each_fits_the_route() {
+fn big_tcp_packets_are_forwarded_if_their_segments_fit() {
     with_narrow_route(|datapath, world, protocol| {
         if protocol == Protocol::Udp {
             return;
@@ -167,9 +167,9 @@ fn segments_without_length_are_sent_on_if_each_fits_the_route() {
     });
 }
 
-/// A backend that is gone: what comes for it is answered.
+/// Packets for a removed backend are answered with a RST.
 #[test]
-fn segments_without_length_are_reset() {
+fn big_tcp_packets_to_removed_backends_are_reset() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);
@@ -186,7 +186,7 @@ fn segments_without_length_are_reset() {
     }
 }
 
-/// The same packet as one: it is too big, whatever its segments would have been.
+/// The same packet without GSO is too big.
 #[test]
 fn without_segments_it_is_the_packet_that_counts() {
     with_narrow_route(|datapath, world, protocol| {

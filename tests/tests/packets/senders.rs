@@ -1,4 +1,4 @@
-//! Whose address a packet has, and by which device it comes.
+//! Checks of a packet's source address against the device that it arrives at.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +10,7 @@ use lb_tests::packet::network::{Network, Place};
 use lb_tests::packet::world::{PROTOCOLS, World, answer, at, first, keys, worlds};
 use lb_tests::packet::{Borrowed, Datapath, datapath};
 
-/// A client with this address.
+/// A client with this address of the world's family.
 fn client(world: &World, v4: &str, v6: &str) -> SocketAddr {
     let ip: IpAddr = match world.vip.ip() {
         IpAddr::V4(_) => v4.parse(),
@@ -20,7 +20,7 @@ fn client(world: &World, v4: &str, v6: &str) -> SocketAddr {
     SocketAddr::new(ip, 40_000)
 }
 
-/// A Service of each family, with affinity, whose one Pod is at `place`.
+/// A Service of each family, with affinity, whose only Pod is at `place`.
 fn prepared(place: Place, local: bool) -> Option<(Borrowed, Network)> {
     let mut datapath = datapath()?;
     let network = Network::enter(&mut datapath)?;
@@ -39,7 +39,7 @@ fn a_pods_address_from_outside_opens_nothing() {
     let Some((mut datapath, network)) = prepared(Place::Back, true) else {
         return;
     };
-    // Behind `back` are Pods of this node.
+    // `back` is the device of a Pod of this node.
     network.attach(
         &datapath,
         &[(network.front, Role::Network), (network.back, Role::Pod)],
@@ -70,8 +70,8 @@ fn a_pods_address_from_outside_opens_nothing() {
     assert_eq!(datapath.affinity_count(), 2);
 }
 
-/// A request of `client` by `front`, a Pod's device, and its reply by the device `back`; returns
-/// the source that the backend sees.
+/// Sends a request of `client` through `front`, a Pod's device, and its reply through `back`.
+/// Returns the source that the backend sees.
 fn replaced(datapath: &mut Datapath, network: &Network, world: &World, client: SocketAddr) -> SocketAddr {
     let backend = world.backend_at(Place::Back);
     let mut sources = Vec::new();
@@ -126,7 +126,7 @@ fn a_client_behind_a_pod_gets_its_source_replaced() {
         &[(network.front, Role::Pod), (network.back, Role::Network)],
     );
     for world in worlds() {
-        // By way of the router at the other end of `front`.
+        // The route to this client goes through the router behind `front`.
         let source = replaced(
             &mut datapath,
             &network,
@@ -134,7 +134,7 @@ fn a_client_behind_a_pod_gets_its_source_replaced() {
             client(&world, "10.8.0.9", "fd00:8::9"),
         );
         assert_eq!(source.ip(), world.back_address());
-        // With an address of the network outside.
+        // This client has an address of the outside network.
         let source = replaced(
             &mut datapath,
             &network,
@@ -143,7 +143,7 @@ fn a_client_behind_a_pod_gets_its_source_replaced() {
         );
         assert_eq!(source.ip(), world.back_address());
     }
-    // Nobody knows whether they are who they say.
+    // Their addresses may be forged, so they get no affinity.
     assert_eq!(datapath.affinity_count(), 0);
     assert_eq!(datapath.reasons(), []);
 }
@@ -169,7 +169,7 @@ fn a_pod_with_another_ones_address_gets_its_source_replaced() {
     assert_eq!(datapath.affinity_count(), 0);
 }
 
-/// Only the Pod itself gets its packet back.
+/// Only packets of the Pod itself are hairpin packets.
 #[test]
 fn a_pod_with_the_backends_address_gets_its_source_replaced() {
     let Some((mut datapath, network)) = prepared(Place::Back, true) else {
@@ -229,7 +229,7 @@ fn a_client_behind_a_pod_that_asks_this_pod_is_answered_through_the_node() {
 }
 
 #[test]
-fn a_client_behind_a_pod_keeps_its_source_to_other_pods_of_the_node() {
+fn clients_behind_a_pod_keep_their_source_to_local_pods() {
     let Some((mut datapath, network)) = prepared(Place::Back, true) else {
         return;
     };

@@ -1,4 +1,4 @@
-//! Packets to addresses of Service CIDRs that no Service has.
+//! Packets to unallocated addresses of Service CIDRs.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,14 +17,14 @@ const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 /// The programs that see packets from outside.
 const FROM_OUTSIDE: [&str; 2] = ["lb_xdp", "lb_tc_from_network"];
-/// Those that see packets of this node's Pods and processes, before they leave it.
+/// The programs that see packets of this node's Pods and processes before they leave the node.
 const FROM_INSIDE: [&str; 2] = ["lb_tc_from_pod", "lb_tc_to_network"];
 
 fn programs() -> impl Iterator<Item = &'static str> {
     FROM_OUTSIDE.into_iter().chain(FROM_INSIDE)
 }
 
-/// The Service CIDRs that hold the VIPs of the worlds, and one that does not.
+/// The Service CIDRs that contain the VIPs of the worlds, and one that does not.
 const CIDRS: [&str; 3] = ["10.97.0.0/16", "10.96.0.0/16", "fd00:96::/112"];
 
 fn set(datapath: &mut Datapath, cidr: &str, in_force: bool) {
@@ -42,7 +42,7 @@ fn set_all(datapath: &mut Datapath, in_force: bool) {
     }
 }
 
-/// What came of packets, which is nothing else.
+/// Asserts that only unallocated addresses were counted, and no flow was opened.
 #[track_caller]
 fn assert_dropped(datapath: &Datapath, count: u64) {
     let expected: &[_] = match count {
@@ -61,8 +61,7 @@ fn wildcard(datapath: &mut Datapath, address: IpAddr, flags: u32) {
     datapath.frontend(FrontendKey::Wildcard(address), value);
 }
 
-/// An address of the Service CIDR's network of 64 bits that is not of the Service CIDR, if there is
-/// such a network.
+/// An address outside the Service CIDR. In IPv6, its first 64 bits are those of the Service CIDR.
 fn beside(world: &World) -> SocketAddr {
     let text = if world.vip.is_ipv4() {
         "10.98.0.11:80"
@@ -90,7 +89,7 @@ fn the_first_packets_are_dropped_at_every_hook_while_the_cidr_is_in_force() {
             datapath.dropped(program, &packet);
             dropped += 1;
         }
-        // Whoever is behind a Pod's device has the address.
+        // Behind a Pod's device, the address may exist.
         datapath.untouched("lb_tc_to_pod", &packet);
     }
     for world in worlds() {
@@ -124,7 +123,7 @@ fn what_goes_on_from_inside_may_be_an_answer() {
             for program in FROM_INSIDE {
                 datapath.untouched(program, &packet.bytes());
             }
-            // From outside nobody here is asked, or answered.
+            // From outside, such packets are neither requests nor replies.
             for program in FROM_OUTSIDE {
                 datapath.dropped(program, &packet.bytes());
                 dropped += 1;
@@ -145,7 +144,7 @@ fn an_address_with_a_row_is_allocated() {
             let bytes = datapath.pass(program, &first(Protocol::Tcp, world.client, world.vip).bytes());
             assert_eq!(see(&bytes).destination, world.pod, "{program}");
         }
-        // Of a Service of another proxy: its ports are not known.
+        // This address belongs to a Service of another proxy, whose ports are unknown.
         wildcard(&mut datapath, world.vip2.ip(), frontend_flags::PASS_UNKNOWN);
         for program in programs() {
             for protocol in ALL {
@@ -153,8 +152,8 @@ fn an_address_with_a_row_is_allocated() {
             }
             datapath.untouched(program, &echo(world.client.ip(), world.vip2.ip()).bytes());
         }
-        // Nor is a packet of the node to a Service's address dropped, which no socket program has
-        // translated.
+        // A packet of the node to a Service that no socket program translated is not dropped
+        // either.
         datapath.untouched(
             "lb_tc_to_network",
             &first(Protocol::Tcp, world.client, world.vip).bytes(),
@@ -180,7 +179,7 @@ fn an_address_that_was_a_services_is_dropped_but_for_its_flows() {
             datapath.service(service, &keys(world.vip), &[at(world.pod)]);
             wildcard(&mut datapath, world.vip.ip(), 0);
             datapath.pass(program, &first(Protocol::Tcp, world.client, world.vip).bytes());
-            // The bits of the filter stay.
+            // The rows are deleted; the filter's bits stay.
             let rows = keys(world.vip)
                 .into_iter()
                 .chain([FrontendKey::Wildcard(world.vip.ip())]);
@@ -268,7 +267,7 @@ fn all_fragments_of_a_datagram_are_dropped() {
                 datapath.dropped(program, &fragment);
                 dropped += 1;
             }
-            // The first one did not come this way.
+            // Later fragments without the first one are dropped too.
             for fragment in &datagram.split(100 + identification, 64)[1..] {
                 datapath.dropped(program, fragment);
                 dropped += 1;
@@ -305,7 +304,7 @@ fn frames_for_other_machines_pass() {
     assert_dropped(&datapath, 0);
 }
 
-/// The networks that [`Place::Node`] and [`Place::Back`] are in.
+/// The networks of [`Place::Node`] and [`Place::Back`].
 const PLACES: [&str; 4] = ["10.3.0.0/16", "10.1.0.0/16", "fd00:3::/112", "fd00:1::/112"];
 
 #[test]
@@ -363,7 +362,7 @@ fn as_many_networks_as_there_is_room_for() {
             &first(Protocol::Tcp, world.client, address(most)).bytes(),
         );
     }
-    // One in the middle ends, the others stay; and its place is taken by another.
+    // One network in the middle is replaced by another one; the others stay.
     set(&mut datapath, "10.3.0.0/16", false);
     set(&mut datapath, "10.77.0.0/16", true);
     for program in programs() {

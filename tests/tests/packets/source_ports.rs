@@ -1,4 +1,4 @@
-//! Source ports of connections that are sent on to another node.
+//! Source ports of connections that are forwarded to another node.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,10 +19,10 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, socket,
 };
 
-/// What the issue that asked for many ports wants one backend to have.
+/// Number of connections that one backend must support.
 const CONNECTIONS: u16 = 55_000;
 
-/// The source port that a client's first packet gets, if any.
+/// The source port that a client's first packet gets. `None` if it is dropped.
 fn port_of(
     datapath: &mut Datapath,
     program: &str,
@@ -35,7 +35,7 @@ fn port_of(
     (verdict == Verdict::Redirect).then(|| see(&bytes).source.port())
 }
 
-/// A Service whose only backend is on another node, with these source ports.
+/// Runs a check with a Service whose only backend is on another node, with these source ports.
 fn to_another_node(
     ports: SourcePorts,
     flows: u32,
@@ -74,14 +74,14 @@ fn one_backend_has_55000_connections_at_once() {
                 assert!(port >= 1024 && ports.insert(port), "{port}");
                 assert!(
                     client >= 6000 || is_given_out(port),
-                    "{port}: those of sockets come last"
+                    "{port}: ephemeral ports are used last"
                 );
             }
         },
     );
 }
 
-/// Any address of the family.
+/// The unspecified address of the family.
 fn any(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -89,8 +89,8 @@ fn any(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Sockets of the node at an address: a TCP socket that listens, or is connecting to `peer`, and a
-/// UDP socket that is bound, or connected to it.
+/// A TCP and a UDP socket of the node at an address, connected to `peer`. Without a peer, the TCP
+/// socket listens and the UDP socket is only bound.
 fn sockets_at(address: SocketAddr, peer: Option<SocketAddr>) -> [OwnedFd; 2] {
     let family = if address.is_ipv4() {
         AddressFamily::Inet
@@ -113,7 +113,7 @@ fn sockets_at(address: SocketAddr, peer: Option<SocketAddr>) -> [OwnedFd; 2] {
     })
 }
 
-/// All ports that clients get, until there is none left.
+/// The source ports that these clients get, sorted.
 fn ports(
     datapath: &mut Datapath,
     program: &str,

@@ -1,4 +1,4 @@
-//! `loadBalancerSourceRanges`: who is in none of the ranges is dropped.
+//! `loadBalancerSourceRanges`: packets of clients outside all ranges are dropped.
 
 use std::net::SocketAddr;
 
@@ -8,10 +8,10 @@ use lb_tests::packet::build::see;
 use lb_tests::packet::world::{DEVICES, PROTOCOLS, World, answer, at, data, first, keys, worlds};
 use lb_tests::packet::{Borrowed, Datapath, datapath};
 
-/// The set of ranges of the Services.
+/// The id of the Services' set of source ranges.
 const SET: u32 = 7;
 
-/// Lets only clients of the set use a Service of one Pod.
+/// Restricts a Service with one Pod to clients in the set.
 fn restrict(datapath: &mut Datapath, service: u32, world: &World) {
     for key in keys(world.vip) {
         let value = Frontend {
@@ -32,12 +32,12 @@ fn prepared() -> Option<Borrowed> {
     Some(datapath)
 }
 
-/// Lets a network into a set.
+/// Adds a network to a set.
 fn allow(datapath: &Datapath, set: u32, network: &str, prefix: u32) {
     datapath.allow(set, network.parse().expect("an address"), prefix);
 }
 
-/// Whether clients of this address are served, by every program.
+/// Asserts that every program serves, or drops, packets of this client.
 fn check(datapath: &mut Datapath, world: &World, client: &str, is_allowed: bool) {
     let client = SocketAddr::new(client.parse().expect("an address"), 40_000);
     for device in DEVICES {
@@ -86,7 +86,7 @@ fn edges_of_ipv4_networks() {
 }
 
 #[test]
-fn edges_of_ipv6_networks() {
+fn ipv6_source_ranges_match_at_their_edges() {
     let Some(mut datapath) = prepared() else { return };
     let [_, world] = worlds();
     allow(&datapath, SET, "2001:db8:1::", 48);
@@ -110,7 +110,7 @@ fn edges_of_ipv6_networks() {
 }
 
 #[test]
-fn sets_are_independent_and_may_hold_everybody() {
+fn source_range_sets_are_independent_and_may_contain_all_addresses() {
     let Some(mut datapath) = prepared() else { return };
     let [world4, world6] = worlds();
     for (world, client, all) in [
@@ -127,7 +127,7 @@ fn sets_are_independent_and_may_hold_everybody() {
     }
 }
 
-/// A connection that was opened lives on.
+/// An open connection continues after its client's address is excluded.
 #[test]
 fn only_first_packets_are_checked() {
     let Some(mut datapath) = datapath() else { return };

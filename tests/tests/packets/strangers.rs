@@ -1,4 +1,4 @@
-//! Packets whose sender is not who it says: they change nothing for anybody else.
+//! Forged packets, and segments of unknown connections, do not affect other connections.
 
 use std::net::SocketAddr;
 
@@ -26,11 +26,12 @@ fn everywhere(mut check: impl FnMut(&mut Datapath, Device, &World)) {
     }
 }
 
-/// Sequence numbers that no window holds, as far as possible from those of [`tcp`] and [`ack`].
+/// Distance to sequence numbers that are in no window: as far as possible from those of [`tcp`] and
+/// [`ack`].
 const FAR: u32 = 1 << 31;
 
-/// Longer than half-open connections live, and less than established ones: at any rate of the
-/// kernel's clock.
+/// Ticks: longer than the lifetime of half-open connections, shorter than that of established ones,
+/// at any tick rate of the kernel.
 const MINUTES: u32 = 1800;
 
 fn translated(datapath: &mut Datapath, program: &str, packet: &Build, expected: &Build) {
@@ -41,7 +42,7 @@ fn translated(datapath: &mut Datapath, program: &str, packet: &Build, expected: 
     );
 }
 
-/// Opens a connection and lets the client acknowledge the answer.
+/// Opens a connection up to the client's acknowledgement.
 fn establish(datapath: &mut Datapath, device: Device, world: &World) {
     let (client, vip, pod) = (world.client, world.vip, world.pod);
     translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
@@ -54,7 +55,7 @@ fn establish(datapath: &mut Datapath, device: Device, world: &World) {
     translated(datapath, device.ingress, &ack(client, vip), &ack(client, pod));
 }
 
-/// Whether both directions of the connection are translated.
+/// Asserts that both directions of the connection are translated.
 fn is_open(datapath: &mut Datapath, device: Device, world: &World) {
     let (client, vip, pod) = (world.client, world.vip, world.pod);
     translated(datapath, device.egress, &ack(pod, client), &ack(vip, client));
@@ -66,7 +67,8 @@ fn a_forged_syn_does_not_rename_segments_of_a_direct_connection() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
-        // The backend has a connection with this client already: it says so, and goes on with it.
+        // The backend already has a connection with this client. It answers the SYN with an ACK and
+        // continues it.
         for segment in [
             ack(pod, client),
             ack(pod, client).flags(|header| header.fin = true),
@@ -81,7 +83,7 @@ fn a_forged_syn_does_not_rename_segments_of_a_direct_connection() {
 
 #[test]
 fn a_forged_syn_does_not_rename_replies_on_their_way_between_pods() {
-    // The same where a reply is handed over to its Pod as it enters.
+    // The same with local redirects, where the ingress program hands replies over to their Pod.
     let Some(mut datapath) = datapath_with(|settings| settings.redirects_locally = true) else {
         return;
     };
@@ -105,7 +107,7 @@ fn a_client_with_a_direct_connection_from_its_port_gets_another_one() {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
         datapath.untouched(device.egress, &ack(pod, client).bytes());
-        // The client asks again.
+        // The client repeats its SYN.
         let request = see(&datapath.pass(device.ingress, &syn(client, vip).bytes()));
         assert_eq!((request.source.ip(), request.destination), (client.ip(), pod));
         assert_ne!(request.source.port(), client.port());
@@ -175,7 +177,7 @@ fn a_refused_connection_is_told_by_the_frontend() {
 fn established_is_what_the_client_has_acknowledged() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
-        // A flood of SYNs with forged addresses, each of which the backend answers.
+        // A SYN with a forged address, which the backend answers.
         translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
         translated(
             datapath,
@@ -185,7 +187,7 @@ fn established_is_what_the_client_has_acknowledged() {
         );
         let flows = datapath.flow_count();
         datapath.age(MINUTES);
-        // A client with the same port and Pod behind another frontend finds the port free.
+        // The port is free for the same client and Pod behind another frontend.
         datapath.service(50, &keys(world.vip2), &[at(pod)]);
         translated(
             datapath,
@@ -245,7 +247,7 @@ fn a_syn_that_another_program_has_translated_is_no_direct_one() {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         for _ in 0..2 {
             translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
-            // XDP before TC, or a bridge's port before the bridge.
+            // A second program sees it: TC after XDP, or a bridge after its port.
             datapath.untouched(device.ingress, &syn(client, pod).bytes());
             datapath.untouched("lb_tc_from_network", &syn(client, pod).bytes());
         }
@@ -300,7 +302,7 @@ fn a_blind_reset_ends_nothing() {
         );
         datapath.age(MINUTES);
         is_open(datapath, device, world);
-        // Nobody else gets the port.
+        // No other connection gets the port.
         datapath.service(50, &keys(world.vip2), &[at(pod)]);
         let other = see(&datapath.pass(device.ingress, &syn(client, world.vip2).bytes()));
         assert_ne!(other.source.port(), client.port());
@@ -313,13 +315,13 @@ fn a_reset_that_may_be_right_is_taken_back_by_what_follows() {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         establish(datapath, device, world);
         translated(datapath, device.ingress, &rst(client, vip), &rst(client, pod));
-        // The backend does not believe it.
+        // The backend ignores the RST.
         is_open(datapath, device, world);
         datapath.age(MINUTES);
         datapath.service(50, &keys(world.vip2), &[at(pod)]);
         let other = see(&datapath.pass(device.ingress, &syn(client, world.vip2).bytes()));
         assert_ne!(other.source.port(), client.port());
-        // And if nothing followed for a while, what comes later still belongs to the connection.
+        // Even if nothing follows for a while, later packets still belong to the connection.
         translated(datapath, device.ingress, &rst(client, vip), &rst(client, pod));
         datapath.age(MINUTES);
         is_open(datapath, device, world);
@@ -336,8 +338,7 @@ fn a_reply_never_leaves_with_the_pods_address_because_it_is_late() {
         translated(datapath, device.egress, &fin(pod, client), &fin(vip, client));
         datapath.age(1 << 20);
         translated(datapath, device.egress, &fin(pod, client), &fin(vip, client));
-        // The client's RST is lost behind this node, and the backend repeats its answer for as long
-        // as it likes.
+        // The client's RST is lost behind this node, so the backend keeps repeating its answer.
         datapath.forget();
         let answer = (syn_ack(pod, client), syn_ack(vip, client));
         translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
@@ -348,7 +349,8 @@ fn a_reply_never_leaves_with_the_pods_address_because_it_is_late() {
     });
 }
 
-/// A Service whose only backend is on another node, for both programs that see clients outside.
+/// Runs a check for both programs that see clients outside, with a Service whose only backend is on
+/// another node.
 fn from_outside_to_another_node(mut check: impl FnMut(&mut Datapath, &Network, &World, &'static str)) {
     let Some(mut datapath) = datapath_with(|settings| settings.source_ports = only_ports(61_000, 1)) else {
         return;
@@ -365,13 +367,13 @@ fn from_outside_to_another_node(mut check: impl FnMut(&mut Datapath, &Network, &
     }
 }
 
-/// Sends a client's packet on; returns the source that the backend sees.
+/// Forwards a client's packet and returns the source that the backend sees.
 fn asked(datapath: &mut Datapath, network: &Network, program: &str, packet: &Build) -> SocketAddr {
     datapath.device = network.front;
     sent_on(datapath, program, packet)
 }
 
-/// Sends a backend's packet on; returns who the client takes it to be from.
+/// Forwards a backend's packet and returns the source that the client sees.
 fn replied(datapath: &mut Datapath, network: &Network, program: &str, packet: &Build) -> SocketAddr {
     datapath.device = network.back;
     sent_on(datapath, program, packet)
@@ -384,7 +386,7 @@ fn sent_on(datapath: &mut Datapath, program: &str, packet: &Build) -> SocketAddr
 }
 
 #[test]
-fn blind_segments_of_connections_to_another_node() {
+fn segments_outside_the_window_do_not_change_forwarded_connections() {
     from_outside_to_another_node(|datapath, network, world, program| {
         let (client, vip, pod) = (world.client, world.vip, world.backend_at(Place::Back));
         let far = |packet: Build| {
@@ -394,7 +396,8 @@ fn blind_segments_of_connections_to_another_node() {
         let source = asked(datapath, network, program, &syn(client, vip));
         replied(datapath, network, program, &syn_ack(pod, source));
         asked(datapath, network, program, &blind);
-        // Not established: somebody else gets the only port when a minute has passed.
+        // The connection is not established, so another client gets the only port after its
+        // timeout.
         datapath.age(MINUTES);
         let other = world.client_at(client.port() + 1);
         assert_eq!(asked(datapath, network, program, &syn(other, vip)), source);
@@ -408,10 +411,10 @@ fn blind_segments_of_connections_to_another_node() {
         datapath.age(MINUTES);
         assert_eq!(replied(datapath, network, program, &ack(pod, source)), vip);
         assert_eq!(asked(datapath, network, program, &ack(client, vip)), source);
-        // Nobody else gets the port.
+        // No other connection gets the port.
         datapath.device = network.front;
         datapath.dropped(program, &syn(other, vip).bytes());
-        // What comes after the end, and late, is translated.
+        // Late packets after the end are translated.
         asked(datapath, network, program, &rst(client, vip));
         datapath.age(1 << 20);
         assert_eq!(replied(datapath, network, program, &ack(pod, source)), vip);
@@ -419,7 +422,7 @@ fn blind_segments_of_connections_to_another_node() {
 }
 
 #[test]
-fn a_port_that_the_node_chose_is_in_use_while_its_client_sends() {
+fn an_allocated_port_is_in_use_while_its_client_sends() {
     from_outside_to_another_node(|datapath, network, world, program| {
         let (client, vip, pod) = (world.client, world.vip, world.backend_at(Place::Back));
         let other = world.client_at(client.port() + 1);
@@ -430,7 +433,7 @@ fn a_port_that_the_node_chose_is_in_use_while_its_client_sends() {
         datapath.dropped(program, &udp(other, vip).bytes());
         assert_eq!(datapath.reason(Reason::NoSourcePort), before + 1);
         assert_eq!(replied(datapath, network, program, &udp(pod, source)), vip);
-        // The end of it is the end.
+        // After its timeout, the flow has ended.
         datapath.age(MINUTES);
         assert_eq!(asked(datapath, network, program, &udp(other, vip)), source);
     });
@@ -459,21 +462,21 @@ fn a_segment_without_a_connection_goes_to_no_other_pod() {
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod), at(world.pod2)]);
         let segment = ack(world.client, world.vip);
-        // From inside chance would choose.
+        // From inside, the choice would be random, so the segment is rejected.
         let answer = datapath.bounce(POD_DEVICE.ingress, &segment.bytes());
         assert!(see(&answer).tcp().rst);
         datapath.dropped(POD_DEVICE.ingress, &rst(world.client, world.vip).bytes());
         assert!(datapath.reason(Reason::UnknownConnection) >= 2);
         for device in &DEVICES[..2] {
             datapath.forget();
-            // From outside the hash does: to the Pod that a SYN would get.
+            // From outside, the hash selects the Pod that a SYN would get.
             let pod = see(&datapath.pass(device.ingress, &syn(world.client, world.vip).bytes())).destination;
             datapath.forget();
             datapath.dropped(device.ingress, &rst(world.client, world.vip).bytes());
             assert_eq!(datapath.flow_count(), 0);
             let request = see(&datapath.pass(device.ingress, &segment.bytes()));
             assert_eq!(request.destination, pod);
-            // What does not acknowledge about this is a segment of another connection.
+            // A segment with a distant acknowledgement number belongs to another connection.
             let far = ack(pod, world.client).flags(|header| header.acknowledgment_number = FAR);
             datapath.untouched(device.egress, &far.bytes());
             datapath.forget();
@@ -485,7 +488,7 @@ fn a_segment_without_a_connection_goes_to_no_other_pod() {
                 &ack(world.vip, world.client),
             );
         }
-        // Without a table for outside clients, theirs is lost too.
+        // Without a Maglev table, segments from outside are rejected too.
         for key in keys(world.vip) {
             datapath.change_frontend(key, |row| row.maglev = Region::default());
         }
@@ -529,7 +532,7 @@ fn a_packet_from_outside_does_not_join_a_pods_flow() {
             datapath.forget();
             let request = first(protocol, client, world.vip).bytes();
             datapath.device = network.front;
-            // First the stranger: its flow replaces the source and leaves this node.
+            // First the forged packets: their flow masquerades and leaves this node.
             for program in ["lb_xdp", "lb_tc_from_network"] {
                 let (verdict, bytes) = datapath.verdict(program, &request);
                 assert_eq!(verdict, Verdict::Redirect);
@@ -556,7 +559,7 @@ fn a_port_is_in_use_while_its_client_sends_though_nobody_answers() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         translated(datapath, device.ingress, &udp(client, vip), &udp(client, pod));
-        // Only the request is seen again and again, as of a statsd client.
+        // Only requests are seen, as from a statsd client.
         datapath.age_if(MINUTES, |source, _| source.port() != client.port());
         datapath.service(50, &keys(world.vip2), &[at(pod)]);
         let other = see(&datapath.pass(device.ingress, &udp(client, world.vip2).bytes()));
@@ -571,7 +574,7 @@ fn slots_that_are_another_services_by_now_are_not_chosen() {
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);
         datapath.service(service + 10, &keys(world.vip2), &[at(world.pod2)]);
-        // As a program sees it that read the frontend's row before the slots were given away.
+        // This is what a program sees that read the frontend row before the slots were reused.
         datapath.set_slots(service * 100, &[(service + 10) * 100; 1]);
         for device in DEVICES {
             for protocol in PROTOCOLS {
@@ -583,9 +586,9 @@ fn slots_that_are_another_services_by_now_are_not_chosen() {
     assert_eq!(datapath.reasons(), [(Reason::StaleSlots, 12)]);
 }
 
-/// Nor does a client stay with one.
+/// The same for affinity.
 #[test]
-fn a_backend_that_is_another_services_by_now_keeps_no_client() {
+fn clients_leave_a_backend_that_belongs_to_another_service_now() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod), at(world.pod2)]);
@@ -602,7 +605,7 @@ fn a_backend_that_is_another_services_by_now_keeps_no_client() {
             assert_eq!(see(&bytes).destination, world.pod);
             datapath.set_slots(first_row, &[second_row, second_row]);
             let bytes = datapath.pass(device.ingress, &port(1001));
-            assert_eq!(see(&bytes).destination, world.pod, "it stays");
+            assert_eq!(see(&bytes).destination, world.pod, "the client keeps its backend");
             datapath.change_backend(first_row, |row| row.service = service + 10);
             let bytes = datapath.pass(device.ingress, &port(1002));
             assert_eq!(see(&bytes).destination, world.pod2);

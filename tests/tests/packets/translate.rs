@@ -1,5 +1,5 @@
 //! Requests get the backend's address, replies the frontend's, and nothing else in the packet
-//! changes: the expected packet is the same one built between the other addresses.
+//! changes. The expected packet is the same one built between the translated addresses.
 
 use etherparse::TransportHeader;
 use lb_common::net::protocol;
@@ -7,7 +7,7 @@ use lb_tests::packet::build::{Build, see, syn, syn_ack, tcp, udp};
 use lb_tests::packet::world::{DEVICES, Device, PROTOCOLS, World, at, data, first, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
-/// Sends a request and its reply through a device, each built by `build`, and compares all bytes.
+/// Sends a request and its reply, both built by `build`, through a device and compares all bytes.
 fn there_and_back(
     datapath: &mut Datapath,
     device: Device,
@@ -39,8 +39,8 @@ fn there_and_back(
     );
 }
 
-/// Runs a check with one Service of one backend for every device and family, with ports that no
-/// other run uses.
+/// Runs a check with one Service of one backend for every device and family. Each run uses
+/// different client ports.
 fn everywhere(mut check: impl FnMut(&mut Datapath, Device, &World, u16)) {
     let Some(mut datapath) = datapath() else { return };
     let mut port = 1000;
@@ -82,7 +82,7 @@ fn connections_are_counted_once() {
 }
 
 #[test]
-fn any_payload_length() {
+fn payloads_of_any_length_are_translated() {
     everywhere(|datapath, device, world, port| {
         for length in [0, 1, 2, 3, 7, 63, 64, 65, 255, 1000, 1459, 1460, 3001] {
             let payload: Vec<u8> = (0..length).map(|n: u32| n.to_le_bytes()[0] | 1).collect();
@@ -108,7 +108,7 @@ fn udp_without_checksum_stays_without() {
 fn computed_udp_checksum_of_zero_is_sent_as_ffff() {
     everywhere(|datapath, device, world, port| {
         let client = world.client_at(port);
-        // With this payload the translated packet sums up to all ones.
+        // With this payload, the computed checksum of the translated packet is 0.
         let plain = see(&udp(client, world.pod).payload(&[0, 0]).bytes());
         let payload = checksum(&plain).to_be_bytes();
         let request = udp(client, world.vip).payload(&payload).bytes();
@@ -161,7 +161,7 @@ fn ipv4_options_are_kept() {
     });
 }
 
-/// Numbers of IPv6 extension headers with contents that end a chain of 8 bytes each.
+/// Numbers and contents of IPv6 extension headers of 8 bytes.
 const HOP_BY_HOP: (u8, [u8; 6]) = (0, [1, 4, 0, 0, 0, 0]);
 const DESTINATION: (u8, [u8; 6]) = (60, [1, 4, 0, 0, 0, 0]);
 /// Routing header of type 4 without segments left.
@@ -206,12 +206,12 @@ fn ipv6_extension_headers_are_kept() {
 }
 
 #[test]
-fn ipv6_extension_headers_that_are_too_many_or_unfinished_are_passed() {
+fn unsupported_ipv6_extension_headers_pass_unchanged() {
     let [_, world] = worlds();
     everywhere(|datapath, device, _, _| {
         let packet = syn(world.client, world.vip);
         let six = extended(packet.clone(), &[(DESTINATION.0, &DESTINATION.1[..]); 6]);
-        // The destination in the IPv6 header is not the last one, which the checksum covers.
+        // The checksum covers the final destination, which is not the one in the IPv6 header.
         let on_the_way = packet.clone().extension(ROUTING.0, &[4, 1, 0, 0, 0, 0]);
         // Encapsulating security payload, no next header.
         let opaque = packet.clone().extension(50, &[0; 6]);
@@ -266,13 +266,13 @@ fn every_backend_is_chosen_and_kept() {
                 );
             }
         }
-        // Far outside of what 200 fair throws give once in 10^9 runs.
+        // A random choice fails this less than once in 10^9 runs.
         assert!(chosen.iter().all(|count| *count > 50), "{chosen:?}");
     }
 }
 
 #[test]
-fn protocols_have_frontends_of_their_own() {
+fn a_frontend_serves_only_its_protocol() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         let [tcp_only, _] = keys(world.vip);

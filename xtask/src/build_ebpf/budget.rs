@@ -1,5 +1,5 @@
-//! How many instructions each program may have: a change that makes a program much bigger is made
-//! knowingly.
+//! Budgets of instructions and stack for each program, so that nobody makes a program much bigger
+//! by accident.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::inspect::{Object, SUBPROGRAMS};
 use crate::workspace;
 
-/// Growth, in percent, that needs no decision.
+/// Allowed growth, in percent.
 const TOLERANCE: u64 = 10;
 
 const HEADER: &str = "# What each program may take: more than a tenth above it is an error.
@@ -22,7 +22,7 @@ const HEADER: &str = "# What each program may take: more than a tenth above it i
 
 /// The section of the programs' sizes.
 pub(crate) const INSTRUCTIONS: &str = "instructions";
-/// The section of what the programs and the functions that they call take of the stack.
+/// The section of the stack sizes of the programs with the functions that they call.
 pub(crate) const STACK: &str = "stack";
 
 /// Numbers by program.
@@ -31,7 +31,7 @@ pub(crate) type Counts = BTreeMap<String, u64>;
 /// All sections by name.
 type Budget = BTreeMap<String, Counts>;
 
-/// What is wrong with these numbers: too big, or not in the budget, or in the budget only.
+/// Differences from the budget: numbers that are too big, not in the budget, or only in the budget.
 pub(crate) fn complaints(section: &str, counts: &Counts) -> Result<Vec<String>> {
     let budget = read()?;
     let unknown = Counts::new();
@@ -42,7 +42,7 @@ pub(crate) fn complaints(section: &str, counts: &Counts) -> Result<Vec<String>> 
         .collect())
 }
 
-/// Takes numbers for the budget.
+/// Writes numbers to the budget.
 pub(crate) fn replace(section: &str, counts: Counts) -> Result<()> {
     let mut budget = read()?;
     budget.insert(section.to_owned(), counts);
@@ -65,7 +65,7 @@ pub(super) fn instructions(object: &Object) -> Counts {
     counts
 }
 
-/// What the programs take of the stack.
+/// The programs' stack sizes.
 pub(super) fn stack(object: &Object) -> Counts {
     let programs = object.functions.iter();
     programs
@@ -100,7 +100,7 @@ fn compare(budget: &Counts, counts: &Counts) -> Vec<String> {
     complaints
 }
 
-/// Reads lines `[section]` and `name = number`: the part of TOML that is needed.
+/// Reads lines `[section]` and `name = number`: the subset of TOML that is needed.
 fn parse(text: &str) -> Result<Budget> {
     let mut budget = Budget::new();
     let mut section = None;
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenth_more_is_tolerated() {
+    fn growth_of_ten_percent_is_allowed() {
         assert!(compare(&budget(&[("xdp", 100)]), &budget(&[("xdp", 110)])).is_empty());
         assert!(compare(&budget(&[("xdp", 100)]), &budget(&[("xdp", 20)])).is_empty());
         assert_eq!(
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_and_budget_name_each_other() {
+    fn programs_and_budget_must_have_the_same_names() {
         assert_eq!(
             compare(&budget(&[("old", 1)]), &budget(&[("new", 2)])),
             [
@@ -172,13 +172,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn a_written_budget_can_be_read() {
         let counts = budget(&[("lb_xdp", 2000), ("memcpy", 11)]);
         let whole = Budget::from([
             ("stack".to_owned(), counts.clone()),
             ("verified.\"6.1\"".to_owned(), counts),
         ]);
-        assert_eq!(parse(&render(&whole)).expect("own writing"), whole);
+        assert_eq!(parse(&render(&whole)).expect("the rendered text is valid"), whole);
         assert!(parse("lb_xdp = 2000").is_err());
         assert!(parse("[stack]\nlb_xdp 2000").is_err());
         assert!(parse("[stack]\nlb_xdp = many").is_err());

@@ -1,4 +1,4 @@
-//! What is in an object file of kernel programs.
+//! Reads object files of kernel programs.
 
 use super::stack;
 use anyhow::{Context, Result, ensure};
@@ -7,13 +7,13 @@ use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 /// Bytes of one instruction.
 const INSTRUCTION: u64 = 8;
 
-/// The section of functions that programs call; every other section with code holds programs.
+/// The section of functions that programs call. Every other section with code contains programs.
 pub(super) const SUBPROGRAMS: &str = ".text";
 
 /// The section of `bpf_map_def` records.
 const MAPS: &str = "maps";
 
-/// What the kernel would be given.
+/// The contents of an object file.
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) struct Object {
     /// Programs by section and name, then the functions that they call.
@@ -30,17 +30,17 @@ pub(crate) struct Object {
 pub(crate) struct Function {
     /// Its symbol.
     pub(crate) name: String,
-    /// Its section, which says what kind of program it is.
+    /// Its section, which contains the kind of the program.
     pub(crate) section: String,
     /// Its size, where a 64-bit constant counts as two.
     pub(crate) instructions: u64,
-    /// The bytes of stack that it and what it calls take, see [`stack::Calls`].
+    /// The bytes of stack that it and its callees take, see [`stack::Calls`].
     pub(crate) stack: u64,
     /// Whether a program or another function calls it.
     pub(crate) is_called: bool,
 }
 
-/// The head of `bpf_map_def`.
+/// The first fields of `bpf_map_def`.
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) struct Map {
     /// Its symbol.
@@ -51,7 +51,7 @@ pub(crate) struct Map {
     pub(crate) key_size: u32,
     /// Bytes of a value.
     pub(crate) value_size: u32,
-    /// How many entries it takes at most.
+    /// Maximum number of entries.
     pub(crate) max_entries: u32,
 }
 
@@ -71,7 +71,7 @@ impl Object {
         })
     }
 
-    /// The symbols with this part, which is given in lower case.
+    /// The symbols that contain this text, ignoring case. The text is in lower case.
     pub(crate) fn symbols_with(&self, part: &str) -> impl Iterator<Item = &str> {
         let names = self.symbols.iter().map(String::as_str);
         names.filter(move |name| name.to_lowercase().contains(part))
@@ -86,7 +86,7 @@ fn functions(file: &object::File<'_>) -> Result<Vec<Function>> {
             continue;
         };
         functions.push(Function {
-            // The alternate form leaves out hashes, which differ from compiler to compiler.
+            // The alternate form omits hashes, which differ between compilers.
             name: format!("{:#}", rustc_demangle::demangle(symbol.name()?)),
             section: file.section_by_index(index)?.name()?.to_owned(),
             instructions: symbol.size() / INSTRUCTION,
@@ -107,7 +107,7 @@ fn functions(file: &object::File<'_>) -> Result<Vec<Function>> {
 fn maps(file: &object::File<'_>) -> Result<Vec<Map>> {
     ensure!(
         file.section_by_name(".maps").is_none(),
-        "a map is defined in BTF, which is not read here: define it with #[map]"
+        "a map is defined in BTF, which this task cannot read: define it with #[map]"
     );
     let Some(section) = file.section_by_name(MAPS) else {
         return Ok(Vec::new());
@@ -126,7 +126,7 @@ fn maps(file: &object::File<'_>) -> Result<Vec<Map>> {
     Ok(maps)
 }
 
-/// Reads `bpf_map_def`: type, key_size, value_size, max_entries, and what is of no interest here.
+/// Reads `bpf_map_def`: type, key_size, value_size, max_entries. The other fields are ignored.
 fn map(name: &str, definition: &[u8]) -> Option<Map> {
     let mut numbers = definition
         .chunks_exact(4)
@@ -149,7 +149,7 @@ fn license(file: &object::File<'_>) -> Result<Option<String>> {
     Ok(Some(text.trim_end_matches('\0').to_owned()))
 }
 
-/// The name of `BPF_MAP_TYPE_*`; its number if it is not one that we use.
+/// The name of `BPF_MAP_TYPE_*`, or the number of types that are not used.
 pub(crate) fn map_kind(kind: u32) -> String {
     let name = match kind {
         1 => "hash",
@@ -182,7 +182,7 @@ mod tests {
         write::Object::new(BinaryFormat::Elf, architecture, Endianness::Little)
     }
 
-    /// Adds a function or, in a section of data, a variable.
+    /// Adds a function or, in a data section, a variable.
     fn add(object: &mut write::Object<'_>, section: &str, kind: SectionKind, name: &str, content: &[u8]) {
         let section = object.add_section(Vec::new(), section.into(), kind);
         let symbol = object.add_symbol(Symbol {
@@ -215,11 +215,11 @@ mod tests {
             "LICENSE",
             b"GPL\0",
         );
-        Object::parse(&object.write().expect("a sound object")).expect("a readable object")
+        Object::parse(&object.write().expect("a valid object")).expect("a readable object")
     }
 
     #[test]
-    fn programs_come_before_the_functions_they_call() {
+    fn programs_are_listed_before_functions() {
         let functions: Vec<_> = example()
             .functions
             .into_iter()
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_of_the_host_are_refused() {
+    fn objects_of_other_architectures_are_rejected() {
         let object = empty(Architecture::X86_64).write().expect("a sound object");
         assert!(Object::parse(&object).is_err());
         assert!(Object::parse(b"text").is_err());

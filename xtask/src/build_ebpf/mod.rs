@@ -1,5 +1,5 @@
-//! `cargo xtask build-ebpf`: builds the kernel programs and checks the objects before anything
-//! loads them.
+//! `cargo xtask build-ebpf`: builds the kernel programs and checks the objects before they are
+//! loaded.
 //!
 //! Cargo decides whether there is anything to build; the checks run every time.
 
@@ -19,22 +19,22 @@ use crate::setup::{self, Tools};
 use crate::{command, workspace};
 use inspect::Object;
 
-/// Functions that LLVM calls where it does not write memory by single instructions.
+/// Functions that LLVM calls if it does not expand memory operations into single instructions.
 const MEMORY_LOOPS: [&str; 4] = ["memset", "memcpy", "memmove", "memcmp"];
 
-/// How `build-ebpf` is called.
+/// Arguments of `build-ebpf`.
 #[derive(clap::Args, Default)]
 pub(crate) struct Arguments {
-    /// Write down the present instruction counts as what the programs may have
+    /// Write the current instruction counts and stack sizes as the new budget
     #[arg(long)]
     update_budget: bool,
 }
 
-/// Builds, lists what the objects hold, and checks them.
+/// Builds the objects, lists their contents, and checks them.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     compile(&setup::require()?, &[])?;
     let object = inspect(&workspace::ebpf_object())?;
-    // Nothing but the benchmark loads it: it may grow as it likes.
+    // Only the benchmark loads it, so it has no budget.
     inspect(&workspace::ebpf_bench_object())?;
     let sections = [
         (budget::INSTRUCTIONS, budget::instructions(&object)),
@@ -51,14 +51,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     if !complaints.is_empty() {
         bail!(
-            "{}\nif that is meant: `cargo xtask build-ebpf --update-budget`",
+            "{}\nif this is intended: `cargo xtask build-ebpf --update-budget`",
             complaints.join("\n")
         );
     }
     Ok(())
 }
 
-/// Builds and checks, for tasks with results of their own to show.
+/// Builds and checks the objects without listing them, for other tasks.
 pub(crate) fn build() -> Result<()> {
     compile(&setup::require()?, &[])?;
     for path in [workspace::ebpf_object(), workspace::ebpf_bench_object()] {
@@ -67,7 +67,7 @@ pub(crate) fn build() -> Result<()> {
     Ok(())
 }
 
-/// Lists what an object holds, and checks it.
+/// Lists the contents of an object, and checks it.
 fn inspect(path: &Path) -> Result<Object> {
     let object = read(path)?;
     print(path, &object);
@@ -86,12 +86,12 @@ pub(crate) fn compile(tools: &Tools, arguments: &[&str]) -> Result<()> {
     let rustflags = [
         format!("--cfg=bpf_target_arch=\"{architecture}\""),
         "-Cdebuginfo=2".to_owned(),
-        // Maps' layouts and function signatures, without which the kernel refuses out-of-line
-        // functions.
+        // BTF: the layouts of maps and the signatures of functions. Without it the kernel rejects
+        // out-of-line functions.
         "-Clink-arg=--btf".to_owned(),
         "-Ctarget-cpu=v3".to_owned(),
-        // LLVM fills and copies memory by single instructions, and not by loops over bytes, through
-        // each round of which the verifier walks.
+        // LLVM fills and copies memory by single instructions. Otherwise it emits loops over bytes,
+        // and the verifier walks through each round.
         "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
     ];
     let mut cargo = tools.toolchain.cargo();
@@ -112,7 +112,7 @@ pub(crate) fn compile(tools: &Tools, arguments: &[&str]) -> Result<()> {
     command::run(&mut cargo)
 }
 
-/// rustc looks for the linker in `PATH`; ours comes first.
+/// `PATH` with the directory of bpf-linker first, because rustc looks for the linker in `PATH`.
 fn path_with_linker(tools: &Tools) -> Result<OsString> {
     let directory = tools.linker.parent().context("bpf-linker is in no directory")?;
     let path = env::var_os("PATH").unwrap_or_default();
@@ -121,11 +121,11 @@ fn path_with_linker(tools: &Tools) -> Result<OsString> {
 }
 
 fn check(object: &Object) -> Result<()> {
-    // The kernel has nothing to panic with: what is left of a panic does not load, with a
+    // Kernel programs cannot panic. A program that contains panic code does not load, with a
     // misleading message.
     let panics: Vec<_> = object.symbols_with("panic").collect();
     if !panics.is_empty() {
-        bail!("the programs can panic, and must not: {}", panics.join(", "));
+        bail!("the programs must not panic, but contain: {}", panics.join(", "));
     }
     for function in &object.functions {
         if function.is_called && MEMORY_LOOPS.contains(&function.name.as_str()) {
@@ -136,7 +136,7 @@ fn check(object: &Object) -> Result<()> {
         }
         if function.stack > stack::LIMIT {
             bail!(
-                "{} and what it calls take {} bytes of stack: kernels before 6.4 refuse more than {}",
+                "{} and what it calls take {} bytes of stack: kernels before 6.4 reject more than {}",
                 function.name,
                 function.stack,
                 stack::LIMIT
@@ -145,7 +145,7 @@ fn check(object: &Object) -> Result<()> {
     }
     let license = object.license.as_deref().unwrap_or_default();
     if !license.contains("GPL") {
-        bail!("the license is {license:?}: the helpers of GPL-compatible programs are refused");
+        bail!("the license is {license:?}: the kernel denies it the helpers for GPL-compatible programs");
     }
     Ok(())
 }
@@ -175,7 +175,7 @@ fn print(path: &Path, object: &Object) {
     println!("{maps}");
 }
 
-/// A table whose columns from the given one on hold numbers.
+/// A table whose columns contain numbers from the given one on.
 fn table(header: &[&str], numbers_from: usize) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header);

@@ -1,4 +1,4 @@
-//! How much stack a program and the functions that it calls take: the kernel refuses more than 512
+//! The stack size of programs with the functions that they call. The kernel rejects more than 512
 //! bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,10 +8,10 @@ use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionIndex, SymbolKind,
 };
 
-/// What the frames of a chain of calls may take in sum (`MAX_BPF_STACK`, include/linux/filter.h).
+/// Limit for the sum of the frames of a call chain (`MAX_BPF_STACK`, include/linux/filter.h).
 pub(super) const LIMIT: u64 = 512;
 
-/// Kernels before 6.4 count each frame in steps of so many bytes, and at least one
+/// Kernels before 6.4 round each frame up to a multiple of this, at least one
 /// (`check_max_stack_depth`, kernel/bpf/verifier.c, Linux 6.1).
 const STEP: u64 = 32;
 
@@ -21,7 +21,7 @@ const INSTRUCTION: usize = 8;
 /// The register that points at the end of the frame.
 const FRAME: u8 = 10;
 
-/// Where code is: index of the section, and offset.
+/// The place of code: index of the section, and offset.
 type Place = (usize, u64);
 
 /// A program or a function.
@@ -32,15 +32,15 @@ struct Function {
     calls: Vec<Place>,
 }
 
-/// What functions call each other, by their names.
+/// The calls between functions, by their names.
 pub(super) struct Calls {
-    /// The largest sum of frames of a chain of calls from each function.
+    /// For each function, the largest sum of frames of a call chain from it.
     pub(super) depths: BTreeMap<String, u64>,
-    /// Those that another one calls.
+    /// Functions that another one calls.
     pub(super) called: BTreeSet<String>,
 }
 
-/// Looks for all calls.
+/// Finds all calls.
 pub(super) fn scan(file: &object::File<'_>) -> Result<Calls> {
     let mut functions = BTreeMap::new();
     for symbol in file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text) {
@@ -76,9 +76,11 @@ fn depth(
         return Ok(*depth);
     }
     if level > functions.len() {
-        bail!("functions call each other in a circle");
+        bail!("functions call each other recursively");
     }
-    let function = functions.get(&place).context("a call of no function")?;
+    let function = functions
+        .get(&place)
+        .context("a call does not lead to a function")?;
     let mut deepest = 0;
     for call in &function.calls {
         deepest = deepest.max(depth(functions, *call, known, level + 1)?);
@@ -114,13 +116,13 @@ fn scan_function(
             continue;
         }
         let at = start + number * INSTRUCTION as u64;
-        // Counted in instructions, from the one behind the call; with a relocation, from its
-        // symbol.
+        // The distance is in instructions, from the one behind the call; with a relocation, from
+        // its symbol.
         let distance = (i64::from(instruction.immediate) + 1) * INSTRUCTION as i64;
         calls.push(match targets.get(&at) {
             Some(symbol) => {
                 let symbol = file.symbol_by_index(*symbol)?;
-                let section = symbol.section_index().context("a call of what is not there")?;
+                let section = symbol.section_index().context("a call of an undefined symbol")?;
                 (section.0, symbol.address().wrapping_add_signed(distance))
             }
             None => (index.0, at.wrapping_add_signed(distance)),
@@ -149,18 +151,18 @@ impl Instruction {
         }
     }
 
-    /// Whether it calls a function of the object, no helper.
+    /// Whether it calls a function of the object, not a helper.
     fn is_call(&self) -> bool {
         const CALL: u8 = 0x85;
         self.code == CALL && self.source == 1
     }
 }
 
-/// What is known of a function's frame after some of its instructions.
+/// The state of a function's frame after some of its instructions.
 #[derive(Default)]
 struct Frame {
     size: u64,
-    /// Registers that hold a copy of the frame's end.
+    /// Registers that contain a copy of the frame's end.
     copies: [bool; 16],
 }
 
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_reaches_to_its_farthest_access() {
+    fn the_farthest_access_is_the_frame_size() {
         // *(u32 *)(r10 - 16) = w1; r2 = *(u64 *)(r10 - 8)
         let store = [0x63, 0x1a, 0xf0, 0xff, 0, 0, 0, 0];
         let load = [0x79, 0xa2, 0xf8, 0xff, 0, 0, 0, 0];
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn pointers_into_the_frame_count() {
+    fn pointers_into_the_frame_extend_it() {
         // r2 = r10; r2 += -40
         let copy = [0xbf, 0xa2, 0, 0, 0, 0, 0, 0];
         let add = [0x07, 0x02, 0, 0, 0xd8, 0xff, 0xff, 0xff];
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_a_chain_add_up_in_steps() {
+    fn frames_of_a_call_chain_are_rounded_up_and_added() {
         let section = 1;
         let function = |name: &str, frame, calls: &[u64]| Function {
             name: name.to_owned(),
@@ -246,7 +248,7 @@ mod tests {
             ((section, 16), function("c", 0, &[])),
         ]);
         assert_eq!(
-            depth(&functions, (section, 0), &mut BTreeMap::new(), 0).expect("sound"),
+            depth(&functions, (section, 0), &mut BTreeMap::new(), 0).expect("no recursion"),
             96
         );
         functions.insert((section, 8), function("b", 33, &[0]));

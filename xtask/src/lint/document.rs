@@ -1,4 +1,4 @@
-//! What documents say of files: that they exist, and which hold unsafe code.
+//! Checks of statements in documents: named files exist, and the list of unsafe code is complete.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const TOP: [&str; 7] = [
     "deploy/",
 ];
 
-/// The files that a document names and that do not exist.
+/// Files that a document names but that do not exist.
 pub(super) fn missing(document: &Path, text: &str, exists: impl Fn(&Path) -> bool) -> Vec<String> {
     let mut findings = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -53,7 +53,7 @@ pub(super) fn unsafe_code<'a>(
         match listed.iter().find(|entry| path.starts_with(entry)) {
             Some(entry) => drop(found.insert(entry)),
             None => findings.push(format!(
-                "{}: unsafe code outside of the files that ARCHITECTURE.md lists",
+                "{}: unsafe code outside the files that ARCHITECTURE.md lists",
                 path.display()
             )),
         }
@@ -65,19 +65,19 @@ pub(super) fn unsafe_code<'a>(
 
 fn has_unsafe(text: &str) -> bool {
     source::product(text).into_iter().any(|line| {
-        // The name of a static that the agent sets, and the license's section, cannot be chosen in
-        // any other way.
+        // This attribute is the only way to set the name of a static that the agent changes, and
+        // the section of the license.
         let code = source::code(line).replace("#[unsafe(", "");
         let mut words = code.split(|character: char| !character.is_alphanumeric() && character != '_');
         words.any(|word| word == "unsafe")
     })
 }
 
-/// Paths between backticks, each of `{a,b}` on its own.
+/// Paths between backticks, with `{a,b}` expanded.
 fn named_files(line: &str) -> impl Iterator<Item = PathBuf> {
     let quoted = line.split('`').skip(1).step_by(2);
     let paths = quoted.filter(|text| TOP.into_iter().any(|top| text.starts_with(top)));
-    // With a blank or a variable part it is a command or a pattern.
+    // Text with a blank or a variable part is a command or a pattern.
     let paths = paths.filter(|text| !text.contains([' ', '*', '…', '<', ':', '$']));
     paths.flat_map(expand)
 }
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_that_are_gone_are_found() {
+    fn missing_files_are_found() {
         let text = "See `lb-agent/src/{a,b}.rs`, `lb-agent/src/x.rs --all` and `maps/mod.rs`.";
         let findings = missing(Path::new("A.md"), text, |path| path.ends_with("a.rs"));
         assert_eq!(findings, ["A.md:1: lb-agent/src/b.rs does not exist"]);
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn unsafe_code_is_where_it_is_listed() {
+    fn unsafe_code_must_match_the_list() {
         let block = "    unsafe { *pointer }\n";
         let maps = ("lb-ebpf/src/maps/mod.rs", block);
         let packet = ("lb-ebpf/src/packet/tc.rs", block);

@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: everything that can be said about the code without running it.
+//! `cargo xtask lint`: checks of the code that do not run it.
 
 mod document;
 mod rooms;
@@ -13,11 +13,12 @@ use anyhow::{Result, bail};
 
 use crate::{build_ebpf, command, setup, workspace};
 
-/// One check: its heading, and what it does.
+/// One check: its heading and its function.
 type Check = (&'static str, fn() -> Result<()>);
 
-/// Clippy does not see the kernel programs: Debian's compiler for eBPF comes without it, and the
-/// host's cannot compile their assembly. `lb-common`, where their decisions are made, it sees.
+/// Clippy does not check the kernel programs: Debian's compiler for eBPF has no clippy, and the
+/// host's compiler cannot compile their assembly. It does check `lb-common`, which contains their
+/// decisions.
 const CHECKS: [Check; 6] = [
     ("format", format),
     ("house rules", tidy::run),
@@ -27,7 +28,7 @@ const CHECKS: [Check; 6] = [
     ("documentation", documentation),
 ];
 
-/// Runs all checks, also after one has failed, so that one run tells everything.
+/// Runs all checks, even after a failure, so that one run reports all problems.
 pub(crate) fn run() -> Result<()> {
     let mut failed = Vec::new();
     for (name, check) in CHECKS {
@@ -65,7 +66,7 @@ fn structure() -> Result<()> {
 }
 
 fn ebpf_warnings() -> Result<()> {
-    // Unlike `-Dwarnings` this leaves what was built before valid.
+    // Unlike `-Dwarnings`, this does not invalidate previous builds.
     build_ebpf::compile(
         &setup::require()?,
         &["-Zwarnings", "--config=build.warnings='deny'"],

@@ -1,4 +1,4 @@
-//! Which part of a crate may use which: a room uses only those that stand above it in
+//! Checks the dependencies between parts of a crate: a room may use only rooms above it in
 //! ARCHITECTURE.md.
 //!
 //! A room is a module at the top of a crate. In ARCHITECTURE.md a heading ``### `CRATE` `` has a
@@ -25,7 +25,7 @@ type Uses = BTreeMap<String, BTreeSet<String>>;
 /// By room: the number of its row.
 type Rows = BTreeMap<String, usize>;
 
-/// What of the crates' rooms is not as the document says.
+/// Differences between the crates' rooms and the document.
 pub(super) fn check() -> Result<Vec<String>> {
     let path = workspace::root().join("ARCHITECTURE.md");
     let document = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -72,7 +72,7 @@ fn uses(files: &[File]) -> Uses {
     }
     let known: BTreeSet<String> = uses.keys().cloned().collect();
     for used in uses.values_mut() {
-        // What is in the root of a crate is no room.
+        // Items in the root of a crate are not rooms.
         used.retain(|other| known.contains(other));
     }
     uses
@@ -108,7 +108,7 @@ fn rows(document: &str, name: &str) -> Rows {
         .collect()
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn names(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn rooms_use_what_is_above_them() {
+    fn rooms_may_use_rooms_above_them() {
         let files = [
             file(
                 "lb-agent/src/lib.rs",
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn tests_use_everything() {
+    fn tests_may_use_all_rooms() {
         let text = "#[cfg(test)]\nmod tests {\n    use crate::install::B;\n}\n";
         let files = [
             file("lb-agent/src/maps.rs", text),
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn rooms_below_and_in_the_same_row_are_not_used() {
+    fn rooms_may_not_use_rooms_below_or_in_their_row() {
         let files = [
             file("lb-agent/src/maps.rs", "fn f() {\n    crate::install::g();\n}\n"),
             file("lb-agent/src/install.rs", "use crate::model::A;\n"),
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn rooms_that_are_missing_on_one_side_are_found() {
+    fn missing_rooms_and_rows_are_found() {
         let files = [
             file("lb-agent/src/install.rs", ""),
             file("lb-agent/src/model.rs", ""),

@@ -1,15 +1,15 @@
-//! Files and functions that a reader can hold in the head.
+//! Checks the length of files and functions.
 
 use std::path::Path;
 
 use super::source::{self, File};
 
-/// Lines of a file, without its tests.
+/// Maximum lines of a file, without its tests.
 const FILE: usize = 400;
-/// Lines of a function, from its first to its last.
+/// Maximum lines of a function, from its first to its last.
 const FUNCTION: usize = 80;
 
-/// What of the product's files is too long.
+/// Files and functions of the product that are too long.
 pub(super) fn check(files: &[File]) -> Vec<String> {
     files.iter().flat_map(check_file).collect()
 }
@@ -28,8 +28,8 @@ fn check_file(file: &File) -> Vec<String> {
     findings
 }
 
-/// Relies on how rustfmt indents: a function ends with a brace that is indented as its first line
-/// is.
+/// Relies on the indentation of rustfmt: the last line of a function is a brace with the
+/// indentation of its first line.
 fn long_functions(path: &Path, lines: &[&str]) -> Vec<String> {
     let mut findings = Vec::new();
     for (index, line) in lines.iter().enumerate() {
@@ -99,13 +99,13 @@ mod tests {
     }
 
     #[test]
-    fn a_function_without_body_ends_at_once() {
+    fn a_function_without_body_ends_on_its_line() {
         let text = format!("    fn declared(&self);\n{}", "    work();\n".repeat(90));
         assert_eq!(check(&[file(text)]), [""; 0]);
     }
 
     #[test]
-    fn a_file_of_401_lines_is_too_long_but_not_with_its_tests() {
+    fn a_file_of_401_lines_without_tests_is_too_long() {
         let lines = |number| "use it;\n".repeat(number);
         assert_eq!(check(&[file(lines(401))]).len(), 1);
         let tested = format!("{}#[cfg(test)]\nmod tests {{\n{}}}\n", lines(400), lines(100));

@@ -12,12 +12,12 @@ pub(super) const CRATES: [&str; 4] = ["lb-common", "lb-ebpf", "lb-agent", "xtask
 
 /// A source file.
 pub(super) struct File {
-    /// From the top of the checkout.
+    /// Path relative to the checkout.
     pub(super) path: PathBuf,
     pub(super) text: String,
 }
 
-/// All files of a crate that are more than tests.
+/// All files of a crate, except those that contain only tests.
 pub(super) fn files(name: &str) -> Result<Vec<File>> {
     let mut files = Vec::new();
     collect(&Path::new(name).join("src"), &mut files)?;
@@ -49,12 +49,12 @@ fn is_test(path: &Path) -> bool {
     matches!(stem, Some("tests" | "testing"))
 }
 
-/// The lines of a file up to its module of tests, which is the last.
+/// The lines of a file up to its test module, which comes last.
 pub(super) fn product(text: &str) -> Vec<&str> {
     let lines: Vec<&str> = text.lines().collect();
     let is_tests = |index: usize| {
         let mut rest = lines[index + 1..].iter();
-        // Attributes may stand between.
+        // Attributes may be in between.
         lines[index] == "#[cfg(test)]"
             && rest
                 .find(|line| !line.starts_with('#') && !line.starts_with(' ') && **line != ")]")

@@ -1,4 +1,4 @@
-//! House rules that no compiler knows.
+//! House rules that the compiler does not check.
 
 use std::fs;
 use std::path::Path;
@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 use super::{document, source};
 use crate::{command, workspace};
 
-/// Directories of one machine, and hosts of one network, put together here so that this file does
-/// not break its own rule.
+/// Directories of one machine, and hosts of one network. They are concatenated so that this file
+/// does not break its own rule.
 const FOREIGN_PATHS: [&str; 4] = [
     concat!("/", "home/"),
     concat!("/", "root/"),
@@ -25,22 +25,22 @@ const REGISTRIES: [&str; 4] = [
 ];
 const SLEEPS: [&str; 2] = [concat!("thread::", "sleep"), concat!("time::", "sleep")];
 
-/// Columns of a comment. `max_width` in rustfmt.toml is for code.
+/// Maximum columns of a comment. `max_width` in rustfmt.toml is for code.
 const COMMENT_WIDTH: usize = 100;
-/// Where crates come from in a lock file.
+/// The source of crates in a lock file.
 const CRATES_IO: &str = "source = \"registry+https://github.com/rust-lang/crates.io-index\"";
 
-/// What is wrong with a line of a file, if anything.
+/// A rule returns the problem of a line, if any.
 type Rule = fn(path: &Path, line: &str) -> Option<&'static str>;
 
 const RULES: [Rule; 4] = [foreign_path, registry, sleep, wide_comment];
 
-/// Checks every file that git knows or would take.
+/// Checks every file that git tracks or would add.
 pub(crate) fn run() -> Result<()> {
     let mut git = Command::new("git");
     git.args(["ls-files", "--cached", "--others", "--exclude-standard"]);
     let files = command::output(git.current_dir(workspace::root()))?;
-    // Files that are deleted but still known, and files that are no text, have nothing to say.
+    // Files that are deleted but still tracked, and files that are not text, are skipped.
     let files: Vec<(&Path, String)> = files
         .lines()
         .filter_map(|file| {
@@ -82,7 +82,7 @@ fn check(path: &Path, text: &str) -> Vec<String> {
     let is_rust = path.extension().is_some_and(|extension| extension == "rs");
     if is_rust && !text.starts_with("//!") {
         findings.push(format!(
-            "{}:1: does not start by saying what it is (`//!`)",
+            "{}:1: does not start with a module comment (`//!`)",
             path.display()
         ));
     }
@@ -104,7 +104,7 @@ fn foreign_path(_path: &Path, line: &str) -> Option<&'static str> {
         .then_some("a path that exists on one machine only")
 }
 
-/// Whether a path after this character is an absolute one, not the rest of a longer one.
+/// Whether a path after this character is absolute, and not the rest of a longer path.
 fn starts_a_path(before: char) -> bool {
     !before.is_alphanumeric() && !"_-.})>~*".contains(before)
 }
@@ -113,12 +113,12 @@ fn registry(path: &Path, line: &str) -> Option<&'static str> {
     let is_lock = path.extension().is_some_and(|extension| extension == "lock");
     let elsewhere = is_lock && line.starts_with("source = ") && line != CRATES_IO;
     (elsewhere || REGISTRIES.into_iter().any(|name| line.contains(name)))
-        .then_some("names where one machine fetches crates from")
+        .then_some("names a crate source of one machine")
 }
 
 fn sleep(path: &Path, line: &str) -> Option<&'static str> {
     let is_test = path.parent().is_some_and(|parent| {
-        // `tests/` at the top is a crate, whose support code holds the one loop that waits for a
+        // `tests/` at the top is a crate. Its support code contains the only loop that waits for a
         // condition.
         parent
             .components()
@@ -132,7 +132,7 @@ fn sleep(path: &Path, line: &str) -> Option<&'static str> {
 fn wide_comment(path: &Path, line: &str) -> Option<&'static str> {
     let is_comment =
         path.extension().is_some_and(|extension| extension == "rs") && line.trim_start().starts_with("//");
-    // An address cannot be broken.
+    // A URL cannot be wrapped.
     let is_wide = line.chars().count() > COMMENT_WIDTH && !line.contains("https://");
     (is_comment && is_wide).then_some("a comment that is wider than 100 columns")
 }
@@ -141,13 +141,13 @@ fn wide_comment(path: &Path, line: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    /// Rules broken by a line in a file that begins as it should.
+    /// The number of rules that a line breaks.
     fn broken(path: &str, line: &str) -> usize {
         check(Path::new(path), &format!("//! Example.\n{line}\n")).len()
     }
 
     #[test]
-    fn paths_of_one_machine_are_found() {
+    fn paths_of_one_machine_are_rejected() {
         for prefix in FOREIGN_PATHS {
             assert_eq!(broken("README.md", &format!("cd {prefix}lb-agent")), 1);
             assert_eq!(broken("a.toml", &format!("path = \"{prefix}lb-agent\"")), 1);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_crates_are_fetched_from_are_found() {
+    fn crate_sources_are_rejected() {
         for name in REGISTRIES {
             assert_eq!(broken("a.toml", name), 1);
         }
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn tests_do_not_sleep() {
+    fn sleeping_tests_are_rejected() {
         for sleep in SLEEPS {
             let line = format!("    {sleep}(SECOND);");
             assert_eq!(broken("tests/tests/lab_x.rs", &line), 1);
@@ -183,12 +183,12 @@ mod tests {
     }
 
     #[test]
-    fn files_say_what_they_are() {
+    fn rust_files_need_a_module_comment() {
         assert_eq!(check(Path::new("a.rs"), "fn main() {}\n").len(), 1);
         assert_eq!(check(Path::new("a.sh"), "true\n").len(), 0);
     }
     #[test]
-    fn wide_comments_are_found() {
+    fn wide_comments_are_rejected() {
         let comment = |columns: usize| format!("    // {}", "a".repeat(columns - "    // ".len()));
         assert_eq!(broken("src/lib.rs", &comment(100)), 0);
         assert_eq!(broken("src/lib.rs", &comment(101)), 1);

@@ -1,4 +1,4 @@
-//! Packages of Debian and its relatives.
+//! Packages of Debian and its derivatives.
 
 use std::process::Command;
 
@@ -8,13 +8,13 @@ use crate::command;
 
 const UPDATE: &str = "apt-get update";
 
-/// Those of the packages that are not installed; all of them where there is no dpkg to ask.
+/// The packages that are not installed. Without dpkg, all of them.
 pub(crate) fn missing(packages: &[String]) -> Vec<String> {
     let mut query = Command::new("dpkg-query");
     query
         .args(["-W", "-f", "${db:Status-Abbrev} ${Package}\n"])
         .args(packages);
-    // It fails as soon as it does not know one of them, but lists the others all the same.
+    // The command fails if it does not know one of the packages, but it still lists the others.
     let list = query.output().map(|output| output.stdout).unwrap_or_default();
     let list = String::from_utf8_lossy(&list).into_owned();
     packages
@@ -29,12 +29,12 @@ fn is_installed(list: &str, package: &str) -> bool {
         .any(|line| line.starts_with("ii") && line.split_whitespace().last() == Some(package))
 }
 
-/// Installs packages with apt-get, as root or through a sudo that asks for nothing. Where neither
-/// is possible, the error says what to do by hand.
+/// Installs packages with apt-get, as root or through sudo without a password. If neither is
+/// possible, the error contains the commands to run.
 pub(crate) fn install(packages: &[String]) -> Result<()> {
     let packages = packages.join(" ");
     if command::in_path("apt-get").is_empty() {
-        bail!("no apt-get on this machine: install by hand what these Debian packages hold: {packages}");
+        bail!("no apt-get on this machine: install the contents of these Debian packages: {packages}");
     }
     let install = format!("apt-get install --yes --no-install-recommends {packages}");
     let Some(root) = root_command()? else {
@@ -44,7 +44,7 @@ pub(crate) fn install(packages: &[String]) -> Result<()> {
     as_root(root, &install)
 }
 
-/// Makes apt look at what its mirrors have.
+/// Updates apt's package lists.
 pub(crate) fn update() -> Result<()> {
     match root_command()? {
         Some(root) => as_root(root, UPDATE),
@@ -62,8 +62,8 @@ fn as_root(root: &[&str], step: &str) -> Result<()> {
     command::run(&mut command)
 }
 
-/// What a command that needs root is put behind (with `env`'s manner of setting variables), if
-/// there is a way.
+/// The prefix of commands that need root. It ends with `env`, so that variables can follow. `None`
+/// if this user cannot become root.
 fn root_command() -> Result<Option<&'static [&'static str]>> {
     if command::is_root()? {
         return Ok(Some(&["env"]));
@@ -78,12 +78,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_fully_installed_packages_count() {
+    fn only_complete_packages_are_installed() {
         let list = "ii  libzstd-dev\nrc  rustc-web\nii  llvm-22-dev\n";
         assert!(is_installed(list, "libzstd-dev"));
         assert!(
             !is_installed(list, "rustc-web"),
-            "removed, its configuration is left"
+            "removed, but its configuration remains"
         );
         assert!(!is_installed(list, "zstd-dev"));
     }

@@ -1,9 +1,9 @@
-//! bpf-linker: which one to use, and how to build it.
+//! Finds and builds bpf-linker.
 //!
-//! It must be linked with the LLVM that the compiler uses, and Debian moves its compiler on with
-//! security updates. A bpf-linker that the user has installed is used if it fits, and never
-//! replaced: ours goes into a directory of its own under cargo's, named by both versions, where all
-//! checkouts find it.
+//! It must be linked with the LLVM of the compiler, which Debian updates with security updates. A
+//! bpf-linker that the user installed is used if it fits, and never replaced. This task installs
+//! its own into a separate directory below cargo's. The directory name contains both versions, and
+//! all checkouts share it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,8 +15,8 @@ use object::read::elf::{Dyn, ElfFile64, FileHeader, SectionHeader};
 
 use crate::command;
 
-/// The bpf-linker for each major version of LLVM that a compiler can have. `cargo xtask setup` and
-/// CI use LLVM 22; for the others the linker has a feature, and nobody has tried it here.
+/// The version of bpf-linker for each major version of LLVM that a compiler can have. Only LLVM 22
+/// is tested.
 const VERSIONS: [(u32, &str); 3] = [(21, "0.13.0"), (22, "0.13.0"), (23, "0.13.0")];
 
 /// The version of bpf-linker for a compiler with this LLVM.
@@ -35,7 +35,7 @@ pub(crate) fn version(llvm: u32) -> Result<&'static str> {
     })
 }
 
-/// The packages whose libraries it is linked with.
+/// The packages with the libraries that it is linked with.
 pub(crate) fn debian_packages(llvm: u32) -> [String; 3] {
     [
         format!("llvm-{llvm}-dev"),
@@ -44,7 +44,7 @@ pub(crate) fn debian_packages(llvm: u32) -> [String; 3] {
     ]
 }
 
-/// A bpf-linker of the right version and LLVM.
+/// Finds a bpf-linker with the required version and LLVM.
 pub(crate) fn find(llvm: u32) -> Option<PathBuf> {
     let version = version(llvm).ok()?;
     let ours = install_root(llvm).ok()?.join("bin/bpf-linker");
@@ -53,7 +53,7 @@ pub(crate) fn find(llvm: u32) -> Option<PathBuf> {
     candidates.into_iter().find(|file| fits(file, llvm, version))
 }
 
-/// Builds bpf-linker with Debian's LLVM, into our directory.
+/// Builds bpf-linker with Debian's LLVM and installs it.
 pub(crate) fn install(llvm: u32) -> Result<()> {
     let mut cargo = command::clean("cargo");
     cargo
@@ -107,7 +107,7 @@ fn llvm_of(binary: &[u8]) -> Option<u32> {
         .find_map(|name| llvm_library(std::str::from_utf8(name).ok()?))
 }
 
-/// The major version in the name of LLVM's shared library, as of LLVM 18.
+/// The major version in the name of LLVM's shared library, since LLVM 18.
 fn llvm_library(name: &str) -> Option<u32> {
     name.strip_prefix("libLLVM.so.")?.split('.').next()?.parse().ok()
 }
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_library_name_tells_the_llvm() {
+    fn the_library_name_contains_the_llvm_version() {
         assert_eq!(llvm_library("libLLVM.so.22.1"), Some(22));
         assert_eq!(llvm_library("libLLVM-14.so.1"), None);
         assert_eq!(llvm_library("libc.so.6"), None);
@@ -131,8 +131,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_linked_with_llvm_has_none() {
-        assert_eq!(llvm_of(b"no program"), None);
+    fn other_files_have_no_llvm_version() {
+        assert_eq!(llvm_of(b"not a program"), None);
         let this = fs::read(env::current_exe().expect("path of this test")).expect("this test's file");
         assert_eq!(llvm_of(&this), None);
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: installs what the other tasks need, and says what and why.
+//! `cargo xtask setup`: installs what the other tasks need, and prints what and why.
 
 pub(crate) mod debian;
 pub(crate) mod linker;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::{command, workspace};
 use toolchain::Toolchain;
 
-/// What builds the kernel programs.
+/// The tools that build the kernel programs.
 pub(crate) struct Tools {
     /// Compiler and cargo.
     pub(crate) toolchain: Toolchain,
@@ -31,7 +31,7 @@ const TEST_PROGRAMS: [(&str, &str); 5] = [
 /// The packages that the virtual machines need.
 const MACHINE_PACKAGES: [&str; 3] = ["binutils", "qemu-system-x86", "xz-utils"];
 
-/// Goes through all steps; says at the end whether anything had to be done.
+/// Runs all steps. Prints at the end whether it installed anything.
 pub(crate) fn run() -> Result<()> {
     let installed = [
         test_packages()?,
@@ -48,7 +48,7 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// The tools of a machine that is set up; an error on any other.
+/// The tools of this machine. Fails if they are not installed.
 pub(crate) fn require() -> Result<Tools> {
     let toolchain = Toolchain::find()?.context("no Rust compiler for eBPF: run `cargo xtask setup`")?;
     let version = linker::version(toolchain.llvm)?;
@@ -64,7 +64,7 @@ pub(crate) fn require() -> Result<Tools> {
 fn test_packages() -> Result<bool> {
     say(
         "iproute2, ethtool, setpriv, nftables, iptables",
-        "the tests make network namespaces and drop privileges, a benchmark compares with packet filters",
+        "the tests create network namespaces and drop privileges, a benchmark compares with packet filters",
     );
     let missing: Vec<String> = TEST_PROGRAMS
         .iter()
@@ -93,7 +93,7 @@ fn rust_components() -> Result<bool> {
         return there("");
     }
     if command::in_path("rustup").is_empty() {
-        println!("missing, and without rustup not installed from here: `lint` will fail");
+        println!("missing, and cannot be installed without rustup: `lint` will fail");
         return Ok(false);
     }
     let mut rustup = std::process::Command::new("rustup");
@@ -119,9 +119,9 @@ fn compiler() -> Result<bool> {
 fn bpf_linker() -> Result<bool> {
     say(
         "bpf-linker",
-        "links the kernel programs; must be built for the LLVM of that rustc",
+        "links the kernel programs; must use the LLVM of that rustc",
     );
-    let toolchain = Toolchain::find()?.context("the step before has installed it")?;
+    let toolchain = Toolchain::find()?.context("the previous step installed it")?;
     linker::version(toolchain.llvm)?;
     if let Some(linker) = linker::find(toolchain.llvm) {
         return there(&format!("{}, LLVM {}", linker.display(), toolchain.llvm));
@@ -129,22 +129,22 @@ fn bpf_linker() -> Result<bool> {
     install(|| {
         let missing = debian::missing(&linker::debian_packages(toolchain.llvm));
         if !missing.is_empty() {
-            println!("  first {}, which it is linked with", missing.join(", "));
+            println!("  first {}, which it needs", missing.join(", "));
             debian::install(&missing)?;
         }
         linker::install(toolchain.llvm)
     })
 }
 
-/// The first half of a step's line: what it is about and what that is for.
+/// Prints the first half of a step's line: what it installs, and why.
 fn say(what: &str, why: &str) {
     use std::io::Write;
     print!("{what} ({why}): ");
-    // Installing takes a while and writes to standard error: the line must be seen before that.
+    // Flushed, because the installation takes a while and writes to standard error.
     std::io::stdout().flush().ok();
 }
 
-/// The other half of the line when there is nothing to do.
+/// Prints the second half of a step's line if there is nothing to install.
 fn there(detail: &str) -> Result<bool> {
     match detail {
         "" => println!("already there"),
@@ -153,7 +153,7 @@ fn there(detail: &str) -> Result<bool> {
     Ok(false)
 }
 
-/// The other half of the line when there is.
+/// Prints the second half of a step's line, and installs.
 fn install(action: impl FnOnce() -> Result<()>) -> Result<bool> {
     println!("installing…");
     action()?;

@@ -1,10 +1,10 @@
-//! Which Rust compiler builds the kernel programs.
+//! Finds the Rust compiler for the kernel programs.
 //!
 //! Their target has no precompiled `core`, so the compiler needs Rust's library sources and the
 //! unstable `-Z build-std`. Two compilers qualify, in this order:
-//! - rustup's nightly with the component `rust-src`: what people who write Rust have;
-//! - Debian's `rustc-web`, which comes with sources and is told to allow unstable features:
-//!   installed with apt-get alone.
+//! - rustup's nightly with the component `rust-src`, which Rust developers usually have;
+//! - Debian's `rustc-web`, which has sources and can be installed with apt-get alone.
+//!   `RUSTC_BOOTSTRAP` enables unstable features.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,17 +17,17 @@ use crate::command;
 /// The packages of Debian's compiler.
 pub(crate) const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
-/// What would do, for messages.
+/// The possible compilers, for messages.
 pub(crate) const NEEDED: &str = "needed is rustup's nightly (`rustup toolchain install nightly --component rust-src`) \
      or Debian's rustc-web, cargo-web and rust-web-src; 1.95 or later";
 
-/// The oldest compiler that takes both workspaces: their `rust-version`.
+/// The oldest compiler for both workspaces: their `rust-version`.
 const OLDEST: (u32, u32) = (1, 95);
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 
-/// Where a compiler comes from.
+/// The origin of a compiler.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Origin {
     Rustup,
@@ -60,8 +60,8 @@ impl Toolchain {
             return Ok(None);
         }
         let version = command::output(rustc(origin).arg("-vV"))?;
-        let release = field(&version, "release").context("`rustc -vV` names no release")?;
-        let llvm = llvm_major(&version).context("`rustc -vV` names no LLVM version")?;
+        let release = field(&version, "release").context("`rustc -vV` prints no release")?;
+        let llvm = llvm_major(&version).context("`rustc -vV` prints no LLVM version")?;
         Ok(is_recent(release).then(|| Self {
             origin,
             release: release.to_owned(),
@@ -98,7 +98,7 @@ impl fmt::Display for Toolchain {
 
 fn has_sources(origin: Origin) -> bool {
     let sysroot = match origin {
-        // Asking for a toolchain that is not installed must not download it.
+        // A query for a toolchain that is not installed must not download it.
         Origin::Rustup if command::in_path("rustup").is_empty() => return false,
         Origin::Rustup => command::output(rustc(origin).args(["--print", "sysroot"])).ok(),
         Origin::Debian => (Path::new(DEBIAN_RUSTC).is_file() && Path::new(DEBIAN_CARGO).is_file())
@@ -147,14 +147,14 @@ mod tests {
         host: x86_64-unknown-linux-gnu\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
 
     #[test]
-    fn the_llvm_major_comes_from_the_version_text() {
+    fn the_llvm_version_is_read_from_the_version_text() {
         assert_eq!(llvm_major(VERSION), Some(22));
         assert_eq!(llvm_major("release: 1.96.0\n"), None);
         assert_eq!(llvm_major("LLVM version: unknown\n"), None);
     }
 
     #[test]
-    fn old_compilers_do_not_qualify() {
+    fn old_compilers_are_not_used() {
         assert!(is_recent("1.95.0"));
         assert!(is_recent("1.97.0-nightly"));
         assert!(is_recent("2.0.0"));

@@ -1,5 +1,4 @@
-//! `cargo xtask test`: all tests, stage by stage, and one line at the end that says how many
-//! passed.
+//! `cargo xtask test`: runs all tests, stage by stage, and prints the counts at the end.
 
 pub(crate) mod runner;
 pub(crate) mod stage;
@@ -20,12 +19,12 @@ use transcript::Counts;
 
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// How `test` is called.
+/// Arguments of `test`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Run these stages only
     stages: Vec<Stage>,
-    /// Take a skipped test for a failure, as in CI
+    /// Treat a skipped test as a failure, as in CI
     #[arg(long)]
     no_skips: bool,
     /// Run only tests with this in their name
@@ -40,7 +39,7 @@ struct Row {
     time: Duration,
 }
 
-/// Runs the stages, also after one has failed. The last line of the output is
+/// Runs the stages, even after one has failed. The last line of the output is
 /// `N passed, N failed, N skipped`.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let mut rows = vec![row("build-ebpf", || {
@@ -55,8 +54,8 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     summarize(&rows, arguments)
 }
 
-/// The stages asked for, each once and in order. Where there are no privileges to drop, the unit
-/// tests run without them anyway.
+/// The requested stages, each once and in order. Without root, [`Stage::PlainUser`] is omitted,
+/// because the unit tests run without privileges anyway.
 fn stages(arguments: &Arguments) -> impl Iterator<Item = Stage> {
     let is_root = command::is_root().unwrap_or_default();
     Stage::ALL.into_iter().filter(move |stage| {
@@ -75,7 +74,7 @@ fn run_stage(stage: Stage, arguments: &Arguments) -> Result<Outcome> {
     runner::run(stage, &stage::targets()?, arguments.test_name.as_deref())
 }
 
-/// Runs a stage under its heading; what keeps it from running at all counts as one failure.
+/// Runs a stage under its heading. An error that prevents it from running counts as one failure.
 fn row(name: &'static str, stage: impl FnOnce() -> Result<Outcome>) -> Row {
     println!("=== {name}");
     let start = Instant::now();
@@ -98,7 +97,7 @@ fn row(name: &'static str, stage: impl FnOnce() -> Result<Outcome>) -> Row {
     }
 }
 
-/// The agent pins its maps and programs there; not every machine has it mounted.
+/// Mounts the BPF file system if needed. The agent pins its maps and programs there.
 pub(crate) fn mount_bpffs() -> Result<()> {
     let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
     if is_bpffs_mounted(&mounts) {
@@ -126,11 +125,11 @@ fn summarize(rows: &[Row], arguments: &Arguments) -> ExitCode {
     println!("{}\n", table(rows));
     let skips_fail = arguments.no_skips || env::var_os("CI").is_some_and(|ci| !ci.is_empty());
     if skips_fail && sum.skipped > 0 {
-        println!("skipped tests fail this run: every test must be able to run here");
+        println!("skipped tests are failures in this run: all tests must be able to run here");
     }
     let nothing_ran = arguments.test_name.is_some() && sum == Counts::default();
     if nothing_ran {
-        println!("no test has that in its name");
+        println!("no test name contains this text");
     }
     println!(
         "{} passed, {} failed, {} skipped",
@@ -169,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_bpffs_in_its_place_counts() {
+    fn only_a_bpffs_at_the_right_place_counts() {
         assert!(is_bpffs_mounted(
             "sysfs /sys sysfs rw 0 0\nbpf /sys/fs/bpf bpf rw,mode=700 0 0\n"
         ));

@@ -11,17 +11,17 @@ use super::stage::{self, Executable, Stage, Target};
 use super::transcript::{Counts, Transcript};
 use crate::{command, workspace};
 
-/// How a stage, or a part of it, went.
+/// The result of a stage or of a part of it.
 #[derive(Default, Debug)]
 pub(crate) struct Outcome {
     /// The sums.
     pub(crate) counts: Counts,
-    /// What to tell about tests that did not pass.
+    /// Messages about tests that did not pass.
     pub(crate) remarks: Vec<String>,
 }
 
 impl Outcome {
-    /// Adds how another part went.
+    /// Adds the result of another part.
     pub(crate) fn add(&mut self, other: Self) {
         self.counts += other.counts;
         self.remarks.extend(other.remarks);
@@ -36,8 +36,8 @@ pub(crate) fn run(stage: Stage, targets: &[Target], filter: Option<&str>) -> Res
         return Ok(Outcome::default());
     }
     if stage.needs_agent() {
-        // Tests look for it beside themselves; cargo builds it unasked only for the tests of its
-        // own crate.
+        // Tests look for it in their own directory. Cargo builds it automatically only for the
+        // tests of its crate.
         command::run(workspace::cargo().args(["build", "--workspace", "--bin=lb-agent"]))?;
     }
     let mut outcome = Outcome::default();
@@ -61,14 +61,14 @@ pub(crate) fn run(stage: Stage, targets: &[Target], filter: Option<&str>) -> Res
     Ok(outcome)
 }
 
-/// How many tests of the lab run at a time. Each waits a third of its time: for packets, and for
-/// what the agent notices.
+/// The number of concurrent lab tests. Each test waits for a third of its time: for packets, and
+/// for the agent.
 fn lab_threads() -> Result<usize> {
-    let processors = thread::available_parallelism().context("the number of processors")?;
+    let processors = thread::available_parallelism().context("the number of CPUs")?;
     Ok(processors.get().saturating_mul(3).div_ceil(2))
 }
 
-/// Builds a stage's tests, for whoever runs them in another way.
+/// Builds a stage's tests without running them.
 pub(crate) fn executables(stage: Stage, targets: &[Target]) -> Result<Vec<Executable>> {
     build(&select(stage, targets)?)
 }
@@ -87,7 +87,7 @@ fn select(stage: Stage, targets: &[Target]) -> Result<Vec<&Target>> {
     Ok(selected)
 }
 
-/// A test program as cargo would start it.
+/// A command that starts a test program as cargo would.
 fn program(stage: Stage, executable: &Executable) -> Command {
     let mut command = match stage {
         Stage::PlainUser => as_plain_user(&executable.program),
@@ -99,8 +99,8 @@ fn program(stage: Stage, executable: &Executable) -> Command {
     command
 }
 
-/// Builds the targets' tests. All crates of the workspace are named every time, so that every stage
-/// sees the dependencies with the same features and nothing is built twice.
+/// Builds the targets' tests. Every build names all crates of the workspace, so that all stages use
+/// the dependencies with the same features and nothing is built twice.
 fn build(targets: &[&Target]) -> Result<Vec<Executable>> {
     let mut selectors: Vec<_> = targets.iter().map(|target| target.selectors()).collect();
     selectors.sort();
@@ -129,7 +129,7 @@ fn build(targets: &[&Target]) -> Result<Vec<Executable>> {
     Ok(executables)
 }
 
-/// Runs a test program, showing what it writes as it does.
+/// Runs a test program and shows its output.
 fn follow(command: &mut Command) -> Result<Outcome> {
     let mut child = command
         .stdin(Stdio::null())
@@ -157,20 +157,20 @@ fn follow(command: &mut Command) -> Result<Outcome> {
     })
 }
 
-/// A command that runs as nobody in particular.
+/// A command that runs a program as an unprivileged user.
 fn as_plain_user(program: &Path) -> Command {
     let mut command = set_privileges(&[]);
     if !command::succeeds(set_privileges(&[]).args(["test", "-r"]).arg(program)) {
-        // A checkout below root's home, say. Reading everything is the one privilege that the tests
-        // then keep.
+        // The checkout may be below root's home directory. In that case the tests keep the
+        // privilege to read all files.
         command = set_privileges(&["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]);
     }
     command.arg(program);
     command
 }
 
-/// Starts what follows without privileges but these. `env` is there because a kept privilege has no
-/// effect before the first exec.
+/// A command prefix that drops all privileges except these. It ends with `env`, because kept
+/// privileges take effect at the first exec.
 fn set_privileges(kept: &[&str]) -> Command {
     let mut command = command::clean("setpriv");
     command

@@ -1,4 +1,4 @@
-//! The stages of `cargo xtask test`, and which tests belong to which.
+//! The stages of `cargo xtask test`, and their tests.
 
 use std::path::PathBuf;
 
@@ -7,11 +7,11 @@ use serde_json::Value;
 
 use crate::{command, workspace};
 
-/// The crate whose tests have stages of their own.
+/// The crate whose tests have separate stages.
 const TESTS_CRATE: &str = "lb-tests";
 
-/// A part of the test suite, in the order in which they run: from the quick ones to those that show
-/// most.
+/// A stage of the test suite. They are in the order of execution: from the fastest to the most
+/// realistic.
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Stage {
     /// Unit, property and documentation tests
@@ -22,12 +22,12 @@ pub(crate) enum Stage {
     Golden,
     /// The kernel programs, packet by packet (`packets/`)
     Packets,
-    /// The agent against an API server (`kube_*.rs`)
+    /// The agent with an API server (`kube_*.rs`)
     Api,
     /// Traffic between network namespaces (`lab/`)
     Lab,
-    /// The same with devices that not every kernel has (`vm_*.rs`): for `cargo xtask vm-test vm`,
-    /// here only if asked for
+    /// Traffic through devices that not every kernel has (`vm_*.rs`): for `cargo xtask vm-test vm`,
+    /// here only on request
     Vm,
 }
 
@@ -43,7 +43,7 @@ impl Stage {
         Self::Vm,
     ];
 
-    /// What it is called in headings and on the command line.
+    /// Its name in headings and on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Unit => "unit",
@@ -56,30 +56,30 @@ impl Stage {
         }
     }
 
-    /// Whether its tests pin maps and programs, as root.
+    /// Whether its tests pin maps and programs, which needs root.
     pub(crate) fn needs_bpffs(self) -> bool {
         matches!(self, Self::Packets | Self::Api | Self::Lab | Self::Vm)
     }
 
-    /// Whether its tests start the agent's program.
+    /// Whether its tests start the agent.
     pub(crate) fn needs_agent(self) -> bool {
         matches!(self, Self::Api | Self::Lab | Self::Vm)
     }
 }
 
-/// What cargo can build tests of.
+/// A cargo target with tests.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Target {
     /// The crate.
     pub(crate) package: String,
     /// `lib`, `bin` or `test`.
     pub(crate) kind: String,
-    /// Its name, for `test` that of the file.
+    /// Its name; for `test`, the name of the file.
     pub(crate) name: String,
 }
 
 impl Target {
-    /// The stage that runs it. A test file that no stage would run is an error.
+    /// The stage that runs it. Fails for a test file without a stage.
     pub(crate) fn stage(&self) -> Result<Stage> {
         const PREFIXES: [(&str, Stage); 5] = [
             ("golden", Stage::Golden),
@@ -114,7 +114,7 @@ impl Target {
         }
     }
 
-    /// Reads a target as cargo describes it.
+    /// Reads a target from cargo's description.
     pub(crate) fn parse(package: &str, description: &Value) -> Option<Self> {
         let kind = description["kind"].as_array()?.first()?.as_str()?;
         ["lib", "bin", "test"].contains(&kind).then(|| {
@@ -127,7 +127,7 @@ impl Target {
     }
 }
 
-/// All targets of the workspace that can hold tests.
+/// All targets of the workspace that can contain tests.
 pub(crate) fn targets() -> Result<Vec<Target>> {
     let mut cargo = workspace::cargo();
     cargo.args(["metadata", "--no-deps", "--format-version=1"]);
@@ -148,7 +148,7 @@ fn parse_metadata(metadata: &Value) -> Option<Vec<Target>> {
 /// A program that runs the tests of one target.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Executable {
-    /// Whose tests.
+    /// The target.
     pub(crate) target: Target,
     /// The program.
     pub(crate) program: PathBuf,
@@ -156,7 +156,7 @@ pub(crate) struct Executable {
     pub(crate) directory: PathBuf,
 }
 
-/// Reads one line of `cargo test --message-format=json`: `None` where it is not about a test
+/// Reads one line of `cargo test --message-format=json`. Returns `None` if it is not about a test
 /// program.
 pub(crate) fn parse_artifact(line: &str) -> Option<Executable> {
     let message: Value = serde_json::from_str(line).ok()?;
@@ -165,7 +165,7 @@ pub(crate) fn parse_artifact(line: &str) -> Option<Executable> {
     }
     let manifest = PathBuf::from(message["manifest_path"].as_str()?);
     let directory = manifest.parent()?.to_owned();
-    // A package's id ends with `#name@version`, or with `/name#version` where the directory has the
+    // A package's id ends with `#name@version`, or with `/name#version` if the directory has the
     // same name.
     let id = message["package_id"].as_str()?;
     let (path, version) = id.rsplit_once('#')?;
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_a_test_file_decides_its_stage() {
+    fn the_stage_depends_on_the_name_of_the_test_file() {
         let stage = |package, kind, name| target(package, kind, name).stage().expect("a stage");
         assert_eq!(stage("lb-common", "lib", "lb_common"), Stage::Unit);
         assert_eq!(stage("lb-agent", "test", "properties"), Stage::Unit);
@@ -208,13 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn a_test_file_of_no_stage_is_an_error() {
+    fn a_test_file_without_a_stage_is_an_error() {
         let error = target("lb-tests", "test", "misc").stage().expect_err("no stage");
         assert!(error.to_string().contains("misc"));
     }
 
     #[test]
-    fn metadata_lists_what_can_hold_tests() {
+    fn metadata_contains_the_targets_with_tests() {
         let metadata = json!({"packages": [{"name": "lb-agent", "targets": [
             {"kind": ["lib"], "name": "lb_agent"},
             {"kind": ["custom-build"], "name": "build-script-build"},
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn test_programs_are_found_in_cargos_messages() {
+    fn test_programs_are_read_from_cargos_messages() {
         let message = |id: &str, test: bool| {
             json!({
                 "reason": "compiler-artifact",

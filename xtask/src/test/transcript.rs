@@ -1,20 +1,20 @@
-//! What a test program writes: which lines are worth showing, and how many tests passed.
+//! Reads the output of a test program: selects the lines to show, and counts the tests.
 //!
-//! Rust's test harness knows no skipping at run time. Our convention: a test that cannot run here
-//! prints `skipped: REASON` and returns. With `--show-output` the harness repeats that after all
-//! tests.
+//! Rust's test harness cannot skip tests at run time. By convention, a test that cannot run here
+//! prints `skipped: REASON` and returns. With `--show-output`, the harness repeats the line after
+//! all tests.
 
 use std::collections::BTreeSet;
 use std::ops::AddAssign;
 
-/// How tests ended.
+/// Numbers of tests by result.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub(crate) struct Counts {
-    /// Ran and found everything as it should be.
+    /// Tests that passed.
     pub(crate) passed: usize,
-    /// Ran and did not, or did not come to an end.
+    /// Tests that failed or did not end.
     pub(crate) failed: usize,
-    /// Could not run here.
+    /// Tests that could not run here.
     pub(crate) skipped: usize,
 }
 
@@ -26,15 +26,15 @@ impl AddAssign for Counts {
     }
 }
 
-/// Which part of the harness's output a line is in.
+/// A part of the harness's output.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 enum Part {
     /// Tests report as they end.
     #[default]
     Progress,
-    /// What passed tests have written.
+    /// The output of passed tests.
     Successes,
-    /// What failed tests have written.
+    /// The output of failed tests.
     Failures,
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct Transcript {
 }
 
 impl Transcript {
-    /// Takes a line; says whether to show it.
+    /// Reads a line. Returns whether to show it.
     pub(crate) fn read(&mut self, line: &str) -> bool {
         if let Some(counts) = parse_result(line) {
             self.reported += counts;
@@ -77,7 +77,7 @@ impl Transcript {
         self.part != Part::Successes && !line.is_empty()
     }
 
-    /// The sums, given whether the program ended well.
+    /// The counts, depending on the exit status of the program.
     pub(crate) fn finish(&self, success: bool) -> Counts {
         let skipped = self.skipped.len();
         let mut counts = Counts {
@@ -86,7 +86,7 @@ impl Transcript {
             skipped: self.reported.skipped + skipped,
         };
         if !success && counts.failed == 0 {
-            // It crashed before it could say so.
+            // The program crashed before it could report the failure.
             counts.failed = 1;
         } else if success && !self.has_result && skipped == 0 {
             // A test program without the harness is one test.
@@ -95,15 +95,15 @@ impl Transcript {
         counts
     }
 
-    /// Which tests failed, which were skipped, and why.
+    /// Messages about failed and skipped tests.
     pub(crate) fn remarks(&self) -> &[String] {
         &self.remarks
     }
 
     fn skip(&mut self, reason: &str) {
         let name = match self.part {
-            // Written past the harness, by a process that the test started: it cannot be told which
-            // test did.
+            // A process that a test started wrote this directly to the output, so the test is
+            // unknown.
             Part::Progress => format!("unnamed test {}", self.skipped.len() + 1),
             _ => self.test.clone(),
         };
@@ -132,7 +132,7 @@ fn parse_failure(line: &str) -> Option<&str> {
     line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
 }
 
-/// Reads `---- name stdout ----`, which comes before what a test has written.
+/// Reads `---- name stdout ----`, the heading of a test's output.
 fn parse_header(line: &str) -> Option<&str> {
     line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
 }
@@ -185,7 +185,7 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 7 filtered out; 
     }
 
     #[test]
-    fn a_skipped_test_counts_once_and_not_as_passed() {
+    fn a_skipped_test_is_counted_once_and_not_as_passed() {
         let (transcript, _) = read(OUTPUT);
         let counts = Counts {
             passed: 1,
@@ -202,7 +202,7 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 7 filtered out; 
     }
 
     #[test]
-    fn what_passed_tests_wrote_is_not_shown() {
+    fn output_of_passed_tests_is_not_shown() {
         let (_, shown) = read(OUTPUT);
         assert!(!shown.contains("setting up"), "{shown}");
         for line in ["test nat ... ok", "assertion failed", "test result: FAILED"] {
@@ -211,7 +211,7 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 7 filtered out; 
     }
 
     #[test]
-    fn several_results_add_up() {
+    fn several_results_are_added() {
         let (transcript, _) = read(
             "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s\n\
              test result: ok. 4 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s\n",
@@ -225,13 +225,13 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 7 filtered out; 
     }
 
     #[test]
-    fn a_crash_is_a_failure() {
+    fn a_crash_is_counted_as_a_failure() {
         let (transcript, _) = read("running 1 test\n");
         assert_eq!(transcript.finish(false).failed, 1);
     }
 
     #[test]
-    fn a_program_without_the_harness_is_one_test() {
+    fn a_program_without_the_harness_is_counted_as_one_test() {
         assert_eq!(read("all fine\n").0.finish(true).passed, 1);
         let (transcript, _) = read("skipped: needs root\n");
         let counts = transcript.finish(true);
@@ -239,7 +239,7 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 7 filtered out; 
     }
 
     #[test]
-    fn other_lines_are_no_result() {
+    fn other_lines_are_not_parsed_as_results() {
         assert_eq!(parse_result("test result: none"), None);
         assert_eq!(parse_result("test nat ... ok"), None);
     }

@@ -13,13 +13,13 @@ const DIRECTORY: u32 = 0o040_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 const REGULAR: u32 = 0o100_000;
 
-/// An archive that is being written.
+/// Writes an archive.
 pub(super) struct Archive<W: Write> {
     output: W,
     paths: BTreeSet<String>,
 }
 
-/// What the head of an entry says.
+/// The fields of an entry's header.
 #[derive(Default)]
 struct Head {
     mode: u32,
@@ -42,8 +42,8 @@ impl<W: Write> Archive<W> {
         }
     }
 
-    /// Adds a file with these contents; like every file it comes with the directories above it, and
-    /// only once.
+    /// Adds a file with these contents, and its parent directories. Does nothing if the path exists
+    /// already.
     pub(super) fn add(&mut self, path: &str, mode: u32, contents: &[u8]) -> Result<()> {
         if !self.enter(path)? {
             return Ok(());
@@ -58,7 +58,7 @@ impl<W: Write> Archive<W> {
         self.pad(contents.len())
     }
 
-    /// Adds a file of this machine, at the same path or another.
+    /// Adds a file of this machine.
     pub(super) fn add_file(&mut self, path: &str, source: &Path) -> Result<()> {
         let contents = fs::read(source).with_context(|| format!("read {}", source.display()))?;
         let mode = fs::metadata(source)?.permissions().mode() & 0o777;
@@ -89,7 +89,7 @@ impl<W: Write> Archive<W> {
         Ok(self.output.flush()?)
     }
 
-    /// Adds the directories above a path; whether the path is new.
+    /// Adds the parent directories of a path. Returns whether the path is new.
     fn enter(&mut self, path: &str) -> Result<bool> {
         for (end, _) in path.match_indices('/').skip(1) {
             if self.paths.insert(path[..end].to_owned()) {
@@ -108,8 +108,8 @@ impl<W: Write> Archive<W> {
         let number = u32::try_from(self.paths.len())?;
         let name_size = u32::try_from(path.len() + 1)?;
         let (major, minor) = head.device;
-        // inode, mode, user, group, links, time, size, device's numbers (2), what it stands for
-        // (2), name's size, sum
+        // inode, mode, user, group, links, time, size, device (2 numbers), represented device (2
+        // numbers), name's size, checksum
         let fields = [
             number, head.mode, 0, 0, 1, 0, head.size, 0, 0, major, minor, name_size, 0,
         ];
@@ -121,14 +121,14 @@ impl<W: Write> Archive<W> {
         self.pad(6 + fields.len() * 8 + path.len() + 1)
     }
 
-    /// Heads and contents begin at multiples of four.
+    /// Pads to a multiple of four, at which headers and contents begin.
     fn pad(&mut self, written: usize) -> Result<()> {
         let missing = written.next_multiple_of(4) - written;
         Ok(self.output.write_all(&[0; 3][..missing])?)
     }
 }
 
-/// Appends archives to each other: the kernel unpacks one after the other.
+/// Concatenates archives. The kernel unpacks them in sequence.
 pub(super) fn join(parts: &[&Path], whole: &Path) -> Result<()> {
     let mut output = File::create(whole).with_context(|| format!("create {}", whole.display()))?;
     for part in parts {
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_are_aligned_and_come_after_their_directories() {
+    fn entries_are_aligned_and_follow_their_directories() {
         let mut bytes = Vec::new();
         let mut archive = Archive::new(&mut bytes);
         archive.add("/vm/list", 0o644, b"hello").expect("written");

@@ -1,5 +1,5 @@
-//! What a virtual machine holds: an initramfs with the tests, and all that they call at the places
-//! where it is here.
+//! The initramfs of a virtual machine: the tests, and everything that they call, at the same paths
+//! as on this machine.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,30 +13,30 @@ use super::archive::Archive;
 use super::modules::Module;
 use crate::command;
 
-/// What tests call of the system.
+/// System programs that the tests call.
 const TOOLS: [&str; 9] = [
     "bridge", "cat", "env", "ethtool", "ip", "ls", "setpriv", "sh", "tc",
 ];
 
-/// What is put into all machines.
+/// The contents of all machines.
 pub(super) struct Contents<'a> {
     /// The first process.
     pub(super) init: &'a Path,
-    /// Our programs.
+    /// The project's programs.
     pub(super) programs: Vec<&'a Path>,
-    /// Directories in which they run.
+    /// The directories in which they run.
     pub(super) directories: BTreeSet<&'a Path>,
-    /// The lines that tell the first process what to run.
+    /// The lines that list what the first process runs.
     pub(super) list: String,
 }
 
 /// Writes the part of an initramfs that is the same for all kernels. `stripped` is a directory for
-/// our programs without what debuggers need: most of their size.
+/// the programs without debug information, which is most of their size.
 pub(super) fn write_tests(path: &Path, contents: &Contents<'_>, stripped: &Path) -> Result<()> {
     fs::create_dir_all(stripped)?;
     let mut archive = Archive::create(path)?;
-    // What the first process says goes there; the kernel opens it before there is any file system
-    // of devices.
+    // The output of the first process goes there. The kernel opens it before any file system of
+    // devices is mounted.
     archive.add_device("/dev/console", 5, 1)?;
     let mut libraries = BTreeSet::new();
     archive.add_file("/init", &strip(contents.init, stripped)?)?;
@@ -80,11 +80,11 @@ fn add_tool(
         .first()
         .with_context(|| format!("no {tool} in PATH: run `cargo xtask setup`"))?;
     libraries.extend(libraries_of(path)?);
-    // `PATH` of the first process has it, wherever it is here.
+    // This directory is in `PATH` of the first process.
     archive.add_file(&format!("/bin/{tool}"), path)
 }
 
-/// The program without symbols and lines; made once for each build.
+/// The program without debug information. It is created once for each build.
 fn strip(program: &Path, directory: &Path) -> Result<PathBuf> {
     let stripped = directory.join(program.file_name().context("a program has a name")?);
     let modified = |path: &Path| fs::metadata(path).and_then(|data| data.modified());
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_are_read_from_what_the_linker_lists() {
+    fn libraries_are_read_from_the_output_of_ldd() {
         let list = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x00007f1d)\n\
                     \t/lib64/ld-linux-x86-64.so.2 (0x00007f1e)\n";
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Which kernels there are, and their files from Debian's packages.
+//! The kernels to test with, and their files from Debian's packages.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,32 +11,32 @@ use crate::workspace;
 /// A kernel to test with.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Kernel {
-    /// What it is called here: its first numbers, or `newest`.
+    /// Its name: the first numbers of its version, or `newest`.
     pub(crate) name: String,
-    /// The suites of Debian that have it.
+    /// The Debian suites that contain it.
     pub(crate) suites: Vec<String>,
 }
 
 /// A kernel's unpacked packages.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Files {
-    /// Its full version, as `uname -r` says it.
+    /// Its full version, as in `uname -r`.
     pub(crate) release: String,
-    /// What boots.
+    /// The kernel image.
     pub(crate) image: PathBuf,
     /// The directory with its modules.
     pub(crate) modules: PathBuf,
 }
 
 impl Kernel {
-    /// All of them, from the oldest to the newest.
+    /// All kernels, from the oldest to the newest.
     pub(crate) fn all() -> Result<Vec<Self>> {
         let path = workspace::root().join("vagrant/kernels.toml");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         parse(&text).with_context(|| format!("in {}", path.display()))
     }
 
-    /// Those of the given names; all if there are none.
+    /// The kernels of the given names; all if there are no names.
     pub(crate) fn named(names: &[String]) -> Result<Vec<Self>> {
         let all = Self::all()?;
         if names.is_empty() || names.iter().any(|name| name == "all") {
@@ -44,7 +44,7 @@ impl Kernel {
         }
         let known: Vec<_> = all.iter().map(|kernel| kernel.name.clone()).collect();
         if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
-            bail!("no kernel {unknown}: there are {}", known.join(", "));
+            bail!("no kernel {unknown}: known are {}", known.join(", "));
         }
         Ok(all
             .into_iter()
@@ -52,13 +52,12 @@ impl Kernel {
             .collect())
     }
 
-    /// The directory of everything about it; removing it makes the next run fetch its packages
-    /// again.
+    /// The directory of all its files. If it is removed, the next run downloads the packages again.
     pub(crate) fn directory(&self) -> PathBuf {
         workspace::root().join("target/vm").join(&self.name)
     }
 
-    /// Its files, fetched if they are not there yet.
+    /// Its files. Downloads them if needed.
     pub(crate) fn files(&self) -> Result<Files> {
         let root = self.directory().join("root");
         if !root.exists() {
@@ -74,7 +73,7 @@ impl Kernel {
     }
 }
 
-/// Looks in both places that packages have used.
+/// Looks in both places that packages use.
 fn find(root: &Path) -> Option<Files> {
     ["lib/modules", "usr/lib/modules"].iter().find_map(|modules| {
         let entry = fs::read_dir(root.join(modules)).ok()?.flatten().next()?;
@@ -91,7 +90,7 @@ fn find(root: &Path) -> Option<Files> {
     })
 }
 
-/// Reads lines `"name" = ["suite", "suite"]`: the part of TOML that is needed.
+/// Reads lines `"name" = ["suite", "suite"]`: the subset of TOML that is needed.
 fn parse(text: &str) -> Result<Vec<Kernel>> {
     let lines = text
         .lines()
@@ -118,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_list_is_read() {
+    fn the_list_of_kernels_is_read() {
         let kernel = |name: &str, suites: &[&str]| Kernel {
             name: name.to_owned(),
             suites: suites.iter().map(|suite| (*suite).to_owned()).collect(),
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn names_choose_kernels() {
+    fn names_select_kernels() {
         let all = Kernel::all().expect("the list");
         assert_eq!(Kernel::named(&[]).expect("all"), all);
         assert_eq!(Kernel::named(&["all".to_owned()]).expect("all"), all);

@@ -1,4 +1,4 @@
-//! A virtual machine: QEMU, with hardware's help where there is any.
+//! A virtual machine: QEMU, with KVM if available.
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader};
@@ -12,27 +12,27 @@ use anyhow::{Context, Result};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
-/// What the kernel is told: to talk to the first serial port, to end the machine when it panics,
-/// and to leave out what takes longest where the processor is emulated and protects nobody here:
-/// from others in the same machine, from reading memory of others, by waiting until all have seen a
-/// change. Copying memory by one repeated instruction (`X86_FEATURE_REP_GOOD`, `ERMS` and `FSRM`)
-/// is slow there too. And to take another clock than the processor's counter: how fast that counts
-/// is found out wrongly where others use the host's processors meanwhile.
+/// Options of the kernel: use the first serial port as the console, and end the machine on a panic.
+/// The others disable features that are slow on an emulated CPU and not needed here: mitigations
+/// against other users of the machine, clearing of memory, normal RCU grace periods, and copying
+/// memory with one repeated instruction (`X86_FEATURE_REP_GOOD`, `ERMS` and `FSRM`). `tsc=unstable`
+/// selects another clock than the CPU's counter, whose calibration fails if the host's CPUs are
+/// busy.
 const KERNEL_OPTIONS: &str = "console=ttyS0 loglevel=6 panic=-1 random.trust_cpu=on mitigations=off init_on_alloc=0 \
                               rcupdate.rcu_expedited=1 nohz=off highres=off tsc=unstable clearcpuid=112,297,580";
 
-/// What a machine boots.
+/// The files that a machine boots.
 pub(super) struct Boot<'a> {
     /// The kernel.
     pub(super) image: &'a Path,
-    /// The first file system.
+    /// The initial file system.
     pub(super) initramfs: &'a Path,
-    /// The file that takes what the kernel says.
+    /// The file for the kernel's console output.
     pub(super) console: &'a Path,
 }
 
-/// Runs a machine until it switches itself off, or until the time is over; hands over what it
-/// writes to its second serial port, line by line. Whether it ended by itself.
+/// Runs a machine until it switches itself off or the timeout expires. Passes the lines of its
+/// second serial port to `line`. Returns whether it ended by itself.
 pub(super) fn run(boot: &Boot<'_>, limit: Duration, mut line: impl FnMut(&str)) -> Result<bool> {
     let deadline = Instant::now() + limit;
     let mut machine = Running(
@@ -58,7 +58,7 @@ pub(super) fn run(boot: &Boot<'_>, limit: Duration, mut line: impl FnMut(&str)) 
     }
 }
 
-/// Dropping it ends it.
+/// A running machine. It ends when this is dropped.
 struct Running(Child);
 
 impl Drop for Running {
@@ -70,7 +70,7 @@ impl Drop for Running {
 }
 
 fn command(boot: &Boot<'_>) -> Command {
-    // What a processor can do beyond the least is work for an emulator.
+    // An emulator uses the simplest CPU, because additional features make it slower.
     let (accelerator, processor) = if has_kvm() {
         ("kvm", "host")
     } else {
@@ -94,8 +94,8 @@ fn command(boot: &Boot<'_>) -> Command {
     command
 }
 
-/// Whether the processor virtualizes and we may use it. The device alone does not say so: some
-/// machines have it and are virtual themselves.
+/// Whether the CPU supports virtualization and this user may use it. The device alone is not
+/// enough: some virtual machines have it too.
 fn has_kvm() -> bool {
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let can = |flag| processor.split_whitespace().any(|word| word == flag);

@@ -1,5 +1,5 @@
-//! `cargo xtask vm-test`: the packet tests and the lab's on kernels of several distributions, in
-//! virtual machines.
+//! `cargo xtask vm-test`: runs packet tests and lab tests on the kernels of several distributions,
+//! in virtual machines.
 
 mod archive;
 mod image;
@@ -30,15 +30,15 @@ use machine::Boot;
 use report::Use;
 use results::Results;
 
-/// The program that asks the verifier.
+/// The program that loads all kernel programs and reports the verifier's results.
 const PROBE: &str = "verifier-probe";
 
-/// Programs that the tests, or the machine, start.
+/// Programs that the tests or the machine start.
 const PROGRAMS: [&str; 5] = ["held-lab", "lab-tool", "lb-agent", "lb-demo", PROBE];
 
-/// What is in the names of the tests that run if no stage is named: each hook, both families,
-/// attached as each kernel can. An emulated processor takes twenty to fifty times as long as this
-/// one.
+/// Parts of the names of the tests that run by default. They cover each hook and both families,
+/// attached in the way that the kernel supports. They are few, because an emulated CPU is twenty to
+/// fifty times slower.
 const SHORT: [(Stage, &[&str]); 2] = [
     (
         Stage::Packets,
@@ -62,26 +62,26 @@ const SHORT: [(Stage, &[&str]); 2] = [
     ),
 ];
 
-/// How many machines run at a time: as many as the smallest machine for this has processors.
+/// The number of concurrent machines: the number of CPUs of the smallest supported host.
 const MACHINES: usize = 2;
 
-/// How long a machine may run, and a test program in it.
+/// Timeouts of a machine, and of a test program in it.
 const MACHINE_LIMIT: Duration = Duration::from_secs(40 * 60);
 const PROGRAM_LIMIT: Duration = Duration::from_secs(30 * 60);
 
-/// How `vm-test` is called.
+/// Arguments of `vm-test`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The kernels: names of `vagrant/kernels.toml`, or `all`
+    /// The kernels: names in `vagrant/kernels.toml`, or `all`
     #[arg(long = "kernel", value_delimiter = ',', default_value = "all")]
     kernels: Vec<String>,
-    /// Run these stages, all of them; default: some of the packets and of the lab's, that show each
-    /// hook at work
+    /// Run these stages completely; default: selected packet tests and lab tests that cover each
+    /// hook
     stages: Vec<Stage>,
-    /// Only ask the verifier
+    /// Only load the programs and report the verifier's results
     #[arg(long, conflicts_with = "stages")]
     probe: bool,
-    /// Write down what the verifiers walk through as what they may
+    /// Write the numbers of verified instructions as the new budget
     #[arg(long)]
     update_budget: bool,
     /// Run only tests with this in their name
@@ -89,7 +89,7 @@ pub(crate) struct Arguments {
     test_name: Option<String>,
 }
 
-/// What became of a kernel.
+/// The results of a kernel.
 struct Run {
     kernel: Kernel,
     release: String,
@@ -97,7 +97,7 @@ struct Run {
     time: Duration,
 }
 
-/// Builds the tests, runs them on all kernels that are asked for and sums up.
+/// Builds the tests, runs them on all requested kernels, and prints a summary.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     match try_run(arguments) {
         Ok(code) => code,
@@ -130,7 +130,7 @@ fn try_run(arguments: &Arguments) -> Result<ExitCode> {
         runs.collect::<Result<Vec<Run>>>()
     })?;
     fs::remove_file(&shared)?;
-    // From the oldest kernel to the newest, whichever ended first.
+    // Sorted from the oldest kernel to the newest.
     runs.sort_by_key(|run| kernels.iter().position(|kernel| *kernel == run.kernel));
     report::summarize(
         runs,
@@ -147,7 +147,7 @@ fn lock() -> Result<fs::File> {
     fs::create_dir_all(directory())?;
     let file = fs::File::create(directory().join("lock"))?;
     if file.try_lock().is_err() {
-        println!("another run is at work: waiting for its end");
+        println!("waiting for the end of another run");
         file.lock()?;
     }
     Ok(file)
@@ -176,7 +176,7 @@ fn build(arguments: &Arguments) -> Result<Vec<Executable>> {
     Ok(tests)
 }
 
-/// What is in the names of those of its tests that run; nothing for all.
+/// Parts of the names of the tests that run; empty for all tests.
 fn names(test: &Executable, arguments: &Arguments) -> Result<Vec<String>> {
     if let Some(name) = &arguments.test_name {
         return Ok(vec![name.clone()]);
@@ -190,19 +190,16 @@ fn names(test: &Executable, arguments: &Arguments) -> Result<Vec<String>> {
         .find(|(short, _)| *short == stage)
         .with_context(|| format!("{} runs nothing of {stage:?}", file!()))?;
     let list = command::output(Command::new(&test.program).args(["--list", "--format=terse"]))?;
-    // Else tests with new names would no longer run, and nobody would notice.
+    // Otherwise renamed tests would silently no longer run.
     if let Some(missing) = names.iter().find(|name| !list.contains(**name)) {
-        bail!(
-            "no test has a name like {missing}: say in {} what runs instead",
-            file!()
-        );
+        bail!("no test name contains {missing}: update the list in {}", file!());
     }
     Ok(names.iter().map(|name| (*name).to_owned()).collect())
 }
 
-/// Writes what all machines need.
+/// Writes the part of the initramfs that all machines need.
 fn write_tests(path: &Path, tests: &[Executable], arguments: &Arguments) -> Result<()> {
-    // Where cargo put this program, it puts the others too.
+    // Cargo puts the other programs into the directory of this one.
     let built = env::current_exe()?;
     let programs = PROGRAMS.map(|name| built.with_file_name(name));
     let limit = PROGRAM_LIMIT.as_secs();

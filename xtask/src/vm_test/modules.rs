@@ -1,4 +1,4 @@
-//! Kernel modules, with those that they need.
+//! Kernel modules and their dependencies.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use object::{Object as _, ObjectSection as _};
 
 use crate::command;
 
-/// What the tests need where it is not a part of the kernel itself.
+/// Modules that the tests need if they are not built into the kernel.
 const WANTED: [&str; 12] = [
     "8021q",
     "bridge",
@@ -26,7 +26,7 @@ const WANTED: [&str; 12] = [
     "vxlan",
 ];
 
-/// A module as it is loaded.
+/// A module to load.
 pub(super) struct Module {
     /// Its name.
     pub(super) name: String,
@@ -34,7 +34,7 @@ pub(super) struct Module {
     pub(super) code: Vec<u8>,
 }
 
-/// The modules that the tests need, in an order in which each comes after those that it needs.
+/// The modules that the tests need, each after its dependencies.
 pub(super) fn wanted(directory: &Path) -> Result<Vec<Module>> {
     let mut modules = Modules {
         files: files(directory)?,
@@ -69,7 +69,8 @@ impl Modules {
             self.add(&needed)?;
         }
         for algorithm in needs.algorithms {
-            // Named by what it is for: the kernel's cryptography tries names, of which this is one.
+            // The dependency is an algorithm. The kernel tries several module names for it, of
+            // which this is one.
             let module = format!("{algorithm}_generic");
             if self.files.contains_key(&module) {
                 self.add(&module)?;
@@ -100,7 +101,7 @@ fn files(directory: &Path) -> Result<BTreeMap<String, PathBuf>> {
     Ok(files)
 }
 
-/// `sch-ingress.ko.xz` holds `sch_ingress`.
+/// The module name of a file: `sch-ingress.ko.xz` contains `sch_ingress`.
 fn module_name(path: &Path) -> Option<String> {
     let (name, _) = path.file_name()?.to_str()?.split_once(".ko")?;
     Some(name.replace('-', "_"))
@@ -123,12 +124,12 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// What a module says it needs.
+/// The dependencies of a module.
 #[derive(PartialEq, Eq, Default, Debug)]
 struct Needs {
-    /// Others whose functions it calls.
+    /// Modules whose functions it calls.
     modules: Vec<String>,
-    /// What must be there when it starts.
+    /// Algorithms that must be available when it starts.
     algorithms: Vec<String>,
 }
 
@@ -159,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_modules_follow_from_their_files() {
+    fn module_names_are_derived_from_file_names() {
         let name = |path: &str| module_name(Path::new(path));
         assert_eq!(
             name("kernel/net/sch-ingress.ko.xz").as_deref(),
@@ -170,12 +171,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_module_has_no_needs() {
+    fn needs_of_other_files_are_an_error() {
         assert!(needs(b"text").is_err());
     }
 
     #[test]
-    fn needs_are_read_from_the_description() {
+    fn dependencies_are_read_from_the_description() {
         let needs =
             parse_needs("license=GPL\0softdep=pre: crc32c\0depends=udp-tunnel,ip6_udp_tunnel\0name=a\0");
         assert_eq!(needs.modules, ["udp_tunnel", "ip6_udp_tunnel"]);

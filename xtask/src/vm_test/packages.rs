@@ -1,5 +1,5 @@
-//! Kernel packages of any of Debian's suites, through an apt with lists and sources of its own: the
-//! machine's stay as they are. Mirror and network options are the machine's.
+//! Kernel packages of any Debian suite. They are fetched by apt with separate lists and sources, so
+//! that those of the machine stay unchanged. Mirror and network options are those of the machine.
 
 use std::fs;
 use std::path::Path;
@@ -9,23 +9,23 @@ use anyhow::{Context, Result, bail};
 
 use crate::{command, setup};
 
-/// What depends on the kernel of a suite.
+/// The package that depends on the kernel of a suite.
 const META_PACKAGE: &str = "linux-image-amd64";
 
 /// Names of packages with parts of a kernel.
 const PARTS: [&str; 4] = ["linux-base-", "linux-binary-", "linux-image-", "linux-modules-"];
 
-/// Who has signed the suites.
+/// The keys that sign the suites.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Where the machine gets Debian's packages from.
+/// The machine's mirrors of Debian.
 struct Mirrors {
     debian: String,
     security: String,
 }
 
-/// Fetches the kernel of some suites and unpacks it into `root`; `directory` is for what that
-/// takes.
+/// Downloads the kernel of some suites and unpacks it into `root`. `directory` is for temporary
+/// files.
 pub(super) fn fetch(suites: &[String], directory: &Path, root: &Path) -> Result<()> {
     let apt = Apt::new(directory, &mirrors()?, suites)?;
     println!("fetching the kernel of {}", suites.join(", "));
@@ -39,7 +39,8 @@ pub(super) fn fetch(suites: &[String], directory: &Path, root: &Path) -> Result<
             .args(&packages)
             .current_dir(&archives),
     )?;
-    // Under another name until all is there: what was begun only is not taken for a kernel.
+    // Unpacked under another name first, so that an incomplete directory is not treated as a
+    // kernel.
     let unfinished = directory.join("unfinished");
     for archive in fs::read_dir(&archives)? {
         let mut unpack = Command::new("dpkg-deb");
@@ -51,7 +52,7 @@ pub(super) fn fetch(suites: &[String], directory: &Path, root: &Path) -> Result<
     Ok(())
 }
 
-/// An apt of its own.
+/// An apt configuration that is separate from the machine's.
 struct Apt {
     directory: std::path::PathBuf,
 }
@@ -79,7 +80,7 @@ impl Apt {
             format!("Dir::Etc::preferences={directory}/none"),
             format!("Dir::Etc::preferencesparts={directory}/none"),
             "APT::Architecture=amd64".to_owned(),
-            // Else it insists on writing as a user who may not be able to here.
+            // Otherwise apt writes as another user, who may lack permission here.
             "APT::Sandbox::User=root".to_owned(),
         ] {
             command.arg("-o").arg(option);
@@ -87,7 +88,7 @@ impl Apt {
         command
     }
 
-    /// The packages with parts of a kernel that a package needs, and those that they need.
+    /// The packages with parts of a kernel on which a package depends, directly or indirectly.
     fn parts_of(&self, package: &str) -> Result<Vec<String>> {
         let mut found: Vec<String> = Vec::new();
         let mut open = vec![package.to_owned()];
@@ -108,7 +109,7 @@ impl Apt {
     }
 }
 
-/// The dependencies that are parts of a kernel, in what `apt-cache show` says of a package.
+/// The dependencies that are parts of a kernel, from the output of `apt-cache show`.
 fn parts(about: &str) -> Vec<String> {
     let dependencies = about
         .lines()
@@ -140,9 +141,9 @@ fn mirrors() -> Result<Mirrors> {
     if let Some(mirrors) = parse_mirrors(&list()?) {
         return Ok(mirrors);
     }
-    // It tells only what it has seen.
+    // The lists may be empty, so they are updated.
     setup::debian::update()?;
-    parse_mirrors(&list()?).context("apt knows no mirror of Debian and of its security updates here")
+    parse_mirrors(&list()?).context("apt has no mirror of Debian and its security updates")
 }
 
 fn parse_mirrors(list: &str) -> Option<Mirrors> {
@@ -163,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_of_a_kernel_are_found_among_the_dependencies() {
+    fn parts_of_a_kernel_are_selected_from_the_dependencies() {
         let about = "Package: linux-image-7.2\nDepends: dracut | linux-initramfs-tool, linux-base-7.2 (= 7.2-1), \
                      linux-binary-7.2 (= 7.2-1), linux-modules-7.2 (= 7.2-1)\nSuggests: linux-image-other\n";
         assert_eq!(
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_are_the_machines_mirrors() {
+    fn sources_use_the_machines_mirrors() {
         let list = "Debian|Debian-Security|http://security.example/\nDebian|Debian|http://debian.example/\n\
                     Other|Other|http://other.example/\n";
         let mirrors = parse_mirrors(list).expect("both mirrors");

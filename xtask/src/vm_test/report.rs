@@ -1,4 +1,4 @@
-//! What is told at the end, and the page about kernels.
+//! The summary at the end, and the page about kernels.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -15,12 +15,12 @@ use crate::test::runner::Outcome;
 use crate::test::transcript::Counts;
 use crate::workspace;
 
-/// The line of the page behind which is written what became of the tests.
+/// The line of the page after which the results of the tests are written.
 const TESTS: &str = "<!-- tests: written by `cargo xtask vm-test` -->\n";
-/// The line behind which is written what the verifiers say, to the end.
+/// The line of the page after which the verifiers' results are written, up to the end.
 const PROGRAMS: &str = "<!-- programs: written by `cargo xtask vm-test`, also with `--probe` -->\n";
 
-/// A kernel's part of the page.
+/// The results of one kernel.
 struct Column {
     name: String,
     release: String,
@@ -29,18 +29,18 @@ struct Column {
     seconds: u64,
 }
 
-/// What is to be done with the numbers.
+/// The use of the results.
 #[derive(Clone, Copy)]
 pub(super) struct Use {
-    /// Write what the verifiers say to the page: these are all kernels.
+    /// Write the verifiers' results to the page, because all kernels were run.
     pub(super) programs: bool,
-    /// Write what became of the tests to the page too: these are the usual ones.
+    /// Write the results of the tests to the page, because the default tests were run.
     pub(super) tests: bool,
-    /// Take the verifiers' numbers for the budget.
+    /// Write the verifiers' numbers to the budget.
     pub(super) update_budget: bool,
 }
 
-/// Prints the tables, compares with the budget, and says whether all is well.
+/// Prints the tables and compares the results with the budget. Returns the exit code.
 pub(super) fn summarize(runs: Vec<Run>, wanted: Use) -> Result<ExitCode> {
     let mut columns: Vec<_> = runs.into_iter().map(column).collect();
     for column in &mut columns {
@@ -61,7 +61,7 @@ pub(super) fn summarize(runs: Vec<Run>, wanted: Use) -> Result<ExitCode> {
         sum += column.outcome.counts;
         for finding in &column.programs {
             if let Some(log) = &finding.log {
-                println!("\n{}: {} is refused: {log}", column.name, finding.program);
+                println!("\n{}: {} is rejected: {log}", column.name, finding.program);
             }
         }
         for remark in &column.outcome.remarks {
@@ -94,7 +94,7 @@ fn column(run: Run) -> Column {
     }
 }
 
-/// What a verifier walked through, as the budget has it.
+/// The numbers of verified instructions, in the form of the budget.
 fn verified(findings: &[Finding]) -> budget::Counts {
     let counted = findings
         .iter()
@@ -102,7 +102,7 @@ fn verified(findings: &[Finding]) -> budget::Counts {
     counted.collect()
 }
 
-/// For each program what each kernel's verifier made of it.
+/// A table with the verifier's result for each program and kernel.
 fn programs(columns: &[Column]) -> Table {
     let mut header = vec!["instructions verified, milliseconds".to_owned()];
     header.extend(columns.iter().map(|column| column.name.clone()));
@@ -170,7 +170,7 @@ fn write_page(columns: &[Column], with_tests: bool) -> Result<()> {
     Ok(())
 }
 
-/// The page with other tables; without `tests` those of the tests stay.
+/// Replaces the tables of the page. Without `tests`, the table of the tests stays.
 fn with_tables(page: &str, tests: Option<String>, programs: &str) -> Option<String> {
     let (text, _) = page.split_once(PROGRAMS)?;
     let text = match tests {
@@ -201,7 +201,7 @@ fn markdown(mut table: Table) -> String {
     format!("{table}\n")
 }
 
-/// A table whose columns hold numbers, but for the first.
+/// A table with numbers in all columns but the first.
 fn table(header: &[String]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header);
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_probe_leaves_the_tests_alone() {
+    fn a_probe_keeps_the_table_of_the_tests() {
         let page = format!("text\n{TESTS}\nold tests\n\n{PROGRAMS}\nold programs\n");
         let probed = with_tables(&page, None, "new programs\n").unwrap();
         assert_eq!(

@@ -1,4 +1,4 @@
-//! What a virtual machine reports: see `tests/src/bin/vm-init`.
+//! Reads the reports of a virtual machine: see `tests/src/bin/vm-init`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,28 +8,28 @@ use serde_json::Value;
 use crate::test::runner::Outcome;
 use crate::test::transcript::Transcript;
 
-/// Everything that one machine has reported.
+/// All reports of one machine.
 #[derive(Default, Debug)]
 pub(super) struct Results {
-    /// What the verifier says of each kernel program.
+    /// The verifier's result for each kernel program.
     pub(super) programs: Vec<Finding>,
-    /// The test programs, with the names of their targets.
+    /// The results of the test programs, with the names of their targets.
     pub(super) tests: Vec<(String, Outcome, Duration)>,
-    /// Whether the machine came to the end of its list.
+    /// Whether the machine completed its list.
     pub(super) complete: bool,
     running: Option<Running>,
 }
 
-/// What the verifier says of a kernel program.
+/// The verifier's result for a kernel program.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(super) struct Finding {
     /// Its name.
     pub(super) program: String,
-    /// Whether the kernel takes it.
+    /// Whether the kernel loads it.
     pub(super) loads: bool,
-    /// The instructions that the verifier walked through, the same one several times if it had to.
+    /// The number of instructions that the verifier processed, including repetitions.
     pub(super) instructions: Option<u64>,
-    /// How long that took.
+    /// The time of the verification.
     pub(super) microseconds: Option<u64>,
     /// The end of the verifier's log if it does not load.
     pub(super) log: Option<String>,
@@ -42,7 +42,7 @@ struct Running {
 }
 
 impl Results {
-    /// Takes a line; says whether to show it.
+    /// Reads a line. Returns whether to show it.
     pub(super) fn read(&mut self, line: &str) -> bool {
         if let Some(program) = line.strip_prefix("=== run ") {
             self.running = Some(Running {
@@ -69,8 +69,7 @@ impl Results {
         }
     }
 
-    /// The sums, in which a program that loads is a passed test, and what to tell about those that
-    /// did not pass.
+    /// The counts and messages. A kernel program that loads counts as a passed test.
     pub(super) fn outcome(mut self) -> Outcome {
         let mut outcome = Outcome::default();
         if let Some(running) = self.running.take() {
@@ -82,14 +81,14 @@ impl Results {
             outcome.counts.failed += 1;
             outcome
                 .remarks
-                .push("the machine ended before its tests were run".to_owned());
+                .push("the machine ended before all tests were run".to_owned());
         }
         for finding in &self.programs {
             if finding.loads {
                 outcome.counts.passed += 1;
             } else {
                 outcome.counts.failed += 1;
-                outcome.remarks.push(format!("{} is refused", finding.program));
+                outcome.remarks.push(format!("{} is rejected", finding.program));
             }
         }
         for (_, tests, _) in self.tests {
@@ -104,7 +103,7 @@ impl Results {
         };
         let (status, milliseconds) = end.split_once(' ').unwrap_or((end, ""));
         let mut outcome = match name.as_str() {
-            // No test: what it reports are findings.
+            // This program is not a test; it reports findings.
             super::PROBE if status == "0" => Outcome::default(),
             _ => Outcome {
                 counts: transcript.finish(status == "0"),
@@ -119,7 +118,7 @@ impl Results {
     }
 }
 
-/// The part of a program's name that cargo was given: `packets` of `packets-1234567890abcdef`.
+/// The target name in a program's name: `packets` of `packets-1234567890abcdef`.
 fn target_name(program: &str) -> String {
     let file = Path::new(program)
         .file_name()
@@ -160,7 +159,7 @@ mod tests {
                           === end 0 1500\n";
 
     #[test]
-    fn every_program_has_its_result() {
+    fn every_program_has_a_result() {
         let results = read(&format!("{PASSED}=== complete\n"));
         let (name, outcome, time) = &results.tests[0];
         assert_eq!((name.as_str(), *time), ("lab_a", Duration::from_millis(1500)));
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_does_not_come_to_the_end_has_failed() {
+    fn an_incomplete_run_of_a_machine_is_a_failure() {
         assert_eq!(read(PASSED).outcome().counts.failed, 1);
         let outcome = read(&format!("{PASSED}=== run /x/lab_b\ntest b ... ")).outcome();
         assert_eq!(outcome.counts.failed, 1);
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_program_is_a_failure() {
+    fn a_rejected_program_is_a_failure() {
         let text = "=== run /x/verifier-probe\n\
                     {\"program\":\"lb_a\",\"loads\":true,\"instructions\":7,\"microseconds\":9,\"stack\":\"16\"}\n\
                     {\"program\":\"lb_b\",\"loads\":false,\"instructions\":null,\"log\":\"why\"}\n\

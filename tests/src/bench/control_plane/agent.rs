@@ -1,4 +1,4 @@
-//! An agent as it runs on a node, with an API server.
+//! Measures an agent that follows an API server, as on a node.
 
 use std::fs;
 use std::path::Path;
@@ -14,31 +14,31 @@ use crate::bench::objects::Shape;
 use crate::lab::{AgentOptions, Lab, SocketLb, wait_for};
 use crate::stop::Stop;
 
-/// Within this the agent has done what the last changes leave to be done later.
+/// After this time, the agent has finished the deferred work of the last changes.
 const SETTLING: Duration = Duration::from_secs(5);
-/// For the first lists, on a slow machine.
+/// Timeout for the first lists, on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What an agent takes.
+/// The resources that an agent uses.
 #[derive(Debug, Serialize)]
 pub struct AgentFigure {
-    /// What it follows.
+    /// The Services that it follows.
     #[serde(flatten)]
     pub shape: Shape,
-    /// Its memory once all is in the maps, in MiB (`VmRSS`).
+    /// Its memory when everything is in the maps, in MiB (`VmRSS`).
     pub resident_mib: u64,
-    /// The most that it had (`VmHWM`).
+    /// Its peak memory, in MiB (`VmHWM`).
     pub peak_mib: u64,
-    /// Changes of endpoints in each second while it was busy.
+    /// Endpoint changes per second while it was busy.
     pub changes_per_second: u32,
-    /// Its CPU time while they changed, in percent of one CPU.
+    /// Its CPU time during the changes, in percent of one CPU.
     pub busy_percent: f64,
-    /// Its CPU time while nothing changed, in percent of one CPU.
+    /// Its CPU time without changes, in percent of one CPU.
     pub idle_percent: f64,
 }
 
-/// Starts an agent, waits until all is in the maps, and looks at it while endpoints change and
-/// while they do not.
+/// Starts an agent, waits until everything is in the maps, and measures it with and without
+/// endpoint changes.
 pub(super) fn measure(program: &Path, shape: Shape, effort: &Effort, stop: &Stop) -> Result<AgentFigure> {
     let lab = Lab::new("bench")?;
     let node = lab.node("node-1")?;
@@ -83,7 +83,7 @@ pub(super) fn measure(program: &Path, shape: Shape, effort: &Effort, stop: &Stop
     })
 }
 
-/// Changes endpoints for so long.
+/// Changes endpoints for this time.
 fn change(server: &ApiServer, shape: Shape, busy: Duration, stop: &Stop) -> Result<()> {
     let start = Instant::now();
     let pause = Duration::from_secs(1) / CHANGES_PER_SECOND;
@@ -103,7 +103,7 @@ fn change(server: &ApiServer, shape: Shape, busy: Duration, stop: &Stop) -> Resu
 struct Process(u32);
 
 impl Process {
-    /// A field of its status that counts KiB, in MiB.
+    /// A field of its status in MiB; the kernel reports KiB.
     fn memory(&self, field: &str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0))?;
         let line = status.lines().find_map(|line| line.strip_prefix(field));
@@ -111,7 +111,7 @@ impl Process {
         Ok(kib.with_context(|| format!("no {field}"))?.parse::<u64>()? / 1024)
     }
 
-    /// Its CPU time while something happens, in percent of one CPU.
+    /// Its CPU time during a function, in percent of one CPU.
     fn cpu_while(&self, happens: impl FnOnce() -> Result<()>) -> Result<f64> {
         let (start, before) = (Instant::now(), self.cpu()?);
         happens()?;

@@ -1,4 +1,4 @@
-//! A packet filter's rules, loaded as kube-proxy loads them.
+//! Measures a packet filter's rules, loaded as kube-proxy loads them.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::bench::objects::{Made, Shape};
 use crate::lab::LoneNamespace;
 use crate::stop::Stop;
 
-/// Loads all rules, and those of one changed Service after the other. The rules are written before
-/// the time is taken.
+/// Loads all rules, then those of changed Services one by one. Generating the rules is not part of
+/// the measured time.
 pub(super) fn measure(filter: Filter, shape: Shape, effort: &Effort, stop: &Stop) -> Result<Times> {
     let services: Vec<Made> = shape.all().collect();
     let all = filter.all(&services);

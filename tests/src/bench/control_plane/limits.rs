@@ -1,4 +1,4 @@
-//! What the figures are to be.
+//! Limits of the figures.
 
 use super::agent::AgentFigure;
 use super::report::{Figure, Subject};
@@ -7,15 +7,15 @@ use crate::bench::limit::{Bound, Limit};
 use crate::bench::objects::Shape;
 use crate::bench::statistics::Quartiles;
 
-/// With many endpoints.
+/// A shape with many endpoints.
 const LARGE: Shape = shape(10_000, 10);
-/// What rules are compared with.
+/// The shape that is compared with rules.
 const MANY: Shape = shape(10_000, 4);
-/// Between these nothing may grow.
+/// Times must not grow from this shape to [`MOST`].
 const FEWEST: Shape = shape(100, 4);
 const MOST: Shape = shape(30_000, 4);
 
-/// All limits of what was measured: a quick run has not all of them.
+/// The limits of the measured figures. A quick run does not have all of them.
 pub(super) fn limits(figures: &[Figure], agents: &[AgentFigure]) -> Vec<Limit> {
     let maps = |shape| move |figure: &&Figure| figure.subject == Subject::Maps && figure.shape == shape;
     let of = |shape| figures.iter().find(maps(shape));

@@ -1,4 +1,4 @@
-//! Our maps: the agent's own code without the API and its wire format.
+//! Measures the maps: the agent's code without the API and its wire format.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::bench::objects::Shape;
 use crate::lab::PinDirectory;
 use crate::stop::Stop;
 
-/// Fills maps, and replaces endpoints of one Service after the other.
+/// Fills maps, then replaces endpoints of Services one by one.
 pub(super) fn measure(shape: Shape, effort: &Effort, stop: &Stop) -> Result<Times> {
     let mut times = Times {
         loads: Vec::new(),
@@ -81,12 +81,12 @@ fn assert_complete(controller: &Controller<KernelMaps>, shape: Shape) {
 }
 
 fn change(controller: &mut Controller<KernelMaps>, shape: Shape, effort: &Effort, times: &mut Times) {
-    // By the clock that the controller is told, they come as often as they do to an agent: slots
-    // that go out of use are free a second later, and there are not enough of them for thousands of
-    // changes of a large Service in a second.
+    // The controller's clock advances as with a real agent. Unused slots become free after a
+    // second, and there are not enough of them for thousands of changes of a large Service per
+    // second.
     let (begin, pause) = (Instant::now(), Duration::from_secs(1) / CHANGES_PER_SECOND);
     for turn in 0..effort.changes {
-        // Far from each other, as changes are.
+        // Consecutive changes concern distant Services.
         let number = (u32::from(turn) * 7919) % shape.services;
         let slice = shape.service(number).with_other_endpoint(turn).last_slice();
         let change = Change::Apply(Object::EndpointSlice(Box::new(slice)));

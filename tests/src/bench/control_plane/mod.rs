@@ -1,5 +1,5 @@
-//! What it takes to follow the control plane: from objects to maps, beside the rules of a packet
-//! filter for the same Services.
+//! The cost of following the control plane: from objects to maps, compared with the rules of a
+//! packet filter for the same Services.
 
 mod agent;
 mod filter;
@@ -18,25 +18,25 @@ use crate::stop::Stop;
 pub use report::Report;
 use report::{Figure, Subject};
 
-/// How often an endpoint changes.
+/// Endpoint changes per second.
 const CHANGES_PER_SECOND: u32 = 250;
 
-/// How long and how often is measured.
+/// The length and number of measurements.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Effort {
     /// Full loads of each number of Services.
     pub loads: usize,
-    /// Endpoints that are replaced one after the other in maps.
+    /// Number of endpoints that are replaced one by one in maps.
     pub changes: u16,
-    /// The same in rules, where each takes long.
+    /// Number of endpoints that are replaced one by one in rules, where each takes long.
     pub filter_changes: u16,
-    /// Numbers of Services in maps.
+    /// The shapes to measure in maps.
     shapes: &'static [Shape],
-    /// Numbers of Services in rules.
+    /// The shapes to measure in rules.
     filter_shapes: &'static [Shape],
-    /// How long endpoints change all the time.
+    /// Duration of the measurement with endpoint changes.
     pub busy: Duration,
-    /// How long nothing changes then.
+    /// Duration of the measurement without changes.
     pub idle: Duration,
 }
 
@@ -45,7 +45,7 @@ const fn shape(services: u32, endpoints: u32) -> Shape {
 }
 
 impl Effort {
-    /// A quarter of an hour, most of it the agents'.
+    /// A full run: a quarter of an hour, most of it for the agents.
     pub const FULL: Self = Self {
         loads: 5,
         changes: 1000,
@@ -62,7 +62,7 @@ impl Effort {
         busy: Duration::from_secs(60),
         idle: Duration::from_secs(30),
     };
-    /// For a first look.
+    /// A short run.
     pub const QUICK: Self = Self {
         loads: 1,
         changes: 200,
@@ -74,11 +74,11 @@ impl Effort {
     };
 }
 
-/// Measures everything; `program` is the agent. `progress` is told what comes next.
+/// Measures everything. `program` is the agent. `progress` receives the name of each step.
 ///
 /// # Errors
 ///
-/// If the kernel refuses something, or `stop` is told to end.
+/// If the kernel rejects something, or `stop` was requested.
 pub fn run(program: &Path, effort: &Effort, stop: &Stop, progress: impl FnMut(&str)) -> Result<Report> {
     measure(program, effort, stop, progress).map_err(|error| stop.cause(error))
 }
@@ -108,10 +108,10 @@ fn measure(program: &Path, effort: &Effort, stop: &Stop, mut progress: impl FnMu
     Ok(Report::new(figures, agents))
 }
 
-/// How long things took.
+/// The measured times.
 struct Times {
     /// From all objects to complete maps or rules.
     loads: Vec<Duration>,
-    /// From one changed endpoint to the same.
+    /// From one changed endpoint to complete maps or rules.
     changes: Vec<Duration>,
 }

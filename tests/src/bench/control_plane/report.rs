@@ -1,4 +1,4 @@
-//! The result.
+//! The result of the control plane benchmark.
 
 use std::time::Duration;
 
@@ -18,22 +18,22 @@ use crate::bench::{Place, Results};
 /// All figures of a run.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Where and when.
+    /// Place and time.
     #[serde(flatten)]
     pub place: Place,
     /// From objects to maps or rules.
     pub figures: Vec<Figure>,
-    /// What the agent takes.
+    /// The resources that the agent uses.
     pub agents: Vec<AgentFigure>,
-    /// What the figures are to be.
+    /// The limits of the figures.
     pub limits: Vec<Limit>,
 }
 
-/// What holds the Services.
+/// Where the Services are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Subject {
-    /// Our maps.
+    /// The agent's maps.
     Maps,
     /// A packet filter's rules.
     #[serde(untagged)]
@@ -49,12 +49,12 @@ impl std::fmt::Display for Subject {
     }
 }
 
-/// How long it takes, in milliseconds.
+/// The times of one shape, in milliseconds.
 #[derive(Debug, Serialize)]
 pub struct Figure {
-    /// What is written.
+    /// Where the Services are stored.
     pub subject: Subject,
-    /// How much of it.
+    /// The number of Services and endpoints.
     #[serde(flatten)]
     pub shape: Shape,
     /// From all objects: median.
@@ -63,7 +63,7 @@ pub struct Figure {
     pub load_range: [f64; 2],
     /// From one changed endpoint: median.
     pub change: f64,
-    /// 99 of 100 take no longer.
+    /// From one changed endpoint: 99th percentile.
     pub change_p99: f64,
 }
 
@@ -127,7 +127,7 @@ impl Report {
         table
     }
 
-    /// A time over the number of Services with as many endpoints: a line for each way to hold them.
+    /// A time over the number of Services with 4 endpoints each: a line for each subject.
     fn chart(&self, title: &str, time: impl Fn(&Figure) -> Quartiles) -> Chart {
         const ENDPOINTS: u32 = 4;
         let subjects = [Subject::Maps].into_iter().chain(Filter::ALL.map(Subject::Rules));

@@ -1,30 +1,29 @@
-//! The ways in which connections to a Service can be translated.
+//! The contenders: methods to translate connections to a Service.
 
 use serde::{Serialize, Serializer};
 
 use crate::bench::filter::Filter;
 use crate::lab::{SocketLb, Xdp};
 
-/// A way. Each has namespaces of its own for each number of Services.
+/// A method of translation. Each has separate namespaces for each number of Services.
 #[derive(PartialEq, Eq, Debug)]
 pub struct Contender {
-    /// What it is called.
+    /// Its name.
     pub name: &'static str,
-    /// What translates.
+    /// The means of translation.
     pub(super) means: Means,
-    /// Who asks.
+    /// The places of the clients.
     pub(super) views: &'static [View],
-    /// How much longer opening a connection from a Pod may take than to the bare Pod, in
-    /// hundredths.
+    /// Limit of the time to open a connection from a Pod, in percent of that to the bare Pod.
     pub(super) connect_limit: Option<u32>,
 }
 
-/// What translates.
+/// The means of translation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Means {
     /// Rules as kube-proxy writes them.
     Rules(Filter),
-    /// Our agent.
+    /// The agent.
     Agent {
         socket_lb: SocketLb,
         xdp: Xdp,
@@ -32,19 +31,19 @@ pub(super) enum Means {
     },
 }
 
-/// Who asks, and where the Pods are.
+/// The place of the client and of the Pods.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum View {
-    /// A Pod of the same node.
+    /// The client is a Pod of the same node as the Pods.
     Pod,
-    /// A client outside; the Pods are on the node that it is sent to.
+    /// The client is outside; the Pods are on the node that receives its packets.
     Outside,
-    /// A client outside; the Pods are on another node.
+    /// The client is outside; the Pods are on another node.
     Forwarded,
 }
 
-/// All ways. Another one is another line, as is another option of the agent.
+/// All contenders. A new contender, or another option of the agent, is another line.
 pub(super) const CONTENDERS: &[Contender] = &[
     rules("nftables", Filter::Nftables),
     rules("iptables", Filter::Iptables),
@@ -91,7 +90,7 @@ const fn agent(
 }
 
 impl Contender {
-    /// Whether it is one of ours.
+    /// Whether it is the agent.
     pub(super) fn is_ours(&self) -> bool {
         matches!(self.means, Means::Agent { .. })
     }
@@ -107,10 +106,10 @@ impl View {
     /// All of them.
     pub(super) const ALL: [Self; 3] = [Self::Pod, Self::Outside, Self::Forwarded];
 
-    /// Those of clients outside.
+    /// The views of clients outside.
     const FROM_OUTSIDE: &[Self] = &[Self::Outside, Self::Forwarded];
 
-    /// What is said of it after a way's name.
+    /// The text after the contender's name.
     pub(super) fn suffix(self) -> &'static str {
         match self {
             Self::Pod => "",
@@ -120,14 +119,14 @@ impl View {
     }
 }
 
-/// Services that are translated in some way and asked by somebody.
+/// A contender, the place of its clients, and its number of Services.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Subject {
-    /// The way.
+    /// The contender.
     pub way: &'static Contender,
-    /// Who asks.
+    /// The place of the client.
     pub view: View,
-    /// How many Services there are.
+    /// The number of Services.
     pub services: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What the figures are to be: ratios in one run, since no two machines are alike.
+//! Limits of the figures: ratios within one run, because machines differ.
 
 use super::Cell;
 use super::contender::{Means, Subject, View};
@@ -7,10 +7,10 @@ use crate::bench::filter::Filter;
 use crate::bench::limit::{Bound, Limit};
 use crate::bench::statistics::Quartiles;
 
-/// With how many Services connections are to be faster than through rules.
+/// The number of Services with which connections are compared with rules.
 const MANY_SERVICES: u32 = 10_000;
 
-/// All limits of what was measured.
+/// The limits of the measured figures.
 pub(super) fn limits(cells: &[Cell]) -> Vec<Limit> {
     let ours = || cells.iter().filter(|cell| cell.subject.way.is_ours());
     let beside_bare = ours().filter_map(beside_bare);
@@ -19,14 +19,14 @@ pub(super) fn limits(cells: &[Cell]) -> Vec<Limit> {
     beside_bare.chain(beside_rules).chain(growth).collect()
 }
 
-/// A cell's figures in relation to those of bare Pods.
+/// The ratios of a cell's figures to those of bare Pods.
 fn of_bare(cell: &Cell, metric: Metric) -> Vec<f64> {
     let of = |sample| metric.of(cell.operation, sample);
     let turns = cell.turns.iter();
     turns.map(|turn| of(&turn.service) / of(&turn.bare)).collect()
 }
 
-/// From Pods: what a connection, a datagram and a stream may cost.
+/// Limits from Pods: a connection, a datagram and a stream compared with bare Pods.
 fn beside_bare(cell: &Cell) -> Option<Limit> {
     let Subject { way, view, services } = cell.subject;
     if view != View::Pod {
@@ -49,7 +49,7 @@ fn beside_bare(cell: &Cell) -> Option<Limit> {
     ))
 }
 
-/// From Pods: connections beside those through rules.
+/// Limits from Pods: connections compared with those through rules.
 fn beside_rules(cell: &Cell, cells: &[Cell]) -> Vec<Limit> {
     let Subject { services, view, .. } = cell.subject;
     if cell.operation != Operation::Connections || services != MANY_SERVICES {
@@ -76,7 +76,7 @@ fn beside_rules(cell: &Cell, cells: &[Cell]) -> Vec<Limit> {
     limits.collect()
 }
 
-/// That nothing grows from the fewest to the most Services; `cell` is that with the most.
+/// Limit: the cost must not grow from the fewest to the most Services. `cell` has the most.
 fn growth(cell: &Cell, cells: &[Cell]) -> Option<Limit> {
     let (what, metric) = match cell.operation {
         Operation::Connect => ("opening a connection", Metric::P50),
@@ -84,7 +84,7 @@ fn growth(cell: &Cell, cells: &[Cell]) -> Option<Limit> {
         Operation::Requests => ("CPU per request", Metric::Cpu),
         Operation::Datagrams => ("CPU per UDP packet of one flow", Metric::Cpu),
         Operation::NewFlows => ("CPU per UDP packet of new flows", Metric::Cpu),
-        // A stream is one flow, as that of datagrams.
+        // A stream is a single flow, like the datagrams.
         Operation::Stream => return None,
     };
     let same = || {

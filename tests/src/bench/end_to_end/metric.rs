@@ -1,10 +1,10 @@
-//! What is measured, and which figures follow.
+//! The measured operations and their figures.
 
 use serde::Serialize;
 
 use crate::bench::load::{CHUNK, Mode, Sample};
 
-/// What the load generator does.
+/// An operation of the load generator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
@@ -12,7 +12,7 @@ pub enum Operation {
     Connect,
     /// Opens connections, several at the same time.
     Connections,
-    /// Requests and answers on lasting connections, many in flight.
+    /// Requests and answers on persistent connections, many in flight.
     Requests,
     /// Datagrams of one flow, and their echoes.
     Datagrams,
@@ -28,18 +28,18 @@ pub enum Operation {
 pub enum Metric {
     /// Median latency in microseconds.
     P50,
-    /// Latency that 99 of 100 do not exceed, in microseconds.
+    /// 99th percentile of the latency, in microseconds.
     P99,
-    /// In each second: connections or requests; of streams, gigabits.
+    /// Connections or requests per second; for streams, gigabits per second.
     Rate,
-    /// Packets in each second of CPU time, in both directions.
+    /// Packets per second of CPU time, in both directions.
     PacketsPerCpuSecond,
-    /// CPU time of all that runs in the namespaces, in microseconds of each connection, request,
-    /// packet or MiB.
+    /// CPU time of everything in the namespaces, in microseconds per connection, request, packet or
+    /// MiB.
     Cpu,
-    /// The client's part of that.
+    /// The client's part of that CPU time.
     ClientCpu,
-    /// CPU time of the whole machine: others that use it are part of it.
+    /// CPU time of the whole machine, including other users of it.
     MachineCpu,
 }
 
@@ -72,7 +72,7 @@ impl Operation {
         }
     }
 
-    /// Its figures; people see those that come first, the others are in the JSON only.
+    /// Its figures: first those of the tables, then those that are in the JSON only.
     pub(super) fn metrics(self) -> (&'static [Metric], &'static [Metric]) {
         const CPU: &[Metric] = &[Metric::ClientCpu, Metric::MachineCpu];
         const PACKETS: &[Metric] = &[Metric::Cpu, Metric::ClientCpu, Metric::MachineCpu];
@@ -83,7 +83,7 @@ impl Operation {
         }
     }
 
-    /// What it is.
+    /// Its description.
     pub(super) fn what(self) -> &'static str {
         match self {
             Self::Connect => "opening a connection",
@@ -95,7 +95,7 @@ impl Operation {
         }
     }
 
-    /// What it is and what one of its figures counts.
+    /// The title of a table: the operation and the unit of the figure.
     pub(super) fn title(self, metric: Metric) -> String {
         let what = self.what();
         let unit = match self {
@@ -124,7 +124,7 @@ impl Metric {
         let bytes = operations * CHUNK as f64;
         let units = match operation {
             Operation::Connect | Operation::Connections | Operation::Requests => operations,
-            // There and back.
+            // Both directions.
             Operation::Datagrams | Operation::NewFlows => operations * 2.0,
             Operation::Stream => bytes / f64::from(1 << 20),
         };

@@ -1,11 +1,12 @@
-//! What connections notice: Services by the socket hooks, by TC and by XDP, beside kube-proxy's
-//! rules and beside no Services at all.
+//! The performance of connections: Services by the socket hooks, by TC and by XDP, compared with
+//! kube-proxy's rules and with bare Pods.
 //!
-//! Each way has namespaces of its own. In each round, each operation of each way is measured three
-//! times, one right after the other and in random order: to the Service, to the bare Pods of the
-//! same namespaces, and to the bare Pods where nothing is translated. A ratio is one of such
-//! neighbours; the median of all rounds counts. Rounds go through all operations of all ways, in
-//! random order too, so that a busy moment of the machine spoils a round and not a way.
+//! Each contender has separate namespaces. Each round measures each operation of each contender
+//! three times in immediate succession and in random order: to the Service, to the bare Pods of the
+//! same namespaces, and to the bare Pods where nothing is translated. Ratios compare measurements
+//! of the same turn; the result is the median of all rounds. Each round covers all operations of
+//! all contenders, also in random order, so that a busy moment of the machine affects a round and
+//! not a contender.
 
 mod contender;
 mod limits;
@@ -26,29 +27,29 @@ use random::Random;
 pub use report::Report;
 use world::{Target, World};
 
-/// How long and how often is measured.
+/// The length and number of measurements.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Effort {
     /// Numbers of Services, in ascending order.
     pub services: &'static [u32],
-    /// The most that packet filters get: their rules take long to load.
+    /// Maximum number of Services for packet filters, whose rules take long to load.
     pub most_in_rules: u32,
-    /// Turns of each measurement.
+    /// Number of rounds.
     pub rounds: u32,
-    /// How long one takes: many short ones tell more than few long ones, since a machine does not
-    /// stay the same for long.
+    /// Duration of one measurement. Many short measurements are more accurate than few long ones,
+    /// because the state of a machine changes over time.
     pub milliseconds: u32,
 }
 
 impl Effort {
-    /// A quarter of an hour.
+    /// A full run: a quarter of an hour.
     pub const FULL: Self = Self {
         services: &[100, 1_000, 10_000, 30_000],
         most_in_rules: 10_000,
         rounds: 11,
         milliseconds: 100,
     };
-    /// For a first look.
+    /// A short run.
     pub const QUICK: Self = Self {
         services: &[100, 1_000],
         most_in_rules: 1_000,
@@ -57,31 +58,32 @@ impl Effort {
     };
 }
 
-/// An operation on Services that are translated in some way.
+/// An operation on the Services of a contender.
 struct Cell {
     subject: Subject,
     /// Index of its world.
     world: usize,
     operation: Operation,
-    /// One for each round.
+    /// The turns, one for each round.
     turns: Vec<Turn>,
 }
 
-/// Measurements that followed each other.
+/// Three consecutive measurements.
 struct Turn {
     /// To the Service.
     service: Sample,
-    /// To the bare Pods beside it.
+    /// To the bare Pods in the same namespaces.
     pods: Sample,
     /// To the bare Pods where nothing is translated.
     bare: Sample,
 }
 
-/// Measures everything; `progress` is told what comes next. The same `seed` gives the same order.
+/// Measures everything. `progress` receives the name of each step. The same `seed` gives the same
+/// order.
 ///
 /// # Errors
 ///
-/// If the kernel refuses something, or `stop` is told to end.
+/// If the kernel rejects something, or `stop` was requested.
 pub fn run(effort: &Effort, seed: u64, stop: &Stop, progress: impl FnMut(&str)) -> Result<Report> {
     measure(effort, seed, stop, progress).map_err(|error| stop.cause(error))
 }

@@ -1,6 +1,6 @@
 //! Random order.
 
-/// SplitMix64 (Steele, Lea, Flood 2014): enough for an order that nobody planned.
+/// SplitMix64 (Steele, Lea, Flood 2014): good enough for a random order.
 pub(super) struct Random(u64);
 
 impl Random {
@@ -15,7 +15,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// Puts the items into any order (Fisher and Yates).
+    /// Shuffles the items (Fisher and Yates).
     pub(super) fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             let count = last as u64 + 1;

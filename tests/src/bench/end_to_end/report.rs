@@ -1,4 +1,4 @@
-//! The result.
+//! The result of the end-to-end benchmark.
 
 use lb_agent::output::Table;
 use serde::Serialize;
@@ -15,40 +15,40 @@ use crate::bench::{Place, Results};
 /// All figures of a run.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Where and when.
+    /// Place and time.
     #[serde(flatten)]
     pub place: Place,
-    /// Gave the order of the measurements.
+    /// Seed of the order of the measurements.
     pub seed: u64,
-    /// Turns of each measurement.
+    /// Number of rounds.
     pub rounds: u32,
-    /// How long one took.
+    /// Duration of one measurement.
     pub milliseconds: u32,
     /// Operations that succeeded and those that did not, in all measurements.
     pub operations: [u64; 2],
     /// The figures.
     pub figures: Vec<Figure>,
-    /// What they are to be.
+    /// The limits of the figures.
     pub limits: Vec<Limit>,
 }
 
 /// A figure of all rounds.
 #[derive(Debug, Serialize)]
 pub struct Figure {
-    /// Whose.
+    /// The contender.
     #[serde(flatten)]
     pub subject: Subject,
-    /// What was done.
+    /// The operation.
     pub operation: Operation,
-    /// What was counted.
+    /// The metric.
     pub metric: Metric,
     /// To the Service.
     pub value: Quartiles,
     /// To the bare Pods where nothing is translated.
     pub bare: Quartiles,
-    /// The first in relation to the second.
+    /// The ratio of the first to the second.
     pub of_bare: Quartiles,
-    /// To the bare Pods in the namespaces of the Service, in relation to the second.
+    /// The ratio of the bare Pods in the Service's namespaces to the second.
     pub pods_of_bare: Quartiles,
 }
 
@@ -91,7 +91,7 @@ impl Report {
         }
     }
 
-    /// For people: where and how it was measured.
+    /// The place and method of the measurement.
     fn heading(&self) -> String {
         let Self {
             place,
@@ -108,7 +108,7 @@ impl Report {
         )
     }
 
-    /// A figure in relation to bare Pods, from Pods: a line for each way.
+    /// A figure from Pods as a ratio to bare Pods: a line for each contender.
     fn chart(&self, operation: Operation, metric: Metric, counted: &str) -> Chart {
         let figures = self.figures.iter();
         let figures = figures.filter(|figure| {

@@ -1,4 +1,4 @@
-//! The namespaces of one way: two nodes, Pods that serve, and clients in a Pod and outside.
+//! The namespaces of one contender: two nodes, Pods that serve, and clients in a Pod and outside.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,14 +16,14 @@ use crate::lab::{Agent, AgentOptions, Lab, Machine, Node, Process, SocketLb, Xdp
 
 /// Pods of each Service.
 const ENDPOINTS: u32 = 4;
-/// Services of a file: an agent takes a file that is too large for a mistake.
+/// Services in each manifest file: the agent rejects files that are too large.
 const FILE: usize = 10_000;
-/// How long an agent may take for all Services.
+/// Timeout of an agent for all Services.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Of the load balancer's addresses, which lead to the first node.
+/// The load balancer's addresses, which are routed to the first node.
 const INGRESS: &str = "198.51.100.0/24";
 
-/// Whom the load generator turns to.
+/// The destination of the load generator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Target {
     /// The Service's address.
@@ -32,7 +32,7 @@ pub(super) enum Target {
     Pods,
 }
 
-/// The namespaces, with all that runs in them.
+/// The namespaces and everything that runs in them.
 pub(super) struct World {
     inside: LoadGenerator,
     outside: LoadGenerator,
@@ -43,7 +43,7 @@ pub(super) struct World {
     _servers: Vec<Process>,
     _agent: Option<Agent>,
     _peer: XdpPeer,
-    // Last: goes when nothing uses it any more.
+    // The last field: it is dropped after everything that uses it.
     _lab: Lab,
 }
 
@@ -53,7 +53,7 @@ impl World {
         Self::build(0, |_, _, _| Ok(None))
     }
 
-    /// Namespaces with so many Services, of which [`loaded`] have Pods.
+    /// Namespaces with this number of Services, of which those of [`loaded`] have Pods.
     pub(super) fn of(way: &Contender, services: u32) -> Result<Self> {
         Self::build(services, |lab, node, services| match way.means {
             Means::Rules(filter) => load_rules(filter, node, services).map(|()| None),
@@ -77,7 +77,7 @@ impl World {
         let far = pods(&other, "far", ENDPOINTS)?;
         let servers = near.iter().chain(&far).map(load::serve).collect::<Result<_>>()?;
         lab.route(INGRESS, &[&node])?;
-        // In all worlds, since it makes streams from outside slower.
+        // All worlds do this, because it makes streams from outside slower.
         let peer = lab.prepare_for_xdp(&node)?;
 
         let addresses =
@@ -158,8 +158,8 @@ fn pods(node: &Node, name: &str, count: u32) -> Result<Vec<Machine>> {
         .collect()
 }
 
-/// Which of all Services is asked for this: one in the middle, since rules may be looked at one
-/// after the other.
+/// The index of the Service that is measured. It is in the middle, because rules may be evaluated
+/// in sequence.
 fn loaded(services: usize, role: Role, is_far: bool) -> usize {
     let roles = Role::ALL.len();
     services / 2 + usize::from(role.index()) + if is_far { roles } else { 0 }
@@ -169,7 +169,7 @@ fn ingress(role: Role, is_far: bool) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, role.index() + if is_far { 20 } else { 10 })
 }
 
-/// Lets the Services that are asked have real Pods.
+/// Gives real Pods to the Services that are measured.
 fn give_pods(services: &mut [Made], near: (&[Ipv4Addr], &str), far: (&[Ipv4Addr], &str)) {
     for role in Role::ALL {
         for (is_far, (pods, node)) in [(false, near), (true, far)] {
@@ -215,7 +215,7 @@ fn start_agent(
     Ok(agent)
 }
 
-/// Services and their slices; a line of JSON is YAML too.
+/// A manifest of Services and their slices. JSON lines are valid YAML.
 fn manifest(services: &[Made]) -> Result<String> {
     let mut manifest = String::new();
     for made in services {
@@ -228,7 +228,8 @@ fn manifest(services: &[Made]) -> Result<String> {
     Ok(manifest)
 }
 
-/// XDP leaves packets to the stack until the node knows the link-layer address of whom they go to.
+/// Resolves a neighbour. XDP leaves packets to the stack until the node knows their next hop's
+/// link-layer address.
 fn resolve_neighbour(node: &Node, address: IpAddr) -> Result<()> {
     let report = node.host().ping(address).run()?;
     ensure!(report.lost == 0, "{} does not reach {address}", node.name());

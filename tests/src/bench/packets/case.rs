@@ -1,4 +1,4 @@
-//! What is measured: which program, which packets, and what they must have become.
+//! The measured cases: program, packets, and the expected result.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,32 +13,32 @@ use crate::test_programs;
 
 /// The number of random flows; a power of two.
 pub(super) const ALL_FLOWS: u32 = 1 << 20;
-/// Entries of the flow tables: two for each random flow of outside and of Pods, and room for those
-/// that are opened while measuring.
+/// Entries of the flow tables: two for each random flow from outside and from Pods, and room for
+/// the flows that are opened during the measurements.
 pub(super) const FLOW_ENTRIES: u32 = 8 * ALL_FLOWS;
 /// The number of Services; a power of two.
 pub(super) const SERVICES: u32 = 1 << 10;
 
-/// Last words of addresses: blocks of clients, VIPs, their Pods, and of addresses that are no
-/// Service's.
+/// Blocks of addresses, as their last 32-bit word: clients, VIPs, their Pods, and addresses without
+/// a Service.
 pub(super) mod block {
-    /// Clients of the flows that exist, outside.
+    /// Clients outside, of existing flows.
     pub(in crate::bench::packets) const CLIENTS: u32 = 0x0a40_0000;
-    /// The same, Pods.
+    /// Pods as clients, of existing flows.
     pub(in crate::bench::packets) const POD_CLIENTS: u32 = 0x0a70_0000;
-    /// Clients of flows that are opened while measuring, one block for XDP and one for TC.
+    /// Clients of flows that are opened during the measurements: one block for XDP and one for TC.
     pub(in crate::bench::packets) const NEW_CLIENTS: [u32; 2] = [0x0a50_0000, 0x0a60_0000];
     /// VIPs.
     pub(in crate::bench::packets) const VIPS: u32 = 0xac10_0000;
-    /// Pods: that of a Service has the same number as its VIP.
+    /// Pods. The Pod of a Service has the same number as its VIP.
     pub(in crate::bench::packets) const PODS: u32 = 0xac14_0000;
     /// The VIP of the Service whose Pod is on another node.
     pub(in crate::bench::packets) const REMOTE_VIP: u32 = 0xac18_0000;
-    /// That Pod.
+    /// The Pod on another node.
     pub(in crate::bench::packets) const REMOTE_POD: u32 = 0xac1c_0000;
-    /// The node's address towards it.
+    /// The node's address towards that Pod.
     pub(in crate::bench::packets) const NODE: u32 = 0xac1f_0001;
-    /// Neither.
+    /// Addresses that belong to no Service.
     pub(in crate::bench::packets) const FOREIGN: u32 = 0x6440_0000;
 }
 /// The port of the Services.
@@ -46,8 +46,8 @@ pub(super) const VIP_PORT: u16 = 80;
 /// The port of the Pods.
 pub(super) const POD_PORT: u16 = 8080;
 
-/// The only port that the programs give out: that of the first client, so that its packets and
-/// their replies differ in addresses only.
+/// The only source port that the programs allocate. It is the port of the first client, so that its
+/// packets and their replies differ in addresses only.
 pub(super) const TRANSLATED_PORT: u16 = 40_000;
 
 /// The program that is measured.
@@ -55,9 +55,9 @@ pub(super) const TRANSLATED_PORT: u16 = 40_000;
 pub enum Hook {
     /// XDP of a network device.
     Xdp,
-    /// TC of a Pod's device: what the Pod sends.
+    /// TC of a Pod's device, for packets that the Pod sends.
     FromPod,
-    /// TC of a Pod's device: what the Pod receives.
+    /// TC of a Pod's device, for packets that the Pod receives.
     ToPod,
 }
 
@@ -83,26 +83,26 @@ impl Hook {
 /// The packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Traffic {
-    /// Of flows that exist: requests, or replies where the program sees those.
+    /// Packets of existing flows: requests, or replies if the program sees replies.
     Established,
     /// The first packets of flows.
     New,
-    /// Of no Service and no flow.
+    /// Packets without a Service or a flow.
     Foreign,
-    /// The first of connections to no Service.
+    /// The first packets of connections without a Service.
     ForeignNew,
-    /// Requests to a Pod on another node, of a flow that exists.
+    /// Requests of an existing flow to a Pod on another node.
     SentOn,
-    /// Its replies.
+    /// Replies of an existing flow from a Pod on another node.
     SentBack,
 }
 
-/// How many flows take turns.
+/// The number of flows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Flows {
-    /// One: everything is in the cache.
+    /// One flow: everything is in the CPU cache.
     One,
-    /// `ALL_FLOWS`, in random order: nothing of a flow is.
+    /// `ALL_FLOWS`, in random order: no flow is in the CPU cache.
     Million,
 }
 
@@ -115,7 +115,7 @@ impl Flows {
         }
     }
 
-    /// What is measured of this traffic; a flow can be opened but once.
+    /// The numbers of flows that are measured for this traffic. A flow can be opened only once.
     pub(super) fn of(traffic: Traffic) -> impl Iterator<Item = Self> {
         [Self::One, Self::Million]
             .into_iter()
@@ -138,12 +138,11 @@ pub struct Case {
     pub protocol: Protocol,
     /// Their IP version.
     pub family: Family,
-    /// Whether TCP segments are those that open a connection: the SYN of a request, the SYN-ACK of
-    /// a reply.
+    /// Whether TCP segments open a connection: the SYN of a request, or the SYN-ACK of a reply.
     opens: bool,
 }
 
-/// TCP, which everything is measured for.
+/// The cases of TCP: everything is measured.
 const TCP_CASES: &[(Hook, Traffic)] = &[
     (Hook::Xdp, Traffic::Established),
     (Hook::Xdp, Traffic::New),
@@ -157,7 +156,7 @@ const TCP_CASES: &[(Hook, Traffic)] = &[
     (Hook::ToPod, Traffic::Established),
     (Hook::ToPod, Traffic::Foreign),
 ];
-/// UDP differs in how checksums are treated.
+/// The cases of UDP, which differs in the treatment of checksums.
 const UDP_CASES: &[(Hook, Traffic)] = &[
     (Hook::Xdp, Traffic::Established),
     (Hook::Xdp, Traffic::New),
@@ -188,8 +187,8 @@ impl Case {
         Family::ALL.into_iter().flat_map(family_cases)
     }
 
-    /// What opens the flows that exist in the measurements: requests, answers, and what the clients
-    /// say then.
+    /// The packets that open the existing flows of the measurements: requests, replies, and
+    /// acknowledgements of the clients.
     pub(super) fn openings(protocol: Protocol) -> impl Iterator<Item = [(Self, Plan); 3]> {
         let openings = move |family| {
             let case = |hook, traffic, opens| Self {
@@ -199,7 +198,7 @@ impl Case {
                 family,
                 opens,
             };
-            // What is opened while measuring is opened in another order, by other clients.
+            // The flows of the measurements are opened in another order, by other clients.
             let new = |hook, client| {
                 let case = case(hook, Traffic::New, true);
                 let plan = case.plan(Flows::Million);
@@ -231,7 +230,7 @@ impl Case {
         Family::ALL.into_iter().flat_map(openings)
     }
 
-    /// What the issue asks for, in nanoseconds over the empty program.
+    /// The required limit, in nanoseconds over the empty program.
     pub fn limit(&self, flows: Flows) -> Option<u32> {
         match (self.hook, self.traffic, flows) {
             (Hook::Xdp, Traffic::Established, Flows::One) => Some(70),
@@ -244,7 +243,7 @@ impl Case {
         }
     }
 
-    /// The packets that are sent.
+    /// The plan of the packets to send.
     pub(super) fn plan(&self, flows: Flows) -> Plan {
         let (service, service_port) = self.service_end();
         let addresses = match self.traffic {
@@ -273,7 +272,7 @@ impl Case {
         }
     }
 
-    /// Whether the packets come from the service's end.
+    /// Whether the packets are replies.
     fn is_reply(&self) -> bool {
         self.hook == Hook::ToPod || self.traffic == Traffic::SentBack
     }
@@ -291,8 +290,8 @@ impl Case {
         }
     }
 
-    /// The flows are opened in another order than they are used in: entries that were made one
-    /// after the other are neighbours, which the processor would fetch in advance.
+    /// The flows are opened in another order than they are used in. Entries that are created in
+    /// sequence are neighbours in memory, so the CPU would prefetch them.
     fn order(&self) -> Order {
         match self.traffic {
             Traffic::New => Order {
@@ -306,7 +305,7 @@ impl Case {
         }
     }
 
-    /// The first address on the service's end, and its port, in the packet before the program.
+    /// The first address and the port of the service's end, before the program.
     fn service_end(&self) -> (u32, u16) {
         match (self.traffic, self.hook) {
             (Traffic::Foreign | Traffic::ForeignNew, _) => (block::FOREIGN, VIP_PORT),
@@ -317,7 +316,7 @@ impl Case {
         }
     }
 
-    /// The same after the program.
+    /// The first address and the port of the service's end, after the program.
     pub(super) fn translated_end(&self) -> (u32, u16) {
         match (self.traffic, self.hook) {
             (Traffic::Foreign | Traffic::ForeignNew, _) => self.service_end(),
@@ -338,7 +337,7 @@ impl Case {
         End { address, ..client }
     }
 
-    /// The action of the empty program: on into the stack.
+    /// The action of the empty program: pass to the stack.
     pub(super) fn empty_action(&self) -> u32 {
         match self.hook {
             // XDP_PASS (include/uapi/linux/bpf.h)
@@ -357,8 +356,8 @@ impl Case {
         }
     }
 
-    /// The empty program's name: what is sent on is measured beside one that asks for the route
-    /// too.
+    /// The empty program's name. Forwarded packets are compared with one that also does a FIB
+    /// lookup.
     pub(super) fn empty(&self) -> &'static str {
         match self.traffic {
             Traffic::SentOn | Traffic::SentBack => test_programs::EMPTY_ROUTE_XDP,
@@ -366,7 +365,7 @@ impl Case {
         }
     }
 
-    /// Where hop limit and protocol are, and what stands there.
+    /// Offset and value of the word with the hop limit and the protocol.
     fn hops(&self) -> (u32, u16) {
         const HOPS: u8 = 64;
         let protocol = self.protocol.number();
@@ -432,7 +431,7 @@ impl fmt::Display for Case {
     }
 }
 
-/// The address of a family that ends in this word. All have the same beginning.
+/// The address of a family that ends in this word. All addresses of a family have the same prefix.
 pub(super) fn address(family: Family, last: u32) -> IpAddr {
     let last = Ipv4Addr::from_bits(last);
     match family {

@@ -1,5 +1,5 @@
-//! The packet generator: hands out its orders, runs it, looks at what came out.
-#![expect(unsafe_code, reason = "aya asks for the promise that a plan is plain bytes")]
+//! Runs the packet generator and checks its results.
+#![expect(unsafe_code, reason = "aya requires a promise that a plan is plain bytes")]
 
 use aya::Ebpf;
 use aya::maps::{Array, MapData, ProgramArray};
@@ -9,7 +9,7 @@ use super::case::{Case, Hook};
 use super::plan::{End, EndAt, Plan};
 use crate::test_programs;
 
-// SAFETY: `repr(C)`, only integers inside, and no room between them.
+// SAFETY: `repr(C)`, only integers, no padding.
 unsafe impl aya::Pod for Plan {}
 
 /// The programs of the generator and their maps.
@@ -64,7 +64,7 @@ impl Generator {
         nanoseconds(&result)
     }
 
-    /// The same with the empty program.
+    /// As [`Self::run`], with the empty program.
     pub(super) fn run_empty(&mut self, case: &Case, plan: &mut Plan, packets: u32) -> u32 {
         let result = self.test_run(case, plan, packets, &mut []);
         assert_eq!(
@@ -75,7 +75,7 @@ impl Generator {
         nanoseconds(&result)
     }
 
-    /// Sends the next packet of a plan and checks what became of it.
+    /// Sends the next packet of a plan and checks its translation.
     pub(super) fn expect_translation(&mut self, case: &Case, plan: &mut Plan) {
         let mut bytes = case.template();
         self.test_run(case, plan, 1, &mut bytes);
@@ -137,7 +137,7 @@ fn nanoseconds(result: &TestRunResult) -> u32 {
         .expect("a packet takes less than four seconds")
 }
 
-/// The end whose fields are there.
+/// The end whose fields are at these offsets.
 fn end(bytes: &[u8], at: EndAt) -> End {
     End {
         address: u32::from_be_bytes(field(bytes, at.address)),

@@ -1,9 +1,9 @@
-//! What the kernel programs cost per packet, beside the empty program in the same run.
+//! The cost of the kernel programs per packet, compared with the empty program in the same run.
 //!
-//! Each figure is the difference of two runs that follow each other: the packet generator
-//! (`lb-ebpf/src/bench.rs`) going on as the measured program, and the same packets going on as the
-//! empty one. The cases take turns, round after round, so that a busy moment of the machine spoils
-//! a round and not a case; the median counts.
+//! Each figure is the difference of two consecutive runs. The packet generator
+//! (`lb-ebpf/src/bench.rs`) calls the measured program in one run, and the empty program with the
+//! same packets in the other. Each round runs all cases, so that a busy moment of the machine
+//! affects a round and not a case. The result is the median.
 
 mod case;
 mod generator;
@@ -21,28 +21,28 @@ use case::ALL_FLOWS;
 use generator::Generator;
 use subject::Subject;
 
-/// How long and how often is measured.
+/// The length and number of measurements.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Effort {
     /// The transport protocols.
     pub protocols: &'static [Protocol],
-    /// Turns of each case.
+    /// Number of rounds.
     pub rounds: u32,
-    /// Packets of a turn.
+    /// Packets of each turn.
     pub packets: u32,
-    /// Packets of a turn that opens flows: all turns together must leave the flow table room.
+    /// Packets of each turn that opens flows. All turns together must fit into the flow table.
     pub openings: u32,
 }
 
 impl Effort {
-    /// Half a minute on an idle machine.
+    /// A full run: half a minute on an idle machine.
     pub const FULL: Self = Self {
         protocols: &[Protocol::Tcp, Protocol::Udp],
         rounds: 7,
         packets: 1 << 16,
         openings: 1 << 14,
     };
-    /// A quarter of a minute.
+    /// A short run: a quarter of a minute.
     pub const QUICK: Self = Self {
         protocols: &[Protocol::Tcp],
         rounds: 5,
@@ -64,7 +64,7 @@ pub fn run(effort: Effort) -> Report {
     Report::new(figures)
 }
 
-/// The programs and what feeds them.
+/// The programs and the packet generator.
 struct Bench {
     subject: Subject,
     generator: Generator,
@@ -95,8 +95,8 @@ impl Bench {
                 self.generator.run(&case, &mut plan, flows);
             }
         }
-        // In both families, from outside and from Pods; that to another node is no Service's of
-        // theirs.
+        // Both families, from outside and from Pods. The connection to another node belongs to
+        // another Service.
         self.subject
             .expect_new_connections(4 * ALL_FLOWS, "opening all flows");
     }
@@ -119,8 +119,8 @@ impl Bench {
         figures.collect()
     }
 
-    /// Runs the empty program and the measured one on the same packets; `plan` goes on to the next
-    /// ones.
+    /// Runs the empty program and the measured one on the same packets. Advances `plan` to the next
+    /// packets.
     fn turn(&mut self, case: &Case, plan: &mut plan::Plan, effort: Effort) -> Turn {
         let packets = if case.traffic == Traffic::New {
             effort.openings
@@ -133,7 +133,7 @@ impl Bench {
             .aim(case.hook, self.subject.fd(case.hook.program()));
         let program = self.generator.run(case, plan, packets);
 
-        // One packet more.
+        // This sends one more packet.
         self.generator.expect_translation(case, plan);
         let opened = if case.traffic == Traffic::New {
             packets + 1

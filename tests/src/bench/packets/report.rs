@@ -1,4 +1,4 @@
-//! The result of a benchmark: figures, and where and when they were taken.
+//! The result of the packet benchmark: figures, with the place and time of the measurement.
 
 use lb_agent::network::Family;
 use lb_agent::output::Table;
@@ -12,14 +12,14 @@ use crate::bench::{Place, Results};
 /// All figures of a run.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Where and when.
+    /// Place and time.
     #[serde(flatten)]
     pub place: Place,
     /// The figures.
     pub figures: Vec<Figure>,
 }
 
-/// What one kind of packet costs, in nanoseconds.
+/// The cost of one kind of packet, in nanoseconds.
 #[derive(Debug, Serialize)]
 pub struct Figure {
     /// The kernel program.
@@ -28,7 +28,7 @@ pub struct Figure {
     pub packet: String,
     /// Its IP version.
     pub family: Family,
-    /// How many flows the packets belonged to.
+    /// The number of flows of the packets.
     pub flows: u32,
     /// The empty program, with the packet generator: median.
     pub empty: u32,
@@ -38,12 +38,12 @@ pub struct Figure {
     pub min: i64,
     /// Over the empty program: the worst round.
     pub max: i64,
-    /// What `over_empty` may be.
+    /// The limit of `over_empty`.
     pub limit: Option<u32>,
 }
 
 impl Figure {
-    /// Makes a figure of all turns of a case.
+    /// Computes a figure from all turns of a case.
     pub(super) fn new(case: &Case, flows: Flows, turns: &[Turn]) -> Self {
         let over = turns
             .iter()
@@ -63,7 +63,7 @@ impl Figure {
         }
     }
 
-    /// How much the figure is above its limit.
+    /// The excess of the figure over its limit, if any.
     fn missed_by(&self) -> Option<i64> {
         let missed = self.over_empty - i64::from(self.limit?);
         (missed > 0).then_some(missed)

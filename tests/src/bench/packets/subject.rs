@@ -33,11 +33,11 @@ pub(super) struct Subject {
     _pins: PinDirectory,
 }
 
-/// Index of a device that the programs are told of.
+/// Index of a device that exists only in the programs' maps.
 const NEXT_HOP: u32 = 1 << 20;
 
-/// The way to other nodes: a device in a network namespace that the calling thread is in until this
-/// is dropped.
+/// The route to other nodes: a device in a network namespace. The calling thread is in it until
+/// this is dropped.
 struct Way {
     _alone: LoneNamespace,
 }
@@ -47,7 +47,7 @@ impl Way {
         let alone = LoneNamespace::enter("bench").expect("a network namespace");
         let namespace = alone.namespace();
         let lines = [
-            // What TC's packets come in on: they are for it.
+            // The ingress device of TC packets. It has their destination address.
             "link set lo address 02:00:00:00:00:02 up",
             "link add front type veth peer name front-end",
             "link set front up",
@@ -74,14 +74,14 @@ impl Way {
             global: true,
             stable: true,
         });
-        // The device that packets come in on stands for one that is for them.
+        // The ingress device has the destination address of the packets.
         let loopback = Link {
             index: 1,
             address: Some(build::NODE),
             master: Some(NEXT_HOP),
             ..link.clone()
         };
-        // What was sent on comes again as it was sent: for the next hop.
+        // A forwarded packet is sent again unchanged, for the next hop.
         let next_hop = Link {
             index: NEXT_HOP,
             address: Some(build::SENDER),
@@ -100,7 +100,7 @@ impl Way {
         };
         table
             .set(&view, &[index].into(), filter)
-            .expect("the map takes it");
+            .expect("the map accepts it");
         Self { _alone: alone }
     }
 }
@@ -150,7 +150,7 @@ impl Subject {
         fd(&self.ebpf, program)
     }
 
-    /// Checks that so many connections were made since the last call.
+    /// Asserts the number of connections that were opened since the last call.
     pub(super) fn expect_new_connections(&mut self, expected: u32, after: &str) {
         let stats = (1..=SERVICES).map(|id| self.counters.service(id).expect("the counters are readable"));
         let connections = stats.map(|stats| stats.connections).sum();
@@ -164,9 +164,9 @@ impl Subject {
 }
 
 /// Writes the rows of a Service in both families, as the agent would. `ends` are its VIP and its
-/// Pod, which is on this node or not (`local`).
+/// Pod. `local` means that the Pod is on this node.
 fn write_service(maps: &mut KernelMaps, service: u32, local: bool, ends: impl Fn(Family) -> [IpAddr; 2]) {
-    let mut apply = |operation| maps.apply(&operation).expect("the map takes it");
+    let mut apply = |operation| maps.apply(&operation).expect("the map accepts it");
     // Id 0 is never valid.
     let id = service + 1;
     apply(MapOp::SetSlots {

@@ -1,16 +1,16 @@
-//! Addresses with which a test run takes an IP packet for an Ethernet frame that carries one: the
-//! programs of devices without Ethernet then run on it as on such a device.
+//! Source addresses that make a test run treat an IP packet like an Ethernet frame with an IP
+//! packet. So the programs of devices without Ethernet headers can run on IP packets.
 //!
-//! A test run reads an ethertype behind the first twelve bytes (`bpf_prog_test_run_skb`,
-//! net/bpf/test_run.c, Linux 6.18), and a program's context tells it. In an IP packet the source
-//! address is there.
+//! A test run reads the ethertype behind the first twelve bytes (`bpf_prog_test_run_skb`,
+//! net/bpf/test_run.c, Linux 6.18) and puts it into the program's context. In an IP packet, that is
+//! a part of the source address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_tests::packet::network::Place;
 use lb_tests::packet::world::{World, worlds};
 
-/// The programs of devices without Ethernet.
+/// The programs of devices without Ethernet headers.
 pub(crate) const LAYER3: [&str; 3] = [
     "lb_tc_from_network_layer3",
     "lb_tc_from_pod_layer3",
@@ -20,7 +20,7 @@ pub(crate) const LAYER3: [&str; 3] = [
 /// The ethertype of IPv6.
 const IPV6: u16 = 0x86dd;
 
-/// The ways to disguised addresses, beside those that lead everywhere.
+/// The addresses and routes of disguised addresses, in addition to the default routes.
 pub(crate) const ROUTES: [&str; 10] = [
     "addr add 8.0.3.5/32 dev lo",
     "addr add fd00:3:86dd::5/128 dev lo nodad",
@@ -34,16 +34,16 @@ pub(crate) const ROUTES: [&str; 10] = [
     "route add unreachable fd00:6:86dd::/64",
 ];
 
-/// Whether a program sees packets without Ethernet header.
+/// Whether a program sees packets without an Ethernet header.
 pub(crate) fn is_layer3(program: &str) -> bool {
     LAYER3.contains(&program)
 }
 
-/// The same addresses in disguise.
+/// The disguised form of an address.
 fn disguised(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(address) => {
-            // 0x0800, and what tells the networks of the tests apart.
+            // 0x0800, then the part that distinguishes the networks of the tests.
             let [_, b, c, d] = address.octets();
             Ipv4Addr::new(8, 0, if c == 0 { b } else { c }, d).into()
         }
@@ -61,7 +61,7 @@ fn is_disguised(address: IpAddr) -> bool {
     }
 }
 
-/// An address, in disguise if another one is.
+/// An address, disguised if `other` is.
 pub(crate) fn like(other: IpAddr, address: IpAddr) -> IpAddr {
     if is_disguised(other) {
         disguised(address)
@@ -70,7 +70,7 @@ pub(crate) fn like(other: IpAddr, address: IpAddr) -> IpAddr {
     }
 }
 
-/// Those whose addresses are in disguise. The node's own stay.
+/// The worlds with disguised addresses. The node's addresses stay.
 pub(crate) fn disguised_worlds() -> [World; 2] {
     let hide = |address: SocketAddr| SocketAddr::new(disguised(address.ip()), address.port());
     worlds().map(|world| World {
@@ -83,12 +83,12 @@ pub(crate) fn disguised_worlds() -> [World; 2] {
     })
 }
 
-/// All of them.
+/// All worlds.
 pub(crate) fn everyone() -> Vec<World> {
     [worlds(), disguised_worlds()].concat()
 }
 
-/// A backend that is not on this node, or is not said to be.
+/// A backend that is not marked as local.
 pub(crate) fn backend_at(world: &World, place: Place) -> SocketAddr {
     let backend = world.backend_at(place);
     SocketAddr::new(like(world.vip.ip(), backend.ip()), backend.port())

@@ -1,6 +1,6 @@
-//! Whatever comes, in whatever order, to whichever program: the kernel does what the same code does
-//! on the host, what is not ours comes out as it came in, what is rewritten has valid checksums,
-//! and nothing is read behind its end.
+//! Random packets in random order, at all programs. The kernel behaves as the same code on the
+//! host; unrelated packets stay unchanged; rewritten packets have valid checksums; and no program
+//! reads behind the end of a packet.
 
 mod disguise;
 mod services;
@@ -27,12 +27,12 @@ use self::traffic::{everything, openers};
 /// Length of an Ethernet header.
 const ETHERNET: usize = 14;
 
-/// A packet that comes to a program, with Ethernet header if the program's device has some.
+/// A packet for a program, with an Ethernet header if the program's device has one.
 #[derive(Clone, Debug)]
 struct Arrival {
     program: &'static str,
     packet: Vec<u8>,
-    /// Bytes behind it in the frame.
+    /// Number of padding bytes behind the packet in the frame.
     padding: usize,
 }
 
@@ -45,10 +45,10 @@ impl Arrival {
     }
 }
 
-/// Programs, and frames whose packets they see.
+/// Programs, and the frames whose packets they see.
 type Traffic = (Vec<&'static str>, Vec<Vec<u8>>);
 
-/// What comes to which programs.
+/// All programs with their frames.
 fn traffic() -> [Traffic; 2] {
     [
         (PROGRAMS.to_vec(), everything(&worlds())),
@@ -56,7 +56,7 @@ fn traffic() -> [Traffic; 2] {
     ]
 }
 
-/// What is changed in a packet: some bytes, its end, and the checksums to match or not.
+/// A packet with random changes: some bytes, a truncated end, and repaired or wrong checksums.
 fn arrival((programs, frames): Traffic) -> impl Strategy<Value = Arrival> {
     let interesting = prop::sample::select(vec![
         0, 1, 2, 3, 4, 5, 6, 8, 17, 44, 58, 60, 132, 0x20, 0x40, 0x45, 0x46, 0x60, 0x80, 0xff,
@@ -82,7 +82,7 @@ fn arrival((programs, frames): Traffic) -> impl Strategy<Value = Arrival> {
             let at = at.min(frame.len() - 1);
             frame[at] = value;
         }
-        // No test run without an IP header behind what is taken for an Ethernet header.
+        // A test run needs an IP header behind the bytes that it treats as an Ethernet header.
         let least = if is_layer3(program) {
             2 * ETHERNET
         } else {
@@ -100,7 +100,7 @@ fn arrival((programs, frames): Traffic) -> impl Strategy<Value = Arrival> {
     })
 }
 
-/// What a program sees of a frame.
+/// The part of a frame that a program sees.
 fn seen_by(program: &str, mut frame: Vec<u8>) -> Vec<u8> {
     if is_layer3(program) {
         frame.drain(..ETHERNET);
@@ -108,18 +108,19 @@ fn seen_by(program: &str, mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
-/// The frame of what a program saw, or made of it and did this with.
+/// The frame of a packet that a program saw, or that it returned with this verdict.
 fn framed(program: &str, verdict: Verdict, ethertype: [u8; 2], seen: &[u8]) -> Vec<u8> {
     if !is_layer3(program) {
         return seen.to_vec();
     }
-    // What is sent on has got room for a header.
+    // A forwarded packet has room for an Ethernet header.
     let network = if verdict == Verdict::Redirect { ETHERNET } else { 0 };
     [&[0; LINK], &ethertype[..], &seen[network..]].concat()
 }
 
-/// What a test run does not put where a device without Ethernet has it: room for an answer's
-/// headers comes behind the bytes that it takes for a link-layer header, not before them.
+/// The bytes of an answer that a test run puts in another place than a device without Ethernet
+/// headers. It inserts room for the answer's headers behind the bytes that it treats as a
+/// link-layer header, not before them.
 fn misplaced(program: &str, packet: &[u8], expected: &(Verdict, Vec<u8>)) -> Option<Range<usize>> {
     let (verdict, bytes) = expected;
     let (headers, is_icmp) = match bytes.first()? >> 4 {
@@ -131,7 +132,7 @@ fn misplaced(program: &str, packet: &[u8], expected: &(Verdict, Vec<u8>)) -> Opt
     (is_error && is_layer3(program)).then_some(headers..headers + ETHERNET)
 }
 
-/// Kernel and host side by side.
+/// The programs in the kernel and on the host.
 struct Both {
     datapath: Borrowed,
     host: Host,
@@ -146,22 +147,22 @@ impl Both {
         }
     }
 
-    /// Runs a packet on both sides; returns what becomes of it.
+    /// Runs a packet on both sides; returns the verdict and the bytes.
     fn step(&mut self, program: &str, packet: &[u8]) -> Result<(Verdict, Vec<u8>), TestCaseError> {
         let expected = self.host.run(program, packet);
         let (verdict, mut bytes) = self.datapath.verdict(program, packet);
         if let Some(part) = misplaced(program, packet, &expected) {
             bytes[part.clone()].copy_from_slice(&expected.1[part]);
         }
-        // In a test run one looks like the other.
+        // A test run cannot distinguish these two verdicts.
         let is_sent = |verdict| matches!(verdict, Verdict::Bounce | Verdict::Redirect);
         prop_assert!(
             verdict == expected.0 || is_sent(verdict) && is_sent(expected.0),
             "{program}: {verdict:?} and not {:?}: {packet:02x?}",
             expected.0
         );
-        // TC leaves the link-layer addresses of what it sends on to the kernel; the bytes of what
-        // is dropped are nobody's.
+        // TC leaves the link-layer addresses of forwarded packets to the kernel. The bytes of
+        // dropped packets do not matter.
         let from = match (expected.0, program) {
             (Verdict::Drop, _) => return Ok(expected),
             (Verdict::Redirect, "lb_xdp") => 0,
@@ -177,7 +178,7 @@ impl Both {
     }
 }
 
-/// Whether a packet names one of the addresses that anything is known of.
+/// Whether a packet contains an address that the programs know.
 fn is_ours(packet: &[u8]) -> bool {
     let names = |address: IpAddr| match address {
         IpAddr::V4(address) => packet.windows(4).any(|part| part == address.octets()),
@@ -194,9 +195,9 @@ fn is_ours(packet: &[u8]) -> bool {
     })
 }
 
-/// What must hold of a packet whatever the host says.
+/// Checks invariants of a packet that do not depend on the host's result.
 fn check(arrival: &Arrival, frame: &[u8], verdict: Verdict, bytes: &[u8]) -> Result<(), TestCaseError> {
-    // Also where there is no Ethernet: see `disguise`.
+    // Also without an Ethernet header: see `disguise`.
     let ethertype = [frame[LINK], frame[LINK + 1]];
     let is_ip = matches!(ethertype, [0x08, 0x00] | [0x86, 0xdd]);
     let faults = |verdict, seen| faults(&framed(arrival.program, verdict, ethertype, seen));
@@ -213,7 +214,7 @@ fn check(arrival: &Arrival, frame: &[u8], verdict: Verdict, bytes: &[u8]) -> Res
     Ok(())
 }
 
-/// Whether an IP packet ends within what came, as its header says.
+/// Whether the packet is as long as the length in its IP header.
 fn is_complete(Arrival { program, packet, .. }: &Arrival) -> bool {
     let network = if is_layer3(program) { 0 } else { ETHERNET };
     let field = |at: usize| {
@@ -230,9 +231,9 @@ fn is_complete(Arrival { program, packet, .. }: &Arrival) -> bool {
     network + length <= packet.len()
 }
 
-/// Runs a history on the host twice, with other bytes behind the packets' ends: nothing else
-/// differs.
-fn padding_is_not_read(host: &Host, arrivals: &[Arrival]) -> Result<(), TestCaseError> {
+/// Runs a history on the host twice, with different padding. Only the padding may differ in the
+/// results.
+fn check_padding_is_not_read(host: &Host, arrivals: &[Arrival]) -> Result<(), TestCaseError> {
     let history = |byte| {
         host.forget();
         for packet in openers() {
@@ -251,7 +252,7 @@ fn padding_is_not_read(host: &Host, arrivals: &[Arrival]) -> Result<(), TestCase
     Ok(())
 }
 
-/// Runs every packet through every program that may see it, as it is and in a longer frame.
+/// Runs every packet through every program that may see it, without and with padding.
 fn whole(both: &mut Both, (programs, frames): &Traffic) {
     both.restart();
     for frame in frames {
@@ -307,7 +308,7 @@ fn whatever_comes() {
             check(arrival, &frame, verdict, &bytes)?;
         }
         if arrivals.iter().all(is_complete) {
-            padding_is_not_read(&both.host, &arrivals)?;
+            check_padding_is_not_read(&both.host, &arrivals)?;
         }
         Ok(())
     });

@@ -15,9 +15,9 @@ use lb_tests::packet::world::{World, at, worlds};
 
 use super::disguise::{backend_at, everyone};
 
-/// One port, so that there is no choice.
+/// A single port, so that the allocation is deterministic.
 pub(crate) const PORTS: SourcePorts = only_ports(61_000, 1);
-/// Longer than any test.
+/// Longer than any test takes.
 const SECONDS: u32 = 1_000_000;
 pub(crate) const LIFETIMES: Lifetimes = Lifetimes {
     tcp_established: SECONDS,
@@ -38,17 +38,17 @@ pub(crate) const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::S
 pub(crate) enum Behind {
     /// A Pod of this node.
     Pod,
-    /// Two Pods, for clients that stay with one.
+    /// Two Pods, with session affinity.
     Affinity,
-    /// A Pod, for clients of the set of source ranges.
+    /// A Pod, restricted to the set of source ranges.
     Restricted,
     /// Nothing.
     Nothing,
-    /// A backend that is not said to be of this node.
+    /// A backend that is not marked as local.
     Remote(Place),
 }
 
-/// Ports of the VIP, which are those of their backends too.
+/// Ports of the VIP, which are also the ports of the backends.
 pub(crate) const SERVICES: [(u16, Behind); 9] = [
     (8080, Behind::Pod),
     (8081, Behind::Affinity),
@@ -110,7 +110,7 @@ pub(crate) fn serve(datapath: &mut Datapath) {
     }
 }
 
-/// Where the routes say that senders are: the first network that has them counts.
+/// The places of senders according to the routes. The first network that contains a sender applies.
 const SENDERS: [(&str, Sender); 28] = [
     ("172.16.0.1/32", Sender::Node),
     ("10.3.0.5/32", Sender::Node),
@@ -142,7 +142,7 @@ const SENDERS: [(&str, Sender); 28] = [
     ("::/0", Sender::Behind),
 ];
 
-/// The same core on the host, with the same tables and routes.
+/// The same code on the host, with the same tables and routes.
 pub(crate) fn host(datapath: &Datapath) -> Host {
     let device = worlds().map(|world| world.back_address());
     let surroundings = Surroundings {

@@ -10,7 +10,7 @@ use lb_tests::packet::world::{World, chunk, data, first};
 use super::disguise::{everyone, like};
 use super::services::{ALL, Behind, PORTS, SERVICES, backends, with_port};
 
-/// What opens the flows that other packets belong to.
+/// Packets that open the flows to which other packets belong.
 pub(crate) fn openers() -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     for world in everyone() {
@@ -18,14 +18,14 @@ pub(crate) fn openers() -> Vec<Vec<u8>> {
             let vip = with_port(world.vip, port);
             packets.extend(ALL.map(|protocol| first(protocol, world.client, vip).bytes()));
         }
-        // A Pod that is its own backend.
+        // A Pod that is its own backend (hairpin).
         let (pod, vip) = (with_port(world.pod, 40_000), with_port(world.vip, 8080));
         packets.extend(ALL.map(|protocol| first(protocol, pod, vip).bytes()));
     }
     packets
 }
 
-/// Everything that is rewritten: pairs of who sends and who receives, at any hook.
+/// Pairs of sender and receiver of packets that some hook rewrites, and some that none rewrites.
 fn talks(world: &World) -> Vec<(SocketAddr, SocketAddr)> {
     let mut talks = Vec::new();
     for (port, behind) in SERVICES {
@@ -88,7 +88,7 @@ fn packets(source: SocketAddr, destination: SocketAddr) -> Vec<Vec<u8>> {
     packets
 }
 
-/// Pairs of who seems to send and who receives after the rewrite: errors are about such packets.
+/// Pairs of sender and receiver after the rewrite: errors quote such packets.
 fn rewritten(world: &World) -> Vec<(SocketAddr, SocketAddr)> {
     let reversed = |(source, destination)| (destination, source);
     let replies = SERVICES.map(|(port, _)| (with_port(world.vip, port), world.client));
@@ -97,7 +97,7 @@ fn rewritten(world: &World) -> Vec<(SocketAddr, SocketAddr)> {
     requests.chain(replies).chain([hairpin]).collect()
 }
 
-/// Errors about packets between two ends, from who has received them and from a router.
+/// Errors about packets between two ends, from their receiver and from a router.
 fn errors(source: SocketAddr, destination: SocketAddr) -> Vec<Vec<u8>> {
     let ([error, too_big], header, router) = match source.is_ipv4() {
         true => ([[3, 3], [3, 4]], 20, "203.0.113.9"),
@@ -118,7 +118,7 @@ fn errors(source: SocketAddr, destination: SocketAddr) -> Vec<Vec<u8>> {
     errors
 }
 
-/// Every packet of these, as it was sent.
+/// All packets of these worlds.
 pub(crate) fn everything(worlds: &[World]) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     for world in worlds {
