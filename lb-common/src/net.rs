@@ -182,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn port(number: u16) {
+        fn a_port_keeps_its_number(number: u16) {
             let port = Port::new(number);
             prop_assert_eq!(port.get(), number);
             prop_assert_eq!(port.to_bytes(), number.to_be_bytes());
@@ -190,7 +190,7 @@ mod tests {
         }
 
         #[test]
-        fn address4(octets: [u8; 4]) {
+        fn an_ipv4_address_keeps_its_octets(octets: [u8; 4]) {
             let address = Address4::from(Ipv4Addr::from(octets));
             prop_assert_eq!(address.to_bytes(), octets);
             prop_assert_eq!(address.to_word().to_ne_bytes(), octets);
@@ -199,7 +199,7 @@ mod tests {
         }
 
         #[test]
-        fn address6(octets: [u8; 16]) {
+        fn an_ipv6_address_keeps_its_octets(octets: [u8; 16]) {
             let address = Address6::from(Ipv6Addr::from(octets));
             prop_assert_eq!(address.to_words()[1].to_ne_bytes(), [octets[4], octets[5], octets[6], octets[7]]);
             prop_assert_eq!(Address6::from_words(address.to_words()), address);
@@ -207,7 +207,7 @@ mod tests {
         }
 
         #[test]
-        fn mapped(octets: [u8; 4]) {
+        fn a_mapped_address_keeps_its_ipv4_octets(octets: [u8; 4]) {
             let address = Address4::from_bytes(octets);
             let mapped = Address6::from_mapped(address);
             prop_assert_eq!(Ipv6Addr::from(mapped), Ipv4Addr::from(octets).to_ipv6_mapped());

@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bounds() {
+    fn verdicts_follow_bounds_and_quartiles() {
         let ratio = |first, median, third| Quartiles {
             median,
             quartiles: [first, third],

@@ -12,7 +12,7 @@ use nix::unistd::Uid;
 /// Shows a Service between network namespaces of this machine.
 #[derive(Parser)]
 struct Arguments {
-    /// Leave the lab for exploring until Enter is pressed
+    /// Leave the lab running until Enter is pressed
     #[arg(long)]
     keep: bool,
     /// Minimum number of requests that each client sends in each phase

@@ -108,7 +108,7 @@ fn everywhere(mut check: impl FnMut(&mut Datapath, &World, u32, &'static str, &m
 }
 
 #[test]
-fn a_client_stays_and_clients_are_spread() {
+fn clients_keep_their_backend_and_are_spread() {
     everywhere(|datapath, world, _, program, opener| {
         let clients = clients(world, 40);
         let mut chosen = Vec::new();
@@ -127,7 +127,7 @@ fn a_client_stays_and_clients_are_spread() {
 }
 
 #[test]
-fn it_stays_where_others_do_not_go_until_it_was_idle() {
+fn a_client_keeps_an_unused_backend_until_it_was_idle() {
     everywhere(|datapath, world, service, program, opener| {
         let client = world.client.ip();
         let mut open = |datapath: &mut Datapath| opener.open(datapath, program, client, world.vip);
@@ -158,7 +158,7 @@ fn it_stays_where_others_do_not_go_until_it_was_idle() {
 const DRAWS: u32 = 30;
 
 #[test]
-fn a_client_whose_affinity_has_ended_draws_by_chance() {
+fn a_client_whose_affinity_ended_gets_a_random_backend() {
     everywhere(|datapath, world, _, program, opener| {
         let mut open = |datapath: &mut Datapath| opener.open(datapath, program, world.client.ip(), world.vip);
         let pod = open(datapath);
@@ -179,7 +179,7 @@ fn a_client_whose_affinity_has_ended_draws_by_chance() {
 }
 
 #[test]
-fn it_leaves_a_backend_that_takes_no_new_connections() {
+fn a_client_leaves_a_backend_without_new_connections() {
     everywhere(|datapath, world, service, program, opener| {
         let base = service * 100;
         let mut open = |datapath: &mut Datapath| opener.open(datapath, program, world.client.ip(), world.vip);
@@ -203,7 +203,7 @@ fn it_leaves_a_backend_that_takes_no_new_connections() {
 }
 
 #[test]
-fn with_policy_local_it_leaves_backends_of_other_nodes() {
+fn with_a_local_policy_clients_leave_backends_of_other_nodes() {
     everywhere(|datapath, world, service, program, opener| {
         let mut open = |datapath: &mut Datapath| opener.open(datapath, program, world.client.ip(), world.vip);
         serve(datapath, world.vip, sticky(service));
@@ -230,7 +230,7 @@ fn with_policy_local_it_leaves_backends_of_other_nodes() {
 }
 
 #[test]
-fn ports_of_a_service_are_independent() {
+fn ports_of_a_service_have_independent_affinity() {
     let Some(mut datapath) = prepared() else { return };
     let mut opener = Opener(1000);
     for (service, world) in (1..).zip(worlds()) {
@@ -275,7 +275,7 @@ fn with_table(affinity_seconds: u32) -> Option<Borrowed> {
 /// Nodes with equal tables make the same choices, so a client keeps its backend when another node
 /// takes over its packets.
 #[test]
-fn every_node_chooses_the_same_for_a_client() {
+fn every_node_chooses_the_same_backend_for_a_client() {
     let (Some(mut one), Some(mut other)) = (with_table(SECONDS), with_table(SECONDS)) else {
         return;
     };
@@ -297,7 +297,7 @@ fn every_node_chooses_the_same_for_a_client() {
 
 /// Without affinity, the hash of the connection decides for clients outside.
 #[test]
-fn every_node_chooses_the_same_for_a_connection() {
+fn every_node_chooses_the_same_backend_for_a_connection() {
     let (Some(mut one), Some(mut other)) = (with_table(0), with_table(0)) else {
         return;
     };

@@ -409,7 +409,7 @@ fn a_syn_on_a_closed_connection_is_explained_as_a_new_one() {
 }
 
 #[test]
-fn pings() {
+fn explained_pings_match_the_programs() {
     let Some(mut datapath) = datapath() else { return };
     for world in worlds() {
         let key = FrontendKey::Wildcard(world.vip.ip());
@@ -459,7 +459,7 @@ fn ping(source: IpAddr, destination: IpAddr) -> Vec<u8> {
 }
 
 #[test]
-fn clients_outside_of_backends_on_other_nodes() {
+fn forwarding_to_other_nodes_is_explained() {
     let Some(mut datapath) = datapath() else { return };
     let Some(network) = Network::enter(&mut datapath) else {
         return;

@@ -69,7 +69,7 @@ fn accept(datapath: &mut Datapath, client: SocketAddr, vip: SocketAddr, pod: Soc
 }
 
 #[test]
-fn hairpin_goes_back_with_the_address_of_the_node() {
+fn hairpin_packets_have_the_nodes_address_as_source() {
     with_pods(one, |datapath, world, service| {
         let device = POD_DEVICE;
         for protocol in PROTOCOLS {
@@ -99,7 +99,7 @@ fn hairpin_goes_back_with_the_address_of_the_node() {
 }
 
 #[test]
-fn hairpin_keeps_its_source_port() {
+fn hairpin_flows_keep_their_source_port() {
     with_pods(one, |datapath, world, _| {
         let client = SocketAddr::new(world.pod.ip(), 40_000);
         let mut sources = (0..4).map(|_| {
@@ -128,7 +128,7 @@ fn hairpin_without_an_address_of_the_node_is_dropped() {
 }
 
 #[test]
-fn tcp_to_a_backend_that_is_gone_is_reset() {
+fn tcp_to_a_removed_backend_is_reset() {
     with_pods(two, |datapath, world, service| {
         let before = datapath.reason(Reason::BackendGone);
         for (port, device) in (1000..).zip(DEVICES) {
@@ -153,7 +153,7 @@ fn tcp_to_a_backend_that_is_gone_is_reset() {
 }
 
 #[test]
-fn reset_to_a_backend_that_is_gone_is_not_answered() {
+fn a_reset_to_a_removed_backend_is_not_answered() {
     with_pods(two, |datapath, world, service| {
         let (row, _) = open_and_move(datapath, world, service, &syn(world.client, world.vip));
         datapath.set_state(row, BackendState::Gone);
@@ -163,7 +163,7 @@ fn reset_to_a_backend_that_is_gone_is_not_answered() {
 }
 
 #[test]
-fn flows_of_a_gone_backend_get_another_if_they_can() {
+fn first_packets_leave_a_removed_backend() {
     with_pods(two, |datapath, world, service| {
         for (port, replaced) in [(1000, false), (2000, true)] {
             for packet in [udp, syn].map(|build| build(world.client_at(port), world.vip)) {
@@ -185,7 +185,7 @@ fn flows_of_a_gone_backend_get_another_if_they_can() {
 }
 
 #[test]
-fn draining_backend_keeps_its_flows_and_gets_no_new_ones() {
+fn a_draining_backend_keeps_flows_and_gets_no_new_ones() {
     with_pods(two, |datapath, world, service| {
         for protocol in PROTOCOLS {
             let packet = first(protocol, world.client, world.vip);
@@ -203,7 +203,7 @@ fn draining_backend_keeps_its_flows_and_gets_no_new_ones() {
 }
 
 #[test]
-fn absent_backend_keeps_what_it_has_answered_and_tcp() {
+fn an_absent_backend_keeps_answered_flows_and_tcp() {
     with_pods(two, |datapath, world, service| {
         let cases = PROTOCOLS
             .into_iter()
@@ -250,7 +250,7 @@ fn fin(source: SocketAddr, destination: SocketAddr) -> Build {
 }
 
 #[test]
-fn syn_on_a_closed_connection_chooses_anew() {
+fn a_syn_on_a_closed_connection_selects_a_new_backend() {
     with_pods(two, |datapath, world, service| {
         for (port, close) in [
             (1000, &[(fin as fn(_, _) -> _, true), (fin, false)][..]),
@@ -283,7 +283,7 @@ fn syn_on_a_closed_connection_chooses_anew() {
 }
 
 #[test]
-fn one_side_closing_is_not_the_end() {
+fn a_fin_of_one_side_does_not_close_the_flow() {
     with_pods(two, |datapath, world, service| {
         let (_, other) = open_and_move(datapath, world, service, &syn(world.client, world.vip));
         destination(datapath, &fin(world.client, world.vip));
@@ -316,7 +316,7 @@ const HALF_AN_HOUR: u32 = 1800;
 const LONG: u32 = 1 << 20;
 
 #[test]
-fn idle_flow_is_forgotten() {
+fn idle_flows_expire() {
     with_pods(two, |datapath, world, service| {
         for protocol in PROTOCOLS {
             let packet = first(protocol, world.client, world.vip);
@@ -331,7 +331,7 @@ fn idle_flow_is_forgotten() {
 }
 
 #[test]
-fn established_connection_outlives_one_that_is_not() {
+fn established_connections_live_longer_than_opening_ones() {
     with_pods(two, |datapath, world, service| {
         for (port, answered, acknowledged) in [(1000, true, true), (2000, true, false), (3000, false, false)]
         {
@@ -430,7 +430,7 @@ fn one_source_port_reaches_two_frontends_of_two_pods() {
 }
 
 #[test]
-fn late_packets_of_a_closed_connection_do_not_touch_its_successor() {
+fn late_packets_do_not_change_the_next_connection() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);
@@ -457,7 +457,7 @@ fn late_packets_of_a_closed_connection_do_not_touch_its_successor() {
 }
 
 #[test]
-fn direct_connection_from_the_port_of_a_closed_one_is_left_alone() {
+fn a_direct_connection_from_a_closed_ones_port_passes() {
     with_pods(one, |datapath, world, _| {
         let client = world.client;
         destination(datapath, &syn(client, world.vip));
@@ -468,7 +468,7 @@ fn direct_connection_from_the_port_of_a_closed_one_is_left_alone() {
 }
 
 #[test]
-fn service_without_frontends_keeps_the_flows_of_its_backends() {
+fn flows_continue_after_their_frontends_are_deleted() {
     with_pods(one, |datapath, world, service| {
         for protocol in PROTOCOLS {
             destination(datapath, &first(protocol, world.client, world.vip));

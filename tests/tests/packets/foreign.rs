@@ -48,7 +48,7 @@ const FROM_DEVICES: [&str; 3] = ["lb_xdp", "lb_tc_from_network", "lb_tc_from_pod
 const NETWORK: usize = 14;
 
 #[test]
-fn other_protocols() {
+fn packets_of_other_protocols_pass() {
     let Some(mut datapath) = prepared() else { return };
     for (world, field) in worlds().into_iter().zip([NETWORK + 9, NETWORK + 6]) {
         for packet in ours(&world) {
@@ -79,7 +79,7 @@ fn frames_of_other_ethertypes_pass() {
 
 /// Such frames arrive if a switch floods them or the device is promiscuous.
 #[test]
-fn frames_for_other_machines() {
+fn frames_for_other_link_layer_addresses_pass() {
     const ADDRESSES: [[u8; 6]; 6] = [
         [2, 0, 0, 0, 0, 9],
         // One byte differs from the node's address.
@@ -127,7 +127,7 @@ fn frames_for_other_machines() {
 
 /// XDP passes packets to TC if it does not know the device's link-layer address.
 #[test]
-fn devices_that_xdp_does_not_know() {
+fn xdp_passes_packets_of_unknown_devices_to_tc() {
     let Some(mut datapath) = prepared() else { return };
     let Some(network) = Network::enter(&mut datapath) else {
         return;
@@ -151,7 +151,7 @@ fn devices_that_xdp_does_not_know() {
 
 /// Tagged frames belong to a VLAN device, whose programs see them without the tags.
 #[test]
-fn vlan_tags() {
+fn frames_with_vlan_tags_pass() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for packet in ours(&world) {
@@ -175,7 +175,7 @@ fn later_fragments_without_a_first_one_pass() {
 }
 
 #[test]
-fn truncated_anywhere() {
+fn truncated_packets_pass_unchanged() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for packet in ours(&world) {
@@ -261,7 +261,7 @@ fn invalid_tcp_headers_pass_unchanged() {
 }
 
 #[test]
-fn other_addresses_and_ports() {
+fn packets_to_other_addresses_and_ports_pass() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for protocol in PROTOCOLS {
@@ -332,7 +332,7 @@ fn random() -> impl Strategy<Value = Vec<u8>> {
 }
 
 #[test]
-fn nothing_is_corrupted() {
+fn damaged_and_random_packets_are_not_corrupted() {
     let Some(datapath) = prepared() else { return };
     let datapath = RefCell::new(datapath);
     let config = Config {

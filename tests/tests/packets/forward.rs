@@ -87,7 +87,7 @@ fn there_and_back(
 }
 
 #[test]
-fn request_and_reply() {
+fn requests_and_replies_are_forwarded() {
     with_backend(Place::Back, |datapath, network, world, program| {
         let builds: [fn(SocketAddr, SocketAddr) -> Build; 4] = [
             |from, to| first(Protocol::Tcp, from, to),
@@ -114,7 +114,7 @@ fn request_and_reply() {
 }
 
 #[test]
-fn what_comes_back_out_of_its_device_is_bounced_by_xdp() {
+fn xdp_bounces_packets_that_leave_by_their_ingress_device() {
     with_backend(Place::Front, |datapath, _, world, program| {
         let pod = world.backend_at(Place::Front);
         for protocol in PROTOCOLS {
@@ -141,7 +141,7 @@ fn what_comes_back_out_of_its_device_is_bounced_by_xdp() {
 }
 
 #[test]
-fn clients_of_this_node_are_not_sent_on() {
+fn packets_of_local_clients_are_left_to_the_stack() {
     with_backend(Place::Back, |datapath, _, world, _| {
         // The Pod is at the other end of the device.
         let pod = world.neighbour();
@@ -154,7 +154,7 @@ fn clients_of_this_node_are_not_sent_on() {
 }
 
 #[test]
-fn backends_of_this_node_are_left_to_its_stack() {
+fn packets_to_local_backends_are_left_to_the_stack() {
     with_backend(Place::Back, |datapath, _, world, program| {
         let pod = world.backend_at(Place::Back);
         let service = if world.vip.is_ipv4() { 1 } else { 2 };
@@ -168,7 +168,7 @@ fn backends_of_this_node_are_left_to_its_stack() {
 }
 
 #[test]
-fn an_address_of_this_node_is_left_to_its_stack() {
+fn packets_to_addresses_of_the_node_are_left_to_the_stack() {
     with_backend(Place::Node, |datapath, _, world, program| {
         let pod = world.backend_at(Place::Node);
         for protocol in PROTOCOLS {
@@ -181,7 +181,7 @@ fn an_address_of_this_node_is_left_to_its_stack() {
 }
 
 #[test]
-fn without_a_known_neighbour_xdp_leaves_the_packet_to_tc() {
+fn xdp_leaves_packets_with_unresolved_neighbours_to_tc() {
     with_backend(Place::Unresolved, |datapath, _, world, _| {
         let pod = world.backend_at(Place::Unresolved);
         for protocol in PROTOCOLS {
@@ -202,7 +202,7 @@ fn without_a_known_neighbour_xdp_leaves_the_packet_to_tc() {
 }
 
 #[test]
-fn without_a_transmitting_device_xdp_leaves_the_packet_to_tc() {
+fn xdp_leaves_packets_to_tc_if_the_device_cannot_transmit() {
     with_backend(Place::Back, |datapath, network, world, _| {
         network.tell(datapath, &[network.front]);
         for protocol in PROTOCOLS {
@@ -227,7 +227,7 @@ fn without_a_route_packets_are_dropped() {
 }
 
 #[test]
-fn when_the_route_vanishes_packets_are_dropped() {
+fn packets_of_open_connections_without_a_route_are_dropped() {
     with_backend(Place::Back, |datapath, network, world, program| {
         let source = there_and_back(datapath, network, world, program, syn);
         let before = datapath.reason(Reason::NoRoute);
@@ -246,7 +246,7 @@ fn when_the_route_vanishes_packets_are_dropped() {
 }
 
 #[test]
-fn a_node_that_does_not_forward_drops() {
+fn packets_are_dropped_if_ip_forwarding_is_off() {
     with_backend(Place::Back, |datapath, network, world, program| {
         let before = datapath.reason(Reason::NoRoute);
         network.sysctl(&[("ipv4/ip_forward", "0"), ("ipv6/conf/all/forwarding", "0")]);
@@ -298,7 +298,7 @@ fn of_length(protocol: Protocol, world: &World, length: u32) -> Build {
 }
 
 #[test]
-fn the_sender_of_a_packet_that_is_too_big_is_told() {
+fn packets_above_the_mtu_are_answered_with_an_error() {
     let mut count = 0;
     with_backend(Place::Narrow, |datapath, _, world, program| {
         for protocol in PROTOCOLS {
@@ -316,7 +316,7 @@ fn the_sender_of_a_packet_that_is_too_big_is_told() {
 }
 
 #[test]
-fn the_sender_of_a_packet_whose_hop_limit_ends_is_told() {
+fn packets_with_an_expired_hop_limit_are_answered_with_an_error() {
     let mut count = 0;
     with_backend(Place::Back, |datapath, _, world, program| {
         for protocol in PROTOCOLS {
@@ -337,7 +337,7 @@ fn the_sender_of_a_packet_whose_hop_limit_ends_is_told() {
 }
 
 #[test]
-fn reset_is_not_answered() {
+fn a_reset_with_an_expired_hop_limit_is_not_answered() {
     with_backend(Place::Back, |datapath, _, world, program| {
         let packet = ack(world.client, world.vip).flags(|header| header.rst = true);
         datapath.dropped(program, &packet.hop_limit(1).bytes());
@@ -347,7 +347,7 @@ fn reset_is_not_answered() {
 /// While a route is missing, packets are dropped. They leave no flow, so they are forwarded when
 /// the route returns.
 #[test]
-fn a_route_comes_back() {
+fn connections_continue_when_a_route_returns() {
     const AWAY: [&str; 4] = [
         "route del 10.1.0.0/16",
         "route del fd00:1::/64",
@@ -387,7 +387,7 @@ fn a_route_comes_back() {
 }
 
 #[test]
-fn connections_that_share_a_backend_have_source_ports_of_their_own() {
+fn connections_to_one_backend_have_distinct_source_ports() {
     let two = only_ports(61_000, 2);
     let Some(mut datapath) = datapath_with(|settings| settings.source_ports = two) else {
         return;

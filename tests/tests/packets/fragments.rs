@@ -74,7 +74,7 @@ fn fragments_that_leave_without_a_flow_add_no_rows() {
 }
 
 #[test]
-fn request_and_reply() {
+fn fragments_of_requests_and_replies_are_translated() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for device in DEVICES {
@@ -152,7 +152,7 @@ fn sent(datapath: &mut Datapath, program: &str, packets: &[Vec<u8>], verdict: Ve
 }
 
 #[test]
-fn sent_on_to_another_node() {
+fn fragments_are_forwarded_to_other_nodes() {
     let Some(mut datapath) = prepared() else { return };
     let Some(network) = Network::enter(&mut datapath) else {
         return;
@@ -204,7 +204,7 @@ fn sent_on_to_another_node() {
 }
 
 #[test]
-fn hairpin() {
+fn fragments_of_hairpin_connections_are_translated() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         let device = POD_DEVICE;
@@ -274,7 +274,7 @@ fn fragments_for_other_addresses_pass() {
 }
 
 #[test]
-fn the_first_is_waited_upon_for_half_a_minute() {
+fn later_fragments_are_translated_for_half_a_minute() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for device in DEVICES {
@@ -345,7 +345,7 @@ fn a_reused_identification_follows_its_latest_first_fragment() {
 /// A RST needs values that are in later fragments of a TCP segment, and an ICMP error quotes only a
 /// first fragment.
 #[test]
-fn without_endpoints_the_first_of_a_datagram_is_answered() {
+fn a_first_fragment_without_endpoints_is_answered() {
     let Some(mut datapath) = prepared() else { return };
     let mut count = 0;
     for (service, world) in (3..).zip(worlds()) {
@@ -387,7 +387,7 @@ fn first_fragments_with_a_cut_transport_header_pass() {
 }
 
 #[test]
-fn ip_options_are_left_alone() {
+fn fragments_with_ip_options_pass() {
     let Some(mut datapath) = prepared() else { return };
     let world: World = worlds()[0];
     for device in DEVICES {

@@ -119,7 +119,7 @@ fn with_flows(mut check: impl FnMut(&mut Datapath, Device, &World)) {
 }
 
 #[test]
-fn about_replies() {
+fn errors_about_replies_are_translated() {
     with_flows(|datapath, device, world| {
         let (client, vip) = (world.client, vip(world));
         for quoting in quotings() {
@@ -137,7 +137,7 @@ fn about_replies() {
 }
 
 #[test]
-fn about_requests() {
+fn errors_about_requests_are_translated() {
     with_flows(|datapath, device, world| {
         let (client, vip) = (world.client, vip(world));
         for quoting in quotings() {
@@ -196,7 +196,7 @@ fn errors_about_hairpin_requests_are_translated() {
 }
 
 #[test]
-fn about_packets_that_were_sent_on() {
+fn errors_about_forwarded_packets_are_translated() {
     let Some(mut datapath) = datapath() else { return };
     let Some(network) = Network::enter(&mut datapath) else {
         return;
@@ -271,7 +271,7 @@ fn sent_on(
 }
 
 #[test]
-fn sent_on_errors_are_not_answered() {
+fn errors_with_an_expired_hop_limit_are_not_answered() {
     let Some(mut datapath) = datapath() else { return };
     let Some(network) = Network::enter(&mut datapath) else {
         return;
@@ -395,7 +395,7 @@ fn icmp_messages_of_other_types_pass() {
 }
 
 #[test]
-fn behind_ip_options() {
+fn errors_with_ip_options_pass() {
     with_flows(|datapath, device, world| {
         let (client, vip) = (world.client, vip(world));
         let quoting = quotings()[0];
@@ -451,7 +451,7 @@ fn wildcard(datapath: &mut Datapath, world: &World, flags: u32, source_ranges: u
 }
 
 #[test]
-fn echo_requests_are_answered() {
+fn echo_requests_to_a_vip_are_answered() {
     let Some(mut datapath) = datapath() else { return };
     let back = Link {
         destination: SENDER,
@@ -496,7 +496,7 @@ fn echo_requests_to_a_vip_without_endpoints_are_not_answered() {
 }
 
 #[test]
-fn echo_requests_from_outside_of_the_source_ranges_are_dropped() {
+fn echo_requests_from_outside_the_source_ranges_are_dropped() {
     let Some(mut datapath) = datapath() else { return };
     for world in worlds() {
         let set = 5;

@@ -31,7 +31,7 @@ fn destination(datapath: &mut Datapath, program: &str, packet: &Build) -> Socket
 }
 
 #[test]
-fn open_connections_go_on() {
+fn open_connections_to_a_removed_backend_continue() {
     everywhere(|datapath, world, program, row| {
         let (client, vip) = (world.client, world.vip);
         assert_eq!(destination(datapath, program, &syn(client, vip)), world.pod);

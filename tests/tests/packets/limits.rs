@@ -54,7 +54,7 @@ fn answered(datapath: &mut Datapath, program: &str, packet: &[u8], times: usize)
 }
 
 #[test]
-fn errors_to_a_prefix_are_limited() {
+fn icmp_errors_to_a_prefix_are_limited() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for device in DEVICES {
@@ -76,7 +76,7 @@ fn errors_to_a_prefix_are_limited() {
 
 /// A test of the limit itself would have to be faster than the bucket fills.
 #[test]
-fn a_thousand_resets_at_once_are_sent() {
+fn a_burst_of_a_thousand_resets_is_sent() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         for device in DEVICES {
@@ -89,7 +89,7 @@ fn a_thousand_resets_at_once_are_sent() {
 }
 
 #[test]
-fn who_cannot_be_a_host_is_never_answered() {
+fn packets_from_invalid_sources_are_never_answered() {
     let Some(mut datapath) = prepared() else { return };
     for world in worlds() {
         let sources: &[&str] = match world.vip.ip() {
@@ -125,7 +125,7 @@ fn who_cannot_be_a_host_is_never_answered() {
 }
 
 #[test]
-fn the_seed_decides_which_backend_clients_outside_get() {
+fn the_hash_seed_selects_backends_of_clients_outside() {
     let chosen = |seed: u64| {
         let mut datapath = datapath_with(|settings| settings.hash_seed = seed)?;
         let mut backends = Vec::new();

@@ -47,7 +47,7 @@ fn all() -> Vec<Translated> {
 }
 
 #[test]
-fn packets_of_the_connection_pass_until_it_has_ended() {
+fn packets_pass_until_their_connection_ends() {
     let Some(mut datapath) = prepared() else { return };
     let mut flows = passing(&datapath);
     assert_eq!(flows.set(&all(), Clock::read().unwrap()).unwrap(), 4);
@@ -80,7 +80,7 @@ fn packets_of_the_connection_pass_until_it_has_ended() {
 }
 
 #[test]
-fn a_reset_says_nothing() {
+fn a_reset_does_not_end_a_passing_connection() {
     let Some(mut datapath) = prepared() else { return };
     let mut flows = passing(&datapath);
     for world in worlds() {

@@ -73,7 +73,7 @@ fn states(datapath: &Datapath) -> Vec<u32> {
 }
 
 #[test]
-fn a_later_fragment_that_comes_first_is_sent_there_and_all_others_follow() {
+fn a_later_fragment_that_arrives_first_starts_a_detour() {
     for (program, role) in INGRESS {
         let Some(mut datapath) = prepared(Some(role)) else {
             return;
@@ -246,7 +246,7 @@ fn from_elsewhere(world: &World) -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn detours_of_a_prefix_have_a_budget() {
+fn detours_of_a_prefix_are_rate_limited() {
     for (program, role) in INGRESS {
         let Some(mut datapath) = prepared(Some(role)) else {
             return;
@@ -269,7 +269,7 @@ fn detours_of_a_prefix_have_a_budget() {
 }
 
 #[test]
-fn detours_of_all_senders_have_a_budget() {
+fn detours_of_all_senders_are_rate_limited() {
     for (program, role) in INGRESS {
         let Some(mut datapath) = prepared(Some(role)) else {
             return;

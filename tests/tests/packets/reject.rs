@@ -74,7 +74,7 @@ fn without_backends(reason: Reason, mut check: impl FnMut(&mut Datapath, &str, &
 }
 
 #[test]
-fn syn_is_acknowledged_and_reset() {
+fn a_syn_is_acknowledged_and_reset() {
     without_backends(Reason::NoEndpoint, |datapath, program, world| {
         let packet = syn(world.client, world.vip).payload(&[]);
         let header = reset(datapath, program, &packet);
@@ -157,7 +157,7 @@ fn a_reset_has_no_ip_options_or_extension_headers() {
 }
 
 #[test]
-fn reset_is_never_answered() {
+fn a_reset_is_never_answered() {
     without_backends(Reason::NoEndpoint, |datapath, program, world| {
         for packet in [ack(world.client, world.vip), syn(world.client, world.vip)] {
             let packet = packet.flags(|header| header.rst = true);
@@ -168,7 +168,7 @@ fn reset_is_never_answered() {
 }
 
 #[test]
-fn datagram_is_answered_with_port_unreachable() {
+fn a_datagram_is_answered_with_port_unreachable() {
     without_backends(Reason::NoEndpoint, |datapath, program, world| {
         for length in [0, 1, 8, 1200] {
             unreachable(
@@ -187,7 +187,7 @@ fn datagram_is_answered_with_port_unreachable() {
 }
 
 #[test]
-fn datagram_with_ip_options_is_dropped() {
+fn a_datagram_with_ip_options_is_dropped() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[]);
@@ -207,7 +207,7 @@ fn datagram_with_ip_options_is_dropped() {
 }
 
 #[test]
-fn unknown_port_is_rejected() {
+fn packets_to_unknown_ports_are_rejected() {
     without_backends(Reason::UnknownPort, |datapath, program, world| {
         for address in [world.vip, world.vip2] {
             let unknown = SocketAddr::new(address.ip(), 9999);
@@ -253,7 +253,7 @@ fn with_regions(datapath: &mut Datapath, service: u32, world: &World, flags: u32
 }
 
 #[test]
-fn traffic_policies_choose_the_region() {
+fn the_traffic_policy_selects_the_region() {
     let Some(mut datapath) = datapath() else { return };
     let (inside, outside) = (frontend_flags::INSIDE_LOCAL, frontend_flags::OUTSIDE_LOCAL);
     for (index, world) in (0..).zip(worlds()) {
@@ -279,7 +279,7 @@ fn traffic_policies_choose_the_region() {
 }
 
 #[test]
-fn without_local_endpoint_packets_are_dropped() {
+fn packets_without_a_local_endpoint_are_dropped() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         with_regions(&mut datapath, service, &world, frontend_flags::OUTSIDE_LOCAL, 0);
@@ -349,7 +349,7 @@ fn packets_without_a_valid_slot_are_dropped() {
 }
 
 #[test]
-fn first_endpoint_is_found_by_the_next_packet() {
+fn the_next_packet_finds_the_first_endpoint() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         for protocol in PROTOCOLS {

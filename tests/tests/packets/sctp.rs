@@ -61,7 +61,7 @@ fn sctp_fragments_are_translated() {
 }
 
 #[test]
-fn request_and_reply() {
+fn sctp_requests_and_replies_are_translated() {
     let Some(mut datapath) = prepared(one) else { return };
     for world in worlds() {
         for device in DEVICES {
@@ -83,7 +83,7 @@ fn request_and_reply() {
 }
 
 #[test]
-fn behind_ip_options() {
+fn sctp_behind_ip_options_is_translated() {
     let Some(mut datapath) = prepared(one) else { return };
     for world in worlds() {
         for device in DEVICES {
@@ -152,7 +152,7 @@ fn a_new_association_may_get_another_backend() {
 }
 
 #[test]
-fn sent_on_with_its_source_port() {
+fn sctp_is_forwarded_with_its_source_port() {
     let pods = |world: &World| vec![world.backend_at(Place::Back)];
     let Some(mut datapath) = prepared(pods) else {
         return;
@@ -207,7 +207,7 @@ const BACK: Link = Link {
 };
 
 #[test]
-fn hairpin_keeps_its_source_port() {
+fn sctp_hairpin_connections_keep_their_source_port() {
     let Some(mut datapath) = prepared(one) else { return };
     for world in worlds() {
         let (client, vip) = (SocketAddr::new(world.pod.ip(), 40_000), vip(&world));
@@ -223,7 +223,7 @@ fn hairpin_keeps_its_source_port() {
 }
 
 #[test]
-fn without_endpoints_it_is_answered_with_port_unreachable() {
+fn sctp_without_endpoints_is_answered_with_port_unreachable() {
     let Some(mut datapath) = prepared(|_| Vec::new()) else {
         return;
     };

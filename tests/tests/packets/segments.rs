@@ -51,7 +51,7 @@ fn with_narrow_route(mut check: impl FnMut(&mut Datapath, &World, Protocol)) {
 }
 
 #[test]
-fn segments_that_fit_the_route_are_sent_on() {
+fn segments_within_the_mtu_are_forwarded() {
     with_narrow_route(|datapath, world, protocol| {
         let packet = large(world, protocol);
         datapath.segment_size = NARROW_MTU - headers(world, protocol);
@@ -68,7 +68,7 @@ fn segments_that_fit_the_route_are_sent_on() {
 }
 
 #[test]
-fn the_sender_of_segments_that_are_too_big_is_told() {
+fn segments_above_the_mtu_are_answered_with_an_error() {
     let mut count = 0;
     with_narrow_route(|datapath, world, protocol| {
         let packet = large(world, protocol).bytes();
@@ -104,7 +104,7 @@ fn source_port(frame: &[u8], extensions: usize) -> u16 {
 }
 
 #[test]
-fn segments_without_length_are_translated_and_back() {
+fn big_tcp_packets_are_translated_in_both_directions() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);
@@ -188,7 +188,7 @@ fn big_tcp_packets_to_removed_backends_are_reset() {
 
 /// The same packet without GSO is too big.
 #[test]
-fn without_segments_it_is_the_packet_that_counts() {
+fn packets_without_gso_are_compared_with_the_mtu() {
     with_narrow_route(|datapath, world, protocol| {
         datapath.segment_size = 0;
         datapath.bounce(PROGRAM, &large(world, protocol).bytes());

@@ -72,7 +72,7 @@ fn beside(world: &World) -> SocketAddr {
 }
 
 #[test]
-fn the_first_packets_are_dropped_at_every_hook_while_the_cidr_is_in_force() {
+fn first_packets_are_dropped_while_the_cidr_is_in_force() {
     let Some(mut datapath) = datapath() else { return };
     let packets = || {
         let of_world = |world: World| ALL.map(|protocol| first(protocol, world.client, world.vip).bytes());
@@ -108,7 +108,7 @@ fn the_first_packets_are_dropped_at_every_hook_while_the_cidr_is_in_force() {
 }
 
 #[test]
-fn what_goes_on_from_inside_may_be_an_answer() {
+fn replies_from_inside_pass() {
     let Some(mut datapath) = datapath() else { return };
     set_all(&mut datapath, true);
     let mut dropped = 0;
@@ -134,7 +134,7 @@ fn what_goes_on_from_inside_may_be_an_answer() {
 }
 
 #[test]
-fn an_address_with_a_row_is_allocated() {
+fn packets_to_addresses_with_a_row_are_not_dropped() {
     let Some(mut datapath) = datapath() else { return };
     set_all(&mut datapath, true);
     for (service, world) in (1..).zip(worlds()) {
@@ -169,7 +169,7 @@ fn an_address_with_a_row_is_allocated() {
 }
 
 #[test]
-fn an_address_that_was_a_services_is_dropped_but_for_its_flows() {
+fn only_open_flows_reach_a_deleted_services_address() {
     let Some(mut datapath) = datapath() else { return };
     set_all(&mut datapath, true);
     let mut dropped = 0;
@@ -202,7 +202,7 @@ fn echo(source: IpAddr, destination: IpAddr) -> Build {
 }
 
 #[test]
-fn echo_requests_are_dropped_and_errors_and_replies_are_not() {
+fn echo_requests_are_dropped_but_errors_and_replies_pass() {
     let Some(mut datapath) = datapath() else { return };
     set_all(&mut datapath, true);
     let mut dropped = 0;
@@ -283,7 +283,7 @@ fn all_fragments_of_a_datagram_are_dropped() {
 }
 
 #[test]
-fn frames_for_other_machines_pass() {
+fn frames_for_other_link_layer_addresses_are_not_dropped() {
     let Some(mut datapath) = datapath() else { return };
     set_all(&mut datapath, true);
     let link = Link {
@@ -308,7 +308,7 @@ fn frames_for_other_machines_pass() {
 const PLACES: [&str; 4] = ["10.3.0.0/16", "10.1.0.0/16", "fd00:3::/112", "fd00:1::/112"];
 
 #[test]
-fn addresses_of_the_node_and_of_its_pods_are_never_dropped() {
+fn packets_to_the_node_and_its_pods_are_never_dropped() {
     let Some(mut datapath) = datapath() else { return };
     let Some(network) = Network::enter(&mut datapath) else {
         return;
@@ -345,7 +345,7 @@ fn addresses_of_the_node_and_of_its_pods_are_never_dropped() {
 }
 
 #[test]
-fn as_many_networks_as_there_is_room_for() {
+fn the_maximum_number_of_networks_is_in_force() {
     let Some(mut datapath) = datapath() else { return };
     let address = |n: u8| SocketAddr::new(IpAddr::from([10, n, 0, 9]), 80);
     let most = u8::try_from(cidr::MAX).expect("few");

@@ -62,7 +62,7 @@ fn to_another_node(
 }
 
 #[test]
-fn one_backend_has_55000_connections_at_once() {
+fn one_backend_has_55000_simultaneous_connections() {
     to_another_node(
         SourcePorts::DEFAULT,
         1 << 18,
@@ -128,7 +128,7 @@ fn ports(
 }
 
 #[test]
-fn a_port_of_a_socket_is_given_to_no_client() {
+fn ports_of_sockets_are_not_allocated_to_clients() {
     to_another_node(
         only_ports(61_000, 4),
         1024,
@@ -153,7 +153,7 @@ fn a_port_of_a_socket_is_given_to_no_client() {
 }
 
 #[test]
-fn a_node_port_is_given_to_no_client() {
+fn node_ports_are_not_allocated_to_clients() {
     to_another_node(
         only_ports(61_000, 4),
         1024,

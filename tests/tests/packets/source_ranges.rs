@@ -58,7 +58,7 @@ fn check(datapath: &mut Datapath, world: &World, client: &str, is_allowed: bool)
 }
 
 #[test]
-fn edges_of_ipv4_networks() {
+fn ipv4_source_ranges_match_at_their_edges() {
     let Some(mut datapath) = prepared() else { return };
     let [world, _] = worlds();
     allow(&datapath, SET, "198.51.100.64", 26);
@@ -129,7 +129,7 @@ fn source_range_sets_are_independent_and_may_contain_all_addresses() {
 
 /// An open connection continues after its client's address is excluded.
 #[test]
-fn only_first_packets_are_checked() {
+fn only_first_packets_are_checked_against_source_ranges() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         for device in DEVICES {

@@ -55,7 +55,7 @@ fn everywhere(mut check: impl FnMut(&mut Datapath, Device, &World, u16)) {
 }
 
 #[test]
-fn request_and_reply() {
+fn requests_and_replies_are_translated() {
     everywhere(|datapath, device, world, port| {
         for protocol in PROTOCOLS {
             there_and_back(datapath, device, world, port, |from, to| {
@@ -96,7 +96,7 @@ fn payloads_of_any_length_are_translated() {
 }
 
 #[test]
-fn udp_without_checksum_stays_without() {
+fn udp_without_checksum_keeps_no_checksum() {
     everywhere(|datapath, device, world, port| {
         there_and_back(datapath, device, world, port, |from, to| {
             udp(from, to).without_checksum()
@@ -131,7 +131,7 @@ fn checksum(seen: &lb_tests::packet::build::Seen) -> u16 {
 }
 
 #[test]
-fn checksums_of_many_ports() {
+fn checksums_are_valid_for_many_ports() {
     everywhere(|datapath, device, world, base| {
         for port in base..base + 300 {
             for protocol in PROTOCOLS {
@@ -250,7 +250,7 @@ fn tcp_options_and_flags_are_kept() {
 }
 
 #[test]
-fn every_backend_is_chosen_and_kept() {
+fn every_backend_is_chosen_and_connections_keep_theirs() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod), at(world.pod2)]);

@@ -272,7 +272,7 @@ fn whole(both: &mut Both, (programs, frames): &Traffic) {
 }
 
 #[test]
-fn whatever_comes() {
+fn random_packets_get_the_same_result_in_kernel_and_host() {
     let settings = |settings: &mut lb_agent::datapath::object::settings::Settings| {
         settings.source_ports = PORTS;
         settings.lifetimes = LIFETIMES;

@@ -63,7 +63,7 @@ fn is_open(datapath: &mut Datapath, device: Device, world: &World) {
 }
 
 #[test]
-fn a_forged_syn_does_not_rename_segments_of_a_direct_connection() {
+fn a_forged_syn_does_not_translate_a_direct_connection() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
@@ -82,7 +82,7 @@ fn a_forged_syn_does_not_rename_segments_of_a_direct_connection() {
 }
 
 #[test]
-fn a_forged_syn_does_not_rename_replies_on_their_way_between_pods() {
+fn a_forged_syn_does_not_translate_replies_between_pods() {
     // The same with local redirects, where the ingress program hands replies over to their Pod.
     let Some(mut datapath) = datapath_with(|settings| settings.redirects_locally = true) else {
         return;
@@ -102,7 +102,7 @@ fn a_forged_syn_does_not_rename_replies_on_their_way_between_pods() {
 }
 
 #[test]
-fn a_client_with_a_direct_connection_from_its_port_gets_another_one() {
+fn a_port_in_use_by_a_direct_connection_is_replaced() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
@@ -128,7 +128,7 @@ fn a_client_with_a_direct_connection_from_its_port_gets_another_one() {
 }
 
 #[test]
-fn a_direct_connection_takes_the_port_of_one_that_was_never_established() {
+fn a_direct_connection_replaces_an_unestablished_flow() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
@@ -146,7 +146,7 @@ fn a_direct_connection_takes_the_port_of_one_that_was_never_established() {
 }
 
 #[test]
-fn a_syn_straight_to_the_backend_does_not_end_an_established_connection() {
+fn a_direct_syn_does_not_end_an_established_connection() {
     everywhere(|datapath, device, world| {
         establish(datapath, device, world);
         datapath.untouched(device.ingress, &syn(world.client, world.pod).bytes());
@@ -155,7 +155,7 @@ fn a_syn_straight_to_the_backend_does_not_end_an_established_connection() {
 }
 
 #[test]
-fn a_refused_connection_is_told_by_the_frontend() {
+fn a_refused_connection_is_reset_by_the_frontend() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
@@ -174,7 +174,7 @@ fn a_refused_connection_is_told_by_the_frontend() {
 }
 
 #[test]
-fn established_is_what_the_client_has_acknowledged() {
+fn a_connection_is_established_when_the_client_acknowledges() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         // A SYN with a forged address, which the backend answers.
@@ -216,7 +216,7 @@ fn established_is_what_the_client_has_acknowledged() {
 }
 
 #[test]
-fn a_blind_acknowledgement_establishes_nothing() {
+fn an_acknowledgement_outside_the_window_establishes_nothing() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         translated(datapath, device.ingress, &syn(client, vip), &syn(client, pod));
@@ -242,7 +242,7 @@ fn a_blind_acknowledgement_establishes_nothing() {
 }
 
 #[test]
-fn a_syn_that_another_program_has_translated_is_no_direct_one() {
+fn a_translated_syn_at_a_second_program_is_not_direct() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         for _ in 0..2 {
@@ -269,7 +269,7 @@ fn a_syn_that_another_program_has_translated_is_no_direct_one() {
 }
 
 #[test]
-fn a_refused_segment_of_an_unknown_connection_is_reset_by_the_frontend() {
+fn refused_segments_of_unknown_connections_are_reset_by_the_frontend() {
     everywhere(|datapath, device, world| {
         if device.ingress == POD_DEVICE.ingress {
             return;
@@ -281,7 +281,7 @@ fn a_refused_segment_of_an_unknown_connection_is_reset_by_the_frontend() {
 }
 
 #[test]
-fn a_blind_reset_ends_nothing() {
+fn a_reset_outside_the_window_ends_nothing() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         let far = |packet: Build| {
@@ -310,7 +310,7 @@ fn a_blind_reset_ends_nothing() {
 }
 
 #[test]
-fn a_reset_that_may_be_right_is_taken_back_by_what_follows() {
+fn later_segments_undo_a_reset_inside_the_window() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         establish(datapath, device, world);
@@ -329,7 +329,7 @@ fn a_reset_that_may_be_right_is_taken_back_by_what_follows() {
 }
 
 #[test]
-fn a_reply_never_leaves_with_the_pods_address_because_it_is_late() {
+fn late_replies_are_translated() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         let fin = |from, to| ack(from, to).flags(|header| header.fin = true);
@@ -440,7 +440,7 @@ fn an_allocated_port_is_in_use_while_its_client_sends() {
 }
 
 #[test]
-fn an_idle_connection_goes_on_with_its_own_backend() {
+fn an_idle_connection_continues_with_its_backend() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         for device in DEVICES {
@@ -457,7 +457,7 @@ fn an_idle_connection_goes_on_with_its_own_backend() {
 }
 
 #[test]
-fn a_segment_without_a_connection_goes_to_no_other_pod() {
+fn segments_of_unknown_connections_reach_no_random_pod() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod), at(world.pod2)]);
@@ -501,7 +501,7 @@ fn a_segment_without_a_connection_goes_to_no_other_pod() {
 }
 
 #[test]
-fn an_answer_to_the_node_itself_is_no_request() {
+fn replies_to_the_node_are_not_requests() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);
@@ -520,7 +520,7 @@ fn an_answer_to_the_node_itself_is_no_request() {
 }
 
 #[test]
-fn a_packet_from_outside_does_not_join_a_pods_flow() {
+fn packets_from_outside_do_not_use_a_pods_flow() {
     let Some(mut datapath) = datapath() else { return };
     let Some(network) = Network::enter(&mut datapath) else {
         return;
@@ -555,7 +555,7 @@ fn a_packet_from_outside_does_not_join_a_pods_flow() {
 }
 
 #[test]
-fn a_port_is_in_use_while_its_client_sends_though_nobody_answers() {
+fn a_port_is_in_use_while_its_client_sends_without_answers() {
     everywhere(|datapath, device, world| {
         let (client, vip, pod) = (world.client, world.vip, world.pod);
         translated(datapath, device.ingress, &udp(client, vip), &udp(client, pod));
@@ -569,7 +569,7 @@ fn a_port_is_in_use_while_its_client_sends_though_nobody_answers() {
 }
 
 #[test]
-fn slots_that_are_another_services_by_now_are_not_chosen() {
+fn slots_that_belong_to_another_service_now_are_not_chosen() {
     let Some(mut datapath) = datapath() else { return };
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.pod)]);
@@ -614,7 +614,7 @@ fn clients_leave_a_backend_that_belongs_to_another_service_now() {
 }
 
 #[test]
-fn ports_held_by_forged_syns_are_free_again_after_a_minute() {
+fn ports_of_forged_syns_are_free_after_a_minute() {
     let Some(mut datapath) = datapath_with(|settings| settings.source_ports = only_ports(61_000, 4)) else {
         return;
     };

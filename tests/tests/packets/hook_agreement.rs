@@ -128,7 +128,7 @@ fn variants(packet: &Build, is_ipv4: bool) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn every_hook_makes_the_same_bytes() {
+fn every_hook_produces_the_same_bytes() {
     let Some(mut datapath) = datapath() else { return };
     kernel(&mut datapath);
     let host = Host::new();

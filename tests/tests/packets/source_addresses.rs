@@ -35,7 +35,7 @@ fn prepared(place: Place, local: bool) -> Option<(Borrowed, Network)> {
 }
 
 #[test]
-fn a_pods_address_from_outside_opens_nothing() {
+fn packets_from_outside_with_a_pods_address_are_dropped() {
     let Some((mut datapath, network)) = prepared(Place::Back, true) else {
         return;
     };
@@ -94,7 +94,7 @@ fn replaced(datapath: &mut Datapath, network: &Network, world: &World, client: S
 }
 
 #[test]
-fn a_pods_own_address_stays() {
+fn a_pod_keeps_its_own_source_address() {
     let Some((mut datapath, network)) = prepared(Place::Back, false) else {
         return;
     };
@@ -117,7 +117,7 @@ fn a_pods_own_address_stays() {
 }
 
 #[test]
-fn a_client_behind_a_pod_gets_its_source_replaced() {
+fn clients_behind_a_pod_are_masqueraded() {
     let Some((mut datapath, network)) = prepared(Place::Back, false) else {
         return;
     };
@@ -149,7 +149,7 @@ fn a_client_behind_a_pod_gets_its_source_replaced() {
 }
 
 #[test]
-fn a_pod_with_another_ones_address_gets_its_source_replaced() {
+fn a_pod_with_the_address_of_another_pod_is_masqueraded() {
     let Some((mut datapath, network)) = prepared(Place::Back, false) else {
         return;
     };
@@ -171,7 +171,7 @@ fn a_pod_with_another_ones_address_gets_its_source_replaced() {
 
 /// Only packets of the Pod itself are hairpin packets.
 #[test]
-fn a_pod_with_the_backends_address_gets_its_source_replaced() {
+fn a_pod_with_the_address_of_the_backend_is_masqueraded() {
     let Some((mut datapath, network)) = prepared(Place::Back, true) else {
         return;
     };
@@ -193,7 +193,7 @@ fn a_pod_with_the_backends_address_gets_its_source_replaced() {
 }
 
 #[test]
-fn a_client_behind_a_pod_that_asks_this_pod_is_answered_through_the_node() {
+fn clients_behind_the_backend_are_masqueraded() {
     let Some((mut datapath, network)) = prepared(Place::Front, true) else {
         return;
     };

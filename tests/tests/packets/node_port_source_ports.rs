@@ -40,7 +40,7 @@ fn everywhere(mut check: impl FnMut(&mut Datapath, Device, &World)) {
 }
 
 #[test]
-fn an_answer_to_a_datagram_of_the_node_is_its_own() {
+fn replies_to_the_nodes_own_datagrams_are_not_translated() {
     everywhere(|datapath, device, world| {
         let (own, other) = (node_port(world), world.client);
         let answer = udp(other, own).bytes();
@@ -68,7 +68,7 @@ fn after_the_timeout_datagrams_are_requests_again() {
 }
 
 #[test]
-fn an_error_about_a_datagram_of_the_node_is_its_own() {
+fn errors_about_the_nodes_own_datagrams_are_not_translated() {
     everywhere(|datapath, device, world| {
         let (own, other) = (node_port(world), world.client);
         let datagram = udp(own, other).bytes();
@@ -78,7 +78,7 @@ fn an_error_about_a_datagram_of_the_node_is_its_own() {
 }
 
 #[test]
-fn a_clients_connection_to_the_port_stays_one() {
+fn a_clients_flow_to_the_node_port_is_kept() {
     everywhere(|datapath, device, world| {
         let (port, client) = (node_port(world), world.client);
         for _ in 0..3 {
@@ -92,7 +92,7 @@ fn a_clients_connection_to_the_port_stays_one() {
 }
 
 #[test]
-fn connections_of_tcp_and_sctp_need_no_entries() {
+fn the_nodes_tcp_and_sctp_connections_need_no_entries() {
     everywhere(|datapath, device, world| {
         let (own, other) = (node_port(world), world.client);
         datapath.untouched(device.egress, &syn(own, other).bytes());
