@@ -208,7 +208,7 @@ fn reset<A: Address>(packet: &mut impl Packet, parsed: &Parsed<A>) -> Option<()>
             .finish()
     };
 
-    packet.cut(network + A::HEADER_LENGTH + LENGTH)?;
+    packet.truncate(network + A::HEADER_LENGTH + LENGTH)?;
     swap_link_addresses(packet, network)?;
     write_ip_header::<A>(packet, network, &header)?;
     packet.write(
@@ -289,7 +289,7 @@ fn build_error<A: Address, const QUOTED: usize>(
     let link = [first, middle, last, ethertype];
     let growth = A::HEADER_LENGTH + ICMP_LENGTH;
     packet.grow_head(network, growth)?;
-    packet.cut(network + growth + quoted)?;
+    packet.truncate(network + growth + quoted)?;
 
     let header = ip_header(&parsed.key, A::ICMP, ICMP_LENGTH + quoted);
     // ICMP for IPv4 has no pseudo header (RFC 792), ICMP for IPv6 has one (RFC 4443 section 2.3).

@@ -47,7 +47,7 @@ struct Prefix {
 impl ServiceCidrs {
     /// Returns true if an address may be in a Service CIDR. Only its first 64 bits are compared.
     #[inline(always)]
-    pub fn may_hold<A: Address>(&self, address: A) -> bool {
+    pub fn may_contain<A: Address>(&self, address: A) -> bool {
         let networks = if A::IS_IPV6 { &self.v6 } else { &self.v4 };
         let start = start(address.words());
         for network in networks {
@@ -173,19 +173,19 @@ mod tests {
     fn an_empty_list_contains_no_address() {
         let networks = ServiceCidrs::default();
         for address in ["0.0.0.0", "10.96.0.1", "255.255.255.255"] {
-            assert!(!networks.may_hold(address4(address)), "{address}");
+            assert!(!networks.may_contain(address4(address)), "{address}");
         }
-        assert!(!networks.may_hold(address6("::")));
+        assert!(!networks.may_contain(address6("::")));
     }
 
     #[test]
     fn only_the_first_64_bits_of_ipv6_are_compared() {
         let mut networks = ServiceCidrs::default();
         assert!(networks.add(address6("fd00:10:96::"), 112));
-        assert!(networks.may_hold(address6("fd00:10:96::7")));
-        assert!(networks.may_hold(address6("fd00:10:96::1:7")));
-        assert!(!networks.may_hold(address6("fd00:10:96:1::7")));
-        assert!(!networks.may_hold(address4("10.96.0.1")));
+        assert!(networks.may_contain(address6("fd00:10:96::7")));
+        assert!(networks.may_contain(address6("fd00:10:96::1:7")));
+        assert!(!networks.may_contain(address6("fd00:10:96:1::7")));
+        assert!(!networks.may_contain(address4("10.96.0.1")));
     }
 
     #[test]
@@ -195,8 +195,8 @@ mod tests {
             assert!(networks.add(Address4::from_bytes([10, n, 0, 0]), 16));
         }
         assert!(!networks.add(address4("10.8.0.0"), 16));
-        assert!(networks.may_hold(address4("10.7.3.1")));
-        assert!(!networks.may_hold(address4("10.8.3.1")));
+        assert!(networks.may_contain(address4("10.7.3.1")));
+        assert!(!networks.may_contain(address4("10.8.3.1")));
         assert!(networks.add(address6("fd00::"), 64));
         // A mask of 0 would end the list.
         assert!(!ServiceCidrs::default().add(address4("0.0.0.0"), 0));
@@ -222,9 +222,9 @@ mod tests {
                 prop_assert!(v6.add(Address6::from(Ipv6Addr::from_bits(network)), 32 + prefix));
             }
             let expected = networks.iter().any(|(network, prefix)| is_in(*prefix, network ^ address));
-            prop_assert_eq!(v4.may_hold(Address4::from(Ipv4Addr::from_bits(address))), expected);
+            prop_assert_eq!(v4.may_contain(Address4::from(Ipv4Addr::from_bits(address))), expected);
             let address = u128::from(address) << 64 | 7;
-            prop_assert_eq!(v6.may_hold(Address6::from(Ipv6Addr::from_bits(address))), expected);
+            prop_assert_eq!(v6.may_contain(Address6::from(Ipv6Addr::from_bits(address))), expected);
         }
     }
 }

@@ -24,7 +24,7 @@ pub(crate) fn egress<A: Address>(
         return pass(tables, parsed, destination);
     }
     let Some(entry) = tables.flow(&parsed.key) else {
-        if parsed.key.protocol == protocol::UDP && !packet.is_sent_on() {
+        if parsed.key.protocol == protocol::UDP && !packet.is_forwarded() {
             remember_own_datagram(tables, &parsed.key, destination);
         }
         return pass(tables, parsed, destination);

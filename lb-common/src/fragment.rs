@@ -171,7 +171,8 @@ fn first<A: IpHeader>(
         state: fragment_state::FOREIGN,
         ..Fragment::default()
     };
-    let Some(transport) = parse::transport(packet, header.content, header.protocol, header.room) else {
+    let Some(transport) = parse::transport(packet, header.content, header.protocol, header.content_length)
+    else {
         if reassembly != Reassembly::None && has_ports(header.protocol) {
             // The fragments that follow pass too. The reassembly would wait for this one in vain.
             tables.insert_fragment(key, known);

@@ -43,8 +43,8 @@ impl SocketAddress {
         let protocol = known_protocol(unsafe { (*self.0).protocol })?;
         // SAFETY: plain helper call with the context.
         let namespace = unsafe { bpf_get_netns_cookie(self.0.cast()) };
-        let is_node = namespace == node_namespace();
-        if settings().only_node_sockets != 0 && !is_node {
+        let is_node_namespace = namespace == node_namespace();
+        if settings().only_node_sockets != 0 && !is_node_namespace {
             return None;
         }
         // SAFETY: as above.
@@ -54,7 +54,7 @@ impl SocketAddress {
             protocol,
             peer,
             namespace,
-            is_node,
+            is_node_namespace,
             is_bound: self.is_bound(),
             is_connected: self.is_connected(),
         })
@@ -186,7 +186,7 @@ impl ClosedSocket {
             peer,
             // No backend is chosen for it any more.
             namespace: 0,
-            is_node: false,
+            is_node_namespace: false,
             is_bound: false,
             is_connected: false,
         })

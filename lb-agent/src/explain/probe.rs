@@ -100,8 +100,8 @@ impl Packet for Probe<'_> {
         self.bytes.grow_head(network, by)
     }
 
-    fn cut(&mut self, length: u32) -> Option<()> {
-        self.bytes.cut(length)
+    fn truncate(&mut self, length: u32) -> Option<()> {
+        self.bytes.truncate(length)
     }
 
     fn segment_size(&self) -> u32 {
@@ -138,7 +138,7 @@ impl Packet for Probe<'_> {
         false
     }
 
-    fn is_sent_on(&self) -> bool {
+    fn is_forwarded(&self) -> bool {
         false
     }
 

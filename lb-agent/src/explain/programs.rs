@@ -161,7 +161,7 @@ pub(super) fn call<A: LiveFamily>(maps: &LiveMaps, key: &FlowKey<A>) -> Call<A> 
             port: key.destination_port,
         },
         namespace: maps.settings().node_namespace,
-        is_node: true,
+        is_node_namespace: true,
         is_bound: false,
         is_connected: false,
     }

@@ -20,7 +20,7 @@ pub(super) fn seconds(service: &Service, problems: &mut Problems) -> u32 {
         Some("ClientIP") => {}
         Some(other) => {
             problems.add(format!(
-                "spec.sessionAffinity {} is unknown and taken as None: use None or ClientIP",
+                "spec.sessionAffinity {} is unknown and treated as None: use None or ClientIP",
                 quoted(other)
             ));
             return 0;

@@ -41,7 +41,7 @@ impl Addresses {
             Some("LoadBalancer") => ServiceType::LoadBalancer,
             Some(other) => {
                 problems.add(format!(
-                    "spec.type {} is unknown and taken as ClusterIP: use ClusterIP, NodePort or LoadBalancer",
+                    "spec.type {} is unknown and treated as ClusterIP: use ClusterIP, NodePort or LoadBalancer",
                     quoted(other)
                 ));
                 ServiceType::ClusterIp
@@ -262,7 +262,7 @@ fn policy(field: &str, value: Option<&str>, problems: &mut Problems) -> TrafficP
         Some("Local") => TrafficPolicy::Local,
         Some(other) => {
             problems.add(format!(
-                "{field} {} is unknown and taken as Cluster: use Cluster or Local",
+                "{field} {} is unknown and treated as Cluster: use Cluster or Local",
                 quoted(other)
             ));
             TrafficPolicy::Cluster

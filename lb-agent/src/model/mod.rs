@@ -88,7 +88,7 @@ pub fn desired(
             let is_new = claimed.insert(frontend.key);
             if !is_new {
                 problems.add(format!(
-                    "port {}: its own other port or address already uses {}: remove one of them",
+                    "port {}: another port or address of this Service already uses {}: remove one of them",
                     quoted(&port.name.name),
                     frontend.key
                 ));

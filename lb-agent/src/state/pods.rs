@@ -151,7 +151,7 @@ fn endpoint_ports(service: &Service, pod: &Pod, add: &mut impl FnMut(String)) ->
                 if number.is_none() {
                     let service = service.metadata.name.as_deref().unwrap_or_default();
                     add(format!(
-                        "no container has a port named {}, which Service {service} asks for: name one so",
+                        "no container has a port named {}, which Service {service} needs: add the name to a port",
                         quoted(name)
                     ));
                 }

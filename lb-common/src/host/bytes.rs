@@ -20,7 +20,7 @@ pub struct Bytes {
     /// Routes to single addresses. All other addresses use [`HOP`].
     pub routes: Vec<HostRoute>,
     /// Whether the packet can be sent to a next hop whose link-layer address is not known yet.
-    pub asks_neighbours: bool,
+    pub resolves_neighbours: bool,
     /// Devices whose other end is in a Pod.
     pub pod_devices: Vec<u32>,
     /// Where senders are: the first network that contains an address decides. Addresses in no
@@ -64,7 +64,7 @@ impl From<Vec<u8>> for Bytes {
         Self {
             bytes,
             routes: Vec::new(),
-            asks_neighbours: true,
+            resolves_neighbours: true,
             pod_devices: Vec::new(),
             senders: Vec::new(),
             segment_size: 0,
@@ -126,7 +126,7 @@ impl Packet for Bytes {
         Some(())
     }
 
-    fn cut(&mut self, length: u32) -> Option<()> {
+    fn truncate(&mut self, length: u32) -> Option<()> {
         self.bytes.truncate(usize::try_from(length).ok()?);
         Some(())
     }
@@ -153,7 +153,7 @@ impl Packet for Bytes {
     }
 
     fn can_send(&self, route: Route, _hop: &Hop) -> bool {
-        self.asks_neighbours || route == Route::Ready
+        self.resolves_neighbours || route == Route::Ready
     }
 
     fn send(&mut self, network: u32, hop: &Hop) -> Option<Verdict> {
@@ -176,7 +176,7 @@ impl Packet for Bytes {
         self.sockets.contains(&key.destination_port)
     }
 
-    fn is_sent_on(&self) -> bool {
+    fn is_forwarded(&self) -> bool {
         false
     }
 

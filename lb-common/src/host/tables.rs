@@ -140,7 +140,7 @@ impl<A: Address + Hash> Tables<A> for HostTables<A> {
     }
 
     fn may_be_service(&self, address: A) -> bool {
-        self.service_cidrs.may_hold(address)
+        self.service_cidrs.may_contain(address)
     }
 
     fn may_reply(&self, source: A, port: Port) -> bool {

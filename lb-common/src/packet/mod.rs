@@ -86,7 +86,7 @@ pub trait Packet {
     fn grow_head(&mut self, network: u32, by: u32) -> Option<()>;
 
     /// Truncates the packet to `length` bytes.
-    fn cut(&mut self, length: u32) -> Option<()>;
+    fn truncate(&mut self, length: u32) -> Option<()>;
 
     /// Returns true if the frame with an IP header at `network` is for this node only. Frames for
     /// other nodes arrive if a switch floods them or if the device is promiscuous. Broadcast and
@@ -119,7 +119,7 @@ pub trait Packet {
 
     /// Returns true if one of the agent's programs has sent the packet to the device through which
     /// it leaves.
-    fn is_sent_on(&self) -> bool;
+    fn is_forwarded(&self) -> bool;
 
     /// Returns true if this hook can hand the packet, whose IP header is at `network`, to the Pod
     /// behind a device.

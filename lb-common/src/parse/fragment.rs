@@ -22,7 +22,7 @@ pub struct FragmentHeader {
     /// Offset of the fragment's content.
     pub content: u32,
     /// Length of the fragment's content.
-    pub room: u32,
+    pub content_length: u32,
     /// Length of IP header and payload.
     pub ip_length: u32,
 }
@@ -48,7 +48,7 @@ pub fn fragment4(packet: &impl Packet, offset: u32) -> Option<FragmentHeader> {
         protocol: header.u8::<{ offset_of!(Ipv4Hdr, proto) }>(),
         part: part(fragment & FRAGMENT_OFFSET),
         content: offset + LENGTH,
-        room: ip_length.checked_sub(LENGTH)?,
+        content_length: ip_length.checked_sub(LENGTH)?,
         ip_length,
     })
 }
@@ -73,7 +73,7 @@ pub fn fragment6(packet: &impl Packet, offset: u32) -> Option<FragmentHeader> {
         protocol: extension.u8::<0>(),
         part: part(extension.u16::<2>() & FRAGMENT6_OFFSET),
         content: offset + LENGTH + FRAGMENT_LENGTH,
-        room: payload_length.checked_sub(FRAGMENT_LENGTH)?,
+        content_length: payload_length.checked_sub(FRAGMENT_LENGTH)?,
         ip_length,
     })
 }

@@ -52,7 +52,7 @@ pub struct Call<A> {
     /// The cookie of the socket's network namespace; 0 if the kernel does not provide it.
     pub namespace: u64,
     /// Whether that namespace is the node's own.
-    pub is_node: bool,
+    pub is_node_namespace: bool,
     /// Whether the socket already has a local port, which the process may have chosen.
     pub is_bound: bool,
     /// Whether the socket already has a peer.
@@ -91,7 +91,7 @@ impl<A: Address> Call<A> {
 pub fn connect<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result<Option<Peer<A>>, Reason> {
     // The call ends any earlier connection of the socket.
     let is_datagrams = call.protocol == protocol::UDP;
-    if is_datagrams && call.is_node {
+    if is_datagrams && call.is_node_namespace {
         remove_refusing_peer(tables, call);
     }
     match find_backend(tables, call, false) {
@@ -123,7 +123,7 @@ fn find_backend<A: Address>(
     if call.protocol == protocol::UDP {
         // Datagrams of Pods are translated at their devices. There, two frontends that share a
         // backend can be told apart, and a connected socket can get another backend.
-        if !call.is_node {
+        if !call.is_node_namespace {
             return Ok(None);
         }
         remembered = self::remembered(tables, call, &mut known);
@@ -169,7 +169,7 @@ impl Refusal {
 #[inline(always)]
 fn translate<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Result<Option<Peer<A>>, Refusal> {
     // In a Pod a loopback address is the Pod's own, not that of the node's NodePorts.
-    if call.peer.address.is_loopback() && !call.is_node {
+    if call.peer.address.is_loopback() && !call.is_node_namespace {
         return Ok(None);
     }
     let Some(frontend) = find_frontend(tables, call.peer.address, call.peer.port, call.protocol) else {
@@ -201,7 +201,7 @@ fn translate<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>) -> Resul
 /// through which its packets leave the namespace.
 #[inline(always)]
 fn is_for_device<A: Address>(tables: &impl SocketTables<A>, call: &Call<A>, frontend: &Frontend) -> bool {
-    if call.is_node {
+    if call.is_node_namespace {
         return false;
     }
     // Two Services may share a Pod, and the kernel cannot open a second connection from one port to
@@ -353,7 +353,7 @@ mod tests {
             cookie,
             protocol: protocol::UDP,
             namespace: 7,
-            is_node: true,
+            is_node_namespace: true,
             is_bound: false,
             is_connected: false,
             peer,
@@ -379,7 +379,7 @@ mod tests {
         let mut tables = tables();
         publish_tcp(&mut tables, |_| {});
         tables.pod_namespaces.push(call(7, vip()).namespace);
-        for (protocol, is_node, is_bound, is_translated) in [
+        for (protocol, is_node_namespace, is_bound, is_translated) in [
             (protocol::TCP, false, true, false),
             (protocol::TCP, false, false, true),
             (protocol::TCP, true, true, true),
@@ -388,7 +388,7 @@ mod tests {
         ] {
             let call = Call {
                 protocol,
-                is_node,
+                is_node_namespace,
                 is_bound,
                 ..call(7, vip())
             };
@@ -404,7 +404,7 @@ mod tests {
             publish_tcp(&mut tables, change);
             let call = Call {
                 protocol: protocol::TCP,
-                is_node: false,
+                is_node_namespace: false,
                 ..call(7, vip())
             };
             assert_eq!(connect(&tables, &call), Ok(None));
@@ -420,10 +420,10 @@ mod tests {
             ..vip()
         };
         publish_tcp(&mut tables, |_| {});
-        let of = |namespace, is_node, peer| Call {
+        let of = |namespace, is_node_namespace, peer| Call {
             protocol: protocol::TCP,
             namespace,
-            is_node,
+            is_node_namespace,
             ..call(namespace, peer)
         };
         tables.pod_namespaces.push(8);
@@ -452,7 +452,7 @@ mod tests {
         tables.pod_namespaces.push(7);
         let of_pod = |peer| Call {
             protocol: protocol::TCP,
-            is_node: false,
+            is_node_namespace: false,
             ..call(7, peer)
         };
         let to = connect(&tables, &of_pod(vip())).unwrap().unwrap();
@@ -742,7 +742,7 @@ mod tests {
         tables.frontends.insert(key, frontend);
         let of_node = call(7, node_port);
         let of_pod = Call {
-            is_node: false,
+            is_node_namespace: false,
             ..of_node
         };
         assert_eq!(connect(&tables, &of_pod), Ok(None));

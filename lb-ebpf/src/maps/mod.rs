@@ -85,7 +85,7 @@ pub fn reply_filter(address: impl Address, port: Port) -> bool {
 pub fn may_be_service(address: impl Address) -> bool {
     SERVICE_CIDRS
         .get(0)
-        .is_some_and(|networks| networks.may_hold(address))
+        .is_some_and(|networks| networks.may_contain(address))
 }
 
 #[inline(always)]

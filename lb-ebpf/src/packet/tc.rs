@@ -172,7 +172,7 @@ impl Packet for TcPacket {
     }
 
     #[inline(always)]
-    fn cut(&mut self, length: u32) -> Option<()> {
+    fn truncate(&mut self, length: u32) -> Option<()> {
         self.context.change_tail(length)
     }
 
@@ -248,7 +248,7 @@ impl Packet for TcPacket {
     }
 
     #[inline(always)]
-    fn is_sent_on(&self) -> bool {
+    fn is_forwarded(&self) -> bool {
         self.context.tc_index() == SENT_ON
     }
 

@@ -69,7 +69,7 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn cut(&mut self, length: u32) -> Option<()> {
+    fn truncate(&mut self, length: u32) -> Option<()> {
         let by = length as i32 - self.length() as i32;
         self.context.adjust_tail(by)
     }
@@ -136,7 +136,7 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn is_sent_on(&self) -> bool {
+    fn is_forwarded(&self) -> bool {
         false
     }
 

@@ -11,7 +11,7 @@ use crate::test_programs;
 
 /// The verdict that a program returns for every packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Says {
+pub enum ForeignVerdict {
     /// The packet passes, and no later program sees it (`TC_ACT_OK`).
     Pass,
     /// The later programs decide (`TC_ACT_UNSPEC`).
@@ -20,7 +20,7 @@ pub enum Says {
     Drop,
 }
 
-impl Says {
+impl ForeignVerdict {
     /// All verdicts.
     pub const ALL: [Self; 3] = [Self::Pass, Self::Continue, Self::Drop];
 
@@ -36,8 +36,8 @@ impl Says {
 
 /// Where the programs of others are attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum At {
-    /// At the head of TCX.
+pub enum ForeignHook {
+    /// ForeignHook the head of TCX.
     TcxHead,
     /// As clsact filters of the first priority.
     ClsactFirst,
@@ -60,11 +60,11 @@ impl Lab {
         &self,
         namespace: &Namespace,
         devices: &[&str],
-        says: Says,
-        at: At,
+        verdict: ForeignVerdict,
+        at: ForeignHook,
     ) -> Result<ForeignPrograms> {
         let mut ebpf = test_programs::open()?;
-        let name = says.program();
+        let name = verdict.program();
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
             .with_context(|| format!("the object has no program {name}"))?
@@ -72,20 +72,20 @@ impl Lab {
         namespace.run(|| {
             program.load()?;
             for device in devices {
-                if at == At::ClsactFirst {
+                if at == ForeignHook::ClsactFirst {
                     // It may already exist.
                     let _ = qdisc_add_clsact(device);
                 }
                 for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
                     let options = match at {
-                        At::TcxHead => TcAttachOptions::TcxOrder(LinkOrder::first()),
-                        At::ClsactFirst => TcAttachOptions::Netlink(NlOptions {
+                        ForeignHook::TcxHead => TcAttachOptions::TcxOrder(LinkOrder::first()),
+                        ForeignHook::ClsactFirst => TcAttachOptions::Netlink(NlOptions {
                             priority: 1,
                             ..NlOptions::default()
                         }),
                     };
                     let id = program.attach_with_options(device, direction, options)?;
-                    if at == At::ClsactFirst {
+                    if at == ForeignHook::ClsactFirst {
                         // Dropping the link would detach a program in the namespace of the dropping
                         // thread, which is another one.
                         std::mem::forget(program.take_link(id)?);

@@ -43,7 +43,7 @@ impl Layer3Client {
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn learn_way(&self, node: &Node) -> Result<()> {
+    pub fn add_route(&self, node: &Node) -> Result<()> {
         self.change_way(node, "add")
     }
 
@@ -52,7 +52,7 @@ impl Layer3Client {
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn forget_way(&self, node: &Node) -> Result<()> {
+    pub fn remove_route(&self, node: &Node) -> Result<()> {
         self.change_way(node, "delete")
     }
 
@@ -96,7 +96,7 @@ impl Lab {
                 table: None,
             },
         )?;
-        client.learn_way(node)?;
+        client.add_route(node)?;
         Ok(client)
     }
 

@@ -66,7 +66,7 @@ pub use alone::LoneNamespace;
 pub use attached::Attached;
 pub use capture::{Capture, CaptureReport};
 pub use cluster::Cluster;
-pub use foreign::{At, ForeignPrograms, Says};
+pub use foreign::{ForeignHook, ForeignPrograms, ForeignVerdict};
 use id::LabId;
 pub use layer3::{Layer3Client, Layer3Link, SecondLink};
 pub use machine::{Machine, TcpState};

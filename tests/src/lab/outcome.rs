@@ -23,7 +23,7 @@ pub enum Outcome {
     /// The client immediately gets RST or ICMP port unreachable.
     Refused,
     /// The socket immediately gets EHOSTUNREACH.
-    NoWay,
+    HostUnreachable,
     /// There is no answer.
     Lost,
 }
@@ -39,7 +39,7 @@ impl Outcome {
         match self {
             Self::Pods(_) => None,
             Self::Refused => Some("ConnectionRefused"),
-            Self::NoWay => Some("HostUnreachable"),
+            Self::HostUnreachable => Some("HostUnreachable"),
             Self::Lost => Some("TimedOut"),
         }
     }
@@ -56,7 +56,7 @@ impl Machine {
         let client = match expected {
             Outcome::Pods(_) => client.count(REQUESTS).concurrency(2),
             Outcome::Lost => client.timeout(TIMEOUT),
-            Outcome::Refused | Outcome::NoWay => client.count(FAILURES),
+            Outcome::Refused | Outcome::HostUnreachable => client.count(FAILURES),
         };
         let report = client.run()?;
         let errors: Vec<&str> = report.errors.keys().map(String::as_str).collect();
@@ -83,7 +83,7 @@ impl Machine {
         let client = match expected {
             Outcome::Pods(_) => client.sockets(REQUESTS),
             Outcome::Lost => client.timeout(TIMEOUT),
-            Outcome::Refused | Outcome::NoWay => client.sockets(FAILURES),
+            Outcome::Refused | Outcome::HostUnreachable => client.sockets(FAILURES),
         };
         let report = client.run()?;
         let errors: BTreeSet<&str> = report.errors.keys().map(|error| reason(error)).collect();

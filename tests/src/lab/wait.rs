@@ -26,7 +26,7 @@ pub fn wait_for<T>(what: &str, timeout: Duration, mut condition: impl FnMut() ->
             return Ok(value);
         }
         if Instant::now() >= deadline {
-            bail!("{what}: not within {timeout:?}");
+            bail!("timed out after {timeout:?} waiting for {what}");
         }
         thread::sleep(INTERVAL);
     }

@@ -125,7 +125,7 @@ impl Host {
     pub fn run(&self, program: &str, packet: &[u8]) -> (Verdict, Vec<u8>) {
         let mut bytes = Bytes {
             routes: self.routes.clone(),
-            asks_neighbours: program != "lb_xdp",
+            resolves_neighbours: program != "lb_xdp",
             is_for_other: !is_layer3(program) && packet.get(..6) != Some(&NODE),
             ..Bytes::from(packet.to_vec())
         };

@@ -200,7 +200,7 @@ async fn a_token_file_may_appear_later_and_end_with_a_newline() {
     // An empty file, as while a process writes it.
     std::fs::write(&file, "").unwrap();
     cluster.server.end_watches();
-    cluster.wait_for_log("using the one before").await;
+    cluster.wait_for_log("using the previous one").await;
     cluster.wait_for_watches(2).await;
     cluster.expect_alive("web", 81).await;
 }

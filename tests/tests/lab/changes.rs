@@ -241,7 +241,7 @@ fn a_broken_manifest_changes_nothing() {
     assert_works(HTTP.port);
 
     cluster.lab.apply(SERVICE_FILE, &fixed).unwrap();
-    agent.wait_until_logged("all manifests are sound again").unwrap();
+    agent.wait_until_logged("all manifests are valid again").unwrap();
     cluster.wait_for_frontend(UNKNOWN_PORT).unwrap();
     assert_works(UNKNOWN_PORT);
     assert_works(HTTP.port);

@@ -72,12 +72,12 @@ fn reached(from: &Machine, to: [IpAddr; 2], port: u16) -> BTreeSet<String> {
 
 /// Asserts that new connections from all clients reach these Pods and no others.
 #[track_caller]
-fn assert_reach(cluster: &Cluster, way: &Way, pods: [&str; 2]) {
+fn assert_reach(cluster: &Cluster, mode: &AgentMode, pods: [&str; 2]) {
     let expected = BTreeSet::from(pods.map(str::to_owned));
     let node = &cluster.nodes[0];
     assert_eq!(reached(&cluster.client, vips(), HTTP.port), expected);
     // The node has no route to VIPs.
-    if way.socket_lb != SocketLb::Off {
+    if mode.socket_lb != SocketLb::Off {
         assert_eq!(reached(node.host(), vips(), HTTP.port), expected);
     }
     let nodes = node.host().addresses().both();
@@ -88,13 +88,13 @@ fn assert_reach(cluster: &Cluster, way: &Way, pods: [&str; 2]) {
 }
 
 /// How an agent is started.
-struct Way {
+struct AgentMode {
     socket_lb: SocketLb,
     xdp: Xdp,
     arguments: &'static [&'static str],
 }
 
-impl Way {
+impl AgentMode {
     const LINKS: [Self; 2] = [
         Self {
             socket_lb: SocketLb::All,
@@ -128,13 +128,13 @@ impl Way {
     }
 }
 
-/// A cluster whose agent was started this way and was killed. Since then its first Pod has left the
-/// Service and a third one was added.
-fn abandoned(title: &str, way: &Way) -> (XdpPeer, Cluster) {
+/// A cluster whose agent was started in this mode and was killed. Since then its first Pod has left
+/// the Service and a third one was added.
+fn abandoned(title: &str, mode: &AgentMode) -> (XdpPeer, Cluster) {
     let mut cluster = Cluster::new(title, &[0, 1]).unwrap();
     let peer = cluster.lab.prepare_for_xdp(&cluster.nodes[0]).unwrap();
-    let agent = cluster.nodes[0].start_agent(&way.options()).unwrap();
-    assert_reach(&cluster, way, ["web-1", "web-2"]);
+    let agent = cluster.nodes[0].start_agent(&mode.options()).unwrap();
+    assert_reach(&cluster, mode, ["web-1", "web-2"]);
     agent.kill();
     cluster.remove_manifest(&cluster.servers[0]).unwrap();
     cluster.add_server(1).unwrap();
@@ -144,15 +144,15 @@ fn abandoned(title: &str, way: &Way) -> (XdpPeer, Cluster) {
 /// Starts the agent and asserts that it alone decides afterwards. Returns how often it logged lost
 /// connections.
 #[track_caller]
-fn assert_takes_over(cluster: &Cluster, way: &Way) -> usize {
+fn assert_takes_over(cluster: &Cluster, mode: &AgentMode) -> usize {
     let node = &cluster.nodes[0];
-    let agent = node.start_agent(&way.options()).unwrap();
-    assert_reach(cluster, way, ["web-2", "web-3"]);
+    let agent = node.start_agent(&mode.options()).unwrap();
+    assert_reach(cluster, mode, ["web-2", "web-3"]);
     let own = format!("v{LAYOUT_VERSION}");
     assert_eq!(names(node.pin_path()), [own].into());
     for device in [cluster.client.far_device(), "eth0"] {
         let attached = node.host().namespace().attached(device).unwrap();
-        assert_eq!(attached, way.attached(), "{device}");
+        assert_eq!(attached, mode.attached(), "{device}");
     }
     agent.log().matches(LOST).count()
 }
@@ -162,12 +162,12 @@ fn links_are_taken_over_in_place() {
     if !require_privileges() {
         return;
     }
-    for (way, version) in Way::LINKS.iter().zip([OLDER, NEWER]) {
-        let (_peer, cluster) = abandoned("layout", way);
+    for (mode, version) in AgentMode::LINKS.iter().zip([OLDER, NEWER]) {
+        let (_peer, cluster) = abandoned("layout", mode);
         let pins = Pins::new(cluster.nodes[0].pin_path());
         let before = links(&pins.links());
         become_another(pins.root(), version);
-        assert_eq!(assert_takes_over(&cluster, way), 1);
+        assert_eq!(assert_takes_over(&cluster, mode), 1);
         let mut after = links(&pins.links());
         // The link of the new Pod's device is new, if the Pod is on this node.
         after.retain(|name, _| before.contains_key(name));
@@ -180,9 +180,9 @@ fn clsact_filters_are_taken_over() {
     if !require_privileges() {
         return;
     }
-    let (_peer, cluster) = abandoned("layout-clsact", &Way::CLSACT);
+    let (_peer, cluster) = abandoned("layout-clsact", &AgentMode::CLSACT);
     become_another(cluster.nodes[0].pin_path(), OLDER);
-    assert_eq!(assert_takes_over(&cluster, &Way::CLSACT), 1);
+    assert_eq!(assert_takes_over(&cluster, &AgentMode::CLSACT), 1);
 }
 
 /// Programs of several agents, attached in another mode than that of the new agent, and a takeover
@@ -192,11 +192,11 @@ fn a_takeover_leaves_nothing_of_several_layouts() {
     if !require_privileges() {
         return;
     }
-    let [native, generic] = &Way::LINKS;
+    let [native, generic] = &AgentMode::LINKS;
     for (old, new) in [
-        (native, &Way::CLSACT),
+        (native, &AgentMode::CLSACT),
         (native, generic),
-        (&Way::CLSACT, native),
+        (&AgentMode::CLSACT, native),
         (generic, native),
     ] {
         let (_peer, cluster) = abandoned("layouts", old);
@@ -242,7 +242,7 @@ fn mismatched_maps_are_treated_as_another_layout() {
     if !require_privileges() {
         return;
     }
-    let way = &Way::LINKS[0];
+    let mode = &AgentMode::LINKS[0];
     let other_values = || HashMap::<MapData, u32, u32>::create(4, 0).unwrap();
     let other_rows = || Array::<MapData, u32>::create(4, 0).unwrap();
     let misfits: [(&str, Pin<'_>); 2] = [
@@ -250,13 +250,13 @@ fn mismatched_maps_are_treated_as_another_layout() {
         (map::XDP_DEVICES.name, &|path| other_rows().pin(path).unwrap()),
     ];
     for (name, pin) in misfits {
-        let (_peer, cluster) = abandoned("misfit", way);
+        let (_peer, cluster) = abandoned("misfit", mode);
         let pins = Pins::new(cluster.nodes[0].pin_path());
         let before = links(&pins.links());
         let path = pins.maps().join(name);
         fs::remove_file(&path).unwrap();
         pin(&path);
-        assert_eq!(assert_takes_over(&cluster, way), 1);
+        assert_eq!(assert_takes_over(&cluster, mode), 1);
         let mut after = links(&pins.links());
         after.retain(|name, _| before.contains_key(name));
         assert_eq!(after, before);
@@ -268,8 +268,8 @@ fn the_next_agent_completes_an_interrupted_takeover() {
     if !require_privileges() {
         return;
     }
-    let way = &Way::LINKS[0];
-    let (_peer, cluster) = abandoned("dying", way);
+    let mode = &AgentMode::LINKS[0];
+    let (_peer, cluster) = abandoned("dying", mode);
     let node = &cluster.nodes[0];
     become_another(node.pin_path(), OLDER);
     let has_begun = |agent: &mut Agent| agent.wait_until_logged(LOST).unwrap();
@@ -280,12 +280,12 @@ fn the_next_agent_completes_an_interrupted_takeover() {
     };
     let moments: [&dyn Fn(&mut Agent); 3] = [&|_| {}, &has_begun, &has_moved_a_link];
     for until in moments {
-        let mut agent = node.start_agent_unready(&way.options()).unwrap();
+        let mut agent = node.start_agent_unready(&mode.options()).unwrap();
         until(&mut agent);
         agent.kill();
     }
     // The last agent may have completed the takeover before it was killed.
-    assert!(assert_takes_over(&cluster, way) <= 1);
+    assert!(assert_takes_over(&cluster, mode) <= 1);
 }
 
 #[test]
@@ -293,8 +293,8 @@ fn cleanup_removes_every_layout() {
     if !require_privileges() {
         return;
     }
-    for way in [&Way::LINKS[0], &Way::CLSACT] {
-        let (_peer, cluster) = abandoned("cleanup-layouts", way);
+    for mode in [&AgentMode::LINKS[0], &AgentMode::CLSACT] {
+        let (_peer, cluster) = abandoned("cleanup-layouts", mode);
         let node = &cluster.nodes[0];
         become_another(node.pin_path(), OLDER);
         node.agent_command("cleanup", &[]).unwrap();

@@ -99,7 +99,7 @@ fn clients_reachable_only_by_policy_routing_are_served() {
             .lab
             .second_client(&cluster.nodes[0], "far-1", by_policy(ethernet))
             .unwrap();
-        client.learn_way(&cluster.nodes[0]).unwrap();
+        client.add_route(&cluster.nodes[0]).unwrap();
         let _peer = cluster.lab.prepare_for_xdp(&cluster.nodes[0]).unwrap();
         let agent = AgentOptions {
             xdp: Some(xdp),
@@ -147,17 +147,17 @@ fn a_device_gets_programs_when_a_route_uses_it() {
             "{check}"
         );
 
-        client.learn_way(node).unwrap();
+        client.add_route(node).unwrap();
         wait_for_programs(&cluster, &client, Attached::TCX);
         assert_served(&cluster, &client.machine);
         assert_eq!(without_programs(&cluster), []);
 
         // The programs stay while a routing protocol temporarily withdraws the route. They are
         // detached when the device goes down.
-        client.forget_way(node).unwrap();
-        client.learn_way(node).unwrap();
+        client.remove_route(node).unwrap();
+        client.add_route(node).unwrap();
         assert_served(&cluster, &client.machine);
-        client.forget_way(node).unwrap();
+        client.remove_route(node).unwrap();
         node.host()
             .namespace()
             .ip(&[format!("link set {device} down")])
@@ -167,7 +167,7 @@ fn a_device_gets_programs_when_a_route_uses_it() {
             .namespace()
             .ip(&[format!("link set {device} up")])
             .unwrap();
-        client.learn_way(node).unwrap();
+        client.add_route(node).unwrap();
         wait_for_programs(&cluster, &client, Attached::TCX);
         assert_served(&cluster, &client.machine);
     }
@@ -209,7 +209,7 @@ fn explain_names_the_clients_device_without_programs() {
             .lab
             .second_client(node, "far-1", by_policy(ethernet))
             .unwrap();
-        client.learn_way(node).unwrap();
+        client.add_route(node).unwrap();
         let device = client.machine.far_device();
         let _agent = cluster
             .start_agent(SocketLb::Off, &["--network-device=eth0"])

@@ -121,8 +121,8 @@ impl Subject {
         let both = |outcome: Outcome| [outcome.clone(), outcome];
         match (policy, node, at) {
             ("Local", EMPTY_NODE, TranslatedAt::Device) => both(Outcome::Lost),
-            ("Local", EMPTY_NODE, TranslatedAt::PodSocket) => [Outcome::NoWay, Outcome::Lost],
-            ("Local", EMPTY_NODE, TranslatedAt::NodeSocket) => [Outcome::NoWay, Outcome::Refused],
+            ("Local", EMPTY_NODE, TranslatedAt::PodSocket) => [Outcome::HostUnreachable, Outcome::Lost],
+            ("Local", EMPTY_NODE, TranslatedAt::NodeSocket) => [Outcome::HostUnreachable, Outcome::Refused],
             ("Local", ..) => both(Outcome::pods(["web-1"])),
             _ => both(Outcome::pods(["web-1", "web-2"])),
         }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use lb_tests::lab::cluster::{HTTP, vips};
 use lb_tests::lab::{
-    At, Attached, Cluster, ForeignPrograms, Machine, Says, SocketLb, require_privileges, wait_for,
+    Attached, Cluster, ForeignHook, ForeignPrograms, ForeignVerdict, Machine, SocketLb, require_privileges,
+    wait_for,
 };
 
 /// Longer than the interval at which the agent checks the order without a notification.
@@ -17,10 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PROGRAMS: usize = 4;
 
 /// Attaches programs of others to the client's device and to the network's.
-fn attach(cluster: &Cluster, says: Says, at: At) -> ForeignPrograms {
+fn attach(cluster: &Cluster, verdict: ForeignVerdict, at: ForeignHook) -> ForeignPrograms {
     let host = cluster.nodes[0].host().namespace();
     let devices = [cluster.client.far_device(), "eth0"];
-    cluster.lab.attach_foreign(host, &devices, says, at).unwrap()
+    cluster.lab.attach_foreign(host, &devices, verdict, at).unwrap()
 }
 
 /// The programs of others in the output of `status`.
@@ -43,7 +44,7 @@ fn wait_until_behind(cluster: &Cluster, hooks: [&str; 2], count: usize) {
     .unwrap();
 }
 
-fn ways(cluster: &Cluster) -> [(&Machine, IpAddr, u16); 4] {
+fn routes(cluster: &Cluster) -> [(&Machine, IpAddr, u16); 4] {
     let [vip4, vip6] = vips();
     let [node4, node6] = cluster.nodes[0].host().addresses().both();
     let port = HTTP.node_port.unwrap();
@@ -58,27 +59,31 @@ fn ways(cluster: &Cluster) -> [(&Machine, IpAddr, u16); 4] {
 /// Asserts that requests from inside and outside are answered, or that none is if the other
 /// programs drop everything that the agent's programs pass.
 #[track_caller]
-fn assert_served(cluster: &Cluster, says: Says) {
-    for (from, to, port) in ways(cluster) {
-        if says == Says::Drop {
+fn assert_served(cluster: &Cluster, verdict: ForeignVerdict) {
+    for (from, to, port) in routes(cluster) {
+        if verdict == ForeignVerdict::Drop {
             let timeout = Duration::from_millis(100);
             let report = from.http(to, port).timeout(timeout).run().unwrap();
             assert_eq!(report.answered(), 0, "{to}: {report:?}");
         } else {
             let report = from.http(to, port).count(20).run().unwrap();
-            assert_eq!(report.answered(), 20, "{says:?}: {to}: {report:?}");
-            assert_eq!(report.answers.len(), 2, "{says:?}: {to}: {report:?}");
+            assert_eq!(report.answered(), 20, "{verdict:?}: {to}: {report:?}");
+            assert_eq!(report.answers.len(), 2, "{verdict:?}: {to}: {report:?}");
         }
     }
 }
 
 /// The agent's arguments, the place where other programs are attached with the same mechanism, and
 /// the names of these hooks.
-const MECHANISMS: [(&[&str], At, [&str; 2]); 2] = [
-    (&["--xdp=off"], At::TcxHead, ["tcx-ingress", "tcx-egress"]),
+const MECHANISMS: [(&[&str], ForeignHook, [&str; 2]); 2] = [
+    (
+        &["--xdp=off"],
+        ForeignHook::TcxHead,
+        ["tcx-ingress", "tcx-egress"],
+    ),
     (
         &["--xdp=off", "--tc=clsact"],
-        At::ClsactFirst,
+        ForeignHook::ClsactFirst,
         ["clsact-ingress", "clsact-egress"],
     ),
 ];
@@ -89,12 +94,12 @@ fn our_programs_run_before_those_attached_earlier() {
         return;
     }
     for (arguments, at, hooks) in MECHANISMS {
-        for says in Says::ALL {
+        for verdict in ForeignVerdict::ALL {
             let cluster = Cluster::new("order-before", &[0, 1]).unwrap();
-            let _foreign = attach(&cluster, says, at);
+            let _foreign = attach(&cluster, verdict, at);
             let _agent = cluster.start_agent(SocketLb::Off, arguments).unwrap();
             wait_until_behind(&cluster, hooks, PROGRAMS);
-            assert_served(&cluster, says);
+            assert_served(&cluster, verdict);
         }
     }
 }
@@ -105,27 +110,31 @@ fn our_programs_move_before_programs_attached_later() {
         return;
     }
     for (arguments, at, hooks) in MECHANISMS {
-        for says in Says::ALL {
+        for verdict in ForeignVerdict::ALL {
             let cluster = Cluster::new("order-after", &[0, 1]).unwrap();
             let agent = cluster.start_agent(SocketLb::Off, arguments).unwrap();
-            let foreign = attach(&cluster, says, at);
+            let foreign = attach(&cluster, verdict, at);
             // The agent checks the order immediately after a change of the devices.
             let host = cluster.nodes[0].host().namespace();
             host.ip(&["link add inner0 type veth peer name inner1"]).unwrap();
             wait_until_behind(&cluster, hooks, PROGRAMS);
-            assert_served(&cluster, says);
+            assert_served(&cluster, verdict);
             let is_said = agent.log().contains("before the programs of others again");
             assert!(is_said, "{}", agent.log());
 
             // The next agent also runs before programs that were attached while no agent ran.
             agent.kill();
             drop(foreign);
-            let _foreign = attach(&cluster, says, at);
+            let _foreign = attach(&cluster, verdict, at);
             let _agent = cluster.start_agent(SocketLb::Off, arguments).unwrap();
             // Filters are not removed with their handle: they stay on their devices.
-            let count = if at == At::TcxHead { PROGRAMS } else { 2 * PROGRAMS };
+            let count = if at == ForeignHook::TcxHead {
+                PROGRAMS
+            } else {
+                2 * PROGRAMS
+            };
             wait_until_behind(&cluster, hooks, count);
-            assert_served(&cluster, says);
+            assert_served(&cluster, verdict);
         }
     }
 }
@@ -139,11 +148,11 @@ fn no_request_fails_while_our_programs_move() {
     for (arguments, at, hooks) in MECHANISMS {
         let cluster = Cluster::new("order-gap", &[0, 1]).unwrap();
         let _agent = cluster.start_agent(SocketLb::Off, arguments).unwrap();
-        let clients = ways(&cluster).map(|(from, to, port)| {
+        let clients = routes(&cluster).map(|(from, to, port)| {
             let client = from.http(to, port).count(1_000_000).concurrency(2);
             client.interval(Duration::from_millis(2)).start().unwrap()
         });
-        let _foreign = attach(&cluster, Says::Continue, at);
+        let _foreign = attach(&cluster, ForeignVerdict::Continue, at);
         wait_until_behind(&cluster, hooks, PROGRAMS);
         for client in clients {
             let report = client.stop().unwrap();
@@ -154,12 +163,12 @@ fn no_request_fails_while_our_programs_move() {
         // of others.
         let host = cluster.nodes[0].host().namespace();
         let expected = match at {
-            At::TcxHead => Attached {
+            ForeignHook::TcxHead => Attached {
                 tcx_ingress: 2,
                 tcx_egress: 2,
                 ..Attached::NOTHING
             },
-            At::ClsactFirst => Attached {
+            ForeignHook::ClsactFirst => Attached {
                 clsact_ingress: 2,
                 clsact_egress: 2,
                 ..Attached::NOTHING
@@ -193,9 +202,9 @@ fn an_occupied_filter_priority_is_reported() {
     let agent = cluster
         .start_agent(SocketLb::Off, &["--xdp=off", "--tc=clsact"])
         .unwrap();
-    assert_served(&cluster, Says::Continue);
+    assert_served(&cluster, ForeignVerdict::Continue);
     assert!(
-        agent.log().contains("filters of others are asked before"),
+        agent.log().contains("filters of others run before"),
         "{}",
         agent.log()
     );
@@ -221,13 +230,13 @@ fn commands_list_programs_of_others() {
     }
     let cluster = Cluster::new("order-shown", &[0]).unwrap();
     let node = &cluster.nodes[0];
-    let _foreign = attach(&cluster, Says::Continue, At::TcxHead);
+    let _foreign = attach(&cluster, ForeignVerdict::Continue, ForeignHook::TcxHead);
     let _xdp = cluster
         .lab
         .attach_foreign_xdp(node.host().namespace(), "eth0")
         .unwrap();
     let check = |arguments: &[&str]| node.agent_command("check", arguments).unwrap();
-    let name = Says::Continue.program();
+    let name = ForeignVerdict::Continue.program();
     let features: Vec<serde_json::Value> = serde_json::from_str(&check(&["-o", "json"])).unwrap();
     let hooks = |order: &str, programs: &[serde_json::Value]| {
         let with_order = programs.iter().filter(|program| program["order"] == order);

@@ -86,8 +86,8 @@ pub(super) fn attach(
             device,
             ?direction,
             ?before,
-            "filters of others are asked before {name}, as none of BPF can be at their priorities: what they let pass \
-             does not reach Services"
+            "filters of others run before {name}, as BPF filters cannot share their priorities: packets that they accept \
+             do not reach Services"
         );
     }
     Ok(())

@@ -155,7 +155,7 @@ impl LiveMaps {
     /// Whether an address may be in a Service CIDR.
     pub(crate) fn may_be_service(&self, address: impl Address) -> Result<bool, MapError> {
         let networks = found(self.service_cidrs.get(&0, 0), map::SERVICE_CIDRS.name)?;
-        Ok(networks.is_some_and(|networks| networks.may_hold(address)))
+        Ok(networks.is_some_and(|networks| networks.may_contain(address)))
     }
 
     /// The row of a device.

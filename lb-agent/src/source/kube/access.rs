@@ -110,7 +110,7 @@ impl TokenFile {
             (Err(error), None) => Err(error),
             (Err(error), Some(header)) => {
                 tracing::warn!(
-                    "cannot read the token for the API server at {place} from {}, using the one before: give the file \
+                    "cannot read the token for the API server at {place} from {}, using the previous one: give the file \
                      a token: {}",
                     self.path.display(),
                     root_cause(&error)

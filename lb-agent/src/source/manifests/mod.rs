@@ -155,7 +155,7 @@ fn report(published: &watch_channel::Sender<Vec<Problem>>, problems: &[Problem])
             tracing::warn!("{problem}");
         }
         if !published.is_empty() && problems.is_empty() {
-            tracing::info!("all manifests are sound again");
+            tracing::info!("all manifests are valid again");
         }
         let modified = published != problems;
         *published = problems.to_vec();

@@ -29,7 +29,7 @@ pub(super) struct Subject {
     ebpf: Ebpf,
     counters: Counters,
     connections: u64,
-    _way: Way,
+    _route: NodeRoute,
     _pins: PinDirectory,
 }
 
@@ -38,11 +38,11 @@ const NEXT_HOP: u32 = 1 << 20;
 
 /// The route to other nodes: a device in a network namespace. The calling thread is in it until
 /// this is dropped.
-struct Way {
+struct NodeRoute {
     _alone: LoneNamespace,
 }
 
-impl Way {
+impl NodeRoute {
     fn make(maps: &Path, filter: &Filter) -> Self {
         let alone = LoneNamespace::enter("bench").expect("a network namespace");
         let namespace = alone.namespace();
@@ -134,13 +134,13 @@ impl Subject {
         }
         let ends = |family| [block::REMOTE_VIP, block::REMOTE_POD].map(|last| address(family, last));
         write_service(&mut maps, SERVICES, false, ends);
-        let way = Way::make(directory, maps.filter());
+        let route = NodeRoute::make(directory, maps.filter());
         let counters = Counters::open(directory).expect("the counters are pinned");
         Self {
             ebpf,
             counters,
             connections: 0,
-            _way: way,
+            _route: route,
             _pins: pins,
         }
     }
