@@ -37,7 +37,7 @@ impl ForeignVerdict {
 /// Where the programs of others are attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ForeignHook {
-    /// ForeignHook the head of TCX.
+    /// At the head of TCX.
     TcxHead,
     /// As clsact filters of the first priority.
     ClsactFirst,
