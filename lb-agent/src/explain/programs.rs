@@ -79,7 +79,7 @@ fn note_forwarding(
     };
     let Some(to) = to else { return };
     let finding = match surroundings.routes.not_forwarding(to) {
-        Some(sysctl) => format!("there is a route to {to}, but the node does not forward packets: {sysctl} is 0"),
+        Some(sysctl) => format!("there is a route to {to}, but the node does not forward: {sysctl} is 0"),
         None if no_route => format!("no route to {to}"),
         None => return,
     };

@@ -59,7 +59,7 @@ impl FromStr for Endpoint {
         }
         let with_port: SocketAddr = text
             .parse()
-            .map_err(|_| "expected ADDRESS or ADDRESS:PORT; an IPv6 address with a port is written [ADDRESS]:PORT".to_owned())?;
+            .map_err(|_| "expected ADDRESS or ADDRESS:PORT, IPv6 with a port as [ADDRESS]:PORT".to_owned())?;
         Ok(Self {
             address: with_port.ip(),
             port: Some(with_port.port()),

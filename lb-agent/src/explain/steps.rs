@@ -139,7 +139,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         if is_idle(self.tables, &self.key, flow, self.tables.now()) {
             let has_numbers = self.key.protocol != protocol::UDP && flow.state & flow_state::CONFIRMED != 0;
             let finding = if has_numbers && !flow.is_reply() {
-                format!("idle for too long: a SYN or INIT opens a new connection, other packets continue with {backend}")
+                format!("idle for too long: a SYN or INIT opens a new one, others continue with {backend}")
             } else {
                 "idle for too long: a new connection".to_owned()
             };
@@ -157,7 +157,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
             return (true, false, finding.to_owned());
         }
         if flow.is_closed() {
-            return (true, false, "closed: the first packet of a new connection replaces it".to_owned());
+            return (true, false, "closed: a new connection replaces it".to_owned());
         }
         if flow.is_reply() {
             return (false, true, format!("a reply to {backend}"));
@@ -330,8 +330,8 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
 /// Describes which backends clients of an origin may use.
 fn policy(frontend: &Frontend, origin: Origin) -> &'static str {
     match (origin, is_local_only(frontend, origin)) {
-        (Origin::Inside, false) => "clients on this node use backends of all nodes",
-        (Origin::Inside, true) => "clients on this node use backends of this node (internalTrafficPolicy: Local)",
+        (Origin::Inside, false) => "clients inside use backends of all nodes",
+        (Origin::Inside, true) => "clients inside use backends of this node (internalTrafficPolicy: Local)",
         (Origin::Outside, false) => "clients outside use backends of all nodes",
         (Origin::Outside, true) => "clients outside use backends of this node (externalTrafficPolicy: Local)",
     }

@@ -28,7 +28,7 @@ pub(super) fn verdict_text(explanation: &Explanation) -> String {
         Fate::Translated if explanation.from == From::Node => {
             format!("translated: the socket connects to {to}")
         }
-        Fate::Translated => format!("translated: to {to}{source}; it continues through the node's network stack"),
+        Fate::Translated => format!("translated: to {to}{source}; it continues through the node's stack"),
         Fate::Hairpin => format!("hairpin: back to {to}, which sent it{source}"),
         Fate::Forwarded => {
             let device = explanation.device.as_deref().unwrap_or("a device");
@@ -68,11 +68,11 @@ fn description(reason: &'static str) -> &'static str {
         Reason::RewriteFailed => "the packet could not be rewritten",
         Reason::AnswerFailed => "the answer could not be built",
         Reason::SourceRange => "the client is not in loadBalancerSourceRanges",
-        Reason::NoRoute => "no route to the backend on another node or back to the client, or the node does not forward packets",
+        Reason::NoRoute => "no route to the remote backend or back to the client, or the node does not forward",
         Reason::TooBig => "the packet exceeds the MTU of the link to the backend",
         Reason::HopLimit => "the packet's hop limit is exceeded at this node",
         Reason::UnknownFragment => "a fragment whose first fragment was not seen",
-        Reason::ForgedSource => "a packet from outside has a source address of this node or of one of its Pods",
+        Reason::ForgedSource => "from outside with a source address of this node or of one of its Pods",
         Reason::AnswerLimit => "the rate limit of answers to the sender's prefix is exceeded",
         Reason::UnallocatedAddress => "unallocated address of a Service CIDR",
         Reason::UnknownConnection => "the connection is unknown, and its backend cannot be determined",
