@@ -68,7 +68,7 @@ fn description(reason: &'static str) -> &'static str {
         Reason::RewriteFailed => "the packet could not be rewritten",
         Reason::AnswerFailed => "the answer could not be built",
         Reason::SourceRange => "the client is not in loadBalancerSourceRanges",
-        Reason::NoRoute => "no route to the remote backend or back to the client, or the node does not forward",
+        Reason::NoRoute => "no route to the backend or back to the client, or the node does not forward",
         Reason::TooBig => "the packet exceeds the MTU of the link to the backend",
         Reason::HopLimit => "the packet's hop limit is exceeded at this node",
         Reason::UnknownFragment => "a fragment whose first fragment was not seen",
