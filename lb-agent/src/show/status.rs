@@ -225,7 +225,7 @@ fn table(status: &Status) -> Table {
         table.row(["map".to_owned(), what.clone(), format!("{used} of {capacity}")]);
     }
     for cidr in &status.service_cidrs {
-        let what = "unallocated addresses are dropped";
+        let what = "packets to unallocated addresses are dropped";
         table.row(["service CIDR".to_owned(), cidr.clone(), what.to_owned()]);
     }
     for ReasonCount { reason, packets } in &status.reasons {
