@@ -1,4 +1,4 @@
-//! From a question to its answer: the stages one by one, then what the code of the programs does.
+//! Answers a question: lists the stages, then runs the decision code of the kernel programs.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use lb_common::tables::Tables as _;
 
 use super::explanation::{Explanation, Fate, Step};
 use super::packet;
-use super::programs::{ask_leaving, ask_packet, ask_socket};
+use super::programs::{decide_leaving, decide_packet, decide_socket};
 use super::question::{From, PacketProtocol, Question};
 use super::steps::Steps;
 use super::surroundings::Surroundings;
@@ -20,7 +20,7 @@ use crate::datapath::live::{LiveFamily, LiveMaps};
 use crate::inspect::ServicePorts;
 use crate::maps::MapError;
 
-/// Says what becomes of a packet.
+/// Determines what happens to a packet, and why.
 ///
 /// # Errors
 /// If a map cannot be read.
@@ -77,18 +77,18 @@ fn explain_family<A: LiveFamily>(
     };
     if from == From::Node {
         let attached = surroundings.has_socket_programs;
-        if steps.of_socket(question.protocol, attached)? {
-            ask_socket::<A>(maps, surroundings, &key, &mut explanation)?;
+        if steps.socket_stages(question.protocol, attached)? {
+            decide_socket::<A>(maps, surroundings, &key, &mut explanation)?;
         }
         if explanation.verdict == Fate::Passed {
-            ask_leaving::<A>(maps, surroundings, question, &mut explanation)?;
+            decide_leaving::<A>(maps, surroundings, question, &mut explanation)?;
         }
     } else {
         if from == From::Pod && surroundings.has_socket_programs {
             steps.note_sockets();
         }
-        let is_first = steps.of_packet(question.protocol)?;
-        ask_packet::<A>(maps, surroundings, question, is_first, &mut explanation)?;
+        let is_first = steps.packet_stages(question.protocol)?;
+        decide_packet::<A>(maps, surroundings, question, is_first, &mut explanation)?;
         note_bare_device(surroundings, &mut explanation);
     }
     tables.check()?;
@@ -104,9 +104,9 @@ fn explain_family<A: LiveFamily>(
     Ok(explanation)
 }
 
-/// A source port without a connection to the destination, as a new client would have.
+/// A source port that has no connection to the destination yet, as a new client would use.
 fn free_port<A: LiveFamily>(tables: &Recorder<'_, A>, question: Question, from: From) -> u16 {
-    // The range that the Internet leaves to clients (RFC 6335 section 6).
+    // The dynamic port range (RFC 6335 section 6).
     const PORTS: std::ops::RangeInclusive<u16> = 49_152..=65_535;
     let is_free = |port: &u16| {
         let source = SocketAddr::new(question.source.ip(), *port);
@@ -129,7 +129,7 @@ fn key_of<A: LiveFamily>(question: Question, from: From) -> FlowKey<A> {
     }
 }
 
-/// Says that what the programs would do with a packet is not done, as none is where it comes in.
+/// Replaces the verdict if the packet arrives on a device without programs.
 fn note_bare_device(surroundings: &Surroundings<'_>, explanation: &mut Explanation) {
     let Some(device) = surroundings.bare_device(surroundings.ingress) else {
         return;
@@ -141,5 +141,5 @@ fn note_bare_device(surroundings: &Surroundings<'_>, explanation: &mut Explanati
     explanation.new_source = None;
     explanation.new_destination = None;
     explanation.device = None;
-    explanation.say_unseen(device);
+    explanation.set_unseen(device);
 }

@@ -8,29 +8,29 @@ use crate::arguments::ShowArguments;
 /// Arguments of `explain`.
 #[derive(Args, Clone, Debug)]
 pub struct ExplainArguments {
-    /// Where, and how to print.
+    /// Pin path and output format.
     #[command(flatten)]
     pub show: ShowArguments,
-    /// What the packet carries
+    /// Protocol of the packet
     #[arg(value_enum, value_name = "PROTO")]
     pub protocol: PacketProtocol,
-    /// Who sends it; without a port, a client that has no connection yet
+    /// Sender of the packet; without a port, a client that has no connection yet
     #[arg(value_name = "SRC[:PORT]")]
     pub source: Endpoint,
-    /// Whom to; icmp needs no port
+    /// Destination of the packet; icmp needs no port
     #[arg(value_name = "DST:PORT")]
     pub destination: Endpoint,
-    /// Where the sender is; by default `node` if this host has its address, `pod` if it is a
-    /// backend of this node or its device is a Pod's, else `outside`
+    /// Location of the sender. Default: `node` if this host has the sender's address, `pod` if the
+    /// sender is a backend of this node or its route leads to a Pod's device, else `outside`
     #[arg(long, value_enum)]
     pub from: Option<From>,
 }
 
 impl ExplainArguments {
-    /// What is asked.
+    /// The packet that the arguments describe.
     ///
     /// # Errors
-    /// What is wrong with the arguments together, for the person who typed them.
+    /// A message for the user if the arguments do not fit together.
     pub fn question(&self) -> Result<Question, String> {
         Question::new(self.protocol, self.source, self.destination)
     }

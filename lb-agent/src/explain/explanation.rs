@@ -1,4 +1,4 @@
-//! What becomes of a packet, as it is told.
+//! The result of `explain`, as it is printed.
 
 use std::net::SocketAddr;
 
@@ -8,45 +8,46 @@ use super::question::{From, PacketProtocol};
 use crate::devices::Bare;
 use crate::maps::BackendState;
 
-/// What becomes of a packet.
+/// What happens to a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fate {
-    /// It reaches a backend through the node's stack.
+    /// It reaches a backend through the node's network stack.
     Translated,
-    /// The sender is the backend: it goes back to where it came from, with the node's address.
+    /// The sender is the chosen backend: the packet goes back to it with the node's address as
+    /// source.
     Hairpin,
-    /// It is sent on to a backend on another node, with this node's address.
+    /// It is forwarded to a backend on another node, with this node's address as source.
     Forwarded,
     /// The VIP answers it.
     Answered,
-    /// It is not for a Service: it goes on untouched.
+    /// It is not for a Service: it continues unchanged.
     Passed,
-    /// It ends here, and the sender is told.
+    /// It is discarded, and the sender is notified.
     Rejected,
-    /// It ends here.
+    /// It is discarded silently.
     Dropped,
-    /// It is for a Service, and it or the answer passes a device without programs.
+    /// It is for a Service, but the packet or its answer passes a device without programs.
     Unseen,
 }
 
 impl Fate {
-    /// Whether the packet does not get through.
+    /// Returns true if the packet does not reach its destination or is not translated.
     pub fn is_refusal(self) -> bool {
         matches!(self, Self::Rejected | Self::Dropped | Self::Unseen)
     }
 }
 
-/// A stage of the decision and what it found.
+/// A stage of the decision and its result.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Step {
     /// The stage.
     pub step: &'static str,
-    /// What it found.
+    /// Its result.
     pub finding: String,
 }
 
-/// A backend that the packet may go to.
+/// A backend that the packet may be sent to.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Candidate {
     /// Its address and port.
@@ -55,28 +56,28 @@ pub struct Candidate {
     pub state: BackendState,
     /// Whether it is on this node.
     pub local: bool,
-    /// The part of the slots that name it, from 0 to 1.
+    /// Fraction of the slots that name it, from 0 to 1.
     pub share: f64,
 }
 
-/// What becomes of a packet, and why.
+/// What happens to a packet, and why.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// What the packet carries.
+    /// Protocol of the packet.
     pub protocol: PacketProtocol,
-    /// Who sends it.
+    /// Source of the packet.
     pub source: SocketAddr,
-    /// Whom to.
+    /// Destination of the packet.
     pub destination: SocketAddr,
-    /// Where the sender is.
+    /// Location of the sender.
     pub from: From,
-    /// What becomes of it.
+    /// What happens to it.
     pub verdict: Fate,
-    /// Why it ends here.
+    /// Why it is rejected or dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
-    /// The Service's port.
+    /// The Service port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
     /// The source after the rewrite.
@@ -85,28 +86,31 @@ pub struct Explanation {
     /// The destination after the rewrite.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub new_destination: Option<SocketAddr>,
-    /// Whether chance chooses among the backends: `new_destination` is then one of them.
+    /// Whether the backend is chosen at random: `new_destination` is then one possible choice.
     pub by_chance: bool,
-    /// Whether chance chooses the source's port: that of `new_source` is then one of many.
+    /// Whether the source port is chosen at random: the port of `new_source` is then one possible
+    /// choice.
     pub source_port_by_chance: bool,
-    /// The Service CIDR of the destination, if no Service has that.
+    /// The Service CIDR of the destination, if no Service has the address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_cidr: Option<String>,
-    /// The device that the packet leaves by, if it is sent on.
+    /// The device through which the packet leaves, if it is forwarded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// The device without programs that it passes, if that keeps it from getting through.
+    /// The device without programs that the packet or its answer passes, if the verdict is
+    /// [`Fate::Unseen`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub without_programs: Option<String>,
     /// The stages.
     pub steps: Vec<Step>,
-    /// The backends that a new connection may go to.
+    /// The backends that a new connection may be sent to.
     pub backends: Vec<Candidate>,
 }
 
 impl Explanation {
-    /// A device without programs keeps the packet, or the answer, from getting through.
-    pub(super) fn say_unseen(&mut self, device: &Bare) {
+    /// Sets the verdict [`Fate::Unseen`]: the packet or its answer passes a device without
+    /// programs.
+    pub(super) fn set_unseen(&mut self, device: &Bare) {
         self.verdict = Fate::Unseen;
         self.without_programs = Some(device.name.clone());
         self.steps.push(Step {

@@ -1,7 +1,7 @@
-//! `lb-agent explain`: what becomes of a packet, and why.
+//! `lb-agent explain`: predicts what happens to a packet, and why.
 //!
-//! The answer comes from the code that the kernel programs run ([`lb_common`]), over the pinned
-//! maps; nothing is written. The steps before it are the same stages one by one, for people.
+//! The verdict comes from the code of the kernel programs ([`lb_common`]), run on the pinned maps.
+//! The maps are not written. The steps before the verdict show the stages of that code for users.
 
 mod answer;
 mod arguments;

@@ -1,5 +1,5 @@
-//! The packet in question, as it would come in: Ethernet, IP header, transport header, right
-//! checksums, no payload.
+//! Builds the packet as it would arrive: Ethernet, IP and transport headers with correct checksums,
+//! no payload.
 
 use std::net::IpAddr;
 
@@ -13,10 +13,10 @@ use super::question::{PacketProtocol, Question};
 /// Offset of the IP header.
 pub(super) const NETWORK: u32 = BEHIND_ETHERNET;
 
-/// Usual hop limit of a sender.
+/// Common initial hop limit of senders.
 const HOP_LIMIT: u8 = 64;
 
-/// Builds the packet: the first of a connection, or another one.
+/// Builds the packet: the first packet of a connection or a later one.
 pub(super) fn build(question: &Question, is_first: bool) -> Vec<u8> {
     let transport = transport(question, is_first);
     let mut bytes = vec![0; 12];
@@ -46,7 +46,7 @@ pub(super) fn build(question: &Question, is_first: bool) -> Vec<u8> {
     bytes
 }
 
-/// The number in the IP header.
+/// The protocol number in the IP header.
 pub(super) fn number(question: &Question) -> u8 {
     match (question.protocol, question.destination.is_ipv4()) {
         (PacketProtocol::Tcp, _) => protocol::TCP,
@@ -98,8 +98,7 @@ fn transport(question: &Question, is_first: bool) -> Vec<u8> {
     bytes
 }
 
-/// The sum of what transport checksums cover of the IP header (RFC 9293 section 3.1, RFC 8200
-/// section 8.1).
+/// The checksum of the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1).
 fn pseudo_header(question: &Question, length: usize) -> Sum {
     let length = u32::try_from(length).unwrap_or(u32::MAX);
     sum(&octets(question.source.ip()))
@@ -115,7 +114,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The sum of whole words.
+/// The sum of the complete 32-bit words.
 fn sum(bytes: &[u8]) -> Sum {
     let words = bytes.chunks_exact(4);
     words.fold(Sum::new(), |sum, word| {
@@ -147,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_are_what_was_asked_for() {
+    fn built_packets_parse_to_the_requested_addresses_and_ports() {
         use PacketProtocol::{Sctp, Tcp, Udp};
         for protocol in [Tcp, Udp, Sctp] {
             for is_first in [true, false] {
@@ -169,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn checksums_are_right() {
+    fn built_packets_have_correct_checksums() {
         use PacketProtocol::{Icmp, Tcp, Udp};
         for protocol in [Tcp, Udp, Icmp] {
             let v4 = question(protocol, "10.0.0.1:1000", "10.0.0.2:80");

@@ -1,4 +1,4 @@
-//! The packet as the decision code sees it, with the node's routing tables.
+//! The packet that the decision code processes, with the node's routing tables.
 
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,17 +11,17 @@ use lb_common::packet::{Headers, Hop, Packet, Reassembly, Route, Sender, Verdict
 
 use super::packet::NETWORK;
 
-/// What the routing tables say of a destination.
+/// Result of a route lookup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RouteLookup {
-    /// Where it leads.
+    /// The kind of route.
     pub route: Route,
-    /// Index of the device; 0 if there is none.
+    /// Index of the output device; 0 if there is none.
     pub device: u32,
 }
 
 impl RouteLookup {
-    /// There is none.
+    /// There is no route.
     pub const NONE: Self = Self {
         route: Route::None,
         device: 0,
@@ -30,21 +30,21 @@ impl RouteLookup {
 
 /// The node's routing tables.
 pub trait Routes {
-    /// The way of packets to an address.
+    /// Looks up the route of packets to an address.
     fn to(&self, destination: IpAddr) -> RouteLookup;
 
-    /// The sysctl that keeps packets from an address to which there is a route: the node does not
-    /// forward.
+    /// The sysctl that disables forwarding, if there is a route to an address but the node does not
+    /// forward packets.
     fn not_forwarding(&self, _destination: IpAddr) -> Option<String> {
         None
     }
 }
 
-/// A packet on its way.
+/// A packet in memory, for the decision code.
 pub(super) struct Probe<'a> {
     pub(super) bytes: Bytes,
     routes: &'a dyn Routes,
-    /// The last way that was asked for, and whom to.
+    /// The last destination that was looked up, and its route.
     way: Cell<Option<(IpAddr, RouteLookup)>>,
 }
 
@@ -57,7 +57,7 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// Whether an address is the packet's destination.
+    /// Returns true if an address is the packet's destination.
     fn is_for<A: Address>(&self, address: A) -> bool {
         let bytes: Vec<u8> = address.words().into_iter().flat_map(u32::to_ne_bytes).collect();
         let start = (NETWORK + A::DESTINATION_OFFSET) as usize;
@@ -65,7 +65,7 @@ impl<'a> Probe<'a> {
         self.bytes.bytes.get(start..start + length) == bytes.get(..length)
     }
 
-    /// The way of a packet that was or was not sent on, and whom to.
+    /// The last destination that the code looked up, and its route.
     pub(super) fn way(&self) -> Option<(IpAddr, RouteLookup)> {
         self.way.get()
     }
@@ -116,7 +116,7 @@ impl Packet for Probe<'_> {
     }
 
     fn can_send(&self, _route: Route, _hop: &Hop) -> bool {
-        // Where XDP cannot, TC behind it can.
+        // Where XDP cannot send, the TC program after it can.
         true
     }
 
@@ -125,7 +125,7 @@ impl Packet for Probe<'_> {
     }
 
     fn sender<A: Address>(&self, address: A) -> Sender {
-        // By which device the packet comes is not said, so of its sender nothing is known.
+        // The ingress device is unknown. So nothing is known about the sender.
         if self.is_for(address) && self.routes.to(ip(address)).route == Route::Local {
             Sender::Node
         } else {
@@ -134,7 +134,7 @@ impl Packet for Probe<'_> {
     }
 
     fn has_socket<A: Address>(&self, _key: &FlowKey<A>) -> bool {
-        // Another port is as good.
+        // Only the choice of the source port depends on it, and any port will do.
         false
     }
 
@@ -155,7 +155,7 @@ impl Packet for Probe<'_> {
     }
 
     fn reassembly(&self, _network: u32) -> Reassembly {
-        // What is asked about is whole.
+        // The packet is not fragmented.
         Reassembly::None
     }
 

@@ -1,4 +1,4 @@
-//! Lets the code of the programs decide, and notes what it does.
+//! Runs the decision code of the kernel programs and records the result.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -22,8 +22,8 @@ use crate::datapath::live::{LiveFamily, LiveMaps};
 use crate::inspect::end;
 use crate::maps::MapError;
 
-/// Lets the code of the packet programs decide.
-pub(super) fn ask_packet<A: LiveFamily>(
+/// Runs the code of the packet programs.
+pub(super) fn decide_packet<A: LiveFamily>(
     maps: &LiveMaps,
     surroundings: &Surroundings<'_>,
     question: Question,
@@ -45,29 +45,28 @@ pub(super) fn ask_packet<A: LiveFamily>(
         Verdict::Bounce => Fate::Hairpin,
         Verdict::Drop => Fate::Dropped,
     };
-    explanation.by_chance &= tables.has_opened();
+    explanation.by_chance &= tables.wrote_flow();
     if explanation.verdict.is_refusal() {
         explanation.reason = tables.reason().map(Reason::name);
     }
     if is_changed && !explanation.verdict.is_refusal() && question.protocol != PacketProtocol::Icmp {
         (explanation.new_source, explanation.new_destination) = ends::<A>(&probe.bytes);
         let port = explanation.new_source.map(|source| source.port());
-        explanation.source_port_by_chance = tables.has_opened() && port != Some(question.source.port());
+        explanation.source_port_by_chance = tables.wrote_flow() && port != Some(question.source.port());
     }
     note_forwarding(surroundings, probe.way(), explanation);
     if explanation.verdict == Fate::Forwarded {
         let way = probe.way().map(|(_, way)| way);
         explanation.device = way.map(|way| device_name(way.device));
-        // The answer comes in by it.
+        // The backend's answer arrives on this device.
         if let Some(device) = way.and_then(|way| surroundings.bare_device(way.device)) {
-            explanation.say_unseen(device);
+            explanation.set_unseen(device);
         }
     }
     Ok(())
 }
 
-/// Says why a packet is not sent on, or what becomes of it in the stack of a node that does not
-/// forward.
+/// Adds a step if there is no route to the destination, or if the node does not forward packets.
 fn note_forwarding(
     surroundings: &Surroundings<'_>,
     asked: Option<(IpAddr, RouteLookup)>,
@@ -80,8 +79,8 @@ fn note_forwarding(
     };
     let Some(to) = to else { return };
     let finding = match surroundings.routes.not_forwarding(to) {
-        Some(sysctl) => format!("there is one to {to}, but the node does not forward: {sysctl} is 0"),
-        None if no_route => format!("there is none to {to}"),
+        Some(sysctl) => format!("there is a route to {to}, but the node does not forward: {sysctl} is 0"),
+        None if no_route => format!("no route to {to}"),
         None => return,
     };
     explanation.steps.push(Step {
@@ -100,9 +99,9 @@ fn ends<A: LiveFamily>(bytes: &Bytes) -> (Option<SocketAddr>, Option<SocketAddr>
     )
 }
 
-/// Lets the code of the packet programs decide about what a process of the node sends to the
+/// Runs the code of the packet programs for a packet that a process on the node sends to the
 /// network.
-pub(super) fn ask_leaving<A: LiveFamily>(
+pub(super) fn decide_leaving<A: LiveFamily>(
     maps: &LiveMaps,
     surroundings: &Surroundings<'_>,
     question: Question,
@@ -122,8 +121,8 @@ pub(super) fn ask_leaving<A: LiveFamily>(
     Ok(())
 }
 
-/// Lets the code of the socket programs decide.
-pub(super) fn ask_socket<A: LiveFamily>(
+/// Runs the code of the socket programs.
+pub(super) fn decide_socket<A: LiveFamily>(
     maps: &LiveMaps,
     surroundings: &Surroundings<'_>,
     key: &FlowKey<A>,
@@ -131,7 +130,7 @@ pub(super) fn ask_socket<A: LiveFamily>(
 ) -> Result<(), MapError> {
     let tables = Recorder::<A>::new(maps, surroundings.clock);
     let call = call(maps, key);
-    // A UDP socket is told when it sends.
+    // An unconnected UDP socket is translated when it sends.
     let result = match key.protocol {
         protocol::UDP => socket::send(&tables, &call),
         _ => socket::connect(&tables, &call),
@@ -151,7 +150,7 @@ pub(super) fn ask_socket<A: LiveFamily>(
     Ok(())
 }
 
-/// A process of the node calls `connect`.
+/// The `connect` call of a process on the node.
 pub(super) fn call<A: LiveFamily>(maps: &LiveMaps, key: &FlowKey<A>) -> Call<A> {
     Call {
         cookie: 0,

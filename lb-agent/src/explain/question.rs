@@ -1,11 +1,11 @@
-//! What is asked.
+//! The packet that the user asks about.
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use lb_common::choose::Origin;
 
-/// What a packet carries.
+/// Protocol of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum PacketProtocol {
@@ -19,20 +19,20 @@ pub enum PacketProtocol {
     Icmp,
 }
 
-/// Where the sender is.
+/// Location of the sender.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum From {
     /// A Pod of this node
     Pod,
-    /// Anywhere else: the packet comes in by a network device
+    /// Anywhere else: the packet arrives on a network device
     Outside,
     /// A process of this node
     Node,
 }
 
 impl From {
-    /// As the decision code knows it.
+    /// The origin in terms of the decision code.
     pub fn origin(self) -> Origin {
         match self {
             Self::Pod | Self::Node => Origin::Inside,
@@ -41,7 +41,7 @@ impl From {
     }
 }
 
-/// An address with or without a port, as it is written on the command line.
+/// An address with or without a port, as written on the command line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Endpoint {
     /// The address.
@@ -59,7 +59,7 @@ impl FromStr for Endpoint {
         }
         let with_port: SocketAddr = text
             .parse()
-            .map_err(|_| "written ADDRESS or ADDRESS:PORT, IPv6 with a port as [ADDRESS]:PORT".to_owned())?;
+            .map_err(|_| "expected ADDRESS or ADDRESS:PORT, IPv6 with a port as [ADDRESS]:PORT".to_owned())?;
         Ok(Self {
             address: with_port.ip(),
             port: Some(with_port.port()),
@@ -67,26 +67,26 @@ impl FromStr for Endpoint {
     }
 }
 
-/// Which packet.
+/// The packet that the user asks about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Question {
-    /// What it carries.
+    /// Its protocol.
     pub protocol: PacketProtocol,
-    /// Who sends it; port 0 with ICMP.
+    /// Its source; port 0 with ICMP.
     pub source: SocketAddr,
-    /// Whom to; port 0 with ICMP.
+    /// Its destination; port 0 with ICMP.
     pub destination: SocketAddr,
 }
 
 impl Question {
-    /// From the command line. A port of the source that is not given is left 0.
+    /// Builds it from command line arguments. A missing source port becomes 0.
     ///
     /// # Errors
-    /// What is wrong, for the person who typed it.
+    /// A message for the user.
     pub fn new(protocol: PacketProtocol, source: Endpoint, destination: Endpoint) -> Result<Self, String> {
         if source.address.is_ipv4() != destination.address.is_ipv4() {
             return Err(format!(
-                "{} and {} are not of the same IP version",
+                "{} and {} have different IP versions",
                 source.address, destination.address
             ));
         }
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_where_the_protocol_has_them() {
+    fn only_protocols_with_ports_need_a_destination_port() {
         use PacketProtocol::{Icmp, Tcp};
         let shown = |protocol, source, destination| {
             question(protocol, source, destination).map(|question| {

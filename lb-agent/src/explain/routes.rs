@@ -1,4 +1,4 @@
-//! The node's routing tables, asked over rtnetlink.
+//! The node's routing tables, queried over rtnetlink.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -12,20 +12,20 @@ use tokio::runtime::Runtime;
 use super::probe::{RouteLookup, Routes};
 use crate::inspect;
 
-/// The routing tables of the calling thread's network namespace. Rules that look at the source are
-/// not considered.
+/// The routing tables of the calling thread's network namespace. Policy rules that match the source
+/// are ignored.
 pub struct KernelRoutes {
     runtime: Runtime,
     handle: Handle,
-    /// Index of the device that the packet comes in by; 0 if that is not known.
+    /// Index of the device that the packet arrives on; 0 if unknown.
     ingress: u32,
 }
 
 impl KernelRoutes {
-    /// For packets from this address.
+    /// Opens the routing tables for packets from this address.
     ///
     /// # Errors
-    /// If the kernel does not let this process ask.
+    /// If the netlink connection cannot be opened.
     pub fn connect(source: IpAddr) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -33,7 +33,7 @@ impl KernelRoutes {
         let guard = runtime.enter();
         let (connection, handle, _) = rtnetlink::new_connection()?;
         drop(guard);
-        // Ends when the handle is dropped.
+        // The task ends when the handle is dropped.
         runtime.spawn(connection);
         let mut routes = Self {
             runtime,
@@ -44,13 +44,13 @@ impl KernelRoutes {
         Ok(routes)
     }
 
-    /// The device that packets from the source come in by, as the way back has it; 0 if there is
-    /// none.
+    /// Index of the device that packets from the source arrive on, according to the route back to
+    /// the source; 0 if there is none.
     pub(super) fn ingress(&self) -> u32 {
         self.ingress
     }
 
-    /// The way to an address, whether the node forwards packets or not.
+    /// Looks up the route to an address, whether or not the node forwards packets.
     pub(super) fn ask(&self, destination: IpAddr) -> RouteLookup {
         let message = match destination {
             IpAddr::V4(address) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
@@ -61,21 +61,22 @@ impl KernelRoutes {
                 .build(),
         };
         let mut found = self.handle.route().get(message).execute();
-        // An error is the kernel's way to say that there is no route.
+        // The kernel returns an error if there is no route.
         let answer = self.runtime.block_on(found.try_next()).ok().flatten();
         answer.map_or(RouteLookup::NONE, |message| way(&message))
     }
 
-    /// The sysctl that says whether the node forwards what comes in, if it says no.
+    /// The sysctl that disables forwarding of packets from the ingress device, if forwarding is
+    /// off.
     fn forwarding_off(&self, destination: IpAddr) -> Option<String> {
         let family = if destination.is_ipv4() { "ipv4" } else { "ipv6" };
         let device = device_name(self.ingress);
         let path: PathBuf = ["/proc/sys/net", family, "conf", &device, "forwarding"]
             .iter()
             .collect();
-        // Without that file the kernel would not have said a device either.
+        // If this file is missing, the kernel has no route through the device either.
         let is_off = std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "0");
-        // With slashes, a dot in the device's name is part of it (sysctl(8)).
+        // In a name with slashes, a dot belongs to the device's name (sysctl(8)).
         is_off.then(|| format!("net/{family}/conf/{device}/forwarding"))
     }
 }
@@ -112,7 +113,7 @@ fn way(message: &RouteMessage) -> RouteLookup {
     }
 }
 
-/// The name of a device, for people.
+/// The name of a device for users.
 pub(super) fn device_name(index: u32) -> String {
     inspect::device_name(index).unwrap_or_else(|| format!("index {index}"))
 }

@@ -1,4 +1,4 @@
-//! The command.
+//! The `explain` command.
 
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -23,13 +23,13 @@ use crate::maps::MapError;
 use crate::output::{self, Table};
 use crate::privileges;
 
-/// The packet would end here.
+/// Exit code if the packet is rejected, dropped or not seen by the programs.
 const REFUSED: u8 = 1;
-/// There is no answer; clap's code for usage errors too.
+/// Exit code if there is no answer; also clap's code for usage errors.
 const NO_ANSWER: u8 = 2;
 
-/// Answers what the arguments ask ([`ExplainArguments::question`]); the exit code says whether the
-/// packet goes on.
+/// Prints the answer to `question` ([`ExplainArguments::question`]). The exit code tells whether
+/// the packet gets through.
 pub fn run(arguments: &ExplainArguments, question: Question) -> ExitCode {
     match answer(arguments, question) {
         Ok(explanation) if explanation.verdict.is_refusal() => ExitCode::from(REFUSED),
@@ -45,7 +45,7 @@ fn answer(arguments: &ExplainArguments, question: Question) -> anyhow::Result<Ex
     privileges::require("explain", &privileges::MAPS)?;
     let pins = Pins::new(&arguments.show.pins.pin_path);
     let maps = LiveMaps::open(&pins.maps()).with_context(|| pins.nobody_ran())?;
-    let routes = KernelRoutes::connect(question.source.ip()).context("cannot ask for routes")?;
+    let routes = KernelRoutes::connect(question.source.ip()).context("cannot query routes")?;
     let links = pins
         .link_names()
         .with_context(|| format!("cannot read {}", pins.links().display()))?;
@@ -71,7 +71,8 @@ fn answer(arguments: &ExplainArguments, question: Question) -> anyhow::Result<Ex
     Ok(explanation)
 }
 
-/// Where a sender is: on this node if it has the address, or if the way to it leads to a Pod.
+/// Guesses where a sender is: the node if it has the address, a Pod if the address is a local
+/// backend's or the route to it leads to a Pod's device, otherwise outside.
 fn guess(
     maps: &LiveMaps,
     source: IpAddr,

@@ -1,4 +1,4 @@
-//! The stages of the decision, one by one.
+//! The stages of the decision as steps of the explanation.
 
 use std::collections::BTreeMap;
 
@@ -20,10 +20,10 @@ use crate::datapath::live::LiveFamily;
 use crate::inspect::{ServicePorts, end};
 use crate::maps::MapError;
 
-/// Number of slots by backend.
+/// Number of slots of each backend.
 type Counts = BTreeMap<u32, u32>;
 
-/// Collects what the stages find.
+/// Runs the stages and records their results.
 pub(super) struct Steps<'a, 'b, A: LiveFamily> {
     pub(super) tables: &'a Recorder<'b, A>,
     pub(super) ports: &'a ServicePorts,
@@ -38,18 +38,19 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         self.explanation.steps.push(Step { step, finding });
     }
 
-    /// Says that sockets of Pods are translated when they connect, before there is a packet.
+    /// Notes that sockets of Pods are translated when they connect, before there is a packet.
     pub(super) fn note_sockets(&mut self) {
         if self.tables.maps().settings().only_node_sockets == 0 {
             self.say(
                 "socket",
-                "sockets of Pods are translated when they connect; what follows is for packets that are not",
+                "sockets of Pods are translated when they connect; the following steps are for packets that are not",
             );
         }
     }
 
-    /// A packet at a device. Tells whether it would be the first of its connection.
-    pub(super) fn of_packet(&mut self, packet: PacketProtocol) -> Result<bool, MapError> {
+    /// Runs the stages for a packet at a device. Returns true if it is the first packet of its
+    /// connection.
+    pub(super) fn packet_stages(&mut self, packet: PacketProtocol) -> Result<bool, MapError> {
         if !self.tables.may_be_destination(self.key.destination) {
             let address: std::net::IpAddr = self.key.destination.into();
             self.say("filter", format!("no frontend has the address {address}"));
@@ -78,8 +79,9 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         Ok(is_first)
     }
 
-    /// A process of the node connects. Tells whether the programs are asked.
-    pub(super) fn of_socket(&mut self, packet: PacketProtocol, attached: bool) -> Result<bool, MapError> {
+    /// Runs the stages for a process on the node that connects. Returns true if the socket programs
+    /// decide.
+    pub(super) fn socket_stages(&mut self, packet: PacketProtocol, attached: bool) -> Result<bool, MapError> {
         if !matches!(packet, PacketProtocol::Tcp | PacketProtocol::Udp) {
             self.say("socket", "only TCP and UDP sockets are translated");
             return Ok(false);
@@ -87,7 +89,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         if !attached {
             self.say(
                 "socket",
-                "no program is attached to sockets (`--socket-lb=off`, or no agent has run)",
+                "no socket programs are attached (`--socket-lb=off`, or no agent has run)",
             );
             return Ok(false);
         }
@@ -116,14 +118,15 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         Ok(true)
     }
 
-    /// Whether the packet is the first of a connection, and whether it goes on with one.
+    /// Returns whether the packet is the first of a connection, and whether it continues an open
+    /// one.
     fn flow(&mut self) -> (bool, bool) {
         let Some(flow) = self.tables.flow(&self.key).map(|entry| entry.get()) else {
             self.say("flow", "none: a new connection");
             return (true, false);
         };
         let (is_first, goes_on, finding) = self.known(&flow);
-        // Datagrams of the node itself are no Service's.
+        // Flows of the node's own datagrams have service id 0.
         if flow.service != 0 {
             self.explanation.service = Some(self.ports.name(flow.service));
         }
@@ -136,7 +139,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         if is_idle(self.tables, &self.key, flow, self.tables.now()) {
             let has_numbers = self.key.protocol != protocol::UDP && flow.state & flow_state::CONFIRMED != 0;
             let finding = if has_numbers && !flow.is_reply() {
-                format!("idle for too long: a first packet opens a new one, another goes on with {backend}")
+                format!("idle for too long: a SYN or INIT opens a new one, others continue with {backend}")
             } else {
                 "idle for too long: a new connection".to_owned()
             };
@@ -144,20 +147,20 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         }
         if flow.flags & flow_flags::PASS != 0 {
             let owner = match flow.service {
-                0 => "the node's own datagrams have the port",
-                _ => "another service proxy has begun the connection",
+                0 => "the node's own datagrams use the port",
+                _ => "another service proxy opened the connection",
             };
             return (false, true, format!("{owner}: the packet passes"));
         }
         if flow.state & flow_state::CLASH != 0 {
-            let finding = "the client's own connection to the backend has the port: a SYN opens a new one";
+            let finding = "the client has a direct connection to the backend from the same port: a SYN opens a new connection";
             return (true, false, finding.to_owned());
         }
         if flow.is_closed() {
-            return (true, false, "closed: a first packet opens a new one".to_owned());
+            return (true, false, "closed: a new connection replaces it".to_owned());
         }
         if flow.is_reply() {
-            return (false, true, format!("a reply, on its way to {backend}"));
+            return (false, true, format!("a reply to {backend}"));
         }
         if backend_lives(self.tables, self.key.protocol, flow) {
             return (false, true, format!("an open connection with {backend}"));
@@ -173,7 +176,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
             return (
                 false,
                 false,
-                format!("not answered by {backend}, which is absent"),
+                format!("backend {backend} is absent and has not answered"),
             );
         }
         let finding = format!("an open connection with {backend}, which is gone");
@@ -181,13 +184,13 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
             return (
                 false,
                 true,
-                format!("{finding}; it goes on (`--on-removed-backend=forward`)"),
+                format!("{finding}; it continues (`--on-removed-backend=forward`)"),
             );
         }
         (false, is_tcp, finding)
     }
 
-    /// The row of a service port.
+    /// Looks up the frontend row of the destination. `None` if no Service uses it.
     fn frontend(&mut self) -> Option<Frontend> {
         let key = self.key;
         let row = find_frontend(self.tables, key.destination, key.destination_port, key.protocol);
@@ -196,9 +199,9 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
             None => self.say("frontend", format!("no frontend has the address {}", to.ip())),
             Some(row) if row.flags & frontend_flags::WILDCARD != 0 => {
                 let then = if row.flags & frontend_flags::PASS_UNKNOWN == 0 {
-                    "it belongs to Services only"
+                    "only Services use the address"
                 } else {
-                    "it is the node's own too"
+                    "the node uses the address, too"
                 };
                 let finding = format!("no Service uses port {} of {}; {then}", to.port(), to.ip());
                 self.say("frontend", finding);
@@ -225,7 +228,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         is_allowed
     }
 
-    /// A ping.
+    /// Runs the stages for an ICMP echo request.
     fn echo(&mut self) {
         let wildcard = FrontendKey {
             address: self.key.destination,
@@ -235,11 +238,11 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         };
         let address: std::net::IpAddr = self.key.destination.into();
         let Some(row) = self.tables.frontend(&wildcard) else {
-            self.say("frontend", format!("{address} is no VIP"));
+            self.say("frontend", format!("{address} is not a VIP"));
             return;
         };
         if row.flags & frontend_flags::ECHO == 0 {
-            self.say("frontend", format!("{address} does not answer pings: no Service of it has endpoints, or the node answers itself"));
+            self.say("frontend", format!("{address} does not answer pings: no Service of this address has endpoints, or the node itself answers"));
             return;
         }
         self.say("frontend", format!("{address} is a VIP that answers pings"));
@@ -248,7 +251,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         }
     }
 
-    /// Which backends, and how one of them is chosen.
+    /// Records which backends are eligible, and how one of them is chosen.
     fn choice(
         &mut self,
         frontend: &Frontend,
@@ -259,7 +262,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         let region = match region(frontend, origin) {
             Ok(region) => region,
             Err(_) => {
-                self.say("traffic policy", format!("{which}, and there is none"));
+                self.say("traffic policy", format!("{which}, but there is none"));
                 return Ok(());
             }
         };
@@ -274,7 +277,7 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
         if frontend.affinity_seconds == 0 {
             self.explanation.by_chance = origin == Origin::Inside && self.explanation.backends.len() > 1;
             let how = match origin {
-                Origin::Inside => "by chance",
+                Origin::Inside => "at random",
                 Origin::Outside => "by the hash of addresses and ports",
             };
             self.say("choice", how);
@@ -295,9 +298,9 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
             "the client has no usable backend yet"
         };
         let how = if by_chance {
-            "by chance"
+            "chosen at random"
         } else {
-            "by the hash of its address"
+            "chosen by the hash of its address"
         };
         self.say("affinity", format!("{what}: {how}"));
     }
@@ -324,11 +327,11 @@ impl<A: LiveFamily> Steps<'_, '_, A> {
     }
 }
 
-/// Which backends clients of an origin may use.
+/// Describes which backends clients of an origin may use.
 fn policy(frontend: &Frontend, origin: Origin) -> &'static str {
     match (origin, is_local_only(frontend, origin)) {
-        (Origin::Inside, false) => "clients on this node use backends of all nodes",
-        (Origin::Inside, true) => "clients on this node use its own backends (internalTrafficPolicy: Local)",
+        (Origin::Inside, false) => "clients inside use backends of all nodes",
+        (Origin::Inside, true) => "clients inside use backends of this node (internalTrafficPolicy: Local)",
         (Origin::Outside, false) => "clients outside use backends of all nodes",
         (Origin::Outside, true) => "clients outside use backends of this node (externalTrafficPolicy: Local)",
     }

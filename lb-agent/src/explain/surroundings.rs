@@ -1,4 +1,4 @@
-//! What the answer depends on beside the maps.
+//! The state outside the maps that the answer depends on.
 
 use std::collections::BTreeSet;
 
@@ -6,22 +6,22 @@ use super::probe::Routes;
 use crate::datapath::clock::Clock;
 use crate::devices::Bare;
 
-/// What the answer depends on beside the maps.
+/// The state outside the maps that the answer depends on.
 pub struct Surroundings<'a> {
-    /// The time.
+    /// The current time.
     pub clock: Clock,
     /// The node's routing tables.
     pub routes: &'a dyn Routes,
-    /// Index of the device that the packet comes in by; 0 if that is not known.
+    /// Index of the device that the packet arrives on; 0 if unknown.
     pub ingress: u32,
-    /// The devices that carry no programs.
+    /// Devices that carry no programs.
     pub bare: &'a BTreeSet<Bare>,
-    /// Whether programs are attached to sockets.
+    /// Whether socket programs are attached.
     pub has_socket_programs: bool,
 }
 
 impl Surroundings<'_> {
-    /// The device of an index, if it carries no programs.
+    /// The device with this index, if it carries no programs.
     pub(super) fn bare_device(&self, index: u32) -> Option<&Bare> {
         self.bare.iter().find(|device| device.index == index)
     }

@@ -1,5 +1,5 @@
-//! The pinned maps as the decision code sees them. What it writes is kept beside them: nothing
-//! changes in the kernel.
+//! The pinned maps for the decision code. Its writes go to memory; the maps in the kernel do not
+//! change.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -22,15 +22,15 @@ use crate::datapath::live::rows::LiveRows;
 use crate::datapath::live::{LiveFamily, LiveMaps};
 use crate::maps::MapError;
 
-/// The pinned maps, with what would have been written.
+/// The pinned maps, overlaid with the writes of the decision code.
 pub(super) struct Recorder<'a, A: LiveFamily> {
     maps: &'a LiveMaps,
     rows: &'a LiveRows<A>,
     clock: Clock,
-    /// Holds the flows that were looked up, because entries are changed in place, and all that was
-    /// written.
+    /// Everything that was written, and the flows that were looked up: their entries are changed in
+    /// place.
     memory: HostTables<A>,
-    /// Keys of the flows that `memory` knows better than the kernel.
+    /// Keys of the flows that are read from `memory` instead of the kernel.
     known: RefCell<HashSet<FlowKey<A>>>,
     /// Whether a flow was written.
     opened: Cell<bool>,
@@ -39,12 +39,12 @@ pub(super) struct Recorder<'a, A: LiveFamily> {
 }
 
 impl<'a, A: LiveFamily> Recorder<'a, A> {
-    /// Nothing written yet.
+    /// A recorder without writes.
     pub(super) fn new(maps: &'a LiveMaps, clock: Clock) -> Self {
         let mut memory = HostTables::default();
         memory.settings = LoadedSettings {
             jiffies_per_second: clock.jiffies_per_second,
-            // The decision is the same with and without.
+            // The decision does not depend on it.
             redirects_locally: 0,
             ..*maps.settings()
         };
@@ -61,11 +61,11 @@ impl<'a, A: LiveFamily> Recorder<'a, A> {
     }
 
     /// Whether a flow was written.
-    pub(super) fn has_opened(&self) -> bool {
+    pub(super) fn wrote_flow(&self) -> bool {
         self.opened.get()
     }
 
-    /// The reason that was counted.
+    /// The drop or reject reason that the code counted.
     pub(super) fn reason(&self) -> Option<Reason> {
         self.reason.get()
     }
@@ -75,8 +75,7 @@ impl<'a, A: LiveFamily> Recorder<'a, A> {
         self.maps
     }
 
-    /// What went wrong with the maps meanwhile, where the decision code only saw that there is no
-    /// row.
+    /// Returns the last error of a map. The decision code treats such a lookup as a missing row.
     pub(super) fn check(&self) -> Result<(), MapError> {
         self.failure.take().map_or(Ok(()), Err)
     }
@@ -100,7 +99,7 @@ impl<'a, A: LiveFamily> Recorder<'a, A> {
 
 impl<A: LiveFamily> Tables<A> for Recorder<'_, A> {
     fn may_be_destination(&self, destination: A) -> bool {
-        // As in the kernel: replies of hairpin connections come to the node's address.
+        // As in the kernel: replies of hairpin connections are sent to the node's address.
         self.row(self.maps.is_in_filter(destination))
             || destination == self.settings().node_address()
             || self.may_be_service(destination)

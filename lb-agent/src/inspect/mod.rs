@@ -1,4 +1,4 @@
-//! The kernel's rows as people name them and as the commands tell them.
+//! Names of map rows for the command line and the commands' output.
 
 mod rows;
 mod service_ports;

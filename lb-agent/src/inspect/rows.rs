@@ -1,4 +1,4 @@
-//! Parts of rows as the commands show them.
+//! Parts of map rows in the form that the commands show.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ pub(crate) fn end<A: LiveFamily>(address: A, port: Port) -> SocketAddr {
     SocketAddr::new(address.into(), port.get())
 }
 
-/// The name of the device that has an index now.
+/// The name of the device that currently has an index.
 pub(crate) fn device_name(index: u32) -> Option<String> {
     let name = nix::net::if_::if_indextoname(index).ok()?;
     name.into_string().ok()

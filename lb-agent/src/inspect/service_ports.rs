@@ -1,4 +1,4 @@
-//! Service ports as people name them on the command line, and as the kernel's maps name them.
+//! Service ports as named on the command line and in the kernel's maps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,14 +20,14 @@ pub struct NamedPort {
     pub port: String,
     /// `TCP`, `UDP` or `SCTP`.
     pub protocol: String,
-    /// Numbers of the port at the frontends.
+    /// Port numbers of the frontends.
     pub numbers: BTreeSet<u16>,
-    /// Seconds that a client stays with its backend; 0 without session affinity.
+    /// Session affinity timeout in seconds; 0 without session affinity.
     pub affinity_seconds: u32,
 }
 
 impl NamedPort {
-    /// From `NAMESPACE/NAME/PORT/PROTOCOL`.
+    /// Parses `NAMESPACE/NAME/PORT/PROTOCOL`.
     fn parse(text: &str) -> Self {
         let mut parts = text.split('/').map(str::to_owned);
         let mut part = || parts.next().unwrap_or_default();
@@ -42,7 +42,7 @@ impl NamedPort {
 }
 
 impl fmt::Display for NamedPort {
-    /// `NAMESPACE/NAME`, and `:PORT` if the port has a name.
+    /// `NAMESPACE/NAME`, followed by `:PORT` if the port has a name.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}/{}", self.namespace, self.name)?;
         if !self.port.is_empty() {
@@ -57,7 +57,7 @@ impl fmt::Display for NamedPort {
 pub struct ServicePorts(pub BTreeMap<ServiceId, NamedPort>);
 
 impl ServicePorts {
-    /// Reads them.
+    /// Reads all service ports.
     ///
     /// # Errors
     /// If a map cannot be read.
@@ -78,7 +78,7 @@ impl ServicePorts {
         }
     }
 
-    /// What an id stands for; `service ID` if the maps do not say.
+    /// The name of a service id; `service ID` if the maps have no name for it.
     pub fn name(&self, service: ServiceId) -> String {
         match self.0.get(&service) {
             Some(port) => port.to_string(),
@@ -86,13 +86,13 @@ impl ServicePorts {
         }
     }
 
-    /// The ids that a filter means.
+    /// The ids that match a filter.
     pub fn matching(&self, wanted: &ServiceFilter) -> BTreeSet<ServiceId> {
         let matching = self.0.iter().filter(|(_, port)| wanted.matches(port));
         matching.map(|(id, _)| *id).collect()
     }
 
-    /// The same; that there are none is an error.
+    /// The ids that match a filter, at least one.
     ///
     /// # Errors
     /// If no service port in the kernel matches.
@@ -107,10 +107,11 @@ impl ServicePorts {
 
 /// No service port matches.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the kernel holds no Service {0}: see `lb-agent services`")]
+#[error("the maps contain no Service {0}: see `lb-agent services`")]
 pub struct UnknownService(pub ServiceFilter);
 
-/// `NAMESPACE/NAME` or `NAMESPACE/NAME:PORT`, the port by its name or number.
+/// Selects service ports: `NAMESPACE/NAME` or `NAMESPACE/NAME:PORT`, with the name or number of the
+/// port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceFilter {
     namespace: String,
@@ -158,7 +159,7 @@ impl FromStr for ServiceFilter {
                     port,
                 })
             }
-            _ => Err("a Service is written NAMESPACE/NAME or NAMESPACE/NAME:PORT".to_owned()),
+            _ => Err("expected NAMESPACE/NAME or NAMESPACE/NAME:PORT".to_owned()),
         }
     }
 }
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_known_by_name_and_number() {
+    fn filters_match_ports_by_name_and_number() {
         for (text, expected) in [
             ("default/web", &[1][..]),
             ("default/web:http", &[1]),
@@ -193,14 +194,14 @@ mod tests {
     }
 
     #[test]
-    fn names_are_as_filters_are_written() {
+    fn service_names_use_the_format_of_filters() {
         assert_eq!(ports().name(1), "default/web:http");
         assert_eq!(ports().name(2), "kube-system/dns");
         assert_eq!(ports().name(9), "service 9");
     }
 
     #[test]
-    fn what_names_no_service_is_refused() {
+    fn malformed_service_filters_are_rejected() {
         for text in ["", "web", "/web", "default/", "a/b/c", "default/web:"] {
             assert!(text.parse::<ServiceFilter>().is_err(), "{text}");
         }

@@ -1,4 +1,4 @@
-//! The commands that show what the kernel holds, whether an agent is running or not.
+//! The commands that show the state in the kernel. They work with and without a running agent.
 
 pub mod affinity;
 pub mod connections;

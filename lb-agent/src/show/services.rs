@@ -1,4 +1,4 @@
-//! The Services that the kernel holds.
+//! `lb-agent services`: shows the Services in the maps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ struct ServicePort {
     backends: Vec<Backend>,
     /// Connections and first packets of UDP flows that were sent to a backend.
     connections: u64,
-    /// First packets that found no usable backend.
+    /// First packets for which there was no usable backend.
     rejected: u64,
 }
 
@@ -39,13 +39,13 @@ struct ServicePort {
 #[serde(rename_all = "camelCase")]
 struct Frontend {
     address: String,
-    /// Whether clients inside see backends of this node only.
+    /// Whether clients inside use only backends of this node.
     inside_local: bool,
-    /// Whether clients outside see backends of this node only.
+    /// Whether clients outside use only backends of this node.
     outside_local: bool,
     #[serde(skip_serializing_if = "is_zero")]
     affinity_seconds: u32,
-    /// Clients must be in one of these networks; absent if all may come.
+    /// Clients must be in one of these networks; absent if all clients are allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     source_ranges: Option<BTreeSet<String>>,
 }
@@ -64,7 +64,7 @@ fn is_zero(seconds: &u32) -> bool {
     *seconds == 0
 }
 
-/// Prints them.
+/// Prints the Services.
 pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
     privileges::require("services", &privileges::MAPS)?;
     let pins = Pins::new(&arguments.pins.pin_path);
@@ -83,7 +83,7 @@ pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The service ports of an image by name, without counters.
+/// The service ports of an image, sorted by name, without counters.
 fn service_ports(image: &MapImage) -> Vec<ServicePort> {
     let mut ports: BTreeMap<ServiceId, ServicePort> = BTreeMap::new();
     for (id, name) in &image.names {
@@ -130,14 +130,14 @@ fn service_ports(image: &MapImage) -> Vec<ServicePort> {
     ports
 }
 
-/// The networks of a set; `None` for the set that lets all in.
+/// The networks of a set; `None` for set 0, which allows all clients.
 fn source_ranges(image: &MapImage, family: Family, set: u32) -> Option<BTreeSet<String>> {
     let rows = image.source_ranges.iter();
     let networks = rows.filter(|(other, network)| *other == set && network.family() == family);
     (set != 0).then(|| networks.map(|(_, network)| network.to_string()).collect())
 }
 
-/// How many networks clients may come from; `-` if from all.
+/// Number of networks that clients may come from; `-` if all clients are allowed.
 fn range_count(service: &ServicePort) -> String {
     let frontends = service.frontends.iter();
     let sets: Vec<_> = frontends
@@ -154,7 +154,8 @@ fn range_count(service: &ServicePort) -> String {
     }
 }
 
-/// A service port from its name `NAMESPACE/NAME/PORT/PROTOCOL`; one without a name shows its id.
+/// A service port from its name `NAMESPACE/NAME/PORT/PROTOCOL`. A port without a name gets its id
+/// as name.
 fn named(id: ServiceId, text: &str) -> ServicePort {
     let mut parts = text.split('/').map(str::to_owned);
     let mut part = || parts.next().unwrap_or_default();
@@ -236,7 +237,7 @@ mod tests {
     use crate::maps::{Backend as BackendRow, Protocol};
 
     #[test]
-    fn names_frontends_and_backends_come_together_by_service_id() {
+    fn names_frontends_and_backends_are_joined_by_service_id() {
         let mut image = MapImage::default();
         image.names.insert(3, "default/web/http/TCP".to_owned());
         let row = Row {

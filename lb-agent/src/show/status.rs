@@ -1,4 +1,4 @@
-//! The state of the kernel side as a whole.
+//! `lb-agent status`: shows programs, maps and packet counters.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -23,42 +23,43 @@ use crate::network::Family;
 use crate::output::{self, Table};
 use crate::privileges;
 
-/// The state of the kernel side.
+/// The state of programs and maps in the kernel.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
-    /// Links that are pinned: programs that are attached.
+    /// Attached programs, from the pinned links.
     attached: Vec<Attached>,
-    /// Programs of others where ours are; `null` if that cannot be told.
+    /// Programs of others at the hooks of the agent's programs; `null` if the process may not list
+    /// them.
     foreign: Option<Vec<ForeignProgram>>,
-    /// Network namespaces of this node beside its own; `null` if the kernel does not tell them
-    /// apart.
+    /// Network namespaces of this node except its own; `null` if the kernel has no cookies for
+    /// them.
     namespaces: Option<Namespaces>,
     /// Devices that are up and carry no programs.
     #[serde(rename = "withoutPrograms")]
     without_programs: BTreeSet<Bare>,
     maps: Vec<Usage>,
-    /// Networks of which packets to addresses that no Service has are dropped.
+    /// Service CIDRs: packets to addresses in them that no Service has are dropped.
     service_cidrs: Vec<String>,
-    /// Packets that were not simply translated, by reason.
+    /// Packets that were not translated, by reason.
     reasons: Vec<ReasonCount>,
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 struct Attached {
     program: String,
-    /// `device NAME`, `device index N` if there is no such device any more, or `cgroup`.
+    /// `device NAME`, `device index N` if the device no longer exists, or `cgroup`.
     target: String,
 }
 
-/// How many network namespaces are treated in which way.
+/// Number of network namespaces by where their connections are translated.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Namespaces {
-    /// Pods': their connections are translated at their sockets.
+    /// Namespaces of Pods. Connections are translated at the sockets.
     translated_at_sockets: usize,
-    /// Others, and those of Pods that are not known for Pods': only what comes out of their devices
-    /// is translated.
+    /// Other namespaces, and those of Pods that the agent does not recognize. Packets are
+    /// translated at the devices through which they leave.
     left_to_devices: usize,
 }
 
@@ -75,7 +76,7 @@ struct ReasonCount {
     packets: u64,
 }
 
-/// Prints it.
+/// Prints the status.
 pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
     privileges::require("status", &privileges::MAPS)?;
     let pins = Pins::new(&arguments.pins.pin_path);
@@ -124,7 +125,8 @@ fn attached(pins: &Pins) -> anyhow::Result<Vec<Attached>> {
     Ok(attached)
 }
 
-/// Programs of others where ours are; `None` without the capability to ask.
+/// Programs of others at the hooks of the agent's programs; `None` without the capability to list
+/// them.
 fn foreign(pins: &Pins) -> anyhow::Result<Option<Vec<ForeignProgram>>> {
     match foreign_programs(pins) {
         Ok(mut programs) => {
@@ -136,7 +138,7 @@ fn foreign(pins: &Pins) -> anyhow::Result<Option<Vec<ForeignProgram>>> {
     }
 }
 
-/// What a pin's name says: `INDEX-PROGRAM…` or `cgroup-PROGRAM`.
+/// Parses the name of a link's pin: `INDEX-PROGRAM…` or `cgroup-PROGRAM`.
 fn link(pin: &str, device_name: &dyn Fn(u32) -> Option<String>) -> Attached {
     let (target, program) = pin.split_once('-').unwrap_or(("", pin));
     let target = match target.parse() {
@@ -223,7 +225,7 @@ fn table(status: &Status) -> Table {
         table.row(["map".to_owned(), what.clone(), format!("{used} of {capacity}")]);
     }
     for cidr in &status.service_cidrs {
-        let what = "unallocated addresses are dropped";
+        let what = "packets to unallocated addresses are dropped";
         table.row(["service CIDR".to_owned(), cidr.clone(), what.to_owned()]);
     }
     for ReasonCount { reason, packets } in &status.reasons {
@@ -237,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pin_says_program_and_device() {
+    fn a_pins_name_contains_program_and_device() {
         let names = |index| (index == 12).then(|| "eth0".to_owned());
         let shown = |pin: &str| {
             let Attached { program, target } = link(pin, &names);

@@ -269,7 +269,7 @@ fn explain_names_the_backends_device_without_programs() {
         let verdict = said["steps"].as_array().unwrap().last().unwrap();
         let finding = verdict["finding"].as_str().unwrap();
         assert!(
-            finding.contains("it leaves by tun-node-2, which carries no programs"),
+            finding.contains("it leaves through tun-node-2, which carries no programs"),
             "{said}"
         );
     }

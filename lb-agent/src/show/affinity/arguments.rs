@@ -11,32 +11,32 @@ use crate::inspect::ServiceFilter;
 /// The commands of `affinity`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum AffinityCommand {
-    /// Show which backend clients stay with
+    /// Show which backend each client stays with
     List(AffinityListArguments),
-    /// Let a client's next connection go to a backend
+    /// Send a client's next connection to a backend
     Pin(AffinityPinArguments),
-    /// Let clients choose anew
+    /// Remove affinity: the clients' next connections choose a backend again
     Clear(AffinityClearArguments),
 }
 
 /// Arguments of `affinity list`.
 #[derive(Args, Clone, Debug)]
 pub struct AffinityListArguments {
-    /// Where, and how to print.
+    /// Pin path and output format.
     #[command(flatten)]
     pub show: ShowArguments,
-    /// Which clients.
+    /// Which rows to show.
     #[command(flatten)]
     pub which: AffinityFilter,
 }
 
-/// Which clients of which Services.
+/// Selects rows by Service and client.
 #[derive(Args, Clone, Debug, Default)]
 pub struct AffinityFilter {
-    /// Only those of this Service, or of one port of it, by name or number
+    /// Only rows of this Service, or of one of its ports, by name or number
     #[arg(long, value_name = "NAMESPACE/NAME[:PORT]")]
     pub service: Option<ServiceFilter>,
-    /// Only this client: an address, or the cookie of a network namespace
+    /// Only rows of this client: an address, or the cookie of a network namespace
     #[arg(long, value_name = "CLIENT")]
     pub client: Option<Client>,
 }
@@ -44,14 +44,14 @@ pub struct AffinityFilter {
 /// Arguments of `affinity pin`.
 #[derive(Args, Clone, Debug)]
 pub struct AffinityPinArguments {
-    /// Where the agent pins.
+    /// Where the agent pins maps and links.
     #[command(flatten)]
     pub pins: PinArguments,
     /// The port of a Service with session affinity, by name or number
     #[arg(value_name = "NAMESPACE/NAME:PORT")]
     pub service: ServiceFilter,
-    /// Address of the client; for one that is translated at its socket, the cookie of its network
-    /// namespace
+    /// Address of the client; for a client that is translated at its socket, the cookie of its
+    /// network namespace
     pub client: Client,
     /// Address of one of the port's active backends
     pub backend: IpAddr,
@@ -61,10 +61,10 @@ pub struct AffinityPinArguments {
 #[derive(Args, Clone, Debug)]
 #[command(group = clap::ArgGroup::new("which").args(["service", "client", "all"]).required(true).multiple(true))]
 pub struct AffinityClearArguments {
-    /// Where the agent pins.
+    /// Where the agent pins maps and links.
     #[command(flatten)]
     pub pins: PinArguments,
-    /// Which clients.
+    /// Which rows to remove.
     #[command(flatten)]
     pub which: AffinityFilter,
     /// All clients of all Services
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn clearing_all_affinity_is_said_aloud() {
+    fn clearing_all_affinity_needs_an_explicit_option() {
         for (line, valid) in [
             ("lb-agent affinity clear", false),
             ("lb-agent affinity clear --all", true),

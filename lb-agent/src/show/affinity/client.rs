@@ -1,4 +1,4 @@
-//! Clients as affinity knows them.
+//! Clients as identified by session affinity.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,17 +8,17 @@ use lb_common::layout::{AffinityKey, cookie};
 
 use crate::datapath::live::LiveFamily;
 
-/// A client as affinity knows it.
+/// A client as identified by session affinity.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Client {
-    /// By its address.
+    /// An address.
     Address(IpAddr),
-    /// By the cookie of its network namespace: it was translated at its socket.
+    /// The cookie of a network namespace: the client was translated at its socket.
     Namespace(u64),
 }
 
 impl Client {
-    /// Whom a row is about.
+    /// The client of a row.
     pub(super) fn of<A: LiveFamily>(key: &AffinityKey<A>) -> Self {
         match cookie(key.namespace) {
             0 => Self::Address(key.client.into()),
@@ -49,7 +49,7 @@ impl FromStr for Client {
         };
         address
             .or_else(cookie)
-            .ok_or_else(|| "a client is an IP address or the cookie of a network namespace".to_owned())
+            .ok_or_else(|| "expected an IP address or the cookie of a network namespace".to_owned())
     }
 }
 

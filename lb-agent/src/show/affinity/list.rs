@@ -1,4 +1,4 @@
-//! Which backend clients stay with, as it is shown.
+//! `lb-agent affinity list`: shows which backend each client stays with.
 
 use std::net::SocketAddr;
 
@@ -19,22 +19,24 @@ use crate::output::Table;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Row {
-    /// The Service's port.
+    /// The Service port.
     pub service: String,
     /// Its id in the kernel.
     pub service_id: ServiceId,
     /// The client.
     pub client: Client,
-    /// The backend that it was sent to; none if its row belongs to another endpoint by now.
+    /// The backend that the client was sent to; `None` if the backend's row belongs to another
+    /// endpoint now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<SocketAddr>,
     /// The state of the backend.
     pub backend_state: BackendState,
-    /// Whether the client's next connection goes there.
+    /// Whether the client's next connection goes to that backend.
     pub usable: bool,
     /// Seconds since the client's last connection.
     pub idle_seconds: u64,
-    /// Seconds that it stays if it opens no other; 0 if it may go elsewhere now.
+    /// Seconds until the affinity times out if the client opens no other connection; 0 if it has
+    /// timed out.
     pub left_seconds: u64,
 }
 
@@ -93,13 +95,13 @@ fn row<A: LiveFamily>(
     }
 }
 
-/// Whether new connections may go to a backend.
+/// Returns true if new connections may go to a backend.
 pub(super) fn is_choosable<A>(backend: &Backend<A>) -> bool {
     const ANY: u8 = backend_flags::IN_CLUSTER | backend_flags::IN_LOCAL;
     backend.state == backend_state::ACTIVE && backend.flags & ANY != 0
 }
 
-/// One line for each.
+/// A table with one line for each row.
 pub(super) fn table(rows: &[Row]) -> Table {
     let mut table = Table::new(&["service", "client", "backend", "state", "idle", "left", "usable"]);
     for row in rows {
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_is_usable_while_it_is_active_and_the_time_has_not_passed() {
+    fn a_backend_is_usable_while_active_and_before_the_timeout() {
         let active = backend(5, backend_state::ACTIVE, backend_flags::IN_CLUSTER);
         let draining = backend(5, backend_state::DRAINING, 0);
         let other = Backend {
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_are_addresses_or_network_namespaces() {
+    fn the_table_shows_addresses_and_network_namespaces() {
         let active = backend(5, backend_state::ACTIVE, backend_flags::IN_CLUSTER);
         let of = |namespace| row(&key(namespace), &known(1), Some(&active), CLOCK, &ports());
         let text = table(&[of(0), of(77)]).to_string();

@@ -1,4 +1,4 @@
-//! Which backend clients of Services with session affinity stay with: shown, set, forgotten.
+//! `lb-agent affinity`: shows, sets and removes session affinity.
 
 mod arguments;
 mod client;
@@ -27,7 +27,7 @@ use crate::maps::MapError;
 use crate::output;
 use crate::privileges;
 
-/// Executes a command.
+/// Runs an `affinity` command.
 pub fn run(command: &AffinityCommand) -> anyhow::Result<ExitCode> {
     privileges::require("affinity", &privileges::MAPS)?;
     let pins = match command {
@@ -68,7 +68,7 @@ fn open(pins: &PinArguments) -> anyhow::Result<LiveMaps> {
     LiveMaps::open(&pins.maps()).with_context(|| pins.nobody_ran())
 }
 
-/// Forgets the rows that match; says how many.
+/// Removes the rows that match. Returns how many it removed.
 ///
 /// # Errors
 /// If a map cannot be read or written.

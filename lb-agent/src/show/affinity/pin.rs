@@ -1,4 +1,4 @@
-//! Sends a client's next connection to a backend.
+//! `lb-agent affinity pin`: sends a client's next connection to a backend.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -19,11 +19,11 @@ pub enum PinError {
     #[error(transparent)]
     Unknown(#[from] UnknownService),
     /// A Service has several ports of that name or number.
-    #[error("{service} means several ports ({ports}): name one as NAMESPACE/NAME:PORT")]
+    #[error("{service} matches several ports ({ports}): name one as NAMESPACE/NAME:PORT")]
     Ambiguous {
-        /// What was given.
+        /// The filter that was given.
         service: ServiceFilter,
-        /// Those that match.
+        /// The ports that match.
         ports: String,
     },
     /// The Service has no session affinity.
@@ -32,33 +32,33 @@ pub enum PinError {
         /// The service port.
         service: ServiceFilter,
     },
-    /// The backend is none that new connections may go to.
-    #[error("{backend} is no active backend of {service}; those are: {active}")]
+    /// New connections may not go to the backend.
+    #[error("{backend} is not an active backend of {service}; active backends: {active}")]
     NoBackend {
         /// The service port.
         service: ServiceFilter,
-        /// What was given.
+        /// The address that was given.
         backend: IpAddr,
-        /// Those that there are.
+        /// The active backends.
         active: String,
     },
-    /// Client and backend are of different IP versions.
-    #[error("{client} and {backend} are not of the same IP version")]
+    /// Client and backend have different IP versions.
+    #[error("{client} and {backend} have different IP versions")]
     Families {
         /// The client.
         client: Client,
         /// The backend.
         backend: IpAddr,
     },
-    /// A map.
+    /// A map cannot be read or written.
     #[error(transparent)]
     Map(#[from] MapError),
 }
 
-/// Lets a client's next connection to a service port go to a backend; says which.
+/// Sends a client's next connection to a service port to a backend. Returns the backend.
 ///
 /// # Errors
-/// If there is no such port, it has no affinity, or the backend is none of its own.
+/// If the port does not exist or has no affinity, or the backend is not one of its active backends.
 pub fn pin(
     maps: &mut LiveMaps,
     clock: Clock,
@@ -95,7 +95,7 @@ pub fn pin(
     }
 }
 
-/// A row to be written.
+/// A row to write.
 struct Pin<'a> {
     service: &'a ServiceFilter,
     id: ServiceId,
@@ -136,7 +136,7 @@ impl Pin<'_> {
         })
     }
 
-    /// The row of the backend.
+    /// The id and row of the backend.
     fn choose<A: LiveFamily>(
         &self,
         rows: impl IntoIterator<Item = (BackendId, Backend<A>)>,
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_backends_that_take_connections_are_pinned() {
+    fn only_backends_that_accept_connections_can_be_pinned() {
         let backend = |last, state, flags| Backend {
             address: Address4::from_bytes([10, 1, 0, last]),
             port: Port::new(8080),
@@ -208,7 +208,7 @@ mod tests {
             assert_eq!(
                 choose(other),
                 Err(format!(
-                    "{other} is no active backend of default/web:80; those are: 10.1.0.5"
+                    "{other} is not an active backend of default/web:80; active backends: 10.1.0.5"
                 ))
             );
         }

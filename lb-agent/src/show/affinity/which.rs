@@ -1,4 +1,4 @@
-//! Which rows of affinity are meant.
+//! Selects affinity rows.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use super::client::Client;
 use crate::datapath::live::LiveFamily;
 use crate::inspect::{ServiceFilter, ServicePorts, UnknownService};
 
-/// Which rows are meant.
+/// Selects affinity rows by Service and client. The default selects all.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Which {
     services: Option<BTreeSet<ServiceId>>,
@@ -17,10 +17,10 @@ pub struct Which {
 }
 
 impl Which {
-    /// Those that were asked for.
+    /// The rows that the arguments select.
     ///
     /// # Errors
-    /// If there is no such Service.
+    /// If no service port matches.
     pub fn new(filter: &AffinityFilter, ports: &ServicePorts) -> Result<Self, UnknownService> {
         let of_service = |wanted: &ServiceFilter| ports.require(wanted);
         Ok(Self {
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_is_told_from_others() {
+    fn a_client_filter_excludes_other_clients() {
         let key = |namespace| AffinityKey {
             client: Address4::default(),
             namespace: halves(namespace),

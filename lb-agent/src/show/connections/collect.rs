@@ -1,4 +1,4 @@
-//! From the rows of the maps to connections.
+//! Builds the list of connections from the rows of the maps.
 
 use std::collections::BTreeMap;
 
@@ -19,14 +19,14 @@ use crate::maps::{BackendState, MapError, Protocol};
 struct Rows<'a, A> {
     flows: &'a BTreeMap<FlowKey<A>, Flow<A>>,
     sockets: &'a BTreeMap<SocketKey<A>, Socket<A>>,
-    /// Those that flows and sockets name.
+    /// The backends that flows and sockets name.
     backends: BTreeMap<BackendId, Backend<A>>,
     ports: &'a ServicePorts,
     clock: Clock,
     settings: &'a LoadedSettings,
 }
 
-/// All connections of both IP versions.
+/// Reads the connections of both IP versions.
 pub(super) fn collect(
     maps: &LiveMaps,
     clock: Clock,
@@ -67,7 +67,7 @@ fn of_family<A: LiveFamily>(
 
 impl<A: LiveFamily> Rows<'_, A> {
     fn connections(&self) -> Vec<Connection> {
-        // Those that pass belong to no Service.
+        // Flows that pass unchanged belong to no Service.
         let is_request = |flow: &Flow<A>| flow.flags & (flow_flags::REPLY | flow_flags::PASS) == 0;
         let requests = self.flows.iter().filter(|(_, flow)| is_request(flow));
         let flows = requests.filter_map(|(key, flow)| self.flow(key, flow));
@@ -99,7 +99,7 @@ impl<A: LiveFamily> Rows<'_, A> {
         })
     }
 
-    /// As the programs see it: a connection lives as long as either direction was seen lately.
+    /// The state as the programs see it: a connection expires only when both directions are idle.
     fn state(&self, protocol: u8, flow: &Flow<A>, reply: Option<&Flow<A>>) -> State {
         let now = self.clock.ticks();
         let is_idle = |flow: &Flow<A>| {
@@ -128,9 +128,9 @@ impl<A: LiveFamily> Rows<'_, A> {
         }
     }
 
-    /// A socket has a row for its backend's address, which names the frontend. One of UDP has two
-    /// more, for the frontend's and for the unspecified one, which are left out; so are those
-    /// without a backend.
+    /// The connection of a socket's row. A socket has a row for its backend's address, which names
+    /// the frontend. A UDP socket has two more: for the frontend's address and for the unspecified
+    /// address. Returns `None` for those two, and for rows without a backend.
     fn socket(&self, key: &SocketKey<A>, row: &Socket<A>) -> Option<Connection> {
         if key.address.is_unspecified() || row.names != socket_names::FRONTEND || row.backend == 0 {
             return None;
@@ -221,7 +221,7 @@ mod tests {
         }
     }
 
-    /// With a reply's entry that was seen at `replied`.
+    /// A flow and its reply flow, which was last seen at `replied`.
     fn with_reply(flow: Flow<Address4>, replied: u32) -> BTreeMap<FlowKey<Address4>, Flow<Address4>> {
         let reply = Flow {
             source: address(1),
@@ -284,7 +284,7 @@ mod tests {
             (flow_state::RESET, NOW - 11, State::Expired),
             (0, NOW - 61, State::Expired),
             (0, NOW - 60, State::Opening),
-            // The clocks differ a little.
+            // The kernel's clock may be slightly ahead.
             (0, NOW + 1, State::Opening),
         ] {
             let case = Case {
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reply_counts_too() {
+    fn packets_of_the_reply_keep_a_connection_alive() {
         let case = Case {
             flows: with_reply(request(0, 0, NOW - 100), NOW - 3),
             ..Case::default()
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_and_sources() {
+    fn connections_show_their_kind_and_source() {
         for (flags, expected) in [
             (0, Kind::Flow),
             (flow_flags::HAIRPIN, Kind::Hairpin),

@@ -1,5 +1,4 @@
-//! The connections that the programs remember: flows, and sockets that were translated at
-//! `connect`.
+//! `lb-agent connections`: shows flows, and sockets that were translated at `connect`.
 
 mod collect;
 
@@ -25,56 +24,56 @@ use crate::privileges;
 /// Arguments of `connections`.
 #[derive(Args, Clone, Debug)]
 pub struct ConnectionsArguments {
-    /// Where, and how to print.
+    /// Pin path and output format.
     #[command(flatten)]
     pub show: ShowArguments,
-    /// Only those of this Service, or of one port of it, by name or number
+    /// Only connections of this Service, or of one of its ports, by name or number
     #[arg(long, value_name = "NAMESPACE/NAME[:PORT]")]
     pub service: Option<ServiceFilter>,
-    /// Only those whose client or backend has this address
+    /// Only connections whose client or backend has this address
     #[arg(long, value_name = "ADDRESS")]
     pub pod: Option<IpAddr>,
-    /// Only those in this state; sockets have none
+    /// Only connections in this state; excludes translated sockets, which have no state
     #[arg(long, value_enum)]
     pub state: Option<State>,
 }
 
-/// How far a connection is.
+/// State of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// The backend has not answered, or the client has not acknowledged its answer.
+    /// The backend has not answered, or the client has not acknowledged the answer.
     Opening,
     /// The client has acknowledged the backend's answer; for UDP, the backend has answered.
     Established,
     /// One side has sent FIN.
     Closing,
-    /// Both sides have sent FIN, or one RST.
+    /// Both sides have sent FIN, or one side has sent RST.
     Closed,
-    /// Idle for longer than it is remembered: the next packet begins a new connection.
+    /// Idle for longer than its lifetime: the next packet starts a new connection.
     Expired,
 }
 
-/// How the packets of a connection get to its backend.
+/// How the packets of a connection reach its backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
-    /// Rewritten, then through the node's stack.
+    /// The programs rewrite them, and the node's network stack delivers them.
     Flow,
-    /// Sent on to another node.
+    /// The programs forward them to another node.
     Forwarded,
-    /// The client is the backend: sent back to where they came from.
+    /// The client is the chosen backend: the programs send them back.
     Hairpin,
-    /// By the socket, which has the backend's address.
+    /// The socket was translated at `connect` and sends to the backend's address itself.
     Socket,
 }
 
-/// Who opened a connection.
+/// The client that opened a connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Opener {
     /// An address and port.
     Address(SocketAddr),
-    /// A socket of this node by its cookie, whose address the programs do not know.
+    /// The cookie of a socket on this node. The programs do not know its address.
     Socket(u64),
 }
 
@@ -89,19 +88,19 @@ struct Connection {
     frontend: SocketAddr,
     backend: SocketAddr,
     backend_state: BackendState,
-    /// What the backend sees as its client, if that is another address or port.
+    /// The source that the backend sees, if it differs from the client.
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<SocketAddr>,
-    /// Not known of sockets.
+    /// Unknown for sockets.
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<State>,
-    /// Seconds since the last packet in either direction; not known of sockets.
+    /// Seconds since the last packet in either direction; unknown for sockets.
     #[serde(skip_serializing_if = "Option::is_none")]
     idle_seconds: Option<u64>,
     kind: Kind,
 }
 
-/// Prints them.
+/// Prints the connections.
 pub fn run(arguments: &ConnectionsArguments) -> anyhow::Result<ExitCode> {
     privileges::require("connections", &privileges::MAPS)?;
     let pins = Pins::new(&arguments.show.pins.pin_path);
@@ -116,7 +115,7 @@ pub fn run(arguments: &ConnectionsArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Which connections are shown.
+/// Selects the connections to show.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Filter {
     services: Option<std::collections::BTreeSet<ServiceId>>,
@@ -256,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_for_each() {
+    fn the_table_has_a_line_for_each_connection() {
         let socket = Connection {
             client: Opener::Socket(77),
             state: None,
@@ -281,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn json_leaves_out_what_is_not_known() {
+    fn json_output_omits_unknown_fields() {
         let shown = serde_json::to_value(connection("10.1.0.9:1000", State::Opening)).unwrap();
         assert_eq!(shown["client"], "10.1.0.9:1000");
         assert_eq!(shown["idleSeconds"], 3);
