@@ -8,11 +8,11 @@ use lb_common::net::{Address4, Address6, Port};
 use lb_common::reason::Reason;
 use lb_common::tables::Tables as _;
 
-use super::explanation::{Explanation, Fate, Step};
+use super::explanation::{Explanation, Fate, Stage};
 use super::packet;
 use super::programs::{decide_leaving, decide_packet, decide_socket};
 use super::question::{From, PacketProtocol, Question};
-use super::steps::Steps;
+use super::steps::Stages;
 use super::surroundings::Surroundings;
 use super::tables::Recorder;
 use super::verdict::verdict_text;
@@ -68,7 +68,7 @@ fn explain_family<A: LiveFamily>(
         backends: Vec::new(),
     };
     let key = key_of::<A>(question, from);
-    let mut steps = Steps {
+    let mut steps = Stages {
         tables: &tables,
         ports,
         key,
@@ -97,7 +97,7 @@ fn explain_family<A: LiveFamily>(
         explanation.service_cidr = cidr.map(|cidr| cidr.to_string());
     }
     let finding = verdict_text(&explanation);
-    explanation.steps.push(Step {
+    explanation.steps.push(Stage {
         step: "verdict",
         finding,
     });

@@ -40,7 +40,7 @@ impl Fate {
 
 /// A stage of the decision and its result.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Step {
+pub struct Stage {
     /// The stage.
     pub step: &'static str,
     /// Its result.
@@ -102,7 +102,7 @@ pub struct Explanation {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub without_programs: Option<String>,
     /// The stages.
-    pub steps: Vec<Step>,
+    pub steps: Vec<Stage>,
     /// The backends that a new connection may be sent to.
     pub backends: Vec<Candidate>,
 }
@@ -113,7 +113,7 @@ impl Explanation {
     pub(super) fn set_unseen(&mut self, device: &Bare) {
         self.verdict = Fate::Unseen;
         self.without_programs = Some(device.name.clone());
-        self.steps.push(Step {
+        self.steps.push(Stage {
             step: "device",
             finding: format!("{} carries no programs: {}", device.name, device.why.text()),
         });

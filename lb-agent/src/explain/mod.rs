@@ -19,7 +19,7 @@ mod verdict;
 
 pub use self::answer::explain;
 pub use self::arguments::ExplainArguments;
-pub use self::explanation::{Candidate, Explanation, Fate, Step};
+pub use self::explanation::{Candidate, Explanation, Fate, Stage};
 pub use self::probe::{RouteLookup, Routes};
 pub use self::question::{Endpoint, From, PacketProtocol, Question};
 pub use self::routes::KernelRoutes;

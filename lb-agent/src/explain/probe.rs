@@ -31,11 +31,11 @@ impl RouteLookup {
 /// The node's routing tables.
 pub trait Routes {
     /// Looks up the route of packets to an address.
-    fn to(&self, destination: IpAddr) -> RouteLookup;
+    fn lookup(&self, destination: IpAddr) -> RouteLookup;
 
     /// The sysctl that disables forwarding, if there is a route to an address but the node does not
     /// forward packets.
-    fn not_forwarding(&self, _destination: IpAddr) -> Option<String> {
+    fn forwarding_disabled_by(&self, _destination: IpAddr) -> Option<String> {
         None
     }
 }
@@ -109,7 +109,7 @@ impl Packet for Probe<'_> {
     }
 
     fn route<A: Address>(&self, _source: A, destination: A, _length: u32, hop: &mut Hop) -> Route {
-        let way = self.routes.to(ip(destination));
+        let way = self.routes.lookup(ip(destination));
         self.way.set(Some((ip(destination), way)));
         hop.device = way.device;
         way.route
@@ -126,7 +126,7 @@ impl Packet for Probe<'_> {
 
     fn sender<A: Address>(&self, address: A) -> Sender {
         // The ingress device is unknown. So nothing is known about the sender.
-        if self.is_for(address) && self.routes.to(ip(address)).route == Route::Local {
+        if self.is_for(address) && self.routes.lookup(ip(address)).route == Route::Local {
             Sender::Node
         } else {
             Sender::Here

@@ -11,7 +11,7 @@ use lb_common::packet::{Route, Verdict};
 use lb_common::reason::Reason;
 use lb_common::socket::{self, Call, Peer};
 
-use super::explanation::{Explanation, Fate, Step};
+use super::explanation::{Explanation, Fate, Stage};
 use super::packet::{self, NETWORK};
 use super::probe::{Probe, RouteLookup};
 use super::question::{PacketProtocol, Question};
@@ -78,12 +78,12 @@ fn note_forwarding(
         _ => asked.map(|(to, _)| to).filter(|_| no_route),
     };
     let Some(to) = to else { return };
-    let finding = match surroundings.routes.not_forwarding(to) {
+    let finding = match surroundings.routes.forwarding_disabled_by(to) {
         Some(sysctl) => format!("there is a route to {to}, but the node does not forward: {sysctl} is 0"),
         None if no_route => format!("no route to {to}"),
         None => return,
     };
-    explanation.steps.push(Step {
+    explanation.steps.push(Stage {
         step: "route",
         finding,
     });
@@ -107,7 +107,7 @@ pub(super) fn decide_leaving<A: LiveFamily>(
     question: Question,
     explanation: &mut Explanation,
 ) -> Result<(), MapError> {
-    if surroundings.routes.to(question.destination.ip()).route == Route::Local {
+    if surroundings.routes.lookup(question.destination.ip()).route == Route::Local {
         return Ok(());
     }
     let tables = Recorder::<A>::new(maps, surroundings.clock);

@@ -82,14 +82,14 @@ impl KernelRoutes {
 }
 
 impl Routes for KernelRoutes {
-    fn to(&self, destination: IpAddr) -> RouteLookup {
-        if self.not_forwarding(destination).is_some() {
+    fn lookup(&self, destination: IpAddr) -> RouteLookup {
+        if self.forwarding_disabled_by(destination).is_some() {
             return RouteLookup::NONE;
         }
         self.ask(destination)
     }
 
-    fn not_forwarding(&self, destination: IpAddr) -> Option<String> {
+    fn forwarding_disabled_by(&self, destination: IpAddr) -> Option<String> {
         match self.ask(destination).route {
             Route::Ready => self.forwarding_off(destination),
             _ => None,

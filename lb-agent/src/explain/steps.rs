@@ -11,7 +11,7 @@ use lb_common::layout::{
 use lb_common::net::{Port, protocol};
 use lb_common::tables::Tables as _;
 
-use super::explanation::{Candidate, Explanation, Step};
+use super::explanation::{Candidate, Explanation, Stage};
 use super::programs::call;
 use super::question::{From, PacketProtocol};
 use super::tables::Recorder;
@@ -24,7 +24,7 @@ use crate::maps::MapError;
 type Counts = BTreeMap<u32, u32>;
 
 /// Runs the stages and records their results.
-pub(super) struct Steps<'a, 'b, A: LiveFamily> {
+pub(super) struct Stages<'a, 'b, A: LiveFamily> {
     pub(super) tables: &'a Recorder<'b, A>,
     pub(super) ports: &'a ServicePorts,
     pub(super) key: FlowKey<A>,
@@ -32,10 +32,10 @@ pub(super) struct Steps<'a, 'b, A: LiveFamily> {
     pub(super) explanation: &'a mut Explanation,
 }
 
-impl<A: LiveFamily> Steps<'_, '_, A> {
+impl<A: LiveFamily> Stages<'_, '_, A> {
     fn say(&mut self, step: &'static str, finding: impl Into<String>) {
         let finding = finding.into();
-        self.explanation.steps.push(Step { step, finding });
+        self.explanation.steps.push(Stage { step, finding });
     }
 
     /// Notes that sockets of Pods are translated when they connect, before there is a packet.

@@ -33,7 +33,7 @@ const HOOKS: [(&str, From); 3] = [
 struct NoRoutes;
 
 impl Routes for NoRoutes {
-    fn to(&self, _destination: IpAddr) -> RouteLookup {
+    fn lookup(&self, _destination: IpAddr) -> RouteLookup {
         RouteLookup::NONE
     }
 }

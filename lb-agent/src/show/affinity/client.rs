@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients() {
+    fn clients_parse_from_addresses_and_cookies() {
         for (text, shown) in [
             ("10.0.0.1", "10.0.0.1"),
             ("fd00::1", "fd00::1"),

@@ -8,7 +8,7 @@ use lb_common::layout::{
 use lb_common::net::protocol;
 use lb_common::settings::LoadedSettings;
 
-use super::{Connection, Kind, Opener, State};
+use super::{Connection, ConnectionKind, ConnectionState, Opener};
 use crate::datapath::clock::Clock;
 use crate::datapath::convert::backend_state_of;
 use crate::datapath::live::{LiveFamily, LiveMaps};
@@ -100,7 +100,7 @@ impl<A: LiveFamily> Rows<'_, A> {
     }
 
     /// The state as the programs see it: a connection expires only when both directions are idle.
-    fn state(&self, protocol: u8, flow: &Flow<A>, reply: Option<&Flow<A>>) -> State {
+    fn state(&self, protocol: u8, flow: &Flow<A>, reply: Option<&Flow<A>>) -> ConnectionState {
         let now = self.clock.ticks();
         let is_idle = |flow: &Flow<A>| {
             let last_seen = self.clock.past_tick(flow.last_seen);
@@ -109,10 +109,10 @@ impl<A: LiveFamily> Rows<'_, A> {
             })
         };
         if is_idle(flow) && reply.is_none_or(is_idle) {
-            return State::Expired;
+            return ConnectionState::Expired;
         }
         if flow.is_closed() {
-            return State::Closed;
+            return ConnectionState::Closed;
         }
         let is = |bits| flow.state & bits != 0;
         let established = match protocol {
@@ -120,11 +120,11 @@ impl<A: LiveFamily> Rows<'_, A> {
             _ => flow_state::CONFIRMED,
         };
         if is(flow_state::FIN_REQUEST | flow_state::FIN_REPLY) {
-            State::Closing
+            ConnectionState::Closing
         } else if is(established) {
-            State::Established
+            ConnectionState::Established
         } else {
-            State::Opening
+            ConnectionState::Opening
         }
     }
 
@@ -146,7 +146,7 @@ impl<A: LiveFamily> Rows<'_, A> {
             source: None,
             state: None,
             idle_seconds: None,
-            kind: Kind::Socket,
+            kind: ConnectionKind::Socket,
         })
     }
 
@@ -167,13 +167,13 @@ fn protocol_of(number: u8) -> Option<Protocol> {
     })
 }
 
-fn kind(flags: u8) -> Kind {
+fn kind(flags: u8) -> ConnectionKind {
     if flags & flow_flags::FORWARD != 0 {
-        Kind::Forwarded
+        ConnectionKind::Forwarded
     } else if flags & flow_flags::HAIRPIN != 0 {
-        Kind::Hairpin
+        ConnectionKind::Hairpin
     } else {
-        Kind::Flow
+        ConnectionKind::Flow
     }
 }
 
@@ -271,21 +271,21 @@ mod tests {
     }
 
     #[test]
-    fn states() {
+    fn flow_bits_and_age_determine_the_state() {
         let both = flow_state::FIN_REQUEST | flow_state::FIN_REPLY;
         let open = flow_state::ANSWERED | flow_state::CONFIRMED;
         for (bits, seen, expected) in [
-            (0, NOW, State::Opening),
-            (flow_state::ANSWERED, NOW, State::Opening),
-            (open, NOW, State::Established),
-            (open | flow_state::FIN_REPLY, NOW, State::Closing),
-            (open | both, NOW, State::Closed),
-            (flow_state::RESET, NOW, State::Closed),
-            (flow_state::RESET, NOW - 11, State::Expired),
-            (0, NOW - 61, State::Expired),
-            (0, NOW - 60, State::Opening),
+            (0, NOW, ConnectionState::Opening),
+            (flow_state::ANSWERED, NOW, ConnectionState::Opening),
+            (open, NOW, ConnectionState::Established),
+            (open | flow_state::FIN_REPLY, NOW, ConnectionState::Closing),
+            (open | both, NOW, ConnectionState::Closed),
+            (flow_state::RESET, NOW, ConnectionState::Closed),
+            (flow_state::RESET, NOW - 11, ConnectionState::Expired),
+            (0, NOW - 61, ConnectionState::Expired),
+            (0, NOW - 60, ConnectionState::Opening),
             // The kernel's clock may be slightly ahead.
-            (0, NOW + 1, State::Opening),
+            (0, NOW + 1, ConnectionState::Opening),
         ] {
             let case = Case {
                 flows: with_reply(request(bits, 0, seen), seen),
@@ -306,16 +306,16 @@ mod tests {
         let connection = &case.connections()[0];
         assert_eq!(
             (connection.idle_seconds, connection.state),
-            (Some(3), Some(State::Opening))
+            (Some(3), Some(ConnectionState::Opening))
         );
     }
 
     #[test]
     fn connections_show_their_kind_and_source() {
         for (flags, expected) in [
-            (0, Kind::Flow),
-            (flow_flags::HAIRPIN, Kind::Hairpin),
-            (flow_flags::FORWARD, Kind::Forwarded),
+            (0, ConnectionKind::Flow),
+            (flow_flags::HAIRPIN, ConnectionKind::Hairpin),
+            (flow_flags::FORWARD, ConnectionKind::Forwarded),
         ] {
             let mut flow = request(0, flags, NOW);
             flow.source_port = Port::new(61_000);

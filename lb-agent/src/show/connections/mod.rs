@@ -35,13 +35,13 @@ pub struct ConnectionsArguments {
     pub pod: Option<IpAddr>,
     /// Only connections in this state; excludes translated sockets, which have no state
     #[arg(long, value_enum)]
-    pub state: Option<State>,
+    pub state: Option<ConnectionState>,
 }
 
 /// State of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum ConnectionState {
     /// The backend has not answered, or the client has not acknowledged the answer.
     Opening,
     /// The client has acknowledged the backend's answer; for UDP, the backend has answered.
@@ -57,7 +57,7 @@ pub enum State {
 /// How the packets of a connection reach its backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Kind {
+enum ConnectionKind {
     /// The programs rewrite them, and the node's network stack delivers them.
     Flow,
     /// The programs forward them to another node.
@@ -93,11 +93,11 @@ struct Connection {
     source: Option<SocketAddr>,
     /// Unknown for sockets.
     #[serde(skip_serializing_if = "Option::is_none")]
-    state: Option<State>,
+    state: Option<ConnectionState>,
     /// Seconds since the last packet in either direction; unknown for sockets.
     #[serde(skip_serializing_if = "Option::is_none")]
     idle_seconds: Option<u64>,
-    kind: Kind,
+    kind: ConnectionKind,
 }
 
 /// Prints the connections.
@@ -120,7 +120,7 @@ pub fn run(arguments: &ConnectionsArguments) -> anyhow::Result<ExitCode> {
 struct Filter {
     services: Option<std::collections::BTreeSet<ServiceId>>,
     pod: Option<IpAddr>,
-    state: Option<State>,
+    state: Option<ConnectionState>,
 }
 
 impl Filter {
@@ -145,7 +145,7 @@ impl Filter {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for ConnectionState {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Opening => "opening",
@@ -157,7 +157,7 @@ impl fmt::Display for State {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ConnectionKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Flow => "flow",
@@ -212,7 +212,7 @@ fn table(connections: &[Connection]) -> Table {
 mod tests {
     use super::*;
 
-    fn connection(client: &str, state: State) -> Connection {
+    fn connection(client: &str, state: ConnectionState) -> Connection {
         Connection {
             service: "default/web:http".to_owned(),
             service_id: 1,
@@ -224,13 +224,13 @@ mod tests {
             source: None,
             state: Some(state),
             idle_seconds: Some(3),
-            kind: Kind::Flow,
+            kind: ConnectionKind::Flow,
         }
     }
 
     #[test]
-    fn filters() {
-        let opening = connection("10.1.0.9:1000", State::Opening);
+    fn filters_select_by_pod_state_and_service() {
+        let opening = connection("10.1.0.9:1000", ConnectionState::Opening);
         let is_shown = |filter: Filter| filter.matches(&opening);
         let pod = |text: &str| Filter {
             pod: Some(text.parse().unwrap()),
@@ -238,7 +238,7 @@ mod tests {
         };
         assert!(is_shown(Filter::default()));
         assert!(is_shown(pod("10.1.0.9")) && is_shown(pod("10.1.0.5")) && !is_shown(pod("10.96.0.10")));
-        for (state, shown) in [(State::Opening, true), (State::Closed, false)] {
+        for (state, shown) in [(ConnectionState::Opening, true), (ConnectionState::Closed, false)] {
             let filter = Filter {
                 state: Some(state),
                 ..Filter::default()
@@ -260,11 +260,11 @@ mod tests {
             client: Opener::Socket(77),
             state: None,
             idle_seconds: None,
-            kind: Kind::Socket,
+            kind: ConnectionKind::Socket,
             backend_state: BackendState::Active,
-            ..connection("10.1.0.9:1000", State::Opening)
+            ..connection("10.1.0.9:1000", ConnectionState::Opening)
         };
-        let text = table(&[connection("10.1.0.9:1000", State::Opening), socket]).to_string();
+        let text = table(&[connection("10.1.0.9:1000", ConnectionState::Opening), socket]).to_string();
         let lines: Vec<Vec<&str>> = text
             .lines()
             .map(|line| line.split_whitespace().collect())
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn json_output_omits_unknown_fields() {
-        let shown = serde_json::to_value(connection("10.1.0.9:1000", State::Opening)).unwrap();
+        let shown = serde_json::to_value(connection("10.1.0.9:1000", ConnectionState::Opening)).unwrap();
         assert_eq!(shown["client"], "10.1.0.9:1000");
         assert_eq!(shown["idleSeconds"], 3);
         assert_eq!(shown["backendState"], "draining");
