@@ -67,18 +67,18 @@ async fn connection(stream: TcpStream, handler: Handler) {
 
 /// Tries until the address is free. The log tells the first failure and the end of it.
 async fn bind(what: &str, address: SocketAddr) -> TcpListener {
-    let mut is_told = false;
+    let mut is_logged = false;
     loop {
         match listen(address) {
             Ok(listener) => {
-                if is_told {
+                if is_logged {
                     tracing::info!("{what} is served at {address} now");
                 }
                 return listener;
             }
-            Err(error) if !is_told => {
+            Err(error) if !is_logged => {
                 tracing::warn!("cannot serve {what} at {address}: {error}; trying again until it can be had");
-                is_told = true;
+                is_logged = true;
             }
             Err(_) => {}
         }

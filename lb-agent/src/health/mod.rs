@@ -132,7 +132,7 @@ mod tests {
             ..health.pulse()
         });
         assert_eq!((status("/healthz").await, status("/livez").await), (503, 200));
-        let told = metrics.told().unwrap();
+        let reported = metrics.reported().unwrap();
         for (name, code, count) in [
             ("healthz", 200, 1),
             ("healthz", 503, 2),
@@ -140,7 +140,7 @@ mod tests {
             ("livez", 503, 1),
         ] {
             let line = format!("kubeproxy_proxy_{name}_total{{code=\"{code}\"}} {count}\n");
-            assert!(told.contains(&line), "{line}{told}");
+            assert!(reported.contains(&line), "{line}{reported}");
         }
     }
 }

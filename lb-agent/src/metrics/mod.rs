@@ -1,4 +1,4 @@
-//! What Prometheus is told, in its text format: kube-proxy's metrics under kube-proxy's names,
+//! What Prometheus is reported, in its text format: kube-proxy's metrics under kube-proxy's names,
 //! which dashboards know, and the agent's own (`lb_*`).
 //!
 //! The loop writes atomic numbers; what packets count is read from the kernel's maps at each
@@ -37,7 +37,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics that nobody has told anything.
+    /// Metrics that nobody has reported anything.
     pub fn new() -> Result<Self, MetricsError> {
         let registry = Registry::new();
         Ok(Self {
@@ -54,11 +54,11 @@ impl Metrics {
         families.extend(agent::packets(&readings.reasons()?));
         families.extend(agent::services(&readings.services()?));
         families.extend(agent::maps(self.agent.usage(), &readings.sizes()?));
-        Ok(self.told()? + &write(&families)?)
+        Ok(self.reported()? + &write(&families)?)
     }
 
-    /// What the loop told, as text.
-    pub fn told(&self) -> Result<String, MetricsError> {
+    /// What the loop reported, as text.
+    pub fn reported(&self) -> Result<String, MetricsError> {
         write(&self.registry.gather())
     }
 }
