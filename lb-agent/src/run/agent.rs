@@ -243,8 +243,8 @@ impl Agent {
     }
 
     async fn source_ended(&mut self) -> anyhow::Result<()> {
-        (&mut self.source).await.context("the source of objects crashed")??;
-        bail!("the source of objects ended unexpectedly")
+        (&mut self.source).await.context("the object source crashed")??;
+        bail!("the object source ended unexpectedly")
     }
 
     /// Updates the node's addresses from its devices. Addresses may change at any time, for example
@@ -365,7 +365,7 @@ impl Agent {
     fn repair(&mut self) {
         match self.controller.repair() {
             Ok(repaired) if repaired == crate::install::Repaired::default() => {}
-            Ok(repaired) => tracing::warn!(?repaired, "the maps differed from what the agent wrote, and were repaired"),
+            Ok(repaired) => tracing::warn!(?repaired, "repaired maps with unexpected contents"),
             Err(error) => tracing::warn!("cannot verify the maps: {}", crate::describe(&error)),
         }
     }
