@@ -26,8 +26,8 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// Whether the agent is healthy: the heartbeat is recent, and so is the kernel's refusal, if
-    /// any.
+    /// Whether the agent is healthy: the heartbeat is recent, and the kernel has not refused writes
+    /// for too long.
     pub fn is_healthy(&self, now: Instant) -> bool {
         let is_recent = |since: Instant| now.saturating_duration_since(since) < LIMIT;
         is_recent(self.beat) && self.fault_since.is_none_or(is_recent)
