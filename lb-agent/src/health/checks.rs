@@ -17,7 +17,7 @@ use crate::network::Family;
 /// The health checks that load balancers may request.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Checks {
-    /// Addresses that take NodePorts.
+    /// The node's addresses that accept NodePorts.
     pub addresses: BTreeSet<IpAddr>,
     /// The Services with a health check port.
     pub services: BTreeMap<NamespacedName, HealthCheck>,

@@ -68,7 +68,7 @@ pub(super) fn services(services: &[(String, ServiceStats)]) -> impl Iterator<Ite
     );
     let mut rejected = SampleSet::counter(
         "lb_service_rejected_total",
-        "Connections to the Service that were rejected because it had no endpoint",
+        "Connections to the Service that failed because it had no usable endpoint",
     );
     for (full_name, stats) in services {
         let mut parts = full_name.split('/');

@@ -15,8 +15,8 @@ use crate::maps::Maps;
 use crate::metrics::Metrics;
 use crate::network::Family;
 
-/// How often the loop sends a heartbeat at least, and updates the metrics that take time to
-/// compute.
+/// The longest time between two heartbeats of the loop, and between two updates of the metrics that
+/// take time to compute.
 const SURVEY_INTERVAL: Duration = Duration::from_secs(10);
 /// The delay between a change and the update of these metrics.
 const SURVEY_DELAY: Duration = Duration::from_secs(1);
