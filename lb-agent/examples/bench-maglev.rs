@@ -1,4 +1,5 @@
-//! `cargo xtask bench maglev` without the building: how long Maglev tables take.
+//! Measures how long it takes to build Maglev tables. `cargo xtask bench maglev` builds and runs
+//! this program.
 
 use std::hint::black_box;
 use std::io;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use lb_agent::maglev;
 use lb_agent::output::{self, OutputFormat, Table};
 
-/// Tables of each size.
+/// How many tables of each size are built.
 const ROUNDS: usize = 21;
 
 fn main() -> io::Result<()> {

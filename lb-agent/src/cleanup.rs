@@ -9,8 +9,8 @@ use crate::datapath::attach::clsact;
 use crate::datapath::pins::Pins;
 use crate::privileges;
 
-/// Detaches all programs and removes all pins, those of agents with other layouts of the maps
-/// included. Services stop working, unless an agent is running.
+/// Detaches all programs and removes all pins, including those of agents with other map layouts.
+/// Services stop working on this node, unless an agent is running.
 pub fn run(arguments: &PinArguments) -> anyhow::Result<ExitCode> {
     privileges::require("cleanup", &privileges::DATAPATH)?;
     let pins = Pins::new(&arguments.pin_path);

@@ -9,11 +9,11 @@ use crate::run::RunArguments;
 use crate::show::affinity::AffinityCommand;
 use crate::show::connections::ConnectionsArguments;
 
-/// Makes Kubernetes Services work with eBPF.
+/// Node agent that implements Kubernetes Services with eBPF.
 #[derive(Parser, Debug)]
 #[command(version, about, max_term_width = 100)]
 pub struct Arguments {
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -21,32 +21,32 @@ pub struct Arguments {
 /// The commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Keep the BPF maps and programs of this node as the Services ask for
+    /// Run the agent: keep the BPF maps and programs of this node in sync with the Services
     Run(Box<RunArguments>),
-    /// Show what is attached, how full the maps are, and why packets were not translated
+    /// Show the attached programs, the usage of the maps, and why packets were not translated
     Status(ShowArguments),
-    /// Show the Services that the kernel holds, with their backends
+    /// Show the Services in the kernel's maps, with their backends
     Services(ShowArguments),
-    /// Show the connections that the kernel remembers: who talks to which backend
+    /// Show the connections in the kernel's flow tables: clients and their backends
     Connections(ConnectionsArguments),
-    /// Show, set or forget which backend clients of Services with session affinity stay with
+    /// Show, set or delete session affinities: which client stays with which backend
     #[command(subcommand)]
     Affinity(AffinityCommand),
-    /// Say what becomes of a packet, and why: by the code that the kernel programs run, over their
-    /// maps
+    /// Explain what the kernel programs would do with a packet, and why: runs the same code with
+    /// the pinned maps, and writes nothing
     ///
-    /// Exit code 0: it reaches a backend, is answered, or is not for a Service; 1: it is rejected
-    /// or dropped; 2: no answer.
+    /// Exit code 0: the packet reaches a backend, is answered, or is not for a Service; 1: it is
+    /// rejected or dropped; 2: the command cannot tell.
     Explain(ExplainArguments),
-    /// Say what this kernel and this host lack
+    /// Check which features that the agent uses are missing on this kernel and host
     Check(ShowArguments),
-    /// Detach all programs and remove every trace of the agent from the kernel; what is in its
-    /// state directory stays
+    /// Detach all programs and remove all pinned maps and links: Services stop working on this node
+    /// unless an agent is running. Keeps the state directory
     Cleanup(PinArguments),
 }
 
-/// Ends as clap does for arguments that it refuses itself: a problem that only all arguments of a
-/// command show.
+/// Exits with the message and exit code that clap uses for invalid arguments. For problems that
+/// clap cannot detect, because they depend on several arguments.
 pub fn refuse(command: &str, problem: &str) -> ! {
     let mut all = Arguments::command();
     all.build();

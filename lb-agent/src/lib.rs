@@ -1,9 +1,9 @@
-//! The agent: from Services and EndpointSlices to the BPF maps.
+//! The agent: translates Services and EndpointSlices into the contents of the BPF maps.
 //!
 //! ```text
 //! source (kube | manifests) -> state -> model -> install -> maps (trait) -> datapath
 //! ```
-//! Each module knows only those to its right; `datapath` is the only one that names aya.
+//! Each module depends only on those to its right. Only `datapath` uses aya.
 
 pub mod arguments;
 pub mod check;
@@ -39,8 +39,8 @@ pub mod sockets;
 pub mod source;
 pub mod state;
 
-/// An error with its causes, in one line. A cause that the error before names itself is not named
-/// again.
+/// Returns an error and its causes in one line. Omits a cause if the text of the error before it
+/// already ends with it.
 pub fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -61,15 +61,15 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     enum Step {
         #[error("map X: {0}")]
-        Told(#[source] std::io::Error),
+        WithCause(#[source] std::io::Error),
         #[error("map X")]
-        Untold(#[source] std::io::Error),
+        WithoutCause(#[source] std::io::Error),
     }
 
     #[test]
     fn a_cause_is_named_once() {
         let cause = || std::io::Error::from_raw_os_error(2);
-        for step in [Step::Told(cause()), Step::Untold(cause())] {
+        for step in [Step::WithCause(cause()), Step::WithoutCause(cause())] {
             let error = anyhow::Error::from(step).context("no agent has run");
             assert_eq!(
                 describe(error.as_ref()),

@@ -13,16 +13,16 @@ use tracing_subscriber::fmt::format::{Format, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// What is logged unless RUST_LOG says otherwise. The crates on the way to the API server name
-/// neither the server nor a remedy; the source tells what they warn of.
+/// The default log filter; RUST_LOG overrides it. The crates that talk to the API server are
+/// silenced: their messages name neither the server nor a remedy. The source logs their errors.
 pub const FILTER: &str = "info,kube_client=off,kube_core=off,hyper=off,hyper_util=off,rustls=off,tower=off";
 
-/// How long a warning is not repeated.
+/// The time for which repetitions of a warning are suppressed.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// How long it is known that a warning was said.
+/// The time after which a warning may be dropped from [`Recent`].
 const KEPT: Duration = Duration::from_secs(600);
 
-/// Begins to log to the standard error.
+/// Starts to log to standard error.
 pub fn start() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(FILTER));
     tracing_subscriber::fmt()
@@ -33,29 +33,29 @@ pub fn start() {
         .init();
 }
 
-/// Whether whoever reads the log sees colours: files and journals show escape sequences instead.
-/// See no-color.org.
+/// Whether to write colours: only to a terminal, because files and journals show the escape
+/// sequences, and not if `NO_COLOR` is set (<https://no-color.org>).
 fn shows_colours() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     std::io::stderr().is_terminal() && !refused
 }
 
-/// The usual format, in which a warning or error is not repeated for a minute. Then it says how
-/// often it was left out. It is a repetition if it says the same, word for word: about another
-/// object, or of another cause, it does not.
+/// The default format, but repetitions of a warning or error are suppressed for a minute. After
+/// that, the next one is logged with the number of suppressed repetitions. An event is a repetition
+/// if its text and all its fields are the same. Another object or another cause makes it different.
 pub struct WithoutRepeats<C> {
     format: Format,
     clock: C,
-    said: Mutex<Said>,
+    recent: Mutex<Recent>,
 }
 
 impl<C: Fn() -> Instant> WithoutRepeats<C> {
-    /// Nothing was said yet.
+    /// Returns a format that has not logged anything yet.
     pub fn new(colours: bool, clock: C) -> Self {
         Self {
             format: Format::default().with_ansi(colours),
             clock,
-            said: Mutex::default(),
+            recent: Mutex::default(),
         }
     }
 }
@@ -78,36 +78,37 @@ where
         let metadata = event.metadata();
         let mut text = Text(format!("{} {}", metadata.level(), metadata.target()));
         event.record(&mut text);
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let left_out = match said.note(text.0, (self.clock)()) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let suppressed = match recent.note(text.0, (self.clock)()) {
             None => return Ok(()),
-            Some(left_out) => left_out,
+            Some(suppressed) => suppressed,
         };
         let mut line = String::new();
         self.format.format_event(context, Writer::new(&mut line), event)?;
         let line = line.trim_end();
-        match left_out {
+        match suppressed {
             0 => writeln!(writer, "{line}"),
-            times => writeln!(writer, "{line} (left out {times} times since it was last said)"),
+            times => writeln!(writer, "{line} (repeated {times} times since it was last logged)"),
         }
     }
 }
 
-/// Which warnings were said: when, and how often they were left out since.
+/// The recent warnings: when each was logged, and how often it was suppressed since.
 #[derive(Default)]
-struct Said {
+struct Recent {
     warnings: HashMap<String, (Instant, u64)>,
-    /// How many there may be before old ones are looked for.
+    /// The number of warnings above which old ones are removed.
     room: usize,
 }
 
-impl Said {
-    /// Whether to say it, and then how often it was left out.
+impl Recent {
+    /// Returns how often the warning was suppressed since it was last logged. `None` if it is to be
+    /// suppressed now.
     fn note(&mut self, text: String, now: Instant) -> Option<u64> {
-        if let Some((at, left_out)) = self.warnings.get_mut(&text)
+        if let Some((at, suppressed)) = self.warnings.get_mut(&text)
             && now.duration_since(*at) < INTERVAL
         {
-            *left_out += 1;
+            *suppressed += 1;
             return None;
         }
         let before = self.warnings.insert(text, (now, 0));
@@ -115,11 +116,11 @@ impl Said {
             self.warnings.retain(|_, (at, _)| now.duration_since(*at) < KEPT);
             self.room = 2 * self.warnings.len();
         }
-        Some(before.map_or(0, |(_, left_out)| left_out))
+        Some(before.map_or(0, |(_, suppressed)| suppressed))
     }
 }
 
-/// All that an event says.
+/// The text and fields of an event.
 struct Text(String);
 
 impl Visit for Text {
@@ -152,7 +153,8 @@ mod tests {
         }
     }
 
-    /// What is logged, without the time, while the clock says what `time` holds.
+    /// Returns the lines that `act` logs, without their timestamps. `act` sets the clock through
+    /// its argument, in seconds.
     fn logged(colours: bool, act: impl FnOnce(&AtomicU64)) -> Vec<String> {
         let (log, time) = (Log::default(), Arc::new(AtomicU64::new(0)));
         let (begin, seconds) = (Instant::now(), time.clone());
@@ -177,7 +179,7 @@ mod tests {
             }
         });
         let line = "WARN lb_agent::logging::tests: cannot attach device=\"eth0\"";
-        let repeated = format!("{line} (left out 59 times since it was last said)");
+        let repeated = format!("{line} (repeated 59 times since it was last logged)");
         assert_eq!(lines, [line, &repeated, &repeated]);
     }
 
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_warning_is_repeated() {
+    fn repeated_infos_are_not_suppressed() {
         let lines = logged(false, |_| {
             for _ in 0..3 {
                 tracing::info!("in sync");
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn warnings_have_colours_where_others_have() {
+    fn warnings_have_colours_if_other_lines_have_them() {
         for colours in [false, true] {
             let lines = logged(colours, |_| {
                 tracing::info!("in sync");
@@ -219,11 +221,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_long_ago_is_forgotten() {
-        let (mut said, begin) = (Said::default(), Instant::now());
+    fn warnings_of_long_ago_are_removed() {
+        let (mut recent, begin) = (Recent::default(), Instant::now());
         for second in 0..10_000 {
-            said.note(second.to_string(), begin + Duration::from_secs(second));
+            recent.note(second.to_string(), begin + Duration::from_secs(second));
         }
-        assert!(said.warnings.len() < 1500, "{}", said.warnings.len());
+        assert!(recent.warnings.len() < 1500, "{}", recent.warnings.len());
     }
 }

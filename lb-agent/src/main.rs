@@ -1,4 +1,4 @@
-//! Makes Kubernetes Services work with eBPF: see the README.
+//! Node agent that implements Kubernetes Services with eBPF. See the README.
 
 use std::process::ExitCode;
 

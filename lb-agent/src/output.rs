@@ -53,29 +53,29 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// Writes `value` to standard output, as [`write()`] does. A reader that has seen enough, such as
-/// `head`, may close it.
+/// Writes `value` to standard output like [`write()`]. It is not an error if the reader, such as
+/// `head`, closes the pipe early.
 pub fn print<T: Serialize>(
     format: OutputFormat,
     value: &T,
     table: impl FnOnce(&T) -> Table,
 ) -> io::Result<()> {
-    enough(write(&mut io::stdout().lock(), format, value, table))
+    ignore_closed_pipe(write(&mut io::stdout().lock(), format, value, table))
 }
 
-/// Writes a line to standard output, as [`print()`] does.
+/// Writes a line to standard output. Handles a closed pipe like [`print()`].
 pub fn say(line: &str) -> io::Result<()> {
-    enough(writeln!(io::stdout().lock(), "{line}"))
+    ignore_closed_pipe(writeln!(io::stdout().lock(), "{line}"))
 }
 
-fn enough(written: io::Result<()>) -> io::Result<()> {
+fn ignore_closed_pipe(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written,
     }
 }
 
-/// Writes `value` to `out`, as JSON or as the table that `table` makes of it.
+/// Writes `value` to `out`, as JSON or as the table that `table` returns for it.
 pub fn write<T: Serialize>(
     out: &mut impl Write,
     format: OutputFormat,
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_plain_columns() {
+    fn a_table_has_aligned_columns() {
         assert_eq!(
             printed(OutputFormat::Table),
             "NAME        LENGTH\na           1\nlong name   9\n"
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_the_value() {
+    fn json_output_is_the_serialized_value() {
         assert_eq!(printed(OutputFormat::Json), "[\n  \"a\",\n  \"long name\"\n]\n");
     }
 }

@@ -1,4 +1,4 @@
-//! What one line of `lb-agent check` says.
+//! One line of `lb-agent check`.
 
 use std::fmt;
 
@@ -6,15 +6,15 @@ use serde::Serialize;
 
 use crate::datapath::foreign::ForeignProgram;
 
-/// Whether a feature is there.
+/// Whether a feature is present.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum State {
-    /// It is.
+    /// It is present.
     Present,
-    /// It is not.
+    /// It is missing.
     Absent,
-    /// It could not be found out.
+    /// The check failed.
     Unknown,
 }
 
@@ -28,31 +28,31 @@ impl fmt::Display for State {
     }
 }
 
-/// Something that the agent uses of the kernel or of the host.
+/// A feature of the kernel or host that the agent uses.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Feature {
-    /// What it is.
+    /// Its name.
     pub(super) name: &'static str,
-    /// Whether the agent can do nothing without it.
+    /// Whether the agent cannot start without it.
     pub(super) required: bool,
-    /// The first kernel version that has it, if it is the kernel's.
+    /// The first kernel version that has it. `None` if it does not depend on the version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) since: Option<&'static str>,
-    /// What the agent does with it.
+    /// What the agent uses it for.
     pub(super) needed_for: &'static str,
     /// What happens without it.
     pub(super) without: &'static str,
-    /// Whether it is there.
+    /// Whether it is present.
     pub(super) state: State,
-    /// What was found, what is missing or why this cannot be told, and how to change that.
+    /// What was found, what is missing or why the check failed, and the remedy.
     pub(super) detail: String,
-    /// Programs of others that are in the way.
+    /// Programs of other software on the devices' hooks.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) programs: Vec<ForeignProgram>,
 }
 
-/// What a probe found.
+/// The result of a probe.
 pub(super) struct Found {
     pub(super) state: State,
     pub(super) detail: String,
@@ -90,7 +90,7 @@ impl<E: Into<anyhow::Error>> From<Result<bool, E>> for Found {
 }
 
 impl Feature {
-    /// One that the agent cannot do without.
+    /// A feature without which the agent does not start.
     pub(super) fn required(name: &'static str, needed_for: &'static str, found: Found) -> Self {
         Self {
             required: true,
@@ -98,7 +98,7 @@ impl Feature {
         }
     }
 
-    /// One that it can do without, at a price.
+    /// A feature that the agent can replace or do without.
     pub(super) fn optional(
         name: &'static str,
         needed_for: &'static str,
@@ -124,18 +124,18 @@ impl Feature {
         }
     }
 
-    /// Whether the agent cannot work because of it, as far as can be told.
+    /// Whether the feature is required but not known to be present.
     pub(super) fn fatal(&self) -> bool {
         self.required && self.state != State::Present
     }
 
-    /// What a reader should know: details, and if it is missing also the consequence.
+    /// Returns the note for the table: the details, and the consequence if the feature is missing.
     pub(super) fn note(&self) -> String {
         match (self.state, self.detail.as_str()) {
             (State::Present, detail) => detail.to_owned(),
             (State::Absent, "") => format!("without it: {}", self.without),
             (State::Absent, detail) => format!("without it: {}; {detail}", self.without),
-            (State::Unknown, detail) => format!("cannot tell: {detail}"),
+            (State::Unknown, detail) => format!("cannot check: {detail}"),
         }
     }
 }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_note_names_the_consequence_of_what_is_missing() {
+    fn the_note_contains_the_consequence_of_a_missing_feature() {
         assert_eq!(feature(Found::present("here")).note(), "here");
         assert_eq!(feature(Found::absent("")).note(), "without it: slower");
         assert_eq!(
@@ -157,7 +157,7 @@ mod tests {
             "without it: slower; do this"
         );
         let error = std::io::Error::other("no answer");
-        assert_eq!(feature(Found::unknown(error)).note(), "cannot tell: no answer");
+        assert_eq!(feature(Found::unknown(error)).note(), "cannot check: no answer");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `lb-agent check`: what this kernel and this host lack.
+//! `lb-agent check`: which features that the agent uses are missing on this kernel and host.
 
 mod feature;
 mod probes;
@@ -11,14 +11,15 @@ use anyhow::Context;
 use self::feature::Feature;
 use crate::output::{self, OutputFormat, Table};
 
-/// What to check for.
+/// What to check.
 #[derive(Clone, Debug)]
 pub struct CheckOptions {
-    /// Directory that the agent pins maps, programs and links in.
+    /// The directory in which the agent pins maps, programs and links.
     pub pin_path: PathBuf,
 }
 
-/// Prints what there is and what is missing. Fails if anything is that the agent cannot do without.
+/// Prints all features and their state. Exits with a failure if a required feature is missing or
+/// unknown.
 pub fn run(options: &CheckOptions, format: OutputFormat) -> anyhow::Result<ExitCode> {
     let features = probes::features(&options.pin_path);
     output::print(format, &features, |features| table(features)).context("cannot print the features")?;

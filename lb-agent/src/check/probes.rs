@@ -1,4 +1,4 @@
-//! The features and how each is found.
+//! The features and how the agent detects them.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,11 +15,12 @@ use crate::maps::Protocol;
 use crate::mounts::{self, Mount};
 use crate::{namespace, privileges, sockets};
 
-const NO_SOCKET_HOOKS: &str = "processes of this host reach no Service; Pods are served at their devices";
+const NO_SOCKET_HOOKS: &str =
+    "processes of this host cannot reach Services; connections of Pods are translated at their devices";
 
-/// Everything that the agent uses.
+/// Checks all features that the agent uses.
 ///
-/// `pin_path` is the directory that the agent pins maps, programs and links in.
+/// `pin_path` is the directory in which the agent pins maps, programs and links.
 pub(super) fn features(pin_path: &Path) -> Vec<Feature> {
     let mounts = mounts::mounts();
     let pins = Pins::new(pin_path);
@@ -57,8 +58,8 @@ fn maps() -> [Feature; 2] {
         Feature::required("LRU hash maps", "flows", probe::map(Map::LruHash).into()).since("4.10"),
         Feature::optional(
             "memory of maps",
-            "maps that count as memory of their cgroup",
-            "the agent lifts its limit of locked memory, for which it needs CAP_SYS_RESOURCE",
+            "map memory that is charged to the memory cgroup",
+            "the agent lifts its limit of locked memory, which needs CAP_SYS_RESOURCE",
             version(5, 11),
         )
         .since("5.11"),
@@ -77,29 +78,30 @@ fn device_programs() -> [Feature; 5] {
         Feature::required("bpf_jiffies64", "the age of flows", clock.into()).since("5.6"),
         Feature::optional(
             "TCX links",
-            "TC programs beside those of others, replaced in place",
-            "clsact filters through netlink",
+            "TC programs that coexist with those of others and are replaced in place",
+            "the agent uses clsact filters through netlink",
             version(6, 6),
         )
         .since("6.6"),
         Feature::optional(
             "XDP programs",
             "traffic from outside, before the network stack",
-            "TC does it, at a higher price per packet",
+            "TC translates this traffic, at a higher cost per packet",
             probe::program(Program::Xdp).into(),
         )
         .since("4.8"),
         Feature::optional(
             "XDP links",
             "XDP programs that are replaced in place",
-            "attachment through netlink",
+            "the agent attaches XDP programs through netlink",
             version(5, 9),
         )
         .since("5.9"),
     ]
 }
 
-/// Whether ours are alone at the devices, those included that the agent would leave alone.
+/// Checks whether other software has programs on the devices, including devices that the agent does
+/// not use.
 fn device_hooks(pins: &Pins) -> Feature {
     let (found, programs) = match foreign_programs(pins) {
         Ok(programs) if programs.is_empty() => (Found::present(""), programs),
@@ -114,14 +116,15 @@ fn device_hooks(pins: &Pins) -> Feature {
     };
     let feature = Feature::optional(
         "devices without programs of others",
-        "programs that see every packet",
-        "a program of others at XDP or before ours decides what ours see; one after ours sees translated packets",
+        "the agent's programs see every packet",
+        "a foreign program at XDP or before the agent's decides which packets the agent's sees; one after it sees \
+         translated packets",
         found,
     );
     Feature { programs, ..feature }
 }
 
-/// Whether all devices carry the programs, or would if an agent ran.
+/// Checks whether all devices carry the programs, or would carry them if an agent ran.
 fn bare_devices(pins: &Pins) -> Feature {
     let found = match find_bare(pins) {
         Ok(devices) if devices.is_empty() => Found::present(""),
@@ -134,7 +137,7 @@ fn bare_devices(pins: &Pins) -> Feature {
     Feature::optional(
         "programs at all devices",
         "clients behind every device",
-        "what comes or leaves by these devices is not translated",
+        "packets that arrive on or leave through these devices are not translated",
         found,
     )
 }
@@ -168,21 +171,22 @@ fn socket_programs(mounts: &io::Result<Vec<Mount>>) -> [Feature; 5] {
         .since("4.17"),
         Feature::optional(
             "bpf_get_netns_cookie",
-            "telling Pods from processes of this host at sockets",
+            "distinguishing Pods from processes of this host at sockets",
             NO_SOCKET_HOOKS,
             cookie.into(),
         )
         .since("5.7"),
         Feature::optional(
             "SO_NETNS_COOKIE",
-            "the same where this host's network namespace is not the initial one; telling Pods from other containers",
-            "the initial network namespace is taken for this host's, all others for Pods'",
+            "identifying this host's network namespace if it is not the initial one; distinguishing Pods from other \
+             containers",
+            "the agent treats the initial network namespace as this host's and all others as Pods'",
             namespace::cookie().map(|cookie| cookie.is_some()).into(),
         )
         .since("5.14"),
         Feature::optional(
             "bpf_set_retval",
-            "\"connection refused\" at once where there is no endpoint",
+            "immediate \"connection refused\" for Services without endpoints",
             "connect fails with \"operation not permitted\" instead",
             retval.into(),
         )
@@ -190,10 +194,10 @@ fn socket_programs(mounts: &io::Result<Vec<Mount>>) -> [Feature; 5] {
     ]
 }
 
-/// What ends sockets that were translated to a backend which is removed.
+/// Features for closing sockets that are translated to a removed backend.
 fn socket_destruction() -> [Feature; 3] {
-    const NEEDED_FOR: &str = "an error at once for a process whose socket is connected to a removed Pod";
-    const WITHOUT: &str = "it waits for its own timeout, or for ever";
+    const NEEDED_FOR: &str = "an immediate error for a process whose socket is connected to a removed Pod";
+    const WITHOUT: &str = "the process waits for its own timeout, or indefinitely";
     [
         Feature::optional(
             "TCP socket destruction",
@@ -211,7 +215,7 @@ fn socket_destruction() -> [Feature; 3] {
         .since("4.9"),
         Feature::optional(
             "capabilities for sockets",
-            "the same for Pods; translation at sockets of Pods",
+            "closing and translating sockets of Pods",
             "connections of Pods are translated at their devices",
             held(&privileges::ALL_SOCKETS),
         ),
@@ -223,14 +227,14 @@ fn host() -> [Feature; 4] {
         Feature::optional(
             "kernel BTF",
             "diagnosis of programs and maps with bpftool",
-            "the agent works all the same",
+            "no effect on the agent",
             kernel_btf(),
         )
         .since("5.4"),
         Feature::optional(
             "JIT compiler",
-            "programs as machine code",
-            "every packet costs several times as much",
+            "programs that run as machine code",
+            "every packet costs several times as much CPU time",
             sysctl("net.core.bpf_jit_enable"),
         )
         .since("4.1"),
@@ -258,7 +262,7 @@ fn kernel_version() -> Found {
     }
 }
 
-/// For what the loader decides by the version too.
+/// For features that the loader also detects by the kernel version.
 fn version(major: u8, minor: u8) -> Found {
     match probe::kernel_at_least(major, minor) {
         true => Found::present(""),
@@ -287,7 +291,7 @@ fn held(needed: &[privileges::Capability]) -> Found {
 fn in_mounts(mounts: &io::Result<Vec<Mount>>, find: impl FnOnce(&[Mount]) -> Found) -> Found {
     match mounts {
         Ok(mounts) => find(mounts),
-        Err(error) => Found::unknown(anyhow::anyhow!("cannot tell what is mounted: {error}")),
+        Err(error) => Found::unknown(anyhow::anyhow!("cannot read the mounts: {error}")),
     }
 }
 
@@ -297,7 +301,7 @@ fn bpf_file_system(mounts: &[Mount], pin_path: &Path) -> Found {
         _ => {
             let point = pin_path.parent().unwrap_or(pin_path).display();
             Found::absent(format!(
-                "{} is not in one: `mount -t bpf bpf {point}`",
+                "{} is not in a bpf file system: `mount -t bpf bpf {point}`",
                 pin_path.display()
             ))
         }
@@ -312,7 +316,7 @@ fn cgroup2(mounts: &[Mount]) -> Found {
     match mounts::partial_cgroup2(point) {
         Ok(None) => Found::present(format!("at {shown}")),
         Ok(Some(why)) => Found::absent(why),
-        Err(error) => Found::unknown(anyhow::anyhow!("cannot look at {shown}: {error}")),
+        Err(error) => Found::unknown(anyhow::anyhow!("cannot examine {shown}: {error}")),
     }
 }
 
@@ -325,7 +329,7 @@ fn kernel_btf() -> Found {
     }
 }
 
-/// Whether a setting is on, that is, not 0.
+/// Checks whether a sysctl is on, i.e. not 0.
 fn sysctl(name: &str) -> Found {
     let path = Path::new("/proc/sys").join(name.replace('.', "/"));
     match fs::read_to_string(&path) {
@@ -352,7 +356,7 @@ mod tests {
         assert_eq!(found.state, State::Absent);
         assert_eq!(
             found.detail,
-            "/sys/fs/bpf/lb-agent is not in one: `mount -t bpf bpf /sys/fs/bpf`"
+            "/sys/fs/bpf/lb-agent is not in a bpf file system: `mount -t bpf bpf /sys/fs/bpf`"
         );
         mounts.push(mount("/sys/fs/bpf", "bpf"));
         let found = bpf_file_system(&mounts, pin_path);
@@ -363,13 +367,13 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_read_and_missing_ones_are_unknown() {
+    fn sysctls_are_read_and_missing_ones_are_unknown() {
         assert_eq!(sysctl("kernel.pid_max").state, State::Present);
         assert_eq!(sysctl("lb.no_such_setting").state, State::Unknown);
     }
 
     #[test]
-    fn a_host_without_cgroup2_is_told_how_to_get_it() {
+    fn a_missing_cgroup2_is_reported_with_the_remedy() {
         let found = cgroup2(&[]);
         assert_eq!(found.state, State::Absent);
         assert!(found.detail.contains("mount -t cgroup2"));

@@ -1,5 +1,5 @@
-//! What is answered, in the words of kube-proxy (`pkg/proxy/healthcheck` in its source): load
-//! balancers and probes read them.
+//! HTTP responses with the same fields as kube-proxy's (`pkg/proxy/healthcheck` in its source),
+//! because load balancers and probes read them.
 
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Response, StatusCode};
@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Pulse;
 use crate::desired::NamespacedName;
 
-/// How much of the traffic a load balancer that weighs shall send to this node.
+/// The weight of this node for load balancers that support weights.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
 /// The body of `/healthz` and `/livez`.
@@ -38,7 +38,7 @@ struct CheckedService<'a> {
     name: &'a str,
 }
 
-/// `/healthz`: shall load balancers send new connections to this node?
+/// `/healthz`: whether load balancers should send new connections to this node.
 pub(super) fn healthz(pulse: &Pulse, is_healthy: bool, clock: Timestamp) -> Response<String> {
     let is_eligible = !pulse.node_is_leaving;
     let condition = condition(pulse, is_healthy, is_healthy && is_eligible, clock);
@@ -51,13 +51,14 @@ pub(super) fn healthz(pulse: &Pulse, is_healthy: bool, clock: Timestamp) -> Resp
     )
 }
 
-/// `/livez`: does the agent work? The kubelet starts it anew if it does not, which would not help
-/// the node.
+/// `/livez`: whether the agent works. The kubelet restarts it if not. This ignores whether the Node
+/// is being deleted, because a restart would not help then.
 pub(super) fn livez(pulse: &Pulse, is_healthy: bool, clock: Timestamp) -> Response<String> {
     json(is_healthy, &condition(pulse, is_healthy, is_healthy, clock))
 }
 
-/// A `healthCheckNodePort`: shall the Service's load balancer send new connections to this node?
+/// A `healthCheckNodePort`: whether the Service's load balancer should send new connections to this
+/// node.
 pub(super) fn check(service: &NamespacedName, local_endpoints: usize, is_healthy: bool) -> Response<String> {
     let body = Check {
         service: CheckedService {
@@ -82,12 +83,12 @@ pub(super) fn metrics(text: String) -> Response<String> {
     response
 }
 
-/// Nothing is here.
+/// The response for an unknown path.
 pub(super) fn not_found() -> Response<String> {
-    plain(StatusCode::NOT_FOUND, "there is nothing here")
+    plain(StatusCode::NOT_FOUND, "not found")
 }
 
-/// The answer could not be made.
+/// The response if the metrics cannot be read.
 pub(super) fn failed(reason: &str) -> Response<String> {
     plain(StatusCode::INTERNAL_SERVER_ERROR, reason)
 }
@@ -98,8 +99,8 @@ fn plain(status: StatusCode, text: &str) -> Response<String> {
     response
 }
 
-/// If all is well the last update is now, as it was when kube-proxy updated everything all the
-/// time.
+/// If all is well, the last update is now. kube-proxy did the same when it synced everything
+/// periodically.
 fn condition(pulse: &Pulse, is_healthy: bool, is_well: bool, clock: Timestamp) -> Condition {
     Condition {
         last_updated: if is_well { clock } else { pulse.synced },
@@ -110,7 +111,7 @@ fn condition(pulse: &Pulse, is_healthy: bool, is_well: bool, clock: Timestamp) -
 }
 
 fn json(is_well: bool, body: &impl Serialize) -> Response<String> {
-    // Such plain structures can always be written.
+    // Serializing these structs does not fail.
     let mut response = Response::new(serde_json::to_string(body).unwrap_or_default());
     *response.status_mut() = match is_well {
         true => StatusCode::OK,

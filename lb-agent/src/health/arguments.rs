@@ -1,4 +1,4 @@
-//! Where to serve.
+//! Arguments for the addresses of the HTTP servers.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -6,25 +6,25 @@ use std::str::FromStr;
 
 use clap::Args;
 
-/// Where to serve what is asked about the agent.
+/// Where to serve health checks and metrics.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct HealthArguments {
-    /// Where to answer /healthz and /livez; 0.0.0.0 and :: stand for all addresses of both
-    /// families, '' is nowhere
+    /// Where to serve /healthz and /livez; 0.0.0.0 and :: both mean all IPv4 and IPv6 addresses, ''
+    /// disables them
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: BindAddress,
-    /// Where to answer /metrics, for Prometheus; '' is nowhere
+    /// Where to serve /metrics for Prometheus; '' disables it
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: BindAddress,
 }
 
-/// An address and port, or nowhere.
+/// An address and port. `None` disables the server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BindAddress(pub Option<SocketAddr>);
 
 /// The text is neither empty nor an address and port.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("use an IP address and a port, as in 0.0.0.0:10256 or [::1]:10256, or '' for nowhere")]
+#[error("use an IP address and a port, as in 0.0.0.0:10256 or [::1]:10256, or '' to disable it")]
 pub struct BindAddressError;
 
 impl FromStr for BindAddress {
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_may_be_empty() {
+    fn bind_addresses_are_ip_addresses_with_ports_or_empty() {
         let parse = |arguments: &[&str]| {
             let all = ["lb-agent"].iter().chain(arguments);
             let HealthArguments {

@@ -1,5 +1,5 @@
-//! The health check ports of Services: one listener for each port and NodePort address, come and
-//! gone with them.
+//! The health check ports of Services: one listener for each port and NodePort address. Listeners
+//! are started and stopped as these change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -14,16 +14,16 @@ use super::{Health, answer};
 use crate::desired::{HealthCheck, NamespacedName};
 use crate::network::Family;
 
-/// What load balancers may ask for.
+/// The health checks that load balancers may request.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Checks {
-    /// Addresses that take NodePorts.
+    /// The node's addresses that accept NodePorts.
     pub addresses: BTreeSet<IpAddr>,
     /// The Services with a health check port.
     pub services: BTreeMap<NamespacedName, HealthCheck>,
 }
 
-/// One of them at one address.
+/// A health check at one address.
 type Listener = (SocketAddr, NamespacedName);
 
 impl Checks {
@@ -38,8 +38,8 @@ impl Checks {
         self.services.iter().flat_map(listeners).collect()
     }
 
-    /// Endpoints that a load balancer reaches through this address. A Service that was just removed
-    /// has none.
+    /// Returns the number of endpoints that a load balancer reaches through this address. 0 for a
+    /// Service that was just removed.
     fn local_endpoints(&self, (address, name): &Listener) -> usize {
         let family = Family::of(address.ip());
         let check = self.services.get(name);
@@ -47,15 +47,16 @@ impl Checks {
     }
 }
 
-/// Serves them until nobody changes them any more.
+/// Serves the health checks until the sender of `checks` is dropped.
 pub(super) async fn serve(mut checks: watch::Receiver<Checks>, health: Arc<Health>) {
     let mut servers: BTreeMap<Listener, JoinHandle<()>> = BTreeMap::new();
     loop {
         let wanted = checks.borrow_and_update().listeners();
-        // First those that go: another Service may have got the port.
+        // Unwanted listeners are stopped first, because another Service may have taken over the
+        // port.
         for (_, server) in servers.extract_if(.., |listener, _| !wanted.contains(listener)) {
             server.abort();
-            // It is over either way.
+            // The result does not matter: the task has ended.
             let _ = server.await;
         }
         for listener in wanted {

@@ -1,4 +1,4 @@
-//! HTTP servers that always answer, and addresses that may be taken.
+//! HTTP servers that slow clients cannot block, at addresses that may be in use.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -20,17 +20,17 @@ use tokio::time::{sleep, timeout};
 /// Answers a request for a path.
 pub(super) type Handler = Arc<dyn Fn(String) -> BoxFuture<'static, Response<String>> + Send + Sync>;
 
-/// How soon an address that is taken is tried again.
+/// The delay before an address that is in use is tried again.
 const RETRY: Duration = Duration::from_secs(2);
-/// Connections that may be open at a listener. Further ones wait.
+/// The maximum number of open connections of a listener. Further ones wait.
 const CONNECTIONS: usize = 64;
-/// How long a connection may take, however slowly its client reads and writes.
+/// The longest time that a connection may stay open, even if its client is slow.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(30);
-/// Connections that may wait to be accepted.
+/// The maximum number of connections that wait to be accepted.
 const BACKLOG: u32 = 128;
 
-/// Serves at an address, as soon as it can be had. Never ends; drop it to stop. `what` is for the
-/// log.
+/// Serves at an address as soon as it is free. Never returns; dropping the future stops the server.
+/// `what` names the server in the log.
 pub(super) async fn serve(what: String, address: SocketAddr, handler: Handler) {
     let listener = bind(&what, address).await;
     let mut connections = JoinSet::new();
@@ -51,8 +51,8 @@ pub(super) async fn serve(what: String, address: SocketAddr, handler: Handler) {
     }
 }
 
-/// One request: a connection that stays open would be one of the few, and whoever probes is after a
-/// new one anyway.
+/// Serves one request. Keep-alive is off: idle connections would use up the limit, and probes open
+/// new connections anyway.
 async fn connection(stream: TcpStream, handler: Handler) {
     let service = service_fn(|request: Request<Incoming>| {
         let answer = handler(request.uri().path().to_owned());
@@ -61,24 +61,24 @@ async fn connection(stream: TcpStream, handler: Handler) {
     let mut server = http1::Builder::new();
     server.keep_alive(false);
     if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
-        tracing::trace!("a client went away: {error}");
+        tracing::trace!("a client's connection failed: {error}");
     }
 }
 
-/// Tries until the address is free. The log tells the first failure and the end of it.
+/// Tries to bind until it succeeds. Logs the first failure and the success after it.
 async fn bind(what: &str, address: SocketAddr) -> TcpListener {
-    let mut is_told = false;
+    let mut is_logged = false;
     loop {
         match listen(address) {
             Ok(listener) => {
-                if is_told {
+                if is_logged {
                     tracing::info!("{what} is served at {address} now");
                 }
                 return listener;
             }
-            Err(error) if !is_told => {
-                tracing::warn!("cannot serve {what} at {address}: {error}; trying again until it can be had");
-                is_told = true;
+            Err(error) if !is_logged => {
+                tracing::warn!("cannot serve {what} at {address}: {error}; trying again until it succeeds");
+                is_logged = true;
             }
             Err(_) => {}
         }
@@ -86,10 +86,11 @@ async fn bind(what: &str, address: SocketAddr) -> TcpListener {
     }
 }
 
-/// The unspecified address of either family stands for all addresses of both, as with kube-proxy.
+/// Listens at an address. As in kube-proxy, 0.0.0.0 and :: both mean all addresses of both
+/// families.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     if address.ip().is_unspecified() {
-        // Fails without IPv6.
+        // This fails on a host without IPv6.
         if let Ok(socket) = TcpSocket::new_v6() {
             setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
             let all = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port());
@@ -104,7 +105,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn bound(socket: TcpSocket, address: SocketAddr) -> io::Result<TcpListener> {
-    // Else connections that have ended would keep a new agent from the port for a minute.
+    // Without this, a new agent could not bind the port for a minute after connections to it ended.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silent_clients_do_not_keep_others_from_an_answer() {
+    async fn silent_clients_do_not_block_others() {
         let free = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_unspecified_address_is_that_of_both_families() {
+    async fn the_unspecified_address_accepts_both_families() {
         let listener = listen(SocketAddr::from(([0, 0, 0, 0], 0))).unwrap();
         let port = listener.local_addr().unwrap().port();
         for address in ["127.0.0.1", "::1"] {

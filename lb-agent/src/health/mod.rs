@@ -1,9 +1,9 @@
-//! Whether this node can take traffic, as load balancers, the kubelet and Prometheus ask over HTTP.
+//! HTTP servers for load balancers, the kubelet and Prometheus: can this node take traffic?
 //!
 //! ```text
-//! loop -> Monitor -> Health (the last pulse), Checks, Metrics -> servers, on a thread of their own
+//! loop -> Monitor -> Health (the last pulse), Checks, Metrics -> servers, on a dedicated thread
 //! ```
-//! The servers answer while the loop hangs: that is when the answer matters most.
+//! The servers answer even while the loop hangs, when the answer matters most.
 
 mod answer;
 mod arguments;
@@ -26,27 +26,27 @@ pub use self::pulse::{Health, LIMIT, Pulse};
 use crate::datapath::readings::Readings;
 use crate::metrics::Metrics;
 
-/// What the servers tell, and where.
+/// The data that the servers serve, and the addresses where.
 #[derive(Clone)]
 pub struct Served {
-    /// Where.
+    /// The addresses.
     pub arguments: HealthArguments,
-    /// How the agent is.
+    /// The health of the agent.
     pub health: Arc<Health>,
     /// The health check ports of Services.
     pub checks: watch::Receiver<Checks>,
-    /// The metrics that the loop tells.
+    /// The metrics that the loop updates.
     pub metrics: Arc<Metrics>,
-    /// The metrics that the kernel's maps tell.
+    /// The metrics that are read from the kernel's maps.
     pub readings: Arc<Readings>,
 }
 
-/// Starts the servers, which end with the process. An address that is taken is warned of and tried
-/// again.
+/// Starts the servers, which run until the process ends. If an address is in use, logs a warning
+/// and tries again.
 ///
 /// # Errors
 ///
-/// If the kernel has no room for a thread.
+/// If the runtime or its thread cannot be started.
 pub fn start(served: Served) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -70,7 +70,7 @@ async fn serve(served: Served) {
         tokio::spawn(http::serve("/metrics".to_owned(), address, handler));
     }
     checks::serve(served.checks, served.health).await;
-    // The loop has ended; the process goes with it.
+    // The main loop has ended, and so will the process.
     std::future::pending::<()>().await;
 }
 
@@ -89,8 +89,8 @@ fn health_handler(health: Arc<Health>, metrics: Arc<Metrics>) -> Handler {
 }
 
 fn metrics_handler(metrics: Arc<Metrics>, readings: Arc<Readings>) -> Handler {
-    // Reading the maps takes time: one scrape at a time, and not on the thread that answers health
-    // checks.
+    // Reading the maps takes time. One scrape runs at a time, and not on the thread that answers
+    // health checks.
     let turn = Arc::new(tokio::sync::Mutex::new(()));
     Arc::new(move |path| -> BoxFuture<'static, Response<String>> {
         if path != "/metrics" {
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn healthz_and_livez_tell_that_the_loop_is_silent() {
+    async fn healthz_and_livez_fail_while_the_loop_hangs() {
         let now = Instant::now();
         let health = Arc::new(Health::new(now, Timestamp::now()));
         let metrics = Arc::new(Metrics::new().unwrap());
@@ -132,7 +132,7 @@ mod tests {
             ..health.pulse()
         });
         assert_eq!((status("/healthz").await, status("/livez").await), (503, 200));
-        let told = metrics.told().unwrap();
+        let reported = metrics.reported().unwrap();
         for (name, code, count) in [
             ("healthz", 200, 1),
             ("healthz", 503, 2),
@@ -140,7 +140,7 @@ mod tests {
             ("livez", 503, 1),
         ] {
             let line = format!("kubeproxy_proxy_{name}_total{{code=\"{code}\"}} {count}\n");
-            assert!(told.contains(&line), "{line}{told}");
+            assert!(reported.contains(&line), "{line}{reported}");
         }
     }
 }

@@ -1,46 +1,47 @@
-//! How the agent is: what its loop last told, and what follows from that.
+//! The health of the agent: the last heartbeat of its loop, and the conclusion from it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 
-/// How long the loop may be silent, and a Service may wait for the maps. kube-proxy waits for twice
-/// its sync period, which is 30 s.
+/// The longest time without a heartbeat, and the longest time that the kernel may refuse a Service,
+/// before the agent is unhealthy. kube-proxy waits for twice its sync period, which is 30 s.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-/// What the loop tells at least every few seconds.
+/// A heartbeat. The loop sends one at least every few seconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pulse {
-    /// When it told this.
+    /// When the loop sent it.
     pub beat: Instant,
-    /// Since when the kernel refuses to have the maps written. A Service that does not fit into the
-    /// maps does not count: the others are served, and a new start would change nothing.
+    /// When the kernel began to refuse writes to the maps, if it still does. A Service that does
+    /// not fit into the maps does not count: the others are served, and a restart would not help.
     pub fault_since: Option<Instant>,
-    /// When the maps last held all that was asked for; at first the start. Waiting for the first
-    /// list of the objects is no fault of the agent's either, and what an earlier agent left in the
-    /// maps is at work meanwhile.
+    /// When the maps were last in sync; at first, when the agent started. An agent that waits for
+    /// the first list of the objects is healthy too: meanwhile, the maps of an earlier agent are
+    /// used.
     pub synced: Timestamp,
     /// Whether the Node is being deleted.
     pub node_is_leaving: bool,
 }
 
 impl Pulse {
-    /// Whether the agent does its work: neither its loop nor a Service is overdue.
+    /// Whether the agent is healthy: the heartbeat is recent, and the kernel has not refused writes
+    /// for too long.
     pub fn is_healthy(&self, now: Instant) -> bool {
         let is_recent = |since: Instant| now.saturating_duration_since(since) < LIMIT;
         is_recent(self.beat) && self.fault_since.is_none_or(is_recent)
     }
 }
 
-/// The last pulse, for all threads.
+/// The last pulse, shared between threads.
 #[derive(Debug)]
 pub struct Health {
     pulse: Mutex<Pulse>,
 }
 
 impl Health {
-    /// At the start of the agent.
+    /// The state at the start of the agent.
     pub fn new(now: Instant, clock: Timestamp) -> Self {
         Self {
             pulse: Mutex::new(Pulse {
@@ -52,12 +53,12 @@ impl Health {
         }
     }
 
-    /// Takes note.
+    /// Stores the last pulse.
     pub fn set(&self, pulse: Pulse) {
         *self.lock() = pulse;
     }
 
-    /// The last pulse.
+    /// Returns the last pulse.
     pub fn pulse(&self) -> Pulse {
         *self.lock()
     }
@@ -72,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn healthy_is_what_is_not_overdue() {
+    fn an_agent_without_a_recent_heartbeat_or_with_an_old_fault_is_unhealthy() {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         for (beat, fault_since, now, expected) in [

@@ -11,7 +11,7 @@ use super::sample_set::SampleSet;
 use crate::install::Usage;
 use crate::network;
 
-/// Those that the loop tells.
+/// The metrics that the loop updates.
 pub struct AgentMetrics {
     problems: IntGauge,
     usage: Mutex<Option<Usage>>,
@@ -19,13 +19,13 @@ pub struct AgentMetrics {
 
 impl AgentMetrics {
     pub(super) fn register(registry: &Registry) -> Result<Self, Error> {
-        let build = Opts::new("lb_build_info", "Always 1; the labels say what runs");
+        let build = Opts::new("lb_build_info", "Always 1; the label is the agent's version");
         let build = IntGaugeVec::new(build, &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(build))?;
         let problems = IntGauge::new(
             "lb_problems",
-            "What cannot be used of the objects, or is not in the maps as they ask",
+            "Unusable parts of objects, and Services that are not installed as requested",
         )?;
         registry.register(Box::new(problems.clone()))?;
         Ok(Self {
@@ -34,12 +34,12 @@ impl AgentMetrics {
         })
     }
 
-    /// Takes the number of problems.
+    /// Sets the number of problems.
     pub fn set_problems(&self, problems: usize) {
         self.problems.set(i64::try_from(problems).unwrap_or(i64::MAX));
     }
 
-    /// Takes how full the maps are that the agent fills.
+    /// Sets the usage of the maps that the agent fills.
     pub fn set_usage(&self, usage: Usage) {
         *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = Some(usage);
     }
@@ -49,9 +49,9 @@ impl AgentMetrics {
     }
 }
 
-/// Packets by reason.
+/// Returns the number of packets by reason.
 pub(super) fn packets(reasons: &[(Reason, u64)]) -> Option<MetricFamily> {
-    let help = "Packets that were not simply translated, by reason";
+    let help = "Packets that were rejected, answered or dropped, by reason";
     let mut family = SampleSet::counter("lb_packets_total", help);
     for (reason, packets) in reasons {
         family.add(&[("reason", reason.name())], *packets);
@@ -59,7 +59,8 @@ pub(super) fn packets(reasons: &[(Reason, u64)]) -> Option<MetricFamily> {
     family.finish()
 }
 
-/// Connections by service port, whose names are `NAMESPACE/NAME/PORT/PROTOCOL`.
+/// Returns the number of connections by Service port. The names of the ports are
+/// `NAMESPACE/NAME/PORT/PROTOCOL`.
 pub(super) fn services(services: &[(String, ServiceStats)]) -> impl Iterator<Item = MetricFamily> {
     let mut connections = SampleSet::counter(
         "lb_service_connections_total",
@@ -67,7 +68,7 @@ pub(super) fn services(services: &[(String, ServiceStats)]) -> impl Iterator<Ite
     );
     let mut rejected = SampleSet::counter(
         "lb_service_rejected_total",
-        "Connections to the Service for which there was no endpoint",
+        "Connections to the Service that failed because it had no usable endpoint",
     );
     for (full_name, stats) in services {
         let mut parts = full_name.split('/');
@@ -79,13 +80,13 @@ pub(super) fn services(services: &[(String, ServiceStats)]) -> impl Iterator<Ite
     [connections, rejected].into_iter().filter_map(SampleSet::finish)
 }
 
-/// How full the maps are: those that the agent fills, and those that packets fill.
+/// Returns the usage of the maps: of those that the agent fills, and of those that packets fill.
 pub(super) fn maps(
     usage: Option<Usage>,
     filled_by_packets: &[(&str, usize, u32)],
 ) -> impl Iterator<Item = MetricFamily> {
-    let mut entries = SampleSet::gauge("lb_map_entries", "Entries of a BPF map");
-    let mut capacity = SampleSet::gauge("lb_map_capacity", "Entries for which a BPF map has room");
+    let mut entries = SampleSet::gauge("lb_map_entries", "Entries in use in a BPF map");
+    let mut capacity = SampleSet::gauge("lb_map_capacity", "Maximum number of entries of a BPF map");
     let mut add = |map: &str, used: usize, room: u32| {
         entries.add(&[("map", map)], u64::try_from(used).unwrap_or(u64::MAX));
         capacity.add(&[("map", map)], u64::from(room));
@@ -128,9 +129,9 @@ mod tests {
     }
 
     #[test]
-    fn packets_by_reason() {
+    fn packets_are_labelled_with_their_reason() {
         let text = text(packets(&[(Reason::NoEndpoint, 3), (Reason::UnknownPort, 0)]));
-        let expected = "# HELP lb_packets_total Packets that were not simply translated, by reason\n\
+        let expected = "# HELP lb_packets_total Packets that were rejected, answered or dropped, by reason\n\
                         # TYPE lb_packets_total counter\n\
                         lb_packets_total{reason=\"no_endpoint\"} 3\n\
                         lb_packets_total{reason=\"unknown_port\"} 0\n";
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_by_service_port() {
+    fn connections_are_labelled_with_their_service_port() {
         let stats = ServiceStats {
             connections: 5,
             rejected: 2,
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_of_agent_and_packets() {
+    fn map_usage_covers_maps_filled_by_the_agent_and_by_packets() {
         let usage = Usage {
             frontends: [1, 2],
             backends: [3, 4],
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_and_what_is_wrong() {
+    fn the_version_and_the_number_of_problems_are_reported() {
         let registry = Registry::new();
         let own = AgentMetrics::register(&registry).unwrap();
         own.set_problems(3);

@@ -2,8 +2,8 @@
 //! those of its `pkg/proxy/metrics/metrics.go` (Kubernetes 1.36; listed in the reference of
 //! Kubernetes' metrics).
 //!
-//! kube-proxy is one proxy for each family, here one pass is over both: what a pass tells it tells
-//! for both.
+//! kube-proxy runs one proxy per family. Here, one pass covers both families, so it reports the
+//! same values for both.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub struct KubeProxy {
     livez: IntCounterVec,
 }
 
-/// Numbers of changes of one kind.
+/// The numbers of changes of one kind of object.
 struct ChangeMetrics {
     total: IntCounter,
     pending: IntGauge,
@@ -78,7 +78,7 @@ impl KubeProxy {
         Ok(metrics)
     }
 
-    /// Everything that is counted is there from the start: a rate needs two values.
+    /// Creates all counters with the value 0 at the start, because a rate needs two values.
     fn begin(&self) {
         for family in Family::ALL {
             self.sync_duration.with_label_values(&[name(family)]);
@@ -107,7 +107,7 @@ impl KubeProxy {
         ]
     }
 
-    /// Takes the numbers of changes. `clock`: seconds since 1970.
+    /// Sets the numbers of changes. `clock`: seconds since 1970.
     pub fn changed(&self, services: Changes, endpoints: Changes, clock: f64) {
         let has_new = [self.services.set(services), self.endpoints.set(endpoints)];
         if has_new.contains(&true) {
@@ -115,7 +115,7 @@ impl KubeProxy {
         }
     }
 
-    /// A pass over changed Services took so long.
+    /// Records the duration of a pass over changed Services.
     pub fn passed(&self, duration: Duration) {
         for family in Family::ALL {
             let histogram = self.sync_duration.with_label_values(&[name(family)]);
@@ -123,18 +123,19 @@ impl KubeProxy {
         }
     }
 
-    /// The maps hold all that is asked for. `clock`: seconds since 1970.
+    /// Records that the maps are in sync. `clock`: seconds since 1970.
     pub fn synced(&self, clock: f64) {
         set_all(&self.last_synced, clock);
     }
 
-    /// So many seconds after its cause a change of endpoints is in the maps.
+    /// Records the time in seconds from the cause of an endpoint change until the maps contain it.
     pub fn programmed(&self, family: Family, seconds: f64) {
         let histogram = self.network_programming.with_label_values(&[name(family)]);
         histogram.observe(seconds);
     }
 
-    /// Ports whose traffic is dropped since all endpoints are elsewhere, by policy.
+    /// Sets the number of ports whose traffic is dropped because all endpoints are on other nodes,
+    /// by traffic policy.
     pub fn without_local(&self, internal: PerFamily, external: PerFamily) {
         for (policy, counts) in [("internal", internal), ("external", external)] {
             for family in Family::ALL {
@@ -144,7 +145,7 @@ impl KubeProxy {
         }
     }
 
-    /// `/healthz` or `/livez` was answered with this status.
+    /// Counts a response of `/healthz` or `/livez` with this status. Ignores other paths.
     pub fn answered(&self, path: &str, status: u16) {
         let counters = match path {
             "/healthz" => &self.healthz,
@@ -156,7 +157,7 @@ impl KubeProxy {
 }
 
 impl ChangeMetrics {
-    /// `name` is that in metrics, `kind` that in the help.
+    /// `name` is the word for the kind of object in metric names, `kind` the one in the help.
     fn new(name: &str, kind: &str) -> Result<Self, Error> {
         Ok(Self {
             total: IntCounter::with_opts(options(
@@ -170,7 +171,7 @@ impl ChangeMetrics {
         })
     }
 
-    /// Whether there are new changes.
+    /// Sets both numbers. Returns true if there are new changes.
     fn set(&self, changes: Changes) -> bool {
         let added = changes.total.saturating_sub(self.total.get());
         self.total.inc_by(added);
@@ -210,7 +211,7 @@ fn answers(name: &str, help: &str) -> Result<IntCounterVec, Error> {
     IntCounterVec::new(options(name, help), &["code"])
 }
 
-/// The zero is kube-proxy's, too.
+/// The same buckets as in kube-proxy, including the one of 0.
 fn network_programming_buckets() -> Result<Vec<f64>, Error> {
     let lists = [
         vec![0.0],
@@ -296,7 +297,7 @@ mod tests {
         let sync = bounds("sync_proxy_rules");
         let below = |bounds: &[(f64, String)]| bounds.iter().filter(|(_, count)| count == "0").count();
         assert_eq!((sync.len(), sync[0].0, sync[14].0), (16, 0.001, 16.384));
-        // 1 and 2 ms are too short for 3 ms.
+        // The buckets up to 1 and 2 ms do not contain the pass of 3 ms.
         assert_eq!(below(&sync), 2);
         let network = bounds("network_programming");
         let found: Vec<f64> = [0, 1, 2, 3, 61, 62, 63, 74, 75, 80]

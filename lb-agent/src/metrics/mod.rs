@@ -1,8 +1,8 @@
-//! What Prometheus is told, in its text format: kube-proxy's metrics under kube-proxy's names,
-//! which dashboards know, and the agent's own (`lb_*`).
+//! The metrics for Prometheus, in its text format: kube-proxy's metrics under kube-proxy's names,
+//! which existing dashboards use, and the agent's own (`lb_*`).
 //!
-//! The loop writes atomic numbers; what packets count is read from the kernel's maps at each
-//! scrape, on the scraper's thread.
+//! The loop writes atomic numbers. The counters of packets are read from the kernel's maps at each
+//! scrape, on a separate thread.
 
 mod agent;
 mod kube_proxy;
@@ -16,10 +16,10 @@ pub use self::kube_proxy::KubeProxy;
 use crate::datapath::readings::Readings;
 use crate::maps::MapError;
 
-/// Why there are no metrics.
+/// Why the metrics are not available.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// A metric that cannot be: one of two with the same name, or without a value.
+    /// A metric is invalid: two have the same name, or one has no value.
     #[error("the metrics cannot be written")]
     Prometheus(#[from] prometheus::Error),
     /// The kernel's maps cannot be read.
@@ -30,14 +30,14 @@ pub enum MetricsError {
 /// All metrics.
 pub struct Metrics {
     registry: Registry,
-    /// Those of kube-proxy.
+    /// The metrics of kube-proxy.
     pub kube_proxy: KubeProxy,
-    /// The agent's own that are not in the kernel's maps.
+    /// The agent's own metrics, except those in the kernel's maps.
     pub agent: AgentMetrics,
 }
 
 impl Metrics {
-    /// Metrics that nobody has told anything.
+    /// Registers all metrics, with their initial values.
     pub fn new() -> Result<Self, MetricsError> {
         let registry = Registry::new();
         Ok(Self {
@@ -47,18 +47,18 @@ impl Metrics {
         })
     }
 
-    /// Everything as text. Reads the kernel's maps: a matter of milliseconds, or of some hundred if
-    /// the flow tables are full.
+    /// Returns all metrics as text. Reads the kernel's maps, which takes milliseconds, or a few
+    /// hundred of them if the flow tables are full.
     pub fn text(&self, readings: &Readings) -> Result<String, MetricsError> {
         let mut families = Vec::new();
         families.extend(agent::packets(&readings.reasons()?));
         families.extend(agent::services(&readings.services()?));
         families.extend(agent::maps(self.agent.usage(), &readings.sizes()?));
-        Ok(self.told()? + &write(&families)?)
+        Ok(self.reported()? + &write(&families)?)
     }
 
-    /// What the loop told, as text.
-    pub fn told(&self) -> Result<String, MetricsError> {
+    /// Returns the metrics that the loop updates, as text.
+    pub fn reported(&self) -> Result<String, MetricsError> {
         write(&self.registry.gather())
     }
 }

@@ -1,8 +1,8 @@
-//! Metrics whose values are known only when they are asked for.
+//! Metrics whose values are collected only when they are scraped.
 
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
-/// A metric that is being put together.
+/// A metric under construction.
 pub(super) struct SampleSet {
     kind: MetricType,
     family: MetricFamily,
@@ -10,12 +10,12 @@ pub(super) struct SampleSet {
 }
 
 impl SampleSet {
-    /// One that only grows.
+    /// A counter: its values only grow.
     pub(super) fn counter(name: &str, help: &str) -> Self {
         Self::new(MetricType::COUNTER, name, help)
     }
 
-    /// One that goes up and down.
+    /// A gauge: its values go up and down.
     pub(super) fn gauge(name: &str, help: &str) -> Self {
         Self::new(MetricType::GAUGE, name, help)
     }
@@ -32,7 +32,7 @@ impl SampleSet {
         }
     }
 
-    /// Adds a value.
+    /// Adds a value with its labels.
     pub(super) fn add(&mut self, labels: &[(&str, &str)], value: u64) {
         let label = |(name, value): &(&str, &str)| {
             let mut label = LabelPair::default();
@@ -41,7 +41,7 @@ impl SampleSet {
             label
         };
         let mut metric = Metric::from_label(labels.iter().map(label).collect());
-        // The format has no other numbers.
+        // The format has only floating-point numbers.
         let value = value as f64;
         if self.kind == MetricType::COUNTER {
             let mut counter = Counter::default();
@@ -55,7 +55,7 @@ impl SampleSet {
         self.samples.push(metric);
     }
 
-    /// The metric; `None` without values, which the format does not know.
+    /// Returns the metric. `None` without values, because the format does not allow that.
     pub(super) fn finish(mut self) -> Option<MetricFamily> {
         if self.samples.is_empty() {
             return None;

@@ -1,4 +1,5 @@
-//! The agent's loop: one thread, which alone writes maps and attaches programs.
+//! The agent's main loop. Its thread is the only one that writes Services to the maps and attaches
+//! programs.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -33,18 +34,19 @@ use crate::reassembly::Reassembly;
 use crate::sockets::{self, Closer, Finder};
 use crate::source::manifests::AllocationOptions;
 
-/// Changes that may wait while the maps are written.
+/// Capacity of the queue of changes that arrive while the loop writes the maps.
 const CHANGES: usize = 1024;
-/// How often the maps are compared with what was written to them.
+/// How often the agent compares the maps with what it wrote to them.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(600);
-/// How soon attaching is tried again after it failed.
+/// The delay before the agent attaches again after a failure.
 const ATTACH_RETRY: Duration = Duration::from_secs(5);
-/// For how long the node's addresses are left to change before the programs are loaded with them.
+/// The delay between a change of the node's addresses and loading the programs with the new ones.
+/// Further changes during this time cause no further load.
 const SETTLING: Duration = Duration::from_secs(1);
-/// How often to look whether others have attached programs before ours.
+/// How often the agent checks whether other software has attached programs before its own.
 const ATTACH_CHECK: Duration = Duration::from_secs(10);
 
-/// Runs the agent until it is told to stop.
+/// Runs the agent until SIGTERM or SIGINT.
 pub(super) async fn run(
     arguments: &RunArguments,
     searches: Searches,
@@ -66,11 +68,11 @@ pub(super) async fn run(
     if let Err(error) = agent.datapath.leave_reassembly() {
         tracing::warn!("{}", describe(&error));
     }
-    tracing::info!("stopping; programs and maps stay in the kernel and traffic goes on");
+    tracing::info!("stopping; programs and maps stay in the kernel, and Services keep working");
     Ok(())
 }
 
-/// Waits until the finder has found something else; for ever without one.
+/// Waits until the finder reports a change. Without a finder, never returns.
 async fn found(finder: &mut Option<Finder>) {
     match finder {
         Some(finder) => finder.changed().await,
@@ -78,13 +80,13 @@ async fn found(finder: &mut Option<Finder>) {
     }
 }
 
-/// Everything the loop holds.
+/// The state of the main loop.
 struct Agent {
     controller: Controller<KernelMaps>,
     monitor: Monitor,
-    /// The node as the command line and its devices describe it.
+    /// The node as described by the command line and its devices.
     node: NodeConfig,
-    /// The addresses of the node that the command line says.
+    /// The addresses of the node from the command line.
     configured: BTreeSet<IpAddr>,
     datapath: Datapath,
     cgroup: Option<PathBuf>,
@@ -92,21 +94,21 @@ struct Agent {
     source: JoinHandle<anyhow::Result<()>>,
     view: watch::Receiver<DeviceView>,
     device_options: watch::Sender<DeviceOptions>,
-    /// Whether the programs are attached: not before the first sync, so that no packet meets empty
-    /// maps.
+    /// Whether the programs are attached. The agent attaches them after the first sync, so that
+    /// they never see empty maps.
     attached: bool,
-    /// The devices without programs that the log has told of.
+    /// The devices without programs that were logged.
     bare: BTreeSet<Bare>,
     next_attach: Option<Instant>,
-    /// When the programs get the node's new addresses.
+    /// When to load the programs with the node's new addresses.
     reload_due: Option<Instant>,
     next_repair: Instant,
     closer: Option<Closer>,
     finder: Option<Finder>,
-    /// Whether Pods' devices are those that the command line names.
+    /// Whether the command line selects the devices of Pods.
     names_pod_devices: bool,
     seed: Seed,
-    /// Until the programs are attached for the first time.
+    /// `Some` until the programs are attached for the first time.
     others: Option<OtherConnections>,
 }
 
@@ -178,7 +180,7 @@ impl Agent {
         })
     }
 
-    /// Waits for something to happen and does what follows from it.
+    /// Waits for the next event or deadline and handles it.
     async fn step(&mut self) -> anyhow::Result<()> {
         let due = [
             self.controller.next_due(),
@@ -212,7 +214,8 @@ impl Agent {
         if self.controller.is_synced() {
             self.follow_namespaces();
         }
-        // Else the first connections of Pods would be translated at their devices.
+        // Before the finder's first search, connections of Pods would be translated at their
+        // devices instead of their sockets.
         let has_looked = self.finder.as_ref().is_none_or(Finder::has_looked);
         if self.controller.is_synced()
             && seed.is_some()
@@ -231,7 +234,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Takes a change and all that wait behind it, so that many changes are one pass over the maps.
+    /// Takes a change and all queued ones, so that one pass over the maps handles all of them.
     fn take(&mut self, change: Change) {
         self.controller.change(change);
         while let Ok(change) = self.changes.try_recv() {
@@ -240,11 +243,12 @@ impl Agent {
     }
 
     async fn source_ended(&mut self) -> anyhow::Result<()> {
-        (&mut self.source).await.context("the source of objects died")??;
-        bail!("the source of objects ended")
+        (&mut self.source).await.context("the object source crashed")??;
+        bail!("the object source ended unexpectedly")
     }
 
-    /// The node's addresses come and go, as leases do, and NodePorts with them.
+    /// Updates the node's addresses from its devices. Addresses may change at any time, for example
+    /// with a DHCP lease; NodePorts follow them.
     fn follow_devices(&mut self) {
         let snapshot = &self.view.borrow().snapshot;
         let node = NodeConfig {
@@ -258,7 +262,8 @@ impl Agent {
         }
     }
 
-    /// The Node object may say other addresses than the devices did.
+    /// Passes the node's addresses, which the Node object may change, to the device watch. Loads
+    /// the programs again if the addresses or the hash seed changed.
     fn follow_node(&mut self, now: Instant) -> anyhow::Result<()> {
         let addresses = &self.controller.node().addresses;
         self.device_options.send_if_modified(|options| {
@@ -276,8 +281,8 @@ impl Agent {
             self.reload_due = None;
             return Ok(());
         }
-        // Programs at work have only source addresses of last resort from it. Loading holds
-        // everything else up, so addresses that come one by one are waited for.
+        // Attached programs use these addresses only as a fallback source address, so a change can
+        // wait. Loading blocks the loop, so addresses that arrive one by one are loaded together.
         let is_only_address = self.attached && settings.hash_seed == self.datapath.settings().hash_seed;
         let due = *self.reload_due.get_or_insert(now + SETTLING);
         if is_only_address && now < due {
@@ -290,8 +295,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Tells the socket programs which network namespaces are Pods'. Without any, none of an
-    /// earlier agent's is left.
+    /// Writes for the socket programs which network namespaces belong to Pods. Without a finder,
+    /// removes the rows of an earlier agent.
     fn follow_namespaces(&mut self) {
         let found = self.finder.as_mut().map(Finder::found);
         let (places, all) = match found.as_deref() {
@@ -310,7 +315,8 @@ impl Agent {
     }
 
     fn attach(&mut self, now: Instant) -> anyhow::Result<()> {
-        // Not marked as seen: the addresses of a view that came meanwhile are still to be followed.
+        // `borrow` does not mark the view as seen. If it changed since the last step, the next step
+        // still updates the node's addresses.
         let view = self.view.borrow().clone();
         let others = self.others.take().and_then(setup::find_others);
         let errors = self.datapath.set_devices(&view, self.controller.maps().filter());
@@ -323,7 +329,7 @@ impl Agent {
             ATTACH_RETRY
         };
         self.next_attach = Some(now + next);
-        self.tell_bare(&view);
+        self.log_bare_devices(&view);
         if !self.attached {
             self.datapath.set_cgroup(self.cgroup.as_deref())?;
         }
@@ -346,8 +352,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Logs which devices carry no programs, once for each reason.
-    fn tell_bare(&mut self, view: &DeviceView) {
+    /// Logs the devices that carry no programs, once per device and reason.
+    fn log_bare_devices(&mut self, view: &DeviceView) {
         let bare = devices::bare(&view.snapshot, |index| view.attachments.contains_key(&index));
         for found in bare.difference(&self.bare) {
             let why = found.why.text();
@@ -359,15 +365,15 @@ impl Agent {
     fn repair(&mut self) {
         match self.controller.repair() {
             Ok(repaired) if repaired == crate::install::Repaired::default() => {}
-            Ok(repaired) => tracing::warn!(?repaired, "the maps were not as written, and were repaired"),
-            Err(error) => tracing::warn!("cannot compare the maps: {}", crate::describe(&error)),
+            Ok(repaired) => tracing::warn!(?repaired, "repaired maps with unexpected contents"),
+            Err(error) => tracing::warn!("cannot verify the maps: {}", crate::describe(&error)),
         }
     }
 }
 
-/// The node's primary addresses where no Node object tells: those of the command line, and of
-/// families that it leaves open that of the default route. The known one stays as long as a device
-/// has it, whatever comes beside it.
+/// The node's primary addresses while the Node object supplies none. They are the addresses from
+/// the command line. In a family without one, the known address stays as long as a device has it.
+/// Otherwise it is the address of the default route.
 fn own_addresses(
     configured: &BTreeSet<IpAddr>,
     known: &BTreeSet<IpAddr>,
@@ -396,7 +402,7 @@ mod tests {
     use super::*;
     use crate::devices::{Address, DefaultRoute, Link};
 
-    /// A node whose device has these addresses, with a default route of each family or none.
+    /// A node whose device has these addresses, with a default route for each of `families`.
     fn snapshot(addresses: &[&str], families: &[Family]) -> Snapshot {
         let address = |text: &&str| Address {
             address: text.parse().unwrap(),
@@ -428,16 +434,16 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_those_of_the_default_routes_where_none_is_said() {
+    fn addresses_of_default_routes_are_used_unless_configured() {
         let both = snapshot(&["192.0.2.1", "2001:db8::1"], &Family::ALL);
         let none = BTreeSet::new();
         assert_eq!(
             own_addresses(&none, &none, &both),
             set(&["192.0.2.1", "2001:db8::1"])
         );
-        let said = set(&["198.51.100.1"]);
+        let configured = set(&["198.51.100.1"]);
         assert_eq!(
-            own_addresses(&said, &none, &both),
+            own_addresses(&configured, &none, &both),
             set(&["198.51.100.1", "2001:db8::1"])
         );
         assert_eq!(own_addresses(&none, &none, &snapshot(&[], &[])), none);

@@ -17,48 +17,48 @@ use crate::source::manifests::ServiceCidrArguments;
 /// Arguments of `run`.
 #[derive(Args, Clone, Debug)]
 pub struct RunArguments {
-    /// Where the objects come from.
+    /// The source of the objects.
     #[command(flatten)]
     pub source: SourceArguments,
-    /// Where the agent pins.
+    /// Where the agent pins maps and links.
     #[command(flatten)]
     pub pins: PinArguments,
-    /// Directory for what an agent must remember when the machine starts again: with `--manifests`,
-    /// what Services were given
+    /// Directory for state that must survive a reboot: the addresses and ports assigned to Services
+    /// (only with `--manifests`)
     #[arg(long, value_name = "DIR", default_value = "/var/lib/lb-agent")]
     pub state_directory: PathBuf,
-    /// Of what Services in manifests get addresses.
+    /// Networks from which Services in manifests get their cluster IPs.
     #[command(flatten)]
     pub service_cidr: ServiceCidrArguments,
-    /// Name of this node's Node object; the host name by default
+    /// Name of this node's Node object [default: the host name]
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Address of this node, one for each family; by default those of the Node object, else of the
-    /// default route
+    /// Address of this node, one per IP family [default: the addresses of the Node object,
+    /// otherwise those of the default route's device]
     #[arg(long, value_name = "ADDRESS")]
     pub node_address: Vec<IpAddr>,
-    /// Translate at the sockets of all processes, of those in the host's network namespace only, or
-    /// not at all
+    /// Which processes' sockets the agent translates
     #[arg(long, value_enum, default_value_t)]
     pub socket_lb: SocketLb,
-    /// Directory of the cgroup whose processes' sockets are translated; the root of cgroup v2 by
-    /// default
+    /// Directory of the cgroup whose processes' sockets are translated [default: the root of cgroup
+    /// v2]
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
     /// What happens to TCP connections whose backend was removed
     #[arg(long, value_enum, default_value_t)]
     pub on_removed_backend: OnRemovedBackend,
-    /// Seconds that open connections go on after their backend vanished from the objects, in which
-    /// it may come back; those with a Pod that is known to be gone end at once
+    /// Seconds that open connections are kept after their backend disappears from the objects, in
+    /// case it comes back; connections to a Pod that is known to be gone end immediately
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=3600))]
     pub removed_backend_grace: u32,
     /// Handle only Services whose label `service.kubernetes.io/service-proxy-name` has this value,
     /// instead of those without the label
     #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub service_proxy_name: Option<String>,
-    /// Addresses of the node that take NodePorts: `primary` (the Node's), `all` (of its devices),
-    /// `localhost` (for sockets of the node itself) or networks, which leave a family that none of
-    /// them is of at the default; a list, or repeated
+    /// Addresses of the node that accept NodePorts: `primary` (those of the Node object), `all`
+    /// (those of its devices), `localhost` (only for the node's own sockets) or networks in CIDR
+    /// notation; networks of only one IP family leave the other family at the default;
+    /// comma-separated
     #[arg(
         long,
         value_name = "ADDRESSES",
@@ -66,13 +66,13 @@ pub struct RunArguments {
         default_value = "primary,localhost"
     )]
     pub nodeport_addresses: Vec<NodePortAddresses>,
-    /// What becomes of packets to a load balancer address or an external IP that are for no port of
-    /// a Service
+    /// What happens to packets to a load balancer address or external IP, on a port that no Service
+    /// has there
     #[arg(long, value_enum, default_value_t)]
     pub unknown_port: UnknownPort,
-    /// Text that decides, with their addresses, which backends clients outside get: the same on all
-    /// nodes, and a secret from these clients; by default the UID of the cluster's namespace
-    /// kube-system, or what the last agent had
+    /// Seed of the hash that selects backends for clients outside the cluster; use the same text on
+    /// all nodes, and keep it secret from these clients [default: the UID of the namespace
+    /// kube-system, otherwise the seed of the previous agent]
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub hash_seed: Option<String>,
     /// How to attach XDP to network devices
@@ -81,12 +81,12 @@ pub struct RunArguments {
     /// How to attach TC programs
     #[arg(long, value_enum, default_value_t)]
     pub tc: TcAttach,
-    /// Hand what Pods send to Services with a Pod of this node over to that Pod, and its answers
-    /// back, without the node's stack: faster, but the node's netfilter rules and reverse path
-    /// filter, and the TC egress programs of the Pods' devices, do not see them
+    /// Pass packets between a Pod and a Service's Pod on the same node directly from device to
+    /// device, without the node's network stack; faster, but these packets bypass the node's
+    /// netfilter rules, its reverse path filter, and the TC egress programs of the Pods' devices
     #[arg(long)]
     pub local_redirect: bool,
-    /// Which devices.
+    /// Which network devices carry programs.
     #[command(flatten)]
     pub devices: DeviceArguments,
     /// Sizes of the maps.
@@ -95,7 +95,7 @@ pub struct RunArguments {
     /// Lifetimes of idle flows.
     #[command(flatten)]
     pub lifetimes: LifetimeArguments,
-    /// Where to answer health checks and to tell metrics.
+    /// Where to serve health checks and metrics.
     #[command(flatten)]
     pub health: HealthArguments,
 }
@@ -103,21 +103,22 @@ pub struct RunArguments {
 /// What happens to TCP connections whose backend was removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
 pub enum OnRemovedBackend {
-    /// Their next packet is answered with RST.
+    /// The programs answer their next packet with RST.
     #[default]
     Reset,
-    /// Their packets go on to the backend as long as it is there.
+    /// Their packets are still sent to the backend, for as long as it exists.
     Forward,
 }
 
-/// Where the objects come from.
+/// The source of the objects.
 #[derive(Args, Clone, Debug)]
 #[group(multiple = false)]
 pub struct SourceArguments {
-    /// Directory of YAML files with Services, EndpointSlices, Nodes and Pods
+    /// Read Services, EndpointSlices, Nodes, Pods and ServiceCIDRs from the YAML files in this
+    /// directory
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
-    /// The Kubernetes API; the default inside a cluster
+    /// Use the Kubernetes API; the default inside a cluster
     #[arg(long)]
     pub kube: bool,
 }
@@ -128,79 +129,80 @@ pub enum SocketLb {
     /// Those of all processes, Pods included.
     #[default]
     All,
-    /// Those in the agent's own network namespace.
+    /// Only those of processes in the agent's own network namespace.
     Host,
-    /// None: TC translates what Pods send.
+    /// None; TC programs translate the packets of Pods.
     Off,
 }
 
-/// Sizes of the maps. They count when the maps are made; maps that are pinned keep theirs.
+/// Sizes of the maps. They take effect when the maps are created; pinned maps keep their size.
 #[derive(Args, Clone, Debug)]
 pub struct SizeArguments {
-    /// Addresses and ports that clients connect to, for each family
+    /// Maximum number of frontends (address, port and protocol that clients connect to), per IP
+    /// family
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.frontends, value_parser = clap::value_parser!(u32).range(2..))]
     pub max_frontends: u32,
-    /// Slots in which the Services name their backends
+    /// Maximum number of slots: entries in the backend lists of all Services
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.slots, value_parser = clap::value_parser!(u32).range(2..))]
     pub max_slots: u32,
-    /// Backends, for each family
+    /// Maximum number of backends, per IP family
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.backends, value_parser = clap::value_parser!(u32).range(2..))]
     pub max_backends: u32,
-    /// Ports of Services
+    /// Maximum number of Service ports
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.services, value_parser = clap::value_parser!(u32).range(2..))]
     pub max_services: u32,
-    /// Networks in `loadBalancerSourceRanges`, for each family
+    /// Maximum number of networks in `loadBalancerSourceRanges`, per IP family
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY.source_ranges, value_parser = clap::value_parser!(u32).range(2..))]
     pub max_source_ranges: u32,
-    /// Entries of each family's flow table; a connection takes two
+    /// Maximum number of flows, per IP family; a connection takes two
     #[arg(long, value_name = "N", default_value_t = DEFAULT_TABLES.flows, value_parser = clap::value_parser!(u32).range(64..))]
     pub max_flows: u32,
-    /// Rows of sockets that are translated, for each family: one for a TCP socket, three for one of
-    /// UDP
+    /// Maximum number of entries for translated sockets, per IP family; a TCP socket takes one, a
+    /// UDP socket three
     #[arg(long, value_name = "N", default_value_t = DEFAULT_TABLES.sockets, value_parser = clap::value_parser!(u32).range(64..))]
     pub max_sockets: u32,
-    /// Clients with session affinity, for each family
+    /// Maximum number of session affinities, per IP family
     #[arg(long, value_name = "N", default_value_t = DEFAULT_TABLES.affinities, value_parser = clap::value_parser!(u32).range(64..))]
     pub max_affinities: u32,
-    /// Datagrams whose fragments are on their way, for each family
+    /// Maximum number of datagrams whose fragments are tracked at the same time, per IP family
     #[arg(long, value_name = "N", default_value_t = DEFAULT_TABLES.fragments, value_parser = clap::value_parser!(u32).range(64..))]
     pub max_fragments: u32,
 }
 
-/// How long flows are remembered without a packet.
+/// How long idle flows are kept.
 #[derive(Args, Clone, Debug)]
 pub struct LifetimeArguments {
-    /// Seconds that an idle TCP connection is remembered
+    /// Idle timeout of established TCP connections, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_established, value_parser = lifetime())]
     pub tcp_established_timeout: u32,
-    /// Seconds that a TCP connection is remembered that is not established: the client has not
-    /// acknowledged an answer
+    /// Idle timeout of TCP connections that are not established yet (the client has not
+    /// acknowledged a packet of the backend), in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_opening, value_parser = lifetime())]
     pub tcp_opening_timeout: u32,
-    /// Seconds that an idle TCP connection is remembered that one side has closed
+    /// Idle timeout of TCP connections that one side has closed, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_half_closed, value_parser = lifetime())]
     pub tcp_half_closed_timeout: u32,
-    /// Seconds that a TCP connection is remembered that both sides have closed
+    /// Idle timeout of TCP connections that both sides have closed, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_closing, value_parser = lifetime())]
     pub tcp_closing_timeout: u32,
-    /// Seconds that a TCP connection is remembered that was reset
+    /// Idle timeout of TCP connections that were reset, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.tcp_reset, value_parser = lifetime())]
     pub tcp_reset_timeout: u32,
-    /// Seconds that an idle UDP flow is remembered whose backend has answered
+    /// Idle timeout of UDP flows whose backend has answered, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.udp_answered, value_parser = lifetime())]
     pub udp_answered_timeout: u32,
-    /// Seconds that an idle UDP flow is remembered whose backend has not answered
+    /// Idle timeout of UDP flows whose backend has not answered, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::DEFAULT_SECONDS.udp_unanswered, value_parser = lifetime())]
     pub udp_unanswered_timeout: u32,
 }
 
-/// A second to a month: the clock of the flows wraps after years.
+/// One second to one month (30 days). The clock of the flows wraps only after years.
 fn lifetime() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=2_592_000)
 }
 
 impl LifetimeArguments {
-    /// All of them, in seconds.
+    /// Returns all lifetimes, in seconds.
     pub fn seconds(&self) -> Lifetimes {
         Lifetimes {
             tcp_established: self.tcp_established_timeout,

@@ -1,4 +1,4 @@
-//! `lb-agent run`: brings source, devices, controller and datapath together.
+//! `lb-agent run`: connects source, devices, controller and datapath.
 
 mod agent;
 mod arguments;
@@ -18,12 +18,13 @@ use crate::datapath::probe;
 use crate::sockets::{Closer, CloserOptions, Finder, Reach};
 use crate::{logging, privileges, reassembly};
 
-/// Runs until SIGTERM or SIGINT. Programs, maps and links stay: traffic goes on without the agent.
+/// Runs until SIGTERM or SIGINT. Programs, maps and links stay in the kernel, and Services keep
+/// working without the agent.
 pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     logging::start();
 
     privileges::require("run", &privileges::DATAPATH)?;
-    // Their threads keep what the others drop.
+    // Started before the other threads drop capabilities, because these threads keep some.
     let closer = closer(arguments)?;
     let finder = match arguments.socket_lb {
         SocketLb::All => Finder::start()?,
@@ -31,7 +32,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     };
     let reassembly = reassembly::start();
     lift_memory_limit();
-    // Before the runtime, since capabilities belong to threads.
+    // Before the runtime starts, because each thread has its own capabilities.
     privileges::drop_others(&privileges::DATAPATH)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -41,28 +42,29 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The threads that enter network namespaces.
+/// Handles of the threads that enter network namespaces.
 #[derive(Debug)]
 struct Searches {
     closer: Option<Closer>,
     finder: Option<Finder>,
 }
 
-/// Lets maps be as large as they are: before Linux 5.11 their memory counts against a limit of the
-/// process.
+/// Lifts the limit of locked memory. Before Linux 5.11, the memory of maps counts against it.
 fn lift_memory_limit() {
     if probe::kernel_at_least(5, 11) {
         return;
     }
     if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
         tracing::warn!(
-            "cannot lift the limit of locked memory, against which maps count on this kernel: {error}; add \
-             CAP_SYS_RESOURCE, or lift it before (`ulimit -l unlimited`, LimitMEMLOCK=infinity)"
+            "cannot lift the limit of locked memory, which includes BPF maps on this kernel: {error}; add \
+             CAP_SYS_RESOURCE, or lift the limit before starting the agent (`ulimit -l unlimited`, \
+             LimitMEMLOCK=infinity)"
         );
     }
 }
 
-/// Sockets are closed where they are translated.
+/// Starts the thread that closes sockets whose backend was removed, in the network namespaces in
+/// which sockets are translated.
 fn closer(arguments: &RunArguments) -> anyhow::Result<Option<Closer>> {
     let reach = match arguments.socket_lb {
         SocketLb::All => Reach::Node,

@@ -1,4 +1,4 @@
-//! The seed of the hash by which clients outside get their backends.
+//! The seed of the hash that selects backends for clients outside.
 
 use std::path::Path;
 
@@ -6,22 +6,23 @@ use tokio::sync::watch;
 
 use crate::datapath::live::LiveMaps;
 
-/// The seed: what is known of it, and whether it is enough to attach programs.
+/// The current seed, and whether it is final, so that programs can be attached.
 pub(super) struct Seed {
     now: u64,
-    /// The UID of the cluster, once the API has answered; nothing inside if it refuses.
+    /// Receives the cluster's UID. The outer value is `None` until the API server answers, the
+    /// inner one if it refuses.
     cluster: Option<watch::Receiver<Option<Option<String>>>>,
     is_settled: bool,
 }
 
 impl Seed {
-    /// The seed of a text that the operator has given, else that of the agent before, whose maps
-    /// are pinned in `directory`.
+    /// Starts with the seed of the operator's text. Without a text, starts with the seed of the
+    /// previous agent, whose maps are pinned in `directory`.
     pub(super) fn new(text: Option<&str>, directory: &Path) -> Self {
         let given = text.map(of);
         let kept = || {
             let settings = *LiveMaps::open(directory).ok()?.settings();
-            // A row that was never written has no clock.
+            // The clock rate is 0 in a row that was never written.
             (settings.jiffies_per_second != 0).then_some(settings.hash_seed)
         };
         let kept = given.is_none().then(kept).flatten();
@@ -32,8 +33,8 @@ impl Seed {
         }
     }
 
-    /// Without a cluster there is nothing to wait for; with one, its UID is the seed unless the
-    /// operator has said another.
+    /// Without a cluster, makes the current seed final. With one, its UID becomes the seed, unless
+    /// the operator set one (`is_given`).
     pub(super) fn follow(
         &mut self,
         cluster: Option<watch::Receiver<Option<Option<String>>>>,
@@ -43,7 +44,7 @@ impl Seed {
         self.cluster = cluster.filter(|_| !is_given);
     }
 
-    /// The seed, if enough is known.
+    /// Returns the seed if it is final.
     pub(super) fn settled(&mut self) -> Option<u64> {
         if let Some(cluster) = &self.cluster
             && let Some(answer) = &*cluster.borrow()
@@ -56,25 +57,26 @@ impl Seed {
         self.is_settled.then_some(self.now)
     }
 
-    /// The seed as far as it is known.
+    /// Returns the current seed, even if it is not final.
     pub(super) fn now(&self) -> u64 {
         self.now
     }
 
-    /// Waits for an answer that is not known yet.
+    /// Waits for the API server's answer. Never returns if there is none to wait for.
     pub(super) async fn changed(&mut self) {
         if let Some(cluster) = &mut self.cluster
             && cluster.changed().await.is_ok()
         {
             return;
         }
-        // Nobody will answer any more.
+        // The sender is gone: there will be no more answers.
         self.cluster = None;
         std::future::pending::<()>().await;
     }
 }
 
-/// The seed that a text stands for (FNV-1a): the same in every version, on every machine.
+/// Returns the seed for a text: its FNV-1a hash, which is the same in every version and on every
+/// machine.
 fn of(text: &str) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0100_0000_01b3;
@@ -87,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_version_makes_the_same_of_a_text() {
+    fn a_text_has_the_same_seed_in_every_version() {
         // Test vectors of the FNV reference.
         for (text, seed) in [
             ("", 0xcbf2_9ce4_8422_2325),

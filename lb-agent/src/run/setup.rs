@@ -1,4 +1,4 @@
-//! What the agent starts with: from its arguments and from what it finds on its host.
+//! Derives the agent's initial settings from its arguments and from the host, and starts its parts.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -24,7 +24,8 @@ use crate::source::kube;
 use crate::source::manifests::{AllocationOptions, Manifests};
 use crate::{describe, mounts, namespace, ports};
 
-/// Starts to tell how the agent is.
+/// Starts the servers for health checks and metrics. Returns the monitor that supplies them with
+/// data.
 pub(super) fn monitor(arguments: HealthArguments, readings: Readings) -> anyhow::Result<Monitor> {
     let (now, clock) = (Instant::now(), Timestamp::now());
     let health = Arc::new(Health::new(now, clock));
@@ -37,20 +38,20 @@ pub(super) fn monitor(arguments: HealthArguments, readings: Readings) -> anyhow:
         metrics,
         readings: Arc::new(readings),
     };
-    health::start(served).context("cannot start to serve health checks and metrics")?;
+    health::start(served).context("cannot start the servers for health checks and metrics")?;
     Ok(monitor)
 }
 
-/// The name of this node: as the command line says, else that of the host.
+/// The name of this node: from the command line, otherwise the host name.
 pub(super) fn node_name(arguments: &RunArguments) -> anyhow::Result<String> {
     if let Some(name) = &arguments.node_name {
         return Ok(name.clone());
     }
-    let name = nix::unistd::gethostname().context("cannot read the host name: use --node-name")?;
+    let name = nix::unistd::gethostname().context("cannot read the host name: set --node-name")?;
     Ok(name.to_string_lossy().to_lowercase())
 }
 
-/// Where the socket programs are attached, if they are to be.
+/// The cgroup to attach the socket programs to. `None` if they are not to be attached.
 pub(super) fn cgroup(arguments: &RunArguments) -> anyhow::Result<Option<PathBuf>> {
     if arguments.socket_lb == SocketLb::Off {
         return Ok(None);
@@ -61,29 +62,31 @@ pub(super) fn cgroup(arguments: &RunArguments) -> anyhow::Result<Option<PathBuf>
     let mounts = mounts::mounts().context("cannot read the mounts of this host")?;
     let Some(root) = mounts::cgroup2(&mounts) else {
         tracing::warn!(
-            "cgroup v2 is not mounted: processes of this host do not reach Services; mount it, name it with --cgroup, \
-             or use --socket-lb=off"
+            "cgroup v2 is not mounted: processes of this host cannot reach Services; mount it, set --cgroup, or use \
+             --socket-lb=off"
         );
         return Ok(None);
     };
     let partial = mounts::partial_cgroup2(root);
-    if let Some(why) = partial.with_context(|| format!("cannot look at {}: use --cgroup", root.display()))? {
-        tracing::warn!("processes of this host do not reach Services: {why}; or use --socket-lb=off");
+    if let Some(why) = partial.with_context(|| format!("cannot examine {}: set --cgroup", root.display()))? {
+        tracing::warn!("processes of this host cannot reach Services: {why}; or use --socket-lb=off");
         return Ok(None);
     }
     Ok(Some(root.to_path_buf()))
 }
 
-/// What the programs are loaded with on a node with these addresses.
+/// The settings with which the programs are loaded on a node with these addresses.
 pub(super) fn settings(
     arguments: &RunArguments,
     addresses: &BTreeSet<IpAddr>,
     hash_seed: u64,
 ) -> anyhow::Result<Settings> {
     let sizes = &arguments.sizes;
-    let cookie = namespace::cookie().context("cannot tell this network namespace from others")?;
+    let cookie = namespace::cookie().context("cannot read the cookie of this network namespace")?;
     if cookie.is_none() {
-        tracing::info!("this kernel tells no network namespace: the initial one is taken for the node's");
+        tracing::info!(
+            "this kernel has no SO_NETNS_COOKIE: the programs treat the initial network namespace as the node's"
+        );
     }
     Ok(Settings {
         node_address4: first_ipv4(addresses),
@@ -111,7 +114,7 @@ pub(super) fn settings(
     })
 }
 
-/// The first IPv4 address.
+/// Returns the first IPv4 address.
 pub(super) fn first_ipv4(addresses: &BTreeSet<IpAddr>) -> Option<std::net::Ipv4Addr> {
     addresses.iter().find_map(|address| match address {
         IpAddr::V4(address) => Some(*address),
@@ -119,7 +122,7 @@ pub(super) fn first_ipv4(addresses: &BTreeSet<IpAddr>) -> Option<std::net::Ipv4A
     })
 }
 
-/// The first IPv6 address.
+/// Returns the first IPv6 address.
 pub(super) fn first_ipv6(addresses: &BTreeSet<IpAddr>) -> Option<std::net::Ipv6Addr> {
     addresses.iter().find_map(|address| match address {
         IpAddr::V4(_) => None,
@@ -127,14 +130,14 @@ pub(super) fn first_ipv6(addresses: &BTreeSet<IpAddr>) -> Option<std::net::Ipv6A
     })
 }
 
-/// A source that runs.
+/// A running source.
 pub(super) struct Source {
-    /// The kinds that it delivers.
+    /// The kinds of objects that it delivers.
     pub(super) kinds: Vec<ObjectKind>,
-    /// What it runs as.
+    /// The task in which it runs.
     pub(super) task: JoinHandle<anyhow::Result<()>>,
-    /// The cluster's UID, once the API has answered; nothing inside if it refuses. Without a
-    /// cluster there is none.
+    /// Receives the cluster's UID. The outer value is `None` until the API server answers, the
+    /// inner one if it refuses. There is no receiver without a cluster.
     pub(super) cluster: Option<watch::Receiver<Option<Option<String>>>>,
 }
 
@@ -154,7 +157,7 @@ pub(super) async fn start_source(
     }
     let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
     if !arguments.kube && !in_cluster {
-        bail!("name a source of Services: --manifests DIR, or --kube for the Kubernetes API");
+        bail!("set a source of Services: --manifests DIR, or --kube for the Kubernetes API");
     }
     let config = kube::infer_config().await?;
     let kinds = vec![
@@ -173,18 +176,18 @@ pub(super) async fn start_source(
     })
 }
 
-/// Has connections that another service proxy has begun go on with it. `None` if they cannot be
-/// known.
+/// Lets the packets of another service proxy's open connections pass, so that these connections
+/// continue. Returns `None` if they cannot be listed.
 pub(super) fn find_others(mut others: OtherConnections) -> Option<OtherConnections> {
     match others.update() {
         Ok(0) => {}
         Ok(connections) => tracing::info!(
             connections,
-            "another service proxy ran here: the connections that it has begun stay with it until they end"
+            "another service proxy ran here: its open connections are left to conntrack until they end"
         ),
         Err(error) => {
             tracing::info!(
-                "{}; if another service proxy ran here, the connections that it has begun are lost",
+                "{}; if another service proxy ran here, its open connections will break",
                 describe(&error)
             );
             return None;

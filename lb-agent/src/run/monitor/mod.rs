@@ -1,4 +1,4 @@
-//! What the loop tells of itself: to health checks and metrics.
+//! Reports the state of the main loop to health checks and metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,21 +15,23 @@ use crate::maps::Maps;
 use crate::metrics::Metrics;
 use crate::network::Family;
 
-/// How often the loop gives a sign of life, and counts what takes time to count.
+/// The longest time between two heartbeats of the loop, and between two updates of the metrics that
+/// take time to compute.
 const SURVEY_INTERVAL: Duration = Duration::from_secs(10);
-/// How soon after a change it counts again.
+/// The delay between a change and the update of these metrics.
 const SURVEY_DELAY: Duration = Duration::from_secs(1);
 
-/// Follows the controller.
+/// Observes the controller and publishes its state.
 pub(super) struct Monitor {
     health: Arc<Health>,
     checks: watch::Sender<Checks>,
     metrics: Arc<Metrics>,
-    /// What was caused earlier, an earlier agent installed.
+    /// When the agent started. Changes of endpoints before this time are not counted as latencies:
+    /// an earlier agent installed them.
     started: Timestamp,
-    /// Services that are not in the maps as they ask.
+    /// Services whose last installation failed.
     waiting: BTreeSet<NamespacedName>,
-    /// Services that drop traffic since all their endpoints are elsewhere.
+    /// Services that drop traffic because all their endpoints are on other nodes.
     without_local: BTreeMap<NamespacedName, ServiceHealth>,
     next_survey: Instant,
 }
@@ -47,29 +49,29 @@ impl Monitor {
         }
     }
 
-    /// The health checks that Services ask for.
+    /// The health checks that Services request.
     pub(super) fn checks(&self) -> watch::Receiver<Checks> {
         self.checks.subscribe()
     }
 
-    /// When to call [`Self::tick`] at the latest: else the agent seems dead.
+    /// The latest time for the next call of [`Self::tick`]. Without calls, health checks fail.
     pub(super) fn next_due(&self) -> Instant {
         self.next_survey
     }
 
-    /// Lets the controller do what is to be done, and tells about it.
+    /// Runs the controller, and reports the result.
     pub(super) fn tick<M: Maps>(&mut self, controller: &mut Controller<M>, now: Instant) {
-        // Told before they are taken: if the controller hangs on them, they are pending.
-        self.tell_changes(controller);
+        // Reported before the controller handles them, so that they appear as pending if it hangs.
+        self.report_changes(controller);
         let changed = controller.tick(now);
         if !changed.is_empty() {
             self.metrics.kube_proxy.passed(now.elapsed());
             self.next_survey = self.next_survey.min(now + SURVEY_DELAY);
         }
-        self.tell_changes(controller);
+        self.report_changes(controller);
         self.follow(controller, changed);
         let clock = Timestamp::now();
-        self.tell_latencies(controller, clock);
+        self.report_latencies(controller, clock);
         self.beat(controller, now, clock);
         if self.next_survey <= now {
             self.next_survey = now + SURVEY_INTERVAL;
@@ -80,15 +82,15 @@ impl Monitor {
         }
     }
 
-    fn tell_changes<M: Maps>(&self, controller: &Controller<M>) {
+    fn report_changes<M: Maps>(&self, controller: &Controller<M>) {
         let observed = controller.observed();
         let (services, endpoints) = (observed.service_changes, observed.endpoint_changes);
         let clock = seconds(Timestamp::now());
         self.metrics.kube_proxy.changed(services, endpoints, clock);
     }
 
-    /// Updates what is told of Services that changed, and of those that were not installed before
-    /// and may be now.
+    /// Updates the health checks and metrics of changed Services, and of those whose installation
+    /// failed before and may have succeeded now.
     fn follow<M: Maps>(&mut self, controller: &Controller<M>, mut changed: BTreeSet<NamespacedName>) {
         let installer = controller.installer();
         changed.append(&mut self.waiting);
@@ -110,7 +112,7 @@ impl Monitor {
         for name in changed {
             self.remember(installer, name);
         }
-        self.tell_without_local();
+        self.report_without_local();
     }
 
     fn remember(&mut self, installer: &Installer, name: NamespacedName) {
@@ -126,7 +128,7 @@ impl Monitor {
         }
     }
 
-    fn tell_without_local(&self) {
+    fn report_without_local(&self) {
         let sum = |count: fn(&ServiceHealth) -> PerFamily| {
             PerFamily::of(|family| {
                 let counts = self
@@ -141,8 +143,8 @@ impl Monitor {
         self.metrics.kube_proxy.without_local(internal, external);
     }
 
-    /// How long it took from the cause of a change of endpoints until the maps have it.
-    fn tell_latencies<M: Maps>(&self, controller: &mut Controller<M>, clock: Timestamp) {
+    /// Reports the time from the cause of each endpoint change until the maps contain it.
+    fn report_latencies<M: Maps>(&self, controller: &mut Controller<M>, clock: Timestamp) {
         if !controller.is_synced() {
             return;
         }
@@ -176,8 +178,8 @@ impl Monitor {
     }
 }
 
-/// What load balancers are told of a Service. While it is not in the maps as it asks, what was told
-/// before goes on as long as it is true: the maps still serve it.
+/// Returns the health check of a Service. If its last installation failed, the maps still serve the
+/// previous version. Its health check stays then, with no more endpoints than there are now.
 fn check(installer: &Installer, name: &NamespacedName, old: Option<HealthCheck>) -> Option<HealthCheck> {
     let service = installer.service(name)?;
     let new = service.desired.health.check?;
@@ -203,7 +205,7 @@ fn has_ports_without_local(health: &ServiceHealth) -> bool {
         .any(|family| counts.iter().any(|count| count.get(family) > 0))
 }
 
-/// Seconds since 1970, as metrics have them.
+/// Returns the seconds since 1970, the unit of metrics.
 fn seconds(clock: Timestamp) -> f64 {
     clock.duration_since(Timestamp::UNIX_EPOCH).as_secs_f64()
 }

@@ -1,4 +1,4 @@
-//! What is told while Services come, change, fail and go.
+//! Reports while Services are added, changed and removed, and while their installation fails.
 
 use super::*;
 use crate::maps::Capacity;
@@ -15,7 +15,7 @@ const CAPACITY: Capacity = Capacity {
 };
 const STARTED: &str = "2026-01-02T03:04:05Z";
 
-/// A controller that is followed.
+/// A controller and its monitor.
 struct Bench<M> {
     controller: Controller<M>,
     monitor: Monitor,
@@ -41,7 +41,7 @@ impl<M: Maps> Bench<M> {
         }
     }
 
-    /// The first list, with nothing in it.
+    /// Delivers the first list, which is empty.
     fn listed(mut self) -> Self {
         self.change(Change::Replace {
             kind: ObjectKind::Service,
@@ -68,11 +68,11 @@ impl<M: Maps> Bench<M> {
         self.tick();
     }
 
-    /// Endpoints that the health checks of these Services tell; -1 without a check.
-    fn told(&self, names: &[&str]) -> Vec<i64> {
+    /// The numbers of local endpoints in the health checks of these Services; -1 without a check.
+    fn reported(&self, names: &[&str]) -> Vec<i64> {
         let checks = self.monitor.checks();
         let checks = checks.borrow();
-        let told = |name: &&str| {
+        let reported = |name: &&str| {
             let name = NamespacedName {
                 namespace: "default".to_owned(),
                 name: (*name).to_owned(),
@@ -80,12 +80,12 @@ impl<M: Maps> Bench<M> {
             let check = checks.services.get(&name);
             check.map_or(-1, |check| i64::try_from(check.local_endpoints.ipv4).unwrap())
         };
-        names.iter().map(told).collect()
+        names.iter().map(reported).collect()
     }
 
     #[track_caller]
     fn assert_metric(&self, line: &str) {
-        let text = self.monitor.metrics.told().unwrap();
+        let text = self.monitor.metrics.reported().unwrap();
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
 }
@@ -108,7 +108,7 @@ spec:
     Object::Service(Box::new(serde_norway::from_str(&text).unwrap()))
 }
 
-/// Endpoints `10.1.0.OCTET`, on this node or the other.
+/// A slice with endpoints `10.1.0.OCTET`, on this node (`here`) and on another one (`there`).
 fn slice(service: &str, here: &[u8], there: &[u8], cause: &str) -> Object {
     let endpoint = |octet: &u8, node: &str| format!("- {{addresses: [10.1.0.{octet}], nodeName: {node}}}\n");
     let endpoints: String = (here.iter().map(|octet| endpoint(octet, "node-a")))
@@ -135,14 +135,14 @@ fn node(taint: &str) -> Object {
 }
 
 #[test]
-fn checks_follow_the_services() {
+fn health_checks_follow_the_services() {
     let mut bench = Bench::new(FakeMaps::new(CAPACITY)).listed();
     let mut checks = bench.monitor.checks();
     checks.mark_unchanged();
     bench.apply(service("web", 1));
-    assert_eq!(bench.told(&["web"]), [0]);
+    assert_eq!(bench.reported(&["web"]), [0]);
     bench.apply(slice("web", &[1, 2], &[3], STARTED));
-    assert_eq!(bench.told(&["web"]), [2]);
+    assert_eq!(bench.reported(&["web"]), [2]);
     assert!(checks.has_changed().unwrap());
     assert_eq!(
         checks.borrow_and_update().addresses,
@@ -151,40 +151,40 @@ fn checks_follow_the_services() {
     bench.tick();
     assert!(!checks.has_changed().unwrap());
     bench.apply(slice("web", &[], &[3], STARTED));
-    assert_eq!(bench.told(&["web"]), [0]);
+    assert_eq!(bench.reported(&["web"]), [0]);
     bench.change(Change::Delete(service("web", 1).reference()));
-    assert_eq!(bench.told(&["web"]), [-1]);
+    assert_eq!(bench.reported(&["web"]), [-1]);
 }
 
 #[test]
-fn a_service_that_does_not_fit_is_told_when_it_does() {
+fn a_service_that_does_not_fit_has_no_health_check_until_it_fits() {
     // Room for three backends.
     let mut bench = Bench::new(FakeMaps::new(CAPACITY)).listed();
     bench.apply(slice("web", &[1, 2], &[], STARTED));
     bench.apply(service("web", 1));
     bench.apply(slice("api", &[3, 4], &[], STARTED));
     bench.apply(service("api", 2));
-    assert_eq!(bench.told(&["web", "api"]), [2, -1]);
-    // No more than what is in the maps, and no more than what is true.
+    assert_eq!(bench.reported(&["web", "api"]), [2, -1]);
+    // No more endpoints than the maps have, and no more than there are now.
     bench.apply(slice("web", &[1, 2, 5, 6], &[], STARTED));
-    assert_eq!(bench.told(&["web", "api"]), [2, -1]);
+    assert_eq!(bench.reported(&["web", "api"]), [2, -1]);
     bench.apply(slice("web", &[1], &[2, 5, 6], STARTED));
-    assert_eq!(bench.told(&["web", "api"]), [1, -1]);
+    assert_eq!(bench.reported(&["web", "api"]), [1, -1]);
     bench.pass(SURVEY_INTERVAL);
     bench.assert_metric("lb_problems 2");
-    // That is not the agent's fault.
+    // Full maps do not make the agent unhealthy.
     assert!(bench.monitor.health.pulse().is_healthy(bench.now));
     assert_eq!(bench.monitor.health.pulse().fault_since, None);
 
     bench.change(Change::Delete(service("web", 1).reference()));
     bench.pass(SURVEY_INTERVAL);
     bench.pass(SURVEY_INTERVAL);
-    assert_eq!(bench.told(&["web", "api"]), [-1, 2]);
+    assert_eq!(bench.reported(&["web", "api"]), [-1, 2]);
     bench.assert_metric("lb_problems 0");
 }
 
 #[test]
-fn an_agent_whose_writes_fail_is_not_healthy_after_a_while() {
+fn an_agent_whose_writes_fail_becomes_unhealthy_after_a_minute() {
     let mut bench = Bench::new(FaultyMaps::new(FakeMaps::new(CAPACITY), 100, 0)).listed();
     let synced = bench.monitor.health.pulse().synced;
     bench.apply(service("web", 1));
@@ -198,7 +198,7 @@ fn an_agent_whose_writes_fail_is_not_healthy_after_a_while() {
 }
 
 #[test]
-fn waiting_for_the_first_list_is_no_fault() {
+fn an_agent_that_waits_for_the_first_list_is_healthy() {
     let mut bench = Bench::new(FakeMaps::new(CAPACITY));
     bench.apply(service("web", 1));
     for _ in 0..20 {
@@ -207,7 +207,7 @@ fn waiting_for_the_first_list_is_no_fault() {
     let pulse = bench.monitor.health.pulse();
     assert!(pulse.is_healthy(bench.now));
     assert_eq!(pulse.synced, STARTED.parse().unwrap());
-    assert_eq!(bench.told(&["web"]), [-1]);
+    assert_eq!(bench.reported(&["web"]), [-1]);
     bench.assert_metric("kubeproxy_sync_proxy_rules_service_changes_pending 1");
     let bench = bench.listed();
     assert!(bench.monitor.health.pulse().synced > STARTED.parse().unwrap());
@@ -215,7 +215,7 @@ fn waiting_for_the_first_list_is_no_fault() {
 }
 
 #[test]
-fn the_node_is_told() {
+fn the_autoscaler_taint_marks_the_node_as_leaving() {
     let mut bench = Bench::new(FakeMaps::new(CAPACITY)).listed();
     for (taint, expected) in [
         ("node.kubernetes.io/not-ready", false),
@@ -227,14 +227,14 @@ fn the_node_is_told() {
 }
 
 #[test]
-fn metrics_of_passes() {
+fn passes_update_the_metrics_of_kube_proxy() {
     let mut bench = Bench::new(FakeMaps::new(CAPACITY)).listed();
     bench.apply(service("web", 1));
     bench.tick();
     bench.apply(slice("web", &[], &[1], "2026-01-02T03:04:06Z"));
-    // An earlier agent has installed this one.
+    // Its cause is older than this agent.
     bench.apply(slice("api", &[], &[2], "2026-01-02T03:04:04Z"));
-    // No Service has these endpoints.
+    // These endpoints belong to no Service.
     bench.apply(slice("none", &[], &[3], "2026-01-02T03:04:06Z"));
     for (name, value) in [
         ("sync_proxy_rules_service_changes_total", 1),
@@ -267,12 +267,12 @@ fn metrics_of_passes() {
 }
 
 #[test]
-fn what_concerns_no_service_is_told_too_and_nothing_is_looked_at_twice() {
+fn problems_without_a_service_are_counted_and_a_survey_needs_news() {
     let mut bench = Bench::new(FakeMaps::new(CAPACITY)).listed();
     bench.pass(SURVEY_INTERVAL);
     bench.assert_metric("lb_problems 0");
     assert!(!bench.controller.take_news());
-    // Its label names no Service.
+    // Its Service label is empty.
     bench.apply(slice("", &[1], &[], ""));
     bench.pass(SURVEY_INTERVAL);
     bench.assert_metric("lb_problems 1");
