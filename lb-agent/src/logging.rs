@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_warning_is_said_once_a_minute_with_its_number() {
+    fn a_repeated_warning_is_logged_once_a_minute_with_its_count() {
         let lines = logged(false, |time| {
             for second in 0..=120 {
                 time.store(second, Ordering::Relaxed);
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn other_causes_and_objects_are_not_left_out() {
+    fn warnings_about_other_causes_and_objects_are_logged() {
         let lines = logged(false, |_| {
             for _ in 0..3 {
                 tracing::warn!(device = "eth0", "cannot attach");

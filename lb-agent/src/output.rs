@@ -64,7 +64,7 @@ pub fn print<T: Serialize>(
 }
 
 /// Writes a line to standard output. Handles a closed pipe like [`print()`].
-pub fn say(line: &str) -> io::Result<()> {
+pub fn print_line(line: &str) -> io::Result<()> {
     ignore_closed_pipe(writeln!(io::stdout().lock(), "{line}"))
 }
 

@@ -1,6 +1,6 @@
-//! Why a packet was not simply translated: one numbered list for the kernel programs, the counters
-//! and the command line. Numbers are appended and never changed, because a number is the index of
-//! its counter.
+//! Why a packet was rejected, answered or dropped: one numbered list for the kernel programs, the
+//! counters and the command line. Numbers are appended and never changed, because a number is the
+//! index of its counter.
 
 /// Why a packet was rejected or dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

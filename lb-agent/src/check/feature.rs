@@ -9,7 +9,7 @@ use crate::datapath::foreign::ForeignProgram;
 /// Whether a feature is present.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum State {
+pub(super) enum Availability {
     /// It is present.
     Present,
     /// It is missing.
@@ -18,7 +18,7 @@ pub(super) enum State {
     Unknown,
 }
 
-impl fmt::Display for State {
+impl fmt::Display for Availability {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Present => "present",
@@ -44,7 +44,7 @@ pub(super) struct Feature {
     /// What happens without it.
     pub(super) without: &'static str,
     /// Whether it is present.
-    pub(super) state: State,
+    pub(super) state: Availability,
     /// What was found, what is missing or why the check failed, and the remedy.
     pub(super) detail: String,
     /// Programs of other software on the devices' hooks.
@@ -54,24 +54,24 @@ pub(super) struct Feature {
 
 /// The result of a probe.
 pub(super) struct Found {
-    pub(super) state: State,
+    pub(super) state: Availability,
     pub(super) detail: String,
 }
 
 impl Found {
     pub(super) fn present(detail: impl Into<String>) -> Self {
-        Self::new(State::Present, detail)
+        Self::new(Availability::Present, detail)
     }
 
     pub(super) fn absent(detail: impl Into<String>) -> Self {
-        Self::new(State::Absent, detail)
+        Self::new(Availability::Absent, detail)
     }
 
     pub(super) fn unknown(error: impl Into<anyhow::Error>) -> Self {
-        Self::new(State::Unknown, crate::describe(error.into().as_ref()))
+        Self::new(Availability::Unknown, crate::describe(error.into().as_ref()))
     }
 
-    fn new(state: State, detail: impl Into<String>) -> Self {
+    fn new(state: Availability, detail: impl Into<String>) -> Self {
         Self {
             state,
             detail: detail.into(),
@@ -126,16 +126,16 @@ impl Feature {
 
     /// Whether the feature is required but not known to be present.
     pub(super) fn fatal(&self) -> bool {
-        self.required && self.state != State::Present
+        self.required && self.state != Availability::Present
     }
 
     /// Returns the note for the table: the details, and the consequence if the feature is missing.
     pub(super) fn note(&self) -> String {
         match (self.state, self.detail.as_str()) {
-            (State::Present, detail) => detail.to_owned(),
-            (State::Absent, "") => format!("without it: {}", self.without),
-            (State::Absent, detail) => format!("without it: {}; {detail}", self.without),
-            (State::Unknown, detail) => format!("cannot check: {detail}"),
+            (Availability::Present, detail) => detail.to_owned(),
+            (Availability::Absent, "") => format!("without it: {}", self.without),
+            (Availability::Absent, detail) => format!("without it: {}; {detail}", self.without),
+            (Availability::Unknown, detail) => format!("cannot check: {detail}"),
         }
     }
 }

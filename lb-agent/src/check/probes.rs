@@ -342,7 +342,7 @@ fn sysctl(name: &str) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::feature::State;
+    use crate::check::feature::Availability;
 
     #[test]
     fn the_pin_path_must_be_in_a_bpf_file_system() {
@@ -353,7 +353,7 @@ mod tests {
         let mut mounts = vec![mount("/", "ext4"), mount("/sys", "sysfs")];
         let pin_path = Path::new("/sys/fs/bpf/lb-agent");
         let found = bpf_file_system(&mounts, pin_path);
-        assert_eq!(found.state, State::Absent);
+        assert_eq!(found.state, Availability::Absent);
         assert_eq!(
             found.detail,
             "/sys/fs/bpf/lb-agent is not in a bpf file system: `mount -t bpf bpf /sys/fs/bpf`"
@@ -362,20 +362,20 @@ mod tests {
         let found = bpf_file_system(&mounts, pin_path);
         assert_eq!(
             (found.state, found.detail.as_str()),
-            (State::Present, "at /sys/fs/bpf")
+            (Availability::Present, "at /sys/fs/bpf")
         );
     }
 
     #[test]
     fn sysctls_are_read_and_missing_ones_are_unknown() {
-        assert_eq!(sysctl("kernel.pid_max").state, State::Present);
-        assert_eq!(sysctl("lb.no_such_setting").state, State::Unknown);
+        assert_eq!(sysctl("kernel.pid_max").state, Availability::Present);
+        assert_eq!(sysctl("lb.no_such_setting").state, Availability::Unknown);
     }
 
     #[test]
     fn a_missing_cgroup2_is_reported_with_the_remedy() {
         let found = cgroup2(&[]);
-        assert_eq!(found.state, State::Absent);
+        assert_eq!(found.state, Availability::Absent);
         assert!(found.detail.contains("mount -t cgroup2"));
     }
 

@@ -21,7 +21,7 @@ pub struct Controller<M> {
     installer: Installer,
     maps: M,
     is_synced: bool,
-    /// Whether anything may have changed since the last [`Self::take_news`].
+    /// Whether anything may have changed since the last [`Self::take_changed`].
     has_news: bool,
     /// The problems of each Service and its endpoints.
     problems: BTreeMap<NamespacedName, Vec<Problem>>,
@@ -149,7 +149,7 @@ impl<M: Maps> Controller<M> {
 
     /// Whether the desired rows, or the result of their installation, may have changed since the
     /// last call.
-    pub fn take_news(&mut self) -> bool {
+    pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.has_news)
     }
 

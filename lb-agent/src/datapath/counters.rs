@@ -59,7 +59,8 @@ impl Counters {
             })
     }
 
-    /// The number of packets that were not simply translated for this reason, summed over all CPUs.
+    /// The number of packets that were rejected, answered or dropped for this reason, summed over
+    /// all CPUs.
     pub fn reason(&self, reason: Reason) -> Result<u64, MapError> {
         let values = self.reasons.get(&reason.index(), 0).map_err(|error| {
             kernel(

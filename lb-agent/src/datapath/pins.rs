@@ -111,7 +111,7 @@ impl Pins {
     }
 
     /// The message for maps that do not exist.
-    pub(crate) fn nobody_ran(&self) -> String {
+    pub(crate) fn no_agent_message(&self) -> String {
         format!("no agent has run with --pin-path {}", self.root.display())
     }
 

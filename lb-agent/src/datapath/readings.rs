@@ -40,7 +40,7 @@ impl Readings {
         })
     }
 
-    /// The number of packets that were not simply translated, for each reason.
+    /// The number of packets that were rejected, answered or dropped, for each reason.
     pub(crate) fn reasons(&self) -> Result<Vec<(Reason, u64)>, MapError> {
         let read = |reason| Ok((reason, self.counters.reason(reason)?));
         Reason::ALL.into_iter().map(read).collect()

@@ -44,7 +44,7 @@ pub fn run(arguments: &ExplainArguments, question: Question) -> ExitCode {
 fn answer(arguments: &ExplainArguments, question: Question) -> anyhow::Result<Explanation> {
     privileges::require("explain", &privileges::MAPS)?;
     let pins = Pins::new(&arguments.show.pins.pin_path);
-    let maps = LiveMaps::open(&pins.maps()).with_context(|| pins.nobody_ran())?;
+    let maps = LiveMaps::open(&pins.maps()).with_context(|| pins.no_agent_message())?;
     let routes = KernelRoutes::connect(question.source.ip()).context("cannot query routes")?;
     let links = pins
         .link_names()

@@ -33,7 +33,7 @@ pub(super) struct Stages<'a, 'b, A: LiveFamily> {
 }
 
 impl<A: LiveFamily> Stages<'_, '_, A> {
-    fn say(&mut self, step: &'static str, finding: impl Into<String>) {
+    fn add_stage(&mut self, step: &'static str, finding: impl Into<String>) {
         let finding = finding.into();
         self.explanation.steps.push(Stage { step, finding });
     }
@@ -41,7 +41,7 @@ impl<A: LiveFamily> Stages<'_, '_, A> {
     /// Notes that sockets of Pods are translated when they connect, before there is a packet.
     pub(super) fn note_sockets(&mut self) {
         if self.tables.maps().settings().only_node_sockets == 0 {
-            self.say(
+            self.add_stage(
                 "socket",
                 "sockets of Pods are translated when they connect; the following steps are for packets that are not",
             );
@@ -53,7 +53,7 @@ impl<A: LiveFamily> Stages<'_, '_, A> {
     pub(super) fn packet_stages(&mut self, packet: PacketProtocol) -> Result<bool, MapError> {
         if !self.tables.may_be_destination(self.key.destination) {
             let address: std::net::IpAddr = self.key.destination.into();
-            self.say("filter", format!("no frontend has the address {address}"));
+            self.add_stage("filter", format!("no frontend has the address {address}"));
             return Ok(true);
         }
         if packet == PacketProtocol::Icmp {
@@ -83,11 +83,11 @@ impl<A: LiveFamily> Stages<'_, '_, A> {
     /// decide.
     pub(super) fn socket_stages(&mut self, packet: PacketProtocol, attached: bool) -> Result<bool, MapError> {
         if !matches!(packet, PacketProtocol::Tcp | PacketProtocol::Udp) {
-            self.say("socket", "only TCP and UDP sockets are translated");
+            self.add_stage("socket", "only TCP and UDP sockets are translated");
             return Ok(false);
         }
         if !attached {
-            self.say(
+            self.add_stage(
                 "socket",
                 "no socket programs are attached (`--socket-lb=off`, or no agent has run)",
             );
@@ -103,7 +103,7 @@ impl<A: LiveFamily> Stages<'_, '_, A> {
             } else {
                 "no address of this node is in loadBalancerSourceRanges"
             };
-            self.say("source ranges", finding);
+            self.add_stage("source ranges", finding);
             if !is_allowed {
                 return Ok(true);
             }
@@ -122,7 +122,7 @@ impl<A: LiveFamily> Stages<'_, '_, A> {
     /// one.
     fn flow(&mut self) -> (bool, bool) {
         let Some(flow) = self.tables.flow(&self.key).map(|entry| entry.get()) else {
-            self.say("flow", "none: a new connection");
+            self.add_stage("flow", "none: a new connection");
             return (true, false);
         };
         let (is_first, goes_on, finding) = self.known(&flow);
@@ -130,7 +130,7 @@ impl<A: LiveFamily> Stages<'_, '_, A> {
         if flow.service != 0 {
             self.explanation.service = Some(self.ports.name(flow.service));
         }
-        self.say("flow", finding);
+        self.add_stage("flow", finding);
         (is_first, goes_on)
     }
 
@@ -196,7 +196,7 @@ impl<A: LiveFamily> Stages<'_, '_, A> {
         let row = find_frontend(self.tables, key.destination, key.destination_port, key.protocol);
         let to = end(key.destination, key.destination_port);
         match row {
-            None => self.say("frontend", format!("no frontend has the address {}", to.ip())),
+            None => self.add_stage("frontend", format!("no frontend has the address {}", to.ip())),
             Some(row) if row.flags & frontend_flags::WILDCARD != 0 => {
                 let then = if row.flags & frontend_flags::PASS_UNKNOWN == 0 {
                     "only Services use the address"
@@ -204,11 +204,11 @@ impl<A: LiveFamily> Stages<'_, '_, A> {
                     "the node uses the address, too"
                 };
                 let finding = format!("no Service uses port {} of {}; {then}", to.port(), to.ip());
-                self.say("frontend", finding);
+                self.add_stage("frontend", finding);
             }
             Some(row) => {
                 let name = self.ports.name(row.service);
-                self.say("frontend", format!("{to} of {name}"));
+                self.add_stage("frontend", format!("{to} of {name}"));
                 self.explanation.service = Some(name);
                 return Some(row);
             }
@@ -224,7 +224,7 @@ impl<A: LiveFamily> Stages<'_, '_, A> {
         } else {
             format!("{address} is not in loadBalancerSourceRanges")
         };
-        self.say("source ranges", finding);
+        self.add_stage("source ranges", finding);
         is_allowed
     }
 
@@ -238,14 +238,14 @@ impl<A: LiveFamily> Stages<'_, '_, A> {
         };
         let address: std::net::IpAddr = self.key.destination.into();
         let Some(row) = self.tables.frontend(&wildcard) else {
-            self.say("frontend", format!("{address} is not a VIP"));
+            self.add_stage("frontend", format!("{address} is not a VIP"));
             return;
         };
         if row.flags & frontend_flags::ECHO == 0 {
-            self.say("frontend", format!("{address} does not answer pings: no Service of this address has endpoints, or the node itself answers"));
+            self.add_stage("frontend", format!("{address} does not answer pings: no Service of this address has endpoints, or the node itself answers"));
             return;
         }
-        self.say("frontend", format!("{address} is a VIP that answers pings"));
+        self.add_stage("frontend", format!("{address} is a VIP that answers pings"));
         if row.source_ranges != 0 {
             self.source_ranges(row.source_ranges, self.key.source);
         }
@@ -262,11 +262,11 @@ impl<A: LiveFamily> Stages<'_, '_, A> {
         let region = match region(frontend, origin) {
             Ok(region) => region,
             Err(_) => {
-                self.say("traffic policy", format!("{which}, but there is none"));
+                self.add_stage("traffic policy", format!("{which}, but there is none"));
                 return Ok(());
             }
         };
-        self.say("traffic policy", which);
+        self.add_stage("traffic policy", which);
         self.candidates(region)?;
         self.affinity(frontend, origin, affinity);
         Ok(())
@@ -280,13 +280,13 @@ impl<A: LiveFamily> Stages<'_, '_, A> {
                 Origin::Inside => "at random",
                 Origin::Outside => "by the hash of addresses and ports",
             };
-            self.say("choice", how);
+            self.add_stage("choice", how);
             return;
         }
         let id: BackendId = affinity_backend(self.tables, affinity, frontend, origin);
         if let Some(backend) = self.tables.backend(id).filter(|_| id != 0 && id != ENDED) {
             let to = end(backend.address, backend.port);
-            self.say("affinity", format!("the client stays with {to}"));
+            self.add_stage("affinity", format!("the client stays with {to}"));
             return;
         }
         let has_ended = id == ENDED;
@@ -302,7 +302,7 @@ impl<A: LiveFamily> Stages<'_, '_, A> {
         } else {
             "chosen by the hash of its address"
         };
-        self.say("affinity", format!("{what}: {how}"));
+        self.add_stage("affinity", format!("{what}: {how}"));
     }
 
     fn candidates(&mut self, region: Region) -> Result<(), MapError> {

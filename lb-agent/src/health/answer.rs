@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn healthz_asks_for_the_node_too_and_livez_does_not() {
+    fn healthz_depends_on_the_node_and_livez_does_not() {
         let clock = NOW.parse().unwrap();
         for (is_healthy, is_leaving, status, updated) in [
             (true, false, 200, NOW),

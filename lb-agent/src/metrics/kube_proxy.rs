@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn buckets() {
+    fn histograms_have_the_buckets_of_kube_proxy() {
         let registry = Registry::new();
         let metrics = KubeProxy::register(&registry).unwrap();
         metrics.passed(Duration::from_millis(3));

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_operator_says_counts_before_the_cluster() {
+    fn the_operators_seed_takes_precedence_over_the_cluster() {
         let nowhere = Path::new("/nowhere");
         let (answer, cluster) = watch::channel(None);
         let mut seed = Seed::new(None, nowhere);

@@ -171,7 +171,7 @@ pub(super) async fn start_source(
     tokio::spawn(async move { answer.send_replace(Some(kube::cluster_uid(asked).await)) });
     Ok(Source {
         kinds,
-        task: tokio::spawn(async move { Ok(kube::run(config, kube::LEISURE, changes).await?) }),
+        task: tokio::spawn(async move { Ok(kube::run(config, kube::RETRY_UNAVAILABLE, changes).await?) }),
         cluster: Some(cluster),
     })
 }

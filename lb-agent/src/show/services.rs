@@ -69,7 +69,7 @@ pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
     privileges::require("services", &privileges::MAPS)?;
     let pins = Pins::new(&arguments.pins.pin_path);
     let directory = pins.maps();
-    let counters = Counters::open(&directory).with_context(|| pins.nobody_ran())?;
+    let counters = Counters::open(&directory).with_context(|| pins.no_agent_message())?;
     let mut services = service_ports(&KernelMaps::open(&directory)?.image()?);
     for service in &mut services {
         let ServiceStats {

@@ -80,7 +80,7 @@ struct ReasonCount {
 pub fn run(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
     privileges::require("status", &privileges::MAPS)?;
     let pins = Pins::new(&arguments.pins.pin_path);
-    let maps = KernelMaps::open(&pins.maps()).with_context(|| pins.nobody_ran())?;
+    let maps = KernelMaps::open(&pins.maps()).with_context(|| pins.no_agent_message())?;
     let counters = Counters::open(&pins.maps())?;
     let mut reasons = Vec::new();
     for reason in Reason::ALL {

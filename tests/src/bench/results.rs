@@ -56,7 +56,7 @@ impl Delivery {
         match self.output {
             OutputFormat::Table => {
                 let details = results.details().unwrap_or_default();
-                output::say(&format!("{}\n{details}", results.summary()))?;
+                output::print_line(&format!("{}\n{details}", results.summary()))?;
             }
             OutputFormat::Json => {
                 output::print(self.output, results, |_| unreachable!("JSON needs no table"))?

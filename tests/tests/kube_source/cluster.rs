@@ -27,7 +27,7 @@ use tracing_subscriber::fmt::MakeWriter;
 pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Short, so that tests do not wait long.
-const LEISURE: Range<Duration> = Duration::from_millis(10)..Duration::from_millis(20);
+const RETRY_UNAVAILABLE: Range<Duration> = Duration::from_millis(10)..Duration::from_millis(20);
 
 pub(super) const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 pub(super) const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -65,7 +65,7 @@ impl Cluster {
         let guard = tracing::subscriber::set_default(subscriber.with_env_filter(FILTER).finish());
         let token_file = directory.path().join("token");
         let (sender, changes) = mpsc::channel(10);
-        let source = tokio::spawn(async { run(config, LEISURE, sender).await.unwrap() });
+        let source = tokio::spawn(async { run(config, RETRY_UNAVAILABLE, sender).await.unwrap() });
         Self {
             server,
             token_file,

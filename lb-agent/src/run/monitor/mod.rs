@@ -75,7 +75,7 @@ impl Monitor {
         self.beat(controller, now, clock);
         if self.next_survey <= now {
             self.next_survey = now + SURVEY_INTERVAL;
-            if controller.take_news() {
+            if controller.take_changed() {
                 self.metrics.agent.set_problems(controller.problems().len());
                 self.metrics.agent.set_usage(controller.installer().usage());
             }

@@ -271,11 +271,11 @@ fn problems_without_a_service_are_counted_and_a_survey_needs_news() {
     let mut bench = Bench::new(FakeMaps::new(CAPACITY)).listed();
     bench.pass(SURVEY_INTERVAL);
     bench.assert_metric("lb_problems 0");
-    assert!(!bench.controller.take_news());
+    assert!(!bench.controller.take_changed());
     // Its Service label is empty.
     bench.apply(slice("", &[1], &[], ""));
     bench.pass(SURVEY_INTERVAL);
     bench.assert_metric("lb_problems 1");
     bench.pass(SURVEY_INTERVAL);
-    assert!(!bench.controller.take_news());
+    assert!(!bench.controller.take_changed());
 }

@@ -50,14 +50,14 @@ pub fn run(command: &AffinityCommand) -> anyhow::Result<ExitCode> {
             ..
         }) => {
             let row = pin(&mut maps, clock, service, *client, *backend)?;
-            output::say(&format!(
+            output::print_line(&format!(
                 "the next connection of {client} to {service} goes to {row}"
             ))?;
         }
         AffinityCommand::Clear(arguments) => {
             let which = Which::new(&arguments.which, &ServicePorts::read(&maps)?)?;
             let cleared = clear(&mut maps, &which)?;
-            output::say(&format!("rows removed: {cleared}"))?;
+            output::print_line(&format!("rows removed: {cleared}"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -65,7 +65,7 @@ pub fn run(command: &AffinityCommand) -> anyhow::Result<ExitCode> {
 
 fn open(pins: &PinArguments) -> anyhow::Result<LiveMaps> {
     let pins = Pins::new(&pins.pin_path);
-    LiveMaps::open(&pins.maps()).with_context(|| pins.nobody_ran())
+    LiveMaps::open(&pins.maps()).with_context(|| pins.no_agent_message())
 }
 
 /// Removes the rows that match. Returns how many it removed.

@@ -104,7 +104,7 @@ struct Connection {
 pub fn run(arguments: &ConnectionsArguments) -> anyhow::Result<ExitCode> {
     privileges::require("connections", &privileges::MAPS)?;
     let pins = Pins::new(&arguments.show.pins.pin_path);
-    let maps = LiveMaps::open(&pins.maps()).with_context(|| pins.nobody_ran())?;
+    let maps = LiveMaps::open(&pins.maps()).with_context(|| pins.no_agent_message())?;
     let clock = Clock::read().context("cannot read the clock")?;
     let ports = ServicePorts::read(&maps)?;
     let filter = Filter::new(arguments, &ports)?;

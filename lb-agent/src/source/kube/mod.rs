@@ -29,7 +29,7 @@ use crate::object::Change;
 
 /// How long to wait before retrying a resource that the server does not have. The pause is random
 /// so that not all nodes retry at the same time.
-pub const LEISURE: Range<Duration> = Duration::from_mins(5)..Duration::from_mins(10);
+pub const RETRY_UNAVAILABLE: Range<Duration> = Duration::from_mins(5)..Duration::from_mins(10);
 
 /// Why the source cannot run.
 #[derive(Debug, thiserror::Error)]
