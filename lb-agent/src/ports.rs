@@ -16,13 +16,13 @@ pub fn source_ports() -> SourcePorts {
     let text = fs::read_to_string(LOCAL_PORTS).unwrap_or_default();
     let mut numbers = text.split_whitespace().filter_map(|number| number.parse().ok());
     match (numbers.next(), numbers.next()) {
-        (Some(first), Some(last)) => beside(first, last),
+        (Some(first), Some(last)) => with_ephemeral_range(first, last),
         _ => SourcePorts::DEFAULT,
     }
 }
 
 /// Returns all source ports. The ephemeral port range is `first` to `last`.
-fn beside(first: u16, last: u16) -> SourcePorts {
+fn with_ephemeral_range(first: u16, last: u16) -> SourcePorts {
     let all = SourcePorts::DEFAULT.all;
     let first = first.max(all.first);
     let count = last.checked_sub(first).map_or(0, |more| more.saturating_add(1));
@@ -50,7 +50,7 @@ mod tests {
             ((1, 65_535), (1024, 0)),
             ((40_000, 30_000), (40_000, 0)),
         ] {
-            let ports = beside(first, last);
+            let ports = with_ephemeral_range(first, last);
             assert_eq!(ports.all, SourcePorts::DEFAULT.all);
             assert_eq!((ports.local.first, ports.local.count), expected, "{first} {last}");
         }
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn picked_ports_are_in_the_requested_range() {
-        let ports = beside(20_000, 29_999);
+        let ports = with_ephemeral_range(20_000, 29_999);
         for chance in [0, 1 << 16, 1 << 30, 1 << 31, u32::MAX] {
             assert!((20_000..30_000).contains(&ports.pick(chance, true).get()));
             let other = ports.pick(chance, false).get();

@@ -62,7 +62,7 @@ fn wildcard(datapath: &mut Datapath, address: IpAddr, flags: u32) {
 }
 
 /// An address outside the Service CIDR. In IPv6, its first 64 bits are those of the Service CIDR.
-fn beside(world: &World) -> SocketAddr {
+fn outside_of_cidrs(world: &World) -> SocketAddr {
     let text = if world.vip.is_ipv4() {
         "10.98.0.11:80"
     } else {
@@ -95,7 +95,10 @@ fn first_packets_are_dropped_while_the_cidr_is_in_force() {
     for world in worlds() {
         for program in programs() {
             for protocol in ALL {
-                datapath.untouched(program, &first(protocol, world.client, beside(&world)).bytes());
+                datapath.untouched(
+                    program,
+                    &first(protocol, world.client, outside_of_cidrs(&world)).bytes(),
+                );
             }
         }
     }
