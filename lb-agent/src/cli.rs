@@ -36,7 +36,8 @@ pub enum Command {
     /// the pinned maps, and writes nothing
     ///
     /// Exit code 0: the packet reaches a backend, is answered, or is not for a Service; 1: it is
-    /// rejected or dropped; 2: the command cannot tell.
+    /// rejected or dropped, or it or its reply passes a device without programs; 2: the command
+    /// cannot tell.
     Explain(ExplainArguments),
     /// Check which features that the agent uses are missing on this kernel and host
     Check(ShowArguments),

@@ -1,9 +1,9 @@
 //! The agent: translates Services and EndpointSlices into the contents of the BPF maps.
 //!
 //! ```text
-//! source (kube | manifests) -> state -> model -> install -> maps (trait) -> datapath
+//! source (kube | manifests) -> state -> model -> install -> maps (trait) <- datapath
 //! ```
-//! Each module depends only on those to its right. Only `datapath` uses aya.
+//! The tables in ARCHITECTURE.md say which module may use which. Only `datapath` uses aya.
 
 pub mod arguments;
 pub mod check;

@@ -19,8 +19,8 @@ use crate::tables::Tables;
 /// The set of source ranges that holds the Service CIDRs. No frontend refers to it.
 pub const SET: u32 = 0;
 
-/// Maximum number of Service CIDRs of each IP version. Every packet is compared with all of its
-/// version.
+/// Maximum number of Service CIDRs of each IP version. Every packet is compared with all Service
+/// CIDRs of its IP version.
 pub const MAX: usize = 8;
 
 /// The Service CIDRs, cut to the first 64 bits of an address: value of the map of Service CIDRs.
@@ -106,7 +106,7 @@ pub(crate) fn stops<A: Address>(tables: &impl Tables<A>, parsed: &Parsed<A>, ori
 
 /// Returns true if an address is in a Service CIDR.
 ///
-/// Not inlined, so that packets to Services do not pay for its stack.
+/// Not inlined, so that its stack is not added to that of packets to Services.
 #[inline(never)]
 fn holds<A: Address>(tables: &impl Tables<A>, address: A) -> bool {
     tables.may_be_service(address) && tables.allows(SET, address)

@@ -1,7 +1,7 @@
 //! The verdict for a packet at a hook: parse, decide, rewrite.
 //!
 //! Most packets are whole TCP, UDP or SCTP packets. Separate functions handle fragments and ICMP,
-//! so that other packets do not pay for their stack.
+//! so that their stack is not added to that of other packets.
 #![expect(
     unsafe_code,
     reason = "headers on the stack stay uninitialised until they are parsed"

@@ -54,7 +54,7 @@ pub fn decide<A: Address>(
 /// Rewrites a packet according to its flow and forwards it. If the packet is too big, `mtu` is set
 /// to the MTU of the route.
 ///
-/// Not inlined, so that packets that stay on this node do not pay for its stack.
+/// Not inlined, so that its stack is not added to that of packets that stay on this node.
 #[inline(never)]
 pub(crate) fn send_on<A: Address>(
     packet: &mut impl Packet,

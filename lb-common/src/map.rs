@@ -173,8 +173,10 @@ pub const SERVICE_NAMES: MapSpec<ServiceId, ServiceName> =
     MapSpec::with_flags("SERVICE_NAMES", 65_536, BPF_F_NO_PREALLOC);
 /// Counters of Service ports, for each CPU.
 pub const SERVICE_STATS: MapSpec<ServiceId, ServiceStats> = MapSpec::new("SERVICE_STATS", 65_536);
-/// Counters by [`Reason::index`], for each CPU.
-pub const REASONS: MapSpec<u32, u64> = MapSpec::new("REASONS", Reason::ALL.len() as u32);
+/// Counters by [`Reason::index`], for each CPU. Rows are left for later reasons: an agent that has
+/// more of them keeps the pinned map, and with it the layout and all open connections.
+pub const REASONS: MapSpec<u32, u64> = MapSpec::new("REASONS", 64);
+const _: () = assert!(Reason::ALL.len() <= REASONS.max_entries as usize);
 /// Rate limits of answers by [`crate::budget::Limit::bucket`], for each CPU.
 pub const ANSWERS: MapSpec<u32, Bucket> = MapSpec::new("ANSWERS", BUCKETS);
 /// What the programs were loaded with: one row. No program reads it.

@@ -13,8 +13,8 @@ use crate::tables::Tables;
 /// Number of source ports that are tried in one round.
 const PORTS: u32 = 8;
 
-/// Number of rounds. If 95 of 100 ports are taken (91 of 100 local ones, once the others are), no
-/// port is found for one of 200 connections.
+/// Number of rounds. With 95 % of the ports in use, one of 200 connections finds none. Once only
+/// ports of the ephemeral range are left, that point is at 91 % of them.
 const ROUNDS: u32 = 8;
 
 /// Finds a port for a reply's key. Returns [`Step::Translate`] if the entry was written,
@@ -96,7 +96,7 @@ fn next_free<A: Address>(tables: &impl Tables<A>, reply_key: &mut FlowKey<A>, pr
 }
 
 /// Ticks since the last packet of the closed or expired connection that receives its replies under
-/// this key, at least 1. [`UNKNOWN`] if there is none, 0 if it is alive.
+/// this key, at least 1. [`UNKNOWN`] if there is no entry, 0 if its connection is alive.
 #[inline(always)]
 fn idle_for<A: Address>(tables: &impl Tables<A>, reply_key: &FlowKey<A>, protocol: u8) -> u32 {
     let Some(entry) = tables.flow(reply_key) else {
@@ -177,7 +177,7 @@ mod tests {
     const BACKEND: Address4 = Address4::from_bytes([10, 0, 0, 11]);
     const NODE: Address4 = Address4::from_bytes([10, 0, 0, 99]);
 
-    /// Source ports: first port and number of all of them, then of the local ones.
+    /// Source ports: the whole range and then the ephemeral range, each as first port and number.
     fn source_ports(all: (u16, u16), local: (u16, u16)) -> SourcePorts {
         let [all, local] = [all, local].map(|(first, count)| PortRange { first, count });
         SourcePorts { all, local }

@@ -42,9 +42,9 @@ pub trait Tables<A: Address> {
     fn insert_affinity(&self, key: &AffinityKey<A>, affinity: &Affinity);
     /// Returns true if a set of source ranges contains a client.
     fn allows(&self, set: u32, client: A) -> bool;
-    /// What is known of a datagram in fragments.
+    /// The fragment row of a datagram.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment>;
-    /// Records what is known of a datagram in fragments. A full table evicts another row.
+    /// Inserts or replaces the fragment row of a datagram. A full table evicts another row.
     fn insert_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment);
     /// As [`Self::insert_fragment`], but returns false if there is a row with this key already, or
     /// if the table did not accept it.

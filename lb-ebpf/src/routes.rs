@@ -37,7 +37,7 @@ fn lookup<A: Address>(query: &Query<A>) -> FibLookup {
 
 /// Looks up the route of a packet.
 ///
-/// Not inlined, so that packets that are not forwarded do not pay for its stack.
+/// Not inlined, so that its stack is not added to that of packets that are not forwarded.
 #[inline(never)]
 pub fn look_up<A: Address>(context: *mut c_void, query: &Query<A>, hop: &mut Hop) -> Route {
     let mut lookup = lookup(query);

@@ -48,7 +48,7 @@ impl KubeProxy {
             )?,
             network_programming: histogram(
                 "network_programming_duration_seconds",
-                "In Cluster Cidr Programming Latency in seconds",
+                "In Cluster Network Programming Latency in seconds",
                 network_programming_buckets()?,
             )?,
             last_synced: time(

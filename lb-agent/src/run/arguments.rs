@@ -33,8 +33,8 @@ pub struct RunArguments {
     /// Name of this node's Node object [default: the host name]
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Address of this node, one per IP family [default: the addresses of the Node object,
-    /// otherwise those of the default route's device]
+    /// Address of this node, one per IP family, until the Node object has one [default: those of
+    /// the default route's device]
     #[arg(long, value_name = "ADDRESS")]
     pub node_address: Vec<IpAddr>,
     /// Which processes' sockets the agent translates

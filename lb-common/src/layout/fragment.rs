@@ -20,7 +20,7 @@ pub struct FragmentKey<A> {
     pub pad: u16,
 }
 
-/// What is known of a datagram in fragments: value of the fragments maps.
+/// The ports of a fragmented datagram: value of the fragments maps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 #[repr(C)]
 pub struct Fragment {

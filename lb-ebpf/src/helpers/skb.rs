@@ -28,7 +28,7 @@ pub trait Skb {
     fn packet_type(&self) -> u32;
     /// Length of the segments into which the packet is split, in bytes; 0 if it is not split.
     fn segment_size(&self) -> u32;
-    /// A number that programs leave for later programs.
+    /// The value that an earlier TC program has set for this packet; 0 if none has.
     fn tc_index(&self) -> u32;
     /// Sets the number that later programs read.
     fn set_tc_index(&mut self, index: u32);
@@ -58,7 +58,7 @@ impl Skb for TcContext {
 
     #[inline(always)]
     fn device(&self) -> u32 {
-        // SAFETY: the kernel hands the program a valid context; so below.
+        // SAFETY: the kernel passes a valid context to the program.
         unsafe { (*self.skb.skb).ifindex }
     }
 

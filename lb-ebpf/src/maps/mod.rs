@@ -151,7 +151,7 @@ pub fn allows<A: FamilyMaps>(set: u32, address: A) -> bool {
     A::source_ranges().get(Key::new(bits, range)).is_some()
 }
 
-/// What is known of a datagram in fragments.
+/// The fragment row of a datagram.
 #[inline(always)]
 pub fn fragment<A: FamilyMaps>(key: &FragmentKey<A>) -> Option<Fragment> {
     // SAFETY: copied immediately. If the row goes to another datagram meanwhile, this fragment gets

@@ -10,7 +10,7 @@ use crate::slowness::patience;
 /// The interval at which a condition is checked.
 const INTERVAL: Duration = Duration::from_millis(2);
 
-/// Calls `condition` until it returns a value; on slow machines for longer ([`patience`]).
+/// Calls `condition` until it returns a value. Slow machines get more time ([`patience`]).
 ///
 /// Tests wait for conditions and never for a fixed time: a sleep is either too short on a busy
 /// machine or too long on an idle one.

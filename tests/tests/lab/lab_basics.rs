@@ -30,7 +30,7 @@ struct Small {
     other: Machine,
     client: Machine,
     nodes: [Node; 2],
-    // The last field: it is dropped when nothing uses it any more.
+    // The last field: Rust drops fields in order, and the others use it.
     lab: Lab,
 }
 

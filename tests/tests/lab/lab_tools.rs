@@ -21,7 +21,7 @@ struct Small {
     client: Machine,
     router: Machine,
     node: Node,
-    // The last field: it is dropped when nothing uses it any more.
+    // The last field: Rust drops fields in order, and the others use it.
     _lab: Lab,
 }
 
@@ -170,7 +170,7 @@ fn clients_send_from_the_requested_addresses_and_ports() {
     for (index, to) in small.web.addresses().both().into_iter().enumerate() {
         let own = small.client.addresses().both()[index];
         let addresses: Vec<IpAddr> = more.iter().map(|addresses| addresses.both()[index]).collect();
-        // Twice: a port can be reused immediately.
+        // Runs twice: a port can be reused immediately.
         for _ in 0..2 {
             let http = small.client.http(to, HTTP).count(5).concurrency(2);
             let report = http.source_port(40_000).run().unwrap();
@@ -202,7 +202,7 @@ fn clients_send_from_the_requested_addresses_and_ports() {
     }
 }
 
-/// Builds an IP packet with SCTP, a protocol that the kernels here do not support.
+/// Builds an IP packet with SCTP, a protocol that the tested kernels do not support.
 fn sctp(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
     let builder = match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {

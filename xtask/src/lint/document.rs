@@ -10,7 +10,7 @@ const CRATES: [&str; 4] = ["lb-common", "lb-ebpf", "lb-agent", "tests"];
 /// The heading above that list.
 const UNSAFE_HEADING: &str = "## Where unsafe code is";
 /// Directories at the top of the checkout.
-const TOP: [&str; 7] = [
+const TOP: [&str; 8] = [
     "lb-common/",
     "lb-ebpf/",
     "lb-agent/",
@@ -18,6 +18,7 @@ const TOP: [&str; 7] = [
     "xtask/",
     "docs/",
     "deploy/",
+    "vagrant/",
 ];
 
 /// Files that a document names but that do not exist.

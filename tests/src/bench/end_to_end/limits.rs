@@ -7,7 +7,7 @@ use crate::bench::filter::Filter;
 use crate::bench::limit::{Bound, Limit};
 use crate::bench::statistics::Quartiles;
 
-/// The number of Services with which connections are compared with rules.
+/// The number of Services at which the connection rate is compared with kube-proxy's rules.
 const MANY_SERVICES: u32 = 10_000;
 
 /// The limits of the measured figures.
@@ -84,7 +84,7 @@ fn growth(cell: &Cell, cells: &[Cell]) -> Option<Limit> {
         Operation::Requests => ("CPU per request", Metric::Cpu),
         Operation::Datagrams => ("CPU per UDP packet of one flow", Metric::Cpu),
         Operation::NewFlows => ("CPU per UDP packet of new flows", Metric::Cpu),
-        // A stream is a single flow, like the datagrams.
+        // Not checked: a stream is one flow, and `Datagrams` covers one flow.
         Operation::Stream => return None,
     };
     let same = || {
