@@ -3,7 +3,8 @@
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::arguments::{PinArguments, ShowArguments};
+use crate::arguments::ShowArguments;
+use crate::cleanup::CleanupArguments;
 use crate::explain::ExplainArguments;
 use crate::run::RunArguments;
 use crate::show::affinity::AffinityCommand;
@@ -43,7 +44,7 @@ pub enum Command {
     Check(ShowArguments),
     /// Detach all programs and remove all pinned maps and links: Services stop working on this node
     /// unless an agent is running. Keeps the state directory
-    Cleanup(PinArguments),
+    Cleanup(CleanupArguments),
 }
 
 /// Exits with the message and exit code that clap uses for invalid arguments. For problems that

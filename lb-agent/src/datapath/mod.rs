@@ -6,7 +6,7 @@
 //! bpf clock convert family probe
 //! batch links object
 //! defragmentation hook pinned pins
-//! counters device_maps filter filters live namespaces sizes sockets
+//! counters device_maps filter filters live namespaces pin_lock sizes sockets
 //! attach carriers devices passing readings
 //! foreign maps
 //! ```
@@ -32,6 +32,7 @@ pub mod maps;
 pub mod namespaces;
 pub mod object;
 pub mod passing;
+pub mod pin_lock;
 mod pinned;
 pub mod pins;
 pub(crate) mod probe;

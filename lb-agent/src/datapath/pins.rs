@@ -5,8 +5,8 @@
 //! PIN_PATH/v1/links/12-lb_tc_from_pod …             INDEX-PROGRAM for a device
 //! PIN_PATH/v1/links/cgroup-lb_connect4 …            for the cgroup
 //! ```
-//! `v1` is the layout version. Everything else under the pin path was left by agents with other
-//! layouts.
+//! `v1` is the layout version. Other versions and `set-aside` were left by agents with other
+//! layouts. The agent never touches entries with other names: it did not create them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -92,17 +92,24 @@ impl Pins {
         fs::rename(self.maps(), aside)
     }
 
-    /// Removes everything, including other layouts. Links are removed first, because no program
-    /// runs without its maps. Returns the number of links.
-    pub(crate) fn remove_all(&self) -> io::Result<usize> {
+    /// Removes everything that agents of any layout have pinned. Links are removed first, because
+    /// no program runs without its maps. The directory itself stays if something else is in it.
+    pub(crate) fn remove_all(&self) -> io::Result<Removed> {
+        let own = self.agent_paths()?;
         let mut files = Vec::new();
-        collect(&self.root, &mut files)?;
+        own.iter().try_for_each(|path| collect(path, &mut files))?;
         let (links, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| Link::open(path).is_ok());
-        for path in links.iter().chain(&others) {
+        for path in links.iter().chain(&others).chain(&own) {
             remove(path)?;
         }
-        remove(&self.root)?;
-        Ok(links.len())
+        let left = entries(&self.root)?;
+        if left.is_empty() {
+            remove(&self.root)?;
+        }
+        Ok(Removed {
+            links: links.len(),
+            left,
+        })
     }
 
     /// The pin path.
@@ -117,10 +124,36 @@ impl Pins {
 
     fn other_paths(&self) -> io::Result<Vec<PathBuf>> {
         let own = self.version();
-        let mut paths = entries(&self.root)?;
+        let mut paths = self.agent_paths()?;
         paths.retain(|path| *path != own);
         Ok(paths)
     }
+
+    /// The entries that agents of any layout create under the pin path.
+    fn agent_paths(&self) -> io::Result<Vec<PathBuf>> {
+        let mut paths = entries(&self.root)?;
+        paths.retain(|path| {
+            path.file_name()
+                .and_then(|name| name.to_str())
+                .is_some_and(is_agents)
+        });
+        Ok(paths)
+    }
+}
+
+/// The result of [`Pins::remove_all`].
+#[derive(Debug)]
+pub(crate) struct Removed {
+    /// Number of links.
+    pub(crate) links: usize,
+    /// What other programs have put under the pin path.
+    pub(crate) left: Vec<PathBuf>,
+}
+
+/// Returns true for the name of a directory that agents create under the pin path.
+fn is_agents(name: &str) -> bool {
+    let is_version = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    name == SET_ASIDE || name.strip_prefix('v').is_some_and(is_version)
 }
 
 /// The entries of a directory. Empty if the directory does not exist.
@@ -186,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn every_other_entry_under_the_pin_path_is_another_layouts() {
+    fn versions_under_the_pin_path_are_other_layouts_and_foreign_entries_stay() {
         let own = format!("v{LAYOUT_VERSION}");
         let (_directory, pins) = pins(&[
             &format!("{own}/maps/FLOWS4"),
@@ -194,20 +227,33 @@ mod tests {
             "v1/links/7-lb_tc_to_pod",
             "v1/maps/FLOWS4",
             "v99/some/where/deep",
-            "junk",
+            "globals/cilium_lb",
+            "v1x",
+            "v",
         ]);
         let others: BTreeSet<String> = pins.others().unwrap().into_iter().collect();
-        assert_eq!(others, ["junk", "v1", "v99"].map(str::to_owned).into());
-        assert_eq!(pins.other_files().unwrap().len(), 4);
+        assert_eq!(others, ["v1", "v99"].map(str::to_owned).into());
+        assert_eq!(pins.other_files().unwrap().len(), 3);
         pins.remove_others().unwrap();
         assert_eq!(pins.others().unwrap(), [""; 0]);
         assert_eq!(pins.link_names().unwrap().len(), 1);
         assert!(pins.maps().join("FLOWS4").exists());
         // Removing again is not an error.
         pins.remove_others().unwrap();
-        pins.remove_all().unwrap();
-        assert!(!pins.root().exists());
-        pins.remove_all().unwrap();
+        for _ in 0..2 {
+            let left = pins.remove_all().unwrap().left;
+            assert_eq!(left.len(), 3, "{left:?}");
+        }
+        assert!(pins.root().join("globals/cilium_lb").exists());
+        assert!(!pins.maps().exists());
+        ["globals", "v1x", "v"]
+            .iter()
+            .try_for_each(|name| remove(&pins.root().join(name)))
+            .unwrap();
+        for _ in 0..2 {
+            assert_eq!(pins.remove_all().unwrap().left, [""; 0].map(PathBuf::from));
+            assert!(!pins.root().exists());
+        }
         assert_eq!(pins.others().unwrap(), [""; 0]);
     }
 

@@ -7,16 +7,22 @@ mod seed;
 mod setup;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 pub use self::arguments::RunArguments;
 use self::arguments::{OnRemovedBackend, SocketLb};
+use crate::datapath::pin_lock::PinLock;
 use crate::datapath::pins::Pins;
 use crate::datapath::probe;
 use crate::sockets::{Closer, CloserOptions, Finder, Reach};
 use crate::{logging, privileges, reassembly};
+
+/// How long a new agent waits for the previous one: as long as Kubernetes lets a Pod terminate
+/// (`terminationGracePeriodSeconds`).
+const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// Runs until SIGTERM or SIGINT. Programs, maps and links stay in the kernel, and Services keep
 /// working without the agent.
@@ -24,6 +30,14 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     logging::start();
 
     privileges::require("run", &privileges::DATAPATH)?;
+    let pins = Pins::new(&arguments.pins.pin_path);
+    let _lock = PinLock::wait(&pins, LOCK_WAIT, || {
+        tracing::info!(
+            "another agent uses the pins at {}: waiting up to {} s for it to end",
+            pins.root().display(),
+            LOCK_WAIT.as_secs()
+        );
+    })?;
     // Started before the other threads drop capabilities, because these threads keep some.
     let closer = closer(arguments)?;
     let finder = match arguments.socket_lb {

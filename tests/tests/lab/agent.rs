@@ -338,6 +338,42 @@ fn another_attach_mode_replaces_the_old_programs() {
 }
 
 #[test]
+fn a_second_agent_waits_and_cleanup_refuses_while_an_agent_runs() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("two-agents", &[0, 1]).unwrap();
+    let node = &cluster.nodes[0];
+    let first = cluster.start_agent(SocketLb::All, &[]).unwrap();
+    let mut second = node.start_agent_unready(&options(SocketLb::All, &[])).unwrap();
+    second.wait_until_logged("another agent uses the pins").unwrap();
+
+    let error = format!("{:#}", node.agent_command("cleanup", &[]).unwrap_err());
+    assert!(error.contains("--force"), "{error}");
+    assert_works(&cluster.client);
+    assert!(!second.is_in_sync());
+
+    let clients = load(&cluster.client);
+    first.kill();
+    second.wait_until_logged("in sync").unwrap();
+    assert_none_failed(clients);
+    assert_works(&cluster.client);
+
+    // What another program has pinned there stays.
+    let foreign = node.pin_path().join("globals");
+    std::fs::create_dir(&foreign).unwrap();
+    let text = node.agent_command("cleanup", &["--force"]).unwrap();
+    assert!(text.contains("which lb-agent did not create"), "{text}");
+    assert!(foreign.exists());
+    assert_eq!(attached(&cluster, "eth0"), Attached::NOTHING);
+    second.kill();
+    node.agent_command("cleanup", &[]).unwrap();
+    std::fs::remove_dir(&foreign).unwrap();
+    node.agent_command("cleanup", &[]).unwrap();
+    assert!(!node.pin_path().exists());
+}
+
+#[test]
 fn cleanup_removes_pins_and_programs() {
     if !require_privileges() {
         return;
