@@ -17,7 +17,7 @@ use crate::lab::LoneNamespace;
 
 /// The network. The thread that created it is inside until it is dropped.
 #[derive(Debug)]
-pub struct Network {
+pub struct TestNetwork {
     alone: LoneNamespace,
     /// Index of the device towards clients. It has the node's addresses.
     pub front: u32,
@@ -118,7 +118,7 @@ const LINES: [&str; 31] = [
 
 const SYSCTLS: [(&str, &str); 2] = [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
 
-impl Network {
+impl TestNetwork {
     /// Creates the network and moves the calling thread into it, until it is dropped. The programs'
     /// maps get its devices, and packets arrive at `front`. XDP programs can also send through
     /// `back`. Returns `None` on kernels that cannot run these tests.

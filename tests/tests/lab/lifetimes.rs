@@ -27,7 +27,7 @@ const BUSY_PORTS: [u16; TALKS] = [20_010, 20_011, 20_012];
 
 /// Where the client is, and what translates its packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Way {
+enum ClientPath {
     Outside(Option<Xdp>),
     Pod,
 }
@@ -56,7 +56,7 @@ struct Row {
 type Rows = BTreeMap<(String, SocketAddr), Row>;
 
 impl Fixture {
-    fn new(title: &str, way: Way, lifetimes: &[(&str, u64)]) -> Self {
+    fn new(title: &str, path: ClientPath, lifetimes: &[(&str, u64)]) -> Self {
         let option = |(what, seconds): &(&str, u64)| format!("--{what}-timeout={seconds}");
         let options: Vec<String> = lifetimes.iter().map(option).collect();
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
@@ -68,9 +68,9 @@ impl Fixture {
         cluster
             .apply_slices(leaving.iter().map(Server::endpoint))
             .unwrap();
-        let (client, vips, xdp) = match way {
-            Way::Outside(xdp) => (cluster.outside.clone(), load_balancer_addresses(), xdp),
-            Way::Pod => (cluster.client.clone(), vips(), None),
+        let (client, vips, xdp) = match path {
+            ClientPath::Outside(xdp) => (cluster.outside.clone(), load_balancer_addresses(), xdp),
+            ClientPath::Pod => (cluster.client.clone(), vips(), None),
         };
         Self {
             _agents: cluster.start_agents(SocketLb::Off, xdp, &options).unwrap(),
@@ -176,12 +176,12 @@ impl Pair<'_> {
 }
 
 /// TCP connections used by both sides, and UDP flows that were answered.
-fn answered(title: &str, way: Way) {
+fn answered(title: &str, path: ClientPath) {
     if !require_privileges() {
         return;
     }
     let lifetimes = [("tcp-established", LONG), ("udp-answered", LONG)];
-    let fixture = Fixture::new(title, way, &lifetimes);
+    let fixture = Fixture::new(title, path, &lifetimes);
     let mut pairs: Vec<Pair<'_>> = Vec::new();
     for vip in fixture.vips {
         for Server { pod, .. } in fixture.leaving() {
@@ -217,22 +217,22 @@ fn answered(title: &str, way: Way) {
 
 #[test]
 fn answered_connections_of_pods_expire_through_tc() {
-    answered("answered-pods", Way::Pod);
+    answered("answered-pods", ClientPath::Pod);
 }
 
 #[test]
 fn answered_connections_of_outside_clients_expire_through_tc() {
-    answered("answered-tc", Way::Outside(None));
+    answered("answered-tc", ClientPath::Outside(None));
 }
 
 #[test]
 fn answered_connections_of_outside_clients_expire_through_generic_xdp() {
-    answered("answered-generic", Way::Outside(Some(Xdp::Generic)));
+    answered("answered-generic", ClientPath::Outside(Some(Xdp::Generic)));
 }
 
 #[test]
 fn answered_connections_of_outside_clients_expire_through_native_xdp() {
-    answered("answered-native", Way::Outside(Some(Xdp::Native)));
+    answered("answered-native", ClientPath::Outside(Some(Xdp::Native)));
 }
 
 /// Makes the kernel double the pause between SYN retransmissions from the start. By default (since
@@ -246,12 +246,12 @@ fn grow_pauses(client: &Machine) {
 }
 
 /// The first Pods cannot answer; later another Pod takes new connections.
-fn unanswered(title: &str, way: Way) {
+fn unanswered(title: &str, path: ClientPath) {
     if !require_privileges() {
         return;
     }
     let lifetimes = [("tcp-opening", SHORT), ("udp-unanswered", LONG)];
-    let fixture = Fixture::new(title, way, &lifetimes);
+    let fixture = Fixture::new(title, path, &lifetimes);
     for server in fixture.leaving() {
         let clients = [&fixture.client, fixture.cluster.nodes[0].host()];
         let clients = clients.into_iter().flat_map(|machine| machine.addresses().both());
@@ -300,22 +300,22 @@ fn unanswered(title: &str, way: Way) {
 
 #[test]
 fn unanswered_connections_of_pods_expire_through_tc() {
-    unanswered("unanswered-pods", Way::Pod);
+    unanswered("unanswered-pods", ClientPath::Pod);
 }
 
 #[test]
 fn unanswered_connections_of_outside_clients_expire_through_tc() {
-    unanswered("unanswered-tc", Way::Outside(None));
+    unanswered("unanswered-tc", ClientPath::Outside(None));
 }
 
 #[test]
 fn unanswered_connections_of_outside_clients_expire_through_generic_xdp() {
-    unanswered("unanswered-generic", Way::Outside(Some(Xdp::Generic)));
+    unanswered("unanswered-generic", ClientPath::Outside(Some(Xdp::Generic)));
 }
 
 #[test]
 fn unanswered_connections_of_outside_clients_expire_through_native_xdp() {
-    unanswered("unanswered-native", Way::Outside(Some(Xdp::Native)));
+    unanswered("unanswered-native", ClientPath::Outside(Some(Xdp::Native)));
 }
 
 /// The kind of a TCP segment.
@@ -354,7 +354,7 @@ fn closed(title: &str, xdp: Option<Xdp>) {
     if !require_privileges() {
         return;
     }
-    let fixture = Fixture::new(title, Way::Outside(xdp), &[("tcp-reset", LONG)]);
+    let fixture = Fixture::new(title, ClientPath::Outside(xdp), &[("tcp-reset", LONG)]);
     let wire = fixture.client.wire().unwrap();
     let phantom = fixture.client.phantom().unwrap().both();
     let pairs: Vec<_> = phantom.into_iter().zip(fixture.vips).collect();

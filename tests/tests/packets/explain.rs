@@ -18,7 +18,7 @@ use lb_common::layout::{Frontend, Region, frontend_flags};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, Seen, ack, see};
-use lb_tests::packet::network::{Network, Place, serve_from};
+use lb_tests::packet::network::{Place, TestNetwork, serve_from};
 use lb_tests::packet::world::{PROTOCOLS, World, at, data, first, is_given_out, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
@@ -461,7 +461,7 @@ fn ping(source: IpAddr, destination: IpAddr) -> Vec<u8> {
 #[test]
 fn forwarding_to_other_nodes_is_explained() {
     let Some(mut datapath) = datapath() else { return };
-    let Some(network) = Network::enter(&mut datapath) else {
+    let Some(network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     for (service, world) in (1..).zip(worlds()) {

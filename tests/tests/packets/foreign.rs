@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use lb_tests::packet::build::{Build, Link, SENDER, ack, icmp, syn, udp};
 use lb_tests::packet::checksums::faults;
-use lb_tests::packet::network::Network;
+use lb_tests::packet::network::TestNetwork;
 use lb_tests::packet::world::{DEVICES, PROGRAMS, PROTOCOLS, World, at, first, keys, worlds};
 use lb_tests::packet::{Borrowed, Datapath, datapath};
 use lb_tests::slowness::cases;
@@ -129,7 +129,7 @@ fn frames_for_other_link_layer_addresses_pass() {
 #[test]
 fn xdp_passes_packets_of_unknown_devices_to_tc() {
     let Some(mut datapath) = prepared() else { return };
-    let Some(network) = Network::enter(&mut datapath) else {
+    let Some(network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     for world in worlds() {

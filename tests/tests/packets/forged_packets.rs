@@ -8,7 +8,7 @@ use lb_common::layout::{Region, frontend_flags};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, ack, rst, see, syn, syn_ack, tcp, udp};
-use lb_tests::packet::network::{Network, Place, serve_from};
+use lb_tests::packet::network::{Place, TestNetwork, serve_from};
 use lb_tests::packet::world::{
     DEVICES, Device, POD_DEVICE, PROTOCOLS, World, answer, at, first, keys, worlds,
 };
@@ -351,11 +351,11 @@ fn late_replies_are_translated() {
 
 /// Runs a check for both programs that see clients outside, with a Service whose only backend is on
 /// another node.
-fn from_outside_to_another_node(mut check: impl FnMut(&mut Datapath, &Network, &World, &'static str)) {
+fn from_outside_to_another_node(mut check: impl FnMut(&mut Datapath, &TestNetwork, &World, &'static str)) {
     let Some(mut datapath) = datapath_with(|settings| settings.source_ports = only_ports(61_000, 1)) else {
         return;
     };
-    let Some(network) = Network::enter(&mut datapath) else {
+    let Some(network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     serve_from(&mut datapath, Place::Back);
@@ -368,13 +368,13 @@ fn from_outside_to_another_node(mut check: impl FnMut(&mut Datapath, &Network, &
 }
 
 /// Forwards a client's packet and returns the source that the backend sees.
-fn asked(datapath: &mut Datapath, network: &Network, program: &str, packet: &Build) -> SocketAddr {
+fn asked(datapath: &mut Datapath, network: &TestNetwork, program: &str, packet: &Build) -> SocketAddr {
     datapath.device = network.front;
     sent_on(datapath, program, packet)
 }
 
 /// Forwards a backend's packet and returns the source that the client sees.
-fn replied(datapath: &mut Datapath, network: &Network, program: &str, packet: &Build) -> SocketAddr {
+fn replied(datapath: &mut Datapath, network: &TestNetwork, program: &str, packet: &Build) -> SocketAddr {
     datapath.device = network.back;
     sent_on(datapath, program, packet)
 }
@@ -522,7 +522,7 @@ fn replies_to_the_node_are_not_requests() {
 #[test]
 fn packets_from_outside_do_not_use_a_pods_flow() {
     let Some(mut datapath) = datapath() else { return };
-    let Some(network) = Network::enter(&mut datapath) else {
+    let Some(network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     serve_from(&mut datapath, Place::Back);
@@ -618,7 +618,7 @@ fn ports_of_forged_syns_are_free_after_a_minute() {
     let Some(mut datapath) = datapath_with(|settings| settings.source_ports = only_ports(61_000, 4)) else {
         return;
     };
-    let Some(network) = Network::enter(&mut datapath) else {
+    let Some(network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     serve_from(&mut datapath, Place::Back);

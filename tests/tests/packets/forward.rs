@@ -8,7 +8,9 @@ use lb_common::host::only_ports;
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, Link, ack, see, syn, udp};
-use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, FRONT_LINK, NARROW_MTU, Network, Place, serve_from};
+use lb_tests::packet::network::{
+    BACK_LINK, CLIENT_LINK, FRONT_LINK, NARROW_MTU, Place, TestNetwork, serve_from,
+};
 use lb_tests::packet::world::{PROTOCOLS, World, answer, data, first, is_given_out, worlds};
 use lb_tests::packet::{Datapath, datapath, datapath_with};
 
@@ -16,9 +18,9 @@ use lb_tests::packet::{Datapath, datapath, datapath_with};
 const FROM_NETWORK: [&str; 2] = ["lb_xdp", "lb_tc_from_network"];
 
 /// Runs a check for both families and both programs, with a backend at `place`.
-fn with_backend(place: Place, mut check: impl FnMut(&mut Datapath, &Network, &World, &'static str)) {
+fn with_backend(place: Place, mut check: impl FnMut(&mut Datapath, &TestNetwork, &World, &'static str)) {
     let Some(mut datapath) = datapath() else { return };
-    let Some(network) = Network::enter(&mut datapath) else {
+    let Some(network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     serve_from(&mut datapath, place);
@@ -60,7 +62,7 @@ fn forwarded(packet: Build, program: &str, link: Link) -> Vec<u8> {
 /// source that the backend sees.
 fn there_and_back(
     datapath: &mut Datapath,
-    network: &Network,
+    network: &TestNetwork,
     world: &World,
     program: &str,
     build: impl Fn(SocketAddr, SocketAddr) -> Build,
@@ -392,7 +394,7 @@ fn connections_to_one_backend_have_distinct_source_ports() {
     let Some(mut datapath) = datapath_with(|settings| settings.source_ports = two) else {
         return;
     };
-    let Some(_network) = Network::enter(&mut datapath) else {
+    let Some(_network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     serve_from(&mut datapath, Place::Back);

@@ -7,7 +7,7 @@ use lb_common::layout::{Frontend, frontend_flags};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, Link, NODE, SENDER, see, syn, udp};
-use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Network, Place};
+use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Place, TestNetwork};
 use lb_tests::packet::world::{
     DEVICES, Device, POD_DEVICE, PROTOCOLS, World, answer, at, data, first, keys, worlds,
 };
@@ -154,7 +154,7 @@ fn sent(datapath: &mut Datapath, program: &str, packets: &[Vec<u8>], verdict: Ve
 #[test]
 fn fragments_are_forwarded_to_other_nodes() {
     let Some(mut datapath) = prepared() else { return };
-    let Some(network) = Network::enter(&mut datapath) else {
+    let Some(network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     for (service, world) in (1..).zip(worlds()) {

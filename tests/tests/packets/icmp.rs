@@ -8,7 +8,7 @@ use lb_common::layout::{Frontend, frontend_flags};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, Link, NODE, SENDER, icmp, see, udp};
-use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Network, Place};
+use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Place, TestNetwork};
 use lb_tests::packet::world::{DEVICES, Device, POD_DEVICE, World, at, data, first, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
@@ -198,7 +198,7 @@ fn errors_about_hairpin_requests_are_translated() {
 #[test]
 fn errors_about_forwarded_packets_are_translated() {
     let Some(mut datapath) = datapath() else { return };
-    let Some(network) = Network::enter(&mut datapath) else {
+    let Some(network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     serve(&mut datapath, |world| world.backend_at(Place::Back));
@@ -273,7 +273,7 @@ fn sent_on(
 #[test]
 fn errors_with_an_expired_hop_limit_are_not_answered() {
     let Some(mut datapath) = datapath() else { return };
-    let Some(network) = Network::enter(&mut datapath) else {
+    let Some(network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     serve(&mut datapath, |world| world.backend_at(Place::Back));

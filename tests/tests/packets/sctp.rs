@@ -7,7 +7,7 @@ use lb_common::layout::{Frontend, frontend_flags};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, Link, NODE, SENDER, icmp, sctp};
-use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Network, Place};
+use lb_tests::packet::network::{BACK_LINK, CLIENT_LINK, Place, TestNetwork};
 use lb_tests::packet::world::{DEVICES, POD_DEVICE, World, at, chunk, is_given_out, worlds};
 use lb_tests::packet::{Borrowed, datapath};
 
@@ -157,7 +157,7 @@ fn sctp_is_forwarded_with_its_source_port() {
     let Some(mut datapath) = prepared(pods) else {
         return;
     };
-    let Some(network) = Network::enter(&mut datapath) else {
+    let Some(network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     let mut dropped = 0;

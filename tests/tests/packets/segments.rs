@@ -6,7 +6,7 @@ use lb_agent::maps::{BackendState, Protocol};
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, see};
-use lb_tests::packet::network::{NARROW_MTU, Network, Place, serve_from};
+use lb_tests::packet::network::{NARROW_MTU, Place, TestNetwork, serve_from};
 use lb_tests::packet::world::{PROGRAMS, PROTOCOLS, World, answer, at, data, first, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
@@ -39,7 +39,7 @@ fn large(world: &World, protocol: Protocol) -> Build {
 /// MTU.
 fn with_narrow_route(mut check: impl FnMut(&mut Datapath, &World, Protocol)) {
     let Some(mut datapath) = datapath() else { return };
-    let Some(_network) = Network::enter(&mut datapath) else {
+    let Some(_network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     serve_from(&mut datapath, Place::Narrow);

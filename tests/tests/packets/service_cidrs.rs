@@ -9,7 +9,7 @@ use lb_common::cidr;
 use lb_common::layout::{Frontend, frontend_flags};
 use lb_common::reason::Reason;
 use lb_tests::packet::build::{Build, Link, NODE, SENDER, ack, icmp, rst, see, syn_ack, udp};
-use lb_tests::packet::network::{Network, Place};
+use lb_tests::packet::network::{Place, TestNetwork};
 use lb_tests::packet::world::{POD_DEVICE, World, at, data, first, keys, worlds};
 use lb_tests::packet::{Datapath, datapath};
 
@@ -313,7 +313,7 @@ const PLACES: [&str; 4] = ["10.3.0.0/16", "10.1.0.0/16", "fd00:3::/112", "fd00:1
 #[test]
 fn packets_to_the_node_and_its_pods_are_never_dropped() {
     let Some(mut datapath) = datapath() else { return };
-    let Some(network) = Network::enter(&mut datapath) else {
+    let Some(network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     for cidr in PLACES {

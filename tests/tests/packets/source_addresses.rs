@@ -6,7 +6,7 @@ use lb_agent::devices::Role;
 use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_tests::packet::build::see;
-use lb_tests::packet::network::{Network, Place};
+use lb_tests::packet::network::{Place, TestNetwork};
 use lb_tests::packet::world::{PROTOCOLS, World, answer, at, first, keys, worlds};
 use lb_tests::packet::{Borrowed, Datapath, datapath};
 
@@ -21,9 +21,9 @@ fn client(world: &World, v4: &str, v6: &str) -> SocketAddr {
 }
 
 /// A Service of each family, with affinity, whose only Pod is at `place`.
-fn prepared(place: Place, local: bool) -> Option<(Borrowed, Network)> {
+fn prepared(place: Place, local: bool) -> Option<(Borrowed, TestNetwork)> {
     let mut datapath = datapath()?;
-    let network = Network::enter(&mut datapath)?;
+    let network = TestNetwork::enter(&mut datapath)?;
     for (service, world) in (1..).zip(worlds()) {
         datapath.service(service, &keys(world.vip), &[at(world.backend_at(place))]);
         datapath.change_backend(service * 100, |row| row.local = local);
@@ -72,7 +72,7 @@ fn packets_from_outside_with_a_pods_address_are_dropped() {
 
 /// Sends a request of `client` through `front`, a Pod's device, and its reply through `back`.
 /// Returns the source that the backend sees.
-fn replaced(datapath: &mut Datapath, network: &Network, world: &World, client: SocketAddr) -> SocketAddr {
+fn replaced(datapath: &mut Datapath, network: &TestNetwork, world: &World, client: SocketAddr) -> SocketAddr {
     let backend = world.backend_at(Place::Back);
     let mut sources = Vec::new();
     for protocol in PROTOCOLS {

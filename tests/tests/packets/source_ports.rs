@@ -11,7 +11,7 @@ use lb_common::packet::Verdict;
 use lb_common::reason::Reason;
 use lb_common::settings::SourcePorts;
 use lb_tests::packet::build::see;
-use lb_tests::packet::network::{Network, Place, serve_from};
+use lb_tests::packet::network::{Place, TestNetwork, serve_from};
 use lb_tests::packet::world::{PROTOCOLS, World, at, first, is_given_out, keys, worlds};
 use lb_tests::packet::{Datapath, datapath_with};
 use nix::errno::Errno;
@@ -47,7 +47,7 @@ fn to_another_node(
     }) else {
         return;
     };
-    let Some(_network) = Network::enter(&mut datapath) else {
+    let Some(_network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     serve_from(&mut datapath, Place::Back);

@@ -13,7 +13,7 @@ pub struct Contender {
     /// The means of translation.
     pub(super) means: Means,
     /// The places of the clients.
-    pub(super) views: &'static [View],
+    pub(super) views: &'static [ClientLocation],
     /// Limit of the time to open a connection from a Pod, in percent of that to the bare Pod.
     pub(super) connect_limit: Option<u32>,
 }
@@ -34,7 +34,7 @@ pub(super) enum Means {
 /// The place of the client and of the Pods.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum View {
+pub enum ClientLocation {
     /// The client is a Pod of the same node as the Pods.
     Pod,
     /// The client is outside; the Pods are on the node that receives its packets.
@@ -47,24 +47,45 @@ pub enum View {
 pub(super) const CONTENDERS: &[Contender] = &[
     rules("nftables", Filter::Nftables),
     rules("iptables", Filter::Iptables),
-    agent("sockets", SocketLb::All, Xdp::Off, &[], &[View::Pod], Some(103)),
-    agent("TC", SocketLb::Off, Xdp::Off, &[], &View::ALL, Some(110)),
+    agent(
+        "sockets",
+        SocketLb::All,
+        Xdp::Off,
+        &[],
+        &[ClientLocation::Pod],
+        Some(103),
+    ),
+    agent(
+        "TC",
+        SocketLb::Off,
+        Xdp::Off,
+        &[],
+        &ClientLocation::ALL,
+        Some(110),
+    ),
     agent(
         "TC, local redirect",
         SocketLb::Off,
         Xdp::Off,
         &["--local-redirect"],
-        &[View::Pod],
+        &[ClientLocation::Pod],
         Some(95),
     ),
-    agent("XDP", SocketLb::Off, Xdp::Native, &[], View::FROM_OUTSIDE, None),
+    agent(
+        "XDP",
+        SocketLb::Off,
+        Xdp::Native,
+        &[],
+        ClientLocation::FROM_OUTSIDE,
+        None,
+    ),
 ];
 
 const fn rules(name: &'static str, filter: Filter) -> Contender {
     Contender {
         name,
         means: Means::Rules(filter),
-        views: &[View::Pod],
+        views: &[ClientLocation::Pod],
         connect_limit: None,
     }
 }
@@ -74,7 +95,7 @@ const fn agent(
     socket_lb: SocketLb,
     xdp: Xdp,
     arguments: &'static [&'static str],
-    views: &'static [View],
+    views: &'static [ClientLocation],
     connect_limit: Option<u32>,
 ) -> Contender {
     Contender {
@@ -102,7 +123,7 @@ impl Serialize for Contender {
     }
 }
 
-impl View {
+impl ClientLocation {
     /// All of them.
     pub(super) const ALL: [Self; 3] = [Self::Pod, Self::Outside, Self::Forwarded];
 
@@ -125,7 +146,7 @@ pub struct Subject {
     /// The contender.
     pub way: &'static Contender,
     /// The place of the client.
-    pub view: View,
+    pub view: ClientLocation,
     /// The number of Services.
     pub services: u32,
 }

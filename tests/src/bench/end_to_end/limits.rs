@@ -1,7 +1,7 @@
 //! Limits of the figures: ratios within one run, because machines differ.
 
 use super::Cell;
-use super::contender::{Means, Subject, View};
+use super::contender::{ClientLocation, Means, Subject};
 use super::metric::{Metric, Operation};
 use crate::bench::filter::Filter;
 use crate::bench::limit::{Bound, Limit};
@@ -29,7 +29,7 @@ fn of_bare(cell: &Cell, metric: Metric) -> Vec<f64> {
 /// Limits from Pods: a connection, a datagram and a stream compared with bare Pods.
 fn beside_bare(cell: &Cell) -> Option<Limit> {
     let Subject { way, view, services } = cell.subject;
-    if view != View::Pod {
+    if view != ClientLocation::Pod {
         return None;
     }
     let (what, metric, bound) = match cell.operation {

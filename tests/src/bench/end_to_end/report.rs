@@ -3,7 +3,7 @@
 use lb_agent::output::Table;
 use serde::Serialize;
 
-use super::contender::{Subject, View};
+use super::contender::{ClientLocation, Subject};
 use super::limits::limits;
 use super::metric::{Metric, Operation};
 use super::{Cell, Effort};
@@ -112,7 +112,7 @@ impl Report {
     fn chart(&self, operation: Operation, metric: Metric, counted: &str) -> Chart {
         let figures = self.figures.iter();
         let figures = figures.filter(|figure| {
-            (figure.operation, figure.metric, figure.subject.view) == (operation, metric, View::Pod)
+            (figure.operation, figure.metric, figure.subject.view) == (operation, metric, ClientLocation::Pod)
         });
         let mut series: Vec<Series> = Vec::new();
         for figure in figures {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::contender::{Contender, Means, View};
+use super::contender::{ClientLocation, Contender, Means};
 use super::metric::Operation;
 use crate::bench::filter::Filter;
 use crate::bench::load::{self, LoadGenerator, Order, Role, Sample};
@@ -116,7 +116,7 @@ impl World {
     pub(super) fn measure(
         &mut self,
         operation: Operation,
-        view: View,
+        view: ClientLocation,
         target: Target,
         milliseconds: u32,
     ) -> Result<Sample> {
@@ -129,15 +129,15 @@ impl World {
             cgroups: self.cgroups.clone(),
         };
         match view {
-            View::Pod => self.inside.measure(&order),
-            View::Outside | View::Forwarded => self.outside.measure(&order),
+            ClientLocation::Pod => self.inside.measure(&order),
+            ClientLocation::Outside | ClientLocation::Forwarded => self.outside.measure(&order),
         }
     }
 
-    fn addresses(&self, role: Role, view: View, target: Target) -> Vec<SocketAddr> {
+    fn addresses(&self, role: Role, view: ClientLocation, target: Target) -> Vec<SocketAddr> {
         let (pods, is_far) = match view {
-            View::Pod | View::Outside => (&self.near, false),
-            View::Forwarded => (&self.far, true),
+            ClientLocation::Pod | ClientLocation::Outside => (&self.near, false),
+            ClientLocation::Forwarded => (&self.far, true),
         };
         if target == Target::Pods {
             let port = role.bare_port();
@@ -145,8 +145,8 @@ impl World {
         }
         let made = &self.services[loaded(self.services.len(), role, is_far)];
         let address = match view {
-            View::Pod => made.vip(),
-            View::Outside | View::Forwarded => ingress(role, is_far),
+            ClientLocation::Pod => made.vip(),
+            ClientLocation::Outside | ClientLocation::Forwarded => ingress(role, is_far),
         };
         vec![(address, PORT).into()]
     }

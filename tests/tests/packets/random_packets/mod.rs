@@ -13,7 +13,7 @@ use std::ops::Range;
 use lb_common::packet::Verdict;
 use lb_tests::packet::checksums::{faults, repair};
 use lb_tests::packet::host::Host;
-use lb_tests::packet::network::Network;
+use lb_tests::packet::network::TestNetwork;
 use lb_tests::packet::world::{PROGRAMS, worlds};
 use lb_tests::packet::{Borrowed, LINK, datapath_with};
 use lb_tests::slowness::cases;
@@ -281,7 +281,7 @@ fn random_packets_get_the_same_result_in_kernel_and_host() {
     let Some(mut datapath) = datapath_with(settings) else {
         return;
     };
-    let Some(network) = Network::enter(&mut datapath) else {
+    let Some(network) = TestNetwork::enter(&mut datapath) else {
         return;
     };
     network.ip(&ROUTES);
