@@ -20,9 +20,9 @@ use crate::datapath::probe;
 use crate::sockets::{Closer, CloserOptions, Finder, Reach};
 use crate::{logging, privileges, reassembly};
 
-/// How long a new agent waits for the previous one: as long as Kubernetes lets a Pod terminate
-/// (`terminationGracePeriodSeconds`).
-const LOCK_WAIT: Duration = Duration::from_secs(30);
+/// How long a new agent waits for the previous one: longer than Kubernetes lets a Pod terminate by
+/// default (`terminationGracePeriodSeconds`, 30 s).
+const LOCK_WAIT: Duration = Duration::from_secs(60);
 
 /// Runs until SIGTERM or SIGINT. Programs, maps and links stay in the kernel, and Services keep
 /// working without the agent.

@@ -345,15 +345,14 @@ fn a_second_agent_waits_and_cleanup_refuses_while_an_agent_runs() {
     let cluster = Cluster::new("two-agents", &[0, 1]).unwrap();
     let node = &cluster.nodes[0];
     let first = cluster.start_agent(SocketLb::All, &[]).unwrap();
+    assert_works(&cluster.client);
+    let clients = load(&cluster.client);
     let mut second = node.start_agent_unready(&options(SocketLb::All, &[])).unwrap();
     second.wait_until_logged("another agent uses the pins").unwrap();
 
     let error = format!("{:#}", node.agent_command("cleanup", &[]).unwrap_err());
     assert!(error.contains("--force"), "{error}");
-    assert_works(&cluster.client);
     assert!(!second.is_in_sync());
-
-    let clients = load(&cluster.client);
     first.kill();
     second.wait_until_logged("in sync").unwrap();
     assert_none_failed(clients);
