@@ -8,6 +8,7 @@
 mod answer;
 mod arguments;
 mod checks;
+mod connections;
 mod http;
 mod pulse;
 
@@ -21,10 +22,18 @@ use tokio::sync::watch;
 
 pub use self::arguments::{BindAddress, HealthArguments};
 pub use self::checks::Checks;
+use self::connections::Connections;
 use self::http::Handler;
 pub use self::pulse::{Health, LIMIT, Pulse};
 use crate::datapath::readings::Readings;
 use crate::metrics::Metrics;
+
+/// The maximum number of open connections of `/healthz` and `/livez`, and of `/metrics`. They are
+/// counted separately, so that one server's clients cannot block the others.
+const CONNECTIONS: usize = 128;
+/// The maximum number of open connections of all health check ports together. All three limits fit
+/// into the usual limit of 1024 open files.
+const CHECK_CONNECTIONS: usize = 256;
 
 /// The data that the servers serve, and the addresses where.
 #[derive(Clone)]
@@ -63,13 +72,20 @@ async fn serve(served: Served) {
     } = served.arguments;
     if let Some(address) = healthz {
         let handler = health_handler(served.health.clone(), served.metrics.clone());
-        tokio::spawn(http::serve("/healthz and /livez".to_owned(), address, handler));
+        let connections = Connections::new(CONNECTIONS);
+        tokio::spawn(http::serve(
+            "/healthz and /livez".to_owned(),
+            address,
+            handler,
+            connections,
+        ));
     }
     if let Some(address) = metrics {
         let handler = metrics_handler(served.metrics, served.readings);
-        tokio::spawn(http::serve("/metrics".to_owned(), address, handler));
+        let connections = Connections::new(CONNECTIONS);
+        tokio::spawn(http::serve("/metrics".to_owned(), address, handler, connections));
     }
-    checks::serve(served.checks, served.health).await;
+    checks::serve(served.checks, served.health, &Connections::new(CHECK_CONNECTIONS)).await;
     // The main loop has ended, and so will the process.
     std::future::pending::<()>().await;
 }

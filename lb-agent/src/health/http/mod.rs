@@ -1,4 +1,4 @@
-//! HTTP servers that slow clients cannot block, at addresses that may be in use.
+//! HTTP servers that slow, silent or many clients cannot block, at addresses that may be in use.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -11,57 +11,107 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::task::JoinSet;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
+
+use super::connections::{Connections, Displaced, Place, Stage};
 
 /// Answers a request for a path.
 pub(super) type Handler = Arc<dyn Fn(String) -> BoxFuture<'static, Response<String>> + Send + Sync>;
 
 /// The delay before an address that is in use is tried again.
 const RETRY: Duration = Duration::from_secs(2);
-/// The maximum number of open connections of a listener. Further ones wait.
-const CONNECTIONS: usize = 64;
-/// The longest time that a connection may stay open, even if its client is slow.
+/// The delay after a connection could not be accepted, for example because the process has too many
+/// open files.
+const ACCEPT_RETRY: Duration = Duration::from_millis(20);
+/// The longest time until a client has sent its request.
+const REQUEST_LIMIT: Duration = Duration::from_secs(2);
+/// The longest time that a connection may stay open, even if its client reads slowly.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(30);
-/// The maximum number of connections that wait to be accepted.
-const BACKLOG: u32 = 128;
+/// The maximum size of a request. Without it, hyper stores 400 kB for each connection.
+const REQUEST_SIZE: usize = 16 << 10;
+/// The maximum number of connections that wait to be accepted. If the queue is full, the kernel
+/// drops SYNs, and the client sends the next one after a second.
+const BACKLOG: u32 = 1024;
 
 /// Serves at an address as soon as it is free. Never returns; dropping the future stops the server.
 /// `what` names the server in the log.
-pub(super) async fn serve(what: String, address: SocketAddr, handler: Handler) {
+pub(super) async fn serve(
+    what: String,
+    address: SocketAddr,
+    handler: Handler,
+    connections: Arc<Connections>,
+) {
     let listener = bind(&what, address).await;
-    let mut connections = JoinSet::new();
+    accept(&what, address, &listener, &handler, &connections).await;
+}
+
+async fn accept(
+    what: &str,
+    address: SocketAddr,
+    listener: &TcpListener,
+    handler: &Handler,
+    connections: &Arc<Connections>,
+) {
+    let mut tasks = JoinSet::new();
     loop {
-        while connections.try_join_next().is_some() {}
-        if connections.len() >= CONNECTIONS {
-            connections.join_next().await;
-        }
+        while tasks.try_join_next().is_some() {}
         match listener.accept().await {
-            Ok((stream, _)) => {
-                connections.spawn(timeout(CONNECTION_LIMIT, connection(stream, handler.clone())));
+            Ok((stream, client)) => {
+                if let Some((place, displaced)) = connections.admit(address, client.ip()) {
+                    tasks.spawn(connection(stream, handler.clone(), place, displaced));
+                }
             }
             Err(error) => {
                 tracing::debug!("{what}: cannot accept a connection at {address}: {error}");
-                sleep(RETRY).await;
+                connections.displace_one();
+                sleep(ACCEPT_RETRY).await;
             }
         }
+        // A request that has already arrived is read before the next connection can displace this
+        // one: the runtime continues here after it has polled the sockets.
+        yield_now().await;
     }
 }
 
 /// Serves one request. Keep-alive is off: idle connections would use up the limit, and probes open
 /// new connections anyway.
-async fn connection(stream: TcpStream, handler: Handler) {
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    handler: Handler,
+    place: Place,
+    displaced: Displaced,
+) {
     let service = service_fn(|request: Request<Incoming>| {
+        place.enter(Stage::Answering);
         let answer = handler(request.uri().path().to_owned());
-        async { Ok::<_, hyper::Error>(answer.await.map(|body| Full::new(Bytes::from(body)))) }
+        async {
+            let answer = answer.await;
+            place.enter(Stage::Sending);
+            Ok::<_, hyper::Error>(answer.map(|body| Full::new(Bytes::from(body))))
+        }
     });
     let mut server = http1::Builder::new();
-    server.keep_alive(false);
-    if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
-        tracing::trace!("a client's connection failed: {error}");
+    server
+        .keep_alive(false)
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_LIMIT)
+        .max_buf_size(REQUEST_SIZE);
+    let served = timeout(
+        CONNECTION_LIMIT,
+        server.serve_connection(TokioIo::new(stream), service),
+    );
+    tokio::select! {
+        result = served => match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::trace!("a client's connection failed: {error}"),
+            Err(_) => tracing::trace!("a client did not read the answer in time"),
+        },
+        _ = displaced => tracing::trace!("a newer connection takes the place of a waiting one"),
     }
 }
 
@@ -112,48 +162,4 @@ fn bound(socket: TcpSocket, address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    use super::*;
-
-    async fn ask(address: SocketAddr, path: &str) -> String {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
-    }
-
-    fn echo() -> Handler {
-        Arc::new(|path| Box::pin(async move { Response::new(format!("at {path}")) }))
-    }
-
-    #[tokio::test]
-    async fn silent_clients_do_not_block_others() {
-        let free = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
-        let server = tokio::spawn(serve("the test".to_owned(), address, echo()));
-        tokio::task::yield_now().await;
-        let mut silent = Vec::new();
-        for _ in 0..CONNECTIONS - 1 {
-            silent.push(TcpStream::connect(address).await.unwrap());
-        }
-        let answer = ask(address, "/a?b").await;
-        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        assert!(answer.ends_with("\r\n\r\nat /a"), "{answer}");
-        server.abort();
-    }
-
-    #[tokio::test]
-    async fn the_unspecified_address_accepts_both_families() {
-        let listener = listen(SocketAddr::from(([0, 0, 0, 0], 0))).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        for address in ["127.0.0.1", "::1"] {
-            let address: IpAddr = address.parse().unwrap();
-            TcpStream::connect((address, port)).await.unwrap();
-        }
-    }
-}
+mod tests;
