@@ -120,9 +120,9 @@ impl Connections {
         Some((Place { connections, number }, displaced))
     }
 
-    /// Closes a connection that waits for its client, if there is one.
-    pub(super) fn displace_one(&self) {
-        self.lock().displace(|_| true);
+    /// Closes a connection that waits for its client. Returns whether there was one.
+    pub(super) fn displace_one(&self) -> bool {
+        self.lock().displace(|_| true)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -210,7 +210,7 @@ mod tests {
         all[1].0.enter(Stage::Answering);
         let _new = open(&connections, "198.51.100.1").unwrap();
         assert_eq!(displaced(&mut all), [2]);
-        connections.displace_one();
+        assert!(connections.displace_one());
         assert_eq!(displaced(&mut all), [2, 3]);
     }
 
@@ -224,7 +224,7 @@ mod tests {
             place.enter(Stage::Answering);
         }
         assert!(open(&connections, "198.51.100.1").is_none());
-        connections.displace_one();
+        assert!(!connections.displace_one());
         all[5].0.enter(Stage::Sending);
         let new = open(&connections, "198.51.100.1").unwrap();
         assert_eq!(displaced(&mut all), [5]);

@@ -7,11 +7,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
-use lb_tests::lab::cluster::{HTTP, SERVICE, SERVICE_FILE, UNKNOWN_PORT, service, vips};
+use lb_tests::lab::cluster::{HTTP, SERVICE, SERVICE_FILE, UNKNOWN_PORT, options, service, vips};
 use lb_tests::lab::report::PageReport;
 use lb_tests::lab::{
-    Agent, Cluster, Machine, Process, ServiceManifest, SocketLb, require_privileges, wait_for,
+    Agent, AgentOptions, Cluster, Machine, Process, ServiceManifest, SocketLb, require_privileges, wait_for,
 };
+
+use crate::sockets::agent_by;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const HEALTHZ: u16 = 10_256;
@@ -19,6 +21,8 @@ const METRICS: u16 = 10_249;
 const CHECK: u16 = 32_100;
 const OTHER_CHECK: u16 = 32_101;
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// Fewer files than the agent and the open connections of a client need.
+const FEW_FILES: usize = 120;
 /// Silent connections to each address and port.
 const SILENT: usize = 400;
 
@@ -314,6 +318,28 @@ fn http_requests_are_answered_beside_silent_connections() {
         open.push(silent);
         println!("{server}{path}: the slowest answer beside {SILENT} silent connections took {longest:?}");
     }
+}
+
+#[test]
+fn an_agent_without_free_files_closes_silent_connections() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("health-files", &[]).unwrap();
+    let addresses = node_addresses(&cluster);
+    let options = AgentOptions {
+        program: Some(agent_by(&cluster, |agent| {
+            format!("ulimit -n {FEW_FILES}; exec {agent} \"$@\"")
+        })),
+        ..options(SocketLb::Off, &[])
+    };
+    let mut agent = cluster.nodes[0].start_agent(&options).unwrap();
+    wait_for_status(&cluster.outside, &addresses, HEALTHZ, "/healthz", 200);
+    let files = format!("/proc/{}/fd", agent.process().pid());
+    let before = fs::read_dir(&files).unwrap().count();
+    let server = SocketAddr::new(addresses[0], HEALTHZ);
+    let (_silent, longest) = ask_beside_silent(&cluster.outside, server, "/livez").unwrap();
+    println!("the slowest answer of an agent with {before} of {FEW_FILES} files open took {longest:?}");
 }
 
 fn scrape(cluster: &Cluster) -> PageReport {

@@ -26,7 +26,7 @@ pub(super) type Handler = Arc<dyn Fn(String) -> BoxFuture<'static, Response<Stri
 /// The delay before an address that is in use is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 /// The delay after a connection could not be accepted, for example because the process has too many
-/// open files.
+/// open files, and no other one could be closed.
 const ACCEPT_RETRY: Duration = Duration::from_millis(20);
 /// The longest time until a client has sent its request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
@@ -68,8 +68,9 @@ async fn accept(
             }
             Err(error) => {
                 tracing::debug!("{what}: cannot accept a connection at {address}: {error}");
-                connections.displace_one();
-                sleep(ACCEPT_RETRY).await;
+                if !connections.displace_one() {
+                    sleep(ACCEPT_RETRY).await;
+                }
             }
         }
         // A request that has already arrived is read before the next connection can displace this
