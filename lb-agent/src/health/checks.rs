@@ -9,6 +9,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::connections::Connections;
 use super::http::{self, Handler};
 use super::{Health, answer};
 use crate::desired::{HealthCheck, NamespacedName};
@@ -48,7 +49,11 @@ impl Checks {
 }
 
 /// Serves the health checks until the sender of `checks` is dropped.
-pub(super) async fn serve(mut checks: watch::Receiver<Checks>, health: Arc<Health>) {
+pub(super) async fn serve(
+    mut checks: watch::Receiver<Checks>,
+    health: Arc<Health>,
+    connections: &Arc<Connections>,
+) {
     let mut servers: BTreeMap<Listener, JoinHandle<()>> = BTreeMap::new();
     loop {
         let wanted = checks.borrow_and_update().listeners();
@@ -67,6 +72,7 @@ pub(super) async fn serve(mut checks: watch::Receiver<Checks>, health: Arc<Healt
                     what,
                     address,
                     handler(listener, checks.clone(), health.clone()),
+                    connections.clone(),
                 ))
             });
         }

@@ -8,6 +8,7 @@
 mod answer;
 mod arguments;
 mod checks;
+mod connections;
 mod http;
 mod pulse;
 
@@ -21,10 +22,18 @@ use tokio::sync::watch;
 
 pub use self::arguments::{BindAddress, HealthArguments};
 pub use self::checks::Checks;
+use self::connections::Connections;
 use self::http::Handler;
 pub use self::pulse::{Health, LIMIT, Pulse};
 use crate::datapath::readings::Readings;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, MetricsError};
+
+/// The maximum number of open connections of `/healthz` and `/livez`, and of `/metrics`. They are
+/// counted separately, so that one server's clients cannot block the others.
+const CONNECTIONS: usize = 128;
+/// The maximum number of open connections of all health check ports together. All three limits fit
+/// into the usual limit of 1024 open files.
+const CHECK_CONNECTIONS: usize = 256;
 
 /// The data that the servers serve, and the addresses where.
 #[derive(Clone)]
@@ -63,13 +72,21 @@ async fn serve(served: Served) {
     } = served.arguments;
     if let Some(address) = healthz {
         let handler = health_handler(served.health.clone(), served.metrics.clone());
-        tokio::spawn(http::serve("/healthz and /livez".to_owned(), address, handler));
+        let connections = Connections::new(CONNECTIONS);
+        tokio::spawn(http::serve(
+            "/healthz and /livez".to_owned(),
+            address,
+            handler,
+            connections,
+        ));
     }
     if let Some(address) = metrics {
-        let handler = metrics_handler(served.metrics, served.readings);
-        tokio::spawn(http::serve("/metrics".to_owned(), address, handler));
+        let (metrics, readings) = (served.metrics, served.readings);
+        let handler = metrics_handler(Arc::new(move || metrics.text(&readings)), Turn::default());
+        let connections = Connections::new(CONNECTIONS);
+        tokio::spawn(http::serve("/metrics".to_owned(), address, handler, connections));
     }
-    checks::serve(served.checks, served.health).await;
+    checks::serve(served.checks, served.health, &Connections::new(CHECK_CONNECTIONS)).await;
     // The main loop has ended, and so will the process.
     std::future::pending::<()>().await;
 }
@@ -88,18 +105,27 @@ fn health_handler(health: Arc<Health>, metrics: Arc<Metrics>) -> Handler {
     })
 }
 
-fn metrics_handler(metrics: Arc<Metrics>, readings: Arc<Readings>) -> Handler {
-    // Reading the maps takes time. One scrape runs at a time, and not on the thread that answers
-    // health checks.
-    let turn = Arc::new(tokio::sync::Mutex::new(()));
+/// Reads all metrics.
+type Read = Arc<dyn Fn() -> Result<String, MetricsError> + Send + Sync>;
+
+/// Who may read. Reading the maps takes time: one scrape runs at a time, and not on the thread that
+/// answers health checks.
+type Turn = Arc<tokio::sync::Mutex<()>>;
+
+fn metrics_handler(read: Read, turn: Turn) -> Handler {
     Arc::new(move |path| -> BoxFuture<'static, Response<String>> {
         if path != "/metrics" {
             return Box::pin(std::future::ready(answer::not_found()));
         }
-        let (metrics, readings, turn) = (metrics.clone(), readings.clone(), turn.clone());
+        let (read, turn) = (read.clone(), turn.clone());
         Box::pin(async move {
-            let _turn = turn.lock().await;
-            match tokio::task::spawn_blocking(move || metrics.text(&readings)).await {
+            let turn = turn.lock_owned().await;
+            let scrape = move || {
+                // The turn ends with the reading, even if the connection was closed before.
+                let _turn = turn;
+                read()
+            };
+            match tokio::task::spawn_blocking(scrape).await {
                 Ok(Ok(text)) => answer::metrics(text),
                 Ok(Err(error)) => answer::failed(&crate::describe(&error)),
                 Err(error) => answer::failed(&crate::describe(&error)),
@@ -110,7 +136,35 @@ fn metrics_handler(metrics: Arc<Metrics>, readings: Arc<Readings>) -> Handler {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, mpsc};
+
     use super::*;
+
+    #[tokio::test]
+    async fn one_scrape_runs_at_a_time_even_if_its_client_has_gone() {
+        let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
+        let (end, ends) = mpsc::channel::<()>();
+        let ends = Mutex::new(ends);
+        let read = move || {
+            started.send(()).unwrap();
+            ends.lock().unwrap().recv().unwrap();
+            Ok(String::new())
+        };
+        let turn = Turn::default();
+        let handler = metrics_handler(Arc::new(read), turn.clone());
+        let scrape = || tokio::spawn(handler("/metrics".to_owned()));
+        let first = scrape();
+        starts.recv().await.unwrap();
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        assert!(turn.try_lock().is_err());
+        let second = scrape();
+        for _ in 0..2 {
+            end.send(()).unwrap();
+        }
+        assert_eq!(second.await.unwrap().status(), 200);
+        assert!(turn.try_lock().is_ok());
+    }
 
     #[tokio::test]
     async fn healthz_and_livez_fail_while_the_loop_hangs() {

@@ -2,15 +2,18 @@
 #![expect(clippy::unwrap_used, reason = "the helpers are parts of the tests")]
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
-use lb_tests::lab::cluster::{HTTP, SERVICE, SERVICE_FILE, UNKNOWN_PORT, service, vips};
+use lb_tests::lab::cluster::{HTTP, SERVICE, SERVICE_FILE, UNKNOWN_PORT, options, service, vips};
 use lb_tests::lab::report::PageReport;
 use lb_tests::lab::{
-    Agent, Cluster, Machine, Process, ServiceManifest, SocketLb, require_privileges, wait_for,
+    Agent, AgentOptions, Cluster, Machine, Process, ServiceManifest, SocketLb, require_privileges, wait_for,
 };
+
+use crate::sockets::agent_by;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const HEALTHZ: u16 = 10_256;
@@ -18,6 +21,10 @@ const METRICS: u16 = 10_249;
 const CHECK: u16 = 32_100;
 const OTHER_CHECK: u16 = 32_101;
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// Fewer files than the agent and the open connections of a client need.
+const FEW_FILES: usize = 120;
+/// Silent connections to each address and port.
+const SILENT: usize = 400;
 
 /// Turns a Service into a load-balanced one with this health check port.
 fn balanced(manifest: ServiceManifest, port: u16) -> ServiceManifest {
@@ -246,6 +253,93 @@ fn http_requests_are_answered_while_the_loop_hangs() {
     }
     wait_for_status(&cluster.outside, &addresses, CHECK, "/", 200);
     scrape(&cluster);
+}
+
+/// Opens silent connections to a server, some of them with a part of a request, and requests the
+/// path again and again meanwhile. Returns the connections and the longest time until an answer.
+fn ask_beside_silent(
+    from: &Machine,
+    server: SocketAddr,
+    path: &str,
+) -> anyhow::Result<(Vec<TcpStream>, Duration)> {
+    let ask = || -> anyhow::Result<Duration> {
+        let start = Instant::now();
+        let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        anyhow::ensure!(
+            answer.starts_with("HTTP/1.1 200 OK\r\n"),
+            "{server}{path}: {answer}"
+        );
+        Ok(start.elapsed())
+    };
+    from.namespace().run(|| {
+        let mut silent = Vec::new();
+        let mut longest = Duration::ZERO;
+        for number in 0..SILENT {
+            let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+            if number % 2 == 0 {
+                stream.write_all(b"GET /h")?;
+            }
+            silent.push(stream);
+            if number % 20 == 19 {
+                longest = longest.max(ask()?);
+            }
+        }
+        Ok((silent, longest))
+    })
+}
+
+#[test]
+fn http_requests_are_answered_beside_silent_connections() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("health-silent", &[0]).unwrap();
+    let addresses = node_addresses(&cluster);
+    apply_service(&cluster, CHECK);
+    let _agent = cluster.start_agent(SocketLb::Off, &[]).unwrap();
+    wait_for_status(&cluster.outside, &addresses, CHECK, "/", 200);
+    let host = cluster.nodes[0].host();
+    let outside = &cluster.outside;
+    let [v4, v6] = addresses;
+    let mut open = Vec::new();
+    for (from, address, port, path) in [
+        (outside, v4, HEALTHZ, "/healthz"),
+        (outside, v6, HEALTHZ, "/livez"),
+        (outside, v4, CHECK, "/"),
+        (outside, v6, CHECK, "/"),
+        (host, LOCALHOST.into(), METRICS, "/metrics"),
+    ] {
+        let server = SocketAddr::new(address, port);
+        let (silent, longest) = ask_beside_silent(from, server, path).unwrap();
+        open.push(silent);
+        println!("{server}{path}: the slowest answer beside {SILENT} silent connections took {longest:?}");
+    }
+}
+
+#[test]
+fn an_agent_without_free_files_closes_silent_connections() {
+    if !require_privileges() {
+        return;
+    }
+    let cluster = Cluster::new("health-files", &[]).unwrap();
+    let addresses = node_addresses(&cluster);
+    let options = AgentOptions {
+        program: Some(agent_by(&cluster, |agent| {
+            format!("ulimit -n {FEW_FILES}; exec {agent} \"$@\"")
+        })),
+        ..options(SocketLb::Off, &[])
+    };
+    let mut agent = cluster.nodes[0].start_agent(&options).unwrap();
+    wait_for_status(&cluster.outside, &addresses, HEALTHZ, "/healthz", 200);
+    let files = format!("/proc/{}/fd", agent.process().pid());
+    let before = fs::read_dir(&files).unwrap().count();
+    let server = SocketAddr::new(addresses[0], HEALTHZ);
+    let (_silent, longest) = ask_beside_silent(&cluster.outside, server, "/livez").unwrap();
+    println!("the slowest answer of an agent with {before} of {FEW_FILES} files open took {longest:?}");
 }
 
 fn scrape(cluster: &Cluster) -> PageReport {
