@@ -4,16 +4,15 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use lb_tests::lab::cluster::{HTTP, SERVICE, SERVICE_FILE, UNKNOWN_PORT, options, service, vips};
 use lb_tests::lab::report::PageReport;
 use lb_tests::lab::{
-    Agent, AgentOptions, Cluster, Machine, Process, ServiceManifest, SocketLb, require_privileges, wait_for,
+    Agent, Cluster, Machine, Process, ServiceManifest, SocketLb, require_privileges, wait_for,
 };
-
-use crate::sockets::agent_by;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const HEALTHZ: u16 = 10_256;
@@ -21,8 +20,9 @@ const METRICS: u16 = 10_249;
 const CHECK: u16 = 32_100;
 const OTHER_CHECK: u16 = 32_101;
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
-/// Fewer files than the agent and the open connections of a client need.
-const FEW_FILES: usize = 120;
+/// Files that the agent may open beyond those that it has open: fewer than a client may open
+/// connections.
+const SPARE_FILES: usize = 16;
 /// Silent connections to each address and port.
 const SILENT: usize = 400;
 
@@ -327,19 +327,20 @@ fn an_agent_without_free_files_closes_silent_connections() {
     }
     let cluster = Cluster::new("health-files", &[]).unwrap();
     let addresses = node_addresses(&cluster);
-    let options = AgentOptions {
-        program: Some(agent_by(&cluster, |agent| {
-            format!("ulimit -n {FEW_FILES}; exec {agent} \"$@\"")
-        })),
-        ..options(SocketLb::Off, &[])
-    };
-    let mut agent = cluster.nodes[0].start_agent(&options).unwrap();
+    let mut agent = cluster.nodes[0]
+        .start_agent(&options(SocketLb::Off, &[]))
+        .unwrap();
     wait_for_status(&cluster.outside, &addresses, HEALTHZ, "/healthz", 200);
-    let files = format!("/proc/{}/fd", agent.process().pid());
-    let before = fs::read_dir(&files).unwrap().count();
+    let process = agent.process().pid();
+    let before = fs::read_dir(format!("/proc/{process}/fd")).unwrap().count();
+    let limit = before + SPARE_FILES;
+    let limited = Command::new("prlimit")
+        .args([format!("--pid={process}"), format!("--nofile={limit}")])
+        .status();
+    assert!(limited.unwrap().success());
     let server = SocketAddr::new(addresses[0], HEALTHZ);
     let (_silent, longest) = ask_beside_silent(&cluster.outside, server, "/livez").unwrap();
-    println!("the slowest answer of an agent with {before} of {FEW_FILES} files open took {longest:?}");
+    println!("the slowest answer of an agent with {before} of {limit} files open took {longest:?}");
 }
 
 fn scrape(cluster: &Cluster) -> PageReport {
