@@ -214,7 +214,7 @@ fn a_takeover_leaves_nothing_of_several_layouts() {
         become_another(root, NEWER);
         let odd = root.join("v99/links");
         fs::create_dir_all(&odd).unwrap();
-        fs::create_dir_all(root.join("junk/deep")).unwrap();
+        fs::create_dir_all(root.join("v98/deep")).unwrap();
         fs::rename(
             layout(root, NEWER).join("maps/FLOWS4"),
             odd.join("7-lb_tc_to_pod"),
